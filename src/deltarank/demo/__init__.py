@@ -1,0 +1,10 @@
+"""The small lab: a tiny base and three finetunes, trained here, on text that every Python has.
+
+Importing this loads neither torch nor transformers; building a lab does.
+"""
+
+from __future__ import annotations
+
+from deltarank.demo._lab import Lab, Training, build_lab
+
+__all__ = ["Lab", "Training", "build_lab"]

@@ -1,0 +1,161 @@
+"""Text that every Python has: the standard library's code, the manual behind `help()`, and doc strings.
+
+Three texts of three kinds, so that a finetune has something to learn that its base did not know. All are in an order
+that depends on names alone: the same Python gives the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltarank.errors import JobError
+
+_PASSED_OVER = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
+"""Not the standard library, or not written to be read: tests hold broken sources and tables."""
+
+_LONGEST = 200_000
+_LEAST = 20_000
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents of one kind. `held_out` is at least a tenth of them by length and is never trained on."""
+
+    name: str
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """`code`: modules without their doc strings; `manual`: the topics of `help()`; `docstrings`: those of a module."""
+
+    code: Text
+    manual: Text
+    docstrings: Text
+
+
+def read_texts(limit: int) -> Texts:
+    """The three texts, each cut after `limit` characters.
+
+    Raises:
+        JobError: this Python came without its sources.
+    """
+    modules = list(_modules(limit))
+    code = [code for code, _ in modules]
+    docstrings = [prose for _, prose in modules if prose]
+    manual = list(_manual())
+    if not manual:
+        # A Python packaged without pydoc's data: two halves of the doc strings are still two texts.
+        manual, docstrings = docstrings[::2], docstrings[1::2]
+    return Texts(_text("code", code, limit), _text("manual", manual, limit), _text("docstrings", docstrings, limit))
+
+
+def split_docstrings(source: str) -> tuple[str, str]:
+    """A module's source as (code without doc strings, doc strings without code).
+
+    Raises:
+        SyntaxError, ValueError, RecursionError: the source does not parse.
+    """
+    lines: list[str | None] = list(source.split("\n"))
+    prose = []
+    for owner in ast.walk(_parse(source)):
+        if not isinstance(owner, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if not (found := ast.get_docstring(owner)):
+            continue
+        first = owner.body[0]
+        if (lines[first.lineno - 1] or "")[: first.col_offset].strip():
+            continue  # `def f(): "says so"`: the line holds code too
+        prose.append(found)
+        # Emptied, not deleted: the numbers of the lines below must hold.
+        for number in range(first.lineno - 1, first.end_lineno or first.lineno):
+            lines[number] = None
+    return "\n".join(line for line in lines if line is not None), "\n\n".join(prose)
+
+
+def _parse(source: str) -> ast.Module:
+    with warnings.catch_warnings():
+        # Old sources hold escapes that today's parser warns of; they are text here, nothing runs.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ast.parse(source)
+
+
+def _modules(limit: int) -> Iterator[tuple[str, str]]:
+    """The standard library's modules, split, until their code exceeds `limit`."""
+    root = Path(sysconfig.get_path("stdlib"))
+    total = 0
+    for path in sorted(_files(root), key=lambda path: _shuffled(path.relative_to(root).as_posix())):
+        if total > limit:
+            return
+        try:
+            source = path.read_text(encoding="utf-8")
+            if len(source) > _LONGEST:
+                continue  # one module would be a tenth of the whole
+            code, prose = split_docstrings(source)
+        except (OSError, ValueError, SyntaxError, RecursionError):
+            continue  # in another encoding, or broken on purpose: there are plenty more
+        total += len(code)
+        yield code, prose
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in _PASSED_OVER and not name.startswith("config-")]
+        for name in names:
+            if name.endswith(".py"):
+                yield Path(folder, name)
+
+
+def _manual() -> Iterator[str]:
+    """The topics of `help()`, each paragraph once: topics quote whole parts of each other."""
+    try:
+        from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        return
+    seen: set[str] = set()
+    for name in sorted(topics, key=_shuffled):
+        paragraphs = [part for part in topics[name].split("\n\n") if part.strip() and part not in seen]
+        seen.update(paragraphs)
+        if paragraphs:
+            yield "\n\n".join(paragraphs)
+
+
+def _shuffled(name: str) -> str:
+    """A sort key that mixes neighbours, so that a cut keeps some of everything, and moves nothing when files come."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _text(name: str, documents: Iterable[str], limit: int) -> Text:
+    kept = _within(documents, limit)
+    total = sum(map(len, kept))
+    if len(kept) < 2 or total < min(_LEAST, limit // 2):
+        raise JobError(
+            f"this Python has {total:,} characters of {name} to train on; the demo needs {_LEAST:,}.",
+            cure="Use a Python whose standard library is there as .py files, as python.org's and most systems' is.",
+            slug="demo-no-text",
+        )
+    cut, held = len(kept) - 1, len(kept[-1])
+    while held < total / 10:
+        cut -= 1
+        held += len(kept[cut])
+    return Text(name, tuple(kept[:cut]), tuple(kept[cut:]))
+
+
+def _within(documents: Iterable[str], limit: int) -> list[str]:
+    kept: list[str] = []
+    room = limit
+    for document in documents:
+        if room <= 0:
+            break
+        kept.append(document[:room])
+        room -= len(kept[-1])
+    return kept

@@ -1,0 +1,77 @@
+"""Numbers as people read them: one place decides the digits.
+
+"0 %" and "100 %" appear only when literally so (a loss of 0.00001 % reads "under 0.1 %"), and nothing shows more
+than three digits: the exact figures are in the JSON.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def percent(share: float | None, *, unknown: str = "unknown") -> str:
+    """A share as a percentage of at most three digits: 0.4831 -> "48 %", 0.0312 -> "3.1 %", 1e-9 -> "under 0.1 %"."""
+    if share is None or not math.isfinite(share):
+        return unknown
+    if share == 0:
+        return "0 %"
+    if share == 1:
+        return "100 %"
+    if 0 < share < 0.001:
+        return "under 0.1 %"
+    if 0.999 < share < 1:
+        return "over 99.9 %"
+    hundredths = 100 * share
+    digits = 1 if hundredths < 9.95 or 99 <= hundredths < 100 else 0
+    return f"{hundredths:.{digits}f} %"
+
+
+def figure(value: float | None, *, unknown: str = "") -> str:
+    """A number in three digits: 0.01234 -> "0.0123", 1.2e-7 -> "1.2e-7", 12345 -> "12,300"."""
+    if value is None or not math.isfinite(value):
+        return unknown
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        step = 10 ** (math.floor(math.log10(abs(value))) - 2)
+        return f"{round(value / step) * step:,.0f}"
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.3g}"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """1 -> "1 matrix", 2 -> "2 matrices"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def size(number: float) -> str:
+    """Bytes in decimal units: 1234567 -> "1.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """90 -> "1 min 30 s"; 7300 -> "2 h 2 min"."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def listing(items: list[str], *, most: int = 8) -> str:
+    """["a", "b", "c"] -> "a, b and c"; what is over `most` is counted."""
+    if len(items) > most:
+        return ", ".join(items[:most]) + f" and {len(items) - most:,} more"
+    if len(items) < 2:
+        return "".join(items)
+    return ", ".join(items[:-1]) + f" and {items[-1]}"
