@@ -1,0 +1,28 @@
+"""Checkpoints: references, headers, pairing, reading. The only room that knows files and the Hub.
+
+open_checkpoint(ref) -> Checkpoint             headers read and checked, no tensor
+pair_checkpoints(base, finetune) -> Pairing    the plan: pairs, leftovers, skipped, notes
+chunks(pair.base, pair.finetune)               rows of both sides, through reused buffers
+"""
+
+from deltarank.checkpoints._checkpoint import Checkpoint, open_checkpoint
+from deltarank.checkpoints._chunks import chunks, will_need
+from deltarank.checkpoints._headers import TensorInfo
+from deltarank.checkpoints._pairing import pair_checkpoints
+from deltarank.checkpoints._pieces import Leftover, Pair, Pairing, Piece
+from deltarank.checkpoints._source import LocalSource, Source
+
+__all__ = [
+    "Checkpoint",
+    "Leftover",
+    "LocalSource",
+    "Pair",
+    "Pairing",
+    "Piece",
+    "Source",
+    "TensorInfo",
+    "chunks",
+    "open_checkpoint",
+    "pair_checkpoints",
+    "will_need",
+]

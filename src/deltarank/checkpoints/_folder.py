@@ -1,0 +1,141 @@
+"""Which files of a folder are the weights. Nothing of them is read but a shard index."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from deltarank.checkpoints._index import MAX_INDEX, SUFFIX, parse_index
+from deltarank.checkpoints._source import unreadable
+from deltarank.checkpoints._text import shown
+from deltarank.errors import CheckpointError, HeaderError
+from deltarank.words import listing
+
+SINGLE = "model.safetensors"
+INDEX = "model" + SUFFIX
+_SUFFIX = ".safetensors"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Files relative to `folder`; `owners` is the index's word on which file holds which tensor."""
+
+    folder: Path
+    files: tuple[str, ...]
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_weights(path: Path) -> Weights:
+    """The weights of a folder, of a single file, or of an index.
+
+    In a folder: `model.safetensors`, else the one index and its shards, else the one safetensors file, else the one
+    complete set of numbered shards.
+
+    Raises:
+        CheckpointError: there are none, there are several, or they are pickled.
+        HeaderError: the index is broken, or names a file that is missing or outside the folder.
+    """
+    if path.is_dir():
+        return _in_folder(path)
+    if path.name.endswith(SUFFIX):
+        return _from_index(path)
+    if path.suffix.lower() in _PICKLED:
+        _refuse_pickled(path.name)
+    if path.suffix != _SUFFIX:
+        _refuse(f"{shown(path.name)} is not a safetensors file.", "bad-format")
+    return Weights(path.parent, (path.name,))
+
+
+def _in_folder(folder: Path) -> Weights:
+    names = _file_names(folder)
+    if SINGLE in names:
+        return Weights(folder, (SINGLE,))
+    indexes = [name for name in names if name.endswith(SUFFIX)]
+    if INDEX in indexes or len(indexes) == 1:
+        return _from_index(folder / (INDEX if INDEX in indexes else indexes[0]))
+    weights = [name for name in names if name.endswith(_SUFFIX)]
+    if len(weights) == 1 and not weights[0].startswith("adapter_"):
+        return Weights(folder, (weights[0],))
+    if _is_complete_set(weights):
+        return Weights(folder, tuple(weights))
+    return _refuse_folder(folder, names, weights)
+
+
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if not entry.is_dir())
+    except OSError as error:
+        raise unreadable(folder, error.strerror or str(error)) from None
+
+
+def _is_complete_set(names: Sequence[str]) -> bool:
+    """model-00001-of-00003 and its two sisters, and nothing else."""
+    matches = [_NUMBERED.fullmatch(name) for name in names]
+    found = [m for m in matches if m]
+    if not found or len(found) != len(names) or len({(m["stem"], m["total"]) for m in found}) != 1:
+        return False
+    return sorted(int(m["number"]) for m in found) == list(range(1, int(found[0]["total"]) + 1))
+
+
+def _from_index(path: Path) -> Weights:
+    owners = parse_index(_read_index(path), file=path.name)
+    files = tuple(sorted(set(owners.values())))
+    missing = [name for name in files if not (path.parent / name).exists()]
+    if missing:
+        raise HeaderError(
+            f"{shown(path.name)} names {listing([shown(name) for name in missing], most=3)}, "
+            f"and {'it is' if len(missing) == 1 else 'they are'} not there.",
+            cure="Finish the download or copy: all files that the index names belong beside it.",
+            slug="missing-shard",
+        )
+    return Weights(path.parent, files, owners)
+
+
+def _read_index(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_INDEX + 1)
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error)) from None
+
+
+def _refuse_folder(folder: Path, names: Sequence[str], weights: Sequence[str]) -> NoReturn:
+    if weights and all(name.startswith("adapter_") for name in weights):
+        raise CheckpointError(
+            f"{shown(folder)} holds an adapter ({shown(weights[0])}), not a whole checkpoint.",
+            cure="Merge it into its base (PEFT: `merge_and_unload`, then `save_pretrained`), and give that folder.",
+            slug="adapter-not-checkpoint",
+        )
+    if weights:
+        raise CheckpointError(
+            f"{shown(folder)} holds several safetensors files and no index that says which belong together: "
+            f"{listing([shown(name) for name in weights], most=4)}.",
+            cure="Name the file that is meant.",
+            slug="several-checkpoints",
+        )
+    pickled = [name for name in names if Path(name).suffix.lower() in _PICKLED]
+    if pickled:
+        _refuse_pickled(pickled[0])
+    _refuse(f"{shown(folder)} holds no safetensors file.", "no-weights")
+
+
+def _refuse_pickled(name: str) -> NoReturn:
+    raise CheckpointError(
+        f"{shown(name)} is a pickled checkpoint. Opening one can run any program hidden in it, so it was not opened.",
+        cure="Convert it to safetensors on a machine that trusts it: load it with transformers and call "
+        "`save_pretrained(folder)`; or give a revision that has safetensors.",
+        slug="pickled-weights",
+    )
+
+
+def _refuse(message: str, slug: str) -> NoReturn:
+    raise CheckpointError(
+        message,
+        cure="Give a folder with `model.safetensors`, or with shards and their index, or one .safetensors file.",
+        slug=slug,
+    )

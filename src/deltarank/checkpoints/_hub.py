@@ -1,0 +1,129 @@
+"""Models on the Hub, through huggingface_hub's usual cache: only the weights and the configuration are fetched.
+
+`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` work as they do everywhere.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from deltarank.checkpoints._folder import INDEX, SINGLE
+from deltarank.checkpoints._index import SUFFIX, parse_index
+from deltarank.checkpoints._refs import HubRef
+from deltarank.checkpoints._text import shown
+from deltarank.errors import CheckpointError, DeltarankError, UsageError
+
+_T = TypeVar("_T")
+
+_SMALL = ("*" + SUFFIX, "config.json")
+
+
+def fetch(ref: HubRef) -> tuple[Path, str]:
+    """The snapshot folder with all the weights of a model in it, and the commit that it is.
+
+    `model.safetensors` if there is one, else the shards that the index names, else every safetensors file at the
+    top. An index is checked before anything that it names is asked for.
+
+    Raises:
+        CheckpointError: not found, gated, or the Hub cannot be reached.
+        HeaderError: the index cannot be trusted.
+    """
+    # One request finds the commit; all that follows names it, so a push in between changes nothing.
+    folder = _download(ref, ref.revision, _SMALL)
+    commit = folder.name
+    if not _has_single(ref, commit):
+        shards = _shards(folder)
+        _download(ref, commit, shards or ("*.safetensors",))
+    return folder, commit
+
+
+def _shards(folder: Path) -> tuple[str, ...]:
+    indexes = sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []
+    chosen = [path for path in indexes if path.name == INDEX] or indexes
+    if len(chosen) != 1:
+        return ()
+    owners = parse_index(chosen[0].read_bytes(), file=chosen[0].name)
+    return tuple(sorted({glob.escape(shard) for shard in owners.values()}))
+
+
+def _download(ref: HubRef, revision: str | None, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # fnmatch's * crosses folders, and other models of a repository lie in them.
+    ignored = None if any("/" in pattern for pattern in patterns) else ["*/*"]
+    return Path(
+        _at_the_edge(
+            ref,
+            lambda: snapshot_download(
+                ref.repo_id,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=ignored,
+                library_name="deltarank",
+            ),
+        )
+    )
+
+
+def _has_single(ref: HubRef, commit: str) -> bool:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def ask() -> bool:
+        try:
+            hf_hub_download(ref.repo_id, SINGLE, revision=commit, library_name="deltarank")
+        except EntryNotFoundError:  # Also where offline and not in the cache: the shards may be.
+            return False
+        return True
+
+    return _at_the_edge(ref, ask)
+
+
+def _at_the_edge(ref: HubRef, action: Callable[[], _T]) -> _T:
+    """Whatever the client library raises, as an error of ours."""
+    try:
+        return action()
+    except DeltarankError:
+        raise
+    # The client raises its own errors, those of the HTTP library under it, and those of Xet: no common root.
+    except Exception as error:
+        raise _translated(ref, error) from error
+
+
+def _translated(ref: HubRef, error: Exception) -> DeltarankError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HFValidationError):
+        return UsageError(f"{shown(ref.repo_id)} is not a Hub id.", cure="Ids are org/name.", slug="bad-reference")
+    if isinstance(error, errors.GatedRepoError):
+        return CheckpointError(
+            f"{shown(ref.repo_id)} is gated: its publisher lets in only those who asked.",
+            cure="Ask on the model's page, then set HF_TOKEN or run `hf auth login`.",
+            slug="hub-gated",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(
+            f"{shown(ref.repo_id)} has no revision {shown(ref.revision)}.",
+            cure="Look up its branches, tags and commits on the model's page.",
+            slug="hub-no-revision",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return CheckpointError(
+            f"There is neither a folder {shown(ref.repo_id)} here nor, for you, a model of that name on the Hub.",
+            cure="Check the spelling. If the model is private, set HF_TOKEN or run `hf auth login`.",
+            slug="hub-not-found",
+        )
+    return CheckpointError(
+        f"{shown(ref.repo_id)} could not be had from the Hub: {_first_line(error)}",
+        cure="Check the network, HF_ENDPOINT, HF_HUB_OFFLINE and the free space under HF_HOME, and run it again: "
+        "files that arrived whole are kept.",
+        slug="hub-unreachable",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {shown(line, most=300)}."

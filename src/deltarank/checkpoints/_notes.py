@@ -1,0 +1,60 @@
+"""What the user should know of a pairing beside its lists: a sentence each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from deltarank.checkpoints._checkpoint import Checkpoint
+from deltarank.checkpoints._names import Place
+from deltarank.checkpoints._pieces import Pair
+from deltarank.checkpoints._text import shown
+from deltarank.words import count
+
+_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+
+
+def notes_on(
+    base: Checkpoint,
+    finetune: Checkpoint,
+    pairs: Sequence[Pair],
+    places: tuple[Mapping[str, Place], Mapping[str, Place]],
+) -> tuple[str, ...]:
+    """In the order in which a reader would ask."""
+    notes = [_models(base, finetune), _layers(*places), _conv1d(base, finetune), *_types(pairs)]
+    return (*base.notes, *finetune.notes, *(note for note in notes if note))
+
+
+def _models(base: Checkpoint, finetune: Checkpoint) -> str | None:
+    kinds = [checkpoint.config.get("model_type") for checkpoint in (base, finetune)]
+    if not all(isinstance(kind, str) for kind in kinds) or kinds[0] == kinds[1]:
+        return None
+    return f"the base calls itself {shown(kinds[0], most=40)} and the finetune {shown(kinds[1], most=40)}"
+
+
+def _layers(base: Mapping[str, Place], finetune: Mapping[str, Place]) -> str | None:
+    ours, theirs = _number(finetune.values()), _number(base.values())
+    if ours == theirs:
+        return None
+    return f"the base has {count(theirs, 'layer')} and the finetune {ours:,}: layers of the same number are compared"
+
+
+def _number(places: Iterable[Place]) -> int:
+    return len({place.layer for place in places} - {None})
+
+
+def _conv1d(base: Checkpoint, finetune: Checkpoint) -> str | None:
+    if not any(checkpoint.config.get("model_type") in _CONV1D for checkpoint in (base, finetune)):
+        return None
+    return (
+        "this model stores its matrices transposed (Conv1D: inputs x outputs); what a rank keeps is the same either way"
+    )
+
+
+def _types(pairs: Sequence[Pair]) -> list[str]:
+    differing = Counter(pair.dtype for pair in pairs if pair.base.dtype != pair.finetune.dtype)
+    return [
+        f"{count(number, 'matrix is', 'matrices are')} stored in two types ({types}, base -> finetune): "
+        "the rounding of the coarser one is part of the change"
+        for types, number in differing.most_common()
+    ]

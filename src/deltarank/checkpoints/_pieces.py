@@ -1,0 +1,104 @@
+"""What a pairing is made of: pieces of files, pairs of pieces, and what is left over."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from deltarank.checkpoints._headers import TensorInfo
+from deltarank.checkpoints._source import Source
+from deltarank.results import Outcome, Skipped
+
+PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The types that hold plain weights, by the format's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of numbers in a file, seen as rows x columns."""
+
+    tensor: str
+    file: str
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, int]
+    source: Source = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, info: TensorInfo, source: Source, shape: tuple[int, int], *, skip: int = 0) -> Piece:
+        """The part of a tensor that begins `skip` numbers after its first."""
+        dtype = PLAIN[info.dtype]
+        return cls(info.name, info.file, info.start + skip * dtype.itemsize, dtype, shape, source)
+
+    @property
+    def entries(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.entries * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One matrix to measure, by its name in the finetune ("[i]" for expert i of a fused tensor).
+
+    dtype            how it is stored: "bfloat16", or "bfloat16 -> float32" (base -> finetune) where that differs
+    """
+
+    name: str
+    layer: int | None
+    module: str
+    base: Piece
+    finetune: Piece
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.finetune.shape
+
+    @property
+    def entries(self) -> int:
+        return self.finetune.entries
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read, of both sides."""
+        return self.base.nbytes + self.finetune.nbytes
+
+    @property
+    def dtype(self) -> str:
+        ours, theirs = (str(piece.dtype).removeprefix("torch.") for piece in (self.finetune, self.base))
+        return ours if ours == theirs else f"{theirs} -> {ours}"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Not measured, but both sides have it, so its change can be summed. `shape` is that of the part compared."""
+
+    name: str
+    outcome: Outcome
+    reason: str
+    shape: tuple[int, ...]
+    base: Piece
+    finetune: Piece
+
+    @property
+    def entries(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read, of both sides."""
+        return self.base.nbytes + self.finetune.nbytes
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The plan: what is measured, what is only summed, what is not read, and what the user should know."""
+
+    pairs: tuple[Pair, ...]
+    leftovers: tuple[Leftover, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]

@@ -1,0 +1,117 @@
+"""Two checkpoints that do not belong together, said before a number is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from deltarank.checkpoints._checkpoint import Checkpoint
+from deltarank.checkpoints._headers import TensorInfo
+from deltarank.checkpoints._prefixes import Matches, prefixes
+from deltarank.checkpoints._text import dimensions, shown
+from deltarank.errors import PairingError
+from deltarank.results import Outcome, Skipped
+from deltarank.words import count, listing
+
+_CHECK_BASE = "Give the base that this finetune was trained from: its model card or its publisher names it."
+_ADAPTER_MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_magnitude_vector", ".lora_down.", ".lora_up.")
+
+
+def refuse_same(base: Checkpoint, finetune: Checkpoint) -> None:
+    """Equal files on both sides, known without reading them.
+
+    Raises:
+        PairingError: (slug "same-checkpoint") they are.
+    """
+    if _identities(base) == _identities(finetune):
+        raise PairingError(
+            f"BASE and FINETUNE are the same files: {shown(base.reference.ref)} and {shown(finetune.reference.ref)}.",
+            cure="Give the base first and its finetune second.",
+            slug="same-checkpoint",
+        )
+
+
+def _identities(checkpoint: Checkpoint) -> list[str]:
+    return sorted(checkpoint.source.identity(file) for file in checkpoint.source.files)
+
+
+def refuse_adapters(side: str, checkpoint: Checkpoint) -> None:
+    """A checkpoint with unmerged adapters changes nothing in its own matrices: comparing those would say "identical".
+
+    Raises:
+        PairingError: (slug "adapter-not-merged") it holds factors of a LoRA.
+    """
+    for name in checkpoint.tensors:
+        if any(mark in name for mark in _ADAPTER_MARKS):
+            raise PairingError(
+                f"The {side} holds LoRA factors beside its weights, such as {shown(name)}.",
+                cure="Merge them first (`merge_and_unload` of PEFT, then `save_pretrained`), and give that folder.",
+                slug="adapter-not-merged",
+            )
+
+
+def refuse_strangers(base: Checkpoint, finetune: Checkpoint, matches: Matches, matrices: Sequence[str]) -> None:
+    """`matrices` are the finetune's names of the matched matrices, vocabulary aside.
+
+    Raises:
+        PairingError: (slug "nothing-in-common") there are none; (slug "wrong-base") most of them differ in shape.
+    """
+    if not matches.names:
+        raise _nothing_in_common(base, finetune, matches)
+    differing = [name for name in matrices if _shapes_differ(name, base.tensors, finetune.tensors, matches.names)]
+    if 2 * len(differing) > len(matrices):
+        raise _wrong_base(base, finetune, matches, matrices, differing)
+
+
+def _shapes_differ(
+    name: str, base: Mapping[str, TensorInfo], finetune: Mapping[str, TensorInfo], names: Mapping[str, str]
+) -> bool:
+    return base[names[name]].shape != finetune[name].shape
+
+
+def _nothing_in_common(base: Checkpoint, finetune: Checkpoint, matches: Matches) -> PairingError:
+    starts = (listing([shown(p, most=40) for p in prefixes(c.tensors)], most=3) for c in (base, finetune))
+    of_base, of_finetune = (start or "nothing" for start in starts)
+    twins = " Some names could belong to several of the other side." if matches.ambiguous else ""
+    return PairingError(
+        "The two checkpoints have no tensor name in common: names of the base begin with "
+        f"{of_base}, those of the finetune with {of_finetune}.{twins}",
+        cure=_CHECK_BASE,
+        slug="nothing-in-common",
+    )
+
+
+def _wrong_base(
+    base: Checkpoint, finetune: Checkpoint, matches: Matches, matrices: Sequence[str], differing: Sequence[str]
+) -> PairingError:
+    example = differing[0]
+    theirs = dimensions(base.tensors[matches.names[example]].shape)
+    ours = dimensions(finetune.tensors[example].shape)
+    return PairingError(
+        f"{len(differing):,} of {count(len(matrices), 'matrix', 'matrices')} differ in shape, so this is not the base "
+        f"of that finetune: {shown(example)} is {theirs} in the base and {ours} in the finetune.",
+        cure=_CHECK_BASE,
+        slug="wrong-base",
+    )
+
+
+def refuse_empty(skipped: Iterable[Skipped], *, selected: bool) -> None:
+    """Nothing is left to measure.
+
+    Raises:
+        PairingError: (slug "not-floating") the weights are quantised; (slug "nothing-to-measure") for other reasons.
+    """
+    outcomes = Counter(skip.outcome for skip in skipped)
+    reasons = {skip.outcome: skip.reason for skip in skipped}
+    if outcomes[Outcome.NOT_FLOATING] and not outcomes[Outcome.EXCLUDED]:
+        raise PairingError(
+            f"No matrix can be compared as it is stored: {reasons[Outcome.NOT_FLOATING]}.",
+            cure="Give checkpoints in bfloat16, float16 or float32. Many publishers keep one beside the quantised one.",
+            slug="not-floating",
+        )
+    found = [f"{count(number, 'tensor')}: {outcome.sentence}" for outcome, number in outcomes.most_common()]
+    raise PairingError(
+        "No matrix is left to measure" + (f" ({'; '.join(found[:4])})." if found else "."),
+        cure="Loosen --include and --exclude." if selected else _CHECK_BASE,
+        slug="nothing-to-measure",
+    )
