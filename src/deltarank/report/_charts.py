@@ -37,17 +37,22 @@ def _ticks(count: int, *, most: int) -> int:
 def heat_map(page: PageData, *, tall: bool, legend: bool = False, width: Any = "container", step: int = 24) -> Chart:
     """Layer x module, coloured by the energy lost at `rank`, 0 to 1 at every rank. `tall` runs layers down the page.
 
+    Grey squares have no loss: "=" where finetuning changed nothing, "×" where nothing could be measured.
     The parameters `at_layer` and `at_module` outline one square.
     """
     layer, module = _heat_axes(page, tall)
     across, down = (module, layer) if tall else (layer, module)
     base = alt.Chart(alt.NamedData(name="cells")).transform_calculate(lost=_AT_RANK)
-    known = base.transform_filter("isValid(datum.lost)").mark_rect(style="square", cursor="pointer", tooltip=WHOLE_ROW)
-    ghosts = base.transform_filter("!isValid(datum.lost)")
+    known = base.transform_filter("isValid(datum.lost) && !datum.same").mark_rect(
+        style="square", cursor="pointer", tooltip=WHOLE_ROW
+    )
+    ghosts = base.transform_filter("!isValid(datum.lost) || datum.same").transform_calculate(
+        sign="datum.same ? '=' : '\u00d7'"
+    )
     layers = [
         known.encode(x=across, y=down, color=_loss_colour(legend)),
         ghosts.mark_rect(style="ghost", cursor="pointer", tooltip=WHOLE_ROW).encode(x=across, y=down),
-        ghosts.mark_text(style="ghost-mark", text="×", tooltip=None).encode(x=across, y=down),
+        ghosts.mark_text(style="ghost-mark", tooltip=None).encode(x=across, y=down, text="sign:N"),
         base.transform_filter("datum.layer === at_layer && datum.module === at_module")
         .mark_rect(style="cursor", tooltip=None)
         .encode(x=across, y=down),

@@ -13,7 +13,10 @@ Shares = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class Cell:
-    """A square of the heat map: all matrices of one module in one layer, taken as one."""
+    """A square of the heat map: all matrices of one module in one layer, taken as one.
+
+    `same` says that finetuning changed nothing here, so that "kept" would be an empty word.
+    """
 
     layer: str
     module: int
@@ -21,6 +24,7 @@ class Cell:
     share: float | None
     members: tuple[int, ...]
     missing: int
+    same: bool
     reason: str | None
 
 
@@ -122,7 +126,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class PageData:
-    """The whole page. `headlines` has one sentence for each rank."""
+    """The whole page. `headlines` has one sentence for each rank, `figures` the numbers behind it."""
 
     title: str
     runs: tuple[RunView, ...]
@@ -130,6 +134,7 @@ class PageData:
     legal: tuple[bool, ...]
     default: int
     headlines: tuple[tuple[Phrase, ...], ...]
+    figures: tuple[str, ...]
     modules: tuple[Module, ...]
     layers: tuple[str, ...]
     tool_version: str

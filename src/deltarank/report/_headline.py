@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltarank.report._data import Phrase, RunView
-from deltarank.report._text import kept_percent, unbroken
-from deltarank.results import Loss
+from deltarank.report._modules import Module
+from deltarank.report._text import kept_percent, lost_percent, unbroken
+from deltarank.results import LEGAL_RANKS, Loss
+from deltarank.words import figure, percent
 
 MOST_NAMED = 3
 """More runs than these are counted rather than named."""
@@ -67,6 +69,30 @@ def _joined(parts: Sequence[tuple[Phrase, ...]]) -> tuple[Phrase, ...]:
             result.append(Phrase(" and " if i == len(parts) - 1 else ", "))
         result.extend(part)
     return tuple(result)
+
+
+def figures(ranks: Sequence[int], runs: Sequence[RunView], modules: Sequence[Module]) -> tuple[str, ...]:
+    """The numbers behind the sentence, for each rank; empty where several runs have a table of them."""
+    if len(runs) > 1:
+        return ("",) * len(ranks)
+    return tuple(_figures(rank, i, runs[0], modules) for i, rank in enumerate(ranks))
+
+
+def _figures(rank: int, place: int, run: RunView, modules: Sequence[Module]) -> str:
+    loss = run.losses[place]
+    if loss is None or not run.energy:
+        return ""
+    parts = [
+        f"At rank {rank}, {lost_percent(loss)} of the energy is lost: relative error {figure(loss.relative_error)}, "
+        f"cosine distance {figure(loss.cosine_distance)}."
+    ]
+    known = [(lost, row) for row in run.modules if (lost := row.lost[place]) is not None and row.share]
+    if len(known) > 1 and loss.relative_error > 0:
+        lost, row = max(known, key=lambda pair: pair[0])
+        parts.append(f"{modules[row.module].label} loses most: {percent(lost)}.")
+    if rank not in LEGAL_RANKS:
+        parts.append(f"vLLM loads no adapter of rank {rank}.")
+    return unbroken(" ".join(parts))
 
 
 def plain(headline: Sequence[Phrase]) -> str:

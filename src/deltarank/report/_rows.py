@@ -53,6 +53,7 @@ def _cell(run: Results, members: list[int], places: Places) -> Cell:
         share=_share(total.energy, run),
         members=tuple(members),
         missing=len(missing),
+        same=total.matrices > 0 and total.energy == 0,
         reason=_reason(missing[0] if missing else matrices[0]),
     )
 

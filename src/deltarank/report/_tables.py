@@ -32,6 +32,7 @@ def cell_rows(page: PageData, run: RunView) -> list[Row]:
                 "short": module.short,
                 "group": module.group.value,
                 "styled": module.style is not None,
+                "same": cell.same,
                 **_lost_fields(page, cell.lost),
             }
         )

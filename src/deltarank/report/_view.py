@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from deltarank.report._data import PageData, RunView
-from deltarank.report._headline import headlines
+from deltarank.report._headline import figures, headlines
 from deltarank.report._modules import Module, arrange
 from deltarank.report._origin import left_out, origin
 from deltarank.report._rows import Places, cells, layer_label, matrix_rows, module_rows
@@ -46,6 +46,7 @@ def page_data(runs: Sequence[Results]) -> PageData:
         legal=tuple(rank in LEGAL_RANKS for rank in ranks),
         default=_default(ranks),
         headlines=headlines(ranks, views),
+        figures=figures(ranks, views, modules),
         modules=modules,
         layers=_layers(runs),
         tool_version=clean(runs[0].tool_version),

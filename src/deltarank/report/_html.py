@@ -1,0 +1,128 @@
+"""PageData -> one HTML file that asks nothing of any network.
+
+The libraries come out of vl_convert when a page is written; none is kept in this package. A content security policy
+lets exactly the page's own scripts and styles run, by their hashes, and lets nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from deltarank.report._data import PageData
+from deltarank.report._headline import plain
+from deltarank.report._text import NO_BREAK, kept_percent, lost_percent, terse_percent, unbroken
+from deltarank.report._theme import RAMP
+from deltarank.report._view import page_data
+from deltarank.results import Results
+from deltarank.words import count, figure, percent
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def page_html(runs: Sequence[Results]) -> str:
+    """The page over these runs, as text.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    return render_page(page_data(runs))
+
+
+def render_page(page: PageData) -> str:
+    from markupsafe import Markup
+
+    from deltarank.report._payload import embedded, layer_groups, payload
+
+    style, library, script = _resource("page.css"), _library(), _resource("page.js")
+    return environment().get_template("page.html").render(
+        page=page,
+        told=sentences_told(page),
+        groups=layer_groups(page),
+        policy=_policy([library, script], style),
+        style=Markup(style),
+        library=Markup(library),
+        script=Markup(script),
+        data=Markup(embedded(payload(page))),
+    )
+
+
+def sentences_told(page: PageData) -> set[str]:
+    """What the headline says at one rank or another: a verdict need not say it again."""
+    return {plain(headline).replace(NO_BREAK, " ") for headline in page.headlines}
+
+
+@cache
+def environment() -> Environment:
+    """Templates with everything escaped, and the filters that round as all of deltarank does."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("deltarank.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "percent": lambda share: unbroken(percent(share)),
+        "terse": terse_percent,
+        "figure": figure,
+        "count": count,
+        "kept": lambda loss: unbroken(kept_percent(loss)),
+        "lost": lambda loss: unbroken(lost_percent(loss)),
+        "remains": _remains,
+        "tint": _tint,
+    }
+    made.globals["ramp"] = RAMP
+    return made
+
+
+def _remains(lost: float | None) -> str:
+    """The energy kept where this share is lost, for a column headed "%"."""
+    if lost and 1.0 - lost == 1.0:
+        return ">99.9"
+    return terse_percent(None if lost is None else 1.0 - lost)
+
+
+def _tint(lost: float | None) -> str:
+    """The colour of the heat map as declarations of a style attribute; the text on it stays legible."""
+    if lost is None:
+        return ""
+    place = round(lost * (len(RAMP) - 1))
+    return f";padding:.1em .5em;background:{RAMP[place]};color:{'#1d1a20' if place < 5 else '#ffffff'}"
+
+
+def _resource(name: str) -> str:
+    return files("deltarank.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, safe to stand inside an element."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle()
+    # Neither occurs today; either would end the script element early, wherever in the code it stood.
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _policy(scripts: Sequence[str], style: str) -> str:
+    """Nothing may be fetched, and only what was written here may run."""
+    allowed: dict[str, Any] = {
+        "default-src": "'none'",
+        "script-src": " ".join(_hash(script) for script in scripts),
+        "style-src": _hash(style),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in allowed.items())
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,162 @@
+"""The main charts as PNGs fit to post: each says what it shows, of what, and by what it was measured."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deltarank.report._charts import Chart, by_layer, heat_map, loss_by_rank, runs_by_rank
+from deltarank.report._data import PageData, RunView
+from deltarank.report._headline import plain
+from deltarank.report._modules import Group
+from deltarank.report._payload import LABEL_GAP, layer_groups
+from deltarank.report._tables import Row, cell_rows, end_rows, rank_rows, run_rows, top_cosine
+from deltarank.report._text import NO_BREAK, short
+from deltarank.report._theme import config, run_styles, styled
+from deltarank.words import listing
+
+SCALE = 2
+WIDTH = 900
+"""The width of the drawing in points; with names and margins a picture is about 1,150 points wide."""
+
+_LINE = 76
+_SIZE = 15
+_PADDING = 32
+
+Spec = dict[str, Any]
+
+
+def pictures(page: PageData) -> dict[str, bytes]:
+    """File name -> PNG, at the rank where the dial stands at first. None where nothing could be measured."""
+    if all(run.matrices_measured == 0 for run in page.runs):
+        return {}
+    made = {"heat-map.png": _heat(page), "loss-by-rank.png": _loss(page)}
+    for group in layer_groups(page):
+        made[f"layers-{group.value}.png"] = _layers(page, group)
+    return made
+
+
+def _heat(page: PageData) -> bytes:
+    about = f"Energy lost by layer and module at rank {page.default_rank}, against {_bases(page)}"
+    if len(page.runs) == 1:
+        run = page.runs[0]
+        across = min(WIDTH, 90 * len(page.layers))
+        chart = heat_map(page, tall=False, legend=True, width=across, step=44 if len(page.modules) <= 8 else 28)
+        return _png(page, [_unit(chart, {"cells": cell_rows(page, run)})], about, styles=[])
+    each = min(WIDTH // len(page.runs), 64 * len(page.modules))
+    step = 30 if len(page.layers) <= 12 else 18 if len(page.layers) <= 48 else 12
+    units = [
+        _unit(
+            heat_map(page, tall=True, legend=i == 0, width=max(each, 160), step=step),
+            {"cells": cell_rows(page, run)},
+            title=run.label,
+        )
+        for i, run in enumerate(page.runs)
+    ]
+    return _png(page, units, about, styles=[], across=True)
+
+
+def _loss(page: PageData) -> bytes:
+    about = f"Energy lost against LoRA rank, against {_bases(page)}"
+    if len(page.runs) == 1:
+        rows = rank_rows(page, page.runs[0])
+        chart = loss_by_rank(page, width=WIDTH, height=440)
+        return _png(page, [_unit(chart, _lines(rows))], about, styles=[m.style or 0 for m in styled(page.modules)])
+    styles = run_styles(len(page.runs))
+    rows = run_rows(page)
+    chart = runs_by_rank(page, [run.label for run in page.runs], styles, width=WIDTH, height=440)
+    names = {run.label: short(run.label, most=26) for run in page.runs}
+    return _png(page, [_unit(chart, _lines(rows, names))], about, styles=styles)
+
+
+def _lines(rows: Sequence[Row], names: dict[str, str] | None = None) -> dict[str, list[Row]]:
+    return {"by_rank": list(rows), "ends": end_rows(rows, gap=LABEL_GAP, names=names)}
+
+
+def _layers(page: PageData, group: Group) -> bytes:
+    """The article's chart of one group: a panel a run, one scale for all."""
+    about = f"{group.title}: cosine distance by layer at rank {page.default_rank} (0.3 = half of the energy is gone)"
+    styles = [m.style or 0 for m in styled(page.modules) if m.group is group]
+    height = 400 if len(page.runs) == 1 else 220
+    units = [
+        _unit(
+            by_layer(page, group, top=top_cosine(page), width=WIDTH, height=height),
+            {"cells": cell_rows(page, run)},
+            title=_panel_title(page, run),
+        )
+        for run in page.runs
+    ]
+    return _png(page, units, about, styles=styles)
+
+
+def _panel_title(page: PageData, run: RunView) -> str | None:
+    return run.label if len(page.runs) > 1 else None
+
+
+def _bases(page: PageData) -> str:
+    return listing(list(dict.fromkeys(run.base for run in page.runs)), most=3)
+
+
+def _unit(chart: Chart, datasets: Mapping[str, Sequence[Row]], *, title: str | None = None) -> Spec:
+    """A chart with its rows put in, ready to stand beside others."""
+    spec = chart.to_dict()
+    filled: Spec = {key: _filled(value, datasets) for key, value in spec.items() if key not in ("$schema", "config")}
+    return filled | ({"title": {"text": title, "fontSize": _SIZE, "offset": 8}} if title else {})
+
+
+def _filled(part: Any, datasets: Mapping[str, Sequence[Row]]) -> Any:
+    if isinstance(part, list):
+        return [_filled(item, datasets) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if set(part) == {"name"} and part["name"] in datasets:
+        return {"values": list(datasets[part["name"]])}
+    return {key: _filled(value, datasets) for key, value in part.items()}
+
+
+def _png(page: PageData, units: Sequence[Spec], about: str, *, styles: Sequence[int], across: bool = False) -> bytes:
+    """The units under the page's sentence, over the tool's name."""
+    import vl_convert
+
+    parameters = units[0]["params"]
+    bare = [{key: value for key, value in unit.items() if key != "params"} for unit in units]
+    made = vl_convert.vegalite_to_png(
+        {
+            "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+            "background": "#ffffff",
+            "padding": _PADDING,
+            "title": _title(page, about),
+            "params": parameters,
+            "vconcat": [{"hconcat" if across else "vconcat": bare, "spacing": 24}, _signature()],
+            "config": {**config(styles, size=_SIZE), "concat": {"spacing": 14}},
+        },
+        scale=SCALE,
+        allowed_base_urls=[],
+    )
+    return bytes(made)
+
+
+def _title(page: PageData, about: str) -> Spec:
+    sentence = plain(page.headlines[page.default]).replace(NO_BREAK, " ")
+    return {
+        "text": textwrap.wrap(sentence, _LINE) or [sentence],
+        "subtitle": textwrap.wrap(about, _LINE + 24),
+        "fontSize": 23,
+        "lineHeight": 29,
+        "subtitleFontSize": _SIZE,
+        "subtitleLineHeight": 21,
+        "subtitlePadding": 10,
+        "anchor": "start",
+        "offset": 22,
+    }
+
+
+def _signature() -> Spec:
+    return {
+        "data": {"values": [{"text": "deltarank"}]},
+        "width": 200,
+        "height": 16,
+        "mark": {"type": "text", "style": "note", "align": "left", "fontSize": _SIZE - 1},
+        "encoding": {"text": {"field": "text"}, "x": {"value": 0}},
+    }

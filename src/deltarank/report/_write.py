@@ -1,0 +1,47 @@
+"""The page and its pictures on disk: each file whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deltarank.errors import OutputError
+from deltarank.report._html import render_page
+from deltarank.report._view import page_data
+from deltarank.results import Results
+
+
+def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
+    """Writes `report.html` and the PNGs into `folder`, over those of an earlier report.
+
+    Everything is made before the first file is written; each is written beside its place and renamed.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+        ValueError: there is no run.
+    """
+    from deltarank.report._pictures import pictures
+
+    page = page_data(runs)
+    made = {"report.html": render_page(page).encode("utf-8"), **pictures(page)}
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return tuple(_write(target / name, content) for name, content in made.items())
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the report into {target}: {error.strerror or error}.",
+            cure="Give a folder that you may write to, on a disk with some megabytes free.",
+            slug="output-unwritable",
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> Path:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    return path

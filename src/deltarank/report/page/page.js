@@ -1,0 +1,445 @@
+"use strict";
+// One state, one way through: the dial or a choice changes `state`, then what depends on it is told.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 640px)");
+  const several = data.runs.length > 1;
+  const FIRST_ROWS = 60;
+  const state = { place: data.start, run: 0, matrix: null, cursor: null, sort: "lost0", down: true, all: false, find: "" };
+  const drawn = new Map(); // element -> view
+  let generation = 0;
+
+  const find = (selector) => document.querySelector(selector);
+  const rank = () => data.ranks[state.place];
+
+  // ---- numbers as people read them: the twin of words.py ----------------------------------------------------
+  const NB = "\u00a0";
+
+  function fixed(value, digits) {
+    const scaled = value * 10 ** digits;
+    const tie = Math.abs(scaled % 1) === 0.5; // Python rounds a tie to the even neighbour
+    return ((tie ? 2 * Math.round(scaled / 2) : Number(value.toFixed(digits)) * 10 ** digits) / 10 ** digits).toFixed(digits);
+  }
+
+  function percent(share) {
+    if (share === null || share === undefined) return "not measured";
+    if (share === 0 || share === 1) return `${100 * share}${NB}%`;
+    if (share < 0.001) return `under 0.1${NB}%`;
+    if (share > 0.999) return `over 99.9${NB}%`;
+    const hundredths = 100 * share;
+    return `${fixed(hundredths, hundredths < 9.95 || hundredths >= 99 ? 1 : 0)}${NB}%`;
+  }
+
+  const kept = (lost) => (lost === null ? "not measured" : percent(lost > 0 && 1 - lost === 1 ? 0.9999 : 1 - lost));
+  const cosine = (lost) => (lost === null ? null : lost / (1 + Math.sqrt(1 - lost)));
+
+  function figure(value) {
+    if (value === null || value === undefined) return "";
+    if (value === 0) return "0";
+    if (Math.abs(value) >= 1000) return Number(value.toPrecision(3)).toLocaleString("en-US");
+    if (Math.abs(value) < 1e-3) return value.toExponential(1);
+    return String(Number(value.toPrecision(3)));
+  }
+
+  // Four digits, for the table.
+  function exact(value) {
+    if (value === null || value === undefined) return "";
+    if (value === 0 || Number.isInteger(value)) return String(value);
+    return Math.abs(value) < 1e-3 ? value.toExponential(3) : value.toPrecision(4);
+  }
+
+  // ---- small things -----------------------------------------------------------------------------------------
+  function rows(columns) {
+    const names = Object.keys(columns);
+    return names.length ? columns[names[0]].map((_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]]))) : [];
+  }
+
+  function element(tag, text, attributes = {}) {
+    const made = document.createElement(tag);
+    if (text !== undefined) made.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  }
+
+  const cellsOf = data.runs.map((run) => rows(run.cells));
+  const lostOf = (run, matrix) => data.runs[run].matrices.lost[matrix][state.place];
+  const cellText = (run, i) => {
+    const cell = cellsOf[run][i];
+    const lost = cell[`lost_${rank()}`];
+    const where = cell.number === null ? cell.module : `layer ${cell.layer}, ${cell.module}`;
+    const members = data.runs[run].members[i].length;
+    const many = members > 1 ? ` (${members} matrices)` : "";
+    if (cell.same) return `${where}${many}: nothing changed`;
+    if (lost === null) return `${where}${many}: ${data.runs[run].reasons[i] ?? `not measured at rank ${rank()}`}`;
+    const missing = data.runs[run].missing[i] ? `; ${data.runs[run].missing[i]} not measured` : "";
+    return `${where}${many}: ${percent(lost)} of the energy lost at rank ${rank()}, cosine distance ${figure(cosine(lost))}${missing}`;
+  };
+
+  // ---- charts -----------------------------------------------------------------------------------------------
+  const short = (table) => (narrow.matches ? { ...table, name: table.module.map((label) => data.short[label] ?? label) } : table);
+
+  function heatName() {
+    return several || narrow.matches ? "heat_tall" : "heat";
+  }
+
+  function datasets(name, run) {
+    if (name === "heat" || name.startsWith("layers_")) return { cells: cellsOf[run] };
+    if (name === "loss") return { by_rank: rows(data.runs[run].by_rank), ends: rows(short(data.runs[run].ends)) };
+    if (name === "runs") return { by_rank: rows(data.by_run.by_rank), ends: rows(data.by_run.ends) };
+    return matrixData();
+  }
+
+  function tipText(row) {
+    if ("cell" in row) return null; // told by the run, see `tip`
+    if ("at" in row) return `${row.module ? `${row.module}, ` : ""}rank ${row.at}: ${percent(row.lost)} of the energy lost, cosine distance ${figure(cosine(row.lost))}`;
+    return `singular value ${row.index}: ${figure(row.value)}`;
+  }
+
+  function tip(run, event, row) {
+    const box = find("#tip") ?? document.body.appendChild(element("div", "", { id: "tip" }));
+    box.hidden = !row;
+    if (!row) return;
+    box.textContent = "cell" in row ? cellText(run, row.cell) : tipText(row);
+    const { width, height } = box.getBoundingClientRect();
+    box.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - width - 8))}px`;
+    box.style.top = `${event.clientY + 16 + height > innerHeight ? event.clientY - height - 8 : event.clientY + 16}px`;
+  }
+
+  // A map of few layers does not spread over the whole page.
+  function heatWidth(tall) {
+    return tall ? `${70 + 64 * data.modules.length}px` : `${190 + 48 * data.layers.length}px`;
+  }
+
+  async function draw(place) {
+    const name = place.dataset.chart;
+    const run = Number(place.dataset.run ?? 0);
+    const mine = generation;
+    const chart = data.charts[name === "heat" ? heatName() : name];
+    const shade = dark.matches ? "dark" : "light";
+    if (name === "heat") place.style.maxWidth = heatWidth(heatName() === "heat_tall");
+    const config = { ...data.config[shade], range: { category: chart[shade] }, aria: false };
+    const spec = { ...chart.spec, datasets: datasets(name, run) };
+    const { view } = await vegaEmbed(place, spec, {
+      mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false, hover: false, config,
+      tooltip: (handler, event, item, value) => tip(run, event, value && typeof value === "object" ? item.datum : null),
+    });
+    if (mine !== generation) return view.finalize();
+    drawn.set(place, view);
+    view.addEventListener("click", (event, item) => {
+      if (item?.datum && "cell" in item.datum) choose(run, item.datum.cell, { from: name });
+    });
+    await tell(place, view);
+  }
+
+  async function tell(place, view) {
+    view.signal("rank", rank());
+    if (place.dataset.chart === "heat") {
+      const here = state.cursor?.run === Number(place.dataset.run) ? cellsOf[state.cursor.run][state.cursor.cell] : null;
+      view.signal("at_layer", here ? here.layer : "").signal("at_module", here ? here.module : "");
+    }
+    await view.runAsync();
+  }
+
+  const tellAll = () => Promise.all([...drawn].map(([place, view]) => tell(place, view)));
+
+  async function drawAll() {
+    generation += 1;
+    for (const view of drawn.values()) view.finalize();
+    drawn.clear();
+    document.documentElement.dataset.ready = "";
+    const mine = generation;
+    for (const place of document.querySelectorAll("[data-chart]")) {
+      await draw(place);
+      if (mine !== generation) return;
+    }
+    document.documentElement.dataset.ready = "yes";
+  }
+
+  // ---- the dial ---------------------------------------------------------------------------------------------
+  function showHeadline() {
+    const parts = data.headlines[state.place].map(([text, name]) => (name ? element("em", text) : text));
+    find("#headline").replaceChildren(...parts);
+    find("#figures").textContent = data.figures[state.place];
+    for (const place of document.querySelectorAll(".at-rank")) place.textContent = rank();
+    for (const row of document.querySelectorAll("[data-place]")) row.classList.toggle("now", Number(row.dataset.place) === state.place);
+  }
+
+  function turn(place) {
+    state.place = place;
+    showHeadline();
+    tellAll();
+    showMatrix();
+    showTable();
+    for (const heat of document.querySelectorAll(".heat")) readOut(heat);
+  }
+
+  // ---- the heat map by keyboard -----------------------------------------------------------------------------
+  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+  function step(run, from, key) {
+    const [across, down] = ARROWS[key];
+    const [byLayer, byModule] = heatName() === "heat_tall" ? [down, across] : [across, down];
+    const cells = cellsOf[run];
+    let layer = data.layers.indexOf(cells[from].layer);
+    let module = data.modules.indexOf(cells[from].module);
+    for (;;) { // over the gaps, to the next square
+      layer += byLayer;
+      module += byModule;
+      if (!(layer in data.layers) || !(module in data.modules)) return from;
+      const next = cells.findIndex((cell) => cell.layer === data.layers[layer] && cell.module === data.modules[module]);
+      if (next >= 0) return next;
+    }
+  }
+
+  function readOut(heat) {
+    const run = Number(heat.dataset.run);
+    const here = state.cursor?.run === run ? state.cursor.cell : null;
+    heat.parentElement.querySelector(".readout").textContent = here === null ? "" : cellText(run, here);
+  }
+
+  function moveTo(run, cell) {
+    state.cursor = { run, cell };
+    for (const heat of document.querySelectorAll(".heat")) readOut(heat);
+    tellAll();
+  }
+
+  function heatKeys(event) {
+    const run = Number(event.currentTarget.dataset.run);
+    if (!cellsOf[run].length) return;
+    const here = state.cursor?.run === run ? state.cursor.cell : 0;
+    if (event.key in ARROWS) moveTo(run, state.cursor?.run === run ? step(run, here, event.key) : 0);
+    else if (event.key === "Enter" || event.key === " ") choose(run, here, { from: "heat" });
+    else return;
+    event.preventDefault();
+  }
+
+  // ---- one matrix -------------------------------------------------------------------------------------------
+  const worstFirst = (run, members) => [...members].sort((a, b) => (lostOf(run, b) ?? -1) - (lostOf(run, a) ?? -1));
+
+  function choose(run, cell, { matrix, from } = {}) {
+    const members = data.runs[run].members[cell];
+    Object.assign(state, { run, matrix: matrix ?? worstFirst(run, members)[0] });
+    showChoice(members);
+    showMatrix();
+    moveTo(run, cell);
+    if (from === "heat") find("#matrix-name").scrollIntoView({ block: "nearest" });
+    else if (from) location.hash = "matrix";
+  }
+
+  function showChoice(members) {
+    const box = find("#matrix-choice");
+    box.hidden = members.length < 2;
+    if (box.hidden) return;
+    const names = data.runs[state.run].matrices.name;
+    box.querySelector("span").textContent = `${members.length} in this square`;
+    const options = worstFirst(state.run, members).map((i) => element("option", `${names[i]}: ${percent(lostOf(state.run, i))} lost`, { value: i }));
+    box.querySelector("select").replaceChildren(...options);
+    box.querySelector("select").value = state.matrix;
+  }
+
+  const parted = (places, part) => (part ? places[part[0]].map((at, i) => [at, part[1][i]]) : []);
+
+  function matrixData() {
+    if (state.matrix === null) return { curve: [], spectrum: [], marks: [], levels: [] };
+    const all = data.runs[state.run].matrices;
+    const i = state.matrix;
+    const values = parted(all.places, all.spectrum[i]);
+    const last = values.length ? values[values.length - 1][0] : 0;
+    const levels = [["noise edge", all.noise_edge[i]], ["rounding floor", all.floor_level[i]]];
+    return {
+      curve: parted(all.places, all.curve[i]).map(([at, lost]) => ({ at, lost, asked: data.ranks.includes(at) })),
+      spectrum: values.map(([index, value]) => ({ index, value })),
+      marks: data.ranks.filter((at) => at <= last).map((index) => ({ index })),
+      levels: levels.filter(([, value]) => value > 0).map(([name, value]) => ({ name, value })),
+    };
+  }
+
+  function matrixFacts() {
+    const all = data.runs[state.run].matrices;
+    const i = state.matrix;
+    const lost = lostOf(state.run, i);
+    const measured = all.frobenius[i] !== null;
+    const at = ` at rank ${rank()}`;
+    const facts = [["shape", all.shape[i]], ["stored as", all.dtype[i]], ["largest possible rank", figure(all.max_rank[i])]];
+    if (lost !== null) {
+      facts.unshift([`energy kept${at}`, kept(lost)], [`energy lost${at}`, percent(lost)], [`cosine distance${at}`, figure(cosine(lost))],
+        [`relative error${at}`, figure(Math.sqrt(lost))], [`mean squared error${at}`, measured ? figure((lost * all.frobenius[i] ** 2) / all.entries[i]) : ""]);
+    }
+    if (measured) {
+      facts.push(["part of the whole change", percent(all.share[i])], ["size of the change, ‖D‖", figure(all.frobenius[i])],
+        ["change / weights, ‖D‖ / ‖W₀‖", percent(all.relative_norm[i])], ["mean |D|", figure(all.mean_abs[i])],
+        ["stable rank", figure(all.stable_rank[i])], ["effective rank", figure(all.effective_rank[i]) || "unknown: the solver saw no tail"],
+        ["values above the noise edge", figure(all.signal_rank[i]) || "all that were seen"], ["rounding floor", percent(all.rounding_floor[i])],
+        ["solver", all.solver[i] ?? ""]);
+    }
+    return facts.filter(([, value]) => value !== "");
+  }
+
+  function showMatrix() {
+    if (state.matrix === null) return;
+    const all = data.runs[state.run].matrices;
+    const i = state.matrix;
+    const whose = several ? `${data.runs[state.run].label}: ` : "";
+    find("#matrix-name").textContent = whose + all.name[i];
+    const detailed = Boolean(all.curve[i] || all.spectrum[i]);
+    const absent = detailed || all.reason[i] ? "" : "Its curve and spectrum are in results.json: this page shows those of the largest losses.";
+    find("#matrix-reason").textContent = all.reason[i] ?? absent;
+    find("#matrix-reason").hidden = !find("#matrix-reason").textContent;
+    const hidden = find("#matrix-charts").hidden;
+    find("#matrix-charts").hidden = !detailed;
+    if (hidden && detailed) dispatchEvent(new Event("resize")); // charts drawn while hidden had no width
+    find("#matrix-figures").replaceChildren(...matrixFacts().map(([title, value]) => {
+      const pair = element("div");
+      pair.append(element("dt", title), element("dd", value));
+      return pair;
+    }));
+    const found = matrixData();
+    for (const [place, view] of drawn) {
+      const name = place.dataset.chart;
+      if (name === "curve") view.data("curve", found.curve).runAsync();
+      if (name === "spectrum") view.data("spectrum", found.spectrum).data("marks", found.marks).data("levels", found.levels).runAsync();
+    }
+  }
+
+  // ---- the table --------------------------------------------------------------------------------------------
+  // Several runs share a line where their matrices share a name; its figures are then those of each run.
+  const lines = (() => {
+    const byKey = new Map();
+    data.runs.forEach((run, r) => {
+      const { name, layer, shape, entries } = run.matrices;
+      const cells = [];
+      run.members.forEach((members, cell) => members.forEach((i) => (cells[i] = cell)));
+      const seen = new Map(); // a broken checkpoint may use a name twice
+      cells.forEach((cell, i) => {
+        seen.set(name[i], (seen.get(name[i]) ?? 0) + 1);
+        const key = `${seen.get(name[i])} ${name[i]}`;
+        if (!byKey.has(key)) byKey.set(key, { name: name[i], layer: layer[i], shape: shape[i], entries: entries[i], at: {} });
+        byKey.get(key).at[r] = { cell, i };
+      });
+    });
+    return [...byKey.values()];
+  })();
+
+  const lostIn = (r) => (line) => (line.at[r] ? lostOf(r, line.at[r].i) : null);
+  const own = (field) => (line) => data.runs[0].matrices[field][line.at[0].i];
+  const share4 = (share) => (share === null ? "" : share === 0 || share === 1 ? `${100 * share} %` : `${exact(100 * share)} %`);
+
+  function columns() {
+    const first = [
+      { id: "name", title: "matrix", value: (line) => line.name, text: true },
+      { id: "layer", title: "layer", value: (line) => (/^\d+$/.test(line.layer) ? Number(line.layer) : null) },
+      { id: "shape", title: "shape", value: (line) => line.entries, show: (_, line) => line.shape },
+    ];
+    const lost = data.runs.map((run, r) => ({ id: `lost${r}`, title: `${several ? `${run.label}, lost` : "energy lost"} at rank ${rank()}`, value: lostIn(r), show: share4 }));
+    if (several) return [...first, ...lost];
+    return [...first, ...lost,
+      { id: "cosine", title: `cosine distance at rank ${rank()}`, value: (line) => cosine(lostIn(0)(line)), show: exact },
+      { id: "share", title: "part of the whole change", value: own("share"), show: share4 },
+      { id: "relative_norm", title: "change / weights", value: own("relative_norm"), show: share4 },
+      { id: "stable_rank", title: "stable rank", value: own("stable_rank") },
+      { id: "effective_rank", title: "effective rank", value: own("effective_rank") },
+      { id: "signal_rank", title: "above the noise edge", value: own("signal_rank") },
+      { id: "rounding_floor", title: "rounding floor", value: own("rounding_floor"), show: share4 }];
+  }
+
+  function compare(column) {
+    const sign = state.down ? -1 : 1;
+    return (a, b) => {
+      const [x, y] = [column.value(a), column.value(b)];
+      if (x === null || y === null) return (x === null) - (y === null); // unknown comes last, either way
+      return sign * (column.text ? x.localeCompare(y, "en", { numeric: true }) : x - y);
+    };
+  }
+
+  function header(column) {
+    const head = element("th", undefined, { scope: "col", ...(column.text ? {} : { class: "number" }) });
+    if (column.id === state.sort) head.setAttribute("aria-sort", state.down ? "descending" : "ascending");
+    const button = element("button", column.title, { type: "button", "data-sort": column.id });
+    head.append(button);
+    return head;
+  }
+
+  function tableRow(line, all) {
+    const row = element("tr");
+    for (const column of all) {
+      const value = column.value(line);
+      if (column.id === "name") {
+        const cell = row.appendChild(element("td", undefined, { class: "name" }));
+        const link = cell.appendChild(element("a", line.name, { href: "#matrix" }));
+        link.addEventListener("click", () => {
+          const r = Number(Object.keys(line.at)[0]);
+          choose(r, line.at[r].cell, { matrix: line.at[r].i });
+        });
+      } else row.append(element("td", (column.show ?? exact)(value, line), { class: "number" }));
+    }
+    return row;
+  }
+
+  function showTable() {
+    const all = columns();
+    const focused = document.activeElement?.dataset?.sort;
+    const column = all.find(({ id }) => id === state.sort) ?? all[0];
+    const word = state.find.toLowerCase();
+    const found = lines.filter((line) => line.name.toLowerCase().includes(word)).sort(compare(column));
+    const shown = state.all ? found : found.slice(0, FIRST_ROWS);
+    const head = element("tr");
+    head.append(...all.map(header));
+    find("#matrices thead").replaceChildren(head);
+    find("#matrices tbody").replaceChildren(...shown.map((line) => tableRow(line, all)));
+    if (focused) find(`[data-sort="${focused}"]`)?.focus();
+    find("#shown").textContent = `${shown.length.toLocaleString("en-US")} of ${lines.length.toLocaleString("en-US")}`;
+    find("#more").hidden = shown.length === found.length;
+    find("#more").textContent = `Show all ${found.length.toLocaleString("en-US")}`;
+  }
+
+  function sortBy(id) {
+    state.down = state.sort === id ? !state.down : id !== "name" && id !== "layer";
+    state.sort = id;
+    showTable();
+  }
+
+  // ---- begin ------------------------------------------------------------------------------------------------
+  function worst() {
+    for (let run = 0; run < data.runs.length; run += 1) {
+      const members = data.runs[run].members;
+      const known = members.flatMap((list, cell) => list.map((matrix) => ({ run, cell, matrix })));
+      known.sort((a, b) => (lostOf(run, b.matrix) ?? -1) - (lostOf(run, a.matrix) ?? -1));
+      if (known.length) return known[0];
+    }
+    return null;
+  }
+
+  function listen() {
+    find("#dial").addEventListener("change", (event) => turn(Number(event.target.value)));
+    for (const heat of document.querySelectorAll(".heat")) heat.addEventListener("keydown", heatKeys);
+    find("#matrix-choice select").addEventListener("change", (event) => {
+      state.matrix = Number(event.target.value);
+      showMatrix();
+    });
+    find("#matrices thead").addEventListener("click", (event) => {
+      const button = event.target.closest("[data-sort]");
+      if (button) sortBy(button.dataset.sort);
+    });
+    find("#filter").addEventListener("input", (event) => {
+      state.find = event.target.value;
+      showTable();
+    });
+    find("#more").addEventListener("click", () => {
+      state.all = true;
+      showTable();
+    });
+    for (const media of [dark, narrow]) media.addEventListener("change", drawAll);
+  }
+
+  // A browser may keep the dial's place over a reload.
+  state.place = Number(find("#dial input:checked")?.value ?? data.start);
+  const first = worst();
+  if (first) choose(first.run, first.cell, { matrix: first.matrix });
+  else find("#matrix").hidden = true;
+  showHeadline();
+  showTable();
+  listen();
+  window.deltarank = { percent, figure, kept }; // for the tests: words.py and this page must agree
+  drawAll();
+})();
