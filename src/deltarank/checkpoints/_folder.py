@@ -107,13 +107,13 @@ def _read_index(path: Path) -> bytes:
 def _refuse_folder(folder: Path, names: Sequence[str], weights: Sequence[str]) -> NoReturn:
     if weights and all(name.startswith("adapter_") for name in weights):
         raise CheckpointError(
-            f"{shown(folder)} holds an adapter ({shown(weights[0])}), not a whole checkpoint.",
+            f"{shown(folder, most=300)} holds an adapter ({shown(weights[0])}), not a whole checkpoint.",
             cure="Merge it into its base (PEFT: `merge_and_unload`, then `save_pretrained`), and give that folder.",
             slug="adapter-not-checkpoint",
         )
     if weights:
         raise CheckpointError(
-            f"{shown(folder)} holds several safetensors files and no index that says which belong together: "
+            f"{shown(folder, most=300)} holds several safetensors files and no index that says which belong together: "
             f"{listing([shown(name) for name in weights], most=4)}.",
             cure="Name the file that is meant.",
             slug="several-checkpoints",
@@ -121,7 +121,7 @@ def _refuse_folder(folder: Path, names: Sequence[str], weights: Sequence[str]) -
     pickled = [name for name in names if Path(name).suffix.lower() in _PICKLED]
     if pickled:
         _refuse_pickled(pickled[0])
-    _refuse(f"{shown(folder)} holds no safetensors file.", "no-weights")
+    _refuse(f"{shown(folder, most=300)} holds no safetensors file.", "no-weights")
 
 
 def _refuse_pickled(name: str) -> NoReturn:

@@ -12,7 +12,9 @@ from deltarank.checkpoints._text import shown
 from deltarank.errors import UsageError
 from deltarank.words import listing
 
+# What near names are sought among: comparing texts is slow, and a stranger chose their number and length.
 _MOST_NAMES = 2000
+_LONGEST_NAME = 200
 
 
 class Choice(Enum):
@@ -56,7 +58,7 @@ class Selection:
         if not self._unmet:
             return
         glob = next(iter(self._unmet))
-        near = _near(glob, sorted(set(modules)), sorted(set(names))[:_MOST_NAMES])
+        near = _near(glob, _short(modules), _short(names))
         raise UsageError(
             f"{shown(glob)} matches no tensor of these checkpoints.",
             cure=f"Near it: {listing([shown(name) for name in near])}. Globs are held against whole names, so most "
@@ -69,10 +71,13 @@ def _compiled(glob: str) -> tuple[str, re.Pattern[str]]:
     return glob, re.compile(fnmatch.translate(glob))
 
 
+def _short(names: Iterable[str]) -> list[str]:
+    return sorted({name for name in names if len(name) <= _LONGEST_NAME})[:_MOST_NAMES]
+
+
 def _near(glob: str, modules: Sequence[str], names: Sequence[str]) -> list[str]:
     """Modules are few and their names short; whole names help who wrote a whole name."""
-    core = re.sub(r"[*?\[\]]+", "", glob).strip(".") or glob
-    core = core.removesuffix(".weight")
+    core = re.sub(r"[*?\[\]]+", "", glob[:_LONGEST_NAME]).strip(".").removesuffix(".weight")
     leaves = {module.rsplit(".", 1)[-1].lower(): module for module in reversed(modules)}
     found = difflib.get_close_matches(core, modules, n=3, cutoff=0.5)
     found += [leaves[leaf] for leaf in difflib.get_close_matches(core.rsplit(".", 1)[-1].lower(), leaves, n=2)]

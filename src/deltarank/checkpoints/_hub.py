@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from deltarank.checkpoints._folder import INDEX, SINGLE
 from deltarank.checkpoints._index import SUFFIX, parse_index
@@ -37,7 +37,19 @@ def fetch(ref: HubRef) -> tuple[Path, str]:
     if not _has_single(ref, commit):
         shards = _shards(folder)
         _download(ref, commit, shards or ("*.safetensors",))
+        if not shards and not any(folder.glob("*.safetensors")):
+            _refuse_without_weights(ref)
     return folder, commit
+
+
+def _refuse_without_weights(ref: HubRef) -> NoReturn:
+    raise CheckpointError(
+        f"{shown(ref.repo_id)} has no safetensors file at this revision. Pickled weights are never opened: they can "
+        "hold a program.",
+        cure="Look among the model's branches and pull requests for a conversion (org/name@refs/pr/1), or convert it: "
+        "load it with transformers, call `save_pretrained(folder)`, and give that folder.",
+        slug="no-weights",
+    )
 
 
 def _shards(folder: Path) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ _LISTS = frozenset(
 # one module (nn.Sequential).
 _FEWEST_LAYERS = 4
 _MOST_DIGITS = 6
+_MOST_PARTS = 32  # A name can have a million dots; a layer's number stands near its front.
 # A stack with this share of all numbers is "the model"; its modules carry no label.
 _MAIN_SHARE = 2 / 3
 
@@ -85,7 +86,7 @@ class Namer:
 
     def _layer_at(self, parts: Sequence[str]) -> int | None:
         """The position of the layer's number: behind the first word for a list, else in the first long list."""
-        numbers = [i for i, part in enumerate(parts) if i and _is_number(part)]
+        numbers = [i for i, part in enumerate(parts[:_MOST_PARTS]) if i and _is_number(part)]
         for i in numbers:
             if parts[i - 1] in _LISTS:
                 return i
@@ -112,7 +113,7 @@ def _long_lists(names: Iterable[str]) -> frozenset[tuple[str, ...]]:
     members: dict[tuple[str, ...], set[str]] = {}
     for name in names:
         parts = name.split(".")
-        at = next((i for i, part in enumerate(parts) if i and _is_number(part)), None)
+        at = next((i for i, part in enumerate(parts[:_MOST_PARTS]) if i and _is_number(part)), None)
         if at is not None and not _EXPERTS.search(parts[at - 1]):
             members.setdefault(tuple(parts[:at]), set()).add(parts[at])
     return frozenset(stack for stack, numbers in members.items() if len(numbers) >= _FEWEST_LAYERS)

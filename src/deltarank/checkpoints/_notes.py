@@ -21,7 +21,8 @@ def notes_on(
     places: tuple[Mapping[str, Place], Mapping[str, Place]],
 ) -> tuple[str, ...]:
     """In the order in which a reader would ask."""
-    notes = [_models(base, finetune), _layers(*places), _conv1d(base, finetune), *_types(pairs)]
+    notes = [_models(base, finetune), _layers(*places), *quantised(base, finetune), _conv1d(base, finetune)]
+    notes += _types(pairs)
     return (*base.notes, *finetune.notes, *(note for note in notes if note))
 
 
@@ -41,6 +42,17 @@ def _layers(base: Mapping[str, Place], finetune: Mapping[str, Place]) -> str | N
 
 def _number(places: Iterable[Place]) -> int:
     return len({place.layer for place in places} - {None})
+
+
+def quantised(base: Checkpoint, finetune: Checkpoint) -> list[str]:
+    """A sentence for each side whose configuration says so."""
+    sides = (("base", base), ("finetune", finetune))
+    found = [(side, checkpoint.config.get("quantization_config")) for side, checkpoint in sides]
+    return [
+        f"the {side} is stored quantised ({shown(how.get('quant_method', 'no method named'), most=40)})"
+        for side, how in found
+        if isinstance(how, dict)
+    ]
 
 
 def _conv1d(base: Checkpoint, finetune: Checkpoint) -> str | None:

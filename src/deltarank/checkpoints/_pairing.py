@@ -15,7 +15,7 @@ from deltarank.checkpoints._pieces import PLAIN, Leftover, Pair, Pairing, Piece
 from deltarank.checkpoints._prefixes import match_names
 from deltarank.checkpoints._refusals import refuse_adapters, refuse_empty, refuse_same, refuse_strangers
 from deltarank.checkpoints._text import dimensions, shown
-from deltarank.checkpoints._ties import tied_partner
+from deltarank.checkpoints._ties import Tables
 from deltarank.results import Outcome, Skipped
 
 # Convolutions have three dimensions, too, but a short last one; an expert's matrix is wide both ways.
@@ -45,7 +45,7 @@ def pair_checkpoints(
     matches = match_names(base.tensors, finetune.tensors)
     sides = _Sides(base, finetune)
     twos = sides.matched(matches.names)
-    refuse_strangers(base, finetune, matches, [two.name for two in twos if two.is_model_matrix])
+    refuse_strangers(base, finetune, matches, [two.name for two in twos if two.is_model_matrix], asked=bool(include))
     selection = Selection(include, exclude)
     plan = _Plan(base, finetune, selection)
     for two in (*twos, *sides.tied(matches.names)):
@@ -98,6 +98,10 @@ class _Sides:
         self._finetune = finetune
         self.ours = _places(finetune.tensors)
         self.theirs = _places(base.tensors)
+        self._tables = {
+            "finetune": Tables(finetune.tensors, self.ours, finetune.config),
+            "base": Tables(base.tensors, self.theirs, base.config),
+        }
 
     @property
     def modules(self) -> list[str]:
@@ -129,11 +133,10 @@ class _Sides:
     def _tie(self, info: TensorInfo, outcome: Outcome) -> _Two | None:
         place = self.place(info, outcome)
         in_base = outcome is Outcome.ONLY_IN_BASE
-        other, places = (self._finetune, self.ours) if in_base else (self._base, self.theirs)
-        partner = tied_partner(info, place.vocabulary, other=other.tensors, places=places, config=other.config)
+        side = "finetune" if in_base else "base"
+        partner = self._tables[side].partner(info, place.vocabulary)
         if partner is None:
             return None
-        side = "finetune" if in_base else "base"
         tie = f"the {side} does not store it apart: compared with {shown(partner.name)} of the {side}"
         return _Two(info.name, place, *((info, partner) if in_base else (partner, info)), tie)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -84,8 +83,3 @@ def _note(old: str, new: str, number: int) -> str:
     if not new:
         return f"the base puts {shown(old)} before names of the finetune ({tensors})"
     return f"{shown(old)} of the base is {shown(new)} in the finetune ({tensors})"
-
-
-def prefixes(names: Iterable[str]) -> list[str]:
-    """The first parts of names, commonest first: what a reader compares when nothing matches."""
-    return [first for first, _ in Counter(name.split(".", 1)[0] for name in names).most_common()]

@@ -52,7 +52,7 @@ def parse_ref(ref: str | os.PathLike[str], revision: str | None = None) -> Local
     if _exists(path):
         return _local(path, text, revision)
     if not isinstance(ref, str) or _looks_like_a_path(text):
-        raise CheckpointError(f"There is no {shown(text)} here.", cure=_HOW, slug="no-such-checkpoint")
+        raise CheckpointError(f"There is no {shown(text, most=300)} here.", cure=_HOW, slug="no-such-checkpoint")
     return _hub(text, revision, text)
 
 

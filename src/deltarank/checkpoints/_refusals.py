@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from deltarank.checkpoints._checkpoint import Checkpoint
 from deltarank.checkpoints._headers import TensorInfo
-from deltarank.checkpoints._prefixes import Matches, prefixes
+from deltarank.checkpoints._notes import quantised
+from deltarank.checkpoints._prefixes import Matches
 from deltarank.checkpoints._text import dimensions, shown
 from deltarank.errors import PairingError
 from deltarank.results import Outcome, Skipped
-from deltarank.words import count, listing
+from deltarank.words import count
 
 _CHECK_BASE = "Give the base that this finetune was trained from: its model card or its publisher names it."
 _ADAPTER_MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_magnitude_vector", ".lora_down.", ".lora_up.")
@@ -50,13 +51,15 @@ def refuse_adapters(side: str, checkpoint: Checkpoint) -> None:
             )
 
 
-def refuse_strangers(base: Checkpoint, finetune: Checkpoint, matches: Matches, matrices: Sequence[str]) -> None:
-    """`matrices` are the finetune's names of the matched matrices, vocabulary aside.
+def refuse_strangers(
+    base: Checkpoint, finetune: Checkpoint, matches: Matches, matrices: Sequence[str], *, asked: bool
+) -> None:
+    """`matrices` are the finetune's names of the matched matrices, vocabulary aside; `asked`: some were named by globs.
 
     Raises:
         PairingError: (slug "nothing-in-common") there are none; (slug "wrong-base") most of them differ in shape.
     """
-    if not matches.names:
+    if not matches.names or not (matrices or asked):
         raise _nothing_in_common(base, finetune, matches)
     differing = [name for name in matrices if _shapes_differ(name, base.tensors, finetune.tensors, matches.names)]
     if 2 * len(differing) > len(matrices):
@@ -70,15 +73,19 @@ def _shapes_differ(
 
 
 def _nothing_in_common(base: Checkpoint, finetune: Checkpoint, matches: Matches) -> PairingError:
-    starts = (listing([shown(p, most=40) for p in prefixes(c.tensors)], most=3) for c in (base, finetune))
-    of_base, of_finetune = (start or "nothing" for start in starts)
-    twins = " Some names could belong to several of the other side." if matches.ambiguous else ""
+    examples = f"a matrix of the base is {_example(base)}, one of the finetune {_example(finetune)}"
+    more = [examples, *quantised(base, finetune)]
+    more += ["some names could belong to several of the other side"] if matches.ambiguous else []
     return PairingError(
-        "The two checkpoints have no tensor name in common: names of the base begin with "
-        f"{of_base}, those of the finetune with {of_finetune}.{twins}",
-        cure=_CHECK_BASE,
-        slug="nothing-in-common",
+        f"The two checkpoints have no matrix in common: {'; '.join(more)}.", cure=_CHECK_BASE, slug="nothing-in-common"
     )
+
+
+def _example(checkpoint: Checkpoint) -> str:
+    """The first matrix by name, inside a layer if there is one."""
+    matrices = [name for name, info in checkpoint.tensors.items() if len(info.shape) > 1]
+    inside = [name for name in matrices if any(part.isdecimal() for part in name.split("."))]
+    return shown(min(inside or matrices)) if matrices else "missing, for it holds none"
 
 
 def _wrong_base(

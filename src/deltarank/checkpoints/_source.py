@@ -87,7 +87,7 @@ class LocalSource:
         except OSError as error:
             raise unreadable(self._paths[file], error.strerror or str(error)) from None
         if done < flat.nbytes:
-            raise unreadable(self._paths[file], f"it ends at byte {start + done:,}, and was longer a moment ago")
+            raise unreadable(self._paths[file], "it became shorter since its header was read")
 
     def will_need(self, file: str, start: int, length: int) -> None:
         if not hasattr(os, "posix_fadvise"):
@@ -136,7 +136,7 @@ class LocalSource:
 
 def unreadable(path: Path | str, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{shown(path)} cannot be read: {what}.",
+        f"{shown(path, most=300)} cannot be read: {what}.",
         cure="Check that the file is whole, that you may read it, and that its disk is well; then run it again.",
         slug="unreadable",
     )

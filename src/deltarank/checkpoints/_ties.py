@@ -12,29 +12,31 @@ from deltarank.checkpoints._pieces import PLAIN
 _PARTNER = {Vocabulary.HEAD: Vocabulary.INPUT, Vocabulary.INPUT: Vocabulary.HEAD}
 
 
-def tied_partner(
-    info: TensorInfo,
-    role: Vocabulary | None,
-    *,
-    other: Mapping[str, TensorInfo],
-    places: Mapping[str, Place],
-    config: Mapping[str, Any],
-) -> TensorInfo | None:
-    """What stands in for a head (or embedding) that the other checkpoint does not store; None if nothing does.
+class Tables:
+    """The vocabulary of one checkpoint, ready to stand in for a half of it that is not stored."""
 
-    `other`, `places` and `config` are of the checkpoint that lacks it. A configuration that denies the tie is
-    believed; where it says nothing, the one table that has the same columns is the partner.
-    """
-    if role not in _PARTNER or len(info.shape) != 2 or _says_tied(config) is False:
-        return None
-    vocabulary = [other[name] for name, place in places.items() if place.vocabulary in _PARTNER]
-    same_role = [t for t in vocabulary if places[t.name].vocabulary is role]
-    partners = [t for t in vocabulary if places[t.name].vocabulary is _PARTNER[role] and _fits(t, info)]
-    return partners[0] if len(partners) == 1 and not same_role else None
+    def __init__(
+        self, tensors: Mapping[str, TensorInfo], places: Mapping[str, Place], config: Mapping[str, Any]
+    ) -> None:
+        self._may_be_tied = _says_tied(config) is not False
+        self._tables: dict[Vocabulary, list[TensorInfo]] = {}
+        for name, place in places.items():
+            if place.vocabulary is not None:
+                self._tables.setdefault(place.vocabulary, []).append(tensors[name])
+
+    def partner(self, info: TensorInfo, role: Vocabulary | None) -> TensorInfo | None:
+        """What stands in for the head (or embedding) `info` of the other checkpoint; None if nothing does.
+
+        It must be the only one of its kind, with as many columns. A configuration that denies the tie is believed.
+        """
+        if role not in _PARTNER or not self._may_be_tied or role in self._tables:
+            return None
+        partners = self._tables.get(_PARTNER[role], [])
+        return partners[0] if len(partners) == 1 and _fits(partners[0], info) else None
 
 
 def _fits(partner: TensorInfo, info: TensorInfo) -> bool:
-    return len(partner.shape) == 2 and partner.shape[1] == info.shape[1] and partner.dtype in PLAIN
+    return len(partner.shape) == len(info.shape) == 2 and partner.shape[1] == info.shape[1] and partner.dtype in PLAIN
 
 
 def _says_tied(config: Mapping[str, Any]) -> bool | None:

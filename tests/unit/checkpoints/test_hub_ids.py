@@ -1,0 +1,158 @@
+"""Hub ids through the real client library and its cache, against a Hub on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from files import llama, numbers, save, write_index
+from safetensors.torch import save_file
+
+from hub import TOKEN, Client, FakeHub
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    root = tmp_path_factory.mktemp("hub")
+    with FakeHub() as hub:
+        single = save(root / "single", llama(), config={"model_type": "llama"})
+        (single / "pytorch_model.bin").write_bytes(b"pickle")
+        save(single / "onnx", llama())
+        hub.add("org/single", single)
+        hub.add("org/single", save(root / "v2", llama(seed=2)), revision="v2")
+        sharded = save(root / "sharded", llama(seed=3), shards=3)
+        save_file({"twin": numbers(2, 2)}, sharded / "consolidated.safetensors")
+        hub.add("org/sharded", sharded)
+        hub.add("org/mirror", sharded)
+        named = root / "named"
+        named.mkdir()
+        save_file({"a": numbers(2, 2)}, named / "weights.safetensors")
+        hub.add("org/named", named)
+        hub.add("org/private", single, private=True)
+        hub.add("org/gated", single, gated=True)
+        hub.add("org/climber", write_index(root / "climber", {"a": "../../secret.safetensors"}).parent)
+        hub.add("org/holes", write_index(root / "holes", {"a": "gone.safetensors"}).parent)
+        pickled = root / "pickled"
+        pickled.mkdir()
+        (pickled / "pytorch_model.bin").write_bytes(b"pickle")
+        hub.add("org/pickled", pickled)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def client(hub: FakeHub, home: Path) -> Iterator[Client]:
+    with Client(hub, home) as client:
+        yield client
+
+
+def test_weights_and_configuration_are_fetched_and_nothing_else(hub: FakeHub, client: Client, home: Path) -> None:
+    hub.requests.clear()
+    found = client.ask("org/single")
+    assert hub.downloaded() == ["config.json", "model.safetensors"]
+    assert found["ref"] == "org/single"
+    assert hub.repos["org/single"].commit("main") == found["revision"]
+    assert set(llama()) == set(found["tensors"])
+    assert found["config"]["model_type"] == "llama"
+    assert (home / "hub" / "models--org--single").is_dir()
+
+
+def test_a_second_time_nothing_is_fetched(hub: FakeHub, client: Client) -> None:
+    first = client.ask("org/single")
+    hub.requests.clear()
+    assert first == client.ask("hf://org/single")
+    assert hub.downloaded() == []
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: FakeHub, client: Client) -> None:
+    commit = hub.repos["org/single"].commit("v2")
+    answers = [client.ask("org/single@v2"), client.ask("org/single", "v2"), client.ask(f"org/single@{commit}")]
+    assert {commit} == {answer["revision"] for answer in answers}
+    assert len({answer["fingerprint"] for answer in answers}) == 1
+    assert client.ask("org/single")["fingerprint"] != answers[0]["fingerprint"]
+
+
+def test_only_the_shards_that_the_index_names_are_fetched(hub: FakeHub, client: Client) -> None:
+    hub.requests.clear()
+    found = client.ask("org/sharded")
+    assert set(llama()) == set(found["tensors"])
+    assert "consolidated.safetensors" not in hub.downloaded()
+    assert sum(name.endswith(".safetensors") for name in hub.downloaded()) == 3
+
+
+def test_a_file_of_another_name_is_found(client: Client) -> None:
+    assert list(client.ask("org/named")["files"]) == ["weights.safetensors"]
+
+
+def test_two_ids_can_be_paired(client: Client) -> None:
+    assert len(client.pair("org/single", "org/single@v2")["pairs"]) == 6
+
+
+def test_equal_blobs_under_two_names_are_the_same_checkpoint(client: Client) -> None:
+    assert client.pair("org/sharded", "org/mirror")["slug"] == "same-checkpoint"
+    assert client.pair("org/single", "hf://org/single@main")["slug"] == "same-checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("ref", "slug"),
+    [
+        ("org/none", "hub-not-found"),
+        ("org/private", "hub-not-found"),
+        ("org/gated", "hub-gated"),
+        ("org/single@none", "hub-no-revision"),
+        ("org/climber", "outside-folder"),
+        ("org/holes", "missing-shard"),
+        ("org/pickled", "no-weights"),
+        ("a--b/c..d", "bad-reference"),
+    ],
+)
+def test_failures_are_told_with_a_cure(ref: str, slug: str, client: Client) -> None:
+    answer = client.ask(ref)
+    assert answer.get("slug") == slug, answer
+    assert answer["message"].isprintable()
+    assert answer["cure"]
+
+
+def test_a_hostile_index_makes_the_client_ask_for_nothing_else(hub: FakeHub, client: Client) -> None:
+    hub.requests.clear()
+    client.ask("org/climber")
+    assert not any("secret" in path for _, path in hub.requests)
+
+
+def test_a_transfer_that_breaks_off_leaves_no_file_that_looks_whole(hub: FakeHub, tmp_path: Path) -> None:
+    with Client(hub, tmp_path) as client:
+        hub.cut = True
+        try:
+            assert client.ask("org/single")["slug"] == "hub-unreachable"
+        finally:
+            hub.cut = False
+        assert set(llama()) == set(client.ask("org/single")["tensors"])
+
+
+def test_offline_the_cache_serves_and_what_is_not_in_it_is_told(hub: FakeHub, client: Client, home: Path) -> None:
+    cached = [client.ask(ref) for ref in ("org/single", "org/sharded", "org/named")]
+    hub.requests.clear()
+    with Client(hub, home, HF_HUB_OFFLINE="1") as offline:
+        assert cached == [offline.ask(ref) for ref in ("org/single", "org/sharded", "org/named")]
+        missing = offline.ask("org/none")
+    assert missing["slug"] == "hub-unreachable"
+    assert "HF_HUB_OFFLINE" in missing["cure"]
+    assert hub.requests == []
+
+
+def test_a_token_opens_what_is_closed(hub: FakeHub, tmp_path: Path) -> None:
+    with Client(hub, tmp_path, HF_TOKEN=TOKEN) as client:
+        assert "tensors" in client.ask("org/private")
+        assert "tensors" in client.ask("org/gated")
+
+
+def test_a_hub_that_is_not_there_is_told(hub: FakeHub, tmp_path: Path) -> None:
+    with Client(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9") as client:
+        answer = client.ask("org/single")
+    assert answer["slug"] == "hub-unreachable"
+    assert answer["message"].isprintable()

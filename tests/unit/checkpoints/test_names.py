@@ -1,0 +1,158 @@
+"""What a name says of layer, module and vocabulary; and how names with other wrappers find each other."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltarank.checkpoints._headers import TensorInfo
+from deltarank.checkpoints._names import Namer, Vocabulary
+from deltarank.checkpoints._prefixes import match_names
+
+
+def infos(*names: str, shape: tuple[int, ...] = (4, 4)) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(name, shape, "F32", "x", 0, 0) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "module"),
+    [
+        ("model.layers.17.mlp.down_proj.weight", 17, "mlp.down_proj"),
+        ("model.layers.0.self_attn.q_proj.bias", 0, "self_attn.q_proj.bias"),
+        ("transformer.h.3.attn.c_attn.weight", 3, "attn.c_attn"),
+        ("h.3.attn.c_attn.weight", 3, "attn.c_attn"),
+        ("gpt_neox.layers.5.attention.query_key_value.weight", 5, "attention.query_key_value"),
+        ("model.layers.2.mlp.experts.117.down_proj.weight", 2, "mlp.experts.down_proj"),
+        ("model.layers.2.block_sparse_moe.experts.7.w1.weight", 2, "block_sparse_moe.experts.w1"),
+        ("model.layers.2.mlp.experts.gate_up_proj", 2, "mlp.experts.gate_up_proj"),
+        ("model.layers.2.mlp.shared_expert.up_proj.weight", 2, "mlp.shared_expert.up_proj"),
+        ("_orig_mod.model.layers.2._checkpoint_wrapped_module.mlp.up_proj.weight", 2, "mlp.up_proj"),
+        ("model.embed_tokens.weight", None, "embed_tokens"),
+        ("lm_head.weight", None, "lm_head"),
+        ("weight", None, "weight"),
+        ("model.weight", None, "weight"),
+        ("model.layers.99999999999999999999.up.weight", None, "layers.99999999999999999999.up"),
+        ("", None, "weight"),
+        ("...", None, "..."),
+    ],
+)
+def test_layer_and_module(name: str, layer: int | None, module: str) -> None:
+    place = Namer(infos(name)).place(name)
+    assert (layer, module) == (place.layer, place.module)
+
+
+def test_a_small_tower_beside_the_main_stack_is_labelled() -> None:
+    main = infos(*(f"model.language_model.layers.{i}.mlp.up.weight" for i in range(8)), shape=(100, 100))
+    tower = infos(*(f"model.visual.blocks.{i}.mlp.up.weight" for i in range(8)))
+    merger = infos("model.visual.merger.mlp.0.weight", "model.visual.merger.mlp.2.weight")
+    namer = Namer(main | tower | merger)
+    assert namer.place("model.language_model.layers.3.mlp.up.weight").module == "mlp.up"
+    assert namer.place("model.visual.blocks.3.mlp.up.weight").module == "visual.mlp.up"
+    assert namer.place("model.visual.merger.mlp.2.weight").module == "visual.merger.mlp.2"
+    assert namer.place("model.visual.merger.mlp.2.weight").layer is None
+
+
+def test_two_stacks_of_like_size_are_both_labelled() -> None:
+    names = [f"{side}.block.{i}.layer.0.q.weight" for side in ("encoder", "decoder") for i in range(3)]
+    places = [Namer(infos(*names)).place(name) for name in (names[0], names[-1])]
+    assert [(p.layer, p.module) for p in places] == [(0, "encoder.layer.0.q"), (2, "decoder.layer.0.q")]
+
+
+def test_a_long_list_of_an_unknown_name_holds_layers_and_a_short_one_does_not() -> None:
+    long = infos(*(f"model.stages.{i}.up.weight" for i in range(4)))
+    short = infos(*(f"model.stages.{i}.up.weight" for i in range(3)))
+    assert Namer(long).place("model.stages.2.up.weight").layer == 2
+    assert Namer(short).place("model.stages.2.up.weight").layer is None
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("model.embed_tokens.weight", Vocabulary.INPUT),
+        ("transformer.wte.weight", Vocabulary.INPUT),
+        ("tok_embeddings.weight", Vocabulary.INPUT),
+        ("bert.embeddings.word_embeddings.weight", Vocabulary.INPUT),
+        ("shared.weight", Vocabulary.INPUT),
+        ("lm_head.weight", Vocabulary.HEAD),
+        ("language_model.lm_head.weight", Vocabulary.HEAD),
+        ("output.weight", Vocabulary.HEAD),
+        ("transformer.wpe.weight", Vocabulary.OTHER),
+        ("bert.embeddings.position_embeddings.weight", Vocabulary.OTHER),
+        ("model.layers.0.self_attn.output.weight", None),
+        ("classifier.output.weight", None),
+        ("score.weight", None),
+    ],
+)
+def test_vocabulary(name: str, role: Vocabulary | None) -> None:
+    assert role is Namer(infos(name)).place(name).vocabulary
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["model", "layers", "experts", "0", "12", "", "weight", "é"]), max_size=8).map(
+            ".".join
+        )
+    )
+)
+def test_fuzz_any_names_have_places(names: list[str]) -> None:
+    tensors = infos(*names)
+    namer = Namer(tensors)
+    assert all(namer.place(name).module for name in names)
+    assert set(match_names(tensors, tensors).names) == set(names)
+
+
+INNER = ("layers.0.up.weight", "layers.1.up.weight", "norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        (
+            "model.",
+            "model.language_model.",
+            "`model.` of the base is `model.language_model.` in the finetune (3 tensors)",
+        ),
+        ("language_model.model.", "model.language_model.", "`language_model.model.` of the base is"),
+        ("model.", "", "the base puts `model.` before names of the finetune (3 tensors)"),
+        ("", "transformer.", "the finetune puts `transformer.` before names of the base"),
+        ("model.", "_orig_mod.module.model.", "is `_orig_mod.module.model.` in the finetune"),
+        ("model.", "base_model.model.model.", "is `base_model.model.model.` in the finetune"),
+    ],
+)
+def test_wrappers_are_mapped_and_told(old: str, new: str, note: str) -> None:
+    matches = match_names(infos(*(old + n for n in INNER)), infos(*(new + n for n in INNER)))
+    assert {new + n: old + n for n in INNER} == matches.names
+    assert len(matches.notes) == 1
+    assert note in matches.notes[0]
+
+
+def test_wrappers_inside_names_are_passed_over_and_told() -> None:
+    matches = match_names(infos("model.layers.0.up.weight"), infos("model.layers.0._orig_mod.up.weight"))
+    assert matches.names == {"model.layers.0._orig_mod.up.weight": "model.layers.0.up.weight"}
+    assert "_orig_mod" in matches.notes[0]
+
+
+def test_two_candidates_are_no_match() -> None:
+    base = infos(*("model." + n for n in INNER), *("module." + n for n in INNER))
+    matches = match_names(base, infos(*("transformer." + n for n in INNER)))
+    assert matches.names == {}
+    assert matches.ambiguous == 3
+
+
+def test_a_name_that_is_equal_is_not_mapped_elsewhere() -> None:
+    base = infos(*("model." + n for n in INNER))
+    finetune = infos(*("model." + n for n in INNER), *("language_model." + n for n in INNER))
+    assert {"model." + n: "model." + n for n in INNER} == match_names(base, finetune).names
+
+
+def test_a_mapping_between_unlike_shapes_is_not_believed() -> None:
+    base, finetune = infos(*("model." + n for n in INNER)), infos(*INNER, shape=(4, 5))
+    assert match_names(base, finetune).names == {}
+    some = finetune | infos(*INNER[:2])
+    assert len(match_names(base, some).names) == 3
+
+
+def test_an_encoder_is_not_taken_for_a_decoder() -> None:
+    assert match_names(infos("encoder.layers.0.up.weight"), infos("decoder.layers.0.up.weight")).names == {}
