@@ -1,0 +1,29 @@
+"""One matrix in, numbers out: deltas, their singular values, and what a truncation loses. No names, no files."""
+
+from __future__ import annotations
+
+from deltarank.spectra._auto import exact_seconds, krylov_seconds, rates
+from deltarank.spectra._delta import Sums, energy_of, subtract
+from deltarank.spectra._measure import audited, measure
+from deltarank.spectra._noise import noise_edge
+from deltarank.spectra._solvers import SOLVERS, chosen, make_solver
+from deltarank.spectra._spectrum import Level, Spectrum
+from deltarank.spectra._workspace import Workspace
+
+__all__ = [
+    "SOLVERS",
+    "Level",
+    "Spectrum",
+    "Sums",
+    "Workspace",
+    "audited",
+    "chosen",
+    "energy_of",
+    "exact_seconds",
+    "krylov_seconds",
+    "make_solver",
+    "measure",
+    "noise_edge",
+    "rates",
+    "subtract",
+]

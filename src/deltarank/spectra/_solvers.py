@@ -1,0 +1,31 @@
+"""Solvers by name."""
+
+from __future__ import annotations
+
+import torch
+
+from deltarank.spectra._auto import cheaper
+from deltarank.spectra._exact import Exact
+from deltarank.spectra._krylov import BLOCK, Krylov
+from deltarank.spectra._solver import Solver
+from deltarank.spectra._workspace import Workspace
+
+SOLVERS = ("auto", "exact", "krylov")
+
+
+def chosen(asked: str, rows: int, columns: int, ranks: tuple[int, ...], device: torch.device) -> str:
+    """The solver that `asked` comes to for a matrix of this shape.
+
+    A Krylov space that would fill most of the short side has nothing to iterate on: that is `exact`, whoever asked.
+    """
+    if asked == "auto":
+        return cheaper(rows, columns, max(ranks), device)
+    small = min(rows, columns) <= 2 * max(ranks) + 4 * BLOCK
+    return "exact" if asked == "krylov" and small else asked
+
+
+def make_solver(name: str, workspace: Workspace, *, tolerance: float, seed: int) -> Solver:
+    """`exact`, or `krylov` to a tolerance in cosine distance, started from random directions of this seed."""
+    if name == "exact":
+        return Exact(workspace)
+    return Krylov(workspace, tolerance=tolerance, seed=seed)
