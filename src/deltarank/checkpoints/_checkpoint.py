@@ -59,10 +59,14 @@ def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None)
         HeaderError: a header or an index is not to be trusted.
     """
     found = parse_ref(ref, revision)
-    if isinstance(found, HubRef):
-        folder, commit = fetch(found)
-        return _open(find_weights(folder), Reference(found.ref, commit))
-    return _open(find_weights(found.path), Reference(found.ref))
+    try:
+        path, commit = fetch(found) if isinstance(found, HubRef) else (found.path, None)
+        return _open(find_weights(path), Reference(found.ref, commit))
+    except HeaderError as error:
+        # Both checkpoints of a comparison have a `model.safetensors`: say whose it is.
+        raise HeaderError(
+            f"In {shown(found.ref, most=300)}: {error.message}", cure=error.cure, slug=error.slug
+        ) from None
 
 
 def _open(weights: Weights, reference: Reference) -> Checkpoint:

@@ -45,9 +45,9 @@ def find_weights(path: Path) -> Weights:
     if path.name.endswith(SUFFIX):
         return _from_index(path)
     if path.suffix.lower() in _PICKLED:
-        _refuse_pickled(path.name)
+        _refuse_pickled(path)
     if path.suffix != _SUFFIX:
-        _refuse(f"{shown(path.name)} is not a safetensors file.", "bad-format")
+        _refuse(f"{shown(path, most=300)} is not a safetensors file.", "bad-format")
     return Weights(path.parent, (path.name,))
 
 
@@ -120,13 +120,14 @@ def _refuse_folder(folder: Path, names: Sequence[str], weights: Sequence[str]) -
         )
     pickled = [name for name in names if Path(name).suffix.lower() in _PICKLED]
     if pickled:
-        _refuse_pickled(pickled[0])
+        _refuse_pickled(folder / pickled[0])
     _refuse(f"{shown(folder, most=300)} holds no safetensors file.", "no-weights")
 
 
-def _refuse_pickled(name: str) -> NoReturn:
+def _refuse_pickled(path: Path) -> NoReturn:
     raise CheckpointError(
-        f"{shown(name)} is a pickled checkpoint. Opening one can run any program hidden in it, so it was not opened.",
+        f"{shown(path, most=300)} is a pickled checkpoint. Opening one can run a program hidden in it, "
+        "so it was not opened.",
         cure="Convert it to safetensors on a machine that trusts it: load it with transformers and call "
         "`save_pretrained(folder)`; or give a revision that has safetensors.",
         slug="pickled-weights",

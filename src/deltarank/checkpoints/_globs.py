@@ -61,7 +61,7 @@ class Selection:
         near = _near(glob, _short(modules), _short(names))
         raise UsageError(
             f"{shown(glob)} matches no tensor of these checkpoints.",
-            cure=f"Near it: {listing([shown(name) for name in near])}. Globs are held against whole names, so most "
+            cure=f"{near} Globs are held against whole names, so most "
             "begin with *, and a shell wants them in quotes: '*down_proj*'.",
             slug="glob-matches-nothing",
         )
@@ -75,7 +75,7 @@ def _short(names: Iterable[str]) -> list[str]:
     return sorted({name for name in names if len(name) <= _LONGEST_NAME})[:_MOST_NAMES]
 
 
-def _near(glob: str, modules: Sequence[str], names: Sequence[str]) -> list[str]:
+def _near(glob: str, modules: Sequence[str], names: Sequence[str]) -> str:
     """Modules are few and their names short; whole names help who wrote a whole name."""
     core = re.sub(r"[*?\[\]]+", "", glob[:_LONGEST_NAME]).strip(".").removesuffix(".weight")
     leaves = {module.rsplit(".", 1)[-1].lower(): module for module in reversed(modules)}
@@ -83,4 +83,5 @@ def _near(glob: str, modules: Sequence[str], names: Sequence[str]) -> list[str]:
     found += [leaves[leaf] for leaf in difflib.get_close_matches(core.rsplit(".", 1)[-1].lower(), leaves, n=2)]
     if core.count(".") > 1:
         found += difflib.get_close_matches(core, names, n=2, cutoff=0.7)
-    return list(dict.fromkeys(found)) or list(modules[:6])
+    word, known = ("Near it", list(dict.fromkeys(found))) if found else ("Modules", list(modules))
+    return f"{word}: {listing([shown(name) for name in known])}."

@@ -24,7 +24,6 @@ from typing import Any, NoReturn
 from deltarank.checkpoints._source import Source
 from deltarank.checkpoints._text import dimensions, shown
 from deltarank.errors import HeaderError
-from deltarank.words import size as bytes_in_words
 
 MAX_HEADER = 100_000_000
 """The format's own limit, in bytes."""
@@ -257,8 +256,8 @@ def _check_layout(tensors: Sequence[TensorInfo], *, file: str, first: int, size:
         if info.start + info.nbytes > size:
             _refuse(
                 file,
-                f"{shown(info.name)} ends at byte {info.start + info.nbytes:,}, and the file ({bytes_in_words(size)}) "
-                f"at {size:,}: it was cut short",
+                f"{shown(info.name)} ends at byte {info.start + info.nbytes:,}, and the file at "
+                f"{size:,}: it was cut short",
                 slug="truncated",
             )
         if info.start != place:

@@ -135,6 +135,13 @@ def test_a_header_that_lies_is_refused(header: object, data: int, tmp_path: Path
     assert len(error.message) < 600
 
 
+def test_the_message_says_whose_file_it_is(tmp_path: Path) -> None:
+    folder = save(tmp_path / "the base", llama())
+    (folder / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(HeaderError, match=r"the base`: `model\.safetensors` cannot be trusted"):
+        open_checkpoint(folder)
+
+
 def test_a_truncated_file_is_called_cut_short(tmp_path: Path) -> None:
     content = (save(tmp_path / "whole", llama()) / "model.safetensors").read_bytes()
     for end in (len(content) - 1, len(content) // 2, 100, 20):
