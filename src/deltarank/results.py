@@ -37,6 +37,7 @@ class Outcome(StrEnum):
     IDENTICAL = "identical"
     NOT_FINITE = "not_finite"
     UNREADABLE = "unreadable"
+    FAILED = "failed"
     NOT_A_MATRIX = "not_a_matrix"
     EMBEDDING = "embedding"
     EXCLUDED = "excluded"
@@ -57,6 +58,7 @@ _SENTENCES: dict[Outcome, str] = {
     Outcome.IDENTICAL: "the two checkpoints hold the same numbers here: nothing to lose",
     Outcome.NOT_FINITE: "holds NaN or Inf, so no loss can be stated",
     Outcome.UNREADABLE: "could not be read",
+    Outcome.FAILED: "could not be measured",
     Outcome.NOT_A_MATRIX: "a vector or scalar (a norm or a bias): a LoRA has no place for it",
     Outcome.EMBEDDING: "an embedding or the output head: left out unless included by name",
     Outcome.EXCLUDED: "left out by --include or --exclude, not read",

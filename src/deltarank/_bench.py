@@ -1,0 +1,176 @@
+"""Where one matrix is measured: buffers that are used again, a pair read into them, a solver run on them."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from deltarank._plan import Step
+from deltarank._settings import Settings
+from deltarank.checkpoints import Leftover, Pair, chunks, will_need
+from deltarank.errors import CheckpointError
+from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
+from deltarank.spectra import Spectrum, Sums, Workspace, audited, make_solver, measure, noise_edge, subtract
+
+CURVE_POINTS = 40
+LEAST_VALUES = 64
+DIGITS = 8
+"""Of a singular value in the results: float32 has seven."""
+
+
+class Bench:
+    """Measures one matrix after another."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._workspace = Workspace(settings.torch_device)
+
+    def results(self, steps: Iterable[Step]) -> Iterator[tuple[Step, MatrixResult]]:
+        """A result for each step, in order. A matrix that fails is a result too."""
+        for step, loaded in self._loaded(steps):
+            yield step, self._result(step, loaded)
+
+    def sums(self, leftover: Leftover | Pair) -> Sums:
+        """The sums of a pair that is not kept: needs no memory to speak of.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        total = Sums()
+        for _, base, finetune in chunks(leftover.base, leftover.finetune):
+            out = self._workspace.lend("chunk", tuple(finetune.shape), self._settings.torch_dtype)
+            total += subtract(base, finetune, out=out, workspace=self._workspace)
+        return total
+
+    def audit(self, step: Step, result: MatrixResult) -> AuditRow:
+        """The rank at which the result is furthest from a full SVD in float64."""
+        wide = Bench(replace(self._settings, dtype="float64", device="cpu"))
+        delta, sums = wide._load(step.pair, 0)
+        energies = audited(delta).square()
+        rows = [_audit_row(result, loss, energies, sums.energy) for loss in result.losses]
+        return max(rows, key=lambda row: row.deviation)
+
+    def _load(self, pair: Pair, turn: int) -> tuple[Tensor, Sums]:
+        """Reads a pair into one of two buffers as its delta."""
+        delta = self._workspace.lend(f"delta {turn}", pair.shape, self._settings.torch_dtype)
+        total = Sums()
+        for first, base, finetune in chunks(pair.base, pair.finetune):
+            out = delta[first : first + len(finetune)]
+            total += subtract(base, finetune, out=out, workspace=self._workspace)
+        return delta, total
+
+    def _loaded(self, steps: Iterable[Step]) -> Iterator[tuple[Step, Callable[[], tuple[Tensor, Sums]]]]:
+        """Steps with a call that gives their delta, the next pair being read meanwhile.
+
+        On a CPU the system is told what is needed next and its disk works while we compute: a thread of our own would
+        take a core from the solver, whose threads then wait for each other. Beside a GPU a thread does the reading.
+        """
+        if self._settings.torch_device.type != "cpu":
+            yield from self._loaded_by_a_thread(steps)
+            return
+        for step, following in pairwise([*steps, None]):
+            assert step is not None
+            if following is not None:
+                will_need(following.pair)
+            yield step, lambda step=step: self._load(step.pair, 0)  # type: ignore[misc]
+
+    def _loaded_by_a_thread(self, steps: Iterable[Step]) -> Iterator[tuple[Step, Callable[[], tuple[Tensor, Sums]]]]:
+        with ThreadPoolExecutor(1) as reader:
+            ahead: tuple[Step, Future[tuple[Tensor, Sums]]] | None = None
+            for turn, step in enumerate(steps):
+                following = step, reader.submit(self._load, step.pair, turn % 2)
+                if ahead is not None:
+                    yield ahead[0], ahead[1].result
+                ahead = following
+            if ahead is not None:
+                yield ahead[0], ahead[1].result
+
+    def _result(self, step: Step, load: Callable[[], tuple[Tensor, Sums]]) -> MatrixResult:
+        started = time.perf_counter()
+        try:
+            delta, sums = load()
+            result = self._measured(step, delta, sums)
+        except CheckpointError as error:
+            result = _blank(step.pair, Outcome.UNREADABLE, error.message)
+        except (MemoryError, RuntimeError, ArithmeticError, ValueError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            result = _blank(step.pair, Outcome.FAILED, reason[:300])
+        return replace(result, seconds=round(time.perf_counter() - started, 4))
+
+    def _measured(self, step: Step, delta: Tensor, sums: Sums) -> MatrixResult:
+        pair = step.pair
+        if not sums.is_finite:
+            side = "base" if not torch.isfinite(torch.tensor(sums.base_energy)) else "finetune"
+            return _blank(pair, Outcome.NOT_FINITE, f"the {side} holds NaN or Inf, so no loss can be stated")
+        if sums.is_zero:
+            return _filled(pair, sums, Outcome.IDENTICAL, self._settings.ranks, None)
+        solver = make_solver(
+            step.solver, self._workspace, tolerance=self._settings.tolerance, seed=zlib.crc32(pair.name.encode())
+        )
+        edge = noise_edge(sums.rounding_energy, *pair.shape)
+        spectrum = measure(
+            delta, sums.energy, ranks=self._settings.ranks, solver=solver, edge=edge, workspace=self._workspace
+        )
+        return _filled(pair, sums, Outcome.MEASURED, self._settings.ranks, spectrum)
+
+
+def _blank(pair: Pair, outcome: Outcome, reason: str | None = None) -> MatrixResult:
+    return MatrixResult(
+        name=pair.name,
+        layer=pair.layer,
+        module=pair.module,
+        shape=pair.shape,
+        outcome=outcome,
+        dtype=pair.dtype,
+        max_rank=min(pair.shape),
+        reason=reason,
+    )
+
+
+def _filled(
+    pair: Pair, sums: Sums, outcome: Outcome, ranks: tuple[int, ...], spectrum: Spectrum | None
+) -> MatrixResult:
+    base_norm = sums.base_energy**0.5
+    result = replace(
+        _blank(pair, outcome),
+        relative_norm=sums.energy**0.5 / base_norm if base_norm > 0 else None,
+        mean_abs=sums.absolute / sums.entries,
+        frobenius=sums.energy**0.5,
+        base_frobenius=base_norm,
+        rounding_floor=sums.rounding_floor,
+        losses=tuple(
+            Loss.from_energy(
+                rank, lost=spectrum.lost(rank) if spectrum else 0.0, total=sums.energy, entries=sums.entries
+            )
+            for rank in ranks
+        ),
+    )
+    return _with_spectrum(result, sums, ranks, spectrum) if spectrum else result
+
+
+def _with_spectrum(result: MatrixResult, sums: Sums, ranks: tuple[int, ...], spectrum: Spectrum) -> MatrixResult:
+    edge = noise_edge(sums.rounding_energy, result.shape[0], result.shape[1])
+    stored = spectrum.values[: max(max(ranks), LEAST_VALUES)]
+    return replace(
+        result,
+        stable_rank=spectrum.stable_rank,
+        effective_rank=spectrum.effective_rank,
+        signal_rank=spectrum.signal_rank(edge),
+        noise_edge=edge,
+        solver=spectrum.solver,
+        singular_values=tuple(float(f"{value:.{DIGITS - 1}e}") for value in stored),
+        curve=tuple((rank, round(kept, 7)) for rank, kept in spectrum.curve(CURVE_POINTS)),
+    )
+
+
+def _audit_row(result: MatrixResult, loss: Loss, energies: Tensor, energy: float) -> AuditRow:
+    tail = float(energies.flip(0).cumsum(0).flip(0)[loss.rank]) if loss.rank < len(energies) else 0.0
+    truth = Loss.from_energy(loss.rank, lost=tail, total=energy, entries=result.entries)
+    return AuditRow(result.name, loss.rank, loss.cosine_distance, truth.cosine_distance)

@@ -1,0 +1,192 @@
+"""What a run will do, known from headers alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from deltarank._settings import Settings
+from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
+from deltarank.errors import JobError
+from deltarank.results import Outcome, Reference
+from deltarank.spectra import chosen, exact_seconds, krylov_seconds, rates
+from deltarank.words import count, duration, listing, size
+
+READ_RATE = 1.2e9
+"""Bytes a second to read, upcast and subtract, on two cores from a warm disk."""
+
+FIXED_MEMORY = 600e6
+"""Python, torch and their libraries, the page's charts, and the small buffers."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One matrix to measure."""
+
+    pair: Pair
+    solver: str
+    seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before a tensor is read. `lines()` is for people, `to_plain()` for programs.
+
+    seconds and peak_memory (bytes) are rough: the rates behind them were measured on one machine.
+    """
+
+    base: Reference
+    finetune: Reference
+    settings: Settings
+    steps: tuple[Step, ...]
+    pairing: Pairing
+    notes: tuple[str, ...]
+
+    @property
+    def read_bytes(self) -> int:
+        read: tuple[Pair | Leftover, ...] = (*self.pairing.pairs, *self.pairing.leftovers)
+        return sum(each.nbytes for each in read)
+
+    @property
+    def seconds(self) -> float:
+        return math.fsum(step.seconds for step in self.steps) + self.read_bytes / READ_RATE
+
+    @property
+    def peak_memory(self) -> float:
+        return FIXED_MEMORY + max((step.memory for step in self.steps), default=0.0)
+
+    def lines(self) -> list[str]:
+        entries = sum(step.pair.entries for step in self.steps)
+        return [
+            f"base      {_reference_line(self.base)}",
+            f"finetune  {_reference_line(self.finetune)}",
+            f"ranks     {', '.join(map(str, self.settings.ranks))}",
+            "",
+            f"{count(len(self.steps), 'matrix', 'matrices')} to measure, {entries:,} weights:",
+            *_step_lines(self.steps),
+            "",
+            *_left_out_lines(self.pairing),
+            *[f"note: {note}" for note in self.notes],
+            f"To read: {size(self.read_bytes)}. Peak memory: about {size(self.peak_memory)}{_of_memory()}. "
+            + f"Time on two cores: {duration(self.seconds)}.",
+        ]
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "base": {"ref": self.base.ref, "revision": self.base.revision, "files": dict(self.base.files)},
+            "finetune": {
+                "ref": self.finetune.ref,
+                "revision": self.finetune.revision,
+                "files": dict(self.finetune.files),
+            },
+            "settings": self.settings.to_plain(),
+            "steps": [
+                {
+                    "name": step.pair.name,
+                    "layer": step.pair.layer,
+                    "module": step.pair.module,
+                    "shape": list(step.pair.shape),
+                    "dtype": step.pair.dtype,
+                    "solver": step.solver,
+                    "seconds": step.seconds,
+                }
+                for step in self.steps
+            ],
+            "left_out": [
+                {"name": each.name, "outcome": each.outcome.value, "reason": each.reason, "shape": list(each.shape)}
+                for each in (*self.pairing.leftovers, *self.pairing.skipped)
+            ],
+            "notes": list(self.notes),
+            "peak_memory": self.peak_memory,
+            "read_bytes": self.read_bytes,
+            "seconds": self.seconds,
+        }
+
+
+def make_plan(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, settings: Settings) -> Plan:
+    """Raises:
+    JobError: one matrix needs more memory than this machine has.
+    """
+    steps = tuple(_step(pair, settings) for pair in pairing.pairs)
+    notes = (*base.notes, *finetune.notes, *pairing.notes)
+    plan = Plan(base.reference, finetune.reference, settings, steps, pairing, notes)
+    _check_memory(plan)
+    return plan
+
+
+def _step(pair: Pair, settings: Settings) -> Step:
+    rows, columns = pair.shape
+    device = settings.torch_device
+    solver = chosen(settings.solver, rows, columns, settings.ranks, device)
+    known = rates(device)
+    if solver == "exact":
+        seconds = exact_seconds(rows, columns, known)
+    else:
+        seconds = krylov_seconds(rows, columns, max(settings.ranks), known)
+    return Step(pair, solver, seconds, _memory(pair, solver, settings))
+
+
+def _memory(pair: Pair, solver: str, settings: Settings) -> float:
+    """The delta; then the Gram matrix and the solver's copy of it, or the delta in bfloat16 and the basis."""
+    number = settings.torch_dtype.itemsize
+    side = min(pair.shape)
+    if solver == "exact":
+        return number * (pair.entries + 2.0 * side * side)
+    return number * (1.5 * pair.entries + side * (260.0 + 5.0 * max(settings.ranks)))
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that this machine has, where the system says so."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _check_memory(plan: Plan) -> None:
+    held = total_memory()
+    if held is None or plan.settings.torch_device.type == "cuda" or plan.peak_memory <= held:
+        return
+    largest = max(plan.steps, key=lambda step: step.memory)
+    raise JobError(
+        f"{largest.pair.name} of shape {' x '.join(map(str, largest.pair.shape))} needs about "
+        f"{size(plan.peak_memory)}; this machine has {size(held)}.",
+        cure="Leave it out with --exclude, or use a machine with more memory.",
+        slug="not-enough-memory",
+    )
+
+
+def _of_memory() -> str:
+    held = total_memory()
+    return f" (this machine has {size(held)})" if held else ""
+
+
+def _reference_line(reference: Reference) -> str:
+    revision = f" at {reference.revision}" if reference.revision else ""
+    return f"{reference.ref}{revision}, {count(len(reference.files), 'file')}, {size(sum(reference.files.values()))}"
+
+
+def _step_lines(steps: tuple[Step, ...]) -> Iterator[str]:
+    """A line for each (module, shape, dtype, solver)."""
+    groups: dict[tuple[str, tuple[int, int], str, str], list[Step]] = {}
+    for step in steps:
+        groups.setdefault((step.pair.module, step.pair.shape, step.pair.dtype, step.solver), []).append(step)
+    width = max((len(module) for module, *_ in groups), default=0)
+    for (module, shape, dtype, solver), members in groups.items():
+        seconds = math.fsum(step.seconds for step in members)
+        yield (
+            f"  {len(members):>6,} x {module:<{width}}  {shape[0]:>6} x {shape[1]:<6} {dtype}, {solver}, "
+            f"{duration(seconds)}"
+        )
+
+
+def _left_out_lines(pairing: Pairing) -> Iterator[str]:
+    groups: dict[Outcome, list[str]] = {}
+    for each in (*pairing.leftovers, *pairing.skipped):
+        groups.setdefault(each.outcome, []).append(each.name)
+    for outcome, names in groups.items():
+        yield f"left out: {count(len(names), 'tensor')}: {outcome.sentence} ({listing(names, most=3)})"

@@ -1,0 +1,327 @@
+"""The main job: two checkpoints in, what a LoRA of each rank would lose out."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltarank._bench import Bench
+from deltarank._journal import Journal, Record
+from deltarank._plan import READ_RATE, Plan, make_plan
+from deltarank._settings import Settings
+from deltarank._verdict import UNRELATED, judge
+from deltarank._watch import Watch
+from deltarank.checkpoints import Checkpoint, Leftover, open_checkpoint, pair_checkpoints
+from deltarank.errors import CheckpointError
+from deltarank.results import (
+    DEFAULT_RANKS,
+    AuditRow,
+    MatrixResult,
+    Outcome,
+    Results,
+    Skipped,
+    matrix_from_plain,
+    matrix_to_plain,
+    skipped_from_plain,
+    skipped_to_plain,
+)
+from deltarank.words import percent
+
+__all__ = ["Plan", "Watch", "compare", "open_results", "plan"]
+
+Ref = str | os.PathLike[str]
+
+PROBES = 3
+BYTES_A_MATRIX = 30_000
+BYTES_A_PAGE = 6_000_000
+
+
+def compare(
+    base: Ref,
+    finetune: Ref,
+    *,
+    ranks: Sequence[int] = DEFAULT_RANKS,
+    output: Ref | None = None,
+    base_revision: str | None = None,
+    revision: str | None = None,
+    solver: str = "auto",
+    tolerance: float = 1e-4,
+    dtype: str = "float32",
+    device: str = "cpu",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    audit: int = 0,
+    force: bool = False,
+    command: str | None = None,
+    watch: Watch | None = None,
+) -> Results:
+    """Measures D = W - W0 of every matrix, and what its best rank-r approximation loses, at all `ranks` in one pass.
+
+    Args:
+        base, finetune: a folder, a safetensors file, or a Hub id, `org/name` or `org/name@revision`.
+        output: a folder that gets results.json, and takes finished matrices on the way: the same call goes on after a
+            process that died, and ends with the same numbers. Without it nothing is written.
+        solver: "exact" (all singular values), "krylov" (the leading ones, to `tolerance`), or "auto", the faster.
+        tolerance: how far a cosine distance may be off with krylov.
+        dtype: the precision of the computation; operands are upcast to it before they are subtracted.
+        include, exclude: globs over tensor names. What matches `include` is measured whatever it is; exclude wins.
+        audit: so many matrices, drawn by chance, are measured again in float64 by a full SVD.
+        force: replaces another run in `output`.
+        watch: is told how it goes.
+
+    Raises:
+        UsageError: an argument cannot be meant.
+        CheckpointError, PairingError: see `deltarank.errors`.
+        OutputError: `output` holds something else, or cannot be written.
+    """
+    settings = Settings.checked(
+        ranks=ranks,
+        solver=solver,
+        tolerance=tolerance,
+        dtype=dtype,
+        device=device,
+        include=include,
+        exclude=exclude,
+    )
+    with _opened(base, finetune, base_revision, revision) as (before, after), ExitStack() as stack:
+        known = make_plan(before, after, _paired(before, after, settings), settings)
+        identity = _identity(before, after, settings)
+        journal = stack.enter_context(Journal(Path(output), identity)) if output is not None else None
+        run = _Run(known, Bench(settings), watch or Watch(), journal, audit)
+        if journal is not None:
+            if not force and (earlier := journal.finished) is not None:
+                run.watch.resumed(len(earlier.matrices))
+                return earlier
+            run.take_over(journal.open(force=force, room=BYTES_A_MATRIX * len(known.steps) + BYTES_A_PAGE))
+        results = run.go(command)
+        if journal is not None:
+            journal.finish(results)
+        return results
+
+
+def plan(
+    base: Ref,
+    finetune: Ref,
+    *,
+    ranks: Sequence[int] = DEFAULT_RANKS,
+    base_revision: str | None = None,
+    revision: str | None = None,
+    solver: str = "auto",
+    tolerance: float = 1e-4,
+    dtype: str = "float32",
+    device: str = "cpu",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    audit: int = 0,
+) -> Plan:
+    """What `compare` would do, from the headers alone: no tensor is read. Arguments and errors as there."""
+    settings = Settings.checked(
+        ranks=ranks,
+        solver=solver,
+        tolerance=tolerance,
+        dtype=dtype,
+        device=device,
+        include=include,
+        exclude=exclude,
+    )
+    with _opened(base, finetune, base_revision, revision) as (before, after):
+        return make_plan(before, after, _paired(before, after, settings), settings)
+
+
+def open_results(path: Ref) -> Results:
+    """Reads a run's folder, or a results.json."""
+    return Results.load(path)
+
+
+@contextmanager
+def _opened(
+    base: Ref, finetune: Ref, base_revision: str | None, revision: str | None
+) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+    with open_checkpoint(base, revision=base_revision) as before, open_checkpoint(finetune, revision=revision) as after:
+        yield before, after
+
+
+def _paired(before: Checkpoint, after: Checkpoint, settings: Settings) -> Any:
+    return pair_checkpoints(before, after, include=settings.include, exclude=settings.exclude)
+
+
+def _identity(before: Checkpoint, after: Checkpoint, settings: Settings) -> dict[str, Any]:
+    """What has to be equal for one process to go on with another's work."""
+    return {
+        "tool_version": version("deltarank"),
+        "base": before.fingerprint,
+        "finetune": after.fingerprint,
+        "settings": settings.to_plain(),
+    }
+
+
+@dataclass
+class _Run:
+    """One pass over a plan. Tensors come and go inside `bench`; here are numbers only."""
+
+    plan: Plan
+    bench: Bench
+    watch: Watch
+    journal: Journal | None
+    audit: int
+    matrices: dict[str, MatrixResult] = field(default_factory=dict)
+    left_out: dict[str, Skipped] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def take_over(self, records: Sequence[Record]) -> None:
+        """What an earlier process finished."""
+        for record in records:
+            if "losses" in record:
+                matrix = matrix_from_plain(record)
+                self.matrices[matrix.name] = matrix
+            else:
+                skipped = skipped_from_plain(record)
+                self.left_out[skipped.name] = skipped
+        if records:
+            self.watch.resumed(len(records))
+
+    def go(self, command: str | None) -> Results:
+        started = time.perf_counter()
+        self.watch.planned(self.plan)
+        self._probe()
+        clock = _Clock(self)
+        self._measure_all(clock)
+        self._sum_up_all(clock)
+        return self._results(command, time.perf_counter() - started)
+
+    def _probe(self) -> None:
+        """Says at once when this cannot be the base: the smallest of a few matrices tell."""
+        pairs = sorted((step.pair for step in self.plan.steps), key=lambda pair: pair.nbytes)[: 10 * PROBES]
+        norms = [norm for pair in pairs[:: max(len(pairs) // PROBES, 1)][:PROBES] if (norm := self._norm(pair))]
+        if norms and min(norms) >= UNRELATED:
+            self._warn(
+                f"the delta is as large as the weights ({percent(min(norms))} of the base's size or more in "
+                f"{len(norms)} of {len(norms)} matrices tried): is this the base that the finetune was trained from? "
+                "Stop here and give the right base if not."
+            )
+
+    def _norm(self, pair: Any) -> float | None:
+        """||D|| / ||W0||, if it can be had."""
+        try:
+            sums = self.bench.sums(pair)
+        except CheckpointError:
+            return None
+        return math.sqrt(sums.energy / sums.base_energy) if sums.is_finite and sums.base_energy > 0 else None
+
+    def _warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+        self.watch.warned(sentence)
+
+    def _measure_all(self, clock: _Clock) -> None:
+        waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
+        if waiting:
+            self.watch.began(waiting[0].pair.name)
+        for number, (step, result) in enumerate(self.bench.results(waiting), start=1):
+            self.matrices[result.name] = result
+            # What failed for want of memory or a disk may work next time.
+            if result.outcome not in (Outcome.FAILED, Outcome.UNREADABLE):
+                self._keep(matrix_to_plain(result))
+            clock.tick(result.name, step.seconds + step.pair.nbytes / READ_RATE)
+            if number < len(waiting):
+                self.watch.began(waiting[number].pair.name)
+
+    def _sum_up_all(self, clock: _Clock) -> None:
+        for leftover in self.plan.pairing.leftovers:
+            if leftover.name in self.left_out:
+                continue
+            self.watch.began(leftover.name)
+            skipped = self._summed_up(leftover)
+            self.left_out[leftover.name] = skipped
+            if skipped.outcome is not Outcome.UNREADABLE:
+                self._keep(skipped_to_plain(skipped))
+            clock.tick(leftover.name, leftover.nbytes / READ_RATE)
+
+    def _summed_up(self, leftover: Leftover) -> Skipped:
+        try:
+            sums = self.bench.sums(leftover)
+        except CheckpointError as error:
+            return Skipped(leftover.name, Outcome.UNREADABLE, error.message, leftover.shape)
+        energy = sums.energy if sums.is_finite else None
+        return Skipped(leftover.name, leftover.outcome, leftover.reason, leftover.shape, energy)
+
+    def _keep(self, record: Record) -> None:
+        if self.journal is not None:
+            self.journal.append(record)
+
+    def _results(self, command: str | None, seconds: float) -> Results:
+        matrices = tuple(self.matrices[step.pair.name] for step in self.plan.steps)
+        skipped = self._skipped(matrices)
+        return Results(
+            base=self.plan.base,
+            finetune=self.plan.finetune,
+            settings={
+                **self.plan.settings.to_plain(),
+                **_surroundings(),
+                "seconds": round(seconds, 1),
+                "command": command,
+            },
+            matrices=matrices,
+            skipped=skipped,
+            verdict=judge(matrices, skipped, self.plan.finetune.short_name),
+            tool_version=version("deltarank"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            notes=(*self.plan.notes, *self.warnings),
+            audit=self._audited(matrices),
+        )
+
+    def _skipped(self, matrices: Sequence[MatrixResult]) -> tuple[Skipped, ...]:
+        """With shares: of the energy of all that both checkpoints have, as far as it was read."""
+        read = [self.left_out[leftover.name] for leftover in self.plan.pairing.leftovers]
+        whole = math.fsum([*(m.energy for m in matrices), *(s.energy or 0.0 for s in read)])
+        shared = [replace(s, share=s.energy / whole) if s.energy is not None and whole > 0 else s for s in read]
+        return (*shared, *self.plan.pairing.skipped)
+
+    def _audited(self, matrices: Sequence[MatrixResult]) -> tuple[AuditRow, ...]:
+        measured = [
+            (step, matrix)
+            for step, matrix in zip(self.plan.steps, matrices, strict=True)
+            if matrix.outcome is Outcome.MEASURED
+        ]
+        drawn = random.Random(len(measured)).sample(measured, min(self.audit, len(measured)))
+        rows = []
+        for step, matrix in drawn:
+            self.watch.began(f"audit of {matrix.name}")
+            rows.append(self.bench.audit(step, matrix))
+        return tuple(rows)
+
+
+class _Clock:
+    """Foretells the time left from the plan's costs and the time that those done have taken."""
+
+    def __init__(self, run: _Run) -> None:
+        plan = run.plan
+        done = run.matrices.keys() | run.left_out.keys()
+        costs = [(s.pair.name, s.seconds + s.pair.nbytes / READ_RATE) for s in plan.steps]
+        costs += [(x.name, x.nbytes / READ_RATE) for x in plan.pairing.leftovers]
+        self._watch = run.watch
+        self._whole = math.fsum(cost for _, cost in costs)
+        self._before = math.fsum(cost for name, cost in costs if name in done)
+        self._since = 0.0
+        self._started = time.perf_counter()
+
+    def tick(self, name: str, cost: float) -> None:
+        self._since += cost
+        done = self._before + self._since
+        pace = (time.perf_counter() - self._started) / self._since if self._since > 0 else 0.0
+        share = min(done / self._whole, 1.0) if self._whole > 0 else 1.0
+        self._watch.finished(name, max(self._whole - done, 0.0) * pace, share)
+
+
+def _surroundings() -> dict[str, Any]:
+    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
