@@ -200,7 +200,7 @@ def _told(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"cannot write {folder}: {error.strerror or error}.",
-            cure="Give -o a folder where you may write, on a disk with room. What was finished is kept: the same command "
-            "goes on.",
+            cure="Give -o a folder where you may write, on a disk with room. Finished matrices are kept: the same "
+            "command goes on.",
             slug="output-unwritable",
         ) from error

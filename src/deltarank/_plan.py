@@ -11,7 +11,7 @@ from typing import Any
 from deltarank._settings import Settings
 from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
 from deltarank.errors import JobError
-from deltarank.results import Outcome, Reference
+from deltarank.results import Outcome, Reference, Skipped
 from deltarank.spectra import chosen, exact_seconds, krylov_seconds, rates
 from deltarank.words import count, duration, listing, size
 
@@ -71,9 +71,12 @@ class Plan:
             "",
             *_left_out_lines(self.pairing),
             *[f"note: {note}" for note in self.notes],
-            f"To read: {size(self.read_bytes)}. Peak memory: about {size(self.peak_memory)}{_of_memory()}. "
-            + f"Time on two cores: {duration(self.seconds)}.",
+            self._needs(),
         ]
+
+    def _needs(self) -> str:
+        memory = f"about {size(self.peak_memory)}{_of_memory()}"
+        return f"To read: {size(self.read_bytes)}. Peak memory: {memory}. Time on two cores: {duration(self.seconds)}."
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -98,7 +101,7 @@ class Plan:
             ],
             "left_out": [
                 {"name": each.name, "outcome": each.outcome.value, "reason": each.reason, "shape": list(each.shape)}
-                for each in (*self.pairing.leftovers, *self.pairing.skipped)
+                for each in _left_out(self.pairing)
             ],
             "notes": list(self.notes),
             "peak_memory": self.peak_memory,
@@ -184,9 +187,13 @@ def _step_lines(steps: tuple[Step, ...]) -> Iterator[str]:
         )
 
 
+def _left_out(pairing: Pairing) -> tuple[Leftover | Skipped, ...]:
+    return (*pairing.leftovers, *pairing.skipped)
+
+
 def _left_out_lines(pairing: Pairing) -> Iterator[str]:
     groups: dict[Outcome, list[str]] = {}
-    for each in (*pairing.leftovers, *pairing.skipped):
+    for each in _left_out(pairing):
         groups.setdefault(each.outcome, []).append(each.name)
     for outcome, names in groups.items():
         yield f"left out: {count(len(names), 'tensor')}: {outcome.sentence} ({listing(names, most=3)})"

@@ -160,7 +160,7 @@ def _estimated_rank(error: float, matrices: Sequence[MatrixResult]) -> int | Non
         middle = (low + high) // 2
         lost = math.fsum(m.energy * _lost_at(m, middle) for m in rows)
         low, high = (low, middle) if lost <= error**2 * total else (middle + 1, high)
-    step = 10 ** max(len(str(low)) - 2, 0)
+    step: int = 10 ** max(len(str(low)) - 2, 0)
     return math.ceil(low / step) * step
 
 
