@@ -1,0 +1,83 @@
+"""How much of a finetune is left when you are served a LoRA extracted from it?
+
+    import deltarank
+
+    results = deltarank.compare("org/base", "org/finetune", ranks=[16, 64])
+    print(results.verdict.sentences[0])
+
+Names are resolved when they are first used: importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltarank.compare import Plan, Watch, compare, open_results, plan
+    from deltarank.errors import DeltarankError
+    from deltarank.results import Loss, MatrixResult, Outcome, Results, Verdict
+
+    __version__: str
+
+__all__ = [
+    "DeltarankError",
+    "Loss",
+    "MatrixResult",
+    "Outcome",
+    "Plan",
+    "Results",
+    "Verdict",
+    "Watch",
+    "__version__",
+    "compare",
+    "open_results",
+    "plan",
+]
+
+_HOMES = {
+    "DeltarankError": "deltarank.errors",
+    "Loss": "deltarank.results",
+    "MatrixResult": "deltarank.results",
+    "Outcome": "deltarank.results",
+    "Plan": "deltarank.compare",
+    "Results": "deltarank.results",
+    "Verdict": "deltarank.results",
+    "Watch": "deltarank.compare",
+    "compare": "deltarank.compare",
+    "open_results": "deltarank.compare",
+    "plan": "deltarank.compare",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # 30 ms that `--help` need not wait for
+
+        return version("deltarank")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deltarank' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `deltarank.compare` the function.
+
+    Whoever imports the module of that name first would otherwise leave the module here under it.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in _HOMES:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -15,6 +15,9 @@ of `docs/messages.md` that explains the message.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class DeltarankError(Exception):
     """The root of all expected failures: caught at the doorway and printed without a traceback."""
@@ -29,6 +32,10 @@ class DeltarankError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.cure}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled by their positional arguments; ours would lose cure and slug between processes.
+        return partial(type(self), cure=self.cure, slug=self.slug), (self.message,)
 
 
 class UsageError(DeltarankError):

@@ -22,7 +22,7 @@ def percent(share: float | None, *, unknown: str = "unknown") -> str:
     if 0.999 < share < 1:
         return "over 99.9 %"
     hundredths = 100 * share
-    digits = 1 if hundredths < 9.95 or 99 <= hundredths < 100 else 0
+    digits = 1 if hundredths < 9.95 or 98.95 <= hundredths < 100 else 0
     return f"{hundredths:.{digits}f} %"
 
 
@@ -59,12 +59,12 @@ def duration(seconds: float) -> str:
     """90 -> "1 min 30 s"; 7300 -> "2 h 2 min"."""
     if seconds < 1:
         return "under 1 s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 

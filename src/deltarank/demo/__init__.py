@@ -5,6 +5,7 @@ Importing this loads neither torch nor transformers; building a lab does.
 
 from __future__ import annotations
 
+from deltarank.demo._findings import findings
 from deltarank.demo._lab import Lab, Training, build_lab
 
-__all__ = ["Lab", "Training", "build_lab"]
+__all__ = ["Lab", "Training", "build_lab", "findings"]

@@ -1,0 +1,154 @@
+"""`deltarank compare`: the main job."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deltarank.cli._ranks import parse_ranks
+from deltarank.cli._say import in_colour, one_line, out, say_written, sayer, width
+from deltarank.results import DEFAULT_RANKS, Results
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How to go about it and what to print; what is measured stands in the job."""
+
+    output: Path
+    force: bool
+    as_json: bool
+    quiet: bool
+
+
+@click.command(short_help="Measure what a LoRA would keep of a finetune.")
+@click.argument("base")
+@click.argument("finetune")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="RUN",
+    help="Folder for the results.  [default: runs/ and the finetune's name]",
+)
+@click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+@click.option(
+    "--ranks",
+    multiple=True,
+    metavar="LIST",
+    help=f"Ranks to measure, as in 16,64; may be repeated.  [default: {','.join(map(str, DEFAULT_RANKS))}]",
+)
+@click.option(
+    "--solver",
+    type=click.Choice(["auto", "exact", "krylov"]),
+    default="auto",
+    show_default=True,
+    help="exact: the whole spectrum; krylov: the leading part, to --tolerance; auto: the faster.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    default=1e-4,
+    show_default=True,
+    metavar="X",
+    help="How far krylov may be off, in cosine distance.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the computation.",
+)
+@click.option(
+    "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps."
+)
+@click.option("--include", multiple=True, metavar="GLOB", help="Measure only tensors that match; may be repeated.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out tensors that match; may be repeated.")
+@click.option(
+    "--audit",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Measure N matrices, drawn by chance, again in float64 by a full SVD.",
+)
+@click.option("--force", is_flag=True, help="Replace another run that lies in RUN.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop: no tensor is read.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results (or the plan) as JSON, alone, on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr.")
+@click.pass_context
+def compare(
+    context: click.Context,
+    /,
+    output: Path | None,
+    ranks: tuple[str, ...],
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **job: Any,
+) -> None:
+    """Measure how much of FINETUNE a LoRA extracted against BASE would keep.
+
+    Writes RUN/results.json, RUN/report.html and pictures, and prints a table and a verdict. A run that was stopped
+    goes on where it stopped when the same command is given again.
+    """
+    job["ranks"] = parse_ranks(ranks)
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
+    if dry_run:
+        _print_plan(job, as_json)
+        return
+    manner = _Manner(output or default_output(job["finetune"]), force, as_json, quiet)
+    _run(job, manner, command=shlex.join(["deltarank", *(context.obj or ())]))
+
+
+def _print_plan(job: dict[str, Any], as_json: bool) -> None:
+    import deltarank
+
+    plan = deltarank.plan(**job)
+    out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(one_line, plan.lines())))
+
+
+def _run(job: dict[str, Any], manner: _Manner, *, command: str) -> None:
+    import deltarank
+    from deltarank.cli._progress import watching
+    from deltarank.report import write_report
+
+    tell = sayer(manner.quiet)
+    tell(f"Results go to {manner.output}.")
+    with watching(manner.quiet) as watch:
+        results = deltarank.compare(**job, output=manner.output, force=manner.force, command=command, watch=watch)
+    try:
+        written = write_report([results], manner.output)
+    finally:  # a page that failed takes no hour's work with it
+        print_results(results, manner.as_json)
+    say_written((manner.output / "results.json", *written), tell)
+
+
+def print_results(results: Results, as_json: bool) -> None:
+    """The results on stdout: for a reader, or whole for a program."""
+    if as_json:
+        out(results.to_json())
+        return
+    from deltarank.report import terminal_summary
+
+    out(terminal_summary(results, colour=in_colour(), width=width()))
+
+
+def default_output(finetune: str) -> Path:
+    """`runs/` and the last word of the reference, in letters that every file system takes."""
+    local = Path(finetune)
+    if local.exists():
+        name = local.resolve().name.removesuffix(".safetensors")
+    else:
+        name = finetune.removeprefix("hf://").split("@")[0].rstrip("/").rsplit("/", 1)[-1]
+    return Path("runs", re.sub(r"[^\w.-]+", "-", name).strip(".-") or "finetune")

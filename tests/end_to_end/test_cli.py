@@ -1,0 +1,587 @@
+"""The commands as a user gives them, on tiny checkpoints, in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
+
+import deltarank
+from deltarank.cli import main
+from deltarank.results import Results
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Asked for by a test that wants real pictures. They take seconds, so the others get a stand-in."""
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Run:
+    """`deltarank` with these words, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("deltarank.report._pictures.pictures", lambda page: {"heat-map.png": b"not drawn"})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def call(*words: object) -> Done:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base, full (a full finetune of it), lora (a merged LoRA of rank 2). Not to be written to."""
+    folder = tmp_path_factory.mktemp("models")
+    weights = base_weights()
+    write(folder / "base", weights)
+    write(folder / "full", full_finetune(weights))
+    write(folder / "lora", merged_lora(weights, 2))
+    return folder
+
+
+@pytest.fixture
+def base(models: Path) -> Path:
+    return models / "base"
+
+
+@pytest.fixture
+def full(models: Path) -> Path:
+    return models / "full"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# compare ------------------------------------------------------------------------------------------------------------
+
+
+def test_compare_writes_results_and_a_page_and_prints_a_table(drawn: None, run: Run, base: Path, full: Path) -> None:
+    done = run("compare", base, full, "-o", "run", "--ranks", "4,16")
+
+    assert done.code == 0, done.err
+    assert {"results.json", "report.html"} <= names(Path("run"))
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in Path("run").glob("*.png"))
+    assert len(list(Path("run").glob("*.png"))) >= 3
+    assert not any("partial" in name for name in names(Path("run")))
+    assert "mlp.down_proj" in done.out
+    assert "wrote run/report.html" in done.err
+    assert "\x1b" not in done.out
+
+
+def test_what_is_written_is_what_the_library_reads(run: Run, base: Path, full: Path) -> None:
+    run("compare", base, full, "-o", "run", "--ranks", "4", "--ranks", "16,8")
+    results = Results.load("run")
+
+    assert results.ranks == (4, 8, 16)
+    assert len(results.measured) == MATRICES
+    assert results.settings["command"].startswith("deltarank compare ")
+    assert "Results" in repr(deltarank.open_results("run"))
+
+
+def test_json_is_alone_on_stdout(run: Run, base: Path, full: Path) -> None:
+    done = run("compare", base, full, "-o", "run", "--ranks", "8", "--json")
+
+    assert Results.from_json(done.out) == Results.load("run")
+
+
+def test_quiet_is_quiet(run: Run, base: Path, full: Path) -> None:
+    done = run("compare", base, full, "-o", "run", "--ranks", "8", "-q")
+
+    assert done.err == ""
+    assert done.out
+
+
+def test_the_run_is_named_after_the_finetune(run: Run, base: Path, full: Path) -> None:
+    done = run("compare", base, full, "--ranks", "8")
+
+    assert done.code == 0
+    assert Path("runs/full/results.json").is_file()
+    assert "runs/full" in done.err
+
+
+def test_a_merged_lora_is_recognised(run: Run, models: Path, base: Path) -> None:
+    run("compare", base, models / "lora", "-o", "run", "--ranks", "2,8")
+    whole = Results.load("run").totals.whole
+
+    assert whole.loss(2).energy_lost < 0.01
+
+
+def test_globs_choose(run: Run, base: Path, full: Path) -> None:
+    run("compare", base, full, "-o", "run", "--ranks", "8", "--include", "*mlp*", "--exclude", "*.1.*")
+    measured = {matrix.name for matrix in Results.load("run").measured}
+
+    assert measured == {"model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"}
+
+
+def test_an_audit_is_kept(run: Run, base: Path, full: Path) -> None:
+    run("compare", base, full, "-o", "run", "--ranks", "8", "--audit", "2")
+    rows = Results.load("run").audit
+
+    assert {row.rank for row in rows} == {8}
+    assert max(row.deviation for row in rows) < 1e-5
+
+
+@pytest.mark.parametrize("words", [("--solver", "exact"), ("--solver", "krylov"), ("--dtype", "float64")])
+def test_solvers_and_precisions_agree(run: Run, base: Path, full: Path, words: tuple[str, ...]) -> None:
+    run("compare", base, full, "-o", "one", "--ranks", "8")
+    run("compare", base, full, "-o", "two", "--ranks", "8", *words)
+    one, two = (Results.load(name).totals.whole.loss(8).cosine_distance for name in ("one", "two"))
+
+    assert one == pytest.approx(two, abs=2e-4)
+
+
+def test_the_same_command_again_measures_nothing(run: Run, base: Path, full: Path) -> None:
+    first = run("compare", base, full, "-o", "run", "--ranks", "8")
+    created = Results.load("run").matrices
+    second = run("compare", base, full, "-o", "run", "--ranks", "8")
+
+    assert (first.code, second.code) == (0, 0)
+    assert Results.load("run").matrices == created
+    assert first.out == second.out
+
+
+class StopAfterThree(deltarank.Watch):
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+        self.seen += 1
+        if self.seen == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(run: Run, base: Path, full: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        deltarank.compare(str(base), str(full), ranks=[8], output="run", watch=StopAfterThree())
+    assert not Path("run/results.json").exists()
+    done = run("compare", base, full, "-o", "run", "--ranks", "8")
+    run("compare", base, full, "-o", "fresh", "--ranks", "8")
+    stopped, fresh = (
+        [replace(matrix, seconds=None) for matrix in Results.load(name).matrices] for name in ("run", "fresh")
+    )
+
+    assert "Going on with an earlier run: 3 tensors of it kept." in done.err
+    assert stopped == fresh
+
+
+def test_another_job_does_not_mix_into_a_run(run: Run, models: Path, base: Path, full: Path) -> None:
+    run("compare", base, full, "-o", "run", "--ranks", "8")
+    before = Path("run/results.json").read_text()
+    for words in (("--ranks", "8,16"), ("--ranks", "8", "--dtype", "float64")):
+        done = run("compare", base, full, "-o", "run", *words)
+        assert done.code == 1
+        assert "--force" in done.err
+    assert run("compare", base, models / "lora", "-o", "run", "--ranks", "8").code == 1
+    assert Path("run/results.json").read_text() == before
+
+    assert run("compare", base, models / "lora", "-o", "run", "--ranks", "8", "--force").code == 0
+    assert Results.load("run").finetune.short_name == "lora"
+
+
+def test_a_dry_run_reads_and_writes_nothing(run: Run, base: Path, full: Path) -> None:
+    done = run("compare", base, full, "-o", "run", "--dry-run")
+
+    assert done.code == 0
+    assert "model.layers" in done.out or "mlp" in done.out
+    assert names(Path()) == set()
+
+
+def test_a_plan_as_json(run: Run, base: Path, full: Path) -> None:
+    plan = json.loads(run("compare", base, full, "--dry-run", "--json", "--ranks", "8").out)
+
+    assert len(plan["steps"]) == MATRICES
+    assert {"name", "shape", "dtype", "solver", "seconds"} <= set(plan["steps"][0])
+    assert plan["peak_memory"] > 0
+    assert plan["read_bytes"] > 0
+
+
+# bad input ----------------------------------------------------------------------------------------------------------
+
+
+def refused(done: Done, slug: str, *, code: int = 1, run: str = "run") -> None:
+    """One message, its cure, its place in the docs, and nothing half written."""
+    assert done.code == code, done.err
+    assert done.out == ""
+    assert done.err.splitlines()[-1] == f"More: docs/messages.md#{slug}"
+    assert "deltarank: " in done.err
+    assert "Traceback" not in done.err
+    left = Path(run)
+    assert not left.exists() or not {"results.json", "report.html"} & names(left)
+
+
+@pytest.mark.parametrize("ranks", ["0", "-8", "many", "8,,x", "1.5", "", "1e2", "9" * 50, "8,0"])
+def test_ranks_that_are_none(run: Run, base: Path, full: Path, ranks: str) -> None:
+    refused(run("compare", base, full, "-o", "run", f"--ranks={ranks}"), "bad-ranks", code=2)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster", "", "meta"])
+def test_a_device_that_is_not_there(run: Run, base: Path, full: Path, device: str) -> None:
+    refused(run("compare", base, full, "-o", "run", "--device", device), "bad-device", code=2)
+
+
+@pytest.mark.parametrize("tolerance", ["0", "-1", "nan", "2"])
+def test_a_tolerance_that_is_none(run: Run, base: Path, full: Path, tolerance: str) -> None:
+    refused(run("compare", base, full, "-o", "run", f"--tolerance={tolerance}"), "bad-tolerance", code=2)
+
+
+def test_globs_that_match_nothing(run: Run, base: Path, full: Path) -> None:
+    for option in ("--include", "--exclude"):
+        done = run("compare", base, full, "-o", "run", option, "*down_prj*")
+        refused(done, "glob-matches-nothing", code=2)
+        assert "down_proj" in done.err  # a near name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("comprae",),
+        ("compare",),
+        ("compare", "a"),
+        ("compare", "a", "b", "c"),
+        ("compare", "a", "b", "--solver", "magic"),
+        ("compare", "a", "b", "--dtype", "int8"),
+        ("compare", "a", "b", "--audit", "-1"),
+        ("compare", "a", "b", "--tolerance", "small"),
+        ("compare", "a", "b", "--frobnicate"),
+        ("report",),
+        ("demo", "--seed", "x"),
+    ],
+)
+def test_words_that_no_command_knows(run: Run, words: Sequence[str]) -> None:
+    done = run(*words)
+
+    assert done.code == 2
+    assert "Usage: deltarank" in done.err
+    assert done.out == ""
+
+
+def test_a_missing_folder(run: Run, base: Path) -> None:
+    done = run("compare", base, "./nowhere", "-o", "run")
+    refused(done, "no-such-checkpoint")
+    assert "nowhere" in done.err
+
+
+def test_a_folder_without_weights(run: Run, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(run("compare", base, tmp_path / "empty", "-o", "run"), "no-weights")
+
+
+def index(folder: Path, shards: dict[str, str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    return folder
+
+
+def test_an_index_that_names_a_missing_shard(run: Run, base: Path, tmp_path: Path) -> None:
+    broken = index(tmp_path / "broken", {"a": "model-00001-of-00002.safetensors"})
+    done = run("compare", base, broken, "-o", "run")
+    refused(done, "missing-shard")
+    assert "model-00001-of-00002.safetensors" in done.err
+
+
+@pytest.mark.parametrize("escape", ["../base/model.safetensors", "/etc/passwd", "a/../../model.safetensors"])
+def test_an_index_that_leaves_its_folder(run: Run, base: Path, tmp_path: Path, escape: str) -> None:
+    refused(run("compare", base, index(tmp_path / "broken", {"a": escape}), "-o", "run"), "outside-folder")
+
+
+def damaged(full: Path, folder: Path, change: Callable[[bytes], bytes]) -> Path:
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(change((full / "model.safetensors").read_bytes()))
+    return folder
+
+
+def with_header(header: bytes, body: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + body
+
+
+LIE = b'{"model.layers.0.mlp.up_proj.weight":{"dtype":"F32","shape":[900000,900000],"data_offsets":[0,16]}}'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: whole[:-100],
+        lambda whole: whole[:500],
+        lambda whole: whole[:5],
+        lambda whole: b"",
+        lambda whole: with_header(LIE, b"\0" * 16),
+        lambda whole: with_header(b"not json at all"),
+        lambda whole: with_header(b"[1, 2]"),
+        lambda whole: struct.pack("<Q", 2**63) + b"{}",
+        lambda whole: struct.pack("<Q", 100_000_000) + b"\xff" * 1000,
+        lambda whole: b"\x80\x04" + whole,
+    ],
+    ids=["tail-cut", "header-cut", "five-bytes", "empty", "lie", "no-json", "a-list", "huge", "junk", "shifted"],
+)
+def test_a_damaged_file(run: Run, base: Path, full: Path, tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    done = run("compare", base, damaged(full, tmp_path / "broken", change), "-o", "run")
+
+    assert done.code == 1
+    assert "More: docs/messages.md#" in done.err
+    assert "Traceback" not in done.err
+    assert not Path("run/results.json").exists()
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch exploded",)
+
+
+def test_a_pickle_is_never_opened(run: Run, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pytorch_model.bin").write_bytes(pickle.dumps(_Bomb()))
+    done = run("compare", base, tmp_path / "bin", "-o", "run")
+
+    assert done.code == 1
+    assert "safetensors" in done.err
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_base_and_finetune_the_same(run: Run, base: Path) -> None:
+    refused(run("compare", base, base, "-o", "run"), "same-checkpoint")
+
+
+def test_nothing_in_common(run: Run, base: Path, tmp_path: Path) -> None:
+    write(tmp_path / "other", {"encoder.conv.weight": torch.ones(7, 5)})
+    refused(run("compare", base, tmp_path / "other", "-o", "run"), "nothing-in-common")
+
+
+def test_the_wrong_base_by_shape(run: Run, base: Path, tmp_path: Path) -> None:
+    write(tmp_path / "wide", {name: torch.cat([w, w]) for name, w in base_weights(5).items()})
+    refused(run("compare", base, tmp_path / "wide", "-o", "run"), "wrong-base")
+
+
+def test_the_wrong_base_by_its_numbers_is_said(run: Run, base: Path, tmp_path: Path) -> None:
+    write(tmp_path / "stranger", base_weights(9))
+    done = run("compare", base, tmp_path / "stranger", "-o", "run", "--ranks", "8")
+
+    assert "base" in done.err
+    assert done.code == 1 or Results.load("run").verdict.kind == "unrelated"
+
+
+def test_nan_is_an_outcome_not_an_end(run: Run, base: Path, tmp_path: Path) -> None:
+    weights = full_finetune(base_weights())
+    weights["model.layers.0.mlp.up_proj.weight"][3, 4] = float("nan")
+    write(tmp_path / "nan", weights)
+    done = run("compare", base, tmp_path / "nan", "-o", "run", "--ranks", "8")
+
+    assert done.code == 0
+    assert len(Results.load("run").measured) == MATRICES - 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="/dev/full")
+def test_a_full_stdout_is_told_as_such(base: Path, full: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full_device:
+        done = subprocess.run(
+            [sys.executable, "-m", "deltarank", "compare", base, full, "--dry-run"],
+            stdout=full_device,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+
+    assert done.returncode == 1
+    assert "cannot write to standard output" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_is_no_matter(base: Path, full: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deltarank", "compare", base, full, "-q", "--json", "-o", "run", "--ranks", "8"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_an_output_that_cannot_be_written(run: Run, base: Path, full: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = run("compare", base, full, "-o", tmp_path / "file" / "run", "--ranks", "8")
+
+    refused(done, "output-unwritable", run=str(tmp_path / "none"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_output_that_is_a_file(run: Run, base: Path, full: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+
+    assert run("compare", base, full, "-o", tmp_path / "file", "--force").code in (1, 2)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(run: Run, base: Path, full: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused(run("compare", base, full, "-o", tmp_path / "locked" / "run"), "output-unwritable")
+
+
+def test_an_output_of_something_else(run: Run, base: Path, full: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    done = run("compare", base, full, "-o", tmp_path / "thesis", "--ranks", "8")
+
+    refused(done, "output-exists", run=str(tmp_path / "thesis"))
+    assert names(tmp_path / "thesis") == {"chapter.txt"}
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB; only root can make one."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], capture_output=True)
+    if made.returncode:
+        pytest.skip("cannot make a small file system here")
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tmpfs")
+def test_a_full_disk(run: Run, base: Path, full: Path, tiny_disk: Path) -> None:
+    done = run("compare", base, full, "-o", tiny_disk / "run", "--ranks", "8")
+
+    assert done.code == 1
+    assert "docs/messages.md#output-unwritable" in done.err
+    assert "Traceback" not in done.err
+    for path in (tiny_disk / "run").glob("*.html"):
+        assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_a_hostile_name_does_not_reach_the_terminal(run: Run, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.\x1b[31m\x07evil\u202e.weight"
+    weights = {name: torch.randn(8, 8), "model.layers.0.mlp.up_proj.weight": torch.randn(8, 8)}
+    write(tmp_path / "a", weights)
+    write(tmp_path / "b", {key: w + 0.1 * torch.randn(8, 8) for key, w in weights.items()})
+    done = run("compare", tmp_path / "a", tmp_path / "b", "-o", "run", "--ranks", "4")
+    plan = run("compare", tmp_path / "a", tmp_path / "b", "--dry-run")
+
+    assert (done.code, plan.code) == (0, 0)
+    for text in (done.out, done.err, plan.out, plan.err):
+        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+
+
+def test_ctrl_c_says_how_to_go_on(run: Run, base: Path, full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deltarank, "compare", stop)
+    done = run("compare", base, full, "-o", "run")
+
+    assert done.code == 130
+    assert "inished matrices are kept; the same command goes on" in done.err
+
+
+def test_what_nobody_expected_keeps_its_traceback(
+    run: Run, base: Path, full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(deltarank, "compare", break_)
+    with pytest.raises(ZeroDivisionError):
+        run("compare", base, full, "-o", "run")
+
+
+# report -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_runs(run: Run, models: Path, base: Path) -> tuple[Path, Path]:
+    for name in ("full", "lora"):
+        assert run("compare", base, models / name, "-o", f"runs/{name}", "--ranks", "2,8", "-q").code == 0
+    return Path("runs/full"), Path("runs/lora")
+
+
+def test_report_makes_the_page_again(run: Run, two_runs: tuple[Path, Path]) -> None:
+    page = two_runs[0] / "report.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    done = run("report", two_runs[0])
+
+    assert done.code == 0, done.err
+    assert done.out.strip() == str(page)
+    assert page.read_text(encoding="utf-8") == before
+    assert run("report", two_runs[0] / "results.json", "-q").err == ""
+
+
+def test_report_sets_runs_side_by_side(drawn: None, run: Run, two_runs: tuple[Path, Path]) -> None:
+    done = run("report", *two_runs)
+
+    assert done.code == 0, done.err
+    text = Path("report/report.html").read_text(encoding="utf-8")
+    assert "full" in text
+    assert "lora" in text
+
+
+def test_report_replaces_only_a_run_s_own_page(run: Run, two_runs: tuple[Path, Path]) -> None:
+    one, two = two_runs
+    before = (two / "report.html").read_text(encoding="utf-8")
+
+    refused(run("report", one, "-o", two), "output-exists", run="none")
+    refused(run("report", one, two, "-o", two), "output-exists", run="none")
+    assert (two / "report.html").read_text(encoding="utf-8") == before
+    assert run("report", one, two, "-o", two, "--force").code == 0
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"format_version": 99}', "\0"])
+def test_report_of_what_is_no_run(run: Run, tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "no").mkdir()
+    if content is not None:
+        (tmp_path / "no" / "results.json").write_text(content)
+
+    refused(run("report", tmp_path / "no"), "results-unreadable", run="none")
+    assert "report.html" not in names(tmp_path / "no")
+
+
+# the doorway itself -------------------------------------------------------------------------------------------------
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out.strip() == f"deltarank {deltarank.__version__}"
+
+
+def test_help_shows_every_verb(run: Run) -> None:
+    done = run("--help")
+
+    assert done.code == 0
+    assert all(verb in done.out for verb in ("compare", "report", "demo"))
+
+
+def test_demo_does_not_write_among_other_people_s_runs(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "runs").mkdir(parents=True)
+
+    refused(run("demo", "-o", tmp_path / "mine"), "output-exists", run="none")
+    assert names(tmp_path / "mine") == {"runs"}

@@ -1,0 +1,85 @@
+"""The real demo, trained for real: the article's picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deltarank.cli import main
+from deltarank.cli._demo import FINETUNES, RANKS
+from deltarank.results import Results, Total
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "deltarank-demo"
+    assert main(["demo", "-o", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[str, Results]:
+    return {name: Results.load(folder / "runs" / name) for name in FINETUNES}
+
+
+def lost(results: Results, rank: int, *leaves: str) -> float:
+    rows = [m for m in results.measured if not leaves or m.module.rsplit(".", 1)[-1] in leaves]
+    return Total.of(rows).loss(rank).energy_lost
+
+
+def test_the_merged_lora_is_all_there_at_its_rank(runs: dict[str, Results]) -> None:
+    assert lost(runs["lora"], 8) < 1e-3
+    assert lost(runs["lora"], 4) > 1e-2
+
+
+def test_it_is_known_for_what_it_is(runs: dict[str, Results]) -> None:
+    assert runs["lora"].verdict.kind == "merged_lora"
+    assert runs["lora"].verdict.signal_rank == 8
+    assert runs["full"].verdict.kind == "full"
+    assert runs["merge"].verdict.kind == "full"
+
+
+@pytest.mark.parametrize("name", ["full", "merge"])
+def test_a_full_finetune_and_a_merge_lose_much(runs: dict[str, Results], name: str) -> None:
+    assert lost(runs[name], 8) > 0.2
+
+
+def test_the_full_finetune_loses_most_in_the_mlp_then_in_o_proj(runs: dict[str, Results]) -> None:
+    full = runs["full"]
+    mlp = lost(full, 8, "gate_proj", "up_proj", "down_proj")
+    attention = {leaf: lost(full, 8, leaf) for leaf in ("q_proj", "k_proj", "v_proj", "o_proj")}
+
+    assert mlp > max(attention.values())
+    assert max(attention, key=attention.__getitem__) == "o_proj"
+
+
+def test_higher_ranks_lose_less(runs: dict[str, Results]) -> None:
+    for results in runs.values():
+        whole = [results.totals.whole.loss(rank).energy_lost for rank in RANKS]
+        assert whole == sorted(whole, reverse=True)
+
+
+def test_one_page_shows_all_three(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+
+    assert all(name in page for name in FINETUNES)
+    assert list(folder.glob("*.png"))
+
+
+def test_again_it_trains_and_measures_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "lab").rglob("*.safetensors")}
+    assert main(["demo", "-o", str(folder)]) == 0
+    captured = capsys.readouterr()
+
+    assert "trained earlier" in captured.err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "What a LoRA of rank 8 loses" in captured.out
+    assert str(folder / "report.html") in captured.out
+
+
+def test_another_seed_is_not_mixed_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "-o", str(folder), "--seed", "1"]) == 1
+    assert "--force" in capsys.readouterr().err

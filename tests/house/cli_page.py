@@ -1,0 +1,66 @@
+"""docs/cli.md, made from the commands themselves. `python tests/house/cli_page.py` writes it again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from deltarank import cli
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+GROUP = cli.deltarank
+
+_HEAD = """\
+# The command line
+
+Made from the commands' own help by `python tests/house/cli_page.py`; a test compares the two. Results go to stdout;
+progress, remarks and errors go to stderr. Exit codes: 0 done, 1 the job failed, 2 the command could not be meant, 130
+stopped by the user. Every message has a section in [messages.md](messages.md).
+
+BASE and FINETUNE are a folder, a `.safetensors` file, or a Hub id: `org/name`, `org/name@revision`, `hf://org/name`.
+`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `NO_COLOR` are honoured.
+"""
+
+
+def render() -> str:
+    """The whole page. Made of the commands' parameters, not of click's layout, which moves between its versions."""
+    sections = [_HEAD, *(_section(GROUP.commands[name]) for name in sorted(GROUP.commands))]
+    return "\n".join(sections)
+
+
+def _section(command: click.Command) -> str:
+    lines = [f"## deltarank {command.name}", "", "```", f"deltarank {command.name} {_usage(command)}", "```", ""]
+    lines += [*inspect.cleandoc(command.help or "").splitlines(), "", "| option | |", "| --- | --- |"]
+    return "\n".join([*lines, *_rows(command), ""])
+
+
+def _usage(command: click.Command) -> str:
+    names = [p.metavar or (p.name or "").upper() for p in command.params if isinstance(p, click.Argument)]
+    return " ".join([*names, "[OPTIONS]"])
+
+
+def _rows(command: click.Command) -> Iterator[str]:
+    for option in command.params:
+        if isinstance(option, click.Option):
+            spelled = ", ".join(f"`{name}`" for name in option.opts)
+            yield f"| {spelled}{_values(option)} | {_help(option)} |"
+
+
+def _values(option: click.Option) -> str:
+    if option.is_flag:
+        return ""
+    if isinstance(option.type, click.Choice):
+        return " " + " \\| ".join(f"`{choice}`" for choice in option.type.choices)
+    return f" {option.metavar or option.type.name.upper()}"
+
+
+def _help(option: click.Option) -> str:
+    text = " ".join((option.help or "").split())
+    return f"{text} [default: {option.default}]" if option.show_default is True else text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")

@@ -1,0 +1,55 @@
+"""The library's front: few names, sorted, each importable, each documented."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deltarank
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_all_is_sorted() -> None:
+    assert sorted(deltarank.__all__) == deltarank.__all__
+
+
+@pytest.mark.parametrize("name", deltarank.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(deltarank, name) is not None
+    assert name in dir(deltarank)
+
+
+@pytest.mark.parametrize("name", deltarank.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert f"`{name}" in (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'extrct'"):
+        deltarank.extrct  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "first", ["import deltarank", "import deltarank.compare", "from deltarank.compare import Watch"]
+)
+def test_compare_is_the_function_whoever_imported_the_module_first(first: str) -> None:
+    code = f"{first}; import deltarank, types; assert isinstance(deltarank.compare, types.FunctionType)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("room", ["checkpoints", "cli", "demo", "report", "spectra"])
+def test_every_room_names_what_it_offers(room: str) -> None:
+    module = importlib.import_module(f"deltarank.{room}")
+
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (ROOT / "src" / "deltarank" / "py.typed").is_file()

@@ -1,0 +1,50 @@
+"""A module is about one noun, and a function fits on a screen."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+LONGEST_MODULE = 350
+LONGEST_FUNCTION = 60
+LARGE = {"results.py"}
+"""The contract: it is read as one."""
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if shown(path) not in LARGE], ids=shown)
+def test_a_module_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
+
+
+@pytest.mark.parametrize("path", MODULES, ids=shown)
+def test_functions_are_short(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = {node.name: lines for node in functions if (lines := _lines(node)) > LONGEST_FUNCTION}
+
+    assert long == {}
+
+
+def _lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Less its doc string: what is said of a function does not make it harder to read."""
+    first = function.body[0]
+    said = _height(first) if ast.get_docstring(function) else 0
+    return _height(function) - said
+
+
+def _height(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", MODULES, ids=shown)
+def test_a_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

@@ -1,0 +1,99 @@
+"""The doorway's small parts: ranks as people write them, names of runs, progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltarank.cli._compare import default_output
+from deltarank.cli._ranks import parse_ranks
+from deltarank.cli._say import out, printable
+from deltarank.errors import UsageError
+from deltarank.results import DEFAULT_RANKS
+
+
+@pytest.mark.parametrize(
+    ("texts", "ranks"),
+    [
+        ([], DEFAULT_RANKS),
+        (["64"], (64,)),
+        (["64,8,16"], (8, 16, 64)),
+        (["64", "8 16"], (8, 16, 64)),
+        ([" 8, 8,08 "], (8,)),
+        (["8,"], (8,)),
+    ],
+)
+def test_ranks(texts: list[str], ranks: tuple[int, ...]) -> None:
+    assert parse_ranks(texts) == ranks
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "", ",", "1.0", "1_0", "٣", "8;16", "9" * 5000])
+def test_what_is_no_rank_is_named(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_ranks(["8", text])
+
+    assert caught.value.slug == "bad-ranks"
+    assert caught.value.exit_code == 2
+
+
+@given(st.sets(st.integers(1, 10**6), min_size=1))
+def test_ranks_survive_being_written_down(ranks: set[int]) -> None:
+    assert parse_ranks([",".join(map(str, ranks))]) == tuple(sorted(ranks))
+
+
+@pytest.mark.parametrize(
+    ("finetune", "name"),
+    [
+        ("org/Bigger-Body-12b", "Bigger-Body-12b"),
+        ("org/name@v1.0", "name"),
+        ("hf://org/name", "name"),
+        ("org/..", "finetune"),
+        ("a b/c;d", "c-d"),
+        ("..", None),
+    ],
+)
+def test_a_run_is_named_after_its_finetune(
+    finetune: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+
+    assert default_output(finetune) == Path("runs", name or tmp_path.name)
+
+
+def test_a_run_is_named_after_a_folder_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "weights.safetensors").touch()
+    monkeypatch.chdir(tmp_path / "model")
+
+    assert default_output(".") == Path("runs/model")
+    assert default_output("../model/") == Path("runs/model")
+    assert default_output("../weights.safetensors") == Path("runs/weights")
+
+
+@given(st.text())
+def test_the_name_of_a_run_stays_in_its_folder(finetune: str) -> None:
+    path = default_output("org/" + finetune)
+
+    assert path.parent == Path("runs")
+    assert path.name not in ("", ".", "..")
+
+
+@given(st.text())
+def test_nothing_printed_moves_the_cursor(text: str) -> None:
+    assert all(c.isprintable() or c == "\n" for c in printable(text))
+
+
+def test_ordinary_text_is_printed_as_it_is() -> None:
+    assert printable("Größe: 48 % – naïve\n") == "Größe: 48 % – naïve\n"
+
+
+def test_signs_that_stdout_cannot_write_are_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w", encoding="ascii") as narrow:
+        monkeypatch.setattr("sys.stdout", narrow)
+        out("over 99.9 % – kept")
+
+    assert (tmp_path / "out").read_text() == "over 99.9 % ? kept\n"

@@ -1,0 +1,97 @@
+"""Progress on stderr: a bar with the time left on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import pytest
+
+from deltarank.cli._progress import Bar, Lines, watching
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class FakePlan:
+    def to_plain(self) -> dict[str, Any]:
+        return {"steps": [{}, {}], "read_bytes": 2_500_000, "seconds": 90.0}
+
+
+@contextmanager
+def a_terminal() -> Iterator[Terminal]:
+    """Not a fixture: pytest puts its own stderr back before a test begins."""
+    with redirect_stderr(Terminal()) as shown:
+        yield shown
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
+    with a_terminal() as terminal, watching(quiet=False) as watch:
+        assert isinstance(watch, Bar)
+        watch.began("model.layers.0.mlp.up_proj.weight")
+        watch.finished("model.layers.0.mlp.up_proj.weight", 95.0, 0.25)
+        watch.began("model.layers.1.mlp.up_proj.weight")
+
+    assert "25 %" in terminal.getvalue()
+    assert "1 min 35 s left" in terminal.getvalue()
+    assert "layers.1.mlp.up_proj.weight" in terminal.getvalue()
+
+
+def test_the_bar_goes_when_the_run_fails() -> None:
+    def fail() -> None:
+        with watching(quiet=False) as watch:
+            watch.began("a")
+            raise KeyboardInterrupt
+
+    with a_terminal() as terminal, pytest.raises(KeyboardInterrupt):
+        fail()
+
+    assert terminal.getvalue().split("\r")[-1].strip() == ""
+
+
+def test_a_log_gets_a_line_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    lines = Lines(clock=lambda: now)
+    for step in range(100):
+        now += 1.0
+        lines.finished(f"layer.{step}", 100.0 - step, (step + 1) / 100)
+    shown = capsys.readouterr().err.splitlines()
+
+    assert len(shown) == 3
+    assert shown[0] == "30 % done, about 1 min 11 s left, at layer.29"
+
+
+def test_quiet_says_nothing() -> None:
+    with a_terminal() as terminal, watching(quiet=True) as watch:
+        watch.planned(FakePlan())  # type: ignore[arg-type]
+        watch.warned("A remark.")
+        watch.resumed(3)
+        watch.began("a")
+        watch.finished("a", 1.0, 1.0)
+
+    assert terminal.getvalue() == ""
+
+
+def test_plan_resumption_and_warnings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with watching(quiet=False) as watch:
+        watch.planned(FakePlan())  # type: ignore[arg-type]
+        watch.resumed(1)
+        watch.warned("The delta is as large as the weights.")
+
+    assert capsys.readouterr().err.splitlines() == [
+        "2 matrices to measure, 2.5 MB to read, about 1 min 30 s.",
+        "Going on with an earlier run: 1 tensor of it kept.",
+        "Note: The delta is as large as the weights.",
+    ]
+
+
+def test_hostile_names_do_not_reach_the_terminal() -> None:
+    with a_terminal() as terminal, watching(quiet=False) as watch:
+        watch.began("\x1b[2J\x07\u202e" + "x" * 500)
+
+    assert not {"\x07", "\u202e"} & set(terminal.getvalue())
+    assert "\x1b[2J" not in terminal.getvalue()

@@ -1,0 +1,126 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltarank.words import count, duration, figure, listing, percent, size
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0, "0 %"),
+        (1, "100 %"),
+        (1e-300, "under 0.1 %"),
+        (0.00099, "under 0.1 %"),
+        (0.001, "0.1 %"),
+        (0.0312, "3.1 %"),
+        (0.0994, "9.9 %"),
+        (0.0996, "10 %"),
+        (0.4831, "48 %"),
+        (0.985, "98 %"),
+        (0.9951, "99.5 %"),
+        (0.99949, "over 99.9 %"),
+        (1 - 1e-15, "over 99.9 %"),
+        (1.5, "150 %"),
+        (None, "unknown"),
+        (math.nan, "unknown"),
+        (math.inf, "unknown"),
+    ],
+)
+def test_percent(share: float | None, text: str) -> None:
+    assert percent(share) == text
+
+
+@given(st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_nothing_and_everything_are_said_only_when_literally_so(share: float) -> None:
+    number = float(re.sub(r"[^\d.]", "", percent(share)))
+
+    assert 0 < number < 100
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_percent_keeps_the_order(one: float, two: float) -> None:
+    def bounds(share: float) -> tuple[float, int]:
+        text = percent(share)
+        return float(re.sub(r"[^\d.]", "", text)), text.startswith("over") - text.startswith("under")
+
+    low, high = sorted((one, two))
+    assert bounds(low) <= bounds(high)
+
+
+@given(st.floats(0, 1))
+def test_percent_has_three_digits_at_most(share: float) -> None:
+    assert len(re.sub(r"\D", "", percent(share)).lstrip("0")) <= 3
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (1.2e-7, "1.2e-7"),
+        (-1.2e-7, "-1.2e-7"),
+        (12.345, "12.3"),
+        (999, "999"),
+        (12345, "12,300"),
+        (-12345, "-12,300"),
+        (None, ""),
+        (math.nan, ""),
+    ],
+)
+def test_figure(value: float | None, text: str) -> None:
+    assert figure(value) == text
+
+
+@given(st.floats(1e-12, 1e12))
+def test_a_figure_is_right_to_its_digits(value: float) -> None:
+    assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=0.06 if value < 1e-3 else 0.006)
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "text"), [(0, "0 B"), (999, "999 B"), (1234567, "1.23 MB"), (2.45e10, "24.5 GB"), (3e12, "3 TB")]
+)
+def test_size(bytes_: float, text: str) -> None:
+    assert size(bytes_) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "under 1 s"),
+        (12.4, "12 s"),
+        (59.7, "1 min"),
+        (90, "1 min 30 s"),
+        (120, "2 min"),
+        (3599.7, "1 h"),
+        (3600, "1 h"),
+        (7300, "2 h 2 min"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.floats(0, 1e6))
+def test_no_duration_has_sixty_of_anything(seconds: float) -> None:
+    assert "60" not in duration(seconds).split()
+
+
+def test_count() -> None:
+    assert count(1, "matrix", "matrices") == "1 matrix"
+    assert count(2, "matrix", "matrices") == "2 matrices"
+    assert count(1200, "tensor") == "1,200 tensors"
+
+
+def test_listing() -> None:
+    assert listing([]) == ""
+    assert listing(["a"]) == "a"
+    assert listing(["a", "b", "c"]) == "a, b and c"
+    assert listing(list("abcdef"), most=3) == "a, b, c and 3 more"
