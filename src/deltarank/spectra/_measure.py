@@ -69,11 +69,16 @@ def _must_refine(known: Spectrum, found: Tensor, cut: int, ranks: tuple[int, ...
 
 
 def _take_out(delta: Tensor, basis: Tensor) -> None:
-    """D - Q Q'D, or D - D Q Q' where Q spans the columns' side, in place."""
-    if delta.shape[0] <= delta.shape[1]:
-        delta.addmm_(basis, basis.T @ delta, alpha=-1)
-    else:
-        delta.addmm_(delta @ basis, basis.T, alpha=-1)
+    """D - Q Q'D, or D - D Q Q' where Q spans the columns' side, in place.
+
+    Twice: Q's columns are orthonormal to float32, so once leaves 1e-7 of the largest value, which may stand above
+    the noise edge of weights stored in float32.
+    """
+    for _ in range(2):
+        if delta.shape[0] <= delta.shape[1]:
+            delta.addmm_(basis, basis.T @ delta, alpha=-1)
+        else:
+            delta.addmm_(delta @ basis, basis.T, alpha=-1)
 
 
 def audited(delta: Tensor) -> Tensor:
