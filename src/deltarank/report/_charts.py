@@ -59,7 +59,7 @@ def heat_map(page: PageData, *, tall: bool, legend: bool = False, width: Any = "
     ]
     places = [alt.param(name="at_layer", value=""), alt.param(name="at_module", value="")]
     chart = alt.layer(*layers).add_params(rank_param(page.default_rank), *places)
-    return chart.properties(width=width, height=alt.Step(step))
+    return chart.properties(width=width, height=step * max(1, len(page.layers if tall else page.modules)))
 
 
 def _ends(numbers: Sequence[int]) -> list[int]:
@@ -76,7 +76,7 @@ def _heat_axes(page: PageData, tall: bool) -> tuple[Any, Any]:
         "labelOverlap": False,
         **({} if tall else {"titleAnchor": "start"}),
     }
-    names = {"title": None, "labelLimit": 150, "labelOverlap": False}
+    names: dict[str, Any] = {"title": None, "labelLimit": 150, "labelOverlap": False}
     if tall:
         names |= {"orient": "top", "labelAngle": -40, "labelLimit": 90}
     shown = [module.short if tall else module.label for module in page.modules]
@@ -95,7 +95,7 @@ def _loss_colour(legend: bool) -> Any:
         title="energy lost (light = kept, dark = lost)",
         orient="top",
         direction="horizontal",
-        gradientLength=260,
+        gradientLength=360,
         gradientThickness=10,
         values=[0, 0.25, 0.5, 0.75, 1],
         labelExpr=_SHARE_LABEL,
@@ -111,8 +111,11 @@ def _series_scales(modules: Sequence[Module]) -> dict[str, Any]:
     numbers = [module.style or 0 for module in known]
     return {
         "color": alt.Color("module:N", scale=alt.Scale(domain=names, range="category"), legend=None),
+        # One name more than the others: legends of equal domains merge, and symbols outlined with dashes look torn.
         "strokeDash": alt.StrokeDash(
-            "module:N", scale=alt.Scale(domain=names, range=[DASHES[n] for n in numbers]), legend=None
+            "module:N",
+            scale=alt.Scale(domain=[*names, ""], range=[*(DASHES[n] for n in numbers), [1, 0]]),
+            legend=None,
         ),
         "shape": alt.Shape("module:N", scale=alt.Scale(domain=names, range=[SHAPES[n] for n in numbers]), legend=None),
     }
@@ -129,6 +132,7 @@ def rank_axis(page: PageData) -> Any:
         grid=True,
         gridDash=alt.condition(test, alt.value([]), alt.value([1, 4])),
         labelOverlap="greedy",
+        labelSeparation=6,
         labelFlush=False,
     )
     domain = [page.ranks[0], page.ranks[-1]] if len(page.ranks) > 1 else [page.ranks[0] / 2, page.ranks[0] * 2]
@@ -196,12 +200,13 @@ def _end_labels(colour: Any, y: Any) -> list[Chart]:
     base = alt.Chart(alt.NamedData(name="ends"))
     named = base.transform_filter("datum.kind === 'module'")
     whole = base.transform_filter("datum.kind === 'whole'")
-    at, beside = alt.value(alt.expr("width + 5")), alt.value(alt.expr("width + 18"))
     text = {"align": "left", "dx": 22, "limit": 130, "tooltip": None}
-    right = alt.value(alt.expr("width"))
+    right = alt.value("width")
     place = alt.Y("label_at:Q", scale=alt.Scale(domain=[0, 1]), axis=y["axis"])
     return [
-        base.mark_rule(style="leader", tooltip=None).encode(x=at, x2=beside, y=y, y2="label_at:Q"),
+        base.mark_rule(style="leader", xOffset=5, x2Offset=18, tooltip=None).encode(
+            x=right, x2=alt.value("width"), y=y, y2="label_at:Q"
+        ),
         named.mark_text(**text).encode(x=right, y=place, text="name:N", color=colour),
         whole.mark_text(style="whole-name", **text).encode(x=right, y=place, text="name:N"),
     ]
@@ -227,15 +232,14 @@ def by_layer(page: PageData, group: Group, *, top: float, width: Any = "containe
     )
     known = base.transform_filter("datum.styled")
     rest = base.transform_filter("!datum.styled")
-    # The legend belongs to the points: symbols outlined with a line's dashes look torn.
-    legend = alt.Legend(title=None, orient="top", direction="horizontal", columns=4, labelLimit=160)
+    legend = alt.Legend(title=None, orient="top", direction="horizontal", labelLimit=160)
     shown = {channel: series[channel].copy() for channel in ("color", "shape")}
     for channel in shown.values():
         channel["legend"] = legend
     layers = [
         rest.mark_line(style="rest", tooltip=None).encode(x=x, y=y, detail="module:N"),
         known.mark_line(strokeWidth=1.75, tooltip=None).encode(
-            x=x, y=y, color=series["color"], strokeDash=series["strokeDash"]
+            x=x, y=y, color=shown["color"], strokeDash=series["strokeDash"]
         ),
         known.mark_point(filled=True, size=34, opacity=1, cursor="pointer", tooltip=WHOLE_ROW).encode(
             x=x, y=y, **shown

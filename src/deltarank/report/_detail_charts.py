@@ -33,14 +33,24 @@ def spectrum(page: PageData, *, width: Any = "container", height: int = 200) -> 
     base = alt.Chart(alt.NamedData(name="spectrum"))
     ranks = alt.Chart(alt.NamedData(name="marks"))
     levels = alt.Chart(alt.NamedData(name="levels"))
+    shown, at_dial = _only("datum.shown"), _only("datum.shown && datum.index === rank")
     layers = [
-        ranks.mark_rule(style="mark", tooltip=None).encode(x=x),
-        ranks.transform_filter("datum.index === rank").mark_rule(style="dial", tooltip=None).encode(x=x),
-        levels.mark_rule(style="level", tooltip=None).encode(y=y),
-        levels.mark_text(style="note", align="left", baseline="bottom", dx=3, dy=-2, tooltip=None).encode(
-            x=alt.value(0), y=y, text="name:N"
+        ranks.mark_rule(style="mark", tooltip=None).encode(x=x, opacity=shown),
+        ranks.mark_rule(style="dial", tooltip=None).encode(x=x, opacity=at_dial),
+        levels.mark_rule(style="level", tooltip=None).encode(y=y, opacity=shown),
+        # The higher level is named above its line and the lower one below: they are often close.
+        *(
+            levels.mark_text(style="note", align="left", baseline=baseline, dx=3, dy=dy, tooltip=None).encode(
+                x=alt.value(0), y=y, text=f"{side}:N"
+            )
+            for side, baseline, dy in (("above", "bottom", -2), ("below", "top", 3))
         ),
         base.mark_line(style="whole", strokeWidth=2, tooltip=None).encode(x=x, y=y),
         base.mark_circle(style="whole-dot", size=14, opacity=1, tooltip=WHOLE_ROW).encode(x=x, y=y),
     ]
     return alt.layer(*layers).add_params(rank_param(page.default_rank)).properties(width=width, height=height)
+
+
+def _only(test: str) -> Any:
+    """Shows what passes. A filter could leave a layer without rows, and a log axis without ends."""
+    return alt.condition(test, alt.value(1), alt.value(0))

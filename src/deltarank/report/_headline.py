@@ -40,7 +40,7 @@ def _names(runs: Sequence[RunView]) -> tuple[Phrase, ...]:
 
 def _named(rank: int, place: int, runs: Sequence[RunView]) -> tuple[Phrase, ...]:
     """ "As a rank-64 LoRA, A keeps 48 % and B over 99.9 % of what finetuning changed. C was not measured at ..." """
-    parts = []
+    parts: list[tuple[Phrase, ...]] = []
     for run in runs:
         if (loss := run.losses[place]) is not None:
             verb = " " if parts else " keeps "
@@ -82,10 +82,8 @@ def _figures(rank: int, place: int, run: RunView, modules: Sequence[Module]) -> 
     loss = run.losses[place]
     if loss is None or not run.energy:
         return ""
-    parts = [
-        f"At rank {rank}, {lost_percent(loss)} of the energy is lost: relative error {figure(loss.relative_error)}, "
-        f"cosine distance {figure(loss.cosine_distance)}."
-    ]
+    errors = f"relative error {figure(loss.relative_error)}, cosine distance {figure(loss.cosine_distance)}"
+    parts = [f"At rank {rank}, {lost_percent(loss)} of the energy is lost: {errors}."]
     known = [(lost, row) for row in run.modules if (lost := row.lost[place]) is not None and row.share]
     if len(known) > 1 and loss.relative_error > 0:
         lost, row = max(known, key=lambda pair: pair[0])

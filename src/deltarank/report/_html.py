@@ -40,15 +40,24 @@ def render_page(page: PageData) -> str:
     from deltarank.report._payload import embedded, layer_groups, payload
 
     style, library, script = _resource("page.css"), _library(), _resource("page.js")
-    return environment().get_template("page.html").render(
-        page=page,
-        told=sentences_told(page),
-        groups=layer_groups(page),
-        policy=_policy([library, script], style),
-        style=Markup(style),
-        library=Markup(library),
-        script=Markup(script),
-        data=Markup(embedded(payload(page))),
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            page=page,
+            told=sentences_told(page),
+            groups=layer_groups(page),
+            changed=any(run.energy for run in page.runs),
+            signs={
+                "same": any(cell.same for run in page.runs for cell in run.cells),
+                "missing": any(None in cell.lost for run in page.runs for cell in run.cells),
+            },
+            policy=_policy([library, script], style),
+            style=Markup(style),
+            library=Markup(library),
+            script=Markup(script),
+            data=Markup(embedded(payload(page))),
+        )
     )
 
 
@@ -107,7 +116,7 @@ def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, safe to stand inside an element."""
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle()
+    bundle: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # None is its default
     # Neither occurs today; either would end the script element early, wherever in the code it stood.
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
 

@@ -18,7 +18,7 @@ class Group(StrEnum):
     OTHER = "other"
 
     @property
-    def title(self) -> str:
+    def heading(self) -> str:
         return {Group.MLP: "MLP", Group.ATTENTION: "Attention", Group.OTHER: "Other modules"}[self]
 
 

@@ -12,6 +12,8 @@ def notebook_html(results: Results) -> str:
     """The sentence, the verdict, a table of the energy kept by module and rank, and what was left out."""
     page = page_data([results])
     run = page.runs[0]
-    return environment().get_template("notebook.html").render(
-        page=page, run=run, whole=whole_lost(run), told=sentences_told(page)
+    return (
+        environment()
+        .get_template("notebook.html")
+        .render(page=page, run=run, whole=whole_lost(run), told=sentences_told(page))
     )

@@ -18,9 +18,24 @@ LABEL_GAP = 0.05
 """How far apart names stand at the ends of lines, as a part of the chart's height."""
 
 _FIGURES = (
-    "name layer dtype reason lost share relative_norm frobenius mean_abs max_rank stable_rank effective_rank "
-    "signal_rank rounding_floor floor_level noise_edge solver"
-).split()
+    "name",
+    "layer",
+    "dtype",
+    "reason",
+    "lost",
+    "share",
+    "relative_norm",
+    "frobenius",
+    "mean_abs",
+    "max_rank",
+    "stable_rank",
+    "effective_rank",
+    "signal_rank",
+    "rounding_floor",
+    "floor_level",
+    "noise_edge",
+    "solver",
+)
 
 
 def payload(page: PageData) -> dict[str, Any]:

@@ -28,8 +28,8 @@ Spec = dict[str, Any]
 
 
 def pictures(page: PageData) -> dict[str, bytes]:
-    """File name -> PNG, at the rank where the dial stands at first. None where nothing could be measured."""
-    if all(run.matrices_measured == 0 for run in page.runs):
+    """File name -> PNG, at the rank where the dial stands at first. None where no change was measured."""
+    if not any(run.energy for run in page.runs):
         return {}
     made = {"heat-map.png": _heat(page), "loss-by-rank.png": _loss(page)}
     for group in layer_groups(page):
@@ -38,7 +38,7 @@ def pictures(page: PageData) -> dict[str, bytes]:
 
 
 def _heat(page: PageData) -> bytes:
-    about = f"Energy lost by layer and module at rank {page.default_rank}, against {_bases(page)}"
+    about = f"Energy lost by layer and module at rank {page.default_rank} (base: {_bases(page)})"
     if len(page.runs) == 1:
         run = page.runs[0]
         across = min(WIDTH, 90 * len(page.layers))
@@ -58,7 +58,7 @@ def _heat(page: PageData) -> bytes:
 
 
 def _loss(page: PageData) -> bytes:
-    about = f"Energy lost against LoRA rank, against {_bases(page)}"
+    about = f"Energy lost against LoRA rank (base: {_bases(page)})"
     if len(page.runs) == 1:
         rows = rank_rows(page, page.runs[0])
         chart = loss_by_rank(page, width=WIDTH, height=440)
@@ -76,12 +76,12 @@ def _lines(rows: Sequence[Row], names: dict[str, str] | None = None) -> dict[str
 
 def _layers(page: PageData, group: Group) -> bytes:
     """The article's chart of one group: a panel a run, one scale for all."""
-    about = f"{group.title}: cosine distance by layer at rank {page.default_rank} (0.3 = half of the energy is gone)"
+    about = f"{group.heading}: cosine distance by layer at rank {page.default_rank} (0.3 = half of the energy is gone)"
     styles = [m.style or 0 for m in styled(page.modules) if m.group is group]
     height = 400 if len(page.runs) == 1 else 220
     units = [
         _unit(
-            by_layer(page, group, top=top_cosine(page), width=WIDTH, height=height),
+            by_layer(page, group, top=top_cosine(page, page.default), width=WIDTH, height=height),
             {"cells": cell_rows(page, run)},
             title=_panel_title(page, run),
         )
@@ -101,7 +101,8 @@ def _bases(page: PageData) -> str:
 def _unit(chart: Chart, datasets: Mapping[str, Sequence[Row]], *, title: str | None = None) -> Spec:
     """A chart with its rows put in, ready to stand beside others."""
     spec = chart.to_dict()
-    filled: Spec = {key: _filled(value, datasets) for key, value in spec.items() if key not in ("$schema", "config")}
+    known = spec.pop("datasets", {}) | dict(datasets)  # altair sets apart what a chart brings with it
+    filled: Spec = {key: _filled(value, known) for key, value in spec.items() if key not in ("$schema", "config")}
     return filled | ({"title": {"text": title, "fontSize": _SIZE, "offset": 8}} if title else {})
 
 

@@ -97,9 +97,13 @@ def _pushed_down(values: Sequence[float], gap: float) -> list[float]:
     return result
 
 
-def top_cosine(page: PageData) -> float:
-    """Where the axis of the article's charts ends: one end for all ranks, runs and groups, so that they compare."""
-    losts = [share for run in page.runs for cell in run.cells for share in cell.lost if share is not None]
+def top_cosine(page: PageData, place: int | None = None) -> float:
+    """Where the axis of the article's charts ends: one end for all runs and groups, so that they compare.
+
+    `place` looks at one rank alone; without it the end holds for all ranks.
+    """
+    ranks = slice(None) if place is None else slice(place, place + 1)
+    losts = [share for run in page.runs for cell in run.cells for share in cell.lost[ranks] if share is not None]
     worst = max((lost / (1 + math.sqrt(1 - lost)) for lost in losts), default=0.0)
     return next((top for top in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8) if worst <= top), 1.0)
 

@@ -15,7 +15,7 @@ from deltarank.words import count, figure, percent
 
 _BOLD, _DIM, _RED, _YELLOW, _GREEN = "1", "2", "31", "33", "32"
 _COLUMN = 7
-_SHARE = "of change"
+_SHARE = "share"
 MOST_MODULES = 24
 """More modules than these are cut to those that hold most of the change."""
 
@@ -85,7 +85,7 @@ def _table(page: PageData, run: RunView, paint: _Paint, width: int) -> list[str]
     whole = [_kept_cell(whole_lost(run)[i], paint) for i in places]
     cosine = [_cosine_cell(run, i) for i in places]
     return [
-        paint("Energy kept, in %, by LoRA rank", _BOLD),
+        paint("Energy kept, in %, by LoRA rank (share: of the whole change)", _BOLD),
         paint(line("module", _SHARE, ranks), _DIM),
         *rows,
         *([f"({count(hidden, 'module')} with smaller changes not shown)"] if hidden else []),
@@ -120,7 +120,7 @@ def _cosine_cell(run: RunView, place: int) -> str:
 def _left_out(run: RunView, width: int) -> list[str]:
     """A line for each reason, those that hold most of the change first."""
     return [
-        _wrapped(f"Left out: {count(group.count, 'tensor')}, {group.sentence}{_share(group.share)}.", width)
+        _wrapped(f"Left out: {count(group.count, 'tensor')}{_share(group.share)}: {group.sentence}.", width)
         for group in run.left_out
     ]
 

@@ -96,6 +96,7 @@ def _legend(inks: dict[str, str], size: int) -> dict[str, Any]:
         "titleFontWeight": "normal",
         "symbolStrokeWidth": 2,
         "symbolSize": 60,
+        "columns": 4,
     }
 
 
@@ -105,7 +106,7 @@ def _styles(inks: dict[str, str], size: int) -> dict[str, Any]:
         "square": {"stroke": inks["grid"], "strokeWidth": 1},
         "ghost": {"color": inks["ghost"], "stroke": inks["grid"], "strokeWidth": 1},
         "ghost-mark": {"color": inks["muted"], "fontSize": size - 2},
-        "cursor": {"stroke": inks["ink"], "strokeWidth": 2, "fill": None},
+        "cursor": {"stroke": inks["ink"], "strokeWidth": 2, "color": "transparent"},
         "dial": {"color": inks["ink"], "strokeWidth": 1},
         "mark": {"color": inks["line"], "strokeWidth": 1},
         "level": {"color": inks["muted"], "strokeWidth": 1, "strokeDash": [3, 3]},

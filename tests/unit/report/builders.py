@@ -59,9 +59,7 @@ def merge(module: str, layer: int, layers: int, side: int) -> np.ndarray:
 def losses_of(values: np.ndarray, ranks: Sequence[int], entries: int) -> tuple[Loss, ...]:
     squares = values**2
     total = math.fsum(squares)
-    return tuple(
-        Loss.from_energy(rank, lost=math.fsum(squares[rank:]), total=total, entries=entries) for rank in ranks
-    )
+    return tuple(Loss.from_energy(rank, lost=math.fsum(squares[rank:]), total=total, entries=entries) for rank in ranks)
 
 
 def matrix(

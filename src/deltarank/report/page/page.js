@@ -28,7 +28,7 @@
     if (share < 0.001) return `under 0.1${NB}%`;
     if (share > 0.999) return `over 99.9${NB}%`;
     const hundredths = 100 * share;
-    return `${fixed(hundredths, hundredths < 9.95 || hundredths >= 99 ? 1 : 0)}${NB}%`;
+    return `${fixed(hundredths, hundredths < 9.95 || hundredths >= 98.95 ? 1 : 0)}${NB}%`;
   }
 
   const kept = (lost) => (lost === null ? "not measured" : percent(lost > 0 && 1 - lost === 1 ? 0.9999 : 1 - lost));
@@ -41,6 +41,8 @@
     if (Math.abs(value) < 1e-3) return value.toExponential(1);
     return String(Number(value.toPrecision(3)));
   }
+
+  const whole = (count) => (count === null ? "" : count.toLocaleString("en-US"));
 
   // Four digits, for the table.
   function exact(value) {
@@ -77,7 +79,7 @@
   };
 
   // ---- charts -----------------------------------------------------------------------------------------------
-  const short = (table) => (narrow.matches ? { ...table, name: table.module.map((label) => data.short[label] ?? label) } : table);
+  const short = (table) => ((several || narrow.matches) && table.module ? { ...table, name: table.module.map((label) => data.short[label] ?? label) } : table);
 
   function heatName() {
     return several || narrow.matches ? "heat_tall" : "heat";
@@ -111,15 +113,22 @@
     return tall ? `${70 + 64 * data.modules.length}px` : `${190 + 48 * data.layers.length}px`;
   }
 
+  function legendColumns(place) {
+    const longest = Math.max(...data.modules.map((label) => label.length));
+    return Math.max(1, Math.floor(place.clientWidth / (34 + Math.min(160, 7.5 * longest))));
+  }
+
   async function draw(place) {
     const name = place.dataset.chart;
     const run = Number(place.dataset.run ?? 0);
     const mine = generation;
+    if (place.closest("[hidden]")) return;
     const chart = data.charts[name === "heat" ? heatName() : name];
     const shade = dark.matches ? "dark" : "light";
     if (name === "heat") place.style.maxWidth = heatWidth(heatName() === "heat_tall");
-    const config = { ...data.config[shade], range: { category: chart[shade] }, aria: false };
-    const spec = { ...chart.spec, datasets: datasets(name, run) };
+    const plain = data.config[shade];
+    const config = { ...plain, range: { category: chart[shade] }, legend: { ...plain.legend, columns: legendColumns(place) }, aria: false };
+    const spec = { ...chart.spec, datasets: { ...chart.spec.datasets, ...datasets(name, run) } };
     const { view } = await vegaEmbed(place, spec, {
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false, hover: false, config,
       tooltip: (handler, event, item, value) => tip(run, event, value && typeof value === "object" ? item.datum : null),
@@ -241,7 +250,7 @@
   const parted = (places, part) => (part ? places[part[0]].map((at, i) => [at, part[1][i]]) : []);
 
   function matrixData() {
-    if (state.matrix === null) return { curve: [], spectrum: [], marks: [], levels: [] };
+    if (state.matrix === null || !data.runs[state.run].matrices.frobenius[state.matrix]) return { curve: [], spectrum: [], marks: [], levels: [] };
     const all = data.runs[state.run].matrices;
     const i = state.matrix;
     const values = parted(all.places, all.spectrum[i]);
@@ -250,30 +259,35 @@
     return {
       curve: parted(all.places, all.curve[i]).map(([at, lost]) => ({ at, lost, asked: data.ranks.includes(at) })),
       spectrum: values.map(([index, value]) => ({ index, value })),
-      marks: data.ranks.filter((at) => at <= last).map((index) => ({ index })),
-      levels: levels.filter(([, value]) => value > 0).map(([name, value]) => ({ name, value })),
+      marks: [...data.ranks.filter((at) => at <= last).map((index) => ({ index, shown: true })), { index: Math.max(1, last), shown: false }],
+      levels: [...levels.filter(([, value]) => value > 0).sort((a, b) => b[1] - a[1])
+        .map(([name, value], i) => ({ above: i ? "" : name, below: i ? name : "", value, shown: true })),
+      { above: "", below: "", value: values.length ? values[0][1] : 1, shown: false }],
     };
   }
 
-  function matrixFacts() {
-    const all = data.runs[state.run].matrices;
-    const i = state.matrix;
-    const lost = lostOf(state.run, i);
-    const measured = all.frobenius[i] !== null;
-    const at = ` at rank ${rank()}`;
-    const facts = [["shape", all.shape[i]], ["stored as", all.dtype[i]], ["largest possible rank", figure(all.max_rank[i])]];
-    if (lost !== null) {
-      facts.unshift([`energy kept${at}`, kept(lost)], [`energy lost${at}`, percent(lost)], [`cosine distance${at}`, figure(cosine(lost))],
-        [`relative error${at}`, figure(Math.sqrt(lost))], [`mean squared error${at}`, measured ? figure((lost * all.frobenius[i] ** 2) / all.entries[i]) : ""]);
-    }
-    if (measured) {
-      facts.push(["part of the whole change", percent(all.share[i])], ["size of the change, ‖D‖", figure(all.frobenius[i])],
-        ["change / weights, ‖D‖ / ‖W₀‖", percent(all.relative_norm[i])], ["mean |D|", figure(all.mean_abs[i])],
-        ["stable rank", figure(all.stable_rank[i])], ["effective rank", figure(all.effective_rank[i]) || "unknown: the solver saw no tail"],
-        ["values above the noise edge", figure(all.signal_rank[i]) || "all that were seen"], ["rounding floor", percent(all.rounding_floor[i])],
-        ["solver", all.solver[i] ?? ""]);
-    }
-    return facts.filter(([, value]) => value !== "");
+  function factsAtRank(all, i, lost) {
+    if (lost === null) return [];
+    const mse = all.frobenius[i] === null ? "" : figure((lost * all.frobenius[i] ** 2) / all.entries[i]);
+    return [["energy kept", kept(lost)], ["energy lost", percent(lost)], ["cosine distance", figure(cosine(lost))],
+      ["relative error", figure(Math.sqrt(lost))], ["mean squared error", mse]];
+  }
+
+  function factsAtAnyRank(all, i) {
+    const facts = [["shape", all.shape[i]], ["stored as", all.dtype[i]], ["largest possible rank", whole(all.max_rank[i])]];
+    if (!all.frobenius[i]) return facts;
+    return [...facts, ["share of the change", percent(all.share[i])], ["size of the change, ‖D‖", figure(all.frobenius[i])],
+      ["change / weights", percent(all.relative_norm[i])], ["mean |D|", figure(all.mean_abs[i])], ["stable rank", figure(all.stable_rank[i])],
+      ["effective rank", figure(all.effective_rank[i]) || "unknown: no tail seen"], ["above the noise edge", whole(all.signal_rank[i]) || "all that were seen"],
+      ["rounding floor", percent(all.rounding_floor[i])], ["solver", all.solver[i] ?? ""]];
+  }
+
+  function showFacts(place, facts) {
+    place.replaceChildren(...facts.filter(([, value]) => value !== "").map(([title, value]) => {
+      const pair = element("div");
+      pair.append(element("dt", title), element("dd", value));
+      return pair;
+    }));
   }
 
   function showMatrix() {
@@ -286,20 +300,23 @@
     const absent = detailed || all.reason[i] ? "" : "Its curve and spectrum are in results.json: this page shows those of the largest losses.";
     find("#matrix-reason").textContent = all.reason[i] ?? absent;
     find("#matrix-reason").hidden = !find("#matrix-reason").textContent;
-    const hidden = find("#matrix-charts").hidden;
-    find("#matrix-charts").hidden = !detailed;
-    if (hidden && detailed) dispatchEvent(new Event("resize")); // charts drawn while hidden had no width
-    find("#matrix-figures").replaceChildren(...matrixFacts().map(([title, value]) => {
-      const pair = element("div");
-      pair.append(element("dt", title), element("dd", value));
-      return pair;
-    }));
+    const lost = lostOf(state.run, i);
+    find("#matrix-at").hidden = lost === null;
+    showFacts(find("#matrix-at dl"), factsAtRank(all, i, lost));
+    showFacts(find("#matrix-figures"), factsAtAnyRank(all, i));
+    for (const place of document.querySelectorAll("#matrix [data-chart]")) showMatrixChart(place);
+  }
+
+  // Without numbers a logarithmic axis has no ends, so an empty chart is not drawn at all.
+  function showMatrixChart(place) {
     const found = matrixData();
-    for (const [place, view] of drawn) {
-      const name = place.dataset.chart;
-      if (name === "curve") view.data("curve", found.curve).runAsync();
-      if (name === "spectrum") view.data("spectrum", found.spectrum).data("marks", found.marks).data("levels", found.levels).runAsync();
-    }
+    const name = place.dataset.chart;
+    place.closest("figure").hidden = !found[name].length;
+    if (!found[name].length) return;
+    const view = drawn.get(place);
+    if (!view) return void (document.documentElement.dataset.ready && draw(place));
+    for (const dataset of name === "curve" ? ["curve"] : ["spectrum", "marks", "levels"]) view.data(dataset, found[dataset]);
+    view.runAsync().then(() => view.resize().runAsync());
   }
 
   // ---- the table --------------------------------------------------------------------------------------------
@@ -326,21 +343,22 @@
   const share4 = (share) => (share === null ? "" : share === 0 || share === 1 ? `${100 * share} %` : `${exact(100 * share)} %`);
 
   function columns() {
-    const first = [
-      { id: "name", title: "matrix", value: (line) => line.name, text: true },
+    const name = { id: "name", title: "matrix", value: (line) => line.name, text: true };
+    const last = [
       { id: "layer", title: "layer", value: (line) => (/^\d+$/.test(line.layer) ? Number(line.layer) : null) },
       { id: "shape", title: "shape", value: (line) => line.entries, show: (_, line) => line.shape },
     ];
     const lost = data.runs.map((run, r) => ({ id: `lost${r}`, title: `${several ? `${run.label}, lost` : "energy lost"} at rank ${rank()}`, value: lostIn(r), show: share4 }));
-    if (several) return [...first, ...lost];
-    return [...first, ...lost,
+    if (several) return [name, ...lost, ...last];
+    return [name, ...lost,
       { id: "cosine", title: `cosine distance at rank ${rank()}`, value: (line) => cosine(lostIn(0)(line)), show: exact },
-      { id: "share", title: "part of the whole change", value: own("share"), show: share4 },
+      { id: "share", title: "share of the change", value: own("share"), show: share4 },
       { id: "relative_norm", title: "change / weights", value: own("relative_norm"), show: share4 },
       { id: "stable_rank", title: "stable rank", value: own("stable_rank") },
       { id: "effective_rank", title: "effective rank", value: own("effective_rank") },
       { id: "signal_rank", title: "above the noise edge", value: own("signal_rank") },
-      { id: "rounding_floor", title: "rounding floor", value: own("rounding_floor"), show: share4 }];
+      { id: "rounding_floor", title: "rounding floor", value: own("rounding_floor"), show: share4 },
+      ...last];
   }
 
   function compare(column) {
@@ -401,13 +419,12 @@
 
   // ---- begin ------------------------------------------------------------------------------------------------
   function worst() {
-    for (let run = 0; run < data.runs.length; run += 1) {
-      const members = data.runs[run].members;
-      const known = members.flatMap((list, cell) => list.map((matrix) => ({ run, cell, matrix })));
-      known.sort((a, b) => (lostOf(run, b.matrix) ?? -1) - (lostOf(run, a.matrix) ?? -1));
-      if (known.length) return known[0];
-    }
-    return null;
+    let found = null;
+    data.runs.forEach((run, r) => run.members.forEach((list, cell) => list.forEach((matrix) => {
+      const lost = lostOf(r, matrix) ?? -1;
+      if (!found || lost > found.lost) found = { run: r, cell, matrix, lost };
+    })));
+    return found;
   }
 
   function listen() {

@@ -1,0 +1,388 @@
+"""The page in a real headless Chromium: it asks for nothing, complains of nothing, and does what it says."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "report"))
+
+import builders
+import numpy as np
+
+from deltarank.report import page_html
+from deltarank.words import figure, percent
+
+pytestmark = pytest.mark.browser
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+NBSP = "\u00a0"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield running
+        running.close()
+
+
+@dataclass
+class Opened:
+    """A page, and what it asked for and complained of."""
+
+    page: object
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).inner_text().replace(NBSP, " ")
+
+    def fills(self, run: int = 0) -> list[str]:
+        """The colours of the squares of a heat map, in their order."""
+        return self.page.evaluate(
+            "r => [...document.querySelectorAll(`.heat[data-run='${r}'] .mark-rect.layer_0_marks path`)]"
+            ".map(path => path.getAttribute('fill'))",
+            run,
+        )
+
+    def settle(self) -> None:
+        self.page.wait_for_selector("html[data-ready=yes]")
+        self.page.wait_for_timeout(150)
+
+    def turn(self, rank: int) -> None:
+        self.page.locator("#dial label", has_text=str(rank)).first.click()
+        self.settle()
+
+
+@pytest.fixture
+def show(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
+    contexts = []
+
+    def opened(runs, *, width: int = 1280, scheme: str = "light", **settings) -> Opened:
+        file = tmp_path / "report.html"
+        file.write_text(page_html(runs), encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **settings)
+        contexts.append(context)
+        made = Opened(context.new_page())
+        own = file.as_uri()
+
+        def passed(route) -> None:
+            made.requests.append(route.request.url)
+            if route.request.url.split("#")[0] == own:
+                route.continue_()
+            else:
+                route.abort()
+
+        context.route("**/*", passed)
+        made.page.on("console", lambda message: made.complaints.append(message.text))
+        made.page.on("pageerror", lambda error: made.complaints.append(str(error)))
+        made.page.goto(own)
+        if settings.get("java_script_enabled", True):
+            made.settle()
+        made.own = own
+        return made
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def one(layers: int = 4, **changes):
+    return builders.results(builders.model(layers=layers), **changes)
+
+
+def three():
+    return [
+        builders.results(builders.model(builders.low_rank), name="a/Lora"),
+        builders.results(builders.model(), name="a/Full"),
+        builders.results(builders.model(builders.merge), name="a/Merged"),
+    ]
+
+
+def odd() -> dict[str, list]:
+    """Results that have not what most have."""
+    rows = builders.model(layers=2)
+    zero = [
+        builders.matrix(m.name, layer=m.layer, module=m.module, shape=m.shape, values=np.zeros(min(m.shape)))
+        for m in rows
+    ]
+    lone = builders.matrix(
+        "lm_head.weight", layer=None, module="lm_head", shape=(64, 32), values=np.arange(1, 33) ** -0.5
+    )
+    return {
+        "nothing": [],
+        "one layer": builders.model(layers=1),
+        "no layers": [lone],
+        "identical": zero,
+        "all NaN": [builders.not_finite(m) for m in rows],
+        "some NaN": [builders.not_finite(rows[0]), zero[1], *rows[2:], lone],
+        "128 experts": [m for layer in range(2) for m in builders.experts(layer, 128)],
+        "top-r solver": [_truncated(m) for m in rows],
+    }
+
+
+def _truncated(m):
+    from dataclasses import replace
+
+    return replace(m, singular_values=m.singular_values[:64], effective_rank=None, signal_rank=None, solver="krylov")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_request_leaves_the_page_and_nothing_is_complained_of(show, width, scheme):
+    opened = show([one()], width=width, scheme=scheme)
+    opened.turn(256)
+    opened.page.locator(".heat svg").click(position={"x": 200, "y": 100})
+    assert [opened.own] == opened.requests
+    assert opened.complaints == []
+
+
+@pytest.mark.parametrize("kind", list(odd()))
+def test_odd_results_are_drawn_without_complaint(show, kind):
+    opened = show([builders.results(odd()[kind])], width=390)
+    opened.turn(8)
+    assert opened.complaints == []
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_nothing_runs_off_the_side(show, width):
+    for runs in ([one(40)], three(), [builders.hostile()]):
+        opened = show(runs, width=width)
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert opened.complaints == []
+
+
+def test_the_dial_changes_the_colours_and_the_sentence(show):
+    run = one()
+    opened = show([run])
+    before, at_64 = opened.fills(), opened.text("#headline")
+    opened.turn(8)
+    assert 28 == len(before) == len(opened.fills())
+    assert all(a != b for a, b in zip(before, opened.fills(), strict=True))
+    kept = percent(run.totals.whole.loss(8).energy_kept)
+    assert at_64 != opened.text("#headline")
+    assert " ".join(opened.text("#headline").split()) == (
+        f"As a rank-8 LoRA, Bigger-Body-12b keeps {kept} of what finetuning changed."
+    )
+    assert opened.text("#figures").startswith("At rank 8, ")
+    assert {"8"} == {place.inner_text() for place in opened.page.locator(".at-rank").all()}
+    opened.turn(64)
+    assert before == opened.fills()
+
+
+def test_a_rank_means_the_same_colour_on_every_map(show):
+    """The scale runs from 0 to 1 at every rank: nothing lost at rank 512 is the lightest colour there is."""
+    opened = show([builders.results(builders.model(builders.low_rank))])
+    opened.turn(512)
+    assert {"rgb(247, 239, 224)"} == set(opened.fills())
+
+
+def test_a_click_on_a_square_shows_that_matrix_with_its_figures(show):
+    run = one()
+    opened = show([run])
+    square = opened.page.locator(".heat .mark-rect.layer_0_marks path").nth(7 + 3)  # layer 1, o_proj
+    square.click()
+    opened.settle()
+    matrix = run.matrices[10]
+    assert matrix.name == "model.layers.1.self_attn.o_proj.weight" == opened.text("#matrix-name")
+    facts = " ".join(opened.text("#matrix").split())
+    loss = matrix.loss(64)
+    assert f"energy kept {percent(loss.energy_kept)}" in facts
+    assert f"cosine distance {figure(loss.cosine_distance)}" in facts
+    assert f"stable rank {figure(matrix.stable_rank)}" in facts
+    assert f"effective rank {figure(matrix.effective_rank)}" in facts
+    assert "noise edge" in opened.text("#matrix-charts")
+    assert "rounding floor" in opened.text("#matrix-charts")
+    assert "layer 1, self_attn.o_proj" in opened.text(".readout")
+
+
+def test_keys_move_over_the_map_and_open_a_matrix(show):
+    opened = show([one()])
+    opened.page.locator(".heat").focus()
+    assert "layer 3, mlp.down_proj" in opened.text(".readout")  # the worst is open at first
+    for key in ("ArrowLeft", "ArrowUp", "ArrowUp"):
+        opened.page.keyboard.press(key)
+    assert "layer 2, mlp.gate_proj" in opened.text(".readout")
+    assert opened.text("#matrix-name") == "model.layers.3.mlp.down_proj.weight"
+    opened.page.keyboard.press("Enter")
+    assert opened.text("#matrix-name") == "model.layers.2.mlp.gate_proj.weight"
+    opened.page.keyboard.press("ArrowDown")
+    opened.page.keyboard.press("ArrowDown")
+    opened.page.keyboard.press("ArrowDown")  # there the map ends
+    assert "layer 2, mlp.down_proj" in opened.text(".readout")
+
+
+def test_the_dial_is_turned_by_keys(show):
+    opened = show([one()])
+    opened.page.locator("#dial input:checked").focus()
+    opened.page.keyboard.press("ArrowRight")
+    opened.settle()
+    assert opened.text("#headline").startswith("As a rank-128 LoRA")
+
+
+def test_everything_can_be_reached_by_tab(show):
+    opened = show([one(1)])
+    seen = set()
+    for _ in range(40):
+        opened.page.keyboard.press("Tab")
+        seen.add(
+            opened.page.evaluate(
+                "(e => e.dataset.sort ?? e.dataset.chart ?? (e.id || e.name || e.tagName))(document.activeElement)"
+            )
+        )
+    assert {"rank", "heat", "lost0", "cosine", "filter", "A", "SUMMARY"} <= seen
+
+
+def names(opened: Opened) -> list[str]:
+    return [cell.inner_text() for cell in opened.page.locator("#matrices td.name").all()]
+
+
+def test_the_table_sorts_by_value(show):
+    run = one(12)
+    opened = show([run])
+    worst = sorted(run.matrices, key=lambda m: -m.loss(64).relative_error)
+    assert [m.name for m in worst[:60]] == names(opened)
+    head = opened.page.locator("th[aria-sort]")
+    assert head.get_attribute("aria-sort") == "descending"
+    opened.page.locator("[data-sort=stable_rank]").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert max(run.matrices, key=lambda m: m.stable_rank).name == names(opened)[0]
+    opened.page.locator("[data-sort=stable_rank]").press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert min(run.matrices, key=lambda m: m.stable_rank).name == names(opened)[0]
+    opened.page.locator("[data-sort=name]").click()
+    in_order = names(opened)
+    assert in_order.index("model.layers.2.mlp.up_proj.weight") < 60  # 2 comes before 10
+    assert "model.layers.10.mlp.up_proj.weight" not in in_order
+
+
+def test_the_table_filters_and_shows_the_rest(show):
+    opened = show([one(12)])
+    assert len(names(opened)) == 60
+    opened.page.locator("#more").click()
+    assert len(names(opened)) == 84
+    opened.page.locator("#filter").fill("O_PROJ")
+    assert len(names(opened)) == 12
+    assert opened.text("#shown") == "12 of 84"
+
+
+def test_a_name_in_the_table_opens_its_matrix(show):
+    opened = show([one()])
+    opened.page.locator("#matrices a", has_text="model.layers.0.self_attn.k_proj.weight").click()
+    assert opened.text("#matrix-name") == "model.layers.0.self_attn.k_proj.weight"
+    assert opened.page.locator("#matrix-name").is_visible()
+    assert opened.page.evaluate("document.querySelector('#matrix').getBoundingClientRect().top") < 800
+
+
+def test_experts_of_one_square_can_be_chosen(show):
+    opened = show([builders.results([m for layer in range(2) for m in builders.experts(layer, 128)])])
+    options = opened.page.locator("#matrix-choice option")
+    assert options.count() == 128
+    opened.page.locator("#matrix-choice select").select_option(index=127)
+    assert opened.text("#matrix-name") == options.nth(127).inner_text().split(":")[0]
+
+
+def test_several_runs_stand_side_by_side(show):
+    opened = show(three())
+    assert opened.page.locator(".heat svg").count() == 3
+    tops = {round(place.bounding_box()["y"]) for place in opened.page.locator(".heat").all()}
+    assert len(tops) == 1
+    opened.page.locator(".heat[data-run='1'] .mark-rect.layer_0_marks path").first.click()
+    assert opened.text("#matrix-name") == "Full: model.layers.0.self_attn.q_proj.weight"
+    header = [cell.inner_text() for cell in opened.page.locator("#matrices thead th").all()]
+    assert header[1:4] == [f"{name}, lost at rank 64" for name in ("Lora", "Full", "Merged")]
+    assert opened.page.locator("tr.now th").inner_text() == "64"
+    assert opened.complaints == []
+
+
+def test_layers_run_down_on_a_phone(show):
+    opened = show([one(40)], width=390)
+    box = opened.page.locator(".heat svg").bounding_box()
+    assert box["height"] > box["width"]
+
+
+def test_a_changed_colour_scheme_is_followed(show):
+    opened = show([one()])
+    ink = "document.querySelector('#loss svg .mark-text text').getAttribute('fill')"
+    light = opened.page.evaluate(ink)
+    opened.page.emulate_media(color_scheme="dark")
+    opened.page.wait_for_timeout(100)
+    opened.settle()
+    assert light != opened.page.evaluate(ink)
+    assert opened.complaints == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_hostile_names_stay_inert(show, width):
+    run = builders.hostile()
+    opened = show([run], width=width)
+    opened.page.evaluate("() => { window.alert = () => { window.struck = true; }; }")
+    opened.turn(8)
+    opened.page.locator("#more").or_(opened.page.locator("#filter")).first.click()
+    opened.page.locator("#matrices a").first.click()
+    for square in opened.page.locator(".heat path").all()[:5]:
+        square.hover(force=True)
+    opened.page.wait_for_timeout(200)
+    assert opened.page.evaluate("window.struck") is None
+    assert opened.page.locator("img").count() == 0
+    assert opened.page.locator("script").count() == 3
+    assert [opened.own] == [url.split("#")[0] for url in opened.requests]
+    assert opened.complaints == []
+
+
+def test_script_that_gets_into_the_page_does_not_run(show):
+    opened = show([one()])
+    opened.page.evaluate(
+        "() => { const bad = document.createElement('script'); bad.textContent = 'window.struck = 1'; "
+        "document.body.append(bad); new Image().src = 'https://example.org/x.png'; }"
+    )
+    opened.page.wait_for_timeout(200)
+    assert opened.page.evaluate("window.struck") is None
+    assert [opened.own] == opened.requests
+    assert opened.complaints  # the policy says what it blocked
+
+
+def test_without_script_the_answer_and_the_tables_stand(show):
+    opened = show([one()], java_script_enabled=False)
+    assert "keeps 52 % of what finetuning changed" in " ".join(opened.text("#headline").split())
+    assert "need JavaScript" in opened.text("body")
+    opened.page.locator("#loss summary").click()
+    assert "mlp.down_proj" in opened.text("#loss")
+
+
+def test_it_prints(show):
+    opened = show([one()], scheme="dark")
+    opened.page.emulate_media(media="print")
+    assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert opened.page.pdf().startswith(b"%PDF")
+
+
+def test_the_page_rounds_as_words_py_does(show):
+    opened = show([one(1)])
+    shares = [0, 1, 1e-9, 0.0004, 0.00125, 0.0625, 0.09949, 0.0995, 0.125, 0.375, 0.4831, 0.625, 0.985, 0.9949, 0.9991]
+    ours = [share / 997 for share in range(998)] + shares
+    theirs = opened.page.evaluate("shares => shares.map(window.deltarank.percent)", ours)
+    assert [percent(share) for share in ours] == [text.replace(NBSP, " ") for text in theirs]
+    values = [0, 1e-7, 1.25e-4, 0.01234, 0.5, 1, 12.345, 999, 1000, 12345, 1234567]
+    assert [figure(value) for value in values] == opened.page.evaluate("v => v.map(window.deltarank.figure)", values)

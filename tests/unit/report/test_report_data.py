@@ -1,0 +1,249 @@
+"""What the page shows, by value: no markup is looked at here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from builders import LLAMA, RANKS, experts, flat, hostile, low_rank, matrix, merge, model, not_finite, results
+
+from deltarank.report._data import PageData
+from deltarank.report._headline import plain
+from deltarank.report._modules import Group, arrange, group_of
+from deltarank.report._rows import MOST_DETAILED, spaced
+from deltarank.report._tables import columns, end_rows, spread, top_cosine
+from deltarank.report._text import NO_BREAK, clean, rounded_share, short, terse_percent
+from deltarank.report._view import page_data
+from deltarank.results import Outcome, Results
+
+
+def sentences(page: PageData) -> list[str]:
+    return [plain(headline).replace(NO_BREAK, " ") for headline in page.headlines]
+
+
+def unchanged(layers: int = 2) -> list:
+    return [replace(m, **_zero(m)) for m in model(layers=layers)]
+
+
+def _zero(m) -> dict:
+    same = matrix(m.name, layer=m.layer, module=m.module, shape=m.shape, values=np.zeros(min(m.shape)))
+    return {name: getattr(same, name) for name in ("outcome", "losses", "frobenius", "singular_values", "curve")}
+
+
+class TestHeadline:
+    def test_one_run_says_how_much_is_kept_at_each_rank(self):
+        run = results()
+        page = page_data([run])
+        kept = run.totals.whole.loss(64).energy_kept
+        expected = f"As a rank-64 LoRA, Bigger-Body-12b keeps {100 * kept:.0f} % of what finetuning changed."
+        assert expected == sentences(page)[page.ranks.index(64)]
+        assert len(RANKS) == len(set(sentences(page)))
+
+    def test_three_runs_are_named(self):
+        page = page_data([results(model(low_rank), name="a/Lora"), results(name="a/Full"), results(name="a/Merge")])
+        assert sentences(page)[3].startswith("As a rank-64 LoRA, Lora keeps over 99.9 %, Full ")
+
+    def test_four_runs_are_counted(self):
+        page = page_data([results(name=f"a/{i}") for i in range(4)])
+        assert "these 4 finetunes keep " in sentences(page)[0]
+
+    def test_the_model_name_is_a_phrase_of_its_own(self):
+        assert [p.text for p in page_data([results()]).headlines[0] if p.name] == ["Bigger-Body-12b"]
+
+    def test_nothing_changed(self):
+        assert "changed nothing" in sentences(page_data([results(unchanged())]))[0]
+
+    def test_nothing_measured(self):
+        assert set(sentences(page_data([results([])]))) == {"Nothing could be measured."}
+
+    def test_figures_name_the_worst_module_and_energy_beside_cosine(self):
+        page = page_data([results()])
+        text = page.figures[page.default].replace(NO_BREAK, " ")
+        assert "% of the energy is lost" in text
+        assert "cosine distance" in text
+        assert "mlp.down_proj loses most" in text
+
+    def test_a_rank_that_no_server_loads_is_said(self):
+        page = page_data([results(model(ranks=(8, 24)), ranks=(8, 24))])
+        assert page.legal == (True, False)
+        assert "vLLM loads no adapter of rank 24." in page.figures[1]
+        assert "vLLM" not in page.figures[0]
+
+
+class TestDial:
+    def test_it_stands_at_64_where_64_was_measured(self):
+        assert page_data([results()]).default_rank == 64
+
+    def test_it_stands_at_the_nearest_rank_otherwise(self):
+        assert page_data([results(model(ranks=(4, 48)), ranks=(4, 48))]).default_rank == 48
+
+    def test_a_rank_that_one_run_lacks_is_unknown_there(self):
+        page = page_data([results(), results(model(ranks=(64,)), ranks=(64,), name="a/Other")])
+        assert tuple(RANKS) == page.ranks
+        assert [loss is not None for loss in page.runs[1].losses] == [rank == 64 for rank in RANKS]
+        assert page.runs[1].cells[0].lost[0] is None
+
+    def test_no_run_no_page(self):
+        with pytest.raises(ValueError, match="at least one run"):
+            page_data([])
+
+
+class TestCells:
+    def test_a_cell_a_layer_and_module(self):
+        page = page_data([results()])
+        assert 4 * len(LLAMA) == len(page.runs[0].cells)
+        assert tuple("0123") == page.layers
+
+    def test_the_loss_of_experts_is_that_of_all_taken_as_one(self):
+        rows = experts(0, 4)
+        cell = page_data([results(rows)]).runs[0].cells[0]
+        lost = math.fsum(m.energy * m.loss(64).energy_lost for m in rows) / math.fsum(m.energy for m in rows)
+        assert cell.members == (0, 1, 2, 3)
+        assert cell.lost[3] == pytest.approx(lost, rel=1e-3)
+
+    def test_nan_has_a_reason_and_no_loss(self):
+        rows = model(layers=1)
+        cell = page_data([results([not_finite(rows[0]), *rows[1:]])]).runs[0].cells[0]
+        assert (None,) * len(RANKS) == cell.lost
+        assert cell.reason == "3 of its entries are NaN"
+        assert (cell.missing, cell.same) == (1, False)
+
+    def test_identical_is_told_apart_from_kept(self):
+        cell = page_data([results([*unchanged(1), *model(layers=1)[:1]])]).runs[0].cells[1]
+        assert cell.same
+
+    def test_no_layer_comes_last(self):
+        rows = [
+            *model(layers=2),
+            matrix("lm_head.weight", layer=None, module="lm_head", shape=(64, 32), values=np.ones(32)),
+        ]
+        page = page_data([results(rows)])
+        assert page.layers == ("0", "1", "–")
+        assert page.runs[0].cells[-1].layer == "–"
+
+    def test_shares_of_the_change_add_up_to_one(self):
+        run = page_data([results()]).runs[0]
+        assert math.fsum(cell.share for cell in run.cells) == pytest.approx(1, rel=1e-3)
+        assert math.fsum(row.share for row in run.modules) == pytest.approx(1, rel=1e-3)
+
+
+class TestMatrices:
+    def test_curve_and_spectrum_are_thinned_out_with_their_ends(self):
+        row = page_data([results(model(layers=1))]).runs[0].matrices[0]
+        assert row.spectrum[0][0] == 1
+        assert row.spectrum[-1][0] == 1024
+        assert len(row.spectrum) <= 48
+        assert {*RANKS} <= {rank for rank, _ in row.curve}
+
+    def test_only_the_largest_losses_of_very_many_carry_details(self):
+        rows = [m for layer in range(10) for m in experts(layer, 128)]
+        made = page_data([results(rows)]).runs[0].matrices
+        assert sum(bool(row.spectrum) for row in made) == MOST_DETAILED
+        assert len(rows) == len(made)
+
+    def test_a_loss_just_under_all_never_reads_all(self):
+        assert rounded_share(0.99999999) == 0.9999
+        assert terse_percent(1e-9) == "<0.1"
+
+
+class TestModules:
+    @pytest.mark.parametrize(
+        ("name", "group"),
+        [
+            ("self_attn.q_proj", Group.ATTENTION),
+            ("attn.c_attn", Group.ATTENTION),
+            ("mlp.c_proj", Group.MLP),
+            ("block_sparse_moe.experts.w1", Group.MLP),
+            ("lm_head", Group.OTHER),
+        ],
+    )
+    def test_groups(self, name, group):
+        assert group is group_of(name)
+
+    def test_reading_order(self):
+        names = [module.name for module in arrange(dict.fromkeys(reversed(LLAMA), 1.0))]
+        assert list(LLAMA) == names
+
+    def test_modules_over_the_palette_are_grey(self):
+        made = arrange({f"mlp.part{i}": float(i) for i in range(9)})
+        assert sum(module.style is not None for module in made) == 4
+        assert made[-1].style is not None
+
+
+class TestLeftOut:
+    def test_by_reason_with_the_share_largest_first(self):
+        groups = page_data([results()]).runs[0].left_out
+        assert [group.count for group in groups] == [1, 4, 1]
+        assert groups[0].share == pytest.approx(0.041)
+        assert groups[1].share == pytest.approx(4 * 0.0004)
+        assert groups[2].share is None
+        assert groups[2].unread == 1
+
+    def test_a_matrix_that_could_not_be_measured_is_among_them(self):
+        rows = model(layers=1)
+        groups = page_data([results([not_finite(rows[0]), *rows[1:]], skipped=())]).runs[0].left_out
+        assert [Outcome.NOT_FINITE.sentence] == [group.sentence for group in groups]
+
+
+class TestOrigin:
+    def test_how_it_was_measured(self):
+        origin = page_data([results()]).runs[0].origin
+        facts = dict(origin.facts)
+        assert origin.command.startswith("deltarank compare ")
+        assert facts["solver"] == "auto: 28 by exact"
+        assert facts["tolerance"] == "0.0002"
+        assert "at revision a1b2c3d" in facts["finetune"]
+        assert facts["time"] == "5 min 12 s"
+        assert origin.audit[0].deviation == pytest.approx(3e-8, rel=0.01)
+
+
+class TestRuns:
+    def test_labels_are_unique(self):
+        same = [results(name="a/Model"), results(name="a/Model")]
+        assert [run.label for run in page_data(same).runs] == ["a/Model (1)", "a/Model (2)"]
+        near = [results(name="a/Model"), results(name="b/Model")]
+        assert [run.label for run in page_data(near).runs] == ["a/Model", "b/Model"]
+
+    def test_one_axis_for_the_articles_charts_of_all_runs(self):
+        page = page_data([results(model(low_rank), name="a/L"), results(model(merge), name="a/M")])
+        worst = max(share for run in page.runs for cell in run.cells for share in cell.lost)
+        assert 1 - math.sqrt(1 - worst) <= top_cosine(page)
+        assert top_cosine(page, page.default) <= top_cosine(page)
+
+
+class TestText:
+    def test_nothing_can_turn_or_hide_its_neighbours(self):
+        assert clean("a\u202eb\nc\u200bd\ud800") == "a\\u202eb\\nc\\u200bd\\ud800"
+
+    def test_both_ends_of_a_long_name_stay(self):
+        assert short("abcdefghij", most=5) == "ab…ij"
+
+    def test_names_at_line_ends_stand_apart_and_inside(self):
+        placed = spread([0.9, 0.9, 0.02, 0.01, 0.0], 0.1)
+        assert all(a - b >= 0.1 - 1e-9 for a, b in pairwise(placed))
+        assert 0 <= placed[-1] <= placed[0] <= 1
+
+    def test_too_many_names_share_the_room(self):
+        assert spread([0.5, 0.5, 0.5], 0.9) == [1.0, 0.5, 0.0]
+
+    def test_no_rows_no_columns(self):
+        assert columns([]) == {}
+        assert end_rows([], gap=0.1) == []
+
+    def test_spaced(self):
+        assert spaced(3, 48) == [1, 2, 3]
+        assert spaced(0, 48) == []
+        assert len(spaced(5000, 48)) <= 48
+
+
+def test_hostile_names_are_data_like_any_other():
+    page = page_data([hostile()])
+    text = repr(page)
+    assert "\u202e" not in text
+    assert "\u2028" not in text
+    assert all(len(module.label) <= 40 for module in page.modules)
+    assert isinstance(hostile(), Results)
+    assert flat("mlp.up_proj", 0, 1, 4).shape == (4,)
