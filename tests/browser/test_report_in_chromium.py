@@ -324,7 +324,7 @@ def test_layers_run_down_on_a_phone(show):
 
 def test_a_changed_colour_scheme_is_followed(show):
     opened = show([one()])
-    ink = "document.querySelector('#loss svg .mark-text text').getAttribute('fill')"
+    ink = "getComputedStyle(document.querySelector('#loss svg .mark-text text')).fill"
     light = opened.page.evaluate(ink)
     opened.page.emulate_media(color_scheme="dark")
     opened.page.wait_for_timeout(100)
@@ -371,9 +371,12 @@ def test_without_script_the_answer_and_the_tables_stand(show):
     assert "mlp.down_proj" in opened.text("#loss")
 
 
-def test_it_prints(show):
-    opened = show([one()], scheme="dark")
-    opened.page.emulate_media(media="print")
+def test_it_prints_light_on_paper(show):
+    opened = show([one()])
+    line = "getComputedStyle(document.querySelector('#matrix svg .mark-line path')).stroke"
+    light = opened.page.evaluate(line)
+    opened.page.emulate_media(media="print", color_scheme="dark")
+    assert opened.page.evaluate(line) == light
     assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert opened.page.pdf().startswith(b"%PDF")
 

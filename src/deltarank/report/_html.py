@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from deltarank.report._data import PageData
-from deltarank.report._headline import plain
+from deltarank.report._headline import headlines, plain
 from deltarank.report._text import NO_BREAK, kept_percent, lost_percent, terse_percent, unbroken
 from deltarank.report._theme import RAMP
 from deltarank.report._view import page_data
@@ -62,8 +62,9 @@ def render_page(page: PageData) -> str:
 
 
 def sentences_told(page: PageData) -> set[str]:
-    """What the headline says at one rank or another: a verdict need not say it again."""
-    return {plain(headline).replace(NO_BREAK, " ") for headline in page.headlines}
+    """What the page says of a run at one rank or another: a verdict need not say it again."""
+    each = [headlines(page.ranks, [run]) for run in page.runs]
+    return {plain(headline).replace(NO_BREAK, " ") for said in [page.headlines, *each] for headline in said}
 
 
 @cache
@@ -83,6 +84,7 @@ def environment() -> Environment:
         "terse": terse_percent,
         "figure": figure,
         "count": count,
+        "unbroken": unbroken,
         "kept": lambda loss: unbroken(kept_percent(loss)),
         "lost": lambda loss: unbroken(lost_percent(loss)),
         "remains": _remains,

@@ -39,7 +39,7 @@ _FIGURES = (
 
 
 def payload(page: PageData) -> dict[str, Any]:
-    """What the script needs: the dial, the modules, the runs, the charts and the two configs."""
+    """What the script needs: the dial, the modules, the runs, the charts and their config."""
     return {
         "ranks": page.ranks,
         "legal": page.legal,
@@ -50,14 +50,14 @@ def payload(page: PageData) -> dict[str, Any]:
         "short": {module.label: module.short for module in page.modules},
         "layers": page.layers,
         "charts": charts(page),
-        "config": {"light": config((), dark=False), "dark": config((), dark=True)},
+        "config": config((), page=True),
         "by_run": _by_run(page),
         "runs": [_run(page, run) for run in page.runs],
     }
 
 
 def charts(page: PageData) -> dict[str, Any]:
-    """Each chart's definition, and its colours in light and dark."""
+    """Each chart's definition, and the colours of its series."""
     modules = styled(page.modules)
     many = run_styles(len(page.runs))
     made = {
@@ -94,7 +94,7 @@ def _numbers(modules: Sequence[Module]) -> list[int]:
 def _chart(chart: Any, styles: Sequence[int]) -> dict[str, Any]:
     spec = chart.to_dict()
     spec.pop("config", None)  # altair's own; the page's is put in when it is drawn
-    return {"spec": spec, "light": palette(styles, dark=False), "dark": palette(styles, dark=True)}
+    return {"spec": spec, "colours": palette(styles, page=True)}
 
 
 def _by_run(page: PageData) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""Colours and type of the charts, light and dark. The page's stylesheet names the same inks.
+"""Colours and type of the charts.
+
+A picture is drawn in the inks below. The page draws with variables of its stylesheet, which sets them to the same inks
+in light and on paper, and to others in dark: a chart follows without being drawn again.
 
 Losses run along one ramp, light = kept, dark = lost. Its lightness falls evenly from 0.955 to 0.25 (OKLCH) while the
 hue turns from cream over coral to plum, so people who see no hue still read it, and so does a grey printer.
@@ -16,8 +19,7 @@ RAMP = ("#f7efe0", "#f4d4ac", "#f5b57c", "#ef8d5d", "#e46250", "#ba425c", "#8d28
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans", sans-serif'
 
 # Attention is cool, MLP warm, the rest green; a style has its colour, dash and shape everywhere on the page.
-_LIGHT = ("#1d5fa8", "#0b8a8f", "#6b4fb0", "#5b93c9", "#d9541e", "#b8860b", "#b01b50", "#8a4b2a", "#4b7f1f")
-_DARK = ("#6ea8ea", "#3cc0bd", "#ab93ee", "#a5cdf5", "#ff8a55", "#e6bb45", "#f56f9b", "#d0976f", "#96c763")
+COLOURS = ("#1d5fa8", "#0b8a8f", "#6b4fb0", "#5b93c9", "#d9541e", "#b8860b", "#b01b50", "#8a4b2a", "#4b7f1f")
 DASHES = ([1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4])
 SHAPES = (
     "circle",
@@ -31,16 +33,14 @@ SHAPES = (
     "triangle-down",
 )
 
-_INKS = {
-    False: {"ink": "#1d1a20", "muted": "#6a6470", "line": "#e4dfe2", "ghost": "#d5d0d4", "grid": "#ffffff"},
-    True: {"ink": "#ece8ee", "muted": "#a59eab", "line": "#37323c", "ghost": "#4a454f", "grid": "#15131a"},
-}
+INKS = {"ink": "#1d1a20", "muted": "#6a6470", "line": "#e4dfe2", "ghost": "#d5d0d4", "paper": "#ffffff"}
+_VARIABLES = {name: f"var(--{name})" for name in INKS}
 
 
-def palette(styles: Sequence[int], *, dark: bool) -> list[str]:
-    """The colours of these styles, in this order."""
-    colours = _DARK if dark else _LIGHT
-    return [colours[style % len(colours)] for style in styles]
+def palette(styles: Sequence[int], *, page: bool = False) -> list[str]:
+    """The colours of these styles, in this order; as the page's variables if `page`."""
+    numbers = [style % len(COLOURS) for style in styles]
+    return [f"var(--series-{number})" if page else COLOURS[number] for number in numbers]
 
 
 def run_styles(runs: int) -> list[int]:
@@ -54,14 +54,14 @@ def styled(modules: Sequence[Module]) -> list[Module]:
     return [module for module in modules if module.style is not None]
 
 
-def config(styles: Sequence[int], *, dark: bool = False, size: int = 12) -> dict[str, Any]:
+def config(styles: Sequence[int], *, page: bool = False, size: int = 12) -> dict[str, Any]:
     """A Vega-Lite config. `styles` are those of the chart's series, in the order of its colour domain."""
-    inks = _INKS[dark]
+    inks = _VARIABLES if page else INKS
     return {
         "background": None,
         "font": FONT,
         "view": {"stroke": None},
-        "range": {"category": palette(styles, dark=dark)},
+        "range": {"category": palette(styles, page=page)},
         "axis": _axis(inks, size),
         "legend": _legend(inks, size),
         "title": {"color": inks["ink"], "subtitleColor": inks["muted"], "anchor": "start", "fontWeight": 600},
@@ -103,8 +103,8 @@ def _legend(inks: dict[str, str], size: int) -> dict[str, Any]:
 def _styles(inks: dict[str, str], size: int) -> dict[str, Any]:
     return {
         "cell": {"stroke": None},
-        "square": {"stroke": inks["grid"], "strokeWidth": 1},
-        "ghost": {"color": inks["ghost"], "stroke": inks["grid"], "strokeWidth": 1},
+        "square": {"stroke": inks["paper"], "strokeWidth": 1},
+        "ghost": {"color": inks["ghost"], "stroke": inks["paper"], "strokeWidth": 1},
         "ghost-mark": {"color": inks["muted"], "fontSize": size - 2},
         "cursor": {"stroke": inks["ink"], "strokeWidth": 2, "color": "transparent"},
         "dial": {"color": inks["ink"], "strokeWidth": 1},

@@ -16,7 +16,7 @@ from builders import HOSTILE, experts, flat, hostile, low_rank, matrix, model, n
 import deltarank.report
 from deltarank.report import page_html
 from deltarank.report._payload import embedded, payload
-from deltarank.report._theme import _INKS, RAMP
+from deltarank.report._theme import COLOURS, INKS, RAMP
 from deltarank.report._view import page_data
 
 PAGE = Path(deltarank.report.__file__).parent / "page"
@@ -149,6 +149,9 @@ def test_a_page_for_any_results(rows):
 def test_the_stylesheet_and_the_charts_use_the_same_inks():
     style = (PAGE / "page.css").read_text()
     assert ", ".join(RAMP) in style
-    for dark in (False, True):
-        for name in ("ink", "muted", "line", "ghost"):
-            assert f"--{name}: {_INKS[dark][name]};" in style
+    light = style.split("@media")[0]
+    for name, ink in INKS.items():
+        assert f"--{name}: {ink};" in light
+    for number, colour in enumerate(COLOURS):
+        assert f"--series-{number}: {colour};" in light
+    assert style.count("--series-8:") == 2

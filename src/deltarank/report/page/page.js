@@ -2,7 +2,6 @@
 // One state, one way through: the dial or a choice changes `state`, then what depends on it is told.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 640px)");
   const several = data.runs.length > 1;
   const FIRST_ROWS = 60;
@@ -115,7 +114,7 @@
 
   function legendColumns(place) {
     const longest = Math.max(...data.modules.map((label) => label.length));
-    return Math.max(1, Math.floor(place.clientWidth / (34 + Math.min(160, 7.5 * longest))));
+    return Math.max(1, Math.floor(place.clientWidth / (26 + Math.min(160, 6.8 * longest))));
   }
 
   async function draw(place) {
@@ -124,10 +123,9 @@
     const mine = generation;
     if (place.closest("[hidden]")) return;
     const chart = data.charts[name === "heat" ? heatName() : name];
-    const shade = dark.matches ? "dark" : "light";
     if (name === "heat") place.style.maxWidth = heatWidth(heatName() === "heat_tall");
-    const plain = data.config[shade];
-    const config = { ...plain, range: { category: chart[shade] }, legend: { ...plain.legend, columns: legendColumns(place) }, aria: false };
+    const legend = { ...data.config.legend, columns: legendColumns(place) };
+    const config = { ...data.config, range: { category: chart.colours }, legend, aria: false };
     const spec = { ...chart.spec, datasets: { ...chart.spec.datasets, ...datasets(name, run) } };
     const { view } = await vegaEmbed(place, spec, {
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false, hover: false, config,
@@ -446,7 +444,7 @@
       state.all = true;
       showTable();
     });
-    for (const media of [dark, narrow]) media.addEventListener("change", drawAll);
+    narrow.addEventListener("change", drawAll);
   }
 
   // A browser may keep the dial's place over a reload.
