@@ -12,7 +12,7 @@ from deltarank.report._headline import plain
 from deltarank.report._modules import Group
 from deltarank.report._payload import LABEL_GAP, layer_groups
 from deltarank.report._tables import Row, cell_rows, end_rows, rank_rows, run_rows, top_cosine
-from deltarank.report._text import NO_BREAK, short
+from deltarank.report._text import short
 from deltarank.report._theme import config, run_styles, styled
 from deltarank.words import listing
 
@@ -139,7 +139,7 @@ def _png(page: PageData, units: Sequence[Spec], about: str, *, styles: Sequence[
 
 
 def _title(page: PageData, about: str) -> Spec:
-    sentence = plain(page.headlines[page.default]).replace(NO_BREAK, " ")
+    sentence = plain(page.headlines[page.default])  # its numbers do not part from their percent signs
     return {
         "text": textwrap.wrap(sentence, _LINE) or [sentence],
         "subtitle": textwrap.wrap(about, _LINE + 24),

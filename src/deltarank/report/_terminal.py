@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from deltarank.report._data import PageData, RunView
 from deltarank.report._headline import plain
 from deltarank.report._tables import THE_WHOLE, whole_lost
-from deltarank.report._text import NO_BREAK, short, terse_percent
+from deltarank.report._text import NO_BREAK, short, terse_percent, unbroken
 from deltarank.report._view import page_data
 from deltarank.results import Results
 from deltarank.words import count, figure, percent
@@ -51,7 +51,8 @@ class _Paint:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return textwrap.fill(text.replace(NO_BREAK, " "), width, break_long_words=True, break_on_hyphens=False)
+    """At most `width` columns; a number and its percent sign stay together."""
+    return textwrap.fill(unbroken(text), width, break_on_hyphens=False).replace(NO_BREAK, " ")
 
 
 def _sentences(page: PageData, run: RunView, paint: _Paint, width: int) -> str:
