@@ -79,14 +79,8 @@ def _measured(wide: Tensor, basis: Tensor, rank: int) -> Leading:
     return Leading(
         values,
         complete=rank == wide.shape[0],
-        basis=lambda count: _sharpened(wide, basis @ turned[:, :count]),
+        basis=lambda count: basis @ turned[:, :count],
     )
-
-
-def _sharpened(wide: Tensor, basis: Tensor) -> Tensor:
-    """One step of subspace iteration in the working precision: directions found in bfloat16 are off by a thousandth."""
-    sharpened: Tensor = torch.linalg.qr(wide @ (wide.T @ basis)).Q
-    return sharpened
 
 
 class _Settling:

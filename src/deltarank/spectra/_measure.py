@@ -43,7 +43,7 @@ def measure(
         cut = _cut(found, solver.resolution)
         if len(levels) == MOST_LEVELS or not _must_refine(known, found, cut, ranks, edge):
             return known
-        _take_out(delta, part.basis(cut))
+        _take_out(delta, _sharpened(delta, part.basis(cut)))
         values += found[:cut].tolist()
         levels.append(Level(len(values), energy_of(delta, workspace)))
         if not any(rank > len(values) for rank in ranks):
@@ -68,17 +68,23 @@ def _must_refine(known: Spectrum, found: Tensor, cut: int, ranks: tuple[int, ...
     return falls and edge**2 < 0.1 * SMALL_LOSS * float(found[0]) ** 2
 
 
-def _take_out(delta: Tensor, basis: Tensor) -> None:
-    """D - Q Q'D, or D - D Q Q' where Q spans the columns' side, in place.
+def _sharpened(delta: Tensor, basis: Tensor) -> Tensor:
+    """One step of subspace iteration: directions found in bfloat16, or through a Gram matrix, are not yet float32's."""
+    wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
+    sharpened: Tensor = torch.linalg.qr(wide @ (wide.T @ basis)).Q
+    return sharpened
 
-    Twice: Q's columns are orthonormal to float32, so once leaves 1e-7 of the largest value, which may stand above
-    the noise edge of weights stored in float32.
+
+def _take_out(delta: Tensor, basis: Tensor) -> None:
+    """(I - Q Q') D (I - V V') in place, where Q spans the leading singular vectors of the short side, V of the other.
+
+    With exact vectors one side would do. Q is off by float32's rounding, which leaves 1e-7 of the largest value: more
+    than the noise edge of weights stored in float32. With both sides the square of that is left.
     """
-    for _ in range(2):
-        if delta.shape[0] <= delta.shape[1]:
-            delta.addmm_(basis, basis.T @ delta, alpha=-1)
-        else:
-            delta.addmm_(delta @ basis, basis.T, alpha=-1)
+    wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
+    other = torch.linalg.qr(wide.T @ basis).Q
+    wide.addmm_(basis, basis.T @ wide, alpha=-1)
+    wide.addmm_(wide @ other, other.T, alpha=-1)
 
 
 def audited(delta: Tensor) -> Tensor:
