@@ -57,7 +57,8 @@ class Journal:
                 )
             if force:
                 self._clear()
-            self._check_identity()
+            else:
+                self._check_identity()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_room(room)
             _write_whole(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")

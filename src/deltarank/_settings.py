@@ -105,7 +105,7 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
 def _check_device(device: str, dtype: str) -> None:
     try:
         kind = torch.device(device).type
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(

@@ -15,6 +15,7 @@ from deltarank.results import (
     Totals,
     Verdict,
     VerdictKind,
+    headline_rank,
 )
 from deltarank.words import count, figure, listing, percent
 
@@ -25,7 +26,6 @@ MOSTLY_ROUNDING = 0.5
 LOW_RANK_SHARE = 0.8
 """A merged LoRA shows its rank in nearly all matrices that it touched."""
 
-PREFERRED_RANK = 64
 ERRORS = (0.10, 0.05)
 
 
@@ -36,9 +36,11 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
     if not whole.matrices:
         return Verdict(VerdictKind.UNKNOWN, ("Nothing could be measured.", *_unmeasured(matrices)))
     kind, rank = _kind(matrices, whole)
-    sentences = [*_headline(kind, rank, whole, name), *_nature(kind, rank, whole, matrices)]
+    sides = [m.max_rank for m in matrices if m.has_losses]
+    loss = whole.loss(headline_rank([x.rank for x in whole.losses], max(sides)))
+    sentences = [*_headline(kind, loss, whole, name), *_nature(kind, rank, whole, matrices)]
     if kind not in (VerdictKind.IDENTICAL, VerdictKind.UNRELATED):
-        sentences += [*_cosine(whole), *_worst(totals), *_needed(matrices, whole)]
+        sentences += [*_cosine(loss), *_worst(totals, loss.rank), *_needed(matrices, whole)]
     sentences += [*_unmeasured(matrices), *_left_out(skipped)]
     return Verdict(kind, tuple(sentences), rank)
 
@@ -71,11 +73,7 @@ def _is_low(matrix: MatrixResult) -> bool:
     return beyond <= (2 * (matrix.rounding_floor or 0.0) + 1e-3) * matrix.energy
 
 
-def _preferred(whole: Total) -> Loss:
-    return min(whole.losses, key=lambda loss: abs(math.log2(loss.rank / PREFERRED_RANK)))
-
-
-def _headline(kind: VerdictKind, rank: int | None, whole: Total, name: str) -> Iterator[str]:
+def _headline(kind: VerdictKind, loss: Loss, whole: Total, name: str) -> Iterator[str]:
     if kind is VerdictKind.IDENTICAL:
         yield f"{name} changed nothing in the {count(whole.matrices, 'matrix', 'matrices')} that were measured."
         return
@@ -85,7 +83,6 @@ def _headline(kind: VerdictKind, rank: int | None, whole: Total, name: str) -> I
             "Give the base that it was trained from."
         )
         return
-    loss = _preferred(whole)
     yield f"As a rank-{loss.rank} LoRA, {name} keeps {kept(loss)} of what finetuning changed."
 
 
@@ -112,8 +109,7 @@ def _spread(matrices: Sequence[MatrixResult]) -> str:
     return f"many directions (effective rank: {percent(ranks[len(ranks) // 2])} of the largest possible, at the median)"
 
 
-def _cosine(whole: Total) -> Iterator[str]:
-    loss = _preferred(whole)
+def _cosine(loss: Loss) -> Iterator[str]:
     if 0.005 <= loss.cosine_distance < 1:
         yield (
             f"Its cosine distance is {figure(loss.cosine_distance)}, which hides how much that is: "
@@ -121,8 +117,7 @@ def _cosine(whole: Total) -> Iterator[str]:
         )
 
 
-def _worst(totals: Totals) -> Iterator[str]:
-    rank = _preferred(totals.whole).rank
+def _worst(totals: Totals, rank: int) -> Iterator[str]:
     losses = {name: total.loss(rank) for name, total in totals.by_module.items() if total.energy > 0}
     if len(losses) > 1:
         name = max(losses, key=lambda each: losses[each].energy_lost)

@@ -30,6 +30,22 @@ LEGAL_RANKS: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DEFAULT_RANKS: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
+PREFERRED_RANK = 64
+"""What hosts of many adapters use: the rank that a headline is about."""
+
+
+SMALL_SIDE = 1024
+
+
+def headline_rank(ranks: Iterable[int], largest_side: int) -> int:
+    """The asked rank nearest to 64; where no matrix has a side of 1024, to a thirty-second of the largest.
+
+    At rank 64 a toy with sides of 256 loses next to nothing, and its headline would say so.
+    """
+    wished = PREFERRED_RANK if largest_side >= SMALL_SIDE else max(largest_side / 32, 1)
+    return min(ranks, key=lambda rank: abs(math.log2(rank / wished)))
+
+
 class Outcome(StrEnum):
     """What became of a tensor. Each member carries the sentence that a user reads."""
 

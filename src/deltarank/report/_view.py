@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from deltarank.report._data import PageData, RunView
@@ -11,7 +10,7 @@ from deltarank.report._modules import Module, arrange
 from deltarank.report._origin import left_out, origin
 from deltarank.report._rows import Places, cells, layer_label, matrix_rows, module_rows
 from deltarank.report._text import clean, short
-from deltarank.results import LEGAL_RANKS, Loss, Results, VerdictKind
+from deltarank.results import LEGAL_RANKS, Loss, Results, VerdictKind, headline_rank
 
 _KINDS = {
     VerdictKind.IDENTICAL: "identical",
@@ -21,9 +20,6 @@ _KINDS = {
     VerdictKind.UNRELATED: "not a finetune of this base",
     VerdictKind.UNKNOWN: "undecided",
 }
-
-PREFERRED_RANK = 64
-"""Where the dial stands at first: a rank that hosts of many adapters use."""
 
 
 def page_data(runs: Sequence[Results]) -> PageData:
@@ -44,7 +40,7 @@ def page_data(runs: Sequence[Results]) -> PageData:
         runs=views,
         ranks=ranks,
         legal=tuple(rank in LEGAL_RANKS for rank in ranks),
-        default=_default(ranks),
+        default=_default(ranks, runs),
         headlines=headlines(ranks, views),
         figures=figures(ranks, views, modules),
         modules=modules,
@@ -53,9 +49,10 @@ def page_data(runs: Sequence[Results]) -> PageData:
     )
 
 
-def _default(ranks: tuple[int, ...]) -> int:
-    distances = [abs(math.log2(rank / PREFERRED_RANK)) for rank in ranks]
-    return distances.index(min(distances))
+def _default(ranks: tuple[int, ...], runs: Sequence[Results]) -> int:
+    """Where the dial stands at first: at the rank of the verdicts' headlines."""
+    largest = max((matrix.max_rank for run in runs for matrix in run.measured), default=1)
+    return ranks.index(headline_rank(ranks, largest))
 
 
 def _modules(runs: Sequence[Results]) -> tuple[Module, ...]:
