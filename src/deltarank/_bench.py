@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from deltarank._plan import Step
 from deltarank._settings import Settings
-from deltarank.checkpoints import Leftover, Pair, chunks, will_need
+from deltarank.checkpoints import Leftover, Pair, chunks
 from deltarank.errors import CheckpointError
 from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
 from deltarank.spectra import Spectrum, Sums, Workspace, audited, make_solver, measure, noise_edge, subtract
@@ -26,83 +23,51 @@ DIGITS = 8
 
 
 class Bench:
-    """Measures one matrix after another."""
+    """Measures one matrix after another, in one thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._workspace = Workspace(settings.torch_device)
 
-    def results(self, steps: Iterable[Step]) -> Iterator[tuple[Step, MatrixResult]]:
-        """A result for each step, in order. A matrix that fails is a result too."""
-        for step, loaded in self._loaded(steps):
-            yield step, self._result(step, loaded)
-
-    def sums(self, leftover: Leftover | Pair) -> Sums:
-        """The sums of a pair that is not kept: needs no memory to speak of.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
-        total = Sums()
-        for _, base, finetune in chunks(leftover.base, leftover.finetune):
-            out = self._workspace.lend("chunk", tuple(finetune.shape), self._settings.torch_dtype)
-            total += subtract(base, finetune, out=out, workspace=self._workspace)
-        return total
-
-    def audit(self, step: Step, result: MatrixResult) -> AuditRow:
-        """The rank at which the result is furthest from a full SVD in float64."""
-        wide = Bench(replace(self._settings, dtype="float64", device="cpu"))
-        delta, sums = wide._load(step.pair, 0)
-        energies = audited(delta).square()
-        rows = [_audit_row(result, loss, energies, sums.energy) for loss in result.losses]
-        return max(rows, key=lambda row: row.deviation)
-
-    def _load(self, pair: Pair, turn: int) -> tuple[Tensor, Sums]:
-        """Reads a pair into one of two buffers as its delta."""
-        delta = self._workspace.lend(f"delta {turn}", pair.shape, self._settings.torch_dtype)
-        total = Sums()
-        for first, base, finetune in chunks(pair.base, pair.finetune):
-            out = delta[first : first + len(finetune)]
-            total += subtract(base, finetune, out=out, workspace=self._workspace)
-        return delta, total
-
-    def _loaded(self, steps: Iterable[Step]) -> Iterator[tuple[Step, Callable[[], tuple[Tensor, Sums]]]]:
-        """Steps with a call that gives their delta, the next pair being read meanwhile.
-
-        On a CPU the system is told what is needed next and its disk works while we compute: a thread of our own would
-        take a core from the solver, whose threads then wait for each other. Beside a GPU a thread does the reading.
-        """
-        if self._settings.torch_device.type != "cpu":
-            yield from self._loaded_by_a_thread(steps)
-            return
-        for step, following in pairwise([*steps, None]):
-            assert step is not None
-            if following is not None:
-                will_need(following.pair)
-            yield step, lambda step=step: self._load(step.pair, 0)  # type: ignore[misc]
-
-    def _loaded_by_a_thread(self, steps: Iterable[Step]) -> Iterator[tuple[Step, Callable[[], tuple[Tensor, Sums]]]]:
-        with ThreadPoolExecutor(1) as reader:
-            ahead: tuple[Step, Future[tuple[Tensor, Sums]]] | None = None
-            for turn, step in enumerate(steps):
-                following = step, reader.submit(self._load, step.pair, turn % 2)
-                if ahead is not None:
-                    yield ahead[0], ahead[1].result
-                ahead = following
-            if ahead is not None:
-                yield ahead[0], ahead[1].result
-
-    def _result(self, step: Step, load: Callable[[], tuple[Tensor, Sums]]) -> MatrixResult:
+    def result(self, step: Step) -> MatrixResult:
+        """A matrix that fails is a result too."""
         started = time.perf_counter()
         try:
-            delta, sums = load()
-            result = self._measured(step, delta, sums)
+            result = self._measured(step, *self.load(step.pair))
         except CheckpointError as error:
             result = _blank(step.pair, Outcome.UNREADABLE, error.message)
         except (MemoryError, RuntimeError, ArithmeticError, ValueError) as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             result = _blank(step.pair, Outcome.FAILED, reason[:300])
         return replace(result, seconds=round(time.perf_counter() - started, 4))
+
+    def sums(self, pair: Leftover | Pair) -> Sums:
+        """The sums of a pair that is not kept: needs no memory to speak of.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        total = Sums()
+        for _, base, finetune in chunks(pair.base, pair.finetune):
+            out = self._workspace.lend("chunk", tuple(finetune.shape), self._settings.torch_dtype)
+            total += subtract(base, finetune, out=out, workspace=self._workspace)
+        return total
+
+    def audit(self, step: Step, result: MatrixResult) -> AuditRow:
+        """The rank at which the result is furthest from a full SVD in float64."""
+        delta, sums = Bench(replace(self._settings, dtype="float64", device="cpu")).load(step.pair)
+        energies = audited(delta).square()
+        rows = [_audit_row(result, loss, energies, sums.energy) for loss in result.losses]
+        return max(rows, key=lambda row: row.deviation)
+
+    def load(self, pair: Pair) -> tuple[Tensor, Sums]:
+        """Reads a pair as its delta, into a buffer that the next one overwrites."""
+        delta = self._workspace.lend("delta", pair.shape, self._settings.torch_dtype)
+        total = Sums()
+        for first, base, finetune in chunks(pair.base, pair.finetune):
+            out = delta[first : first + len(finetune)]
+            total += subtract(base, finetune, out=out, workspace=self._workspace)
+        return delta, total
 
     def _measured(self, step: Step, delta: Tensor, sums: Sums) -> MatrixResult:
         pair = step.pair

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from deltarank._bench import Bench
+from deltarank._crew import Crew
 from deltarank._journal import Journal, Record
 from deltarank._plan import READ_RATE, Plan, make_plan
 from deltarank._settings import Settings
@@ -227,7 +228,8 @@ class _Run:
         waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
         if waiting:
             self.watch.began(waiting[0].pair.name)
-        for number, (step, result) in enumerate(self.bench.results(waiting), start=1):
+        crew = Crew(self.plan.settings, self.plan.benches)
+        for number, (step, result) in enumerate(crew.results(waiting), start=1):
             self.matrices[result.name] = result
             # What failed for want of memory or a disk may work next time.
             if result.outcome not in (Outcome.FAILED, Outcome.UNREADABLE):

@@ -1,0 +1,442 @@
+"""`deltarank.compare` as a library, on real files: every figure against numpy, and every way to be cut off."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
+
+import deltarank
+from deltarank._bench import Bench
+from deltarank._crew import Crew
+from deltarank._plan import make_plan
+from deltarank._settings import Settings
+from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+from deltarank.errors import OutputError
+from deltarank.results import MatrixResult, Outcome, Results, VerdictKind
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    home = tmp_path_factory.mktemp("models")
+    base = {name: w.bfloat16().float() for name, w in base_weights().items()}  # as a trainer reads it
+    made: dict[str, Weights] = {
+        "base": base,
+        "full": full_finetune(base),
+        "lora": merged_lora(base, 3),
+        "copy": dict(base),
+        "tiny": full_finetune(base, scale=2e-6),
+        "stranger": base_weights(seed=77),
+    }
+    return {name: write(home / name, weights) for name, weights in made.items()}
+
+
+def truth_of(folders: Mapping[str, Path], name: str, finetune: str = "full") -> tuple[np.ndarray, np.ndarray]:
+    """(W0, W - W0) in float64, read by safetensors' own reader."""
+    before = load_file(folders["base"] / "model.safetensors")[name].double().numpy()
+    return before, load_file(folders[finetune] / "model.safetensors")[name].double().numpy() - before
+
+
+def numbers(results: Results) -> tuple[Any, ...]:
+    """Everything but times."""
+    return (
+        [replace(m, seconds=None) for m in results.matrices],
+        results.skipped,
+        results.verdict,
+        results.notes,
+    )
+
+
+def test_every_figure_is_numpy_s(folders: Mapping[str, Path]) -> None:
+    results = deltarank.compare(folders["base"], folders["full"], ranks=[1, 4, 16, 64])
+
+    assert len(results.measured) == MATRICES
+    for m in results.measured:
+        before, delta = truth_of(folders, m.name)
+        values = np.linalg.svd(delta, compute_uv=False)
+        energy = float((values**2).sum())
+        shares = values**2 / energy
+
+        assert m.shape == delta.shape
+        assert m.max_rank == len(values)
+        assert m.frobenius == pytest.approx(np.linalg.norm(delta), rel=1e-6)
+        assert m.relative_norm == pytest.approx(np.linalg.norm(delta) / np.linalg.norm(before), rel=1e-6)
+        assert m.mean_abs == pytest.approx(np.abs(delta).mean(), rel=1e-6)
+        assert m.stable_rank == pytest.approx(energy / values[0] ** 2, rel=1e-5)
+        assert m.effective_rank == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+        assert m.singular_values == pytest.approx(values, rel=1e-4, abs=3e-4 * values[0])
+        for loss in m.losses:
+            approximation = best_approximation(delta, loss.rank)
+            left = delta - approximation
+            cosine = (delta * approximation).sum() / np.linalg.norm(delta) / np.linalg.norm(approximation)
+
+            assert loss.mse == pytest.approx((left**2).mean(), rel=1e-4, abs=1e-15)
+            assert loss.cosine_distance == pytest.approx(1 - cosine, abs=1e-6)
+            assert loss.relative_error == pytest.approx(np.linalg.norm(left) / np.linalg.norm(delta), abs=1e-5)
+            assert loss.energy_kept == pytest.approx(1 - (left**2).sum() / energy, abs=1e-6)
+
+
+def best_approximation(delta: np.ndarray, rank: int) -> np.ndarray:
+    """The rank-r delta, built: what the tool never does."""
+    left, values, right = np.linalg.svd(delta, full_matrices=False)
+    return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+def test_totals_are_those_of_one_long_vector(folders: Mapping[str, Path]) -> None:
+    results = deltarank.compare(folders["base"], folders["full"], ranks=[4])
+    energy = lost = 0.0
+    for m in results.measured:
+        _, delta = truth_of(folders, m.name)
+        energy += (delta**2).sum()
+        lost += ((delta - best_approximation(delta, 4)) ** 2).sum()
+
+    assert results.totals.whole.energy == pytest.approx(energy, rel=1e-6)
+    assert results.totals.losses[0].energy_kept == pytest.approx(1 - lost / energy, abs=1e-6)
+
+
+def test_shares_of_what_was_left_out_add_up_with_what_was_measured(folders: Mapping[str, Path]) -> None:
+    results = deltarank.compare(folders["base"], folders["full"], ranks=[4])
+    measured = math.fsum(m.energy for m in results.matrices)
+    left_out = {s.name: s for s in results.skipped}
+    for name, skipped in left_out.items():
+        _, delta = truth_of(folders, name)
+
+        assert skipped.energy == pytest.approx(float((delta**2).sum()), rel=1e-5)
+    whole = measured + math.fsum(s.energy or 0.0 for s in left_out.values())
+
+    assert set(left_out) >= {"model.embed_tokens.weight", "lm_head.weight", "model.layers.0.input_layernorm.weight"}
+    assert math.fsum(s.share or 0.0 for s in left_out.values()) == pytest.approx(1 - measured / whole, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("finetune", "kind"),
+    [
+        ("full", VerdictKind.FULL),
+        ("lora", VerdictKind.MERGED_LORA),
+        ("copy", VerdictKind.IDENTICAL),
+        ("tiny", VerdictKind.ROUNDING),
+        ("stranger", VerdictKind.UNRELATED),
+    ],
+)
+def test_the_kind_of_delta_is_told(folders: Mapping[str, Path], finetune: str, kind: VerdictKind) -> None:
+    results = deltarank.compare(folders["base"], folders[finetune], ranks=[1, 2, 4, 8])
+
+    assert results.verdict.kind is kind
+    assert results.verdict.signal_rank == (3 if finetune == "lora" else None)
+
+
+def test_a_merged_lora_keeps_nearly_all_at_its_rank_and_not_below(folders: Mapping[str, Path]) -> None:
+    """Beyond the rank lies rounding alone."""
+    results = deltarank.compare(folders["base"], folders["lora"], ranks=[1, 3])
+    whole = results.totals.whole
+
+    assert whole.loss(3).energy_lost <= (whole.rounding_floor or 0.0)
+    assert whole.loss(1).energy_lost > 0.2
+
+
+def test_the_wrong_base_is_said_before_anything_is_measured(folders: Mapping[str, Path]) -> None:
+    events: list[str] = []
+
+    class Listener(deltarank.Watch):
+        def warned(self, sentence: str) -> None:
+            events.append(sentence)
+
+        def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+            events.append(name)
+
+    deltarank.compare(folders["base"], folders["stranger"], ranks=[4], watch=Listener())
+
+    assert "as large as the weights" in events[0]
+    assert sum("as large" in event for event in events) == 1
+
+
+def test_progress_runs_from_nothing_to_all(folders: Mapping[str, Path]) -> None:
+    shares: list[float] = []
+
+    class Listener(deltarank.Watch):
+        def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+            assert seconds_left >= 0
+            shares.append(share_done)
+
+    deltarank.compare(folders["base"], folders["full"], ranks=[4], watch=Listener())
+
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("side", ["base", "full"])
+def test_a_bad_number_is_one_outcome_and_touches_no_other(
+    folders: Mapping[str, Path], tmp_path: Path, side: str, bad: float
+) -> None:
+    weights = load_file(folders[side] / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][3, 5] = bad
+    broken = write(tmp_path / "broken", weights)
+    pair = (broken, folders["full"]) if side == "base" else (folders["base"], broken)
+    results = deltarank.compare(*pair, ranks=[4], output=tmp_path / "run")
+    sound = deltarank.compare(folders["base"], folders["full"], ranks=[4])
+    found = {m.name: m for m in results.matrices}
+
+    assert found[name].outcome is Outcome.NOT_FINITE
+    assert ("base" if side == "base" else "finetune") in (found[name].reason or "")
+    assert [replace(m, seconds=None) for m in results.matrices if m.name != name] == [
+        replace(m, seconds=None) for m in sound.matrices if m.name != name
+    ]
+    assert any(name in sentence for sentence in results.verdict.sentences)
+
+
+def test_a_file_that_fails_midway_is_an_outcome_and_is_tried_again(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """The disk takes back the end of a shard while the run goes on."""
+    cut = write(tmp_path / "cut", load_file(folders["full"] / "model.safetensors"))
+    file = cut / "model.safetensors"
+    whole = file.read_bytes()
+
+    class Saboteur(deltarank.Watch):
+        def planned(self, plan: deltarank.Plan) -> None:
+            with file.open("r+b") as handle:
+                handle.truncate(len(whole) // 2)
+
+    results = deltarank.compare(folders["base"], cut, ranks=[4], watch=Saboteur())
+    outcomes = {m.outcome for m in results.matrices}
+
+    assert outcomes == {Outcome.MEASURED, Outcome.UNREADABLE}
+
+
+def test_an_audit_states_the_deviation_from_float64(folders: Mapping[str, Path]) -> None:
+    results = deltarank.compare(folders["base"], folders["full"], ranks=[1, 4, 16], audit=3)
+
+    assert len({row.name for row in results.audit}) == 3
+    for row in results.audit:
+        _, delta = truth_of(folders, row.name)
+        values = np.linalg.svd(delta, compute_uv=False) ** 2
+        truth = 1 - math.sqrt(values[: row.rank].sum() / values.sum())
+
+        assert row.cosine_distance_float64 == pytest.approx(truth, abs=1e-9)
+        assert row.deviation < 1e-6
+
+
+@pytest.mark.parametrize("benches", [1, 2, 3])
+def test_matrices_side_by_side_give_the_same_numbers(folders: Mapping[str, Path], benches: int) -> None:
+    """Each bench has buffers of its own, and what is measured does not depend on who measures it."""
+    settings = Settings.checked(
+        ranks=[4], solver="auto", tolerance=1e-4, dtype="float32", device="cpu", include=(), exclude=()
+    )
+    with open_checkpoint(folders["base"]) as base, open_checkpoint(folders["full"]) as full:
+        plan = make_plan(base, full, pair_checkpoints(base, full), settings)
+        alone = Bench(settings)
+        expected = {step.pair.name: replace(alone.result(step), seconds=None) for step in plan.steps}
+        found = dict(Crew(settings, benches).results(plan.steps))
+
+    assert {step.pair.name: replace(m, seconds=None) for step, m in found.items()} == expected
+
+
+def test_the_caller_s_number_of_threads_is_left_as_it_was(folders: Mapping[str, Path]) -> None:
+    before = torch.get_num_threads()
+    deltarank.compare(folders["base"], folders["full"], ranks=[4])
+
+    assert torch.get_num_threads() == before
+
+
+def test_rows_make_a_table(folders: Mapping[str, Path]) -> None:
+    results = deltarank.compare(folders["base"], folders["full"], ranks=[4, 8])
+    table = pd.DataFrame(results.rows())
+
+    assert len(table) == 2 * MATRICES
+    assert set(table["rank"]) == {4, 8}
+    assert table["energy_kept"].between(0, 1).all()
+
+
+def test_it_tells_about_itself_in_a_line_and_in_a_notebook(folders: Mapping[str, Path]) -> None:
+    results = deltarank.compare(folders["base"], folders["full"], ranks=[4])
+
+    assert len(repr(results)) < 200
+    assert "rank 4" in repr(results)
+    assert "<table" in results._repr_html_()
+
+
+# Cut off ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Enough matrices to be interrupted among them."""
+    home, generator = tmp_path_factory.mktemp("larger"), torch.Generator().manual_seed(5)
+    names = [f"model.layers.{i}.mlp.{part}_proj.weight" for i in range(30) for part in ("up", "down")]
+    base = {name: 0.02 * torch.randn(160, 200, generator=generator) for name in names}
+    base["model.norm.weight"] = torch.ones(160)
+    return write(home / "base", base), write(home / "full", full_finetune(base))
+
+
+PROGRAM = """
+import sys
+from deltarank import compare
+compare(sys.argv[1], sys.argv[2], ranks=[4, 64], output=sys.argv[3])
+"""
+
+
+def lines_in(run: Path) -> int:
+    try:
+        return (run / "matrices.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def start(pair: tuple[Path, Path], run: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, pair), str(run)])
+
+
+def kill_after(pair: tuple[Path, Path], run: Path, lines: int) -> None:
+    """Starts the job and kills it, not to be caught, once it has written so many lines."""
+    process = start(pair, run)
+    until = time.monotonic() + 60
+    while lines_in(run) < lines and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(larger: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = deltarank.compare(*larger, ranks=[4, 64])
+    run, chance = tmp_path / "run", random.Random(1)
+    for _ in range(3):
+        kill_after(larger, run, lines_in(run) + chance.randrange(1, 18))
+        assert not (run / "results.json").exists()
+    finished = lines_in(run)
+    resumed: list[int] = []
+
+    class Listener(deltarank.Watch):
+        def resumed(self, finished: int) -> None:
+            resumed.append(finished)
+
+    results = deltarank.compare(*larger, ranks=[4, 64], output=run, watch=Listener())
+
+    assert resumed == [finished]
+    assert finished > 3
+    assert numbers(results) == numbers(whole)
+    assert numbers(Results.load(run)) == numbers(whole)
+    assert sorted(path.name for path in run.iterdir()) == ["results.json", "run.json"]
+
+
+@pytest.mark.parametrize("torn", [b'{"name": "model.la', b"\xff\xfe\x00", b"null\n", b"[1]\n", b'{"name"\n{"x": 1}\n'])
+def test_a_torn_last_line_is_measured_again(larger: tuple[Path, Path], tmp_path: Path, torn: bytes) -> None:
+    run = tmp_path / "run"
+    kill_after(larger, run, 4)
+    with (run / "matrices.jsonl").open("ab") as file:
+        file.write(torn)
+    results = deltarank.compare(*larger, ranks=[4, 64], output=run)
+
+    assert len(results.measured) == 60
+
+
+@pytest.fixture
+def half_done(larger: tuple[Path, Path], tmp_path: Path) -> Path:
+    kill_after(larger, tmp_path / "run", 4)
+    return tmp_path / "run"
+
+
+def test_another_setting_is_refused_and_named(larger: tuple[Path, Path], half_done: Path) -> None:
+    before = lines_in(half_done)
+    with pytest.raises(OutputError, match=r"ranks was \[4, 64\] and is \[8\]") as caught:
+        deltarank.compare(*larger, ranks=[8], output=half_done)
+
+    assert "--force" in caught.value.cure
+    assert lines_in(half_done) == before
+
+
+def test_a_changed_input_is_refused_and_named(larger: tuple[Path, Path], half_done: Path) -> None:
+    file = larger[1] / "model.safetensors"
+    weights = load_file(file)
+    stamp = file.stat().st_mtime_ns
+    weights["model.norm.weight"] += 1
+    save_file(weights, file)
+    assert file.stat().st_mtime_ns != stamp
+
+    with pytest.raises(OutputError, match="the finetune changed"):
+        deltarank.compare(*larger, ranks=[4, 64], output=half_done)
+
+
+def test_force_starts_anew(larger: tuple[Path, Path], half_done: Path) -> None:
+    results = deltarank.compare(*larger, ranks=[8], output=half_done, force=True)
+
+    assert results.ranks == (8,)
+    assert Results.load(half_done).ranks == (8,)
+
+
+def test_two_processes_do_not_share_a_folder(larger: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(larger, run)
+    try:
+        while lines_in(run) < 1:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(OutputError, match="another process"):
+            deltarank.compare(*larger, ranks=[4, 64], output=run)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.wait()
+
+    assert len(Results.load(run).measured) == 60
+
+
+def test_what_is_written_keeps_the_contract(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    """Names that people and scripts rely on."""
+    deltarank.compare(folders["base"], folders["full"], ranks=[4], output=tmp_path / "run")
+    data = json.loads((tmp_path / "run" / "results.json").read_text())
+    matrix = data["matrices"][0]
+
+    assert {"format_version", "tool_version", "created", "base", "finetune", "settings"} <= set(data)
+    assert {"matrices", "skipped", "totals", "verdict", "outputs"} <= set(data)
+    assert {"ref", "revision", "files"} == set(data["base"])
+    assert {"ranks", "solver", "tolerance", "dtype", "device"} <= set(data["settings"])
+    assert {
+        "name",
+        "layer",
+        "module",
+        "shape",
+        "outcome",
+        "dtype",
+        "relative_norm",
+        "mean_abs",
+        "frobenius",
+        "max_rank",
+        "stable_rank",
+        "effective_rank",
+        "signal_rank",
+        "rounding_floor",
+        "solver",
+        "singular_values",
+        "losses",
+    } <= set(matrix)
+    assert set(matrix["losses"][0]) == {"rank", "mse", "cosine_distance", "relative_error", "energy_kept"}
+    assert {"name", "outcome", "reason"} <= set(data["skipped"][0])
+    assert {"losses", "by_module"} <= set(data["totals"])
+    assert set(data["verdict"]) >= {"kind", "sentences"}
+
+
+def test_a_matrix_result_of_every_outcome_survives_the_journal(folders: Mapping[str, Path]) -> None:
+    from deltarank.results import matrix_from_plain, matrix_to_plain
+
+    measured = deltarank.compare(folders["base"], folders["full"], ranks=[4]).matrices[0]
+    for outcome in Outcome:
+        matrix: MatrixResult = replace(measured, outcome=outcome)
+
+        assert matrix_from_plain(json.loads(json.dumps(matrix_to_plain(matrix)))) == matrix
