@@ -5,10 +5,12 @@ A chart names its data and carries none. Whoever shows it puts in the rows of `_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import altair as alt
+from altair.utils import schemapi
 
 from deltarank.report._data import PageData
 from deltarank.report._modules import Group, Module
@@ -22,6 +24,16 @@ WHOLE_ROW = {"content": "data"}
 _AT_RANK = "datum['lost_' + rank]"
 _COSINE = f"{_AT_RANK} / (1 + sqrt(1 - {_AT_RANK}))"
 _SHARE_LABEL = "format(100 * datum.value, 'd') + '\\u00a0%'"
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Charts are made without holding them against Vega-Lite's schema: that is a third of a page's time.
+
+    The tests make every chart with the check.
+    """
+    with schemapi.debug_mode(False):
+        yield
 
 
 def rank_param(rank: int) -> Any:

@@ -79,7 +79,7 @@ def subtract(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspac
     stored = finetune.to(out.device, non_blocking=True)
     scratch = workspace.like("subtrahend", out)
     squares = workspace.like("squares", out)
-    rounding = _rounding_energy(stored, scratch, squares)
+    rounding = _rounding_energy(stored, workspace.lend("exponents", stored.shape, stored.dtype), scratch, squares)
     out.copy_(stored)
     scratch.copy_(base)
     base_energy = _energy(scratch, squares)
@@ -117,8 +117,9 @@ def _widest(values: Tensor) -> torch.dtype:
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def _rounding_energy(stored: Tensor, scratch: Tensor, squares: Tensor) -> float:
+def _rounding_energy(stored: Tensor, powers: Tensor, scratch: Tensor, squares: Tensor) -> float:
     """sum of ulp^2 / 12. A number without its mantissa is its power of two 2^e, and ulp = 2^(e - mantissa bits)."""
     integers, mask, mantissa = _EXPONENTS[stored.dtype]
-    scratch.copy_(torch.bitwise_and(stored.view(integers), mask).view(stored.dtype))
+    torch.bitwise_and(stored.view(integers), mask, out=powers.view(integers))
+    scratch.copy_(powers)
     return _energy(scratch, squares) * 2.0 ** (-2 * mantissa) / 12.0

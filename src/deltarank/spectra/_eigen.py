@@ -63,13 +63,16 @@ def vectors(lower: Tensor) -> tuple[Tensor, Tensor]:
 def leading_vectors(lower: Tensor, count: int) -> Tensor:
     """(side, count): orthonormal eigenvectors of the `count` largest eigenvalues, in no stated order."""
     side = lower.shape[0]
-    if lower.device.type == "cuda":
-        return vectors(lower)[1][:, side - count :]
-    from scipy.linalg import eigh
+    if lower.device.type != "cuda":
+        from scipy.linalg import LinAlgError, eigh
 
-    # Only these vectors: costs hardly more than the values alone, where torch would compute all of them.
-    _, columns = eigh(lower.cpu().numpy(), lower=True, subset_by_index=[side - count, side - 1], check_finite=False)
-    return torch.from_numpy(columns).to(lower.device)
+        # Only these vectors: costs hardly more than the values alone, where torch would compute all of them. Many equal
+        # values have made this solver give up ("Internal Error").
+        wanted = [side - count, side - 1]
+        with suppress(LinAlgError):
+            _, columns = eigh(lower.cpu().numpy(), lower=True, subset_by_index=wanted, check_finite=False)
+            return torch.from_numpy(columns).to(lower.device)
+    return vectors(lower)[1][:, side - count :]
 
 
 def _adds_up(found: Tensor, lower: Tensor) -> bool:

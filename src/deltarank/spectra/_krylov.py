@@ -58,7 +58,7 @@ class Krylov:
         most = min(rank + MOST_BLOCKS_BEYOND * BLOCK, wide.shape[0])
         space = _Space(operator, wide.dtype, self._workspace, seed=self._seed, most=most)
         while space.expand():
-            if space.size >= rank and space.blocks % 2 == 0 and settling.done(space.ritz_energies()):
+            if space.size >= rank + 2 * BLOCK and settling.done(space.ritz_energies()):
                 break
             if settling.is_dominated and operator is not wide:
                 break
@@ -113,7 +113,6 @@ class _Space:
     def __init__(self, operator: Tensor, dtype: torch.dtype, workspace: Workspace, *, seed: int, most: int) -> None:
         self.operator = operator
         self.size = 0
-        self.blocks = 0
         self._most = most
         self._rows = workspace.lend("krylov rows", (most, operator.shape[0]), dtype)
         self._restricted = workspace.lend("krylov restriction", (most, most), dtype)
@@ -143,7 +142,7 @@ class _Space:
         before = old - len(self._link)
         self._restricted[before:old, old:new] = self._link[:, :count]
         self._restricted[old:new, before:old] = self._link[:, :count].T
-        self.size, self.blocks = new, self.blocks + 1
+        self.size = new
         return True
 
     def turn(self) -> None:
@@ -176,8 +175,7 @@ class _Space:
     def leading(self, count: int) -> Tensor:
         """(side, count): orthonormal vectors for the largest Ritz values."""
         count = min(count, self.size)
-        _, vectors = eigen.vectors(self._restricted[: self.size, : self.size])
-        return self._rows[: self.size].T @ vectors[:, self.size - count :]
+        return self._rows[: self.size].T @ eigen.leading_vectors(self._restricted[: self.size, : self.size], count)
 
 
 def _lowered(wide: Tensor, workspace: Workspace) -> Tensor:
