@@ -3,7 +3,7 @@
     python benchmarks/compare_is_faster_than_its_peers.py --peers PEERS_DIR [--quick] [--pair llama|12b]
 
 Claimed, on two cores (printed beside what was seen, never asserted: times are the machine's):
-  Llama shape, 4 layers: rank 64 at least 25x the article's pipeline and 15x mergekit-extract-lora;
+  Llama shape, 16 layers: rank 64 at least 25x the article's pipeline and 15x mergekit-extract-lora;
                          all legal ranks, exact, at least 10x the article's pipeline
   one layer of 12B:      rank 128 at least 40x the article's pipeline; all legal ranks, exact, at least 15x
 
@@ -51,7 +51,7 @@ class Heat:
 
 HEATS = {
     "llama": Heat(
-        "Llama shape", "llama", 4, 64, True, {(ARTICLE, False): 25, (MERGEKIT, False): 15, (ARTICLE, True): 10}
+        "Llama shape", "llama", 16, 64, True, {(ARTICLE, False): 25, (MERGEKIT, False): 15, (ARTICLE, True): 10}
     ),
     "12b": Heat("one layer of 12B", "12b", 1, 128, False, {(ARTICLE, False): 40, (ARTICLE, True): 15}),
 }
@@ -62,7 +62,7 @@ def main() -> None:
     parser = _report.arguments(__doc__)
     parser.add_argument("--peers", type=Path, default=_report.OUT / "peers", help="where peers/setup.sh put them")
     parser.add_argument("--pair", choices=HEATS, action="append", help="only this one")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each peer (12B: always 1)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each peer (12B: always 1; default: %(default)s)")
     options = parser.parse_args()
     heats = QUICK_HEATS if options.quick else {name: HEATS[name] for name in options.pair or HEATS}
     figures: dict[str, Any] = {}
