@@ -36,6 +36,12 @@ def unchecked() -> Iterator[None]:
         yield
 
 
+def plain_spec(chart: Chart) -> dict[str, Any]:
+    """A chart as Vega-Lite's JSON."""
+    spec: dict[str, Any] = chart.to_dict(validate=schemapi.DEBUG_MODE)
+    return spec
+
+
 def rank_param(rank: int) -> Any:
     """The dial, as a parameter of the chart."""
     return alt.param(name="rank", value=rank)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltarank.report._data import PageData
 from deltarank.report._headline import headlines, plain
+from deltarank.report._library import vega
 from deltarank.report._text import NO_BREAK, kept_percent, lost_percent, terse_percent, unbroken
 from deltarank.report._theme import RAMP
 from deltarank.report._view import page_data
@@ -39,7 +40,7 @@ def render_page(page: PageData) -> str:
 
     from deltarank.report._payload import embedded, layer_groups, payload
 
-    style, library, script = _resource("page.css"), _library(), _resource("page.js")
+    style, library, script = _resource("page.css"), vega(), _resource("page.js")
     return (
         environment()
         .get_template("page.html")
@@ -111,16 +112,6 @@ def _tint(lost: float | None) -> str:
 
 def _resource(name: str) -> str:
     return files("deltarank.report").joinpath("page", name).read_text(encoding="utf-8")
-
-
-@cache
-def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, safe to stand inside an element."""
-    import vl_convert
-
-    bundle: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # None is its default
-    # Neither occurs today; either would end the script element early, wherever in the code it stood.
-    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _policy(scripts: Sequence[str], style: str) -> str:

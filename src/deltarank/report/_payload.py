@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from deltarank.report._charts import by_layer, heat_map, loss_by_rank, runs_by_rank
+from deltarank.report._charts import by_layer, heat_map, loss_by_rank, plain_spec, runs_by_rank
 from deltarank.report._data import MatrixRow, PageData, RunView
 from deltarank.report._detail_charts import curve, spectrum
 from deltarank.report._modules import Group, Module
@@ -92,7 +92,7 @@ def _numbers(modules: Sequence[Module]) -> list[int]:
 
 
 def _chart(chart: Any, styles: Sequence[int]) -> dict[str, Any]:
-    spec = chart.to_dict()
+    spec = plain_spec(chart)
     spec.pop("config", None)  # altair's own; the page's is put in when it is drawn
     return {"spec": spec, "colours": palette(styles, page=True)}
 

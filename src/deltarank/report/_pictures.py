@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltarank.report._charts import Chart, by_layer, heat_map, loss_by_rank, runs_by_rank
+from deltarank.report._charts import Chart, by_layer, heat_map, loss_by_rank, plain_spec, runs_by_rank
 from deltarank.report._data import PageData, RunView
 from deltarank.report._headline import plain
 from deltarank.report._modules import Group
@@ -100,7 +100,7 @@ def _bases(page: PageData) -> str:
 
 def _unit(chart: Chart, datasets: Mapping[str, Sequence[Row]], *, title: str | None = None) -> Spec:
     """A chart with its rows put in, ready to stand beside others."""
-    spec = chart.to_dict()
+    spec = plain_spec(chart)
     known = spec.pop("datasets", {}) | dict(datasets)  # altair sets apart what a chart brings with it
     filled: Spec = {key: _filled(value, known) for key, value in spec.items() if key not in ("$schema", "config")}
     return filled | ({"title": {"text": title, "fontSize": _SIZE, "offset": 8}} if title else {})

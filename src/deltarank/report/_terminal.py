@@ -32,6 +32,7 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
     if run.matrices_measured and run.energy:
         blocks.append("\n".join(_table(page, run, paint, width)))
     blocks.append("\n".join(_left_out(run, width)))
+    blocks.append(_audit(run, width))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -128,3 +129,13 @@ def _left_out(run: RunView, width: int) -> list[str]:
 
 def _share(share: float | None) -> str:
     return "" if share is None else f" ({percent(share)} of the whole change)"
+
+
+def _audit(run: RunView, width: int) -> str:
+    """How far the matrices that were measured again were off; nothing without an audit."""
+    lines = run.origin.audit
+    if not lines:
+        return ""
+    worst = max(line.deviation for line in lines)
+    again = f"{count(len(lines), 'matrix', 'matrices')} measured again in float64 by a full SVD"
+    return _wrapped(f"Audit: {again}; largest deviation of a cosine distance {figure(worst)}.", width)

@@ -1,0 +1,52 @@
+"""The script under the charts: made once, kept, and made again if what was kept is not what was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deltarank.report import _library
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _library.vega.cache_clear()
+    yield tmp_path / "deltarank"
+    _library.vega.cache_clear()
+
+
+def again() -> str:
+    _library.vega.cache_clear()
+    return _library.vega()
+
+
+def test_it_is_kept_and_read_back_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _library.vega()
+    monkeypatch.setattr(_library, "_made", lambda: pytest.fail("made twice"))
+
+    assert again() == made
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"alert(1)", b"// 00\nalert(1)", b"\xff\xfe"])
+def test_a_damaged_or_altered_one_is_made_again(folder: Path, damage: bytes) -> None:
+    made = _library.vega()
+    (kept,) = folder.iterdir()
+    kept.write_bytes(damage)
+
+    assert again() == made
+    assert kept.read_bytes() != damage
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(folder: Path) -> None:
+    folder.write_text("in the way")
+
+    assert "vega" in _library.vega()
+
+
+def test_it_cannot_end_its_element(folder: Path) -> None:
+    assert "</script" not in _library.vega()
+    assert "<!--" not in _library.vega()
