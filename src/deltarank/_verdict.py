@@ -127,8 +127,11 @@ def _worst(totals: Totals, rank: int) -> Iterator[str]:
 
 def _needed(matrices: Sequence[MatrixResult], whole: Total) -> Iterator[str]:
     """Which rank brings the relative error down to 10 and to 5 %."""
-    words = [f"{100 * error:.0f} % takes {_rank_for(error, matrices, whole)}" for error in ERRORS]
-    yield f"A relative error of {' and of '.join(words)}."
+    ten, five = (_rank_for(error, matrices, whole) for error in ERRORS)
+    if ten == five:
+        yield f"A relative error of 10 % takes {ten}, and so does one of 5 %."
+    else:
+        yield f"A relative error of 10 % takes {ten}; 5 % takes {five}."
 
 
 def _rank_for(error: float, matrices: Sequence[MatrixResult], whole: Total) -> str:
@@ -187,14 +190,14 @@ def _left_out(skipped: Sequence[Skipped]) -> Iterator[str]:
     if share >= 0.0005:
         yield (
             f"{percent(share)} of the whole change lies in {count(len(changed), 'tensor')} that "
-            f"{'was' if len(changed) == 1 else 'were'} not measured ({listing(_outcomes(changed), most=3)})."
+            f"{'was' if len(changed) == 1 else 'were'} not measured ({', '.join(_outcomes(changed))})."
         )
 
 
 def _outcomes(skipped: Sequence[Skipped]) -> list[str]:
     words = {
-        Outcome.NOT_A_MATRIX: "norms, biases",
-        Outcome.EMBEDDING: "embeddings, output head",
+        Outcome.NOT_A_MATRIX: "norms and biases",
+        Outcome.EMBEDDING: "embeddings and output head",
         Outcome.TIED: "a tied output head",
     }
     return list(dict.fromkeys(words.get(s.outcome, s.outcome.value.replace("_", " ")) for s in skipped))
