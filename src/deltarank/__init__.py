@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltarank.compare import Plan, Watch, compare, open_results, plan
     from deltarank.errors import DeltarankError
+    from deltarank.extract import Adapter, extract
     from deltarank.results import Loss, MatrixResult, Outcome, Results, Verdict
 
     __version__: str
 
 __all__ = [
+    "Adapter",
     "DeltarankError",
     "Loss",
     "MatrixResult",
@@ -33,11 +35,13 @@ __all__ = [
     "Watch",
     "__version__",
     "compare",
+    "extract",
     "open_results",
     "plan",
 ]
 
 _HOMES = {
+    "Adapter": "deltarank.extract",
     "DeltarankError": "deltarank.errors",
     "Loss": "deltarank.results",
     "MatrixResult": "deltarank.results",
@@ -47,6 +51,7 @@ _HOMES = {
     "Verdict": "deltarank.results",
     "Watch": "deltarank.compare",
     "compare": "deltarank.compare",
+    "extract": "deltarank.extract",
     "open_results": "deltarank.compare",
     "plan": "deltarank.compare",
 }

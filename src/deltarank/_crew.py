@@ -8,48 +8,71 @@ all values, 2048 x 8192), and ten times as long when another program takes part 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from deltarank._bench import Bench
 from deltarank._plan import Step
-from deltarank._settings import Settings
 from deltarank.checkpoints import will_need
-from deltarank.results import MatrixResult
+
+_Result = TypeVar("_Result")
+_Out = TypeVar("_Out", covariant=True)
 
 
-class Crew:
+class Worker(Protocol[_Out]):
+    """Takes one matrix after another in hand, in one thread, with buffers of its own."""
+
+    def result(self, step: Step) -> _Out: ...
+
+
+class Crew(Generic[_Result]):
     """So many benches, of which each takes the next matrix when it is done."""
 
-    def __init__(self, settings: Settings, benches: int) -> None:
-        self._settings = settings
+    def __init__(self, make: Callable[[], Worker[_Result]], benches: int) -> None:
+        self._make = make
         self._benches = benches
         self._local = threading.local()
+        self._stopped = threading.Event()
 
-    def results(self, steps: Sequence[Step]) -> Iterator[tuple[Step, MatrixResult]]:
-        """A result for each step, as they are done. What is measured does not depend on the order."""
+    def results(self, steps: Sequence[Step]) -> Iterator[tuple[Step, _Result]]:
+        """A result for each step, as they are done. What is measured does not depend on the order.
+
+        What a worker raises ends the run once all that was finished has been handed out.
+        """
         threads = torch.get_num_threads()
         share = max(threads // self._benches, 1)
         pool = ThreadPoolExecutor(self._benches, "deltarank", self._begin, (share,))
         try:
-            jobs: dict[Future[MatrixResult], Step] = {
+            jobs: dict[Future[_Result], Step] = {
                 pool.submit(self._work, steps, i): step for i, step in enumerate(steps)
             }
+            failures = []
             for job in as_completed(jobs):
-                yield jobs.pop(job), job.result()
+                if (failure := job.exception()) is None:
+                    yield jobs.pop(job), job.result()
+                elif not isinstance(failure, CancelledError):
+                    failures.append(failure)
+            if failures:
+                raise failures[0]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
 
     def _begin(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._local.bench = Bench(self._settings)
+        self._local.bench = self._make()
 
-    def _work(self, steps: Sequence[Step], i: int) -> MatrixResult:
+    def _work(self, steps: Sequence[Step], i: int) -> _Result:
         """The system is told what is needed next: its disk works while we compute."""
+        if self._stopped.is_set():
+            raise CancelledError
         if i + self._benches < len(steps):
             will_need(steps[i + self._benches].pair)
-        bench: Bench = self._local.bench
-        return bench.result(steps[i])
+        bench: Worker[_Result] = self._local.bench
+        try:
+            return bench.result(steps[i])
+        except BaseException:
+            self._stopped.set()
+            raise

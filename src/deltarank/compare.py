@@ -228,7 +228,7 @@ class _Run:
         waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
         if waiting:
             self.watch.began(waiting[0].pair.name)
-        crew = Crew(self.plan.settings, self.plan.benches)
+        crew = Crew(lambda: Bench(self.plan.settings), self.plan.benches)
         for number, (step, result) in enumerate(crew.results(waiting), start=1):
             self.matrices[result.name] = result
             # What failed for want of memory or a disk may work next time.

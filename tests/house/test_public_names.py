@@ -44,7 +44,7 @@ def test_compare_is_the_function_whoever_imported_the_module_first(first: str) -
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("room", ["checkpoints", "cli", "demo", "report", "spectra"])
+@pytest.mark.parametrize("room", ["adapters", "checkpoints", "cli", "demo", "report", "spectra"])
 def test_every_room_names_what_it_offers(room: str) -> None:
     module = importlib.import_module(f"deltarank.{room}")
 

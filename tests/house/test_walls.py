@@ -24,6 +24,7 @@ OUTSIDE = {
     "cli": {"click", "tqdm"},
     "checkpoints": {"torch", "numpy", "huggingface_hub", "safetensors"},
     "spectra": {"torch", "numpy", "scipy"},
+    "adapters": {"torch", "numpy"},
     "report": {"altair", "vl_convert", "jinja2", "markupsafe", "numpy"},
     "demo": {"torch", "transformers", "peft", "tokenizers", "safetensors", "tqdm"},
 }
@@ -35,6 +36,7 @@ INSIDE = {
     "__main__": {"cli"},
     "checkpoints": {"errors", "words", "results"},
     "spectra": {"errors", "words", "results"},
+    "adapters": {"errors", "words", "results", "checkpoints"},
     "report": {"errors", "words", "results"},
     "demo": {"errors", "words", "results", "_threads"},
 }

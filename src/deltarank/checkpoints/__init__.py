@@ -9,10 +9,11 @@ from deltarank.checkpoints._checkpoint import Checkpoint, open_checkpoint
 from deltarank.checkpoints._chunks import chunks, will_need
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._pairing import pair_checkpoints
-from deltarank.checkpoints._pieces import Leftover, Pair, Pairing, Piece
+from deltarank.checkpoints._pieces import PLAIN, Leftover, Pair, Pairing, Piece
 from deltarank.checkpoints._source import LocalSource, Source
 
 __all__ = [
+    "PLAIN",
     "Checkpoint",
     "Leftover",
     "LocalSource",

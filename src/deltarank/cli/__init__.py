@@ -14,6 +14,7 @@ import click
 from deltarank._threads import wait_politely
 from deltarank.cli._compare import compare
 from deltarank.cli._demo import demo
+from deltarank.cli._extract import extract
 from deltarank.cli._report import report
 from deltarank.cli._say import complain, forget_stdout, printable
 from deltarank.errors import DeltarankError
@@ -48,7 +49,7 @@ def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""
 
 
-for verb in (compare, report, demo):
+for verb in (compare, extract, report, demo):
     deltarank.add_command(verb)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 _SMALL = 600
+_ORTHONORMAL = 1e-3
 
 
 @contextmanager
@@ -67,17 +68,24 @@ def leading_vectors(lower: Tensor, count: int) -> Tensor:
         from scipy.linalg import LinAlgError, eigh
 
         # Only these vectors: costs hardly more than the values alone, where torch would compute all of them. Many equal
-        # values have made this solver give up ("Internal Error").
+        # values have made this solver give up ("Internal Error"), or find fewer than were asked for.
         wanted = [side - count, side - 1]
         with suppress(LinAlgError):
             _, columns = eigh(lower.cpu().numpy(), lower=True, subset_by_index=wanted, check_finite=False)
-            return torch.from_numpy(columns).to(lower.device)
+            found = torch.from_numpy(columns)
+            if found.shape[1] == count and _are_orthonormal(found):
+                return found.to(lower.device)
     return vectors(lower)[1][:, side - count :]
 
 
 def _adds_up(found: Tensor, lower: Tensor) -> bool:
     trace = float(lower.diagonal().sum())
     return abs(float(found.sum()) - trace) <= 1e-3 * abs(trace)  # NaN fails
+
+
+def _are_orthonormal(columns: Tensor) -> bool:
+    off = columns.T @ columns - torch.eye(columns.shape[1], dtype=columns.dtype)
+    return float(off.abs().max()) < _ORTHONORMAL  # NaN fails
 
 
 def _solvable(lower: Tensor) -> Tensor:

@@ -1,0 +1,183 @@
+"""From finished factors to an adapter's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deltarank._adapter import AdapterMatrix
+from deltarank._layout import EXPERT, Empty, Layout, Other, Target
+from deltarank._staging import Staging
+from deltarank.adapters import (
+    CONFIG,
+    WEIGHTS,
+    Budget,
+    Fill,
+    LeftOut,
+    Spent,
+    Stored,
+    adapter_config,
+    exact_targets,
+    factor_keys,
+    factors_from,
+    kind_of,
+    type_of,
+    whole_key,
+    write_json,
+    write_weights,
+)
+from deltarank.checkpoints import PLAIN, Checkpoint, TensorInfo
+from deltarank.results import Outcome
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All that was found out: a matrix for each target, and the energy of each other tensor that was read."""
+
+    layout: Layout
+    matrices: Mapping[str, AdapterMatrix]
+    energies: Mapping[str, float | None]
+    dtype: torch.dtype
+
+    @property
+    def live_types(self) -> set[str]:
+        """Types of module of which a layer changed; all of them where nothing did: an empty adapter does not load."""
+        changed = {m.path for m in self.matrices.values() if m.outcome is Outcome.MEASURED}
+        return {self._type(path) for path in changed or {t.module for t in self.layout.targets}}
+
+    def _type(self, module: str) -> str:
+        """Experts come together or not at all."""
+        return EXPERT if kind_of(f"{module}.weight") == EXPERT else type_of(module)
+
+    @property
+    def factored(self) -> list[Target]:
+        """The targets that get factors in the file."""
+        live = self.live_types
+        return [t for t in self.layout.targets if self._type(t.module) in live and self._has_place(t)]
+
+    def _has_place(self, target: Target) -> bool:
+        known = self.matrices[target.pair.name].outcome in (Outcome.MEASURED, Outcome.IDENTICAL)
+        return known or target.is_expert or self.layout.server.wants_whole_types
+
+    @property
+    def empties(self) -> list[Empty]:
+        live = self.live_types
+        return [empty for empty in self.layout.empties if self._type(empty.module) in live]
+
+    @property
+    def whole_modules(self) -> list[str]:
+        """What `modules_to_save` carries: modules of which a tensor changed."""
+        changed = {o.module for o in self.layout.others if o.module and self.energies.get(o.name)}
+        return [
+            module for module in dict.fromkeys(o.module for o in self.layout.others) if module in changed and module
+        ]
+
+    @property
+    def carried(self) -> list[Other]:
+        """The tensors of those modules."""
+        modules = set(self.whole_modules)
+        return [other for other in self.layout.others if other.module in modules]
+
+    def _energy(self, other: Other) -> float | None:
+        """None for what only one side has, such as the added rows of a vocabulary of which the others were read."""
+        return self.energies.get(other.name) if other.pair is not None else None
+
+    def budget(self) -> Budget:
+        measured = [m for m in self.matrices.values() if m.written is not None and m.losses]
+        spent = [_spent(matrix) for matrix in measured]
+        carried = {other.name for other in self.carried}
+        left = [
+            (LeftOut(o.name, o.kind, o.reason, None), energy)
+            for o in self.layout.others
+            if o.name not in carried and (energy := self._energy(o)) != 0.0
+        ]
+        failed = [m for m in self.matrices.values() if m.written is None]
+        left += [(LeftOut(m.name, m.outcome.value, m.reason or m.outcome.sentence, None), None) for m in failed]
+        return Budget.of(spent, [self.energies[name] or 0.0 for name in carried], left)
+
+
+def _spent(matrix: AdapterMatrix) -> Spent:
+    assert matrix.written is not None
+    lost = matrix.written.energy_lost * matrix.energy
+    return Spent(matrix.energy, min(matrix.losses[0].energy_lost * matrix.energy, lost), lost)
+
+
+def write_adapter(
+    folder: Path,
+    finished: Finished,
+    staging: Staging,
+    base: Checkpoint,
+    finetune: Checkpoint,
+    numbers: Mapping[str, int],
+) -> None:
+    """adapter_model.safetensors and adapter_config.json.
+
+    Args:
+        numbers: of the factors of each target, by the tensor's name.
+    """
+    layout = finished.layout
+    tensors = [*_factors(finished, staging, numbers), *_zeros(finished), *_whole(finished, finetune)]
+    write_weights(folder / WEIGHTS, tensors)
+    targets = finished.factored
+    modules = [*(t.module for t in targets), *(e.module for e in finished.empties)]
+    config = adapter_config(
+        base=base.reference.ref,
+        revision=base.reference.revision,
+        rank=layout.rank,
+        targets=exact_targets(modules, [*base.tensors]),
+        transposed=any(t.transposed for t in targets),
+        ranks={t.module: t.rank for t in targets if t.rank != layout.rank},
+        whole=finished.whole_modules,
+        model=base.config or finetune.config,
+    )
+    write_json(folder / CONFIG, config)
+
+
+def _factors(finished: Finished, staging: Staging, numbers: Mapping[str, int]) -> Iterator[Stored]:
+    for target in finished.factored:
+        outputs, inputs = target.sides
+        is_kept = finished.matrices[target.pair.name].outcome is Outcome.MEASURED
+        path = staging.factors(numbers[target.pair.name]) if is_kept else None
+        yield from _two(target.module, target.rank, outputs, inputs, finished.dtype, path)
+
+
+def _zeros(finished: Finished) -> Iterator[Stored]:
+    for empty in finished.empties:
+        yield from _two(empty.module, finished.layout.rank, *empty.sides, finished.dtype, None)
+
+
+def _two(
+    module: str, rank: int, outputs: int, inputs: int, dtype: torch.dtype, path: Path | None
+) -> tuple[Stored, Stored]:
+    keys = factor_keys(module)
+    a, b = Stored(keys[0], dtype, (rank, inputs)), Stored(keys[1], dtype, (outputs, rank))
+    if path is None:
+        return a, b
+    return (
+        Stored(a.name, dtype, a.shape, factors_from(path, 0)),
+        Stored(b.name, dtype, b.shape, factors_from(path, a.nbytes)),
+    )
+
+
+def _whole(finished: Finished, finetune: Checkpoint) -> Iterator[Stored]:
+    for other in finished.carried:
+        info = finetune.tensors[other.name]
+        leaf = other.name.rpartition(".")[2]
+        yield Stored(whole_key(f"{other.module}.{leaf}"), PLAIN[info.dtype], info.shape, _bytes_of(info, finetune))
+
+
+def _bytes_of(info: TensorInfo, checkpoint: Checkpoint) -> Fill:
+    def fill(first: int, block: memoryview) -> None:
+        checkpoint.source.read_into(info.file, info.start + first, block)
+
+    return fill
+
+
+def nbytes_of(layout: Layout, dtype: torch.dtype) -> float:
+    """Bytes that the adapter takes at most."""
+    sides = [*((t.sides, t.rank) for t in layout.targets), *((e.sides, layout.rank) for e in layout.empties)]
+    factors = sum((outputs + inputs) * rank for (outputs, inputs), rank in sides) * dtype.itemsize
+    return float(factors + sum(other.pair.nbytes / 2 for other in layout.others if other.module and other.pair))

@@ -1,0 +1,270 @@
+"""One extraction: what is to be made of two checkpoints, and the pass that makes it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltarank._adapter import Adapter, AdapterMatrix
+from deltarank._assembly import Finished, write_adapter
+from deltarank._bench import Bench
+from deltarank._card import model_card
+from deltarank._crew import Crew
+from deltarank._extractor import Extractor
+from deltarank._layout import Layout, Other, lay_out
+from deltarank._order import Order, check_reach
+from deltarank._plan import READ_RATE, Plan, make_plan
+from deltarank._staging import Staging
+from deltarank._verdict import UNRELATED
+from deltarank._watch import Watch
+from deltarank.adapters import ABOUT, CARD
+from deltarank.checkpoints import Checkpoint, Leftover, Pairing
+from deltarank.compare import compare
+from deltarank.errors import CheckpointError, JobError
+from deltarank.results import Outcome, Total
+from deltarank.words import listing, percent
+
+
+@dataclass(frozen=True)
+class Job:
+    """Two checkpoints and what is to be made of them."""
+
+    order: Order
+    before: Checkpoint
+    after: Checkpoint
+    pairing: Pairing
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return self.order.stored_dtype(self.pairing)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What has to be equal for one process to go on with another's work."""
+        return {
+            "tool_version": version("deltarank"),
+            "base": self.before.fingerprint,
+            "finetune": self.after.fingerprint,
+            "settings": self.order.to_plain(),
+        }
+
+    def lay_out(self, rank: int) -> Layout:
+        """Raises JobError (slug "nothing-to-extract") if the server takes nothing of it."""
+        layout = lay_out(self.before, self.after, self.pairing, self.order.server, rank)
+        if not layout.targets:
+            kinds = listing(sorted({other.reason for other in layout.others if other.reason}), most=3)
+            raise JobError(
+                f"nothing is left to extract: {kinds}.",
+                cure="Look at --include and --exclude, or choose another --server.",
+                slug="nothing-to-extract",
+            )
+        if self.order.rank is not None:
+            check_reach(layout)
+        return layout
+
+    def plan(self, layout: Layout) -> Plan:
+        pairs = tuple(target.pair for target in layout.targets)
+        others = tuple(_as_leftover(other) for other in layout.others if other.pair is not None)
+        settings = replace(self.order.settings, ranks=(layout.rank,))
+        return make_plan(self.before, self.after, replace(self.pairing, pairs=pairs, leftovers=others), settings)
+
+    def fitting_rank(self, staging: Staging, watch: Watch) -> int:
+        """Measures the loss at every legal rank, as `compare` does, and keeps what was measured."""
+        order = self.order
+        wanted = {target.pair.name for target in self.lay_out(1).targets}
+        measured = compare(
+            self.before.reference.ref,
+            self.after.reference.ref,
+            base_revision=self.before.reference.revision,
+            revision=self.after.reference.revision,
+            ranks=order.settings.ranks,
+            solver="exact",
+            device=order.settings.device,
+            include=order.settings.include,
+            exclude=order.settings.exclude,
+            output=staging.side_run,
+            watch=watch,
+        )
+        return order.fitting(Total.of(m for m in measured.matrices if m.name in wanted))
+
+
+def _as_leftover(other: Other) -> Leftover:
+    pair = other.pair
+    assert pair is not None
+    if isinstance(pair, Leftover):
+        return pair
+    return Leftover(pair.name, Outcome.EXCLUDED, other.reason, pair.shape, pair.base, pair.finetune)
+
+
+@dataclass
+class Run:
+    """One pass over a plan. Factors go from the extractors to disk; here are numbers only."""
+
+    job: Job
+    layout: Layout
+    staging: Staging
+    watch: Watch
+    matrices: dict[str, AdapterMatrix] = field(default_factory=dict)
+    energies: dict[str, float | None] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.plan = self.job.plan(self.layout)
+        self._targets = {target.pair.name: target for target in self.layout.targets}
+        self._numbers = {name: number for number, name in enumerate(self._targets)}
+
+    def take_over(self, records: Sequence[Any]) -> None:
+        """What an earlier process finished, as far as its files are there."""
+        for record in records:
+            if "energy_of" in record:
+                self.energies[record["energy_of"]] = record["energy"]
+            else:
+                matrix = AdapterMatrix.from_plain(record)
+                if matrix.outcome is not Outcome.MEASURED or self._is_kept(matrix.name):
+                    self.matrices[matrix.name] = matrix
+        if records:
+            self.watch.resumed(len(self.matrices) + len(self.energies))
+
+    def _is_kept(self, name: str) -> bool:
+        target, path = self._targets[name], self._place(name)
+        return path.is_file() and path.stat().st_size == sum(target.sides) * target.rank * self.job.dtype.itemsize
+
+    def _place(self, name: str) -> Path:
+        return self.staging.factors(self._numbers[name])
+
+    def go(self, command: str | None) -> Adapter:
+        started = time.perf_counter()
+        self.watch.planned(self.plan)
+        clock = _Clock(self)
+        self._extract_all(clock)
+        self._sum_up_all(clock)
+        finished = Finished(self.layout, self.matrices, self.energies, self.job.dtype)
+        self._judge(finished)
+        adapter = self._adapter(finished, command, time.perf_counter() - started)
+        with self.staging.whole() as folder:
+            write_adapter(folder, finished, self.staging, self.job.before, self.job.after, self._numbers)
+            (folder / ABOUT).write_text(adapter.to_json(), encoding="utf-8")
+            (folder / CARD).write_text(model_card(adapter), encoding="utf-8")
+        return adapter
+
+    def _extract_all(self, clock: _Clock) -> None:
+        waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
+        if waiting:
+            self.watch.began(waiting[0].pair.name)
+        crew = Crew(self._extractor, self.plan.benches)
+        for number, (_, matrix) in enumerate(crew.results(waiting), start=1):
+            self.matrices[matrix.name] = matrix
+            # What failed for want of memory or a disk may work next time.
+            if matrix.outcome not in (Outcome.FAILED, Outcome.UNREADABLE):
+                self.staging.keep(matrix.to_plain())
+            clock.tick(matrix.name)
+            if number < len(waiting):
+                self.watch.began(waiting[number].pair.name)
+
+    def _extractor(self) -> Extractor:
+        return Extractor(self.plan.settings, self._targets, self.job.dtype, self._place)
+
+    def _sum_up_all(self, clock: _Clock) -> None:
+        bench = Bench(self.plan.settings)
+        for other in self.plan.pairing.leftovers:
+            if other.name in self.energies:
+                continue
+            self.watch.began(other.name)
+            try:
+                sums = bench.sums(other)
+                self.energies[other.name] = sums.energy if sums.is_finite else None
+                self.staging.keep({"energy_of": other.name, "energy": self.energies[other.name]})
+            except CheckpointError:
+                self.energies[other.name] = None
+            clock.tick(other.name)
+
+    def _judge(self, finished: Finished) -> None:
+        """Raises JobError if nothing could be extracted; warns of what should be known."""
+        written = [m for m in self.matrices.values() if m.written is not None]
+        failed = [m for m in self.matrices.values() if m.written is None]
+        if not written:
+            raise JobError(
+                f"none of {len(failed)} matrices could be extracted; {failed[0].name}: {failed[0].reason}.",
+                cure="Run `deltarank compare` on the two: it says what is wrong with each.",
+                slug="nothing-to-extract",
+            )
+        if failed:
+            names = listing([f"{m.name} ({m.reason})" for m in failed], most=3)
+            self._warn(f"left as in the base, since they could not be extracted: {names}")
+        energy, base = (math.fsum(values) for values in zip(*((m.energy, m.base_energy) for m in written), strict=True))
+        if base > 0 and math.sqrt(energy / base) >= UNRELATED:
+            self._warn(
+                f"the delta has {percent(math.sqrt(energy / base))} of the base's own size: is this the base that the "
+                "finetune was trained from?"
+            )
+        self._warn_of_the_server(finished)
+
+    def _warn_of_the_server(self, finished: Finished) -> None:
+        above = self.layout.server.warn_above
+        if above is not None and self.layout.rank > above[0]:
+            self._warn(above[1])
+        if self.layout.empties:
+            self._warn(
+                f"{self.layout.server.title} wants every layer of a module: layers that were left out get zeros, which "
+                "change nothing"
+            )
+        grown = [o.name for o in self.layout.others if o.kind == "added tokens"]
+        if grown and any(o.kind in ("embedding", "lm_head") for o in finished.carried):
+            self._warn("the vocabulary was resized: resize the base's (resize_token_embeddings) before loading")
+
+    def _warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+        self.watch.warned(sentence)
+
+    def _adapter(self, finished: Finished, command: str | None, seconds: float) -> Adapter:
+        order = self.job.order
+        return Adapter(
+            folder=self.staging.output,
+            base=self.plan.base,
+            finetune=self.plan.finetune,
+            rank=self.layout.rank,
+            server=order.server.name,
+            dtype=str(self.job.dtype).removeprefix("torch."),
+            matrices=tuple(self.matrices[name] for name in self._targets),
+            budget=finished.budget(),
+            settings={**order.to_plain(), **self._surroundings(), "seconds": round(seconds, 1), "command": command},
+            notes=(*self.plan.notes, *self.warnings),
+            tool_version=version("deltarank"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            identity=self.staging.identity,
+        )
+
+    def _surroundings(self) -> dict[str, Any]:
+        prints = {"base": self.job.before.fingerprint, "finetune": self.job.after.fingerprint}
+        return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "fingerprints": prints}
+
+
+class _Clock:
+    """Foretells the time left from the plan's costs and the time that those done have taken."""
+
+    def __init__(self, run: Run) -> None:
+        costs = {s.pair.name: s.seconds + s.pair.nbytes / READ_RATE for s in run.plan.steps}
+        costs |= {x.name: x.nbytes / READ_RATE for x in run.plan.pairing.leftovers}
+        done = run.matrices.keys() | run.energies.keys()
+        self._watch = run.watch
+        self._costs = costs
+        self._whole = math.fsum(costs.values())
+        self._before = math.fsum(cost for name, cost in costs.items() if name in done)
+        self._since = 0.0
+        self._started = time.perf_counter()
+
+    def tick(self, name: str) -> None:
+        self._since += self._costs[name]
+        done = self._before + self._since
+        pace = (time.perf_counter() - self._started) / self._since if self._since > 0 else 0.0
+        share = min(done / self._whole, 1.0) if self._whole > 0 else 1.0
+        self._watch.finished(name, max(self._whole - done, 0.0) * pace, share)

@@ -1,0 +1,63 @@
+"""Adapters: the only room that knows PEFT's names, and what servers make of them. PEFT itself is never imported.
+
+server(name) -> Server                        the rules of servers.json, dated and with sources
+Budget                                        where the whole change went
+exact_targets, factor_keys, write_weights ... how an adapter is written
+"""
+
+from deltarank.adapters._budget import Budget, LeftOut, Spent
+from deltarank.adapters._config import adapter_config
+from deltarank.adapters._names import exact_targets, factor_keys, is_module, module_of, type_of, whole_key
+from deltarank.adapters._servers import (
+    DEFAULT_SERVER,
+    Server,
+    is_transposed,
+    kind_of,
+    rules_date,
+    server,
+    server_names,
+    words_for,
+)
+from deltarank.adapters._write import (
+    ABOUT,
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    Fill,
+    Stored,
+    factors_from,
+    write_factors,
+    write_json,
+    write_weights,
+)
+
+__all__ = [
+    "ABOUT",
+    "CARD",
+    "CONFIG",
+    "DEFAULT_SERVER",
+    "WEIGHTS",
+    "Budget",
+    "Fill",
+    "LeftOut",
+    "Server",
+    "Spent",
+    "Stored",
+    "adapter_config",
+    "exact_targets",
+    "factor_keys",
+    "factors_from",
+    "is_module",
+    "is_transposed",
+    "kind_of",
+    "module_of",
+    "rules_date",
+    "server",
+    "server_names",
+    "type_of",
+    "whole_key",
+    "words_for",
+    "write_factors",
+    "write_json",
+    "write_weights",
+]

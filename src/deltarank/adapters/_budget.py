@@ -1,0 +1,110 @@
+"""The loss budget: where the whole change ||W - W0||^2 went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from deltarank.adapters._servers import Server, words_for
+from deltarank.words import count, listing, percent
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What became of the energy of one matrix that was extracted: ||D||^2, ||D - D_r||^2, ||D - B A as written||^2."""
+
+    energy: float
+    truncated: float
+    lost: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A tensor that the adapter does not hold.
+
+    kind      "norm", "lm_head", ...; "excluded" and the like where it was not the server's doing
+    share     of the whole change; None if its change is unknown (not read, or only one side has it)
+    """
+
+    name: str
+    kind: str
+    reason: str
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Shares of ||W - W0||^2, summed over all that was read, that add up to 1.
+
+    kept         ||D||^2 - ||D - B A||^2 of the matrices that were extracted, and what was carried whole
+    truncated    ||D - D_r||^2: lost to the rank
+    rounded      ||D - B A||^2 - ||D - D_r||^2: lost to the rounding of A and B
+    left_out     in tensors that the adapter does not hold, by name in `tensors`
+    """
+
+    kept: float
+    truncated: float
+    rounded: float
+    left_out: float
+    tensors: tuple[LeftOut, ...] = ()
+
+    @classmethod
+    def of(cls, spent: Iterable[Spent], carried: Iterable[float], left: Sequence[tuple[LeftOut, float | None]]) -> Self:
+        """From the energies of matrices, of tensors carried whole, and of those left out (None: unknown)."""
+        spent = list(spent)
+        out = math.fsum(energy or 0.0 for _, energy in left)
+        whole = math.fsum([*(s.energy for s in spent), *(carried := list(carried)), out])
+        if whole <= 0:
+            return cls(1.0, 0.0, 0.0, 0.0, tuple(_with_share(each, e and 0.0) for each, e in left))
+        tensors = (_with_share(each, None if energy is None else energy / whole) for each, energy in left)
+        return cls(
+            kept=math.fsum([*(s.energy - s.lost for s in spent), *carried]) / whole,
+            truncated=math.fsum(s.truncated for s in spent) / whole,
+            rounded=math.fsum(s.lost - s.truncated for s in spent) / whole,
+            left_out=out / whole,
+            tensors=tuple(sorted(tensors, key=lambda t: (-(t.share or 0.0), t.share is None, t.name))),
+        )
+
+    def by_kind(self) -> dict[str, tuple[int, float]]:
+        """Kind -> (tensors that changed, share), the largest share first."""
+        kinds: dict[str, list[float]] = {}
+        for tensor in self.tensors:
+            if tensor.share:
+                kinds.setdefault(tensor.kind, []).append(tensor.share)
+        sums = {kind: (len(shares), math.fsum(shares)) for kind, shares in kinds.items()}
+        return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
+
+    def sentence(self, server: Server, rank: int) -> str:
+        """ "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 81 tensors that vLLM cannot load (norms)"."""
+        parts = [f"keeps {percent(self.kept)} of the change"]
+        if self.truncated > 0:
+            parts.append(f"{percent(self.truncated)} truncated at rank {rank}")
+        if self.rounded >= 0.001:
+            parts.append(f"{percent(self.rounded)} lost to rounding")
+        if self.left_out > 0:
+            kinds = self.by_kind()
+            names = listing([words_for(kind) for kind in kinds], most=4)
+            tensors = count(sum(number for number, _ in kinds.values()), "tensor")
+            whose = "a portable adapter leaves out" if server.name == "portable" else f"{server.title} cannot load"
+            parts.append(f"{percent(self.left_out)} in {tensors} that {whose} ({names})")
+        return "; ".join(parts)
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "kept": self.kept,
+            "truncated": self.truncated,
+            "rounded": self.rounded,
+            "left_out": self.left_out,
+            "tensors": [{"name": t.name, "kind": t.kind, "reason": t.reason, "share": t.share} for t in self.tensors],
+        }
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        tensors = (LeftOut(t["name"], t["kind"], t["reason"], t["share"]) for t in data["tensors"])
+        return cls(data["kept"], data["truncated"], data["rounded"], data["left_out"], tuple(tensors))
+
+
+def _with_share(tensor: LeftOut, share: float | None) -> LeftOut:
+    return LeftOut(tensor.name, tensor.kind, tensor.reason, share)

@@ -1,0 +1,104 @@
+"""An adapter's files, written so that memory stays small however large they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WEIGHTS, CONFIG, ABOUT, CARD = "adapter_model.safetensors", "adapter_config.json", "deltarank.json", "README.md"
+
+_WORDS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+_BLOCK = 8 << 20
+_ALIGNMENT = 8
+
+Fill = Callable[[int, memoryview], None]
+"""Given a position in bytes and a buffer, fills the buffer with what stands there."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor to be written. `fill` brings its bytes, block by block; without one it is all zeros."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    fill: Fill | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def write_weights(path: Path, tensors: Sequence[Stored]) -> None:
+    """A safetensors file of these tensors in this order, a few megabytes in memory at a time.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("wb") as file:
+        file.write(_header(tensors))
+        for tensor in tensors:
+            for first in range(0, tensor.nbytes, _BLOCK):
+                block = buffer[: min(_BLOCK, tensor.nbytes - first)]
+                if tensor.fill is None:
+                    block[:] = bytes(len(block))
+                else:
+                    tensor.fill(first, block)
+                file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(tensors: Sequence[Stored]) -> bytes:
+    """8 bytes of length, then JSON, padded with spaces so that the numbers begin at a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for tensor in tensors:
+        end = place + tensor.nbytes
+        offsets = [place, end]
+        entries[tensor.name] = {"dtype": _WORDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        place = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_factors(path: Path, a: Tensor, b: Tensor) -> None:
+    """The bytes of A and then of B, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        for matrix in (a, b):
+            file.write(matrix.contiguous().cpu().view(torch.uint8).numpy().data)
+    partial.replace(path)
+
+
+def factors_from(path: Path, skip: int) -> Fill:
+    """Reads what `write_factors` wrote, from byte `skip` on."""
+
+    def fill(first: int, block: memoryview) -> None:
+        with path.open("rb", buffering=0) as file:
+            file.seek(skip + first)
+            done = 0
+            while done < len(block):
+                got = file.readinto(block[done:])
+                if not got:
+                    raise OSError(f"{path.name} became shorter since it was written")
+                done += got
+
+    return fill

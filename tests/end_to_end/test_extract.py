@@ -1,0 +1,581 @@
+"""`deltarank extract`, seen from the outside: float64 SVDs, safetensors' own reader, and PEFT itself."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import LAYERS, MATRICES, base_weights, full_finetune, merged_lora, write
+from transformers import AutoModelForCausalLM
+
+import deltarank
+import deltarank._extractor
+from deltarank.cli import main
+from deltarank.errors import DeltarankError, JobError, OutputError, ResultsError
+from deltarank.results import Outcome
+from tiny_architectures import DENSE, EXPERTS, tokens, write_pair
+
+PREFIX = "base_model.model."
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Nothing here is large enough for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    home = tmp_path_factory.mktemp("models")
+    base = {name: w.bfloat16().float() for name, w in base_weights().items()}
+    broken = full_finetune(base)
+    broken["model.layers.0.mlp.up_proj.weight"][3, 4] = math.nan
+    made: dict[str, Mapping[str, torch.Tensor]] = {
+        "base": base,
+        "full": full_finetune(base),
+        "lora": merged_lora(base, 3),
+        "copy": dict(base),
+        "broken": broken,
+    }
+    return {name: write(home / name, weights) for name, weights in made.items()}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_pair(DENSE["llama"], tmp_path_factory.mktemp("llama"))
+
+
+def delta_of(folders: Mapping[str, Path], name: str, finetune: str = "full") -> np.ndarray:
+    files = (load_file(folders[side] / "model.safetensors")[name].double().numpy() for side in (finetune, "base"))
+    return next(files) - next(files)
+
+
+def best(delta: np.ndarray, rank: int) -> np.ndarray:
+    left, values, right = np.linalg.svd(delta, full_matrices=False)
+    return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+def product(folder: Path, name: str) -> np.ndarray:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    key = PREFIX + name.removesuffix(".weight")
+    return (tensors[f"{key}.lora_B.weight"].double() @ tensors[f"{key}.lora_A.weight"].double()).numpy()
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
+    return config
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=tokens(seed=99)).logits
+    return found
+
+
+def served(base: Path, adapter: Path) -> PeftModel:
+    """As PEFT loads it; its warnings of missing and unexpected keys are errors here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between PEFT and transformers
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+
+
+def with_rank(base: Path, finetune: Path, names: list[str], rank: int, room: Path) -> torch.Tensor:
+    """The logits of base + D_r, a checkpoint made by SVDs in float64: the oracle."""
+    weights, tuned = (load_file(folder / "model.safetensors") for folder in (base, finetune))
+    for name in names:
+        delta = tuned[name].double().numpy() - weights[name].double().numpy()
+        weights[name] = (weights[name].double() + torch.from_numpy(best(delta, rank))).float()
+    room.mkdir()
+    save_file(weights, room / "model.safetensors", metadata={"format": "pt"})
+    (room / "config.json").write_bytes((base / "config.json").read_bytes())
+    return logits(AutoModelForCausalLM.from_pretrained(room, dtype=torch.float32))
+
+
+# What is written ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_the_best_of_its_rank(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", dtype="float32")
+
+    assert len(adapter.matrices) == MATRICES
+    for matrix in adapter.matrices:
+        delta = delta_of(folders, matrix.name)
+        energy = (delta**2).sum()
+        truth = ((delta - best(delta, 8)) ** 2).sum() / energy
+        written = ((delta - product(tmp_path / "a", matrix.name)) ** 2).sum() / energy
+
+        assert matrix.energy == pytest.approx(energy, rel=1e-6)
+        assert matrix.losses[0].relative_error ** 2 == pytest.approx(truth, rel=1e-6)
+        assert written == pytest.approx(truth, rel=1e-6)
+        assert matrix.written is not None
+        assert matrix.written.relative_error**2 == pytest.approx(written, rel=1e-6)
+
+
+def test_the_promise_is_that_of_compare(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    adapter = deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a")
+    results = deltarank.compare(folders["base"], folders["full"], ranks=[16])
+    promised = {m.name: m.loss(16) for m in results.matrices}
+
+    for matrix in adapter.matrices:
+        assert matrix.losses[0].energy_kept == pytest.approx(promised[matrix.name].energy_kept, abs=1e-6)
+        assert matrix.losses[0].mse == pytest.approx(promised[matrix.name].mse, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16", "float32"])
+def test_the_budget_is_what_the_files_say(folders: Mapping[str, Path], tmp_path: Path, dtype: str | None) -> None:
+    """Every share recomputed in float64 from both checkpoints and the adapter as safetensors reads it."""
+    out = tmp_path / "a"
+    budget = deltarank.extract(folders["base"], folders["full"], rank=8, output=out, dtype=dtype, server="vllm").budget
+    names = list(load_file(folders["base"] / "model.safetensors"))
+    deltas = {name: delta_of(folders, name) for name in names}
+    whole = sum((delta**2).sum() for delta in deltas.values())
+    matrices = [name for name in names if "_proj" in name]
+    truncated = sum(((deltas[n] - best(deltas[n], 8)) ** 2).sum() for n in matrices) / whole
+    lost = sum(((deltas[n] - product(out, n)) ** 2).sum() for n in matrices) / whole
+    others = {n: (deltas[n] ** 2).sum() / whole for n in names if n not in matrices}
+
+    assert budget.truncated == pytest.approx(truncated, rel=1e-6)
+    assert budget.rounded == pytest.approx(lost - truncated, rel=1e-3, abs=3e-8)
+    assert budget.left_out == pytest.approx(sum(others.values()), rel=1e-6)
+    assert budget.kept == pytest.approx(1 - lost - sum(others.values()), rel=1e-6)
+    assert budget.kept + budget.truncated + budget.rounded + budget.left_out == pytest.approx(1, abs=1e-12)
+    assert {t.name: t.share for t in budget.tensors} == pytest.approx(others, rel=1e-6)
+    assert all(t.reason.startswith("vLLM cannot load") for t in budget.tensors)
+
+
+def test_numbers_are_stored_as_the_finetune_s(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
+
+    assert adapter.dtype == "bfloat16"
+    assert {w.dtype for w in load_file(tmp_path / "a" / "adapter_model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_an_adapter_tells_about_itself(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
+    about = json.loads((tmp_path / "a" / "deltarank.json").read_text())
+    card = (tmp_path / "a" / "README.md").read_text()
+
+    assert deltarank.Adapter.load(tmp_path / "a") == adapter
+    assert about["rank"] == 8
+    assert about["server"] == "portable"
+    assert set(about["budget"]) == {"kept", "truncated", "rounded", "left_out", "tensors"}
+    assert len(about["matrices"]) == MATRICES
+    assert adapter.sentence in card
+    assert "`self_attn.q_proj`" in card
+    assert about["settings"]["fingerprints"]["base"] in card
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "deltarank.json",
+    ]
+
+
+def test_a_broken_description_is_an_error_with_a_cure(tmp_path: Path) -> None:
+    (tmp_path / "deltarank.json").write_text('{"format_version": 1}')
+    with pytest.raises(ResultsError):
+        deltarank.Adapter.load(tmp_path)
+
+
+# As PEFT loads it ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("name", [*DENSE, *EXPERTS])
+def test_base_and_adapter_are_base_and_rank_r_delta(tmp_path: Path, name: str, merged: bool) -> None:
+    base, finetune = write_pair({**DENSE, **EXPERTS}[name], tmp_path)
+    adapter = deltarank.extract(base, finetune, rank=8, output=tmp_path / "a")
+    model: Any = served(base, tmp_path / "a")
+    found = logits(model.merge_and_unload() if merged else model)
+    truth = with_rank(base, finetune, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
+
+    assert {m.outcome for m in adapter.matrices} == {Outcome.MEASURED}
+    torch.testing.assert_close(found, truth, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(found, logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
+
+
+def test_at_full_rank_and_with_what_peft_carries_it_is_the_finetune(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = deltarank.extract(*llama, rank=32, output=tmp_path / "a", server="peft")
+    truth = logits(AutoModelForCausalLM.from_pretrained(llama[1]))
+
+    assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
+    assert {"model.norm", "lm_head", "model.embed_tokens"} <= set(config_of(tmp_path / "a")["modules_to_save"])
+    torch.testing.assert_close(logits(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+
+
+def test_at_rank_32_peft_gets_patterns_for_smaller_matrices_and_others_zeros(
+    llama: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """k and v have 16 rows."""
+    deltarank.extract(*llama, rank=32, output=tmp_path / "peft", server="peft")
+    deltarank.extract(*llama, rank=32, output=tmp_path / "vllm", server="vllm")
+    pattern = config_of(tmp_path / "peft")["rank_pattern"]
+    ranks = {w.shape[0] for k, w in load_file(tmp_path / "vllm" / "adapter_model.safetensors").items() if "lora_A" in k}
+
+    assert set(pattern.values()) == {16}
+    assert config_of(tmp_path / "peft")["alpha_pattern"] == pattern
+    assert config_of(tmp_path / "vllm")["rank_pattern"] == {}
+    assert ranks == {32}
+
+
+def test_identical_models_give_an_adapter_of_zeros_that_loads(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in llama[0].iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    adapter = deltarank.extract(llama[0], copy, rank=8, output=tmp_path / "a")
+
+    assert {m.outcome for m in adapter.matrices} == {Outcome.IDENTICAL}
+    assert adapter.budget.kept == 1
+    assert torch.equal(logits(served(llama[0], tmp_path / "a")), logits(AutoModelForCausalLM.from_pretrained(llama[0])))
+
+
+def test_module_types_that_did_not_change_are_not_in_the_file(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    tuned = load_file(folders["base"] / "model.safetensors")
+    changed = "model.layers.1.mlp.up_proj.weight"
+    tuned[changed] += 0.01
+    write(tmp_path / "some", tuned)
+    deltarank.extract(folders["base"], tmp_path / "some", rank=8, output=tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+
+    assert config_of(tmp_path / "a")["target_modules"] == ["up_proj"]
+    assert len(tensors) == 2 * LAYERS
+    assert not tensors[f"{PREFIX}model.layers.0.mlp.up_proj.lora_B.weight"].any()
+
+
+def test_what_is_excluded_stays_out_and_does_not_match_again(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    exclude = ["*layers.0.mlp.up_proj*"]
+    adapter = deltarank.extract(*llama, rank=8, output=tmp_path / "a", server="peft", exclude=exclude)
+    model: Any = served(llama[0], tmp_path / "a")
+    wrapped = {name for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
+
+    assert wrapped == {matrix.path for matrix in adapter.matrices}
+    assert "model.layers.0.mlp.up_proj" not in wrapped
+    assert "model.layers.1.mlp.up_proj" in wrapped
+
+
+def test_a_server_that_wants_whole_types_gets_zeros_for_what_is_excluded(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    exclude = ["*layers.0.mlp.up_proj*"]
+    adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", exclude=exclude)
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+
+    assert len(tensors) == 2 * MATRICES
+    assert not tensors[f"{PREFIX}model.layers.0.mlp.up_proj.lora_B.weight"].any()
+    assert any("get zeros" in note for note in adapter.notes)
+
+
+@pytest.mark.parametrize("server", ["portable", "vllm", "sglang", "lorax", "llama.cpp"])
+def test_other_servers_get_nothing_that_they_refuse_or_ignore(
+    folders: Mapping[str, Path], tmp_path: Path, server: str
+) -> None:
+    deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a", server=server)
+    config = config_of(tmp_path / "a")
+
+    assert (config["r"], config["lora_alpha"]) == (16, 16)
+    assert config["bias"] == "none"
+    assert config["modules_to_save"] is None
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    assert not config["use_rslora"]
+    assert all(".lora_" in key for key in load_file(tmp_path / "a" / "adapter_model.safetensors"))
+
+
+def test_vllm_takes_an_output_head_that_is_asked_for(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    include = ["*_proj*", "lm_head*"]
+    adapter = deltarank.extract(*llama, rank=8, output=tmp_path / "a", server="vllm", include=include)
+    truth = with_rank(*llama, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
+
+    assert "lm_head" in config_of(tmp_path / "a")["target_modules"]
+    torch.testing.assert_close(logits(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+
+
+# Ranks --------------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_smallest_legal_rank_that_is_good_enough(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    losses = deltarank.compare(folders["base"], folders["full"], ranks=[8, 16, 32]).totals.losses
+    allowed = (losses[0].relative_error + losses[1].relative_error) / 2
+    adapter = deltarank.extract(folders["base"], folders["full"], rank="auto", max_error=allowed, output=tmp_path / "a")
+
+    assert adapter.rank == 16
+    assert not (tmp_path / "a.partial").exists()
+
+
+def test_auto_says_if_there_is_no_such_rank(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    name = "model.layers.0.mlp.up_proj.weight"
+    base = {name: torch.randn(600, 600, generator=generator)}
+    pair = (write(tmp_path / "b", base), write(tmp_path / "f", full_finetune(base, scale=0.1)))
+    with pytest.raises(JobError, match="even rank 512") as none:
+        deltarank.extract(*pair, rank="auto", max_error=0.001, output=tmp_path / "a", server="vllm")
+
+    assert none.value.slug == "no-legal-rank"
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "slug"),
+    [
+        ({"rank": 48}, "illegal-rank"),
+        ({"rank": 12, "server": "vllm"}, "illegal-rank"),
+        ({"rank": 0, "server": "peft"}, "bad-ranks"),
+        ({"rank": "many"}, "bad-ranks"),
+        ({"rank": 64, "server": "vllm"}, "rank-beyond-matrices"),
+        ({"rank": 33, "server": "peft"}, "rank-beyond-matrices"),
+        ({"rank": "auto"}, "bad-max-error"),
+        ({"rank": 8, "max_error": 0.3}, "bad-max-error"),
+        ({"rank": "auto", "max_error": 1.5}, "bad-max-error"),
+        ({"rank": 8, "server": "tgi"}, "bad-server"),
+        ({"rank": 8, "dtype": "int8"}, "bad-dtype"),
+        ({"rank": 8, "include": ["*norm*"]}, "nothing-to-extract"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    folders: Mapping[str, Path], tmp_path: Path, asked: dict[str, Any], slug: str
+) -> None:
+    with pytest.raises(DeltarankError) as refused:
+        deltarank.extract(folders["base"], folders["full"], output=tmp_path / "a", **asked)
+
+    assert refused.value.slug == slug
+    assert list(tmp_path.iterdir()) == []
+
+
+# Bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_a_matrix_with_nan_stays_as_in_the_base_and_is_told(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    adapter = deltarank.extract(folders["base"], folders["broken"], rank=8, output=tmp_path / "a")
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    assert next(m.outcome for m in adapter.matrices if m.name == name) is Outcome.NOT_FINITE
+    assert not product(tmp_path / "a", name).any()
+    assert any(name in note for note in adapter.notes)
+    assert next(t for t in adapter.budget.tensors if t.name == name).share is None
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../escape.weight", "model.(.*)+.weight", "model.\u202e\n# x.weight", "model.x"]
+)
+def test_a_hostile_name_becomes_no_path_no_key_and_no_heading(tmp_path: Path, name: str) -> None:
+    base = {**base_weights(), name: torch.zeros(32, 32)}
+    pair = (write(tmp_path / "in" / "b", base), write(tmp_path / "in" / "f", full_finetune(base)))
+    adapter = deltarank.extract(*pair, rank=8, output=tmp_path / "out" / "a")
+    config = (tmp_path / "out" / "a" / "adapter_config.json").read_text()
+
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a"]
+    assert next(t.kind for t in adapter.budget.tensors if t.name == name) == "parameter"
+    assert len(load_file(tmp_path / "out" / "a" / "adapter_model.safetensors")) == 2 * MATRICES
+    assert "escape" not in config
+    assert "\n# x" not in (tmp_path / "out" / "a" / "README.md").read_text()
+
+
+def test_a_base_of_another_model_is_warned_of(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    stranger = write(tmp_path / "stranger", base_weights(seed=77))
+    adapter = deltarank.extract(folders["base"], stranger, rank=8, output=tmp_path / "a")
+
+    assert any("is this the base" in note for note in adapter.notes)
+
+
+# The output ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_call_again_gives_the_same_adapter(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    first = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
+    changed = (tmp_path / "a" / "adapter_model.safetensors").stat().st_mtime_ns
+    again = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
+
+    assert again == first
+    assert (tmp_path / "a" / "adapter_model.safetensors").stat().st_mtime_ns == changed
+
+
+def test_another_adapter_is_replaced_only_by_force(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
+    with pytest.raises(OutputError, match="holds an adapter") as refused:
+        deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a")
+    adapter = deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a", force=True)
+
+    assert refused.value.slug == "output-exists"
+    assert adapter.rank == config_of(tmp_path / "a")["r"] == 16
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_no_adapter_is_not_replaced_at_all(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="is no adapter"):
+        deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path, force=True)
+
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+# Cut off ------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import os, signal, sys
+import deltarank
+
+class Killer(deltarank.Watch):
+    left = int(sys.argv[4])
+    def finished(self, name, seconds_left, share_done):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+deltarank.extract(sys.argv[1], sys.argv[2], rank=8, output=sys.argv[3], watch=Killer())
+"""
+
+
+class Listener(deltarank.Watch):
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+        self.done: list[str] = []
+
+    def resumed(self, finished: int) -> None:
+        self.kept.append(finished)
+
+    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+        self.done.append(name)
+
+
+def bytes_of(adapter: Path) -> dict[str, bytes]:
+    return {name: (adapter / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    pair = (folders["base"], folders["full"])
+    deltarank.extract(*pair, rank=8, output=tmp_path / "whole")
+    process = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, pair), str(tmp_path / "a"), "3"], timeout=120)
+
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "a").exists()
+
+    listener = Listener()
+    adapter = deltarank.extract(*pair, rank=8, output=tmp_path / "a", watch=listener)
+
+    assert listener.kept[0] >= 3
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "whole"]
+    assert adapter.budget == deltarank.Adapter.load(tmp_path / "whole").budget
+
+
+def test_a_full_disk_midway_is_told_and_the_run_goes_on(
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, real, written = (folders["base"], folders["full"]), deltarank._extractor.write_factors, []
+
+    def fills_up(path: Path, a: torch.Tensor, b: torch.Tensor) -> None:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path)
+        real(path, a, b)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deltarank._extractor, "write_factors", fills_up)
+        with pytest.raises(OutputError, match="No space left") as full:
+            deltarank.extract(*pair, rank=8, output=tmp_path / "a")
+
+    assert full.value.slug == "output-unwritable"
+    assert not (tmp_path / "a").exists()
+
+    listener = Listener()
+    deltarank.extract(*pair, rank=8, output=tmp_path / "a", watch=listener)
+    deltarank.extract(*pair, rank=8, output=tmp_path / "whole")
+
+    assert listener.kept
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
+
+
+def test_kept_factors_that_were_cut_short_are_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    pair = (folders["base"], folders["full"])
+    subprocess.run([sys.executable, "-c", PROGRAM, *map(str, pair), str(tmp_path / "a"), "4"], timeout=120)
+    kept = sorted((tmp_path / "a.partial").glob("*.factors"))
+    kept[0].write_bytes(kept[0].read_bytes()[:100])
+    deltarank.extract(*pair, rank=8, output=tmp_path / "a")
+    deltarank.extract(*pair, rank=8, output=tmp_path / "whole")
+
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
+
+
+def test_what_another_extraction_left_is_not_mixed_in(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    pair = (folders["base"], folders["full"])
+    subprocess.run([sys.executable, "-c", PROGRAM, *map(str, pair), str(tmp_path / "a"), "3"], timeout=120)
+    with pytest.raises(OutputError, match="rank was 8 and is 16") as refused:
+        deltarank.extract(*pair, rank=16, output=tmp_path / "a")
+    adapter = deltarank.extract(*pair, rank=16, output=tmp_path / "a", force=True)
+
+    assert refused.value.slug == "run-differs"
+    assert adapter.rank == 16
+
+
+# The command --------------------------------------------------------------------------------------------------
+
+
+def run(*words: object) -> int:
+    return main(["extract", *map(str, words)])
+
+
+def test_the_command_prints_the_budget(
+    folders: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(folders["base"], folders["full"], "-r", 8, "-o", tmp_path / "a", "--server", "vllm")
+    printed = capsys.readouterr()
+
+    assert code == 0
+    assert printed.out.startswith("keeps ")
+    assert "truncated at rank 8" in printed.out
+    assert "that vLLM cannot load (" in printed.out
+    assert "mlp.up_proj, 2 matrices" in printed.out
+    assert f"wrote {tmp_path / 'a'}" in printed.err
+
+
+def test_the_command_prints_json(
+    folders: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(folders["base"], folders["full"], "-r", "auto", "--max-error", 0.9, "-o", tmp_path / "a", "--json", "-q")
+    printed = capsys.readouterr()
+
+    assert (code, printed.err) == (0, "")
+    assert json.loads(printed.out)["rank"] == 8
+    assert json.loads(printed.out) == json.loads((tmp_path / "a" / "deltarank.json").read_text())
+    assert "deltarank extract" in json.loads(printed.out)["settings"]["command"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["-r", "48"], 2, "legal are 8, 16, 32"),
+        (["-r", "lots"], 2, "not a rank"),
+        (["-r", "8,16"], 2, "not one rank"),
+        (["-r", "auto"], 2, "--max-error"),
+        (["-r", "8", "--include", "*norm*"], 1, "nothing is left to extract"),
+    ],
+)
+def test_the_command_refuses_in_one_message(
+    folders: Mapping[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
+    assert run(folders["base"], folders["full"], *words, "-o", tmp_path / "a", "-q") == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()

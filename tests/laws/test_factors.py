@@ -1,0 +1,87 @@
+"""Laws of factors: no matrix of the rank is nearer (numpy's SVD in float64 says so), and the two sides are balanced."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matrices import MAKERS, SIZES, case, pair, stored_delta
+
+from deltarank.spectra import Factors, Workspace, factors, residual_energy, subtract
+
+RANKS = (1, 8, 64)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def delta_of(base: torch.Tensor, finetune: torch.Tensor) -> tuple[torch.Tensor, float]:
+    delta = torch.empty(base.shape)
+    sums = subtract(base, finetune, out=delta, workspace=Workspace())
+    return delta, sums.energy
+
+
+def made(base: torch.Tensor, finetune: torch.Tensor, rank: int) -> Factors:
+    delta, energy = delta_of(base, finetune)
+    return factors(delta, rank, energy=energy, workspace=Workspace())
+
+
+def product(found: Factors) -> np.ndarray:
+    return found.left.double().numpy() @ found.right.double().numpy()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_no_matrix_of_the_rank_is_nearer(kind: str, size: tuple[int, int], dtype: torch.dtype) -> None:
+    base, finetune, truth = case(kind, size, dtype)
+    exact = stored_delta(base, finetune)
+    for rank in RANKS:
+        found = made(base, finetune, rank)
+        lost = ((exact - product(found)) ** 2).sum() / (exact**2).sum()
+
+        # Of values that differ by float32's rounding alone, any will do.
+        near = {"all values equal": 1e-6, "cliff past 64": 1e-7}.get(kind, 1e-12)
+        assert lost == pytest.approx(truth[rank], rel=1e-6, abs=near)
+        assert found.lost / found.energy == pytest.approx(truth[rank], rel=2e-6, abs=near)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (300, 700), (700, 300)], ids=str)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_each_side_has_the_root_of_each_singular_value(kind: str, size: tuple[int, int]) -> None:
+    base, finetune = pair(kind, size, torch.float32)
+    found = made(base, finetune, 16)
+    truth = np.linalg.svd(stored_delta(base, finetune), compute_uv=False)[:16]
+
+    assert found.values == pytest.approx(truth, rel=1e-4, abs=2e-6 * truth[0])
+    assert found.left.norm(dim=0).square().tolist() == pytest.approx(truth, rel=1e-3, abs=2e-6 * truth[0])
+    assert found.right.norm(dim=1).square().tolist() == pytest.approx(truth, rel=1e-3, abs=2e-6 * truth[0])
+
+
+@pytest.mark.parametrize("size", [(40, 90), (90, 40), (40, 40)], ids=str)
+@pytest.mark.parametrize("rank", [40, 64])
+def test_at_full_rank_nothing_is_lost(size: tuple[int, int], rank: int) -> None:
+    base, finetune = pair("flat", size, torch.float32)
+    found = made(base, finetune, rank)
+
+    assert found.left.shape == (size[0], 40)
+    assert product(found) == pytest.approx(stored_delta(base, finetune), abs=1e-6)
+    assert found.lost < 1e-11 * found.energy
+
+
+def test_the_delta_is_left_as_it_is() -> None:
+    delta, energy = delta_of(*pair("power law", (300, 700), torch.float32))
+    before = delta.clone()
+    factors(delta, 16, energy=energy, workspace=Workspace())
+
+    assert torch.equal(before, delta)
+
+
+def test_what_rounding_costs_is_measured_on_the_rounded_factors() -> None:
+    base, finetune = pair("flat", (700, 300), torch.bfloat16)
+    delta, energy = delta_of(base, finetune)
+    found = factors(delta, 64, energy=energy, workspace=Workspace())
+    b, a = found.left.bfloat16(), found.right.bfloat16()
+    lost = residual_energy(delta, b, a, Workspace())
+    truth = ((stored_delta(base, finetune) - b.double().numpy() @ a.double().numpy()) ** 2).sum()
+
+    assert lost == pytest.approx(truth, rel=1e-6)
+    assert lost > found.lost

@@ -1,0 +1,92 @@
+"""Tiny models of real architectures, finetuned for real for a few steps, as transformers saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+VOCABULARY = 48
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_HEADS = {**_SIZES, "head_dim": 8}
+
+Make = Callable[[], PreTrainedModel]
+
+DENSE: Mapping[str, Make] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES)),
+    "tied llama": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_HEADS)),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_HEADS)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_SIZES)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+        )
+    ),
+}
+EXPERTS: Mapping[str, Make] = {
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_HEADS, num_local_experts=4)),
+    "qwen3 moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**_HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1)
+    ),
+    "gpt-oss": lambda: GptOssForCausalLM(
+        GptOssConfig(**_HEADS, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"] * 2)
+    ),
+}
+
+
+def tokens(rows: int = 4, seed: int = 3) -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (rows, 12), generator=torch.Generator().manual_seed(seed))
+
+
+def write_pair(make: Make, folder: Path, *, dtype: torch.dtype = torch.float32, steps: int = 3) -> tuple[Path, Path]:
+    """A base of random weights and what a few steps of AdamW make of it: every weight that learns has moved."""
+    torch.manual_seed(0)
+    model = make()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0, 0.1)
+    model.to(dtype).save_pretrained(folder / "base")
+    model.float().train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        batch = tokens(seed=step)
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.to(dtype).save_pretrained(folder / "finetune")
+    return folder / "base", folder / "finetune"

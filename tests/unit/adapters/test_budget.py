@@ -1,0 +1,63 @@
+"""The budget: shares that add up to 1, and a sentence that names what the server cannot take."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltarank.adapters import Budget, LeftOut, Spent, server
+
+ENERGIES = st.floats(0, 1e6)
+
+
+def left(name: str, kind: str = "norm") -> LeftOut:
+    return LeftOut(name, kind, f"vLLM cannot load {kind}s", None)
+
+
+@given(
+    st.lists(st.tuples(ENERGIES, st.floats(0, 1), st.floats(0, 1)), max_size=5),
+    st.lists(ENERGIES, max_size=3),
+    st.lists(st.one_of(st.none(), ENERGIES), max_size=4),
+)
+def test_shares_add_up_to_one(
+    matrices: list[tuple[float, float, float]], carried: list[float], others: list[float | None]
+) -> None:
+    spent = [Spent(energy, energy * lost * part, energy * lost) for energy, lost, part in matrices]
+    budget = Budget.of(spent, carried, [(left(str(i)), energy) for i, energy in enumerate(others)])
+
+    assert math.isclose(budget.kept + budget.truncated + budget.rounded + budget.left_out, 1, abs_tol=1e-9)
+    assert math.isclose(math.fsum(t.share or 0 for t in budget.tensors), budget.left_out, abs_tol=1e-9)
+
+
+def test_it_says_in_words_where_the_change_went() -> None:
+    others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "lm_head"), 4.0), (left("tokens", "added tokens"), None)]
+    budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
+
+    assert budget.sentence(server("vllm"), 64) == (
+        "keeps 71 % of the change; 22 % truncated at rank 64; 7.0 % in 3 tensors that vLLM cannot load "
+        "(lm_head and norms)"
+    )
+
+
+def test_tensors_stand_by_share_and_those_unknown_last() -> None:
+    budget = Budget.of([], [], [(left("u"), None), (left("a"), 1.0), (left("b"), 3.0)])
+
+    assert [(t.name, t.share) for t in budget.tensors] == [("b", 0.75), ("a", 0.25), ("u", None)]
+
+
+def test_of_no_change_all_is_kept() -> None:
+    budget = Budget.of([Spent(0.0, 0.0, 0.0)], [], [(left("u"), None)])
+
+    assert (budget.kept, budget.truncated, budget.rounded, budget.left_out) == (1, 0, 0, 0)
+    assert budget.sentence(server("peft"), 8) == "keeps 100 % of the change"
+
+
+@pytest.mark.parametrize("server_name", ["portable", "vllm"])
+def test_it_comes_back_equal(server_name: str) -> None:
+    budget = Budget.of([Spent(9.0, 2.0, 3.0)], [1.0], [(left("a"), 2.0), (left("b"), None)])
+
+    assert Budget.from_plain(budget.to_plain()) == budget
+    assert Budget.from_plain(budget.to_plain()).sentence(server(server_name), 8)

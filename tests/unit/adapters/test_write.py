@@ -1,0 +1,65 @@
+"""The writer's files are read by safetensors' own reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from deltarank.adapters import Stored, factors_from, write_factors, write_weights
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_safetensors_reads_what_was_kept_as_factors(tmp_path: Path, dtype: torch.dtype) -> None:
+    a, b = torch.randn(8, 300).to(dtype), torch.randn(500, 8).to(dtype)
+    kept = tmp_path / "00000.factors"
+    write_factors(kept, a, b)
+    out = tmp_path / "adapter_model.safetensors"
+    write_weights(
+        out,
+        [
+            Stored("a", dtype, (8, 300), factors_from(kept, 0)),
+            Stored("b", dtype, (500, 8), factors_from(kept, a.nbytes)),
+            Stored("nothing", torch.float32, (3, 5)),
+        ],
+    )
+    read = load_file(out)
+
+    assert torch.equal(read["a"], a)
+    assert torch.equal(read["b"], b)
+    assert torch.equal(read["nothing"], torch.zeros(3, 5))
+
+
+def test_a_transposed_view_is_kept_in_its_own_order(tmp_path: Path) -> None:
+    a, b = torch.randn(300, 8).T, torch.randn(8, 500).T
+    write_factors(tmp_path / "x", a, b)
+    write_weights(tmp_path / "y", [Stored("a", torch.float32, (8, 300), factors_from(tmp_path / "x", 0))])
+
+    assert torch.equal(load_file(tmp_path / "y")["a"], a)
+
+
+def test_tensors_larger_than_a_block_come_whole(tmp_path: Path) -> None:
+    a, b = torch.randn(3000, 1000), torch.randn(1, 3000)
+    write_factors(tmp_path / "x", a, b)
+    write_weights(tmp_path / "y", [Stored("a", torch.float32, (3000, 1000), factors_from(tmp_path / "x", 0))])
+
+    assert torch.equal(load_file(tmp_path / "y")["a"], a)
+
+
+def test_the_file_says_that_it_is_torch_s(tmp_path: Path) -> None:
+    """transformers and PEFT refuse a file without it."""
+    write_weights(tmp_path / "y", [Stored("a", torch.float32, (2, 2))])
+
+    with safe_open(tmp_path / "y", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_factors_cut_short_are_an_error(tmp_path: Path) -> None:
+    write_factors(tmp_path / "x", torch.zeros(2, 2), torch.zeros(2, 2))
+    stored = [Stored("a", torch.float32, (9, 9), factors_from(tmp_path / "x", 0))]
+
+    with pytest.raises(OSError, match="became shorter"):
+        write_weights(tmp_path / "y", stored)
