@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deltarank.errors import DeltarankError
     from deltarank.extract import Adapter, extract
     from deltarank.results import Loss, MatrixResult, Outcome, Results, Verdict
+    from deltarank.verify import Verification, verify
 
     __version__: str
 
@@ -32,12 +33,14 @@ __all__ = [
     "Plan",
     "Results",
     "Verdict",
+    "Verification",
     "Watch",
     "__version__",
     "compare",
     "extract",
     "open_results",
     "plan",
+    "verify",
 ]
 
 _HOMES = {
@@ -49,11 +52,13 @@ _HOMES = {
     "Plan": "deltarank.compare",
     "Results": "deltarank.results",
     "Verdict": "deltarank.results",
+    "Verification": "deltarank.verify",
     "Watch": "deltarank.compare",
     "compare": "deltarank.compare",
     "extract": "deltarank.extract",
     "open_results": "deltarank.compare",
     "plan": "deltarank.compare",
+    "verify": "deltarank.verify",
 }
 
 

@@ -6,6 +6,7 @@
         ├── CheckpointError     a checkpoint is missing, broken or not what it says
         │   └── HeaderError     a safetensors header or a shard index is not to be trusted
         ├── PairingError        the two checkpoints do not belong together
+        ├── AdapterError        an adapter is missing, broken, or of a kind that is not read
         ├── OutputError         the output exists, is full, or cannot be written
         └── ResultsError        a results file cannot be read
 
@@ -58,6 +59,10 @@ class HeaderError(CheckpointError):
 
 class PairingError(JobError):
     """The two checkpoints do not belong together."""
+
+
+class AdapterError(JobError):
+    """An adapter is missing, broken, of a kind that is not read, or of another base."""
 
 
 class OutputError(JobError):

@@ -1,13 +1,20 @@
 """Adapters: the only room that knows PEFT's names, and what servers make of them. PEFT itself is never imported.
 
+open_adapter(folder) -> Adapter                configuration and header read and checked, no tensor
+apply(adapter, targets, server=...) -> Applied what it changes, tensor by tensor, from headers alone
+Effect(adapter, changes, ...)                  the numbers that it adds, some rows at a time
 server(name) -> Server                        the rules of servers.json, dated and with sources
 Budget                                        where the whole change went
 exact_targets, factor_keys, write_weights ... how an adapter is written
 """
 
+from deltarank.adapters._aim import Landing
+from deltarank.adapters._apply import SERVERS, Applied, Change, apply, habits_of
 from deltarank.adapters._budget import Budget, LeftOut, Spent
 from deltarank.adapters._config import adapter_config
+from deltarank.adapters._effect import Effect
 from deltarank.adapters._names import exact_targets, factor_keys, is_module, module_of, type_of, whole_key
+from deltarank.adapters._read import Adapter, Kind, Part, Stray, open_adapter
 from deltarank.adapters._servers import (
     DEFAULT_SERVER,
     Server,
@@ -36,21 +43,33 @@ __all__ = [
     "CARD",
     "CONFIG",
     "DEFAULT_SERVER",
+    "SERVERS",
     "WEIGHTS",
+    "Adapter",
+    "Applied",
     "Budget",
+    "Change",
+    "Effect",
     "Fill",
+    "Kind",
+    "Landing",
     "LeftOut",
+    "Part",
     "Server",
     "Spent",
     "Stored",
+    "Stray",
     "adapter_config",
+    "apply",
     "exact_targets",
     "factor_keys",
     "factors_from",
+    "habits_of",
     "is_module",
     "is_transposed",
     "kind_of",
     "module_of",
+    "open_adapter",
     "rules_date",
     "server",
     "server_names",

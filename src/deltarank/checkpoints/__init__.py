@@ -8,6 +8,7 @@ chunks(pair.base, pair.finetune)               rows of both sides, through reuse
 from deltarank.checkpoints._checkpoint import Checkpoint, open_checkpoint
 from deltarank.checkpoints._chunks import chunks, will_need
 from deltarank.checkpoints._headers import TensorInfo
+from deltarank.checkpoints._names import without_wrappers
 from deltarank.checkpoints._pairing import pair_checkpoints
 from deltarank.checkpoints._pieces import PLAIN, Leftover, Pair, Pairing, Piece
 from deltarank.checkpoints._source import LocalSource, Source
@@ -26,4 +27,5 @@ __all__ = [
     "open_checkpoint",
     "pair_checkpoints",
     "will_need",
+    "without_wrappers",
 ]

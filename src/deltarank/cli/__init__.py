@@ -17,6 +17,7 @@ from deltarank.cli._demo import demo
 from deltarank.cli._extract import extract
 from deltarank.cli._report import report
 from deltarank.cli._say import complain, forget_stdout, printable
+from deltarank.cli._verify import verify
 from deltarank.errors import DeltarankError
 
 __all__ = ["main"]
@@ -49,7 +50,7 @@ def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""
 
 
-for verb in (compare, extract, report, demo):
+for verb in (compare, extract, report, demo, verify):
     deltarank.add_command(verb)
 
 

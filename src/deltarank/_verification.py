@@ -1,0 +1,232 @@
+"""What an adapter does to a base, in plain numbers: a row for each tensor, and sums of rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Self
+
+from deltarank.results import Outcome, Reference
+
+FORMAT_VERSION = 1
+# 1: the first format (2026-11).
+
+
+class How(StrEnum):
+    """How an adapter changes a tensor."""
+
+    LORA = "lora"
+    WHOLE = "whole"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Energies over one tensor or several, of D = W - W0 and of what the adapter adds, L.
+
+    energy           ||D||^2
+    lost             ||D - L||^2
+    best             the least ||D - X||^2 of any X of the adapter's rank; None if it was not computed
+    inner, added     <D, L> and ||L||^2
+    """
+
+    energy: float = 0.0
+    lost: float = 0.0
+    best: float | None = None
+    inner: float = 0.0
+    added: float = 0.0
+
+    @classmethod
+    def of(cls, tallies: Iterable[Tally]) -> Self:
+        """Sums; `best` is known if it is known of all."""
+        rows = list(tallies)
+        bests = [row.best for row in rows if row.best is not None]
+        return cls(
+            energy=math.fsum(row.energy for row in rows),
+            lost=math.fsum(row.lost for row in rows),
+            best=math.fsum(bests) if len(bests) == len(rows) and rows else None,
+            inner=math.fsum(row.inner for row in rows),
+            added=math.fsum(row.added for row in rows),
+        )
+
+    @property
+    def share_lost(self) -> float | None:
+        """||D - L||^2 / ||D||^2: over 1 where the adapter leads away from the finetune."""
+        return self.lost / self.energy if self.energy > 0 else None
+
+    @property
+    def share_best(self) -> float | None:
+        """`share_lost` of the best LoRA of the same ranks."""
+        return self.best / self.energy if self.energy > 0 and self.best is not None else None
+
+    @property
+    def excess(self) -> float | None:
+        """How much more of the change is lost than had to be: 0 for the best LoRA, up to rounding."""
+        if self.share_lost is None or self.share_best is None:
+            return None
+        return max(self.share_lost - self.share_best, 0.0)
+
+    @property
+    def scaled_by(self) -> float | None:
+        """||L||^2 / <D, L>: by what L was multiplied, beside the multiple that fits D best; 1 if rightly scaled."""
+        return self.added / self.inner if self.inner > 0 and self.added > 0 else None
+
+    @property
+    def cosine(self) -> float | None:
+        """<D, L> / (||D|| ||L||)."""
+        if self.energy <= 0 or self.added <= 0:
+            return None
+        return self.inner / math.sqrt(self.energy) / math.sqrt(self.added)
+
+    @property
+    def explained(self) -> float | None:
+        """The share of the energy that the best multiple of L keeps; negative if that multiple is."""
+        cosine = self.cosine
+        return None if cosine is None else math.copysign(cosine * cosine, cosine)
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self),
+            "share_lost": self.share_lost,
+            "share_best": self.share_best,
+            "excess": self.excess,
+            "scaled_by": self.scaled_by,
+            "cosine": self.cosine,
+        }
+
+
+@dataclass(frozen=True)
+class TensorFit:
+    """One tensor that both checkpoints have.
+
+    rank             of the LoRA on it, as stored; 0 without one
+    scale            what B A is multiplied by; None without a LoRA
+    """
+
+    name: str
+    layer: int | None
+    module: str
+    shape: tuple[int, ...]
+    outcome: Outcome
+    change: How
+    rank: int = 0
+    scale: float | None = None
+    tally: Tally = field(default_factory=Tally)
+    reason: str | None = None
+
+    @property
+    def counts(self) -> bool:
+        return self.outcome in (Outcome.MEASURED, Outcome.IDENTICAL)
+
+    @property
+    def is_touched(self) -> bool:
+        return self.change is not How.NONE
+
+    def to_plain(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tally"}
+        return {
+            **plain,
+            "shape": list(self.shape),
+            "outcome": self.outcome.value,
+            "change": self.change.value,
+            **self.tally.to_plain(),
+        }
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A tensor of the adapter's file that changes nothing, and why."""
+
+    name: str
+    reason: str
+
+
+class FitKind(StrEnum):
+    """What kind of fit this is."""
+
+    OPTIMAL = "optimal"
+    SHORT = "short"
+    MISSCALED = "misscaled"
+    STRANGER = "stranger"
+    BROKEN = "broken"
+    EMPTY = "empty"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What an adapter does to a base, beside what finetuning did. `sentences[0]` is the headline.
+
+    server           whose habits it was applied by; None for PEFT's
+    unused           what of its file changes nothing
+    """
+
+    base: Reference
+    finetune: Reference
+    adapter: Reference
+    server: str | None
+    tensors: tuple[TensorFit, ...]
+    unused: tuple[Unused, ...]
+    notes: tuple[str, ...]
+    kind: FitKind
+    sentences: tuple[str, ...]
+    tool_version: str
+    created: str
+    format_version: int = FORMAT_VERSION
+
+    @cached_property
+    def whole(self) -> Tally:
+        """Everything that both checkpoints have, whether the adapter touches it or not."""
+        return whole_of(self.tensors)
+
+    @cached_property
+    def touched(self) -> Tally:
+        """The matrices that have a LoRA."""
+        return touched_of(self.tensors)
+
+    @cached_property
+    def by_module(self) -> Mapping[str, Tally]:
+        """Those with a LoRA, by module."""
+        modules: dict[str, list[Tally]] = {}
+        for row in self.tensors:
+            if row.counts and row.change is How.LORA:
+                modules.setdefault(row.module, []).append(row.tally)
+        return {name: Tally.of(tallies) for name, tallies in modules.items()}
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "format_version": self.format_version,
+            "tool_version": self.tool_version,
+            "created": self.created,
+            "base": _reference(self.base),
+            "finetune": _reference(self.finetune),
+            "adapter": _reference(self.adapter),
+            "server": self.server,
+            "kind": self.kind.value,
+            "sentences": list(self.sentences),
+            "whole": self.whole.to_plain(),
+            "touched": self.touched.to_plain(),
+            "tensors": [row.to_plain() for row in self.tensors],
+            "unused": [dataclasses.asdict(each) for each in self.unused],
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n"
+
+
+def whole_of(rows: Iterable[TensorFit]) -> Tally:
+    return Tally.of(row.tally for row in rows if row.counts)
+
+
+def touched_of(rows: Iterable[TensorFit]) -> Tally:
+    return Tally.of(row.tally for row in rows if row.counts and row.change is How.LORA)
+
+
+def _reference(reference: Reference) -> dict[str, Any]:
+    return {"ref": reference.ref, "revision": reference.revision, "files": dict(reference.files)}

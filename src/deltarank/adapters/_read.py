@@ -1,0 +1,222 @@
+"""An adapter's folder as it lies on disk: its configuration, its tensors sorted into parts, and its numbers on demand.
+
+Nothing here knows who wrote it. Keys are PEFT's:
+
+    base_model.model.NAME.lora_A.weight            (r, inputs)       with lora_B.weight (outputs, r)
+    base_model.model.NAME.lora_B.bias              (outputs,)        `lora_bias`
+    base_model.model.NAME.lora_embedding_A         (r, rows)         with lora_embedding_B (columns, r)
+    base_model.model.NAME.weight, .bias            as the model's    `modules_to_save`, `bias`
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from deltarank.adapters._read_config import CONFIG, MAX_CONFIG, LoraConfig, parse_config
+from deltarank.checkpoints import PLAIN, Checkpoint, TensorInfo, open_checkpoint
+from deltarank.errors import AdapterError
+from deltarank.results import Reference
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_PICKLED = "adapter_model.bin"
+_NO_PREFIX = f"its name does not begin with {PREFIX}, so PEFT passes it over"
+
+
+class Kind(Enum):
+    """What a part of an adapter does to a tensor of the base."""
+
+    LINEAR = "linear"
+    EMBEDDING = "embedding"
+    BIAS = "bias"
+    WHOLE = "whole"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One change to one tensor of the base.
+
+    tensor           the name of that tensor as the adapter has it: "model.layers.0.mlp.up_proj.weight"
+    down, up         A and B of a LoRA; of a bias or a whole tensor, `up` alone
+    wrapped          the tensor lies inside a module that has a LoRA (`base_layer`)
+    """
+
+    kind: Kind
+    module: str
+    tensor: str
+    up: TensorInfo
+    down: TensorInfo | None = None
+    wrapped: bool = False
+
+    @property
+    def is_lora(self) -> bool:
+        return self.down is not None
+
+    @property
+    def rank(self) -> int:
+        """Of the factors as stored; 0 of anything but a LoRA."""
+        return self.down.shape[0] if self.down is not None else 0
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A tensor (or what should be one) that changes nothing, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA on disk. Close it, or use it in a `with`."""
+
+    config: LoraConfig
+    parts: tuple[Part, ...]
+    strays: tuple[Stray, ...]
+    file: Checkpoint = field(repr=False)
+    folder: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    @property
+    def reference(self) -> Reference:
+        return Reference(self.folder, None, dict(self.file.reference.files))
+
+    def numbers(self, info: TensorInfo) -> Tensor:
+        """A tensor of the file, whole, as stored.
+
+        Raises:
+            CheckpointError: (slug "unreadable") the file became shorter, or cannot be read.
+        """
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        if info.nbytes:
+            self.file.source.read_into(info.file, info.start, raw.numpy().data)
+        return raw.view(PLAIN[info.dtype]).view(info.shape)
+
+
+def open_adapter(folder: str | os.PathLike[str]) -> Adapter:
+    """Reads the configuration and the header; no tensor.
+
+    Raises:
+        AdapterError: there is none, or it is of a kind that is not read.
+        CheckpointError, HeaderError: its file cannot be read, or is not to be trusted.
+    """
+    home = Path(folder)
+    config = parse_config(_config_of(home))
+    if not (home / WEIGHTS).is_file():
+        _refuse_without_weights(home)
+    file = open_checkpoint(home / WEIGHTS)
+    try:
+        parts, strays = _sorted_out(file.tensors)
+    except BaseException:
+        file.close()
+        raise
+    return Adapter(config, parts, strays, file, os.fspath(folder))
+
+
+def _config_of(home: Path) -> bytes:
+    try:
+        with (home / CONFIG).open("rb") as file:
+            return file.read(MAX_CONFIG + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise AdapterError(
+            f"There is no adapter in {str(home)!a}: {CONFIG} cannot be read ({reason}).",
+            cure=f"Give a folder that has {CONFIG} and {WEIGHTS}, as PEFT's `save_pretrained` writes it.",
+            slug="adapter-not-found",
+        ) from None
+
+
+def _refuse_without_weights(home: Path) -> None:
+    if (home / _PICKLED).is_file():
+        raise AdapterError(
+            f"{str(home / _PICKLED)!a} is pickled. Opening it can run a hidden program, so it was not opened.",
+            cure="Load it with PEFT on a machine that trusts it, and `save_pretrained` it: that writes safetensors.",
+            slug="pickled-weights",
+        )
+    raise AdapterError(
+        f"There is no adapter in {str(home)!a}: it has no {WEIGHTS}.",
+        cure=f"Give a folder that has {CONFIG} and {WEIGHTS}, as PEFT's `save_pretrained` writes it.",
+        slug="adapter-not-found",
+    )
+
+
+_FACTORS = (
+    (Kind.LINEAR, ".lora_A.weight", ".lora_B.weight"),
+    (Kind.EMBEDDING, ".lora_embedding_A", ".lora_embedding_B"),
+)
+_BIAS = ".lora_B.bias"
+_FOREIGN = (".lora_", ".token_adapter.")
+_INNER = ".base_layer."
+
+
+def _sorted_out(tensors: Mapping[str, TensorInfo]) -> tuple[tuple[Part, ...], tuple[Stray, ...]]:
+    found = list(_read_keys(tensors))
+    return tuple(x for x in found if isinstance(x, Part)), tuple(x for x in found if isinstance(x, Stray))
+
+
+def _read_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[Part | Stray]:
+    """Each tensor ends in one part, or is a stray."""
+    for key, info in tensors.items():
+        if info.dtype not in PLAIN:
+            yield Stray(key, f"stored as {info.dtype!a}, which holds no plain numbers")
+        elif not key.startswith(PREFIX):
+            yield Stray(key, _NO_PREFIX)
+        elif (pair := _factor(key)) is not None:
+            yield from _joined(key, *pair, tensors)
+        elif key.endswith(_BIAS):
+            module = key[len(PREFIX) : -len(_BIAS)]
+            yield Part(Kind.BIAS, module, f"{module}.bias", info)
+        elif any(mark in key for mark in _FOREIGN):
+            yield Stray(key, "no factor that PEFT's plain LoRA has")
+        else:
+            name = key[len(PREFIX) :].replace(_INNER, ".")
+            yield Part(Kind.WHOLE, name.rsplit(".", 1)[0], name, info, wrapped=_INNER in key)
+
+
+def _factor(key: str) -> tuple[Kind, str, str] | None:
+    """The kind, the module, and the key of the other factor."""
+    for kind, down, up in _FACTORS:
+        for ours, other in ((down, up), (up, down)):
+            if key.endswith(ours):
+                stem = key[: -len(ours)]
+                return kind, stem[len(PREFIX) :], stem + other
+    return None
+
+
+def _joined(key: str, kind: Kind, module: str, other: str, tensors: Mapping[str, TensorInfo]) -> Iterator[Part | Stray]:
+    """A pair of factors, told once, at its A; or half of one."""
+    partner = tensors.get(other)
+    if partner is None or partner.dtype not in PLAIN:
+        yield Stray(key, f"its other half, {ascii(other)[1:-1]}, is missing")
+        return
+    is_down = "_A" in key[len(PREFIX) + len(module) :]
+    down, up = (tensors[key], partner) if is_down else (partner, tensors[key])
+    if (reason := _misshapen(down.shape, up.shape)) is not None:
+        yield Stray(key, reason)
+    elif is_down:
+        yield Part(kind, module, f"{module}.weight", up, down)
+
+
+def _misshapen(down: tuple[int, ...], up: tuple[int, ...]) -> str | None:
+    if len(down) != 2 or len(up) != 2 or 0 in (*down, *up):
+        return f"A is {_sides(down)} and B {_sides(up)}: two matrices are wanted"
+    if down[0] != up[1]:
+        return f"A is of rank {down[0]:,} and B of rank {up[1]:,}"
+    return None
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"

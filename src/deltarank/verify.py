@@ -1,0 +1,194 @@
+"""Base, finetune and an adapter in; what the adapter really does to the base out."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import torch
+
+from deltarank._fit import overlap
+from deltarank._settings import Settings
+from deltarank._verification import FitKind, How, Tally, TensorFit, Unused, Verification
+from deltarank._verify_words import judge_fit
+from deltarank._watch import Watch
+from deltarank.adapters import Adapter, Applied, Change, Effect, apply, habits_of, open_adapter
+from deltarank.checkpoints import Leftover, Pair, open_checkpoint, pair_checkpoints
+from deltarank.errors import CheckpointError
+from deltarank.results import Outcome
+from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure, noise_edge
+
+__all__ = ["FitKind", "How", "Tally", "TensorFit", "Unused", "Verification", "verify"]
+
+Ref = str | os.PathLike[str]
+
+TOLERANCE = 1e-5
+"""Of the best possible, in cosine distance: so that "within 0.01 % of optimal" can be said."""
+
+MOST_ENTRIES = 1 << 29
+"""A larger matrix is not held whole (2 GiB in float32), so how much the best LoRA keeps of it is not computed."""
+
+
+def verify(
+    base: Ref,
+    finetune: Ref,
+    adapter: Ref,
+    *,
+    server: str | None = None,
+    base_revision: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    watch: Watch | None = None,
+) -> Verification:
+    """Measures what a LoRA on disk makes of the base: ||W - (W0 + L)||^2, tensor by tensor, beside the least possible.
+
+    Args:
+        base, finetune: as for `deltarank.compare`.
+        adapter: a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it.
+        server: "vllm", "sglang", "lorax", "llama.cpp": as that server would apply it; "peft" or None: as PEFT does.
+        watch: is told how it goes.
+
+    Raises:
+        UsageError: an argument cannot be meant.
+        AdapterError: the adapter cannot be read, is refused by the server, or is of another base.
+        CheckpointError, PairingError: see `deltarank.errors`.
+    """
+    habits = habits_of(server)
+    settings = Settings.checked(
+        ranks=(1,), solver="auto", tolerance=TOLERANCE, dtype="float32", device=device, include=(), exclude=()
+    )
+    with ExitStack() as stack:
+        lora = stack.enter_context(open_adapter(adapter))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision))
+        after = stack.enter_context(open_checkpoint(finetune, revision=revision))
+        pairing = pair_checkpoints(before, after)
+        targets: tuple[Pair | Leftover, ...] = (*pairing.pairs, *pairing.leftovers)
+        applied = apply(lora, targets, server=server, config=before.config)
+        rows = _Scales(lora, applied, settings, watch or Watch()).weigh(targets)
+        unused = tuple(Unused(stray.name, stray.reason) for stray in applied.strays)
+        kind, sentences = judge_fit(
+            rows, unused, name=lora.reference.short_name, server=habits.title if server else None
+        )
+        return Verification(
+            base=before.reference,
+            finetune=after.reference,
+            adapter=lora.reference,
+            server=server,
+            tensors=rows,
+            unused=unused,
+            notes=(*applied.notes, *pairing.notes),
+            kind=kind,
+            sentences=sentences,
+            tool_version=version("deltarank"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Weighs one tensor after another. Tensors come and go inside; out come numbers."""
+
+    adapter: Adapter
+    applied: Applied
+    settings: Settings
+    watch: Watch
+
+    def weigh(self, targets: Sequence[Pair | Leftover]) -> tuple[TensorFit, ...]:
+        workspace = Workspace(self.settings.torch_device)
+        whole = math.fsum(target.nbytes for target in targets)
+        rows: list[TensorFit] = []
+        done, started = 0.0, time.perf_counter()
+        for target in targets:
+            self.watch.began(target.name)
+            rows.append(self._row(target, workspace))
+            done += target.nbytes
+            pace = (time.perf_counter() - started) / done if done else 0.0
+            self.watch.finished(target.name, (whole - done) * pace, done / whole if whole else 1.0)
+        return tuple(rows)
+
+    def _row(self, target: Pair | Leftover, workspace: Workspace) -> TensorFit:
+        """A tensor that fails is a row too."""
+        changes = self.applied.changes.get(target.name, ())
+        try:
+            return self._weighed(target, changes, workspace)
+        except CheckpointError as error:
+            return _blank(target, changes, Outcome.UNREADABLE, error.message)
+        except (MemoryError, RuntimeError, ArithmeticError) as error:
+            return _blank(target, changes, Outcome.FAILED, f"{type(error).__name__}: {error}"[:300])
+
+    def _weighed(self, target: Pair | Leftover, changes: Sequence[Change], workspace: Workspace) -> TensorFit:
+        rank = _rank(changes)
+        effect = None
+        if changes:
+            effect = Effect(self.adapter, changes, device=self.settings.torch_device, dtype=self.settings.torch_dtype)
+        keep = None
+        if rank and rank < min(target.base.shape) and target.entries <= MOST_ENTRIES:
+            keep = workspace.lend("delta", target.base.shape, self.settings.torch_dtype)
+        sums, seen = overlap(target, effect, workspace, keep=keep)
+        if not sums.is_finite:
+            return _blank(target, changes, Outcome.NOT_FINITE, "a checkpoint holds NaN or Inf here")
+        if not seen.is_finite:
+            reason = "what the adapter adds here holds NaN or Inf"
+            return _blank(target, changes, Outcome.NOT_FINITE, reason)
+        best = self._best(target, sums, rank, keep, workspace)
+        outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
+        tally = Tally(sums.energy, seen.lost, best, seen.inner, seen.added)
+        return _filled(target, changes, outcome, tally)
+
+    def _best(
+        self, target: Pair | Leftover, sums: Sums, rank: int | None, keep: torch.Tensor | None, workspace: Workspace
+    ) -> float | None:
+        """The least ||D - X||^2 over X of this rank; a rank of None is a tensor that may be replaced whole."""
+        if rank is None or sums.is_zero or rank >= min(target.base.shape):
+            return 0.0
+        if rank == 0:
+            return sums.energy
+        if keep is None:
+            return None
+        rows, columns = target.base.shape
+        solver = make_solver(
+            chosen("auto", rows, columns, (rank,), self.settings.torch_device),
+            workspace,
+            tolerance=TOLERANCE,
+            seed=zlib.crc32(target.name.encode()),
+        )
+        edge = noise_edge(sums.rounding_energy, rows, columns)
+        return measure(keep, sums.energy, ranks=(rank,), solver=solver, edge=edge, workspace=workspace).lost(rank)
+
+
+def _rank(changes: Sequence[Change]) -> int | None:
+    """The highest rank that what is added can have; None if there is no bound."""
+    parts = [change.landing.part for change in changes]
+    return sum(part.rank for part in parts) if all(part.is_lora for part in parts) else None
+
+
+def _how(changes: Sequence[Change]) -> How:
+    if not changes:
+        return How.NONE
+    return How.LORA if all(change.landing.part.is_lora for change in changes) else How.WHOLE
+
+
+def _blank(target: Pair | Leftover, changes: Sequence[Change], outcome: Outcome, reason: str) -> TensorFit:
+    return replace(_filled(target, changes, outcome, Tally()), reason=reason)
+
+
+def _filled(target: Pair | Leftover, changes: Sequence[Change], outcome: Outcome, tally: Tally) -> TensorFit:
+    how = _how(changes)
+    return TensorFit(
+        name=target.name,
+        layer=target.layer if isinstance(target, Pair) else None,
+        module=target.module if isinstance(target, Pair) else target.name.removesuffix(".weight"),
+        shape=tuple(target.shape),
+        outcome=outcome,
+        change=how,
+        rank=_rank(changes) or 0 if how is How.LORA else 0,
+        scale=changes[-1].scale if how is How.LORA else None,
+        tally=tally,
+    )

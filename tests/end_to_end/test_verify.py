@@ -1,0 +1,327 @@
+"""`deltarank verify`: what an adapter makes of its base, held against float64, against `compare` and against PEFT."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+import deltarank
+import peft_adapters as made
+from deltarank.cli import main
+from deltarank.results import Outcome
+from deltarank.verify import FitKind, How, TensorFit, Verification
+
+RANK = 4
+ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base; tuned, a full finetune of it; best, the best LoRA of rank 4 by a float64 SVD; trained, by PEFT; merged."""
+    home = tmp_path_factory.mktemp("models")
+    base = made.write_base(made.llama, home / "base")
+    tuned = made.finetune(base, home / "tuned")
+    write_best(home, home / "best")
+    trained = made.train(base, home / "trained", r=RANK, lora_alpha=3, target_modules=ALL)
+    made.merge(base, trained, home / "merged")
+    assert tuned.exists()
+    return home
+
+
+def write_best(models: Path, folder: Path, *, weights: Mapping[str, Tensor] | None = None, **config: Any) -> Path:
+    factors = made.best_factors(models / "base", models / "tuned", RANK) if weights is None else weights
+    return made.write_adapter(folder, factors, **{"r": RANK, "lora_alpha": RANK, "target_modules": ALL, **config})
+
+
+def verified(models: Path, adapter: Path | str, **options: Any) -> Verification:
+    folder = models / adapter if isinstance(adapter, str) else adapter
+    return deltarank.verify(models / "base", models / options.pop("tuned", "tuned"), folder, **options)
+
+
+def loras(found: Verification) -> list[TensorFit]:
+    return [row for row in found.tensors if row.change is How.LORA]
+
+
+def delta(models: Path, name: str) -> np.ndarray:
+    before, after = made.tensors(models / "base")[name], made.tensors(models / "tuned")[name]
+    return after.double().numpy() - before.double().numpy()
+
+
+def test_every_figure_is_numpy_s(models: Path) -> None:
+    """A trained LoRA beside a finetune that it was not trained for: D, L and the best possible in float64."""
+    found = verified(models, "trained")
+
+    merged = made.tensors(models / "merged")
+    before = made.tensors(models / "base")
+    assert len(loras(found)) == 14
+    for row in loras(found):
+        d = delta(models, row.name)
+        added = merged[row.name].double().numpy() - before[row.name].double().numpy()
+        values = np.linalg.svd(d, compute_uv=False)
+
+        assert row.rank == RANK
+        assert row.scale == 3 / RANK
+        assert row.tally.energy == pytest.approx(float((d**2).sum()), rel=1e-5)
+        assert row.tally.lost == pytest.approx(float(((d - added) ** 2).sum()), rel=1e-5)
+        assert row.tally.added == pytest.approx(float((added**2).sum()), rel=1e-5)
+        assert row.tally.inner == pytest.approx(float((d * added).sum()), abs=1e-5 * row.tally.energy)
+        assert row.tally.best == pytest.approx(float((values[RANK:] ** 2).sum()), rel=1e-5)
+
+
+def test_what_is_left_alone_counts_in_the_whole(models: Path) -> None:
+    found = verified(models, "best")
+
+    alone = [row for row in found.tensors if row.change is How.NONE]
+    assert {row.name for row in alone} == {name for name in made.tensors(models / "base") if "_proj" not in name}
+    energies = {name: float((delta(models, name) ** 2).sum()) for name in made.tensors(models / "base")}
+    assert found.whole.energy == pytest.approx(math.fsum(energies.values()), rel=1e-6)
+    lost = math.fsum(row.tally.lost for row in loras(found)) + math.fsum(energies[row.name] for row in alone)
+    assert found.whole.lost == pytest.approx(lost, rel=1e-6)
+
+
+def test_the_best_lora_is_optimal_and_loses_what_compare_promised(models: Path) -> None:
+    found = verified(models, "best")
+    promised = deltarank.compare(models / "base", models / "tuned", ranks=[RANK])
+
+    assert found.kind is FitKind.OPTIMAL
+    assert "within 0.01 % of optimal" in found.sentences[0]
+    assert found.touched.share_lost == pytest.approx(promised.totals.whole.loss(RANK).energy_lost, rel=1e-5)
+    assert found.touched.scaled_by == pytest.approx(1, abs=1e-5)
+    for row in loras(found):
+        loss = next(m for m in promised.matrices if m.name == row.name).loss(RANK)
+        assert row.tally.share_lost == pytest.approx(loss.energy_lost, rel=1e-5)
+        assert row.tally.share_best == pytest.approx(loss.energy_lost, rel=1e-5)
+
+
+def test_a_trained_lora_gives_back_what_peft_merged(models: Path) -> None:
+    found = verified(models, "trained", tuned="merged")
+
+    assert found.kind is FitKind.OPTIMAL
+    assert found.whole.share_lost < 1e-9
+    assert "keeps over 99.9 %" in found.sentences[0]
+    assert {row.outcome for row in found.tensors if row.change is How.NONE} == {Outcome.IDENTICAL}
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 1.25])
+def test_a_wrong_scale_is_told_and_by_how_much(models: Path, tmp_path: Path, factor: float) -> None:
+    found = verified(models, write_best(models, tmp_path, lora_alpha=RANK * factor))
+
+    assert found.kind is FitKind.MISSCALED
+    assert found.touched.scaled_by == pytest.approx(factor, rel=1e-4)
+    assert f"It is scaled wrongly by {factor:g}" in found.sentences[1]
+    assert f"multiplied by {factor:g}, and 1 fits best" in found.sentences[1]
+
+
+def test_one_matrix_of_a_wrong_scale_is_named(models: Path, tmp_path: Path) -> None:
+    adapter = write_best(models, tmp_path, alpha_pattern={"layers.1.mlp.down_proj": 3 * RANK})
+
+    found = verified(models, adapter)
+    assert found.kind is FitKind.MISSCALED
+    assert "1 matrix is scaled wrongly" in found.sentences[1]
+    assert "model.layers.1.mlp.down_proj.weight by 3" in found.sentences[1]
+
+    served = verified(models, adapter, server="vllm")
+    assert served.kind is FitKind.OPTIMAL
+    assert served.sentences[0].startswith("As vLLM serves it, ")
+    assert any("alpha_pattern" in note for note in served.notes)
+
+
+def test_a_server_without_rank_stabilisation_scales_by_a_half(models: Path, tmp_path: Path) -> None:
+    adapter = write_best(models, tmp_path, use_rslora=True, lora_alpha=math.sqrt(RANK))
+
+    assert verified(models, adapter).kind is FitKind.OPTIMAL
+    assert "It is scaled wrongly by 0.5" in verified(models, adapter, server="sglang").sentences[1]
+
+
+def test_mixed_ranks_are_over_scaled_by_llama_cpp(models: Path, tmp_path: Path) -> None:
+    weights = made.best_factors(models / "base", models / "tuned", RANK)
+    stem = "base_model.model.model.layers.0.self_attn.q_proj."
+    weights[stem + "lora_A.weight"] = weights[stem + "lora_A.weight"][:1]
+    weights[stem + "lora_B.weight"] = weights[stem + "lora_B.weight"][:, :1]
+    pattern = {"layers.0.self_attn.q_proj": 1}
+    adapter = write_best(models, tmp_path, weights=weights, rank_pattern=pattern, alpha_pattern=pattern)
+
+    assert verified(models, adapter).kind is FitKind.OPTIMAL
+    assert "model.layers.0.self_attn.q_proj.weight by 4" in verified(models, adapter, server="llama.cpp").sentences[1]
+
+
+def test_a_worse_lora_than_could_be(models: Path, tmp_path: Path) -> None:
+    """The second to fifth directions in place of the first four."""
+    five = made.best_factors(models / "base", models / "tuned", RANK + 4)
+    weights = {key: w[4:] if "_A" in key else w[:, 4:] for key, w in five.items()}
+
+    found = verified(models, write_best(models, tmp_path, weights=weights))
+
+    assert found.kind is FitKind.SHORT
+    assert "short of optimal" in found.sentences[0]
+    assert found.touched.excess > 0.02
+
+
+def test_an_adapter_of_another_finetune(models: Path, tmp_path: Path) -> None:
+    other = made.finetune(models / "base", tmp_path / "other", seed=9)
+    weights = made.best_factors(models / "base", other, RANK)
+
+    found = verified(models, write_best(models, tmp_path / "adapter", weights=weights))
+
+    assert found.kind is FitKind.STRANGER
+    assert "does not belong to this base and finetune" in found.sentences[0]
+
+
+def test_base_and_finetune_the_wrong_way_round(models: Path) -> None:
+    found = deltarank.verify(models / "tuned", models / "base", models / "best")
+
+    assert found.kind is FitKind.STRANGER
+    assert "the opposite" in found.sentences[0]
+    assert "wrong way round" in found.sentences[0]
+
+
+def test_an_adapter_that_was_never_trained(models: Path, tmp_path: Path) -> None:
+    adapter = made.train(models / "base", tmp_path / "adapter", steps=0, r=RANK, target_modules=ALL)
+
+    found = verified(models, adapter)
+
+    assert found.kind is FitKind.EMPTY
+    assert found.touched.share_lost == pytest.approx(1)
+
+
+def test_a_finetune_that_changed_nothing(models: Path, tmp_path: Path) -> None:
+    copy = made.write_checkpoint(tmp_path / "copy", made.tensors(models / "base"), models / "base")
+    zero = made.train(models / "base", tmp_path / "adapter", steps=0, r=RANK, target_modules=ALL)
+
+    found = deltarank.verify(models / "base", copy, zero)
+    assert found.kind is FitKind.NOTHING
+    assert "changes nothing either" in found.sentences[0]
+    assert "changes it all the same" in deltarank.verify(models / "base", copy, models / "best").sentences[0]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 3e38])
+def test_nan_in_an_adapter_is_an_outcome(models: Path, tmp_path: Path, number: float) -> None:
+    weights = made.best_factors(models / "base", models / "tuned", RANK)
+    weights["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"][1] = number
+    weights["base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"][:] = 10
+
+    found = verified(models, write_best(models, tmp_path, weights=weights))
+
+    broken = [row for row in loras(found) if row.outcome is Outcome.NOT_FINITE]
+    assert found.kind is FitKind.BROKEN
+    assert [row.name for row in broken] == ["model.layers.0.mlp.up_proj.weight"]
+    assert "cannot work" in found.sentences[0]
+    assert math.isfinite(found.whole.lost)
+
+
+def test_zero_padding_loses_nothing(models: Path, tmp_path: Path) -> None:
+    """Rank 40 in matrices whose full rank is 32 or less: the whole finetune, but for what has no LoRA."""
+    weights = made.best_factors(models / "base", models / "tuned", 40)
+    padded = {
+        key: torch.cat([w, w.new_zeros(40 - len(w), w.shape[1])])
+        if "_A" in key
+        else torch.cat([w, w.new_zeros(len(w), 40 - w.shape[1])], 1)
+        for key, w in weights.items()
+    }
+
+    found = verified(models, write_best(models, tmp_path, weights=padded, r=40, lora_alpha=40))
+
+    assert found.kind is FitKind.OPTIMAL
+    assert found.touched.best == 0
+    assert found.touched.share_lost < 1e-9
+
+
+def test_modules_to_save_keep_all(models: Path, tmp_path: Path) -> None:
+    weights = made.best_factors(models / "base", models / "tuned", RANK)
+    weights |= {f"base_model.model.{name}": made.tensors(models / "tuned")[name] for name in ("lm_head.weight",)}
+
+    found = verified(models, write_best(models, tmp_path, weights=weights, modules_to_save=["lm_head"]))
+
+    head = next(row for row in found.tensors if row.name == "lm_head.weight")
+    assert head.change is How.WHOLE
+    assert head.tally.share_lost < 1e-9
+
+
+def test_a_lora_in_bfloat16_is_measured_as_it_is_stored(models: Path, tmp_path: Path) -> None:
+    weights = {key: w.bfloat16() for key, w in made.best_factors(models / "base", models / "tuned", RANK).items()}
+
+    found = verified(models, write_best(models, tmp_path, weights=weights))
+
+    assert found.kind is FitKind.OPTIMAL
+    assert 0 < found.touched.excess < 1e-4
+
+
+def test_conv1d(tmp_path: Path) -> None:
+    base = made.write_base(made.gpt2, tmp_path / "base")
+    adapter = made.train(base, tmp_path / "adapter", r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    merged = made.merge(base, adapter, tmp_path / "merged")
+
+    found = deltarank.verify(base, merged, adapter)
+
+    assert found.kind is FitKind.OPTIMAL
+    assert found.whole.share_lost < 1e-9
+
+
+# ---- the command
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_says_it_in_words_and_a_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "verify", models / "base", models / "tuned", models / "best")
+
+    assert code == 0
+    assert "within 0.01 % of optimal" in " ".join(out.split())
+    assert "mlp.down_proj" in out
+    assert "scaled by" in out
+    assert "Of the whole change" in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_the_command_gives_json_alone(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "verify", "--json", "-q", models / "base", models / "tuned", models / "best")
+
+    data = json.loads(out)
+    assert (code, err) == (0, "")
+    assert data["kind"] == "optimal"
+    assert data == verified(models, "best").to_plain() | {"created": data["created"]}
+
+
+def test_a_refusal_has_a_cure(models: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    adapter = write_best(models, tmp_path, bias="all")
+
+    code, out, err = call(capsys, "verify", models / "base", models / "tuned", adapter, "--server", "vllm")
+
+    assert (code, out) == (1, "")
+    assert "vLLM does not load this adapter: it holds biases" in err
+    assert "messages.md#adapter-refused" in err
+
+
+def test_hostile_names_stay_on_their_line(models: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weights = made.best_factors(models / "base", models / "tuned", RANK)
+    weights["base_model.model.\x1b[31mred\nAll is well.lora_A.weight"] = torch.ones(2, 2)
+
+    adapter = write_best(models, tmp_path, weights=weights)
+    code, out, _ = call(capsys, "verify", models / "base", models / "tuned", adapter)
+
+    assert code == 0
+    assert "\x1b" not in out
+    assert not any(line.startswith("All is well") for line in out.splitlines())

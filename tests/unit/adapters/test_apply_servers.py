@@ -1,0 +1,192 @@
+"""An adapter as a server would apply it: what it drops, what it multiplies by, what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import peft_adapters as made
+from deltarank.adapters import SERVERS, Applied, apply, open_adapter
+from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+from deltarank.errors import AdapterError, UsageError
+
+ATTENTION = "model.layers.{}.self_attn.{}_proj"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    home = tmp_path_factory.mktemp("pair")
+    base = made.write_base(made.llama, home / "base")
+    return base, made.finetune(base, home / "tuned")
+
+
+def factors(*modules: str, rank: int = 4, side: int = 32) -> dict[str, torch.Tensor]:
+    weights = {}
+    for module in modules:
+        weights[f"base_model.model.{module}.lora_A.weight"] = torch.ones(rank, 32)
+        weights[f"base_model.model.{module}.lora_B.weight"] = torch.ones(side, rank)
+    return weights
+
+
+def q_and_o(rank: int = 4) -> dict[str, torch.Tensor]:
+    return factors(*(ATTENTION.format(layer, word) for layer in (0, 1) for word in "qo"), rank=rank)
+
+
+def applied(
+    pair: tuple[Path, Path], folder: Path, weights: Mapping[str, torch.Tensor], server: str | None, **config: Any
+) -> Applied:
+    made.write_adapter(folder, weights, **{"r": 4, "lora_alpha": 8, **config})
+    with open_adapter(folder) as lora, open_checkpoint(pair[0]) as before, open_checkpoint(pair[1]) as after:
+        pairing = pair_checkpoints(before, after)
+        return apply(lora, (*pairing.pairs, *pairing.leftovers), server=server, config=before.config)
+
+
+def scales(found: Applied) -> dict[str, float]:
+    return {
+        name.removeprefix("model.layers.").removesuffix("_proj.weight"): change.scale
+        for name, changes in found.changes.items()
+        for change in changes
+    }
+
+
+@pytest.mark.parametrize(
+    ("server", "of_q", "of_o"),
+    [
+        (None, 12 / 2, 8 / 4),
+        ("peft", 12 / 2, 8 / 4),
+        ("vllm", 8 / 4, 8 / 4),
+        ("sglang", 12 / 2, 8 / 4),
+        ("llama.cpp", 8 / 2, 8 / 4),
+    ],
+)
+def test_patterns_move_the_scale_where_they_are_read(
+    pair: tuple[Path, Path], tmp_path: Path, server: str | None, of_q: float, of_o: float
+) -> None:
+    q = [ATTENTION.format(layer, "q") for layer in (0, 1)]
+    o = [ATTENTION.format(layer, "o") for layer in (0, 1)]
+    weights = factors(*q, rank=2) | factors(*o)
+    found = applied(pair, tmp_path, weights, server, rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 12})
+
+    assert scales(found) == {
+        "0.self_attn.q": of_q,
+        "1.self_attn.q": of_q,
+        "0.self_attn.o": of_o,
+        "1.self_attn.o": of_o,
+    }
+    assert any("alpha_pattern" in note for note in found.notes) == (server in ("vllm", "llama.cpp"))
+
+
+@pytest.mark.parametrize(
+    ("server", "scale"),
+    [("peft", 4.0), ("vllm", 4.0), ("lorax", 4.0), ("sglang", 2.0), ("llama.cpp", 2.0)],
+)
+def test_rank_stabilisation_is_ignored_by_two(
+    pair: tuple[Path, Path], tmp_path: Path, server: str, scale: float
+) -> None:
+    found = applied(pair, tmp_path, q_and_o(), server, use_rslora=True)
+
+    assert set(scales(found).values()) == {scale}
+    assert scale == 8 / (math.sqrt(4) if scale == 4 else 4)
+    assert bool(found.notes) == (scale == 2.0)
+
+
+def test_lorax_drops_a_module_that_lacks_a_layer(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = factors(ATTENTION.format(0, "q"), *(ATTENTION.format(layer, "o") for layer in (0, 1)))
+
+    found = applied(pair, tmp_path, weights, "lorax")
+
+    assert set(scales(found)) == {"0.self_attn.o", "1.self_attn.o"}
+    assert [stray.name for stray in found.strays] == ["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
+    assert "LoRAX drops" in found.strays[0].reason
+
+
+@pytest.mark.parametrize(
+    ("server", "does"),
+    [("vllm", "refuses"), ("llama.cpp", "refuses"), ("sglang", "ignores"), ("lorax", "ignores"), ("peft", "takes")],
+)
+def test_whole_tensors(pair: tuple[Path, Path], tmp_path: Path, server: str, does: str) -> None:
+    weights = q_and_o() | {"base_model.model.lm_head.weight": torch.ones(48, 32)}
+    options = {"modules_to_save": ["lm_head"]}
+    if does == "refuses":
+        with pytest.raises(AdapterError, match="lm_head") as caught:
+            applied(pair, tmp_path, weights, server, **options)
+        assert caught.value.slug == "adapter-refused"
+    else:
+        found = applied(pair, tmp_path, weights, server, **options)
+        assert ("lm_head.weight" in found.changes) == (does == "takes")
+        assert len(found.strays) == (does == "ignores")
+
+
+def test_llama_cpp_takes_norms_and_forgets_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    found = applied(pair, tmp_path, q_and_o() | {"base_model.model.model.norm.weight": torch.ones(32)}, "llama.cpp")
+
+    assert [stray.name for stray in found.strays] == ["base_model.model.model.norm.weight"]
+
+
+@pytest.mark.parametrize(("server", "config"), [("vllm", {"bias": "all"}), ("llama.cpp", {"lora_bias": True})])
+def test_biases_are_refused(pair: tuple[Path, Path], tmp_path: Path, server: str, config: dict[str, Any]) -> None:
+    with pytest.raises(AdapterError, match="biases"):
+        applied(pair, tmp_path, q_and_o(), server, **config)
+
+
+def test_vllm_has_a_highest_rank(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="rank 600"):
+        applied(pair, tmp_path, q_and_o(600), "vllm", r=600)
+
+
+def test_lorax_wants_one_rank(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = factors(ATTENTION.format(0, "q")) | factors(ATTENTION.format(1, "q"), rank=2)
+
+    with pytest.raises(AdapterError, match="q_proj have unlike ranks"):
+        applied(pair, tmp_path, weights, "lorax", rank_pattern={"1.self_attn.q_proj": 2})
+
+
+def test_a_server_that_nobody_knows(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tgi") as caught:
+        applied(pair, tmp_path, q_and_o(), "tgi")
+    assert caught.value.slug == "bad-server"
+    assert all(name in caught.value.cure for name in SERVERS)
+
+
+def test_names_are_found_behind_a_wrapper(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = {key.replace("model.model.", "model.model.language_model."): value for key, value in q_and_o().items()}
+
+    assert len(applied(pair, tmp_path, weights, None).changes) == 4
+
+
+def test_an_adapter_of_another_size(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = factors(*(ATTENTION.format(layer, "q") for layer in (0, 1)), side=64)
+
+    with pytest.raises(AdapterError, match="does not belong to this base") as caught:
+        applied(pair, tmp_path, weights, None)
+    assert caught.value.slug == "adapter-wrong-base"
+    assert "64 x 4 by 4 x 32 does not fit 32 x 32" in caught.value.message
+
+
+def test_an_adapter_of_other_names(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no such tensor") as caught:
+        applied(pair, tmp_path, factors("encoder.block.0.q", "encoder.block.1.q"), None)
+    assert caught.value.slug == "adapter-wrong-base"
+
+
+def test_an_adapter_of_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(AdapterError) as caught:
+        applied(pair, tmp_path, {"nothing": torch.ones(1)}, None)
+    assert caught.value.slug == "adapter-empty"
+
+
+def test_a_few_that_fit_nothing_are_strays(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = q_and_o() | factors("model.layers.7.self_attn.q_proj") | factors(ATTENTION.format(0, "k"), side=99)
+
+    found = applied(pair, tmp_path, weights, None)
+
+    assert len(found.changes) == 4
+    assert sorted(stray.reason for stray in found.strays) == [
+        "99 x 4 by 4 x 32 does not fit 16 x 32",
+        "the checkpoints have no such tensor in common",
+    ]

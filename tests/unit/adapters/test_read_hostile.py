@@ -1,0 +1,195 @@
+"""An adapter is bytes from a stranger: what cannot be read is refused by name, and what changes nothing is told."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import peft_adapters as made
+from deltarank.adapters import open_adapter
+from deltarank.adapters._read_config import parse_config
+from deltarank.adapters._read_patterns import Globs, Patterns, Unfit
+from deltarank.errors import AdapterError, DeltarankError, HeaderError
+
+STEM = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def factors(rank: int = 2) -> dict[str, torch.Tensor]:
+    return {f"{STEM}.lora_A.weight": torch.ones(rank, 32), f"{STEM}.lora_B.weight": torch.ones(32, rank)}
+
+
+def refusal(text: bytes) -> AdapterError:
+    with pytest.raises(AdapterError) as caught:
+        parse_config(text)
+    assert caught.value.cure
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"[" * 100_000,
+        b'{"peft_type": "LORA", "r": ' + b"9" * 5000 + b"}",
+        *(
+            json.dumps({"peft_type": "LORA", **wrong}).encode()
+            for wrong in (
+                {"r": 0},
+                {"r": "8"},
+                {"r": True},
+                {"r": 10**12},
+                {"lora_alpha": None},
+                {"lora_alpha": 10**400},
+                {"lora_alpha": float("nan")},
+                {"use_rslora": "yes"},
+                {"bias": "some"},
+                {"rank_pattern": [1]},
+                {"rank_pattern": {"q_proj": -1}},
+                {"rank_pattern": {"(a+)+$": 4}},
+                {"rank_pattern": {"(": 4}},
+                {"modules_to_save": "lm_head"},
+                {"target_modules": [1]},
+            )
+        ),
+    ],
+    ids=range(22),
+)
+def test_a_configuration_that_is_none(text: bytes) -> None:
+    assert refusal(text).slug == "adapter-bad-config"
+
+
+@pytest.mark.parametrize("kind", ["IA3", "LOHA", "PROMPT_TUNING", None, {"a": 1}, "x" * 10_000])
+def test_another_method_is_named(kind: Any) -> None:
+    error = refusal(json.dumps({"peft_type": kind}).encode())
+
+    assert error.slug == "adapter-not-lora"
+    assert len(error.message) < 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", True),
+        ("target_parameters", ["experts.gate_up_proj"]),
+        ("alora_invocation_tokens", [1, 2]),
+        ("layer_replication", [[0, 2]]),
+        ("trainable_token_indices", [5]),
+        ("init_lora_weights", "pissa_niter_4"),
+    ],
+)
+def test_more_than_a_product_is_named(field: str, value: object) -> None:
+    error = refusal(json.dumps({"peft_type": "LORA", field: value}).encode())
+
+    assert error.slug == "adapter-unsupported"
+    assert field in error.message
+    assert "merge_and_unload" in error.cure
+
+
+def test_a_configuration_without_anything_is_peft_s_default() -> None:
+    config = parse_config(b'{"peft_type": "LORA"}')
+
+    assert (config.rank, config.alpha, config.rslora) == (8, 8.0, False)
+    assert config.aims_at("any.module")
+
+
+def test_the_first_pattern_that_fits_decides() -> None:
+    """As PEFT's get_pattern_key: the end of a name, behind a dot or whole."""
+    from peft.utils.other import get_pattern_key
+
+    entries = {"layers.1.mlp.up": 1, "up": 2, r"layers\.\d+\.mlp\.down": 3, "^mlp.down": 4, "own|gate": 5, "q.*": 6}
+    names = ["model.layers.1.mlp.up", "x.up", "xup", "up", "layers.12.mlp.down", "mlp.down", "a.mlp.down", "a.gate"]
+    patterns = Patterns({key: float(value) for key, value in entries.items()})
+
+    for name in [*names, "a.q_proj", "q", "aq", "", "layers.1.mlp.up.x"]:
+        assert patterns.get(name, 0) == entries.get(get_pattern_key(entries, name), 0), name
+
+
+@pytest.mark.parametrize("key", ["(a*)*b", "(?=a)b", r"(a)\1", "a*a*a*a*b", "a{1,2}{3}", "x" * 2000 + "*", "a++b"])
+def test_an_expression_that_could_take_years_is_not_run(key: str) -> None:
+    with pytest.raises(Unfit):
+        Patterns({key: 1.0})
+    assert Globs.pattern(key).unread
+
+
+def test_an_expression_that_is_run_ends_soon() -> None:
+    patterns = Patterns({"a*a*a*b": 1.0})
+    started = time.perf_counter()
+
+    assert patterns.get(".".join(["a" * 100] * 3), 0) == 0
+    assert time.perf_counter() - started < 5
+
+
+def test_a_target_that_is_not_run_is_taken_as_meant() -> None:
+    unsloth = r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|v_proj).*?)"
+
+    assert Globs.pattern(unsloth).cover("model.layers.0.self_attn.q_proj")
+    assert not Globs.pattern(unsloth)  # as an exclusion it covers nothing
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_half_a_folder(missing: str, tmp_path: Path) -> None:
+    folder = made.write_adapter(tmp_path / "a", factors())
+    (folder / missing).unlink()
+
+    with pytest.raises(AdapterError, match=missing) as caught:
+        open_adapter(folder)
+    assert caught.value.slug == "adapter-not-found"
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    folder = made.write_adapter(tmp_path / "a", factors())
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+    with pytest.raises(AdapterError) as caught:
+        open_adapter(folder)
+    assert caught.value.slug == "pickled-weights"
+
+
+def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
+    folder = made.write_adapter(tmp_path / "a", factors())
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+
+    with pytest.raises(HeaderError):
+        open_adapter(folder)
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "\0", "a\nb"])
+def test_a_folder_that_is_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DeltarankError):
+        open_adapter(tmp_path / name)
+
+
+def test_each_stray_has_its_reason(tmp_path: Path) -> None:
+    weights = {
+        **factors(),
+        "model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 32),
+        f"{STEM}x.lora_A.weight": torch.ones(2, 32),
+        f"{STEM}y.lora_A.weight": torch.ones(2, 32),
+        f"{STEM}y.lora_B.weight": torch.ones(32, 3),
+        f"{STEM}z.lora_A.weight": torch.ones(32),
+        f"{STEM}z.lora_B.weight": torch.ones(32, 2),
+        f"{STEM}i.lora_A.weight": torch.ones(2, 32, dtype=torch.int8),
+        f"{STEM}i.lora_B.weight": torch.ones(32, 2),
+        f"{STEM}m.lora_magnitude_vector": torch.ones(32),
+    }
+    with open_adapter(made.write_adapter(tmp_path / "a", weights)) as adapter:
+        reasons = {stray.name.removeprefix(STEM[:-6]): stray for stray in adapter.strays}
+
+    assert [part.module for part in adapter.parts] == ["model.layers.0.self_attn.q_proj"]
+    assert len(reasons) == 9
+    assert "begin with" in reasons["model.layers.0.mlp.up_proj.lora_A.weight"].reason
+    assert "missing" in reasons["q_projx.lora_A.weight"].reason
+    assert "rank 2 and B of rank 3" in reasons["q_projy.lora_A.weight"].reason
+    assert "two matrices" in reasons["q_projz.lora_A.weight"].reason
+    assert "I8" in reasons["q_proji.lora_A.weight"].reason
+    assert "missing" in reasons["q_proji.lora_B.weight"].reason

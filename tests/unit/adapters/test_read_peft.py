@@ -1,0 +1,147 @@
+"""What is read from a folder adds what PEFT adds: held against PEFT's own merge, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import peft_adapters as made
+from deltarank.adapters import Effect, Stray, apply, open_adapter
+from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+
+QKV = ["q_proj", "v_proj"]
+CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
+    "plain": (made.llama, {"r": 4, "lora_alpha": 4, "target_modules": QKV}),
+    "alpha is not r": (made.llama, {"r": 4, "lora_alpha": 22, "target_modules": QKV}),
+    "all linear": (made.llama, {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"}),
+    "rank-stabilised": (made.llama, {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": QKV}),
+    "patterns": (
+        made.llama,
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": [*QKV, "up_proj"],
+            "rank_pattern": {"v_proj": 2, r"layers\.1\.mlp\.up_proj": 6},
+            "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 3, "(q|v)_proj": 5},
+        },
+    ),
+    "patterns, rank-stabilised": (
+        made.llama,
+        {"r": 4, "use_rslora": True, "target_modules": QKV, "rank_pattern": {"1.self_attn.q_proj": 9}},
+    ),
+    "an expression for targets": (made.llama, {"r": 2, "target_modules": r".*layers\.1\.mlp\.(up|down)_proj"}),
+    "excluded": (made.llama, {"r": 2, "target_modules": QKV, "exclude_modules": ["layers.0.self_attn.q_proj"]}),
+    "modules to save": (made.llama, {"r": 2, "target_modules": QKV, "modules_to_save": ["lm_head", "norm"]}),
+    "embedding": (made.llama, {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "embed_tokens"]}),
+    "head": (made.llama, {"r": 2, "target_modules": ["q_proj", "lm_head"]}),
+    "lora bias": (made.qwen2, {"r": 2, "lora_alpha": 6, "target_modules": QKV, "lora_bias": True}),
+    "all biases": (made.qwen2, {"r": 2, "target_modules": QKV, "bias": "all"}),
+    "biases of LoRAs": (made.qwen2, {"r": 2, "target_modules": ["q_proj"], "bias": "lora_only"}),
+    "Conv1D": (made.gpt2, {"r": 3, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "Conv1D that the configuration denies": (made.gpt2, {"r": 3, "target_modules": ["attn.c_proj"]}),
+}
+
+
+def added(base: Path, tuned: Path, adapter: Path) -> tuple[dict[str, Tensor], tuple[Stray, ...]]:
+    """L of every tensor that is changed, put together from a few rows at a time."""
+    whole = {}
+    with open_adapter(adapter) as lora, open_checkpoint(base) as before, open_checkpoint(tuned) as after:
+        pairing = pair_checkpoints(before, after)
+        targets = (*pairing.pairs, *pairing.leftovers)
+        laid = apply(lora, targets, server=None, config=before.config)
+        shapes = {target.name: target.shape for target in targets}
+        for name, changes in laid.changes.items():
+            effect = Effect(lora, changes, device=torch.device("cpu"), dtype=torch.float64)
+            rows = made.tensors(base)[name].double().reshape(changes[0].landing.target.base.shape)
+            parts = [effect.rows(first, rows[first : first + 5]) for first in range(0, len(rows), 5)]
+            whole[name] = torch.cat(parts).reshape(shapes[name])
+    return whole, laid.strays
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_added_is_what_peft_merges(case: str, tmp_path: Path) -> None:
+    make, config = CASES[case]
+    base = made.write_base(make, tmp_path / "base")
+    adapter = made.train(base, tmp_path / "adapter", **config)
+    if "denies" in case:
+        path = adapter / "adapter_config.json"
+        path.write_text(path.read_text().replace('"fan_in_fan_out": true', '"fan_in_fan_out": false'))
+    merged = made.merge(base, adapter, tmp_path / "merged")
+    before, after = made.tensors(base), made.tensors(merged)
+
+    found, strays = added(base, merged, adapter)
+
+    assert strays == ()
+    for name, weight in before.items():
+        truth = after[name].double() - weight.double()
+        ours = found.get(name, torch.zeros_like(truth))
+        assert float((ours - truth).abs().max()) < 1e-6, name
+    assert any(float((after[name] - before[name]).abs().max()) > 1e-4 for name in before)
+
+
+def test_what_peft_passes_over_is_passed_over(tmp_path: Path) -> None:
+    """A matrix outside target_modules, a rank that the configuration denies, a bias without lora_bias."""
+    base = made.write_base(made.qwen2, tmp_path / "base")
+    other = made.finetune(base, tmp_path / "other")
+    stem = "base_model.model.model.layers.0.self_attn."
+    weights = {
+        f"{stem}q_proj.lora_A.weight": torch.randn(2, 32),
+        f"{stem}q_proj.lora_B.weight": torch.randn(32, 2),
+        f"{stem}q_proj.lora_B.bias": torch.randn(32),
+        f"{stem}o_proj.lora_A.weight": torch.randn(2, 32),
+        f"{stem}o_proj.lora_B.weight": torch.randn(32, 2),
+    }
+    adapter = made.write_adapter(tmp_path / "adapter", weights, r=2, lora_alpha=2, target_modules=["q_proj"])
+    merged = made.merge(base, adapter, tmp_path / "merged")
+    before, after = made.tensors(base), made.tensors(merged)
+
+    found, strays = added(base, other, adapter)
+
+    assert [name for name in before if not torch.equal(before[name], after[name])] == list(found)
+    assert list(found) == ["model.layers.0.self_attn.q_proj.weight"]
+    assert {stray.name.rsplit("attn.", 1)[1]: stray.reason.split(" ")[0] for stray in strays} == {
+        "q_proj.lora_B.bias": "adapter_config.json",
+        "o_proj.lora_B.weight": "target_modules",
+    }
+
+
+def test_a_folder_as_mergekit_writes_it(tmp_path: Path) -> None:
+    """Ranks and alphas by exact names, targets by their last word, whole tensors for what is no matrix."""
+    base = made.write_base(made.llama, tmp_path / "base")
+    tuned = made.finetune(base, tmp_path / "tuned")
+    weights = made.best_factors(base, tuned, 8)
+    small = "model.layers.1.self_attn.k_proj"
+    for end, cut in (("lora_A.weight", (slice(0, 5),)), ("lora_B.weight", (slice(None), slice(0, 5)))):
+        key = f"base_model.model.{small}.{end}"
+        weights[key] = weights[key][cut]
+    whole = ["embed_tokens", "lm_head", "input_layernorm", "post_attention_layernorm", "norm"]
+    after = made.tensors(tuned)
+    weights |= {f"base_model.model.{name}": w for name, w in after.items() if name.split(".")[-2] in whole}
+    ranks = {small: 5}
+    adapter = made.write_adapter(
+        tmp_path / "adapter",
+        weights,
+        r=8,
+        lora_alpha=8,
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        modules_to_save=whole,
+        target_modules=sorted({key.split(".")[-3] for key in weights if "lora_" in key}),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=False,
+    )
+    merged = made.merge(base, adapter, tmp_path / "merged")
+    before, after = made.tensors(base), made.tensors(merged)
+
+    found, strays = added(base, tuned, adapter)
+
+    assert strays == ()
+    for name, weight in before.items():
+        truth = after[name].double() - weight.double()
+        assert float((found.get(name, torch.zeros_like(truth)) - truth).abs().max()) < 1e-6, name
