@@ -52,7 +52,8 @@ def verify(
     Args:
         base, finetune: as for `deltarank.compare`.
         adapter: a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it.
-        server: "vllm", "sglang", "lorax", "llama.cpp": as that server would apply it; "peft" or None: as PEFT does.
+        server: "vllm", "sglang", "lorax", "llama.cpp": as that server would apply it; "portable": as none of them
+            refuses it; "peft" or None: as PEFT does.
         watch: is told how it goes.
 
     Raises:

@@ -9,7 +9,7 @@ exact_targets, factor_keys, write_weights ... how an adapter is written
 """
 
 from deltarank.adapters._aim import Landing
-from deltarank.adapters._apply import SERVERS, Applied, Change, apply, habits_of
+from deltarank.adapters._apply import Applied, Change, apply, habits_of
 from deltarank.adapters._budget import Budget, LeftOut, Spent
 from deltarank.adapters._config import adapter_config
 from deltarank.adapters._effect import Effect
@@ -43,7 +43,6 @@ __all__ = [
     "CARD",
     "CONFIG",
     "DEFAULT_SERVER",
-    "SERVERS",
     "WEIGHTS",
     "Adapter",
     "Applied",

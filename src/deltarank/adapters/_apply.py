@@ -1,7 +1,7 @@
 """What an adapter adds to each tensor: as PEFT adds it, or as a server would, mistakes included.
 
-What PEFT does was read in peft 0.21 and is held against PEFT itself in the tests. What servers do was read in their
-sources in 2026-11; none of them was run.
+What PEFT does was read in peft 0.21 and is held against PEFT itself in the tests. What servers do stands in
+servers.json, as read in their sources; none of them was run.
 """
 
 from __future__ import annotations
@@ -14,60 +14,66 @@ from typing import Any, NoReturn
 from deltarank.adapters._aim import Landing, Map, Target, land
 from deltarank.adapters._read import Adapter, Kind, Part, Stray
 from deltarank.adapters._read_config import scale_of
+from deltarank.adapters._servers import Server
+from deltarank.adapters._servers import server as server_rules
 from deltarank.checkpoints import Pair
-from deltarank.errors import AdapterError, UsageError
+from deltarank.errors import AdapterError
 from deltarank.words import count, listing
 
 
 class Habit(Enum):
     """What a server does with something that not every adapter has."""
 
-    TAKES = "takes"
-    IGNORES = "ignores"
-    REFUSES = "refuses"
+    TAKES = "honoured"
+    IGNORES = "ignored"
+    REFUSES = "refused"
 
 
+PEFT, _TITLE = "peft", "PEFT"
 _TAKES, _IGNORES, _REFUSES = Habit.TAKES, Habit.IGNORES, Habit.REFUSES
+
+# What servers.json does not say: a converter that takes norms, which are then ignored; a table that takes no factors.
+_FORGETS_NORMS = frozenset({"llama.cpp"})
+_NO_INPUT_FACTORS = frozenset({"lorax"})
 
 
 @dataclass(frozen=True)
 class Habits:
-    """How a server reads an adapter.
+    """How a server reads an adapter, by the rules of servers.json.
 
-    own_alpha, own_rank  a matrix's scale follows alpha_pattern, rank_pattern
-    stored_rank          a matrix's scale follows the rank of its factors in the file, whatever the configuration says
-    most_rank            the highest rank that can be allowed
+    scale            "patterns": a matrix's own alpha and rank by the configuration; "config": one for all;
+                     "tensor": one alpha, and the rank of the factors in the file
+    most_rank        the highest rank that can be allowed
     wholes, norms, biases, inputs    modules_to_save; norms among them; biases; factors of the input embedding
-    one_rank             all layers of a module must have one rank
-    all_layers           a module that lacks a layer is dropped in all
+    all_layers       a module that lacks a layer is dropped in all
     """
 
     title: str
-    own_alpha: bool = False
-    own_rank: bool = False
-    stored_rank: bool = False
-    rslora: bool = True
-    most_rank: int | None = None
-    wholes: Habit = _IGNORES
-    norms: Habit = _IGNORES
-    biases: Habit = _IGNORES
-    inputs: Habit = _TAKES
-    one_rank: bool = False
-    all_layers: bool = False
+    scale: str
+    patterns: Habit
+    rslora: Habit
+    most_rank: int | None
+    wholes: Habit
+    norms: Habit
+    biases: Habit
+    inputs: Habit
+    all_layers: bool
 
-
-_PEFT = Habits("PEFT", own_alpha=True, own_rank=True, wholes=_TAKES, norms=_TAKES, biases=_TAKES)
-SERVERS: Mapping[str, Habits] = {
-    "peft": _PEFT,
-    # PEFTHelper keeps r and lora_alpha alone; a tensor that is no factor is an error (vllm/lora, 2026-11).
-    "vllm": Habits("vLLM", most_rank=512, wholes=_REFUSES, norms=_REFUSES, biases=_REFUSES),
-    # lora_config.py reads the overrides; use_rslora is not read (sglang#40835).
-    "sglang": Habits("SGLang", own_alpha=True, own_rank=True, rslora=False),
-    # adapters/lora.py: ranks are stacked over layers; one layer missing, and the type is dropped.
-    "lorax": Habits("LoRAX", inputs=_IGNORES, one_rank=True, all_layers=True),
-    # llama-adapter.h: lora_alpha / the rank of each tensor; convert_lora_to_gguf.py ends at what is no factor.
-    "llama.cpp": Habits("llama.cpp", stored_rank=True, rslora=False, wholes=_REFUSES, biases=_REFUSES),
-}
+    @classmethod
+    def of(cls, rules: Server) -> Habits:
+        wholes = Habit(rules.modules_to_save)
+        return cls(
+            title=rules.title,
+            scale=rules.scale,
+            patterns=Habit(rules.patterns),
+            rslora=Habit(rules.rslora),
+            most_rank=max(rules.ranks) if rules.ranks else None,
+            wholes=wholes,
+            norms=_IGNORES if rules.name in _FORGETS_NORMS else wholes,
+            biases=Habit(rules.bias),
+            inputs=_IGNORES if rules.name in _NO_INPUT_FACTORS else _TAKES,
+            all_layers=rules.wants_whole_types,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,16 +131,9 @@ def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, co
     return Applied(changes, (*adapter.strays, *strays), tuple(_notes(adapter, habits)))
 
 
-def habits_of(server: str | None) -> Habits:
-    if server is None:
-        return _PEFT
-    if server not in SERVERS:
-        raise UsageError(
-            f"{server!r} is no server whose habits are known.",
-            cure=f"Choose one of {listing(list(SERVERS))}.",
-            slug="bad-server",
-        )
-    return SERVERS[server]
+def habits_of(name: str | None) -> Habits:
+    """Raises UsageError (slug "bad-server") for a server that nobody knows."""
+    return Habits.of(server_rules(name or PEFT))
 
 
 def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tuple[list[Landing], list[Stray]]:
@@ -177,10 +176,14 @@ def _refuse(adapter: Adapter, habits: Habits) -> None:
     reasons = list(_refusals(adapter, habits))
     if reasons:
         raise AdapterError(
-            f"{habits.title} does not load this adapter: {listing(reasons, most=4)}.",
+            f"{_loader(habits)} this adapter: {listing(reasons, most=4)}.",
             cure="Leave out --server to measure it as PEFT applies it, or make one with `deltarank extract --server`.",
             slug="adapter-refused",
         )
+
+
+def _loader(habits: Habits) -> str:
+    return "Not every server loads" if habits.title == "every server" else f"{habits.title} does not load"
 
 
 def _refusals(adapter: Adapter, habits: Habits) -> Iterator[str]:
@@ -195,10 +198,13 @@ def _refusals(adapter: Adapter, habits: Habits) -> Iterator[str]:
     biases = any(part.kind is Kind.BIAS for part in adapter.parts) or adapter.config.bias != "none"
     if habits.biases is _REFUSES and (biases or adapter.config.lora_bias):
         yield "it holds biases"
-    if habits.one_rank and len({part.rank for part in loras if part.rank}) > 1 and (mixed := _mixed(loras)):
-        yield f"the layers of {mixed} have unlike ranks"
-    if adapter.config.has_patterns and habits.one_rank and adapter.config.rank_pattern:
-        yield "it has a rank_pattern"
+    if habits.rslora is _REFUSES and adapter.config.rslora:
+        yield "it is rank-stabilised (use_rslora)"
+    if habits.patterns is _REFUSES:
+        if adapter.config.has_patterns:
+            yield "it has a rank_pattern or an alpha_pattern"
+        if (mixed := _mixed(loras)) is not None:
+            yield f"the layers of {mixed} have unlike ranks"
 
 
 def _mixed(loras: Iterable[Part]) -> str | None:
@@ -221,7 +227,7 @@ def _habit(part: Part, habits: Habits) -> Habit:
 
 def _why_not(adapter: Adapter, part: Part, habits: Habits) -> str | None:
     """Why a part that fits changes nothing."""
-    if habits is not _PEFT:
+    if habits.title != _TITLE:
         ignored = _habit(part, habits) if not part.is_lora else _TAKES
         if part.kind is Kind.EMBEDDING:
             ignored = habits.inputs
@@ -244,11 +250,11 @@ def _scale(adapter: Adapter, part: Part, habits: Habits) -> float:
     config = adapter.config
     if part.kind is Kind.WHOLE:
         return 1.0
-    alpha = config.alpha_of(part.module) if habits.own_alpha else config.alpha
-    rank = config.rank_of(part.module) if habits.own_rank else config.rank
-    if habits.stored_rank and part.rank:
-        rank = part.rank
-    return scale_of(alpha, rank, rslora=config.rslora and habits.rslora)
+    rslora = config.rslora and habits.rslora is _TAKES
+    if habits.scale == "patterns":
+        return scale_of(config.alpha_of(part.module), config.rank_of(part.module), rslora=rslora)
+    rank = part.rank if habits.scale == "tensor" and part.rank else config.rank
+    return scale_of(config.alpha, rank, rslora=rslora)
 
 
 def _whole_types(landings: list[Landing], tensors: Map, habits: Habits) -> tuple[list[Landing], list[Stray]]:
@@ -270,10 +276,10 @@ def _notes(adapter: Adapter, habits: Habits) -> Iterator[str]:
     config = adapter.config
     if config.targets.unread or config.excluded.unread:
         yield "target_modules is an expression too involved to be run: every tensor of the file is taken as meant"
-    if config.alpha_pattern and not habits.own_alpha:
+    if config.alpha_pattern and habits.scale != "patterns":
         yield f"{habits.title} passes alpha_pattern over: one alpha ({config.alpha:g}) for all matrices"
-    if config.rank_pattern and not habits.own_rank:
-        ranks = "the rank of each tensor" if habits.stored_rank else f"one rank ({config.rank})"
+    if config.rank_pattern and habits.scale != "patterns":
+        ranks = "the rank of each tensor" if habits.scale == "tensor" else f"one rank ({config.rank})"
         yield f"{habits.title} passes rank_pattern over: scales follow {ranks}"
-    if config.rslora and not habits.rslora:
+    if config.rslora and habits.rslora is _IGNORES:
         yield f"{habits.title} ignores use_rslora: it multiplies by alpha / r where alpha / sqrt(r) is meant"

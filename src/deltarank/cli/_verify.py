@@ -25,8 +25,8 @@ _COLUMN = 9
 @click.argument("adapter")
 @click.option(
     "--server",
-    type=click.Choice(["peft", "vllm", "sglang", "lorax", "llama.cpp"]),
-    help="Apply it as this server would.  [default: as PEFT does]",
+    type=click.Choice(["portable", "vllm", "sglang", "lorax", "llama.cpp", "peft"]),
+    help="Apply it as this server would; portable: as none of them refuses it.  [default: as PEFT does]",
 )
 @click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import peft_adapters as made
-from deltarank.adapters import SERVERS, Applied, apply, open_adapter
+from deltarank.adapters import Applied, apply, open_adapter, server_names
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import AdapterError, UsageError
 
@@ -60,7 +60,7 @@ def scales(found: Applied) -> dict[str, float]:
         (None, 12 / 2, 8 / 4),
         ("peft", 12 / 2, 8 / 4),
         ("vllm", 8 / 4, 8 / 4),
-        ("sglang", 12 / 2, 8 / 4),
+        ("sglang", 8 / 4, 8 / 4),
         ("llama.cpp", 8 / 2, 8 / 4),
     ],
 )
@@ -78,7 +78,7 @@ def test_patterns_move_the_scale_where_they_are_read(
         "0.self_attn.o": of_o,
         "1.self_attn.o": of_o,
     }
-    assert any("alpha_pattern" in note for note in found.notes) == (server in ("vllm", "llama.cpp"))
+    assert any("alpha_pattern" in note for note in found.notes) == (server not in (None, "peft"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_lorax_drops_a_module_that_lacks_a_layer(pair: tuple[Path, Path], tmp_pa
 
 @pytest.mark.parametrize(
     ("server", "does"),
-    [("vllm", "refuses"), ("llama.cpp", "refuses"), ("sglang", "ignores"), ("lorax", "ignores"), ("peft", "takes")],
+    [("vllm", "refuses"), ("llama.cpp", "refuses"), ("sglang", "refuses"), ("lorax", "ignores"), ("peft", "takes")],
 )
 def test_whole_tensors(pair: tuple[Path, Path], tmp_path: Path, server: str, does: str) -> None:
     weights = q_and_o() | {"base_model.model.lm_head.weight": torch.ones(48, 32)}
@@ -143,14 +143,23 @@ def test_lorax_wants_one_rank(pair: tuple[Path, Path], tmp_path: Path) -> None:
     weights = factors(ATTENTION.format(0, "q")) | factors(ATTENTION.format(1, "q"), rank=2)
 
     with pytest.raises(AdapterError, match="q_proj have unlike ranks"):
-        applied(pair, tmp_path, weights, "lorax", rank_pattern={"1.self_attn.q_proj": 2})
+        applied(pair, tmp_path, weights, "lorax")
+
+
+@pytest.mark.parametrize(
+    "config", [{"rank_pattern": {"q_proj": 4}}, {"alpha_pattern": {"q_proj": 4}}, {"use_rslora": True}]
+)
+def test_what_is_not_portable_is_refused(pair: tuple[Path, Path], tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(AdapterError, match="Not every server loads"):
+        applied(pair, tmp_path, q_and_o(), "portable", **config)
+    assert len(applied(pair, tmp_path / "plain", q_and_o(), "portable").changes) == 4
 
 
 def test_a_server_that_nobody_knows(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tgi") as caught:
         applied(pair, tmp_path, q_and_o(), "tgi")
     assert caught.value.slug == "bad-server"
-    assert all(name in caught.value.cure for name in SERVERS)
+    assert all(name in caught.value.cure for name in server_names())
 
 
 def test_names_are_found_behind_a_wrapper(pair: tuple[Path, Path], tmp_path: Path) -> None:
