@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from laws.matrices import MAKERS, cosine_distance, pair, stored_delta, true_shares_lost
 from safetensors.torch import save_file
 
 import deltarank
+from laws.matrices import MAKERS, cosine_distance, pair, stored_delta, true_shares_lost
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
