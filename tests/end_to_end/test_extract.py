@@ -93,6 +93,9 @@ def served(base: Path, adapter: Path) -> PeftModel:
     """As PEFT loads it; its warnings of missing and unexpected keys are errors here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between PEFT and transformers
+        warnings.filterwarnings(
+            "ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning
+        )  # its own, for experts
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
 
 
@@ -209,6 +212,19 @@ def test_base_and_adapter_are_base_and_rank_r_delta(tmp_path: Path, name: str, m
     assert {m.outcome for m in adapter.matrices} == {Outcome.MEASURED}
     torch.testing.assert_close(found, truth, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(found, logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3 moe"])
+def test_peft_takes_experts_which_transformers_fuses(tmp_path: Path, name: str) -> None:
+    """Each expert's factors are of the rank; PEFT puts gate and up into one tensor, block by block."""
+    base, finetune = write_pair(EXPERTS[name], tmp_path)
+    adapter = deltarank.extract(
+        base, finetune, rank=8, output=tmp_path / "a", server="peft", exclude=["*norm*", "*m_head*", "*embed*"]
+    )
+    truth = with_rank(base, finetune, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
+
+    assert sum(".experts." in m.name for m in adapter.matrices) == 2 * 4 * 3
+    torch.testing.assert_close(logits(served(base, tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
 
 
 def test_at_full_rank_and_with_what_peft_carries_it_is_the_finetune(llama: tuple[Path, Path], tmp_path: Path) -> None:

@@ -85,3 +85,18 @@ def test_what_rounding_costs_is_measured_on_the_rounded_factors() -> None:
 
     assert lost == pytest.approx(truth, rel=1e-6)
     assert lost > found.lost
+
+
+def test_a_merged_lora_comes_back_nearer_than_it_was_published() -> None:
+    """Rounding to bfloat16 is spread over all directions; truncation at the LoRA's rank drops most of it."""
+    random, side, rank = np.random.default_rng(0), 512, 16
+    base = torch.from_numpy(0.02 * random.standard_normal((side, side))).bfloat16()
+    trained = random.standard_normal((side, rank)) @ random.standard_normal((rank, side))
+    trained *= 0.003 * float(base.double().norm()) / np.linalg.norm(trained)
+    published = (base.double() + torch.from_numpy(trained)).bfloat16()
+    found = made(base, published, rank)
+    away = np.linalg.norm(stored_delta(base, published) - trained) / np.linalg.norm(trained)
+    extracted = np.linalg.norm(product(found) - trained) / np.linalg.norm(trained)
+
+    assert away > 0.4
+    assert extracted < 0.4 * away
