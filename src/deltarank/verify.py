@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import torch
 
 from deltarank._fit import overlap
+from deltarank._plan import FIXED_MEMORY, PROMISED_MEMORY
 from deltarank._settings import Settings
 from deltarank._verification import FitKind, How, Tally, TensorFit, Unused, Verification
 from deltarank._verify_words import judge_fit
@@ -28,6 +31,7 @@ from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure, noi
 __all__ = ["FitKind", "How", "Tally", "TensorFit", "Unused", "Verification", "verify"]
 
 Ref = str | os.PathLike[str]
+Target = Pair | Leftover
 
 TOLERANCE = 1e-5
 """Of the best possible, in cosine distance: so that "within 0.01 % of optimal" can be said."""
@@ -70,7 +74,7 @@ def verify(
         before = stack.enter_context(open_checkpoint(base, revision=base_revision))
         after = stack.enter_context(open_checkpoint(finetune, revision=revision))
         pairing = pair_checkpoints(before, after)
-        targets: tuple[Pair | Leftover, ...] = (*pairing.pairs, *pairing.leftovers)
+        targets: tuple[Target, ...] = (*pairing.pairs, *pairing.leftovers)
         applied = apply(lora, targets, server=server, config=before.config)
         rows = _Scales(lora, applied, settings, watch or Watch()).weigh(targets)
         unused = tuple(Unused(stray.name, stray.reason) for stray in applied.strays)
@@ -92,30 +96,41 @@ def verify(
         )
 
 
-@dataclass(frozen=True)
 class _Scales:
-    """Weighs one tensor after another. Tensors come and go inside; out come numbers."""
+    """Weighs tensors, two at a time where memory allows it, a thread each. Tensors stay inside; out come numbers."""
 
-    adapter: Adapter
-    applied: Applied
-    settings: Settings
-    watch: Watch
+    def __init__(self, adapter: Adapter, applied: Applied, settings: Settings, watch: Watch) -> None:
+        self.adapter, self.applied, self.settings, self.watch = adapter, applied, settings, watch
+        self._local = threading.local()
 
-    def weigh(self, targets: Sequence[Pair | Leftover]) -> tuple[TensorFit, ...]:
-        workspace = Workspace(self.settings.torch_device)
+    def weigh(self, targets: Sequence[Target]) -> tuple[TensorFit, ...]:
+        """A row for each, in their order."""
+        threads = torch.get_num_threads()
+        hands = _hands(targets, self.settings.torch_device, threads)
+        pool = ThreadPoolExecutor(hands, "deltarank", self._begin, (max(threads // hands, 1),))
         whole = math.fsum(target.nbytes for target in targets)
-        rows: list[TensorFit] = []
+        rows: dict[str, TensorFit] = {}
         done, started = 0.0, time.perf_counter()
-        for target in targets:
-            self.watch.began(target.name)
-            rows.append(self._row(target, workspace))
-            done += target.nbytes
-            pace = (time.perf_counter() - started) / done if done else 0.0
-            self.watch.finished(target.name, (whole - done) * pace, done / whole if whole else 1.0)
-        return tuple(rows)
+        try:
+            jobs = {pool.submit(self._row, target): target for target in targets}
+            for job in as_completed(jobs):
+                target = jobs.pop(job)
+                rows[target.name] = job.result()
+                done += target.nbytes
+                pace = (time.perf_counter() - started) / done if done else 0.0
+                self.watch.finished(target.name, (whole - done) * pace, done / whole if whole else 1.0)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
+        return tuple(rows[target.name] for target in targets)
 
-    def _row(self, target: Pair | Leftover, workspace: Workspace) -> TensorFit:
+    def _begin(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._local.workspace = Workspace(self.settings.torch_device)
+
+    def _row(self, target: Target) -> TensorFit:
         """A tensor that fails is a row too."""
+        workspace: Workspace = self._local.workspace
         changes = self.applied.changes.get(target.name, ())
         try:
             return self._weighed(target, changes, workspace)
@@ -124,7 +139,7 @@ class _Scales:
         except (MemoryError, RuntimeError, ArithmeticError) as error:
             return _blank(target, changes, Outcome.FAILED, f"{type(error).__name__}: {error}"[:300])
 
-    def _weighed(self, target: Pair | Leftover, changes: Sequence[Change], workspace: Workspace) -> TensorFit:
+    def _weighed(self, target: Target, changes: Sequence[Change], workspace: Workspace) -> TensorFit:
         rank = _rank(changes)
         effect = None
         if changes:
@@ -140,11 +155,13 @@ class _Scales:
             return _blank(target, changes, Outcome.NOT_FINITE, reason)
         best = self._best(target, sums, rank, keep, workspace)
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
+        if rank is not None and best is not None:
+            best = min(best, seen.lost)  # the solver overstates what the best loses, by up to its tolerance
         tally = Tally(sums.energy, seen.lost, best, seen.inner, seen.added)
         return _filled(target, changes, outcome, tally)
 
     def _best(
-        self, target: Pair | Leftover, sums: Sums, rank: int | None, keep: torch.Tensor | None, workspace: Workspace
+        self, target: Target, sums: Sums, rank: int | None, keep: torch.Tensor | None, workspace: Workspace
     ) -> float | None:
         """The least ||D - X||^2 over X of this rank; a rank of None is a tensor that may be replaced whole."""
         if rank is None or sums.is_zero or rank >= min(target.base.shape):
@@ -164,6 +181,15 @@ class _Scales:
         return measure(keep, sums.energy, ranks=(rank,), solver=solver, edge=edge, workspace=workspace).lost(rank)
 
 
+def _hands(targets: Sequence[Target], device: torch.device, threads: int) -> int:
+    """Two, where two of the largest stay within what `compare` promises: 1 GB and three times the largest matrix."""
+    largest = max((target.base.shape for target in targets), key=math.prod, default=(0, 0))
+    held = 4.0 * math.prod(largest)
+    two = 2 * (held + 8.0 * min(largest) ** 2)  # a delta, its Gram matrix, the solver's copy of that
+    alone = device.type == "cpu" and threads == 1
+    return 1 if alone or FIXED_MEMORY + two > PROMISED_MEMORY + 3 * held else 2
+
+
 def _rank(changes: Sequence[Change]) -> int | None:
     """The highest rank that what is added can have; None if there is no bound."""
     parts = [change.landing.part for change in changes]
@@ -176,11 +202,11 @@ def _how(changes: Sequence[Change]) -> How:
     return How.LORA if all(change.landing.part.is_lora for change in changes) else How.WHOLE
 
 
-def _blank(target: Pair | Leftover, changes: Sequence[Change], outcome: Outcome, reason: str) -> TensorFit:
+def _blank(target: Target, changes: Sequence[Change], outcome: Outcome, reason: str) -> TensorFit:
     return replace(_filled(target, changes, outcome, Tally()), reason=reason)
 
 
-def _filled(target: Pair | Leftover, changes: Sequence[Change], outcome: Outcome, tally: Tally) -> TensorFit:
+def _filled(target: Target, changes: Sequence[Change], outcome: Outcome, tally: Tally) -> TensorFit:
     how = _how(changes)
     return TensorFit(
         name=target.name,

@@ -11,6 +11,9 @@ from deltarank.checkpoints import Leftover, Pair, without_wrappers
 
 Target = Leftover | Pair
 
+MOST_RANKS = 4
+"""Times the longer side: factors of a higher rank would take more memory than the tensor that they are for."""
+
 _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 """Model types whose linear layers store inputs x outputs (transformers' Conv1D), whatever the adapter says."""
 
@@ -62,6 +65,8 @@ def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -
     if part.kind is Kind.WHOLE:
         return Landing(part, target, False) if _covers(part.up.shape, target) else _differs(part, target)
     assert part.down is not None
+    if part.rank > MOST_RANKS * max(shape):
+        return f"a rank of {part.rank:,} is far beyond a matrix of {rows} x {columns}"
     inputs, outputs = part.down.shape[1], part.up.shape[0]
     if part.kind is Kind.EMBEDDING:
         fits = outputs == columns and inputs >= rows

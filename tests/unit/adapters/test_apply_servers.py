@@ -177,6 +177,14 @@ def test_an_adapter_of_another_size(pair: tuple[Path, Path], tmp_path: Path) -> 
     assert "64 x 4 by 4 x 32 does not fit 32 x 32" in caught.value.message
 
 
+def test_factors_larger_than_their_matrix(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = q_and_o() | factors(ATTENTION.format(0, "v"), rank=1000, side=16)
+
+    found = applied(pair, tmp_path, weights, None)
+
+    assert [stray.reason for stray in found.strays] == ["a rank of 1,000 is far beyond a matrix of 16 x 32"]
+
+
 def test_an_adapter_of_other_names(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no such tensor") as caught:
         applied(pair, tmp_path, factors("encoder.block.0.q", "encoder.block.1.q"), None)

@@ -111,6 +111,29 @@ def test_what_peft_passes_over_is_passed_over(tmp_path: Path) -> None:
     }
 
 
+def test_a_whole_tensor_that_nothing_names_is_loaded_all_the_same(tmp_path: Path) -> None:
+    """PEFT gives the model every tensor whose name it has: a norm takes effect, a matrix behind a LoRA does not."""
+    base = made.write_base(made.llama, tmp_path / "base")
+    other = made.finetune(base, tmp_path / "other")
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    weights = {
+        f"{stem}.lora_A.weight": torch.randn(2, 32),
+        f"{stem}.lora_B.weight": torch.randn(32, 2),
+        f"{stem}.weight": torch.randn(32, 32),
+        "base_model.model.model.norm.weight": torch.randn(32),
+    }
+    adapter = made.write_adapter(tmp_path / "adapter", weights, r=2, lora_alpha=2, target_modules=["q_proj"])
+    merged = made.merge(base, adapter, tmp_path / "merged")
+    before, after = made.tensors(base), made.tensors(merged)
+
+    found, strays = added(base, other, adapter)
+
+    assert [stray.name for stray in strays] == [f"{stem}.weight"]
+    assert sorted(found) == [name for name in sorted(before) if not torch.equal(before[name], after[name])]
+    for name, ours in found.items():
+        assert float((ours - (after[name].double() - before[name].double())).abs().max()) < 1e-5, name
+
+
 def test_a_folder_as_mergekit_writes_it(tmp_path: Path) -> None:
     """Ranks and alphas by exact names, targets by their last word, whole tensors for what is no matrix."""
     base = made.write_base(made.llama, tmp_path / "base")
