@@ -19,6 +19,7 @@ import peft_adapters as made
 from deltarank.cli import main
 from deltarank.results import Outcome
 from deltarank.verify import FitKind, How, TensorFit, Verification
+from tiny_architectures import DENSE, EXPERTS, write_pair
 
 RANK = 4
 ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
@@ -273,6 +274,20 @@ def test_conv1d(tmp_path: Path) -> None:
 
     assert found.kind is FitKind.OPTIMAL
     assert found.whole.share_lost < 1e-9
+
+
+@pytest.mark.parametrize("server", ["portable", "peft"])
+@pytest.mark.parametrize("name", ["tied llama", "phi3", "gpt2", "mixtral", "qwen3 moe", "gpt-oss"])
+def test_of_every_architecture_it_measures_what_the_label_says(tmp_path: Path, name: str, server: str) -> None:
+    base, tuned = write_pair({**DENSE, **EXPERTS}[name], tmp_path)
+    adapter = deltarank.extract(base, tuned, output=tmp_path / "adapter", rank=8, server=server, dtype="bfloat16")
+
+    found = deltarank.verify(base, tuned, tmp_path / "adapter", server=server)
+
+    assert found.kind is FitKind.OPTIMAL
+    assert found.unused == ()
+    assert found.whole.share_lost == pytest.approx(1 - adapter.budget.kept, abs=1e-5)
+    assert {row.name for row in loras(found)} == {matrix.name for matrix in adapter.matrices}
 
 
 # ---- the command
