@@ -56,7 +56,7 @@ def slugs_in_docs() -> list[str]:
 def commands_in(page: Path) -> list[str]:
     """The command lines in a page's code blocks."""
     blocks = re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = [line.removeprefix("$ ").strip() for block in blocks for line in block.splitlines()]
+    lines = [part.removeprefix("$ ").strip() for x in blocks for line in x.splitlines() for part in line.split("&&")]
     return [line for line in lines if line.startswith("deltarank ")]
 
 
