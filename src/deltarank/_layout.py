@@ -115,7 +115,7 @@ def _why_not(pair: Pair, sides: int, server: Server) -> tuple[str, str] | None:
     """(kind, reason) for a matrix that was paired and gets no factors."""
     kind = kind_of(pair.base.tensor)
     if pair.name.startswith(f"{pair.finetune.tensor}["):
-        return EXPERT, f"one of several matrices in one tensor: {_cannot(server)} such experts"
+        return EXPERT, f"one of several matrices in one tensor: {server.leaves_out} such experts"
     if kind is None and sides != 2:
         return "other tensors", "not a matrix: a LoRA has no place for it"
     if kind is None or server.carries.get(kind) in ("asked", "factors"):
@@ -123,12 +123,8 @@ def _why_not(pair: Pair, sides: int, server: Server) -> tuple[str, str] | None:
     return kind, _reason(kind, server)
 
 
-def _cannot(server: Server) -> str:
-    return "a portable adapter leaves out" if server.name == "portable" else f"{server.title} cannot load"
-
-
 def _reason(kind: str, server: Server) -> str:
-    return f"{_cannot(server)} {words_for(kind)}"
+    return f"{server.leaves_out} {words_for(kind)}"
 
 
 def _leftovers(finetune: Checkpoint, pairing: Pairing, server: Server) -> Iterator[Other]:

@@ -23,6 +23,7 @@ from tiny_checkpoints import LAYERS, MATRICES, base_weights, full_finetune, merg
 from transformers import AutoModelForCausalLM
 
 import deltarank
+import deltarank._assembly
 import deltarank._extractor
 from deltarank.cli import main
 from deltarank.errors import DeltarankError, JobError, OutputError, ResultsError
@@ -214,6 +215,18 @@ def test_base_and_adapter_are_base_and_rank_r_delta(tmp_path: Path, name: str, m
     assert not torch.allclose(found, logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["tied llama", "gpt2"])
+def test_a_tied_vocabulary_stays_tied(tmp_path: Path, name: str) -> None:
+    base, finetune = write_pair(DENSE[name], tmp_path)
+    adapter = deltarank.extract(base, finetune, rank=8, output=tmp_path / "a", server="peft")
+    model: Any = served(base, tmp_path / "a")
+    kinds = {tensor.kind for tensor in adapter.budget.tensors}
+
+    assert "embedding" in kinds
+    assert "position" not in kinds
+    assert model.base_model.model.get_input_embeddings().weight is model.base_model.model.lm_head.weight
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen3 moe"])
 def test_peft_takes_experts_which_transformers_fuses(tmp_path: Path, name: str) -> None:
     """Each expert's factors are of the rank; PEFT puts gate and up into one tensor, block by block."""
@@ -321,6 +334,33 @@ def test_vllm_takes_an_output_head_that_is_asked_for(llama: tuple[Path, Path], t
 
     assert "lm_head" in config_of(tmp_path / "a")["target_modules"]
     torch.testing.assert_close(logits(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+
+
+# As `verify` measures it --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("server", ["portable", "vllm", "sglang", "lorax", "llama.cpp", "peft"])
+def test_verify_measures_what_extract_and_compare_promise(
+    folders: Mapping[str, Path], tmp_path: Path, server: str, dtype: str
+) -> None:
+    """With none of the code that wrote the adapter, and as the server would apply it."""
+    pair = (folders["base"], folders["full"])
+    adapter = deltarank.extract(*pair, rank=8, output=tmp_path / "a", server=server, dtype=dtype)
+    seen = deltarank.verify(*pair, tmp_path / "a", server=None if server == "peft" else server)
+    promised = {m.name: m.loss(8) for m in deltarank.compare(*pair, ranks=[8]).matrices}
+    measured = {tensor.name: tensor.tally for tensor in seen.tensors}
+
+    assert seen.unused == ()
+    assert seen.whole.share_lost == pytest.approx(1 - adapter.budget.kept, rel=1e-6)
+    for matrix in adapter.matrices:
+        tally = measured[matrix.name]
+        assert matrix.written is not None
+        assert tally.share_lost == pytest.approx(matrix.written.energy_lost, rel=1e-6)
+        assert tally.share_best == pytest.approx(matrix.losses[0].energy_lost, rel=1e-5)
+        assert tally.share_lost == pytest.approx(
+            promised[matrix.name].energy_lost, rel=1e-5 if dtype == "float32" else 1e-4
+        )
 
 
 # Ranks --------------------------------------------------------------------------------------------------------
@@ -517,6 +557,29 @@ def test_a_full_disk_midway_is_told_and_the_run_goes_on(
 
     assert listener.kept
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
+
+
+def test_a_full_disk_at_the_end_leaves_no_half_adapter(
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = (folders["base"], folders["full"])
+
+    def fills_up(path: Path, data: Any) -> None:
+        path.write_text("{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deltarank._assembly, "write_json", fills_up)
+        with pytest.raises(OutputError, match="No space left"):
+            deltarank.extract(*pair, rank=8, output=tmp_path / "a")
+
+    assert not (tmp_path / "a").exists()
+
+    listener = Listener()
+    deltarank.extract(*pair, rank=8, output=tmp_path / "a", watch=listener)
+
+    assert listener.done == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_kept_factors_that_were_cut_short_are_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:

@@ -87,8 +87,7 @@ class Budget:
             kinds = self.by_kind()
             names = listing([words_for(kind) for kind in kinds], most=4)
             tensors = count(sum(number for number, _ in kinds.values()), "tensor")
-            whose = "a portable adapter leaves out" if server.name == "portable" else f"{server.title} cannot load"
-            parts.append(f"{percent(self.left_out)} in {tensors} that {whose} ({names})")
+            parts.append(f"{percent(self.left_out)} in {tensors} that {server.leaves_out} ({names})")
         return "; ".join(parts)
 
     def to_plain(self) -> dict[str, Any]:

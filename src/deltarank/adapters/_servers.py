@@ -54,6 +54,13 @@ class Server:
         return self.coverage == "whole types"
 
     @property
+    def leaves_out(self) -> str:
+        """Words to stand before what is not in an adapter for this server."""
+        if self.name == DEFAULT_SERVER:
+            return "a portable adapter leaves out"
+        return "this adapter leaves out" if self.name == "peft" else f"{self.title} cannot load"
+
+    @property
     def candidates(self) -> tuple[int, ...]:
         """The ranks that `--rank auto` chooses among."""
         return self.ranks or tuple(_data()["candidates"])

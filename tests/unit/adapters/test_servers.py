@@ -64,6 +64,7 @@ def test_an_unknown_server_is_refused() -> None:
         ("lm_head.weight", "lm_head"),
         ("model.embed_tokens.weight", "embedding"),
         ("transformer.wte.weight", "embedding"),
+        ("transformer.wpe.weight", "position"),
         ("model.layers.0.block_sparse_moe.gate.weight", "router"),
         ("model.layers.0.mlp.experts.3.up_proj.weight", "expert"),
         ("model.layers.0.mlp.gate_proj.weight", None),
