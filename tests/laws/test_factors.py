@@ -8,6 +8,7 @@ import torch
 from matrices import MAKERS, SIZES, case, pair, stored_delta
 
 from deltarank.spectra import Factors, Workspace, factors, residual_energy, subtract
+from deltarank.spectra._factors import _iterates
 
 RANKS = (1, 8, 64)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -42,6 +43,28 @@ def test_no_matrix_of_the_rank_is_nearer(kind: str, size: tuple[int, int], dtype
         near = {"all values equal": 1e-6, "cliff past 64": 1e-7}.get(kind, 1e-12)
         assert lost == pytest.approx(truth[rank], rel=1e-6, abs=near)
         assert found.lost / found.energy == pytest.approx(truth[rank], rel=2e-6, abs=near)
+
+
+@pytest.mark.parametrize("size", [(300, 700), (700, 300)], ids=str)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_iteration_comes_as_near(kind: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large matrices are done: within 1e-6 of the least ||D - D_r||."""
+    monkeypatch.setattr("deltarank.spectra._factors._iterates", lambda *_: True)
+    base, finetune, truth = case(kind, size, torch.float32)
+    exact = stored_delta(base, finetune)
+    for rank in (1, 8, 32):
+        lost = np.linalg.norm(exact - product(made(base, finetune, rank))) / np.linalg.norm(exact)
+
+        assert lost == pytest.approx(truth[rank] ** 0.5, rel=1e-6, abs=1e-6)
+
+
+def test_large_matrices_are_iterated_on_and_small_ones_are_not() -> None:
+    cpu = torch.device("cpu")
+
+    assert _iterates(5120, 14336, 64, cpu)
+    assert _iterates(28672, 8192, 64, cpu)
+    assert not _iterates(512, 2048, 64, cpu)
+    assert not _iterates(2048, 2048, 512, cpu)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (300, 700), (700, 300)], ids=str)

@@ -42,6 +42,12 @@ def exact_seconds(rows: int, columns: int, rates: Rates) -> float:
     return 2 * side**2 * length / rates.symmetric + 4 / 3 * side**3 / rates.eigenvalues
 
 
+def gram_and_vectors_seconds(rows: int, columns: int, rates: Rates) -> float:
+    """Gram matrix and all of its eigenvectors."""
+    side, length = sorted((rows, columns))
+    return 2 * side**2 * length / rates.symmetric + 4 * side**3 / rates.eigenvalues
+
+
 def krylov_seconds(rows: int, columns: int, rank: int, rates: Rates) -> float:
     """Products with D and D', orthogonalisation, the small eigenproblem, the last projection."""
     side, length = sorted((rows, columns))

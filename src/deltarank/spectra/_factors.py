@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra import _eigen as eigen
+from deltarank.spectra._auto import gram_and_vectors_seconds, krylov_seconds, rates
 from deltarank.spectra._delta import energy_of
 from deltarank.spectra._exact import DOMINANT
 from deltarank.spectra._gram import gram
+from deltarank.spectra._krylov import BLOCK, Krylov
 from deltarank.spectra._workspace import Workspace
 
 SMALL_LOSS = 1e-2
 RESOLUTION = 1e-5
 """Energies under this share of the largest are noise in a Gram matrix of float32 numbers."""
+
+TIGHT = 1e-6
+"""The tolerance at which Krylov directions, sharpened once, lose within 1e-6 of the least ||D - D_r||."""
+
+TIGHTNESS = 6.0
+"""How much longer than at its usual tolerance Krylov iteration is taken to last then."""
 
 _ENTRIES = 1 << 20
 _COLUMNS = 2048
@@ -43,9 +51,10 @@ class Factors:
 def factors(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) -> Factors:
     """The truncated singular value decomposition of `delta`, (rows, columns), which is left as it is.
 
-    The leading subspace is that of the Gram matrix, sharpened by a step of subspace iteration on `delta` itself, and
-    within it the decomposition is that of a small matrix. Where float32 would be seen in the loss (one dominant value,
-    a steep spectrum, or next to nothing lost) the Gram matrix is made in float64.
+    The leading subspace is that of the Gram matrix, or of a Krylov space where that is faster (large matrices),
+    sharpened by a step of subspace iteration on `delta` itself, and within it the decomposition is that of a small
+    matrix. Where float32 would be seen in the loss (one dominant value, a steep spectrum, or next to nothing lost) the
+    Gram matrix is made in float64.
 
     Args:
         rank: at least 1; one beyond the short side is that side.
@@ -55,9 +64,9 @@ def factors(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) ->
     rank = min(rank, wide.shape[0])
     if rank == wide.shape[0]:
         return _within(delta, torch.eye(rank, dtype=delta.dtype, device=delta.device), energy, workspace)
-    found = _within(delta, _sharpened(wide, gram(delta, workspace), rank), energy, workspace)
+    found = _within(delta, _sharpened(wide, _directions(delta, rank, energy, workspace)), energy, workspace)
     if delta.dtype == torch.float32 and delta.device.type != "mps" and _is_coarse(found):
-        found = _within(delta, _sharpened(wide, _gram64(wide), rank), energy, workspace)
+        found = _within(delta, _sharpened(wide, _vectors(_gram64(wide), rank)), energy, workspace)
     return found
 
 
@@ -88,16 +97,41 @@ def _gram64(wide: Tensor) -> Tensor:
     return out
 
 
-def _sharpened(wide: Tensor, lower: Tensor, rank: int) -> Tensor:
-    """(short side, rank): orthonormal, spanning the leading left singular vectors of `wide` to its own precision.
+def _directions(delta: Tensor, rank: int, energy: float, workspace: Workspace) -> Tensor:
+    """(short side, rank): orthonormal, near the leading singular vectors of the short side, the largest first."""
+    rows, columns = delta.shape
+    if _iterates(rows, columns, rank, delta.device):
+        solver = Krylov(workspace, tolerance=TIGHT, seed=0)
+        found = solver.leading(delta, energy, energy, (rank,)).basis(rank)
+        if found.shape[1] == rank:
+            return found
+    return _vectors(gram(delta, workspace), rank)
 
-    `lower` is the Gram matrix. All of its vectors are found: MKL does that as fast as scipy's LAPACK finds the leading
-    ones (2048 x 2048, one thread: 1.0 s and 1.2), and brings no threads of its own into the way of others. The largest
-    come first, and each half of the step is orthonormalised by itself: squaring `wide` again would drown the small
-    values in the rounding of the large.
+
+def _iterates(rows: int, columns: int, rank: int, device: torch.device) -> bool:
+    """Whether a Krylov space is the faster way."""
+    known = rates(device)
+    is_small = min(rows, columns) <= 2 * rank + 4 * BLOCK
+    tight = TIGHTNESS * krylov_seconds(rows, columns, rank, known)
+    return not is_small and tight < gram_and_vectors_seconds(rows, columns, known)
+
+
+def _vectors(lower: Tensor, rank: int) -> Tensor:
+    """The leading eigenvectors of a Gram matrix, the largest first.
+
+    All of them are found: MKL does that as fast as scipy's LAPACK finds the leading ones (2048 x 2048, one thread: 1 s
+    and 1.2), and brings no threads of its own into the way of others.
     """
-    basis = eigen.vectors(lower)[1].flip(1)[:, :rank].to(wide.dtype)
-    other = torch.linalg.qr(wide.T @ basis).Q
+    return eigen.vectors(lower)[1].flip(1)[:, :rank]
+
+
+def _sharpened(wide: Tensor, basis: Tensor) -> Tensor:
+    """A step of subspace iteration: to the precision of `wide` itself.
+
+    Each half of it is orthonormalised by itself: squaring `wide` would drown the small values in the rounding of the
+    large.
+    """
+    other = torch.linalg.qr(wide.T @ basis.to(wide.dtype)).Q
     sharp: Tensor = torch.linalg.qr(wide @ other).Q
     return sharp
 

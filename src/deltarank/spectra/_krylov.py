@@ -13,6 +13,9 @@ BLOCK = 48
 DOMINANT = 0.25
 """If one value has this share of the energy or more, its rounding in bfloat16 would drown the others."""
 
+COARSE = 5e-5
+"""Directions found in bfloat16 are good for a tolerance down to this."""
+
 KEPT_LENGTH = 0.5
 MOST_BLOCKS_BEYOND = 64
 """A spectrum that has not settled this many blocks past the rank is left as it is: an upper bound of the loss."""
@@ -48,7 +51,8 @@ class Krylov:
         rank = min(max(ranks), wide.shape[0])
         asked = [r for r in ranks if r <= rank] or [rank]
         settling = _Settling(asked, whole - energy, whole, self._tolerance)
-        space = self._grown(wide, _lowered(wide, self._workspace), rank, settling)
+        operator = _lowered(wide, self._workspace) if self._tolerance >= COARSE else wide
+        space = self._grown(wide, operator, rank, settling)
         if settling.is_dominated and space.operator is not wide:
             settling = _Settling(asked, whole - energy, whole, self._tolerance)
             space = self._grown(wide, wide, rank, settling)
