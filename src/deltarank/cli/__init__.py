@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        complain("stopped. Finished matrices are kept; the same command goes on.")
+        goes_on = arguments[:1] in (["compare"], ["extract"], ["demo"])
+        complain("stopped. Finished matrices are kept; the same command goes on." if goes_on else "stopped.")
         return INTERRUPTED
     except SystemExit as end:  # click's way to say that the reader of our output closed the pipe (`| head`)
         code = end.code
