@@ -225,8 +225,9 @@ class Total:
 
     @property
     def relative_norm(self) -> float | None:
-        """||D|| / ||W0|| over all of them."""
-        return math.sqrt(self.energy / self.base_energy) if self.base_energy > 0 else None
+        """||D|| / ||W0|| over all of them; None where no number can say it."""
+        ratio = self.energy / self.base_energy if self.base_energy > 0 else math.inf
+        return math.sqrt(ratio) if math.isfinite(ratio) else None
 
     @property
     def rounding_floor(self) -> float | None:
