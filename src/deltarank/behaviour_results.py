@@ -1,0 +1,309 @@
+"""What `outputs` found out about behaviour: frozen dataclasses of plain numbers, JSON in and out; no torch.
+
+All divergences are in nats per token. The finetune is the reference P, a candidate is Q: `kld` is KL(P || Q), the
+direction that llama.cpp prints; `kld_reverse` is KL(Q || P).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import Any, Self
+
+from deltarank.errors import ResultsError
+
+
+class CandidateKind(StrEnum):
+    """What a candidate is."""
+
+    CONTROL = "control"
+    BASE = "base"
+    RANK = "rank"
+    ADAPTER = "adapter"
+    MODEL = "model"
+    YARDSTICK = "yardstick"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval, bootstrapped over documents (Efron 1979); None for fewer than two."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Nats per token over all scored tokens of one text; `low` and `high` bound the mean."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    p999: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The scored tokens in [first, last) of something: a position, or the reference's probability of its top token."""
+
+    first: float
+    last: float
+    tokens: int
+    kld: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Tokens by log10 of their KLD: counts[i] lie in [edges[i], edges[i + 1]); what is beyond is at the ends."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """One document: how many of its tokens were scored, and their mean KLD."""
+
+    name: str
+    tokens: int
+    kld: float
+
+
+@dataclass(frozen=True)
+class BlindBound:
+    """The most that anyone's blind score can be over a reply of so many tokens: 1/2 + TV/2, with TV bounded by KL."""
+
+    tokens: int
+    one_reply: float
+    two_replies: float
+
+
+@dataclass(frozen=True)
+class Logits:
+    """One candidate on one text.
+
+    text             the name of the text
+    tokens           scored tokens; documents likewise
+    same_top_p       share of tokens at which both put the same token first
+    rms_delta_p      root mean square of q(t) - p(t), t the token that stands in the text; `mean_delta_p` its mean
+    ppl              exp(mean negative log-likelihood) of the candidate; `reference_ppl` the finetune's
+    log_ppl_ratio    mean of log p(t) - log q(t), paired token by token
+    kept             1 - kld.mean / (the base's kld.mean on this text); None where the base has none or is the reference
+    tokens_to_tell   ln 20 / kld.mean: tokens until an ideal judge's odds are 20 to 1; on the finetune's own text only
+    blind            bounds on a blind score, on the finetune's own text only
+    not_finite       tokens left out because a logit was NaN
+    """
+
+    text: str
+    tokens: int
+    documents: int
+    kld: Divergence
+    kld_reverse: Divergence
+    same_top_p: Interval
+    rms_delta_p: Interval
+    mean_delta_p: float
+    ppl: float
+    reference_ppl: float
+    log_ppl_ratio: Interval
+    kept: Interval | None = None
+    tokens_to_tell: float | None = None
+    blind: tuple[BlindBound, ...] = ()
+    by_document: tuple[DocumentScore, ...] = ()
+    by_position: tuple[Slice, ...] = ()
+    by_confidence: tuple[Slice, ...] = ()
+    histogram: Histogram | None = None
+    not_finite: int = 0
+
+
+@dataclass(frozen=True)
+class TwoSampleTest:
+    """Can a classifier tell the candidate's texts from the finetune's? (C2ST, Lopez-Paz and Oquab 2017)
+
+    accuracy         of TF-IDF + logistic regression on texts it was not fitted to; 0.5 is chance
+    p_value          (1 + b) / (1 + B): labels permuted within prompt, B times
+    """
+
+    accuracy: float
+    p_value: float
+    permutations: int
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What a candidate writes to the prompts, beside what the finetune writes. The A/A arm is a Writing of its own.
+
+    cosine           mean TF-IDF cosine between its texts and the finetune's to the same prompt
+    distinct_words   distinct words / words
+    words            mean length of a text
+    """
+
+    prompts: int
+    samples: int
+    cosine: float
+    distinct_words: float
+    words: float
+    test: TwoSampleTest | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that is served in place of the finetune."""
+
+    name: str
+    kind: CandidateKind
+    rank: int | None = None
+    logits: tuple[Logits, ...] = ()
+    writing: Writing | None = None
+    note: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that was scored. own: the finetune's answers, sampled at temperature 1."""
+
+    name: str
+    documents: int
+    tokens: int
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Some tokens of a document, as pieces of text that join to it, and their KLD for some candidates, by name."""
+
+    text: str
+    document: str
+    pieces: tuple[str, ...]
+    kld: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and one answer of each: answers["finetune"], answers["finetune again"], answers["rank 64"], ..."""
+
+    prompt: str
+    category: str
+    answers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The finetune with one part alone brought to rank r.
+
+    name             a module ("mlp.down_proj"), a layer ("layer 3") or a matrix
+    kld              mean nats per token
+    lost             ||D - D_r||^2 of the part; `relative_error` its root over ||D||; `share_lost` its share of the
+                     sum over all parts
+    """
+
+    name: str
+    layer: int | None
+    module: str | None
+    kld: float
+    lost: float
+    relative_error: float
+    share_lost: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Which parts matter at one rank, and whether the loss in the weights foretells it.
+
+    rank_correlation   Spearman's, of `lost` and `kld` over the parts; None under three parts
+    together           the KLD of all parts at rank r at once; `additivity` = the sum of the parts' KLD / together
+    """
+
+    rank: int
+    unit: str
+    text: str
+    parts: tuple[Part, ...]
+    together: float
+    additivity: float | None
+    rank_correlation: float | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """All that a run of `outputs` found. `sentences` are its verdict; the first is the headline."""
+
+    reference: str
+    texts: tuple[Text, ...]
+    candidates: tuple[Candidate, ...]
+    again: Writing | None = None
+    samples: tuple[Sample, ...] = ()
+    excerpts: tuple[Excerpt, ...] = ()
+    attribution: tuple[Attribution, ...] = ()
+    sentences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def candidate(self, name: str) -> Candidate:
+        """Raises KeyError if no candidate has this name."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(f"no candidate {name!r}; there are {[c.name for c in self.candidates]}")
+
+    def to_plain(self) -> dict[str, Any]:
+        """As dictionaries, lists and numbers: what stands under `outputs` in results.json."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_plain` gave; fields that a later version added are passed over.
+
+        Raises:
+            ResultsError: it is something else.
+        """
+        try:
+            made: Self = _made(cls, data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResultsError(
+                f"not the outputs of a deltarank run: {type(error).__name__}: {error}.",
+                cure="Run `deltarank outputs` again.",
+                slug="results-unreadable",
+            ) from None
+        return made
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value.value if isinstance(value, StrEnum) else value
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _made(kind: Any, value: Any) -> Any:
+    """A value of the annotated type from plain ones."""
+    if dataclasses.is_dataclass(kind):
+        hints = _hints(kind)  # type: ignore[arg-type]
+        return kind(**{name: _made(hints[name], each) for name, each in value.items() if name in hints})  # type: ignore[operator]
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _made(next(each for each in inner if each is not types.NoneType), value)
+    if origin is tuple:
+        return tuple(_made(inner[0], each) for each in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return {key: _made(inner[1], each) for key, each in value.items()}
+    return kind(value) if isinstance(kind, type) and issubclass(kind, StrEnum) else value
