@@ -38,7 +38,8 @@ def main() -> None:
     model = QUICK if options.quick else WHOLE
     with tempfile.TemporaryDirectory(prefix="deltarank-benchmark-") as temporary:
         home = Path(temporary)
-        tensors = [write(home / name, model) for name in ("base", "finetune")][0]
+        write(home / "base", model)
+        tensors = write(home / "finetune", model)
         write(home / "wrapped", replace(model, wrapper="language_model."))
         walls = {manner: [_wall(home, manner) for _ in range(options.runs)] for manner in MANNERS}
     _report.save(f"{NAME}-quick" if options.quick else NAME, {"tensors": tensors, "walls": walls})
