@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltarank.compare import Plan, Watch, compare, open_results, plan
     from deltarank.errors import DeltarankError
-    from deltarank.extract import Adapter, extract
+    from deltarank.extract import Adapter, ExtractionPlan, extract, plan_extraction
     from deltarank.results import Loss, MatrixResult, Outcome, Results, Verdict
     from deltarank.verify import Verification, verify
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "DeltarankError",
+    "ExtractionPlan",
     "Loss",
     "MatrixResult",
     "Outcome",
@@ -40,12 +41,14 @@ __all__ = [
     "extract",
     "open_results",
     "plan",
+    "plan_extraction",
     "verify",
 ]
 
 _HOMES = {
     "Adapter": "deltarank.extract",
     "DeltarankError": "deltarank.errors",
+    "ExtractionPlan": "deltarank.extract",
     "Loss": "deltarank.results",
     "MatrixResult": "deltarank.results",
     "Outcome": "deltarank.results",
@@ -58,6 +61,7 @@ _HOMES = {
     "extract": "deltarank.extract",
     "open_results": "deltarank.compare",
     "plan": "deltarank.compare",
+    "plan_extraction": "deltarank.extract",
     "verify": "deltarank.verify",
 }
 

@@ -15,22 +15,25 @@ from typing import Any
 import torch
 
 from deltarank._adapter import Adapter, AdapterMatrix
-from deltarank._assembly import Finished, write_adapter
+from deltarank._assembly import Finished, nbytes_of, write_adapter
 from deltarank._bench import Bench
 from deltarank._card import model_card
 from deltarank._crew import Crew
+from deltarank._extraction_plan import ExtractionPlan, at_most
 from deltarank._extractor import Extractor
 from deltarank._layout import Layout, Other, lay_out
 from deltarank._order import Order, check_reach
-from deltarank._plan import READ_RATE, Plan, make_plan
+from deltarank._plan import READ_RATE, Plan, Step, make_plan
+from deltarank._settings import Settings
 from deltarank._staging import Staging
 from deltarank._verdict import UNRELATED
 from deltarank._watch import Watch
 from deltarank.adapters import ABOUT, CARD
-from deltarank.checkpoints import Checkpoint, Leftover, Pairing
+from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
 from deltarank.compare import compare
 from deltarank.errors import CheckpointError, JobError
 from deltarank.results import Outcome, Total
+from deltarank.spectra import factors_cost
 from deltarank.words import listing, percent
 
 
@@ -75,7 +78,21 @@ class Job:
         pairs = tuple(target.pair for target in layout.targets)
         others = tuple(_as_leftover(other) for other in layout.others if other.pair is not None)
         settings = replace(self.order.settings, ranks=(layout.rank,))
-        return make_plan(self.before, self.after, replace(self.pairing, pairs=pairs, leftovers=others), settings)
+        rest = replace(self.pairing, pairs=pairs, leftovers=others)
+        return make_plan(self.before, self.after, rest, settings, step=_factoring)
+
+    def foretell(self) -> ExtractionPlan:
+        """What `extract` would do, from headers alone."""
+        layout = self.lay_out(at_most(self.order, self.lay_out(self.order.rank or 1).targets))
+        searching = make_plan(self.before, self.after, self.pairing, self.order.settings).seconds
+        return ExtractionPlan(
+            order=self.order,
+            layout=layout,
+            work=self.plan(layout),
+            dtype=str(self.dtype).removeprefix("torch."),
+            adapter_bytes=nbytes_of(layout, self.dtype),
+            searching=0.0 if self.order.rank else searching,
+        )
 
     def fitting_rank(self, staging: Staging, watch: Watch) -> int:
         """Measures the loss at every legal rank, as `compare` does, and keeps what was measured."""
@@ -95,6 +112,12 @@ class Job:
             watch=watch,
         )
         return order.fitting(Total.of(m for m in measured.matrices if m.name in wanted))
+
+
+def _factoring(pair: Pair, settings: Settings) -> Step:
+    """What making the factors of one matrix costs."""
+    cost = factors_cost(*pair.shape, max(settings.ranks), settings.torch_device)
+    return Step(pair, cost.way, cost.seconds, cost.memory)
 
 
 def _as_leftover(other: Other) -> Leftover:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,9 @@ class Step:
     solver: str
     seconds: float
     memory: float
+
+
+Foretell = Callable[[Pair, Settings], Step]
 
 
 @dataclass(frozen=True)
@@ -76,21 +79,17 @@ class Plan:
     def lines(self) -> list[str]:
         entries = sum(step.pair.entries for step in self.steps)
         return [
-            f"base      {_reference_line(self.base)}",
-            f"finetune  {_reference_line(self.finetune)}",
+            f"base      {reference_line(self.base)}",
+            f"finetune  {reference_line(self.finetune)}",
             f"ranks     {', '.join(map(str, self.settings.ranks))}",
             "",
             f"{count(len(self.steps), 'matrix', 'matrices')} to measure, {entries:,} weights:",
-            *_step_lines(self.steps),
+            *step_lines(self.steps),
             "",
             *_left_out_lines(self.pairing),
             *[f"note: {note}" for note in self.notes],
-            self._needs(),
+            needs_line(self, self.seconds),
         ]
-
-    def _needs(self) -> str:
-        memory = f"about {size(self.peak_memory)}{_of_memory()}"
-        return f"To read: {size(self.read_bytes)}. Peak memory: {memory}. Time on two cores: {duration(self.seconds)}."
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -124,18 +123,26 @@ class Plan:
         }
 
 
-def make_plan(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, settings: Settings) -> Plan:
-    """Raises:
-    JobError: one matrix needs more memory than this machine has.
+def make_plan(
+    base: Checkpoint, finetune: Checkpoint, pairing: Pairing, settings: Settings, *, step: Foretell | None = None
+) -> Plan:
+    """The plan of a pass over two checkpoints.
+
+    Args:
+        step: what one matrix costs; by default, what measuring it costs.
+
+    Raises:
+        JobError: one matrix needs more memory than this machine has.
     """
-    steps = tuple(_step(pair, settings) for pair in pairing.pairs)
+    steps = tuple((step or measuring)(pair, settings) for pair in pairing.pairs)
     notes = (*base.notes, *finetune.notes, *pairing.notes)
     plan = Plan(base.reference, finetune.reference, settings, steps, pairing, notes)
-    _check_memory(plan)
+    check_memory(plan)
     return plan
 
 
-def _step(pair: Pair, settings: Settings) -> Step:
+def measuring(pair: Pair, settings: Settings) -> Step:
+    """What measuring one matrix at all asked ranks costs."""
     rows, columns = pair.shape
     device = settings.torch_device
     solver = chosen(settings.solver, rows, columns, settings.ranks, device)
@@ -164,7 +171,8 @@ def total_memory() -> int | None:
         return None
 
 
-def _check_memory(plan: Plan) -> None:
+def check_memory(plan: Plan) -> None:
+    """Raises JobError (slug "not-enough-memory")."""
     held = total_memory()
     if held is None or plan.settings.torch_device.type == "cuda" or plan.peak_memory <= held:
         return
@@ -177,17 +185,23 @@ def _check_memory(plan: Plan) -> None:
     )
 
 
+def needs_line(plan: Plan, seconds: float) -> str:
+    memory = f"about {size(plan.peak_memory)}{_of_memory()}"
+    return f"To read: {size(plan.read_bytes)}. Peak memory: {memory}. Time on two cores: {duration(seconds)}."
+
+
 def _of_memory() -> str:
     held = total_memory()
     return f" (this machine has {size(held)})" if held else ""
 
 
-def _reference_line(reference: Reference) -> str:
+def reference_line(reference: Reference) -> str:
+    """Which checkpoint, at which commit, how large."""
     revision = f" at {reference.revision}" if reference.revision else ""
     return f"{reference.ref}{revision}, {count(len(reference.files), 'file')}, {size(sum(reference.files.values()))}"
 
 
-def _step_lines(steps: tuple[Step, ...]) -> Iterator[str]:
+def step_lines(steps: tuple[Step, ...]) -> Iterator[str]:
     """A line for each (module, shape, dtype, solver)."""
     groups: dict[tuple[str, tuple[int, int], str, str], list[Step]] = {}
     for step in steps:

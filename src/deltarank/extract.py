@@ -10,12 +10,13 @@ from pathlib import Path
 from deltarank._adapter import Adapter
 from deltarank._assembly import nbytes_of
 from deltarank._extraction import Job, Run
+from deltarank._extraction_plan import ExtractionPlan
 from deltarank._order import Order
 from deltarank._staging import Staging
 from deltarank._watch import Watch
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 
-__all__ = ["Adapter", "extract"]
+__all__ = ["Adapter", "ExtractionPlan", "extract", "plan_extraction"]
 
 Ref = str | os.PathLike[str]
 
@@ -85,3 +86,34 @@ def extract(
         run = Run(job, layout, staging, watch)
         run.take_over(records)
         return run.go(command)
+
+
+def plan_extraction(
+    base: Ref,
+    finetune: Ref,
+    *,
+    rank: int | str = 64,
+    max_error: float | None = None,
+    server: str = "portable",
+    dtype: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    base_revision: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+) -> ExtractionPlan:
+    """What `extract` would do, from the headers alone: no tensor is read. Arguments and errors as there."""
+    order = Order.checked(
+        rank=rank,
+        max_error=max_error,
+        server_name=server,
+        dtype=dtype,
+        device=device,
+        include=include,
+        exclude=exclude,
+    )
+    with ExitStack() as stack:
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision))
+        after = stack.enter_context(open_checkpoint(finetune, revision=revision))
+        pairing = pair_checkpoints(before, after, include=include, exclude=exclude)
+        return Job(order, before, after, pairing).foretell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -58,10 +59,21 @@ SERVERS = ("portable", "vllm", "sglang", "lorax", "llama.cpp", "peft")
     "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps."
 )
 @click.option("--force", is_flag=True, help="Replace an adapter that lies in ADAPTER.")
-@click.option("--json", "as_json", is_flag=True, help="Print deltarank.json, alone, on stdout.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop: no tensor is read.")
+@click.option("--json", "as_json", is_flag=True, help="Print deltarank.json (or the plan) as JSON, alone, on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr.")
 @click.pass_context
-def extract(context: click.Context, /, rank: str, output: Path | None, as_json: bool, quiet: bool, **job: Any) -> None:
+def extract(
+    context: click.Context,
+    /,
+    rank: str,
+    output: Path | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **job: Any,
+) -> None:
     """Extract from FINETUNE, against BASE, the best LoRA of a rank that a server will load.
 
     Writes ADAPTER in PEFT's format, whole or not at all, and says where the change went: kept, truncated, lost to
@@ -71,7 +83,10 @@ def extract(context: click.Context, /, rank: str, output: Path | None, as_json: 
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
     job["rank"] = _parse_rank(rank)
-    job["output"] = output or Path("adapters", default_output(job["finetune"]).name)
+    if dry_run:
+        _print_plan(job, as_json)
+        return
+    job |= {"output": output or Path("adapters", default_output(job["finetune"]).name), "force": force}
     _run(job, as_json, quiet, command=shlex.join(["deltarank", *(context.obj or ())]))
 
 
@@ -84,6 +99,13 @@ def _parse_rank(text: str) -> int | str:
             f"--rank: {text!r} is not one rank.", cure="Give a rank such as 64, or auto.", slug="bad-ranks"
         )
     return ranks[0]
+
+
+def _print_plan(job: dict[str, Any], as_json: bool) -> None:
+    import deltarank
+
+    plan = deltarank.plan_extraction(**job)
+    out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(one_line, plan.lines())))
 
 
 def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deltarank.spectra._auto import exact_seconds, krylov_seconds, rates
 from deltarank.spectra._delta import Sums, energy_of, subtract
-from deltarank.spectra._factors import Factors, factors, residual_energy
+from deltarank.spectra._factors import Cost, Factors, factors, factors_cost, residual_energy
 from deltarank.spectra._measure import audited, measure
 from deltarank.spectra._noise import noise_edge
 from deltarank.spectra._solvers import SOLVERS, chosen, make_solver
@@ -13,6 +13,7 @@ from deltarank.spectra._workspace import Workspace
 
 __all__ = [
     "SOLVERS",
+    "Cost",
     "Factors",
     "Level",
     "Spectrum",
@@ -23,6 +24,7 @@ __all__ = [
     "energy_of",
     "exact_seconds",
     "factors",
+    "factors_cost",
     "krylov_seconds",
     "make_solver",
     "measure",

@@ -13,7 +13,7 @@ from deltarank.spectra._auto import gram_and_vectors_seconds, krylov_seconds, ra
 from deltarank.spectra._delta import energy_of
 from deltarank.spectra._exact import DOMINANT
 from deltarank.spectra._gram import gram
-from deltarank.spectra._krylov import BLOCK, Krylov
+from deltarank.spectra._krylov import BLOCK, MOST_BLOCKS_BEYOND, Krylov
 from deltarank.spectra._workspace import Workspace
 
 SMALL_LOSS = 1e-2
@@ -68,6 +68,28 @@ def factors(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) ->
     if delta.dtype == torch.float32 and delta.device.type != "mps" and _is_coarse(found):
         found = _within(delta, _sharpened(wide, _vectors(_gram64(wide), rank)), energy, workspace)
     return found
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How the factors of a matrix are found ("gram" or "krylov"), and what that takes, roughly: seconds, bytes."""
+
+    way: str
+    seconds: float
+    memory: float
+
+
+def factors_cost(rows: int, columns: int, rank: int, device: torch.device) -> Cost:
+    """Of `factors`, and of measuring what they lose before and after they are rounded."""
+    side = min(rows, columns)
+    rank, known = min(rank, side), rates(device)
+    rest = (4 + 2 + 4) * rows * columns * rank / known.symmetric  # sharpening, projection, two residuals
+    if _iterates(rows, columns, rank, device):
+        space = min(rank + MOST_BLOCKS_BEYOND * BLOCK, side)
+        seconds = TIGHTNESS * krylov_seconds(rows, columns, rank, known)
+        return Cost("krylov", seconds + rest, 4.0 * (rows * columns + space * (side + space)))
+    seconds = gram_and_vectors_seconds(rows, columns, known) if rank < side else 0.0
+    return Cost("gram", seconds + rest, 4.0 * (rows * columns + 4.0 * side**2))
 
 
 def residual_energy(delta: Tensor, left: Tensor, right: Tensor, workspace: Workspace) -> float:
