@@ -51,7 +51,7 @@ class Bench:
         for _, base, finetune in chunks(pair.base, pair.finetune):
             out = self._workspace.lend("chunk", tuple(finetune.shape), self._settings.torch_dtype)
             total += subtract(base, finetune, out=out, workspace=self._workspace)
-        return total
+        return total.coarser(pair.finetune.error)
 
     def audit(self, step: Step, result: MatrixResult) -> AuditRow:
         """The rank at which the result is furthest from a full SVD in float64."""
@@ -67,7 +67,7 @@ class Bench:
         for first, base, finetune in chunks(pair.base, pair.finetune):
             out = delta[first : first + len(finetune)]
             total += subtract(base, finetune, out=out, workspace=self._workspace)
-        return delta, total
+        return delta, total.coarser(pair.finetune.error)
 
     def _measured(self, step: Step, delta: Tensor, sums: Sums) -> MatrixResult:
         pair = step.pair

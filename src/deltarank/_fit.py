@@ -57,7 +57,7 @@ def overlap(
             seen += Overlap(lost=part.energy)
         else:
             seen += _compared(out, effect.rows(first, before), workspace)
-    return sums, seen
+    return sums.coarser(target.finetune.error), seen
 
 
 def _compared(delta: Tensor, added: Tensor, workspace: Workspace) -> Overlap:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from deltarank.checkpoints._folder import Weights, find_weights
+from deltarank.checkpoints._formats import decoded, fingerprint_of
 from deltarank.checkpoints._headers import TensorInfo, parse_header, read_header
 from deltarank.checkpoints._hub import fetch
 from deltarank.checkpoints._refs import HubRef, parse_ref
@@ -71,19 +72,21 @@ def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None)
 
 def _open(weights: Weights, reference: Reference) -> Checkpoint:
     source = LocalSource(weights.folder, weights.files)
+    config = _read_config(weights.folder / "config.json")
     try:
         headers, fingerprint = _read_headers(source)
-        tensors = _together(headers, weights.owners)
+        stored = _together(headers, weights.owners)
+        tensors, view = decoded(stored, source, config)
     except BaseException:
         source.close()
         raise
     return Checkpoint(
         reference=Reference(reference.ref, reference.revision, dict(source.files)),
         tensors=tensors,
-        config=_read_config(weights.folder / "config.json"),
-        source=source,
-        fingerprint=fingerprint,
-        notes=_missing(tensors, weights.owners, reference),
+        config=config,
+        source=view,
+        fingerprint=fingerprint if view is source else f"{fingerprint} {fingerprint_of(config)}",
+        notes=_missing(stored, weights.owners, reference),
     )
 
 

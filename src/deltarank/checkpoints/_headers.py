@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from deltarank.checkpoints._source import Source
+from deltarank.checkpoints._storage import Storage
 from deltarank.checkpoints._text import dimensions, shown
 from deltarank.errors import HeaderError
 
@@ -47,6 +48,7 @@ class TensorInfo:
     file             the name of the file, a key of `Source.files`
     start            byte offset of its first number from the start of the file
     nbytes           bytes that it takes
+    storage          how it is stored, if that is not plain: the numbers of a decoded tensor are worked out when read
     """
 
     name: str
@@ -55,6 +57,7 @@ class TensorInfo:
     file: str
     start: int
     nbytes: int
+    storage: Storage | None = None
 
     @property
     def entries(self) -> int:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from deltarank.checkpoints._checkpoint import Checkpoint
 from deltarank.checkpoints._names import Place
 from deltarank.checkpoints._pieces import Pair
+from deltarank.checkpoints._storage import Storage
 from deltarank.checkpoints._text import shown
-from deltarank.words import count
+from deltarank.words import count, percent
 
 _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
@@ -21,7 +22,8 @@ def notes_on(
     places: tuple[Mapping[str, Place], Mapping[str, Place]],
 ) -> tuple[str, ...]:
     """In the order in which a reader would ask."""
-    notes = [_models(base, finetune), _layers(*places), *quantised(base, finetune), _conv1d(base, finetune)]
+    notes = [_models(base, finetune), _layers(*places), _conv1d(base, finetune)]
+    notes += _storages(pairs) or quantised(base, finetune)
     notes += _types(pairs)
     return (*base.notes, *finetune.notes, *(note for note in notes if note))
 
@@ -55,6 +57,24 @@ def quantised(base: Checkpoint, finetune: Checkpoint) -> list[str]:
     ]
 
 
+def _storages(pairs: Sequence[Pair]) -> list[str]:
+    """A sentence for each quantised format of each side, with the floor under which a delta is lost in it."""
+    base = Counter(pair.base.storage for pair in pairs if pair.base.storage)
+    finetune = Counter(pair.finetune.storage for pair in pairs if pair.finetune.storage)
+    notes = [_storage("base", number, storage) for storage, number in base.most_common()]
+    return notes + [_storage("finetune", number, storage) for storage, number in finetune.most_common()]
+
+
+def _storage(side: str, number: int, storage: Storage) -> str:
+    stored = f"the {side} is stored as {storage.name} ({count(number, 'matrix', 'matrices')})"
+    if not storage.error:
+        return stored
+    floor = f"rounding to it moves weights by about {percent(storage.error)} of their size"
+    if side == "base":
+        return f"{stored}: {floor}, and unless the finetune began from this very copy, that much is in the delta"
+    return f"{stored}: {floor}, which is in the delta and is counted in the rounding floor"
+
+
 def _conv1d(base: Checkpoint, finetune: Checkpoint) -> str | None:
     if not any(checkpoint.config.get("model_type") in _CONV1D for checkpoint in (base, finetune)):
         return None
@@ -64,7 +84,8 @@ def _conv1d(base: Checkpoint, finetune: Checkpoint) -> str | None:
 
 
 def _types(pairs: Sequence[Pair]) -> list[str]:
-    differing = Counter(pair.dtype for pair in pairs if pair.base.dtype != pair.finetune.dtype)
+    plain = [pair for pair in pairs if not (pair.base.storage or pair.finetune.storage)]
+    differing = Counter(pair.dtype for pair in plain if pair.base.dtype != pair.finetune.dtype)
     return [
         f"{count(number, 'matrix is', 'matrices are')} stored in two types ({types}, base -> finetune): "
         "the rounding of the coarser one is part of the change"

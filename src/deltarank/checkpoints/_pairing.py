@@ -20,6 +20,7 @@ from deltarank.results import Outcome, Skipped
 
 # Convolutions have three dimensions, too, but a short last one; an expert's matrix is wide both ways.
 _SHORTEST_SIDE = 16
+_NOT_PLAIN = "which holds no plain weights"
 
 
 def pair_checkpoints(
@@ -225,8 +226,8 @@ def _obstacle(two: _Two) -> tuple[Outcome, str] | None:
     """Why there is no difference to take, if there is none."""
     for side, info in (("base", two.base), ("finetune", two.finetune)):
         if info.dtype not in PLAIN:
-            reason = f"stored as {shown(info.dtype)} in the {side}, which holds no plain weights"
-            return Outcome.NOT_FLOATING, reason
+            why = info.storage.obstacle if info.storage else None
+            return Outcome.NOT_FLOATING, f"stored as {shown(info.dtype)} in the {side}, {why or _NOT_PLAIN}"
     if two.base.shape != two.finetune.shape and not two.has_other_rows:
         shapes = f"{dimensions(two.base.shape)} in the base, {dimensions(two.finetune.shape)} in the finetune"
         return Outcome.SHAPE_DIFFERS, shapes

@@ -9,6 +9,7 @@ import torch
 
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._source import Source
+from deltarank.checkpoints._storage import Storage
 from deltarank.results import Outcome, Skipped
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -17,7 +18,7 @@ PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of numbers in a file, seen as rows x columns."""
+    """A run of numbers in a file, seen as rows x columns. `storage` is set where they are decoded when read."""
 
     tensor: str
     file: str
@@ -25,12 +26,13 @@ class Piece:
     dtype: torch.dtype
     shape: tuple[int, int]
     source: Source = field(repr=False, compare=False)
+    storage: Storage | None = None
 
     @classmethod
     def of(cls, info: TensorInfo, source: Source, shape: tuple[int, int], *, skip: int = 0) -> Piece:
         """The part of a tensor that begins `skip` numbers after its first."""
         dtype = PLAIN[info.dtype]
-        return cls(info.name, info.file, info.start + skip * dtype.itemsize, dtype, shape, source)
+        return cls(info.name, info.file, info.start + skip * dtype.itemsize, dtype, shape, source, info.storage)
 
     @property
     def entries(self) -> int:
@@ -39,6 +41,16 @@ class Piece:
     @property
     def nbytes(self) -> int:
         return self.entries * self.dtype.itemsize
+
+    @property
+    def stored(self) -> str:
+        """ "bfloat16", or the name of a quantised format."""
+        return self.storage.name if self.storage else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def error(self) -> float:
+        """||W - Q(W)|| / ||W|| of a quantised format; 0 of a plain type."""
+        return self.storage.error if self.storage else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,7 @@ class Pair:
 
     @property
     def dtype(self) -> str:
-        ours, theirs = (str(piece.dtype).removeprefix("torch.") for piece in (self.finetune, self.base))
+        ours, theirs = self.finetune.stored, self.base.stored
         return ours if ours == theirs else f"{theirs} -> {ours}"
 
 

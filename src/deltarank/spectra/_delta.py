@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,13 @@ class Sums:
         is: then rounding explains all of it.
         """
         return min(self.rounding_energy / self.energy, 1.0) if self.energy > 0 else 0.0
+
+    def coarser(self, error: float) -> Sums:
+        """The same of a finetune whose numbers were rounded more coarsely than their type tells.
+
+        error            ||W - Q(W)|| / ||W|| of its format: its energy is taken over the base's, which is as large
+        """
+        return replace(self, rounding_energy=self.rounding_energy + error * error * self.base_energy)
 
 
 def subtract(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace) -> Sums:

@@ -311,11 +311,11 @@ def test_other_kinds_of_model_are_told(tmp_path: Path) -> None:
 
 
 def test_quantised_weights_are_named_not_measured(tmp_path: Path) -> None:
-    fp8 = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in llama().items() if tensor.ndim == 2}
+    codes = {name: tensor.to(torch.int8) for name, tensor in llama().items() if tensor.ndim == 2}
     rest = {name: tensor for name, tensor in llama().items() if tensor.ndim != 2}
-    error = refusal(*two(tmp_path, llama(), fp8 | rest))
+    error = refusal(*two(tmp_path, llama(), codes | rest))
     assert error.slug == "not-floating"
-    assert "`F8_E4M3` in the finetune" in error.message
+    assert "`I8` in the finetune" in error.message
 
 
 def test_a_type_that_nobody_knows_is_named(tmp_path: Path) -> None:
