@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from deltarank._adapter import Adapter
-from deltarank.adapters import rules_date, server, words_for
+from deltarank.adapters import PICTURE, rules_date, server, words_for
 from deltarank.results import Reference
 from deltarank.words import count, percent, size
 
@@ -13,12 +13,16 @@ _BAR = 40
 _MOST_NAMES = 60
 
 
-def model_card(adapter: Adapter) -> str:
-    """Markdown, with the front matter that the Hub reads."""
+def model_card(adapter: Adapter, *, picture: bool = False) -> str:
+    """Markdown, with the front matter that the Hub reads.
+
+    Args:
+        picture: the budget lies beside the card as a picture; without one it is drawn in text.
+    """
     sections = (
         _front(adapter),
         _head(adapter),
-        _chart(adapter),
+        _chart(adapter, picture),
         _modules(adapter),
         _left_out(adapter),
         _loading(adapter),
@@ -43,8 +47,11 @@ def _head(adapter: Adapter) -> Iterator[str]:
     )
 
 
-def _chart(adapter: Adapter) -> Iterator[str]:
-    """The budget as bars of text: they show wherever the card does."""
+def _chart(adapter: Adapter, picture: bool) -> Iterator[str]:
+    """The budget as a picture, or as bars of text."""
+    if picture:
+        yield from ("## Where the change went", "", f"![This LoRA {_plain(adapter.sentence)}.]({PICTURE})")
+        return
     budget = adapter.budget
     rows = [("kept", budget.kept), ("truncated", budget.truncated), ("rounded", budget.rounded)]
     rows += [(words_for(kind), share) for kind, (_, share) in budget.by_kind().items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,13 +28,16 @@ from deltarank._settings import Settings
 from deltarank._staging import Staging
 from deltarank._verdict import UNRELATED
 from deltarank._watch import Watch
-from deltarank.adapters import ABOUT, CARD
+from deltarank.adapters import ABOUT, CARD, PICTURE
 from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
 from deltarank.compare import compare
 from deltarank.errors import CheckpointError, JobError
 from deltarank.results import Outcome, Total
 from deltarank.spectra import factors_cost
 from deltarank.words import listing, percent
+
+Draw = Callable[[Mapping[str, Any]], bytes]
+"""Makes a PNG of what an adapter says about itself, the contents of its deltarank.json."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +133,16 @@ def _as_leftover(other: Other) -> Leftover:
 
 @dataclass
 class Run:
-    """One pass over a plan. Factors go from the extractors to disk; here are numbers only."""
+    """One pass over a plan. Factors go from the extractors to disk; here are numbers only.
+
+    draw     makes the card's picture; None: the card draws in text
+    """
 
     job: Job
     layout: Layout
     staging: Staging
     watch: Watch
+    draw: Draw | None = None
     matrices: dict[str, AdapterMatrix] = field(default_factory=dict)
     energies: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -173,10 +180,14 @@ class Run:
         finished = Finished(self.layout, self.matrices, self.energies, self.job.dtype)
         self._judge(finished)
         adapter = self._adapter(finished, command, time.perf_counter() - started)
+        picture = self._drawn(adapter)
+        adapter = replace(adapter, notes=(*self.plan.notes, *self.warnings))
         with self.staging.whole() as folder:
             write_adapter(folder, finished, self.staging, self.job.before, self.job.after, self._numbers)
             (folder / ABOUT).write_text(adapter.to_json(), encoding="utf-8")
-            (folder / CARD).write_text(model_card(adapter), encoding="utf-8")
+            (folder / CARD).write_text(model_card(adapter, picture=picture is not None), encoding="utf-8")
+            if picture is not None:
+                (folder / PICTURE).write_bytes(picture)
         return adapter
 
     def _extract_all(self, clock: _Clock) -> None:
@@ -265,6 +276,15 @@ class Run:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             identity=self.staging.identity,
         )
+
+    def _drawn(self, adapter: Adapter) -> bytes | None:
+        if self.draw is None:
+            return None
+        try:
+            return self.draw(adapter.to_plain())
+        except Exception as error:  # whoever draws, and whatever fails there, takes no hours' work with it
+            self._warn(f"the picture could not be drawn ({type(error).__name__}: {error}), so the card has none"[:300])
+            return None
 
     def _surroundings(self) -> dict[str, Any]:
         prints = {"base": self.job.before.fingerprint, "finetune": self.job.after.fingerprint}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deltarank._adapter import Adapter
 from deltarank._assembly import nbytes_of
-from deltarank._extraction import Job, Run
+from deltarank._extraction import Draw, Job, Run
 from deltarank._extraction_plan import ExtractionPlan
 from deltarank._order import Order
 from deltarank._staging import Staging
@@ -37,6 +37,7 @@ def extract(
     device: str = "cpu",
     force: bool = False,
     command: str | None = None,
+    draw: Draw | None = None,
     watch: Watch | None = None,
 ) -> Adapter:
     """Writes the best LoRA of a rank for D = W - W0 that a server will load, and says what it loses.
@@ -53,6 +54,7 @@ def extract(
         dtype: of A and B, bfloat16, float16 or float32; by default the finetune's.
         include, exclude: globs over tensor names, as in `compare`.
         force: replaces an adapter that lies in `output`.
+        draw: makes the model card's picture, as `deltarank.report.adapter_picture` does; else the card draws in text.
         watch: is told how it goes.
 
     Raises:
@@ -83,7 +85,7 @@ def extract(
         watch = watch or Watch()
         layout = job.lay_out(order.rank or job.fitting_rank(staging, watch))
         staging.check_room(2 * nbytes_of(layout, job.dtype))
-        run = Run(job, layout, staging, watch)
+        run = Run(job, layout, staging, watch, draw)
         run.take_over(records)
         return run.go(command)
 

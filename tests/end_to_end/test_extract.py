@@ -179,7 +179,7 @@ def test_an_adapter_tells_about_itself(folders: Mapping[str, Path], tmp_path: Pa
     assert deltarank.Adapter.load(tmp_path / "a") == adapter
     assert about["rank"] == 8
     assert about["server"] == "portable"
-    assert set(about["budget"]) == {"kept", "truncated", "rounded", "left_out", "tensors"}
+    assert set(about["budget"]) == {"kept", "truncated", "rounded", "left_out", "energy", "kinds", "tensors"}
     assert len(about["matrices"]) == MATRICES
     assert adapter.sentence in card
     assert "`self_attn.q_proj`" in card
@@ -190,6 +190,34 @@ def test_an_adapter_tells_about_itself(folders: Mapping[str, Path], tmp_path: Pa
         "adapter_model.safetensors",
         "deltarank.json",
     ]
+
+
+def test_its_card_has_a_picture_where_someone_draws(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    drawn: list[Any] = []
+
+    def draw(about: Mapping[str, Any]) -> bytes:
+        drawn.append(about)
+        return b"a picture"
+
+    deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", draw=draw)
+    card = (tmp_path / "a" / "README.md").read_text()
+
+    assert drawn == [json.loads((tmp_path / "a" / "deltarank.json").read_text())]
+    assert (tmp_path / "a" / "budget.png").read_bytes() == b"a picture"
+    assert "](budget.png)" in card
+    assert "█" not in card
+
+
+def test_a_picture_that_fails_takes_no_adapter_with_it(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    def draw(about: Mapping[str, Any]) -> bytes:
+        raise ValueError("no fonts here")
+
+    adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", draw=draw)
+
+    assert adapter == deltarank.Adapter.load(tmp_path / "a")
+    assert "no fonts here" in adapter.notes[-1]
+    assert not (tmp_path / "a" / "budget.png").exists()
+    assert "█" in (tmp_path / "a" / "README.md").read_text()
 
 
 def test_a_broken_description_is_an_error_with_a_cure(tmp_path: Path) -> None:
@@ -623,6 +651,7 @@ def test_the_command_prints_the_budget(
     assert "that vLLM cannot load (" in printed.out
     assert "mlp.up_proj, 2 matrices" in printed.out
     assert f"wrote {tmp_path / 'a'}" in printed.err
+    assert (tmp_path / "a" / "budget.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_prints_json(

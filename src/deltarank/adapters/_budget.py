@@ -42,6 +42,7 @@ class Budget:
     truncated    ||D - D_r||^2: lost to the rank
     rounded      ||D - B A||^2 - ||D - D_r||^2: lost to the rounding of A and B
     left_out     in tensors that the adapter does not hold, by name in `tensors`
+    energy       the whole, ||W - W0||^2
     """
 
     kept: float
@@ -49,6 +50,7 @@ class Budget:
     rounded: float
     left_out: float
     tensors: tuple[LeftOut, ...] = ()
+    energy: float = 0.0
 
     @classmethod
     def of(cls, spent: Iterable[Spent], carried: Iterable[float], left: Sequence[tuple[LeftOut, float | None]]) -> Self:
@@ -65,6 +67,7 @@ class Budget:
             rounded=math.fsum(s.lost - s.truncated for s in spent) / whole,
             left_out=out / whole,
             tensors=tuple(sorted(tensors, key=lambda t: (-(t.share or 0.0), t.share is None, t.name))),
+            energy=whole,
         )
 
     def by_kind(self) -> dict[str, tuple[int, float]]:
@@ -96,13 +99,19 @@ class Budget:
             "truncated": self.truncated,
             "rounded": self.rounded,
             "left_out": self.left_out,
+            "energy": self.energy,
+            "kinds": [
+                {"kind": words_for(kind), "tensors": number, "share": share}
+                for kind, (number, share) in self.by_kind().items()
+            ],
             "tensors": [{"name": t.name, "kind": t.kind, "reason": t.reason, "share": t.share} for t in self.tensors],
         }
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
         tensors = (LeftOut(t["name"], t["kind"], t["reason"], t["share"]) for t in data["tensors"])
-        return cls(data["kept"], data["truncated"], data["rounded"], data["left_out"], tuple(tensors))
+        shares = (data["kept"], data["truncated"], data["rounded"], data["left_out"])
+        return cls(*shares, tuple(tensors), data.get("energy", 0.0))
 
 
 def _with_share(tensor: LeftOut, share: float | None) -> LeftOut:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 WEIGHTS, CONFIG, ABOUT, CARD = "adapter_model.safetensors", "adapter_config.json", "deltarank.json", "README.md"
+PICTURE = "budget.png"
 
 _WORDS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 _BLOCK = 8 << 20

@@ -111,11 +111,12 @@ def _print_plan(job: dict[str, Any], as_json: bool) -> None:
 def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> None:
     import deltarank
     from deltarank.cli._progress import watching
+    from deltarank.report import adapter_picture
 
     tell = sayer(quiet)
     tell(f"The adapter goes to {job['output']}.")
     with watching(quiet) as watch:
-        adapter = deltarank.extract(**job, command=command, watch=watch)
+        adapter = deltarank.extract(**job, command=command, draw=adapter_picture, watch=watch)
     out(adapter.to_json() if as_json else "\n".join(map(one_line, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
 

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deltarank.report._charts import Chart, by_layer, heat_map, loss_by_rank, plain_spec, runs_by_rank
 from deltarank.report._data import PageData, RunView
+from deltarank.report._frame import SIZE, Spec, framed_png
 from deltarank.report._headline import plain
 from deltarank.report._modules import Group
 from deltarank.report._payload import LABEL_GAP, layer_groups
 from deltarank.report._tables import Row, cell_rows, end_rows, rank_rows, run_rows, top_cosine
 from deltarank.report._text import short
-from deltarank.report._theme import config, run_styles, styled
+from deltarank.report._theme import run_styles, styled
 from deltarank.words import listing
 
-SCALE = 2
 WIDTH = 900
 """The width of the drawing in points; with names and margins a picture is about 1,150 points wide."""
-
-_LINE = 76
-_SIZE = 15
-_PADDING = 32
-
-Spec = dict[str, Any]
 
 
 def pictures(page: PageData) -> dict[str, bytes]:
@@ -103,7 +96,7 @@ def _unit(chart: Chart, datasets: Mapping[str, Sequence[Row]], *, title: str | N
     spec = plain_spec(chart)
     known = spec.pop("datasets", {}) | dict(datasets)  # altair sets apart what a chart brings with it
     filled: Spec = {key: _filled(value, known) for key, value in spec.items() if key not in ("$schema", "config")}
-    return filled | ({"title": {"text": title, "fontSize": _SIZE, "offset": 8}} if title else {})
+    return filled | ({"title": {"text": title, "fontSize": SIZE, "offset": 8}} if title else {})
 
 
 def _filled(part: Any, datasets: Mapping[str, Sequence[Row]]) -> Any:
@@ -118,46 +111,7 @@ def _filled(part: Any, datasets: Mapping[str, Sequence[Row]]) -> Any:
 
 def _png(page: PageData, units: Sequence[Spec], about: str, *, styles: Sequence[int], across: bool = False) -> bytes:
     """The units under the page's sentence, over the tool's name."""
-    import vl_convert
-
-    parameters = units[0]["params"]
     bare = [{key: value for key, value in unit.items() if key != "params"} for unit in units]
-    made = vl_convert.vegalite_to_png(
-        {
-            "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-            "background": "#ffffff",
-            "padding": _PADDING,
-            "title": _title(page, about),
-            "params": parameters,
-            "vconcat": [{"hconcat" if across else "vconcat": bare, "spacing": 24}, _signature()],
-            "config": {**config(styles, size=_SIZE), "concat": {"spacing": 14}},
-        },
-        scale=SCALE,
-        allowed_base_urls=[],
-    )
-    return bytes(made)
-
-
-def _title(page: PageData, about: str) -> Spec:
+    body = {"hconcat" if across else "vconcat": bare, "spacing": 24}
     sentence = plain(page.headlines[page.default])  # its numbers do not part from their percent signs
-    return {
-        "text": textwrap.wrap(sentence, _LINE) or [sentence],
-        "subtitle": textwrap.wrap(about, _LINE + 24),
-        "fontSize": 23,
-        "lineHeight": 29,
-        "subtitleFontSize": _SIZE,
-        "subtitleLineHeight": 21,
-        "subtitlePadding": 10,
-        "anchor": "start",
-        "offset": 22,
-    }
-
-
-def _signature() -> Spec:
-    return {
-        "data": {"values": [{"text": "deltarank"}]},
-        "width": 200,
-        "height": 16,
-        "mark": {"type": "text", "style": "note", "align": "left", "fontSize": _SIZE - 1},
-        "encoding": {"text": {"field": "text"}, "x": {"value": 0}},
-    }
+    return framed_png(body, sentence, about, styles=styles, parameters=units[0]["params"])
