@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from deltarank.checkpoints._files import read_tensors
 from deltarank.checkpoints._folder import Weights, find_weights
 from deltarank.checkpoints._formats import decoded, fingerprint_of
-from deltarank.checkpoints._headers import TensorInfo, parse_header, read_header
+from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._hub import fetch
 from deltarank.checkpoints._refs import HubRef, parse_ref
 from deltarank.checkpoints._source import LocalSource, Source
@@ -52,7 +53,7 @@ class Checkpoint:
 def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
     """Finds a checkpoint, fetches it from the Hub's cache if it is a Hub id, and checks its headers.
 
-    `ref`: a folder, a safetensors file, a shard index, or `org/name[@revision]` on the Hub.
+    `ref`: a folder, a file of weights, a shard index, or `org/name[@revision]` on the Hub.
 
     Raises:
         UsageError: the reference cannot be meant.
@@ -94,11 +95,11 @@ def _read_headers(source: Source) -> tuple[list[TensorInfo], str]:
     """All tensors of all files, and a hash over what would change if one of the files did."""
     digest = hashlib.sha256()
     tensors: list[TensorInfo] = []
-    for file, size in source.files.items():
-        header = read_header(source, file)
+    for file in source.files:
+        header, found = read_tensors(source, file)
         for part in (file.encode(), source.stamp(file).encode(), header):
             digest.update(len(part).to_bytes(8, "little") + part)
-        tensors.extend(parse_header(header, file=file, size=size).values())
+        tensors.extend(found)
     return tensors, digest.hexdigest()
 
 

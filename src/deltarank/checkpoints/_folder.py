@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from deltarank.checkpoints._index import MAX_INDEX, SUFFIX, parse_index
+from deltarank.checkpoints._index import MAX_INDEX, PICKLED_SUFFIX, SUFFIX, parse_index
+from deltarank.checkpoints._pickled import SUFFIXES as PICKLED
 from deltarank.checkpoints._source import unreadable
 from deltarank.checkpoints._text import shown
 from deltarank.errors import CheckpointError, HeaderError
@@ -17,8 +18,8 @@ from deltarank.words import listing
 SINGLE = "model.safetensors"
 INDEX = "model" + SUFFIX
 _SUFFIX = ".safetensors"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.safetensors")
+_PICKLED_SINGLE = "pytorch_model.bin"
+_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.(?P<kind>safetensors|bin)")
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,18 @@ def find_weights(path: Path) -> Weights:
     """The weights of a folder, of a single file, or of an index.
 
     In a folder: `model.safetensors`, else the one index and its shards, else the one safetensors file, else the one
-    complete set of numbered shards.
+    complete set of numbered shards; and if there is no safetensors at all, torch's `.bin` by the same rules.
 
     Raises:
-        CheckpointError: there are none, there are several, or they are pickled.
+        CheckpointError: there are none, or there are several.
         HeaderError: the index is broken, or names a file that is missing or outside the folder.
     """
     if path.is_dir():
         return _in_folder(path)
-    if path.name.endswith(SUFFIX):
+    if path.name.endswith((SUFFIX, PICKLED_SUFFIX)):
         return _from_index(path)
-    if path.suffix.lower() in _PICKLED:
-        _refuse_pickled(path)
-    if path.suffix != _SUFFIX:
-        _refuse(f"{shown(path, most=300)} is not a safetensors file.", "bad-format")
+    if path.suffix != _SUFFIX and path.suffix.lower() not in PICKLED:
+        _refuse(f"{shown(path, most=300)} is not a file of weights that is read here.", "bad-format")
     return Weights(path.parent, (path.name,))
 
 
@@ -63,7 +62,20 @@ def _in_folder(folder: Path) -> Weights:
         return Weights(folder, (weights[0],))
     if _is_complete_set(weights):
         return Weights(folder, tuple(weights))
+    if not weights and (pickled := _pickled(folder, names)) is not None:
+        return pickled
     return _refuse_folder(folder, names, weights)
+
+
+def _pickled(folder: Path, names: Sequence[str]) -> Weights | None:
+    """By the names that transformers gives: other pickles of a folder are arguments or states of optimisers."""
+    indexes = [name for name in names if name.endswith(PICKLED_SUFFIX)]
+    files = [name for name in names if name.startswith(("pytorch_model", "model")) and name.endswith(".bin")]
+    if _PICKLED_SINGLE in names:
+        return Weights(folder, (_PICKLED_SINGLE,))
+    if len(indexes) == 1:
+        return _from_index(folder / indexes[0])
+    return Weights(folder, tuple(files)) if len(files) == 1 or _is_complete_set(files) else None
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -77,7 +89,7 @@ def _is_complete_set(names: Sequence[str]) -> bool:
     """model-00001-of-00003 and its two sisters, and nothing else."""
     matches = [_NUMBERED.fullmatch(name) for name in names]
     found = [m for m in matches if m]
-    if not found or len(found) != len(names) or len({(m["stem"], m["total"]) for m in found}) != 1:
+    if not found or len(found) != len(names) or len({(m["stem"], m["total"], m["kind"]) for m in found}) != 1:
         return False
     return sorted(int(m["number"]) for m in found) == list(range(1, int(found[0]["total"]) + 1))
 
@@ -118,25 +130,20 @@ def _refuse_folder(folder: Path, names: Sequence[str], weights: Sequence[str]) -
             cure="Name the file that is meant.",
             slug="several-checkpoints",
         )
-    pickled = [name for name in names if Path(name).suffix.lower() in _PICKLED]
+    pickled = [name for name in names if Path(name).suffix.lower() in PICKLED]
     if pickled:
-        _refuse_pickled(folder / pickled[0])
+        raise CheckpointError(
+            f"{shown(folder, most=300)} holds no safetensors file, and pickled ones of names that tell nothing: "
+            f"{listing([shown(name) for name in pickled], most=4)}.",
+            cure="Name the file that is meant.",
+            slug="several-checkpoints",
+        )
     _refuse(f"{shown(folder, most=300)} holds no safetensors file.", "no-weights")
-
-
-def _refuse_pickled(path: Path) -> NoReturn:
-    raise CheckpointError(
-        f"{shown(path, most=300)} is a pickled checkpoint. Opening one can run a program hidden in it, "
-        "so it was not opened.",
-        cure="Convert it to safetensors on a machine that trusts it: load it with transformers and call "
-        "`save_pretrained(folder)`; or give a revision that has safetensors.",
-        slug="pickled-weights",
-    )
 
 
 def _refuse(message: str, slug: str) -> NoReturn:
     raise CheckpointError(
         message,
-        cure="Give a folder with `model.safetensors`, or with shards and their index, or one .safetensors file.",
+        cure="Give a folder with `model.safetensors`, or with shards and their index, or one file of weights.",
         slug=slug,
     )

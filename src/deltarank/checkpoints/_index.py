@@ -9,6 +9,7 @@ from deltarank.checkpoints._text import shown
 from deltarank.errors import HeaderError
 
 SUFFIX = ".safetensors.index.json"
+PICKLED_SUFFIX = ".bin.index.json"
 MAX_INDEX = 32_000_000
 """Bytes. 50,000 tensors with long names take about 6 MB."""
 
@@ -63,8 +64,9 @@ def _check_shard(shard: str, file: str) -> None:
         _refuse(file, f"it names a file {shown(shard)}, which is no plain file name")
     if any(part in ("", ".", "..") for part in parts):
         _refuse(file, f"it names {shown(shard)}, which may lie outside its folder", slug="outside-folder")
-    if not shard.endswith(".safetensors"):
-        _refuse(file, f"it names {shown(shard)}, which is not a safetensors file")
+    kind = ".bin" if file.endswith(PICKLED_SUFFIX) else ".safetensors"
+    if not shard.endswith(kind):
+        _refuse(file, f"it names {shown(shard)}, which is not a {kind.removeprefix('.')} file")
 
 
 def _refuse(file: str, what: str, *, slug: str = "bad-index") -> NoReturn:

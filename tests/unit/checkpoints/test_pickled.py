@@ -1,0 +1,191 @@
+"""`.bin` of torch: the numbers that torch.load gives, by position, and nothing in it is executed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from files import llama, numbers, pairing, read, save
+from torch import Tensor
+
+import deltarank
+from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+from deltarank.errors import CheckpointError, DeltarankError, HeaderError
+
+
+def save_pickled(folder: Path, tensors: Mapping[str, Tensor], *, shards: int = 1) -> Path:
+    """As transformers wrote them before safetensors: one file, or shards and an index."""
+    folder.mkdir(parents=True)
+    if shards == 1:
+        torch.save(dict(tensors), folder / "pytorch_model.bin")
+        return folder
+    owners = {n: f"pytorch_model-{i % shards + 1:05d}-of-{shards:05d}.bin" for i, n in enumerate(tensors)}
+    for shard in set(owners.values()):
+        torch.save({n: tensors[n] for n in tensors if owners[n] == shard}, folder / shard)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": owners}))
+    return folder
+
+
+def refusal(path: Path) -> DeltarankError:
+    with pytest.raises(DeltarankError) as caught:
+        open_checkpoint(path)
+    return caught.value
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_numbers_are_those_of_torch(tmp_path: Path, shards: int) -> None:
+    folder = save_pickled(tmp_path / "bin", llama(), shards=shards)
+    with open_checkpoint(folder) as base, open_checkpoint(save(tmp_path / "safe", llama(seed=9))) as finetune:
+        plan = pair_checkpoints(base, finetune)
+        assert len(plan.pairs) == 6
+        for pair in (*plan.pairs, *plan.leftovers):
+            ours, theirs = read(pair)
+            assert torch.equal(ours, llama()[pair.name].reshape(ours.shape))
+            assert torch.equal(theirs, llama(seed=9)[pair.name].reshape(ours.shape))
+
+
+def test_results_are_those_of_safetensors(tmp_path: Path) -> None:
+    pickled = save_pickled(tmp_path / "bin", llama(), shards=2)
+    plain = save(tmp_path / "safe", llama())
+    finetune = save(tmp_path / "finetune", llama(seed=9))
+
+    one, other = (deltarank.compare(base, finetune) for base in (pickled, plain))
+
+    assert [m.losses for m in one.matrices] == [m.losses for m in other.matrices]
+    assert [m.singular_values for m in one.matrices] == [m.singular_values for m in other.matrices]
+
+
+def test_views_ties_and_types(tmp_path: Path) -> None:
+    """A view begins inside of its storage; tied tensors share one."""
+    whole = numbers(10, 6)
+    tensors = {"a.weight": whole[3:7], "b.weight": whole, "tied.weight": whole, "n": torch.arange(5)}
+    tensors |= {str(t): numbers(4, 4, dtype=t) for t in (torch.float16, torch.float32, torch.float64)}
+    base = save_pickled(tmp_path / "a", tensors)
+    finetune = save(tmp_path / "b", {name: tensor.clone() for name, tensor in tensors.items()})
+    with open_checkpoint(base) as before, open_checkpoint(finetune) as after:
+        pairs = pair_checkpoints(before, after).pairs
+        assert len(pairs) == 6
+        for pair in pairs:
+            assert torch.equal(read(pair)[0], tensors[pair.name])
+
+
+def test_a_transposed_tensor_is_named_not_misread(tmp_path: Path) -> None:
+    base = save_pickled(tmp_path / "a", {"a.weight": numbers(4, 6).T, "b.weight": numbers(4, 4)})
+    plan = pairing(base, save(tmp_path / "b", {"a.weight": numbers(6, 4), "b.weight": numbers(4, 4, seed=1)}))
+
+    assert [pair.name for pair in plan.pairs] == ["b.weight"]
+    assert "one behind the other" in plan.skipped[0].reason
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_weights_of_a_training_loop_are_found_in_what_it_saves(tmp_path: Path, key: str) -> None:
+    torch.save({key: dict(llama()), "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "last.ckpt")
+
+    with open_checkpoint(tmp_path / "last.ckpt") as checkpoint:
+        assert checkpoint.tensors.keys() == llama().keys()
+
+
+def test_safetensors_beside_it_come_first(tmp_path: Path) -> None:
+    save_pickled(tmp_path / "a", llama())
+    save(tmp_path / "a", llama())
+    with open_checkpoint(tmp_path / "a") as checkpoint:
+        assert list(checkpoint.reference.files) == ["model.safetensors"]
+
+
+class Program:
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(self.proof),))
+
+
+def test_a_program_in_an_archive_of_torch_is_not_run(tmp_path: Path) -> None:
+    proof = tmp_path / "it ran"
+    torch.save({"a": numbers(2, 2), "b": Program(proof)}, tmp_path / "pytorch_model.bin")
+
+    error = refusal(tmp_path)
+
+    assert isinstance(error, CheckpointError)
+    assert error.slug == "pickled-weights"
+    assert not proof.exists()
+
+
+def test_the_format_of_torch_before_1_6_is_refused_by_name(tmp_path: Path) -> None:
+    torch.save(dict(llama()), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+    error = refusal(tmp_path)
+
+    assert error.slug == "pickled-weights"
+    assert "torch before 1.6" in error.message
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
+def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, keep: float) -> None:
+    path = save_pickled(tmp_path / "a", llama()) / "pytorch_model.bin"
+    os.truncate(path, int(keep * path.stat().st_size))
+
+    assert isinstance(refusal(path), HeaderError)
+
+
+def test_squeezed_records_are_refused(tmp_path: Path) -> None:
+    """Their places in the file are no places of numbers."""
+    torch.save(dict(llama()), buffer := io.BytesIO())
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(tmp_path / "x.bin", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+
+    assert refusal(tmp_path / "x.bin").slug == "bad-header"
+
+
+def test_a_tensor_larger_than_its_file_is_refused_or_named(tmp_path: Path) -> None:
+    """The pickle claims 4,000 times as many numbers as there are: nothing is allocated on its word."""
+    torch.save({"a": numbers(16, 16)}, buffer := io.BytesIO())
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(tmp_path / "x.bin", "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                content = content.replace(b"K\x10K\x10", b"M\xff\xffK\x10").replace(
+                    b"M\x00\x01t", b"J\xf0\xff\x0f\x00t"
+                )
+            new.writestr(name, content)
+
+    error = refusal(tmp_path / "x.bin")
+
+    assert error.slug == "bad-header"
+
+
+@pytest.mark.parametrize("shard", ["../x.bin", "/etc/passwd", "x.safetensors", "a/../../x.bin", "x.pkl"])
+def test_an_index_reaches_no_file_outside_and_of_no_other_kind(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+
+    assert isinstance(refusal(tmp_path), HeaderError)
+
+
+def test_flipped_bytes_give_an_error_or_tensors_within_the_file(tmp_path: Path) -> None:
+    whole = bytearray((save_pickled(tmp_path / "a", llama(layers=1)) / "pytorch_model.bin").read_bytes())
+    generator = torch.Generator().manual_seed(5)
+    path = tmp_path / "x.bin"
+    for _ in range(60):
+        broken = bytearray(whole)
+        for place in torch.randint(len(whole), (4,), generator=generator).tolist():
+            broken[place] ^= 1 << (place % 8)
+        path.write_bytes(broken)
+        try:
+            with open_checkpoint(path) as checkpoint:
+                assert all(info.start + info.nbytes <= len(whole) for info in checkpoint.tensors.values())
+        except DeltarankError:
+            continue
+
+
+def test_a_bare_pickle_with_a_protocol_of_its_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(pickle.dumps({"a": 1}, protocol=5))
+
+    assert refusal(tmp_path / "x.pt").slug == "pickled-weights"
