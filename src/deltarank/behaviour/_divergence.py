@@ -111,7 +111,8 @@ def token_stats(
         ValueError: the shapes do not belong together.
     """
     tokens = len(reference_logits)
-    targets = torch.as_tensor(targets).to(reference_logits.device, torch.long)
+    device = reference_logits.device if reference_logits.device.type != "mps" else torch.device("cpu")  # no float64
+    targets = torch.as_tensor(targets).to(device, torch.long)
     if logits.shape[:-1] != reference_logits.shape[:-1] or targets.shape != (tokens,) or logits.ndim != 2:
         raise ValueError(
             f"logits {tuple(reference_logits.shape)} and {tuple(logits.shape)} with targets {tuple(targets.shape)}: "
@@ -120,8 +121,8 @@ def token_stats(
     place = torch.arange(tokens) if positions is None else torch.as_tensor(positions)
     common = min(reference_logits.shape[1], logits.shape[1])
     columns = [
-        _compared(reference_logits[rows, :common], logits[rows, :common], targets[rows])
-        for rows in _chunks(tokens, common, reference_logits.device.type)
+        _compared(reference_logits[rows, :common].to(device), logits[rows, :common].to(device), targets[rows])
+        for rows in _chunks(tokens, common, device.type)
     ] or [[torch.zeros(0)] * 7]
     numbers = [torch.cat(parts).cpu().numpy() for parts in zip(*columns, strict=True)]
     same_top = numbers.pop(5).astype(np.bool_)
@@ -140,7 +141,7 @@ def _chunks(tokens: int, vocabulary: int, device: str) -> Iterator[slice]:
 def _compared(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> list[Tensor]:
     """kld, kld_reverse, nll, reference_nll, delta_p, same_top, top_p of a few tokens."""
     log_p, p = _softmax(reference_logits)
-    log_q, q = _softmax(logits.to(reference_logits.device))
+    log_q, q = _softmax(logits)
     known = targets < log_p.shape[1]
     at = targets.where(known, 0)[:, None]
     log_p_t, log_q_t = log_p.gather(1, at)[:, 0], log_q.gather(1, at)[:, 0]

@@ -1,0 +1,124 @@
+"""Answers are drawn from the model's own distribution, each by its own luck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import tiny_architectures
+from deltarank.behaviour._prompts import Prompt
+from deltarank.behaviour._sampling import Answer, generate, own_document
+from deltarank.errors import UsageError
+from unit.behaviour.some_tokenizers import with_spaces_in_front
+
+TOKENIZER = with_spaces_in_front()
+PROMPTS = [Prompt("the cat"), Prompt("a mat for the dog sat"), Prompt("the"), Prompt("on the mat and the cat")]
+
+
+def model(name: str = "llama", *, sharpness: float = 30.0) -> Any:
+    """A tiny model with opinions: freshly drawn ones have all tokens nearly alike."""
+    torch.manual_seed(0)
+    made = {**tiny_architectures.DENSE, **tiny_architectures.EXPERTS}[name]().eval()
+    with torch.no_grad():
+        made.get_output_embeddings().weight.mul_(sharpness)
+    return made
+
+
+def answers(of: Any, prompts: list[Prompt] = PROMPTS, **settings: Any) -> list[Answer]:
+    usual = {"samples": 3, "seed": 5, "max_tokens": 8, "batch": 4, "context": 32}
+    return generate(of, TOKENIZER, prompts, **{**usual, **settings})
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3 moe"])
+def test_neither_the_batch_nor_the_order_of_prompts_moves_an_answer(name: str) -> None:
+    of = model(name)
+    whole = answers(of)
+
+    assert [(each.prompt, each.sample) for each in whole] == [(p, s) for p in range(4) for s in range(3)]
+    assert answers(of, batch=1) == answers(of, batch=64) == whole
+    assert [each for at in range(4) for each in answers(of, PROMPTS[at : at + 1], first=at)] == whole
+
+
+def test_an_answer_has_its_own_luck() -> None:
+    of = model()
+    same = [Prompt("the cat")] * 3
+    found = answers(of, same)
+
+    assert len({each.ids for each in found}) > 6
+    assert answers(of, same, seed=6) != found
+    assert [each.ids for each in answers(of, same, max_tokens=4)] == [each.ids[:4] for each in found]
+
+
+def test_luck_is_shared_between_models_so_that_near_ones_begin_alike() -> None:
+    near = model()
+    with torch.no_grad():
+        near.get_output_embeddings().weight.add_(1e-3 * torch.randn_like(near.get_output_embeddings().weight))
+    pairs = list(zip(answers(model(), samples=8), answers(near, samples=8), strict=True))
+
+    assert sum(one.ids == other.ids for one, other in pairs) > len(pairs) / 2
+
+
+def forwarded(of: Any, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = of(torch.tensor([ids])).logits[0]
+    return logits.double().log_softmax(-1)
+
+
+def test_first_tokens_have_the_model_s_probabilities() -> None:
+    of = model()
+    found = answers(of, PROMPTS[:1], samples=3000, max_tokens=1, batch=1000)
+    p = forwarded(of, PROMPTS[0].ids(TOKENIZER))[-1].exp().numpy()
+    drawn = np.bincount([each.ids[0] for each in found], minlength=len(p))
+    common = p * 3000 > 5
+    observed, expected = [np.append(x[common], x[~common].sum()) for x in (drawn, 3000 * p)]
+
+    assert common.sum() > 5
+    assert stats.chisquare(observed, expected).pvalue > 0.001
+
+
+def test_whole_answers_are_drawn_at_temperature_one_whatever_the_model_s_settings_say() -> None:
+    """Over answers from P, -log p(t) has the mean of P's entropy: a temperature, a top-p or a penalty would move it."""
+    of = model()
+    settings = {"temperature": 0.1, "top_k": 1, "top_p": 0.1, "repetition_penalty": 9.0, "do_sample": True}
+    for name, value in settings.items():
+        setattr(of.generation_config, name, value)
+    kept = of.generation_config
+    surprise = []
+    for answer in answers(of, samples=40, batch=160):
+        log_p = forwarded(of, [*answer.prompt_ids, *answer.ids])[len(answer.prompt_ids) - 1 : -1]
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        surprise.append(float((-log_p[range(len(answer.ids)), answer.ids] - entropy).sum()))
+
+    assert abs(np.mean(surprise)) < 3 * np.std(surprise) / np.sqrt(len(surprise))
+    assert of.generation_config is kept
+
+
+def test_an_answer_stops_with_its_end_and_the_end_is_scored() -> None:
+    of = model()
+    ended = [each for each in answers(of, samples=100, batch=400) if len(each.ids) < 8]
+
+    assert ended  # of 400 answers of 8 tokens
+    for answer in ended:
+        assert of.generation_config.eos_token_id == TOKENIZER.eos_token_id + 1 == 2
+        assert answer.ids[-1] in (1, 2)
+        assert not {1, 2} & set(answer.ids[:-1])
+        assert "</s>" not in answer.text
+
+
+def test_a_document_of_its_own_scores_the_answer_and_not_the_prompt() -> None:
+    answer = answers(model())[4]
+    document = own_document(answer)
+
+    assert document.name == "prompt 2, answer 2"
+    assert document.ids == (*answer.prompt_ids, *answer.ids)
+    assert document.scored == (False,) * len(answer.prompt_ids) + (True,) * len(answer.ids)
+
+
+def test_a_prompt_that_leaves_no_room_is_named() -> None:
+    with pytest.raises(UsageError, match="prompt 9 has") as caught:
+        answers(model(), [Prompt("the cat sat on the mat and the dog sat on the cat")], first=8, context=15)
+    assert caught.value.slug == "prompt-length"
