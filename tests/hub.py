@@ -10,6 +10,7 @@ The client library reads its settings when it is imported, so it runs in a proce
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.server
 import json
@@ -18,6 +19,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,27 +61,75 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@dataclass
+class Fault:
+    """Something that goes wrong with the next `times` requests for weights, after `after` that go well.
+
+    kind: "cut" (the line drops at byte `at` of the body), "stall" (at that byte nothing more comes), "status" (an
+    answer of `status` with `headers`), "long" and "short" (a wrong Content-Length), "whole" (the range is ignored),
+    "shifted" (another range than asked for), "flip" (a bit of the body is wrong), "mute" (no answer at all).
+    """
+
+    kind: str
+    times: int = 1
+    after: int = 0
+    at: int = 0
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    place: str = "any"
+    """"hub", or "storage", where the Hub's links lead."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A part of a weights file that was asked for: bytes `start` to `end`."""
+
+    file: str
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
 class FakeHub:
-    """Serves what `add` gave it. `requests` lists (method, path) of all that was asked."""
+    """Serves what `add` gave it. Weights are a redirect away, on signed links to a storage of another origin.
+
+    requests   (method, path) of all that the Hub itself was asked
+    sent       the parts of weights that were asked for, of the Hub or of the storage
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str]] = []
+        self.sent: list[Sent] = []
+        self.faults: list[Fault] = []
+        self.secrets: list[str] = []
+        """Authorization headers that came to the storage: none should."""
         self.cut = False
         """Whether transfers of weights break off in the middle."""
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.redirects = True
+        """Whether weights lie on links; else the Hub serves them itself."""
+        self.delay = 0.0
+        """Seconds before each part of a body."""
+        self._signature = 0
+        self._links: dict[str, Path] = {}
+        self._lock = threading.Lock()
+        self._servers = [_server(_hub_handler(self)), _server(_storage_handler(self))]
+        self.url, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in self._servers]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
     def add(self, repo_id: str, folder: Path, *, revision: str = "main", **flags: bool) -> Repo:
         repo = self.repos.setdefault(repo_id, Repo({}, **flags))
@@ -87,103 +137,246 @@ class FakeHub:
         return repo
 
     def downloaded(self) -> list[str]:
-        """Names of the files whose contents were sent."""
+        """Names of the files whose contents were sent, in whole or in part."""
         found = (_RESOLVE.fullmatch(path) for method, path in self.requests if method == "GET")
-        return sorted(match["path"] for match in found if match)
+        small = {match["path"] for match in found if match and not match["path"].endswith(".safetensors")}
+        return sorted({*small, *(part.file for part in self.sent)})
 
-    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
-        hub = self
+    def forget(self) -> None:
+        """Clears the logs and the faults that were not met."""
+        self.requests.clear()
+        self.sent.clear()
+        self.faults.clear()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def expire_links(self) -> None:
+        """What was signed until now is refused from now on."""
+        self._signature += 1
 
-            def log_message(self, *_: object) -> None:
-                """Quiet: `requests` is the log."""
+    def link_to(self, path: Path) -> str:
+        digest = etag_of(path)
+        self._links[digest] = path
+        return f"{self.storage}/{digest}/{path.name}?signature={self._signature}"
 
-            def do_HEAD(self) -> None:
-                self._serve()
+    def linked(self, url: str) -> Path | None:
+        """What a link leads to; None once it has expired."""
+        parts = urllib.parse.urlparse(url)
+        return self._links.get(parts.path.split("/")[1]) if parts.query == f"signature={self._signature}" else None
 
-            def do_GET(self) -> None:
-                self._serve()
+    def fault(self, place: str) -> Fault | None:
+        """The one that strikes now."""
+        with self._lock:
+            for fault in self.faults:
+                if fault.place in ("any", place) and fault.times > 0:
+                    if fault.after > 0:
+                        fault.after -= 1
+                        return None
+                    fault.times -= 1
+                    return fault
+        return None
 
-            def _serve(self) -> None:
-                path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-                hub.requests.append((self.command, path))
-                routes: list[tuple[re.Pattern[str], Callable[..., None]]] = [
-                    (_RESOLVE, self._file),
-                    (_TREE, self._tree),
-                    (_INFO, self._info),
-                ]
-                for pattern, answer in routes:
-                    match = pattern.fullmatch(path)
-                    if match:
-                        self._in_repo(match, answer)
-                        return
-                self._send(404)
 
-            def _in_repo(self, match: re.Match[str], answer: Callable[..., None]) -> None:
-                repo = hub.repos.get(match["repo"])
-                known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-                if repo is None or (repo.private and not known):
-                    self._send(404 if known else 401, error="RepoNotFound")
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients hang up when they have what they want: no news."""
+
+
+def _server(handler: type[http.server.BaseHTTPRequestHandler]) -> _Server:
+    return _Server(("127.0.0.1", 0), handler)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """What the Hub and its storage have in common: a file is sent, whole or in part, well or badly."""
+
+    protocol_version = "HTTP/1.1"
+    hub: FakeHub
+    place: str
+
+    def log_message(self, *_: object) -> None:
+        """Quiet: the logs of the hub are for tests."""
+
+    def do_HEAD(self) -> None:
+        self.serve()
+
+    def do_GET(self) -> None:
+        self.serve()
+
+    def serve(self) -> None:
+        raise NotImplementedError
+
+    def send_weights(self, path: Path, headers: dict[str, str]) -> None:
+        size = path.stat().st_size
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, end = (int(asked[1]), min(int(asked[2] or size), size - 1) + 1) if asked else (0, size)
+        fault = None
+        if self.command == "GET":
+            self.hub.sent.append(Sent(path.name, start, end))
+            fault = self.hub.fault(self.place)
+            if fault is None and self.hub.cut:
+                fault = Fault("cut", at=(end - start) // 2)
+        kind = fault.kind if fault else None
+        if fault and kind == "mute":
+            self.close_connection = True
+            return
+        if fault and kind == "status":
+            self.send(fault.status, headers=fault.headers)
+            return
+        if asked and start >= size:
+            self.send(416, headers={"Content-Range": f"bytes */{size}"})
+            return
+        if kind == "whole":
+            asked, start, end = None, 0, size
+        if kind == "shifted":
+            start, end = (start + 1, end) if end - start > 1 else (start - 1, end)
+        body = _part(path, start, end)
+        if kind == "flip":
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        if asked:
+            headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
+        self.send(206 if asked else 200, body, headers=headers, fault=fault)
+
+    def send(
+        self,
+        status: int,
+        body: bytes = b"",
+        *,
+        error: str | None = None,
+        headers: dict[str, str] | None = None,
+        fault: Fault | None = None,
+    ) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if error:
+            self.send_header("X-Error-Code", error)
+            self.send_header("X-Error-Message", f"{error} says the test's Hub")
+        kind = fault.kind if fault else None
+        stated = {"long": len(body) + 1000, "short": len(body) // 2}.get(kind or "", len(body))
+        self.send_header("Content-Length", str(stated))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if kind in ("cut", "stall"):
+            assert fault
+            body = body[: fault.at]
+        for first in range(0, len(body[:stated]), 1 << 16):
+            if self.hub.delay:
+                time.sleep(self.hub.delay)
+            self.wfile.write(body[first : min(first + (1 << 16), stated)])
+        if kind == "stall":
+            self.wfile.flush()
+            time.sleep(STALL)
+        if kind in ("cut", "stall", "long"):
+            self.close_connection = True
+
+
+STALL = 3.0
+"""Seconds that a stalled body says nothing; the client's patience in tests is less."""
+
+
+def _storage_handler(hub: FakeHub) -> type[_Handler]:
+    class Storage(_Handler):
+        place = "storage"
+
+        def serve(self) -> None:
+            if self.headers.get("Authorization"):
+                hub.secrets.append(self.headers["Authorization"])
+            path = hub.linked(self.path)
+            if path is None:
+                self.send(403, b"<Error><Code>AccessDenied</Code></Error>")
+                return
+            self.send_weights(path, {"ETag": f'"{etag_of(path)[:32]}"', "Accept-Ranges": "bytes"})
+
+    Storage.hub = hub
+    return Storage
+
+
+def _hub_handler(hub: FakeHub) -> type[_Handler]:
+    class Hub(_Handler):
+        place = "hub"
+
+        def serve(self) -> None:
+            path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
+            hub.requests.append((self.command, path))
+            routes: list[tuple[re.Pattern[str], Callable[..., None]]] = [
+                (_RESOLVE, self._file),
+                (_TREE, self._tree),
+                (_INFO, self._info),
+            ]
+            for pattern, answer in routes:
+                match = pattern.fullmatch(path)
+                if match:
+                    self._in_repo(match, answer)
                     return
-                revision = match["revision"] or "main"
-                folder = repo.folder(revision)
-                if folder is None:
-                    self._send(404, error="RevisionNotFound")
-                elif repo.gated and not known and answer == self._file:
-                    self._send(403, error="GatedRepo")
-                else:
-                    answer(match, folder, repo.commit(revision))
+            self.send(404)
 
-            def _info(self, match: re.Match[str], folder: Path, commit: str) -> None:
-                siblings = [{"rfilename": p.relative_to(folder).as_posix()} for p in files_of(folder)]
-                self._send_json({"id": match["repo"], "modelId": match["repo"], "sha": commit, "siblings": siblings})
+        def _in_repo(self, match: re.Match[str], answer: Callable[..., None]) -> None:
+            repo = hub.repos.get(match["repo"])
+            known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            if repo is None or (repo.private and not known):
+                self.send(404 if known else 401, error="RepoNotFound")
+                return
+            revision = match["revision"] or "main"
+            folder = repo.folder(revision)
+            if folder is None:
+                self.send(404, error="RevisionNotFound")
+            elif repo.gated and not known and answer == self._file:
+                self.send(403, error="GatedRepo")
+            else:
+                answer(match, folder, repo.commit(revision))
 
-            def _tree(self, match: re.Match[str], folder: Path, commit: str) -> None:
-                self._send_json([_entry(path, folder) for path in files_of(folder)])
+        def _info(self, match: re.Match[str], folder: Path, commit: str) -> None:
+            siblings = [{"rfilename": p.relative_to(folder).as_posix()} for p in files_of(folder)]
+            self._send_json({"id": match["repo"], "modelId": match["repo"], "sha": commit, "siblings": siblings})
 
-            def _file(self, match: re.Match[str], folder: Path, commit: str) -> None:
-                path = folder / match["path"]
-                headers = {"X-Repo-Commit": commit}
-                if not path.is_file() or ".." in match["path"].split("/"):
-                    self._send(404, error="EntryNotFound", headers=headers)
-                    return
-                content = path.read_bytes()
-                headers |= {"ETag": f'"{_etag(path)}"', "Accept-Ranges": "bytes"}
-                if path.suffix == ".safetensors":
-                    headers |= {"X-Linked-Etag": f'"{_etag(path)}"', "X-Linked-Size": str(len(content))}
-                self._send(200, content, headers=headers, cut=hub.cut and path.suffix == ".safetensors")
+        def _tree(self, match: re.Match[str], folder: Path, commit: str) -> None:
+            deep = "recursive=true" in self.path.lower()
+            files = files_of(folder) if deep else [p for p in files_of(folder) if p.parent == folder]
+            self._send_json([_entry(path, folder) for path in files])
 
-            def _send_json(self, value: object) -> None:
-                self._send(200, json.dumps(value).encode(), headers={"Content-Type": "application/json"})
+        def _file(self, match: re.Match[str], folder: Path, commit: str) -> None:
+            path = folder / match["path"]
+            headers = {"X-Repo-Commit": commit}
+            if not path.is_file() or ".." in match["path"].split("/"):
+                self.send(404, error="EntryNotFound", headers=headers)
+                return
+            headers |= {"ETag": f'"{etag_of(path)}"', "Accept-Ranges": "bytes"}
+            if path.suffix != ".safetensors":
+                self.send(200, path.read_bytes(), headers=headers)
+                return
+            headers |= {"X-Linked-Etag": f'"{etag_of(path)}"', "X-Linked-Size": str(path.stat().st_size)}
+            if not hub.redirects:
+                self.send_weights(path, headers)
+                return
+            fault = hub.fault("hub") if self.command == "GET" and any(f.place == "hub" for f in hub.faults) else None
+            if fault:
+                self.send(fault.status, headers=fault.headers)
+                return
+            self.send(302, headers=headers | {"Location": hub.link_to(path)})
 
-            def _send(
-                self,
-                status: int,
-                body: bytes = b"",
-                *,
-                error: str | None = None,
-                headers: dict[str, str] | None = None,
-                cut: bool = False,
-            ) -> None:
-                self.send_response(status)
-                for name, value in (headers or {}).items():
-                    self.send_header(name, value)
-                if error:
-                    self.send_header("X-Error-Code", error)
-                    self.send_header("X-Error-Message", f"{error} says the test's Hub")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body[: len(body) // 2] if cut else body)
-                    self.close_connection = self.close_connection or cut
+        def _send_json(self, value: object) -> None:
+            self.send(200, json.dumps(value).encode(), headers={"Content-Type": "application/json"})
 
-        return Handler
+    Hub.hub = hub
+    return Hub
 
 
-def _etag(path: Path) -> str:
+def _part(path: Path, start: int, end: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def etag_of(path: Path) -> str:
     """Large files go by SHA-256, others by git's hash."""
+    status = path.stat()
+    return _etag(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _etag(path: Path, size: int, changed: int) -> str:
     content = path.read_bytes()
     if path.suffix == ".safetensors":
         return hashlib.sha256(content).hexdigest()
@@ -193,9 +386,9 @@ def _etag(path: Path) -> str:
 def _entry(path: Path, folder: Path) -> dict[str, Any]:
     size = path.stat().st_size
     entry: dict[str, Any] = {"type": "file", "path": path.relative_to(folder).as_posix(), "size": size}
-    entry["oid"] = _etag(path)[:40]
+    entry["oid"] = etag_of(path)[:40]
     if path.suffix == ".safetensors":
-        entry["lfs"] = {"oid": _etag(path), "size": size, "pointerSize": 134}
+        entry["lfs"] = {"oid": etag_of(path), "size": size, "pointerSize": 134}
     return entry
 
 
@@ -213,24 +406,38 @@ def client_environment(hub: FakeHub, home: Path, **more: str) -> dict[str, str]:
 
 
 _CLIENT = """
-import json, sys
+import hashlib, json, sys
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import DeltarankError
 
-def describe(ref, revision=None):
-    with open_checkpoint(ref, revision=revision) as c:
-        return {"ref": c.reference.ref, "revision": c.reference.revision, "files": dict(c.reference.files),
+def describe(ref, revision=None, fetch="download"):
+    told = []
+    with open_checkpoint(ref, revision=revision, fetch=fetch, tell=told.append) as c:
+        return {"told": told, "traffic": c.traffic and (c.traffic.requests, c.traffic.received),
+                "ref": c.reference.ref, "revision": c.reference.revision, "files": dict(c.reference.files),
                 "tensors": {n: t.shape for n, t in c.tensors.items()}, "config": c.config,
                 "fingerprint": c.fingerprint, "notes": c.notes}
 
-def pair(base, finetune):
-    with open_checkpoint(base) as a, open_checkpoint(finetune) as b:
+def pair(base, finetune, fetch="download"):
+    with open_checkpoint(base, fetch=fetch) as a, open_checkpoint(finetune, fetch=fetch) as b:
         return {"pairs": [p.name for p in pair_checkpoints(a, b).pairs]}
+
+def read(ref, fetch, *tensors):
+    # SHA-256 of each tensor (of all if none is named), and the sentences heard on the way.
+    told = []
+    with open_checkpoint(ref, fetch=fetch, tell=told.append) as c:
+        found = {}
+        for name in tensors or c.tensors:
+            info = c.tensors[name]
+            buffer = bytearray(info.nbytes)
+            c.source.read_into(info.file, info.start, memoryview(buffer))
+            found[name] = hashlib.sha256(buffer).hexdigest()
+        return {"hashes": found, "told": told, "requests": c.traffic and c.traffic.requests}
 
 for line in sys.stdin:
     verb, *arguments = json.loads(line)
     try:
-        answer = {"describe": describe, "pair": pair}[verb](*arguments)
+        answer = {"describe": describe, "pair": pair, "read": read}[verb](*arguments)
     except DeltarankError as error:
         answer = {"error": type(error).__name__, "slug": error.slug, "message": error.message, "cure": error.cure}
     print(json.dumps(answer), flush=True)
@@ -259,12 +466,16 @@ class Client:
         self._process.wait(timeout=60)
         self._process.stdout.close()
 
-    def ask(self, ref: str, revision: str | None = None) -> dict[str, Any]:
+    def ask(self, ref: str, revision: str | None = None, fetch: str = "download") -> dict[str, Any]:
         """What `open_checkpoint` finds, or the error that it raises."""
-        return self._call("describe", ref, revision)
+        return self._call("describe", ref, revision, fetch)
 
-    def pair(self, base: str, finetune: str) -> dict[str, Any]:
-        return self._call("pair", base, finetune)
+    def pair(self, base: str, finetune: str, fetch: str = "download") -> dict[str, Any]:
+        return self._call("pair", base, finetune, fetch)
+
+    def read(self, ref: str, fetch: str, *tensors: str) -> dict[str, Any]:
+        """Hashes of the tensors' bytes, or the error."""
+        return self._call("read", ref, fetch, *tensors)
 
     def _call(self, *request: object) -> dict[str, Any]:
         assert self._process.stdin

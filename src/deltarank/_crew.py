@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from deltarank._plan import Step
-from deltarank.checkpoints import will_need
+from deltarank.checkpoints import Lookahead
 
 _Result = TypeVar("_Result")
 _Out = TypeVar("_Out", covariant=True)
@@ -44,9 +44,10 @@ class Crew(Generic[_Result]):
         threads = torch.get_num_threads()
         share = max(threads // self._benches, 1)
         pool = ThreadPoolExecutor(self._benches, "deltarank", self._begin, (share,))
+        ahead = Lookahead([step.pair for step in steps])
         try:
             jobs: dict[Future[_Result], Step] = {
-                pool.submit(self._work, steps, i): step for i, step in enumerate(steps)
+                pool.submit(self._work, step, i, ahead): step for i, step in enumerate(steps)
             }
             failures = []
             for job in as_completed(jobs):
@@ -64,15 +65,14 @@ class Crew(Generic[_Result]):
         torch.set_num_threads(threads)
         self._local.bench = self._make()
 
-    def _work(self, steps: Sequence[Step], i: int) -> _Result:
-        """The system is told what is needed next: its disk works while we compute."""
+    def _work(self, step: Step, number: int, ahead: Lookahead) -> _Result:
+        """The system is told what is needed next: its disk, or the network, works while we compute."""
         if self._stopped.is_set():
             raise CancelledError
-        if i + self._benches < len(steps):
-            will_need(steps[i + self._benches].pair)
+        ahead.reached(number, least=self._benches)
         bench: Worker[_Result] = self._local.bench
         try:
-            return bench.result(steps[i])
+            return bench.result(step)
         except BaseException:
             self._stopped.set()
             raise

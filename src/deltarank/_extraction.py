@@ -22,6 +22,7 @@ from deltarank._crew import Crew
 from deltarank._extraction_plan import ExtractionPlan, at_most
 from deltarank._extractor import Extractor
 from deltarank._layout import Layout, Other, lay_out
+from deltarank._meter import Meter
 from deltarank._order import Order, check_reach
 from deltarank._plan import READ_RATE, Plan, Step, make_plan
 from deltarank._settings import Settings
@@ -106,6 +107,7 @@ class Job:
             self.after.reference.ref,
             base_revision=self.before.reference.revision,
             revision=self.after.reference.revision,
+            fetch="stream" if self.before.traffic or self.after.traffic else "auto",
             ranks=order.settings.ranks,
             solver="exact",
             device=order.settings.device,
@@ -298,6 +300,9 @@ class _Clock:
         costs = {s.pair.name: s.seconds + s.pair.nbytes / READ_RATE for s in run.plan.steps}
         costs |= {x.name: x.nbytes / READ_RATE for x in run.plan.pairing.leftovers}
         done = run.matrices.keys() | run.energies.keys()
+        waiting: list[Pair | Leftover] = [*(step.pair for step in run.plan.steps), *run.plan.pairing.leftovers]
+        checkpoints = (run.job.before, run.job.after)
+        self._meter = Meter(checkpoints, [each for each in waiting if each.name not in done], run.watch)
         self._watch = run.watch
         self._costs = costs
         self._whole = math.fsum(costs.values())
@@ -307,6 +312,7 @@ class _Clock:
 
     def tick(self, name: str) -> None:
         self._since += self._costs[name]
+        self._meter.tick()
         done = self._before + self._since
         pace = (time.perf_counter() - self._started) / self._since if self._since > 0 else 0.0
         share = min(done / self._whole, 1.0) if self._whole > 0 else 1.0

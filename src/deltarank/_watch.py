@@ -17,6 +17,12 @@ class Watch:
     def resumed(self, finished: int) -> None:
         """So many tensors were found finished."""
 
+    def noted(self, sentence: str) -> None:
+        """How the run goes about it: what is downloaded or streamed, what it waits for."""
+
+    def streamed(self, received: int, whole: int, speed: float) -> None:
+        """Bytes that came over the line so far, of so many, at so many a second; before `finished`."""
+
     def warned(self, sentence: str) -> None:
         """Something that the user should know before the run ends."""
 

@@ -6,8 +6,8 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,11 +19,12 @@ import torch
 from deltarank._bench import Bench
 from deltarank._crew import Crew
 from deltarank._journal import Journal, Record
+from deltarank._meter import Meter
 from deltarank._plan import READ_RATE, Plan, make_plan
 from deltarank._settings import Settings
 from deltarank._verdict import UNRELATED, judge
 from deltarank._watch import Watch
-from deltarank.checkpoints import Checkpoint, Leftover, open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import Checkpoint, Leftover, Lookahead, checked_way, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError
 from deltarank.results import (
     DEFAULT_RANKS,
@@ -56,6 +57,7 @@ def compare(
     output: Ref | None = None,
     base_revision: str | None = None,
     revision: str | None = None,
+    fetch: str = "auto",
     solver: str = "auto",
     tolerance: float = 1e-4,
     dtype: str = "float32",
@@ -73,6 +75,8 @@ def compare(
         base, finetune: a folder, a safetensors file, or a Hub id, `org/name` or `org/name@revision`.
         output: a folder that gets results.json, and takes finished matrices on the way: the same call goes on after a
             process that died, and ends with the same numbers. Without it nothing is written.
+        fetch: what becomes of a model that is not in the Hub's cache: "download", "stream" (read by byte ranges, not
+            kept), or "auto", as the free disk allows. The numbers are the same.
         solver: "exact" (all singular values), "krylov" (the leading ones, to `tolerance`), or "auto", the faster.
         tolerance: how far a cosine distance may be off with krylov.
         dtype: the precision of the computation; operands are upcast to it before they are subtracted.
@@ -95,11 +99,14 @@ def compare(
         include=include,
         exclude=exclude,
     )
-    with _opened(base, finetune, base_revision, revision) as (before, after), ExitStack() as stack:
+    watch = watch or Watch()
+    with ExitStack() as stack:
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
+        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=watch.noted))
         known = make_plan(before, after, _paired(before, after, settings), settings)
         identity = _identity(before, after, settings)
         journal = stack.enter_context(Journal(Path(output), identity)) if output is not None else None
-        run = _Run(known, Bench(settings), watch or Watch(), journal, audit)
+        run = _Run(known, Bench(settings), watch, journal, audit, (before, after))
         if journal is not None:
             if not force and (earlier := journal.finished) is not None:
                 run.watch.resumed(len(earlier.matrices))
@@ -125,8 +132,12 @@ def plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     audit: int = 0,
+    fetch: str = "auto",
 ) -> Plan:
-    """What `compare` would do, from the headers alone: no tensor is read. Arguments and errors as there."""
+    """What `compare` would do, from the headers alone: no tensor is read, and none is downloaded.
+
+    Arguments and errors as there.
+    """
     settings = Settings.checked(
         ranks=ranks,
         solver=solver,
@@ -136,21 +147,17 @@ def plan(
         include=include,
         exclude=exclude,
     )
-    with _opened(base, finetune, base_revision, revision) as (before, after):
+    checked_way(fetch)
+    with (
+        open_checkpoint(base, revision=base_revision, fetch="stream") as before,
+        open_checkpoint(finetune, revision=revision, fetch="stream") as after,
+    ):
         return make_plan(before, after, _paired(before, after, settings), settings)
 
 
 def open_results(path: Ref) -> Results:
     """Reads a run's folder, or a results.json."""
     return Results.load(path)
-
-
-@contextmanager
-def _opened(
-    base: Ref, finetune: Ref, base_revision: str | None, revision: str | None
-) -> Iterator[tuple[Checkpoint, Checkpoint]]:
-    with open_checkpoint(base, revision=base_revision) as before, open_checkpoint(finetune, revision=revision) as after:
-        yield before, after
 
 
 def _paired(before: Checkpoint, after: Checkpoint, settings: Settings) -> Any:
@@ -176,6 +183,7 @@ class _Run:
     watch: Watch
     journal: Journal | None
     audit: int
+    checkpoints: tuple[Checkpoint, Checkpoint]
     matrices: dict[str, MatrixResult] = field(default_factory=dict)
     left_out: dict[str, Skipped] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -213,7 +221,9 @@ class _Run:
             )
 
     def _norm(self, pair: Any) -> float | None:
-        """||D|| / ||W0||, if it can be had."""
+        """||D|| / ||W0||, if it can be had: of a finished matrix without reading it again."""
+        if (known := self.matrices.get(pair.name)) is not None:
+            return known.relative_norm or None
         try:
             sums = self.bench.sums(pair)
         except CheckpointError:
@@ -239,9 +249,10 @@ class _Run:
                 self.watch.began(waiting[number].pair.name)
 
     def _sum_up_all(self, clock: _Clock) -> None:
-        for leftover in self.plan.pairing.leftovers:
-            if leftover.name in self.left_out:
-                continue
+        waiting = [each for each in self.plan.pairing.leftovers if each.name not in self.left_out]
+        ahead = Lookahead(waiting)
+        for number, leftover in enumerate(waiting):
+            ahead.reached(number)
             self.watch.began(leftover.name)
             skipped = self._summed_up(leftover)
             self.left_out[leftover.name] = skipped
@@ -311,6 +322,10 @@ class _Clock:
         done = run.matrices.keys() | run.left_out.keys()
         costs = [(s.pair.name, s.seconds + s.pair.nbytes / READ_RATE) for s in plan.steps]
         costs += [(x.name, x.nbytes / READ_RATE) for x in plan.pairing.leftovers]
+        waiting = [step.pair for step in plan.steps if step.pair.name not in done]
+        self._meter = Meter(
+            run.checkpoints, [*waiting, *(x for x in plan.pairing.leftovers if x.name not in done)], run.watch
+        )
         self._watch = run.watch
         self._whole = math.fsum(cost for _, cost in costs)
         self._before = math.fsum(cost for name, cost in costs if name in done)
@@ -319,6 +334,7 @@ class _Clock:
 
     def tick(self, name: str, cost: float) -> None:
         self._since += cost
+        self._meter.tick()
         done = self._before + self._since
         pace = (time.perf_counter() - self._started) / self._since if self._since > 0 else 0.0
         share = min(done / self._whole, 1.0) if self._whole > 0 else 1.0

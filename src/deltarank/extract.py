@@ -14,7 +14,7 @@ from deltarank._extraction_plan import ExtractionPlan
 from deltarank._order import Order
 from deltarank._staging import Staging
 from deltarank._watch import Watch
-from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import checked_way, open_checkpoint, pair_checkpoints
 
 __all__ = ["Adapter", "ExtractionPlan", "extract", "plan_extraction"]
 
@@ -34,6 +34,7 @@ def extract(
     exclude: Sequence[str] = (),
     base_revision: str | None = None,
     revision: str | None = None,
+    fetch: str = "auto",
     device: str = "cpu",
     force: bool = False,
     command: str | None = None,
@@ -52,7 +53,7 @@ def extract(
         max_error: ||D - D_r|| / ||D|| over all matrices that are extracted; with "auto" only.
         server: whose rules hold: portable (every server's at once), vllm, sglang, lorax, llama.cpp, peft.
         dtype: of A and B, bfloat16, float16 or float32; by default the finetune's.
-        include, exclude: globs over tensor names, as in `compare`.
+        include, exclude, fetch: as in `compare`.
         force: replaces an adapter that lies in `output`.
         draw: makes the model card's picture, as `deltarank.report.adapter_picture` does; else the card draws in text.
         watch: is told how it goes.
@@ -72,9 +73,10 @@ def extract(
         include=include,
         exclude=exclude,
     )
+    watch = watch or Watch()
     with ExitStack() as stack:
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision))
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
+        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=watch.noted))
         job = Job(order, before, after, pair_checkpoints(before, after, include=include, exclude=exclude))
         staging = stack.enter_context(Staging(Path(output), job.identity))
         if staging.is_finished and not force:
@@ -82,7 +84,6 @@ def extract(
         staging.check_output(force=force)
         job.lay_out(order.rank or min(order.settings.ranks))  # what can be refused is refused before the place is taken
         records = staging.open(force=force, room=0.0)
-        watch = watch or Watch()
         layout = job.lay_out(order.rank or job.fitting_rank(staging, watch))
         staging.check_room(2 * nbytes_of(layout, job.dtype))
         run = Run(job, layout, staging, watch, draw)
@@ -103,8 +104,13 @@ def plan_extraction(
     base_revision: str | None = None,
     revision: str | None = None,
     device: str = "cpu",
+    fetch: str = "auto",
 ) -> ExtractionPlan:
-    """What `extract` would do, from the headers alone: no tensor is read. Arguments and errors as there."""
+    """What `extract` would do, from the headers alone: no tensor is read, and none is downloaded.
+
+    Arguments and errors as there.
+    """
+    checked_way(fetch)
     order = Order.checked(
         rank=rank,
         max_error=max_error,
@@ -115,7 +121,7 @@ def plan_extraction(
         exclude=exclude,
     )
     with ExitStack() as stack:
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision))
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch="stream"))
+        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch="stream"))
         pairing = pair_checkpoints(before, after, include=include, exclude=exclude)
         return Job(order, before, after, pairing).foretell()

@@ -48,13 +48,14 @@ def verify(
     server: str | None = None,
     base_revision: str | None = None,
     revision: str | None = None,
+    fetch: str = "auto",
     device: str = "cpu",
     watch: Watch | None = None,
 ) -> Verification:
     """Measures what a LoRA on disk makes of the base: ||W - (W0 + L)||^2, tensor by tensor, beside the least possible.
 
     Args:
-        base, finetune: as for `deltarank.compare`.
+        base, finetune, fetch: as for `deltarank.compare`.
         adapter: a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it.
         server: "vllm", "sglang", "lorax", "llama.cpp": as that server would apply it; "portable": as none of them
             refuses it; "peft" or None: as PEFT does.
@@ -69,14 +70,15 @@ def verify(
     settings = Settings.checked(
         ranks=(1,), solver="auto", tolerance=TOLERANCE, dtype="float32", device=device, include=(), exclude=()
     )
+    watch = watch or Watch()
     with ExitStack() as stack:
         lora = stack.enter_context(open_adapter(adapter))
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision))
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
+        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=watch.noted))
         pairing = pair_checkpoints(before, after)
         targets: tuple[Target, ...] = (*pairing.pairs, *pairing.leftovers)
         applied = apply(lora, targets, server=server, config=before.config)
-        rows = _Scales(lora, applied, settings, watch or Watch()).weigh(targets)
+        rows = _Scales(lora, applied, settings, watch).weigh(targets)
         unused = tuple(Unused(stray.name, stray.reason) for stray in applied.strays)
         kind, sentences = judge_fit(
             rows, unused, name=lora.reference.short_name, server=habits.title if server else None

@@ -6,11 +6,13 @@ chunks(pair.base, pair.finetune)               rows of both sides, through reuse
 """
 
 from deltarank.checkpoints._checkpoint import Checkpoint, open_checkpoint
-from deltarank.checkpoints._chunks import chunks, will_need
+from deltarank.checkpoints._chunks import Lookahead, chunks, will_need
+from deltarank.checkpoints._fetch import checked_way
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._names import without_wrappers
 from deltarank.checkpoints._pairing import pair_checkpoints
 from deltarank.checkpoints._pieces import PLAIN, Leftover, Pair, Pairing, Piece
+from deltarank.checkpoints._remote import Traffic
 from deltarank.checkpoints._source import LocalSource, Source
 
 __all__ = [
@@ -18,11 +20,14 @@ __all__ = [
     "Checkpoint",
     "Leftover",
     "LocalSource",
+    "Lookahead",
     "Pair",
     "Pairing",
     "Piece",
     "Source",
     "TensorInfo",
+    "Traffic",
+    "checked_way",
     "chunks",
     "open_checkpoint",
     "pair_checkpoints",

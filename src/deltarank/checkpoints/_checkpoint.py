@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from deltarank.checkpoints._fetch import Fetched, checked_way
+from deltarank.checkpoints._fetch import fetch as fetch_model
 from deltarank.checkpoints._files import read_tensors
-from deltarank.checkpoints._folder import Weights, find_weights
+from deltarank.checkpoints._folder import find_weights
 from deltarank.checkpoints._formats import decoded, fingerprint_of
-from deltarank.checkpoints._headers import TensorInfo
-from deltarank.checkpoints._hub import fetch
+from deltarank.checkpoints._headers import LIKELY_HEADER, TensorInfo
 from deltarank.checkpoints._refs import HubRef, parse_ref
+from deltarank.checkpoints._remote import Traffic
 from deltarank.checkpoints._source import LocalSource, Source
 from deltarank.checkpoints._text import shown
 from deltarank.errors import HeaderError
@@ -24,6 +26,9 @@ from deltarank.words import listing
 
 MAX_CONFIG = 4_000_000
 
+HEADERS_AHEAD = 16
+"""Files whose headers are announced before they are read: on the Hub each is a round trip."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -31,6 +36,7 @@ class Checkpoint:
 
     config           config.json beside the weights; empty where there is none
     fingerprint      changes with any file's name, size, header or time of change (on the Hub: content)
+    traffic          counts what is streamed; None where nothing is
     """
 
     reference: Reference
@@ -39,6 +45,7 @@ class Checkpoint:
     source: Source = field(repr=False)
     fingerprint: str
     notes: tuple[str, ...] = ()
+    traffic: Traffic | None = field(default=None, repr=False, compare=False)
 
     def __enter__(self) -> Self:
         return self
@@ -50,10 +57,20 @@ class Checkpoint:
         self.source.close()
 
 
-def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
-    """Finds a checkpoint, fetches it from the Hub's cache if it is a Hub id, and checks its headers.
+def open_checkpoint(
+    ref: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    fetch: str = "auto",
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> Checkpoint:
+    """Finds a checkpoint, on this machine or on the Hub, and checks its headers.
 
-    `ref`: a folder, a file of weights, a shard index, or `org/name[@revision]` on the Hub.
+    Args:
+        ref: a folder, a file of weights, a shard index, or `org/name[@revision]` on the Hub.
+        fetch: what becomes of a model that is not in the Hub's cache. "download": into the cache, whole. "stream": read
+            by byte ranges when it is needed, and not kept. "auto": download where the disk then keeps 5 GB free.
+        tell: hears sentences: how a model is fetched, and why it takes long.
 
     Raises:
         UsageError: the reference cannot be meant.
@@ -61,9 +78,12 @@ def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None)
         HeaderError: a header or an index is not to be trusted.
     """
     found = parse_ref(ref, revision)
+    way = checked_way(fetch)
     try:
-        path, commit = fetch(found) if isinstance(found, HubRef) else (found.path, None)
-        return _open(find_weights(path), Reference(found.ref, commit))
+        if isinstance(found, HubRef):
+            return _open(fetch_model(found, way, tell), found.ref)
+        weights = find_weights(found.path)
+        return _open(Fetched(weights, None, LocalSource(weights.folder, weights.files)), found.ref)
     except HeaderError as error:
         # Both checkpoints of a comparison have a `model.safetensors`: say whose it is.
         raise HeaderError(
@@ -71,8 +91,8 @@ def open_checkpoint(ref: str | os.PathLike[str], *, revision: str | None = None)
         ) from None
 
 
-def _open(weights: Weights, reference: Reference) -> Checkpoint:
-    source = LocalSource(weights.folder, weights.files)
+def _open(fetched: Fetched, ref: str) -> Checkpoint:
+    source, weights = fetched.source, fetched.weights
     config = _read_config(weights.folder / "config.json")
     try:
         headers, fingerprint = _read_headers(source)
@@ -81,13 +101,15 @@ def _open(weights: Weights, reference: Reference) -> Checkpoint:
     except BaseException:
         source.close()
         raise
+    reference = Reference(ref, fetched.commit, dict(source.files))
     return Checkpoint(
-        reference=Reference(reference.ref, reference.revision, dict(source.files)),
+        reference=reference,
         tensors=tensors,
         config=config,
         source=view,
         fingerprint=fingerprint if view is source else f"{fingerprint} {fingerprint_of(config)}",
         notes=_missing(stored, weights.owners, reference),
+        traffic=fetched.traffic,
     )
 
 
@@ -95,7 +117,10 @@ def _read_headers(source: Source) -> tuple[list[TensorInfo], str]:
     """All tensors of all files, and a hash over what would change if one of the files did."""
     digest = hashlib.sha256()
     tensors: list[TensorInfo] = []
-    for file in source.files:
+    files = list(source.files)
+    for number, file in enumerate(files):
+        for near in files[number + (HEADERS_AHEAD if number else 0) : number + HEADERS_AHEAD + 1]:
+            source.will_need(near, 0, LIKELY_HEADER)
         header, found = read_tensors(source, file)
         for part in (file.encode(), source.stamp(file).encode(), header):
             digest.update(len(part).to_bytes(8, "little") + part)

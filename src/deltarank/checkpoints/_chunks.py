@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from deltarank.checkpoints._pieces import Leftover, Pair, Piece
+
+BYTES_AHEAD = 64_000_000
+MOST_PAIRS_AHEAD = 256
 
 
 def chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -22,6 +26,8 @@ def chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iterator[
     """
     if base.shape != finetune.shape:
         raise ValueError(f"shapes differ: {base.shape} and {finetune.shape}")
+    for piece in (base, finetune):
+        piece.source.will_need(piece.file, piece.start, piece.nbytes)
     rows, columns = base.shape
     step = min(rows, max(1, entries // max(columns, 1)))
     sides = (_Side(base, step), _Side(finetune, step))
@@ -46,7 +52,32 @@ class _Side:
         return self._bytes[:length].view(piece.dtype).view(rows, piece.shape[1])
 
 
+class Lookahead:
+    """Announces pairs before they are read, so that the disk or the network works while we compute."""
+
+    def __init__(self, pairs: Sequence[Pair | Leftover]) -> None:
+        self._pairs = pairs
+        self._announced = 0
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def reached(self, number: int, *, least: int = 1) -> None:
+        """The pair of this number is taken in hand: the next `least` are announced, and more up to 64 MB."""
+        with self._lock:
+            while self._announced < len(self._pairs) and self._is_near(number, least):
+                pair = self._pairs[self._announced]
+                will_need(pair)
+                self._announced += 1
+                self._bytes += pair.nbytes
+            self._bytes -= self._pairs[number].nbytes
+
+    def _is_near(self, number: int, least: int) -> bool:
+        """Whether the next that was not announced is to be."""
+        distance = self._announced - number
+        return distance <= least or (self._bytes < BYTES_AHEAD and distance <= MOST_PAIRS_AHEAD)
+
+
 def will_need(pair: Pair | Leftover) -> None:
-    """Tells the system that this pair is read soon, so that the disk works while we compute."""
+    """Tells both sides that this pair is read soon."""
     for piece in (pair.base, pair.finetune):
         piece.source.will_need(piece.file, piece.start, piece.nbytes)

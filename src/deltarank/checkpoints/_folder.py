@@ -60,7 +60,7 @@ def _in_folder(folder: Path) -> Weights:
     weights = [name for name in names if name.endswith(_SUFFIX)]
     if len(weights) == 1 and not weights[0].startswith("adapter_"):
         return Weights(folder, (weights[0],))
-    if _is_complete_set(weights):
+    if is_complete_set(weights):
         return Weights(folder, tuple(weights))
     if not weights and (pickled := _pickled(folder, names)) is not None:
         return pickled
@@ -75,7 +75,7 @@ def _pickled(folder: Path, names: Sequence[str]) -> Weights | None:
         return Weights(folder, (_PICKLED_SINGLE,))
     if len(indexes) == 1:
         return _from_index(folder / indexes[0])
-    return Weights(folder, tuple(files)) if len(files) == 1 or _is_complete_set(files) else None
+    return Weights(folder, tuple(files)) if len(files) == 1 or is_complete_set(files) else None
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -85,7 +85,7 @@ def _file_names(folder: Path) -> list[str]:
         raise unreadable(folder, error.strerror or str(error)) from None
 
 
-def _is_complete_set(names: Sequence[str]) -> bool:
+def is_complete_set(names: Sequence[str]) -> bool:
     """model-00001-of-00003 and its two sisters, and nothing else."""
     matches = [_NUMBERED.fullmatch(name) for name in names]
     found = [m for m in matches if m]

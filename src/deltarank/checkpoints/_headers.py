@@ -32,6 +32,9 @@ MAX_HEADER = 100_000_000
 MAX_SIDES = 16
 LENGTH = 8
 
+LIKELY_HEADER = 256 << 10
+"""Bytes at a file's front that hold nearly every header: two thousand tensors."""
+
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8,

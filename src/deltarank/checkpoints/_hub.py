@@ -1,4 +1,4 @@
-"""Models on the Hub, through huggingface_hub's usual cache: only the weights and the configuration are fetched.
+"""Models on the Hub: into huggingface_hub's usual cache, or streamed where the disk is too small.
 
 `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` work as they do everywhere.
 """
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 _SMALL = ("*" + SUFFIX, "config.json")
 
 
-def fetch(ref: HubRef) -> tuple[Path, str]:
+def download(ref: HubRef) -> tuple[Path, str]:
     """The snapshot folder with all the weights of a model in it, and the commit that it is.
 
     `model.safetensors` if there is one, else the shards that the index names, else every safetensors file at the
@@ -31,18 +31,25 @@ def fetch(ref: HubRef) -> tuple[Path, str]:
         CheckpointError: not found, gated, or the Hub cannot be reached.
         HeaderError: the index cannot be trusted.
     """
-    # One request finds the commit; all that follows names it, so a push in between changes nothing.
-    folder = _download(ref, ref.revision, _SMALL)
-    commit = folder.name
+    folder, commit = snapshot_without_weights(ref)
     if not _has_single(ref, commit):
         shards = _shards(folder)
         _download(ref, commit, shards or ("*.safetensors",))
         if not shards and not any(folder.glob("*.safetensors")):
-            _refuse_without_weights(ref)
+            refuse_without_weights(ref)
     return folder, commit
 
 
-def _refuse_without_weights(ref: HubRef) -> NoReturn:
+def snapshot_without_weights(ref: HubRef) -> tuple[Path, str]:
+    """The snapshot folder with config.json and the index in it, and the commit.
+
+    One request finds the commit; all that follows names it, so a push in between changes nothing.
+    """
+    folder = _download(ref, ref.revision, _SMALL)
+    return folder, folder.name
+
+
+def refuse_without_weights(ref: HubRef) -> NoReturn:
     raise CheckpointError(
         f"{shown(ref.repo_id)} has no safetensors file at this revision. Pickled weights are never opened: they can "
         "hold a program.",
@@ -67,7 +74,7 @@ def _download(ref: HubRef, revision: str | None, patterns: Sequence[str]) -> Pat
     # fnmatch's * crosses folders, and other models of a repository lie in them.
     ignored = None if any("/" in pattern for pattern in patterns) else ["*/*"]
     return Path(
-        _at_the_edge(
+        at_the_edge(
             ref,
             lambda: snapshot_download(
                 ref.repo_id,
@@ -91,10 +98,10 @@ def _has_single(ref: HubRef, commit: str) -> bool:
             return False
         return True
 
-    return _at_the_edge(ref, ask)
+    return at_the_edge(ref, ask)
 
 
-def _at_the_edge(ref: HubRef, action: Callable[[], _T]) -> _T:
+def at_the_edge(ref: HubRef, action: Callable[[], _T]) -> _T:
     """Whatever the client library raises, as an error of ours."""
     try:
         return action()
@@ -102,10 +109,10 @@ def _at_the_edge(ref: HubRef, action: Callable[[], _T]) -> _T:
         raise
     # The client raises its own errors, those of the HTTP library under it, and those of Xet: no common root.
     except Exception as error:
-        raise _translated(ref, error) from error
+        raise translated(ref, error) from error
 
 
-def _translated(ref: HubRef, error: Exception) -> DeltarankError:
+def translated(ref: HubRef, error: Exception) -> DeltarankError:
     from huggingface_hub import errors
 
     if isinstance(error, errors.HFValidationError):

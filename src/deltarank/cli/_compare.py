@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from deltarank.cli._fetch import fetch_option
 from deltarank.cli._ranks import parse_ranks
 from deltarank.cli._say import in_colour, one_line, out, say_written, sayer, width
 from deltarank.results import DEFAULT_RANKS, Results
@@ -39,6 +40,7 @@ class _Manner:
 )
 @click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+@fetch_option
 @click.option(
     "--ranks",
     multiple=True,

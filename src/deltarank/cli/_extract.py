@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltarank.cli._compare import default_output
+from deltarank.cli._fetch import fetch_option
 from deltarank.cli._ranks import parse_ranks
 from deltarank.cli._say import one_line, out, sayer
 from deltarank.errors import UsageError
@@ -55,6 +56,7 @@ SERVERS = ("portable", "vllm", "sglang", "lorax", "llama.cpp", "peft")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out tensors that match; may be repeated.")
 @click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+@fetch_option
 @click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps."
 )

@@ -50,6 +50,9 @@ class _Spoken(Watch):
     def resumed(self, finished: int) -> None:
         _say_above_bars(f"Going on with an earlier run: {count(finished, 'tensor')} of it kept.")
 
+    def noted(self, sentence: str) -> None:
+        _say_above_bars(sentence)
+
     def warned(self, sentence: str) -> None:
         _say_above_bars(f"Note: {sentence}")
 
@@ -60,9 +63,13 @@ class Bar(_Spoken):
     def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._left = ""
+        self._line = ""
 
     def began(self, name: str) -> None:
         self._draw().set_postfix_str(self._beside(name))
+
+    def streamed(self, received: int, whole: int, speed: float) -> None:
+        self._line = _streamed(received, whole, speed)
 
     def finished(self, name: str, seconds_left: float, share_done: float) -> None:
         self._left = f"{duration(seconds_left)} left"
@@ -80,7 +87,7 @@ class Bar(_Spoken):
         return self._bar
 
     def _beside(self, name: str) -> str:
-        return f"{self._left}  {_tail(name)}".strip()
+        return "  ".join(part for part in (self._line, self._left, _tail(name)) if part)
 
 
 class Lines(_Spoken):
@@ -89,11 +96,20 @@ class Lines(_Spoken):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last = clock()
+        self._line = ""
+
+    def streamed(self, received: int, whole: int, speed: float) -> None:
+        self._line = f", {_streamed(received, whole, speed)}"
 
     def finished(self, name: str, seconds_left: float, share_done: float) -> None:
         if self._clock() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = self._clock()
-            say(f"{100 * min(share_done, 1.0):.0f} % done, {_about(seconds_left)} left, at {_tail(name)}")
+            say(f"{100 * min(share_done, 1.0):.0f} % done{self._line}, {_about(seconds_left)} left, at {_tail(name)}")
+
+
+def _streamed(received: int, whole: int, speed: float) -> str:
+    """Bytes and their speed, as a line under load shows them."""
+    return f"{size(received)} of {size(whole)} at {size(speed)}/s"
 
 
 def _about(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltarank.cli._fetch import fetch_option
 from deltarank.cli._say import one_line, out, sayer, width
 from deltarank.words import count, figure, percent
 
@@ -30,6 +31,7 @@ _COLUMN = 9
 )
 @click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+@fetch_option
 @click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps."
 )

@@ -52,7 +52,7 @@ def client(hub: FakeHub, home: Path) -> Iterator[Client]:
 
 
 def test_weights_and_configuration_are_fetched_and_nothing_else(hub: FakeHub, client: Client, home: Path) -> None:
-    hub.requests.clear()
+    hub.forget()
     found = client.ask("org/single")
     assert hub.downloaded() == ["config.json", "model.safetensors"]
     assert found["ref"] == "org/single"
@@ -64,7 +64,7 @@ def test_weights_and_configuration_are_fetched_and_nothing_else(hub: FakeHub, cl
 
 def test_a_second_time_nothing_is_fetched(hub: FakeHub, client: Client) -> None:
     first = client.ask("org/single")
-    hub.requests.clear()
+    hub.forget()
     assert first == client.ask("hf://org/single")
     assert hub.downloaded() == []
 
@@ -78,7 +78,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: FakeHub, client: Client) 
 
 
 def test_only_the_shards_that_the_index_names_are_fetched(hub: FakeHub, client: Client) -> None:
-    hub.requests.clear()
+    hub.forget()
     found = client.ask("org/sharded")
     assert set(llama()) == set(found["tensors"])
     assert "consolidated.safetensors" not in hub.downloaded()
@@ -119,7 +119,7 @@ def test_failures_are_told_with_a_cure(ref: str, slug: str, client: Client) -> N
 
 
 def test_a_hostile_index_makes_the_client_ask_for_nothing_else(hub: FakeHub, client: Client) -> None:
-    hub.requests.clear()
+    hub.forget()
     client.ask("org/climber")
     assert not any("secret" in path for _, path in hub.requests)
 
@@ -136,7 +136,7 @@ def test_a_transfer_that_breaks_off_leaves_no_file_that_looks_whole(hub: FakeHub
 
 def test_offline_the_cache_serves_and_what_is_not_in_it_is_told(hub: FakeHub, client: Client, home: Path) -> None:
     cached = [client.ask(ref) for ref in ("org/single", "org/sharded", "org/named")]
-    hub.requests.clear()
+    hub.forget()
     with Client(hub, home, HF_HUB_OFFLINE="1") as offline:
         assert cached == [offline.ask(ref) for ref in ("org/single", "org/sharded", "org/named")]
         missing = offline.ask("org/none")
