@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from deltarank._typed import check_fields
 from deltarank.adapters import ABOUT, Budget, server
 from deltarank.errors import ResultsError
 from deltarank.results import Loss, Outcome, Reference
@@ -51,16 +52,17 @@ class AdapterMatrix:
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError or ValueError where it is none."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(
-            **{
-                **{key: value for key, value in data.items() if key in known},
-                "shape": tuple(data["shape"]),
-                "outcome": Outcome(data["outcome"]),
-                "losses": tuple(Loss(**loss) for loss in data["losses"]),
-                "written": Loss(**data["written"]) if data["written"] else None,
-            }
-        )
+        values = {
+            **{key: value for key, value in data.items() if key in known},
+            "shape": tuple(data["shape"]),
+            "outcome": Outcome(data["outcome"]),
+            "losses": tuple(Loss(**loss) for loss in data["losses"]),
+            "written": Loss(**data["written"]) if data["written"] else None,
+        }
+        check_fields(cls, values)
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -155,16 +156,21 @@ class Run:
         self._numbers = {name: number for number, name in enumerate(self._targets)}
 
     def take_over(self, records: Sequence[Any]) -> None:
-        """What an earlier process finished, as far as its files are there."""
+        """What an earlier process finished, as far as its files are there; a line that is not ours is passed over."""
         for record in records:
-            if "energy_of" in record:
-                self.energies[record["energy_of"]] = record["energy"]
-            else:
-                matrix = AdapterMatrix.from_plain(record)
-                if matrix.outcome is not Outcome.MEASURED or self._is_kept(matrix.name):
-                    self.matrices[matrix.name] = matrix
-        if records:
+            with suppress(KeyError, TypeError, ValueError, AttributeError):
+                self._take(record)
+        if self.matrices or self.energies:
             self.watch.resumed(len(self.matrices) + len(self.energies))
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if "energy_of" in record:
+            energy = record["energy"]
+            self.energies[record["energy_of"]] = None if energy is None else float(energy)
+            return
+        matrix = AdapterMatrix.from_plain(record)
+        if matrix.outcome is not Outcome.MEASURED or self._is_kept(matrix.name):
+            self.matrices[matrix.name] = matrix
 
     def _is_kept(self, name: str) -> bool:
         target, path = self._targets[name], self._place(name)

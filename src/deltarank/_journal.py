@@ -93,7 +93,7 @@ class Journal:
             return json.loads((self.folder / IDENTITY).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (ValueError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             return {}  # torn or foreign: not ours
 
     def _check_identity(self) -> None:
@@ -144,7 +144,7 @@ def _parsed(line: bytes) -> Record | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

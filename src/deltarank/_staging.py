@@ -41,7 +41,7 @@ class Staging:
         """Whether this very extraction ended before."""
         try:
             about = json.loads((self.output / ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(about, dict) and about.get("identity") == self.identity
 

@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -189,16 +189,17 @@ class _Run:
     warnings: list[str] = field(default_factory=list)
 
     def take_over(self, records: Sequence[Record]) -> None:
-        """What an earlier process finished."""
+        """What an earlier process finished. A line that is not one of ours is measured again."""
         for record in records:
-            if "losses" in record:
-                matrix = matrix_from_plain(record)
-                self.matrices[matrix.name] = matrix
-            else:
-                skipped = skipped_from_plain(record)
-                self.left_out[skipped.name] = skipped
-        if records:
-            self.watch.resumed(len(records))
+            with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                if "losses" in record:
+                    matrix = matrix_from_plain(record, self.plan.settings.ranks)
+                    self.matrices[matrix.name] = matrix
+                else:
+                    skipped = skipped_from_plain(record)
+                    self.left_out[skipped.name] = skipped
+        if finished := len(self.matrices) + len(self.left_out):
+            self.watch.resumed(finished)
 
     def go(self, command: str | None) -> Results:
         started = time.perf_counter()

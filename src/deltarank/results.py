@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from deltarank._typed import check_fields
 from deltarank.errors import ResultsError
 
 _T = TypeVar("_T")
@@ -435,20 +436,20 @@ class Results:
                 slug="results-unreadable",
             )
         try:
-            return cls(
+            ranks = _checked_ranks(data["settings"]["ranks"])
+            return _build(
+                cls,
+                data,
                 base=_build(Reference, data["base"]),
                 finetune=_build(Reference, data["finetune"]),
                 settings=dict(data["settings"]),
-                matrices=tuple(matrix_from_plain(m) for m in data["matrices"]),
+                matrices=tuple(matrix_from_plain(m, ranks) for m in data["matrices"]),
                 skipped=tuple(_skipped_from_plain(s) for s in data["skipped"]),
                 verdict=_verdict_from_plain(data["verdict"]),
-                tool_version=data["tool_version"],
-                created=data["created"],
                 notes=tuple(data.get("notes", ())),
                 audit=tuple(_build(AuditRow, row) for row in data.get("audit", ())),
-                outputs=data.get("outputs"),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ResultsError(
                 f"not the results of a deltarank run: {type(error).__name__}: {error}.",
                 cure="Give the folder that `deltarank compare -o` wrote, or run it again.",
@@ -496,9 +497,13 @@ class Results:
         return notebook_html(self)
 
 
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is no number")
+
+
 def _parse(text: str) -> Mapping[str, Any]:
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ResultsError(
             f"not JSON: {error}.",
@@ -519,9 +524,43 @@ def _plain(value: Any) -> Any:
 
 
 def _build(cls: type[_T], data: Mapping[str, Any], **special: Any) -> _T:
-    """A dataclass from a dictionary; fields that a later version added are passed over."""
+    """A dataclass from a dictionary; fields that a later version added are passed over.
+
+    Raises:
+        TypeError: a field is missing, or is not of its type.
+    """
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return cls(**{**{k: v for k, v in data.items() if k in known}, **special})
+    values = {**{k: v for k, v in data.items() if k in known}, **special}
+    check_fields(cls, values)
+    return cls(**values)
+
+
+LARGEST_NORM = 1e150
+"""Larger norms have no squares that can be added up; no weights are of that size."""
+
+
+def _checked_ranks(ranks: Any) -> Sequence[int]:
+    """Raises ValueError if they are not the ranks of a run: whole numbers from 1, in order, each once."""
+    if not (isinstance(ranks, list) and ranks and all(type(r) is int and 0 < r < 2**31 for r in ranks)):
+        raise ValueError("ranks are not whole numbers from 1")
+    if sorted(set(ranks)) != ranks:
+        raise ValueError("ranks are not in order, each once")
+    return ranks
+
+
+def _check_matrix(matrix: MatrixResult, ranks: Sequence[int]) -> None:
+    """Raises ValueError where its numbers do not belong together."""
+    name = ascii(matrix.name)[:100]
+    if len(matrix.shape) != 2 or min(*matrix.shape, matrix.max_rank, matrix.layer or 0) < 0:
+        raise ValueError(f"{name} is no matrix")
+    if matrix.has_losses and [loss.rank for loss in matrix.losses] != list(ranks):
+        raise ValueError(f"the losses of {name} are not those at the ranks of the run")
+    for loss in matrix.losses:
+        if loss.mse < 0 or not all(0 <= x <= 1 for x in (loss.cosine_distance, loss.relative_error, loss.energy_kept)):
+            raise ValueError(f"a loss of {name} is more than all, or less than nothing")
+    known = (matrix.frobenius, matrix.base_frobenius, matrix.rounding_floor, *matrix.singular_values)
+    if not all(0 <= x <= LARGEST_NORM for x in known if x is not None):
+        raise ValueError(f"a norm of {name} is negative, or beyond all measure")
 
 
 def matrix_to_plain(matrix: MatrixResult) -> dict[str, Any]:
@@ -529,16 +568,23 @@ def matrix_to_plain(matrix: MatrixResult) -> dict[str, Any]:
     return plain
 
 
-def matrix_from_plain(data: Mapping[str, Any]) -> MatrixResult:
-    return _build(
+def matrix_from_plain(data: Mapping[str, Any], ranks: Sequence[int]) -> MatrixResult:
+    """A matrix of a run at these ranks.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, OverflowError: it is none.
+    """
+    found = _build(
         MatrixResult,
         data,
         shape=tuple(data["shape"]),
         outcome=Outcome(data["outcome"]),
         singular_values=tuple(data["singular_values"]),
         losses=tuple(_build(Loss, loss) for loss in data["losses"]),
-        curve=tuple((int(rank), float(kept)) for rank, kept in data.get("curve", ())),
+        curve=tuple((rank, float(kept)) for rank, kept in data.get("curve", ())),
     )
+    _check_matrix(found, ranks)
+    return found
 
 
 def skipped_to_plain(skipped: Skipped) -> dict[str, Any]:

@@ -18,6 +18,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 OUTSIDE = {
     "errors": set(),
     "words": set(),
+    "_typed": set(),
     "results": set(),
     "behaviour_results": set(),
     "__init__": set(),
@@ -45,7 +46,8 @@ OUTSIDE = {
 INSIDE = {
     "errors": set(),
     "words": set(),
-    "results": {"errors", "words", "report"},
+    "_typed": set(),
+    "results": {"_typed", "errors", "words", "report"},
     "behaviour_results": {"errors", "words"},
     "__main__": {"cli"},
     "checkpoints": {"errors", "words", "results"},

@@ -27,13 +27,13 @@ from deltarank.results import (
     VerdictKind,
 )
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
 shares = st.floats(0, 1)
 maybe = st.none() | st.floats(0, 1e9)
 names = st.text(max_size=20)  # names come from checkpoints: any text
 
 references = st.builds(Reference, names, st.none() | names, st.dictionaries(names, st.integers(0, 10**13), max_size=3))
-losses = st.builds(Loss, st.integers(1, 512), finite, shares, shares, shares)
+RANKS = (1, 8, 64)
+losses = st.tuples(*(st.builds(Loss, st.just(rank), st.floats(0, 1e100), shares, shares, shares) for rank in RANKS))
 matrices = st.builds(
     MatrixResult,
     name=names,
@@ -54,7 +54,7 @@ matrices = st.builds(
     noise_edge=maybe,
     solver=st.none() | names,
     singular_values=st.lists(st.floats(0, 1e9), max_size=4).map(tuple),
-    losses=st.just(()),
+    losses=losses,
     curve=st.lists(st.tuples(st.integers(1, 512), shares), max_size=3).map(tuple),
     reason=st.none() | names,
     seconds=maybe,
@@ -66,7 +66,7 @@ runs = st.builds(
     Results,
     base=references,
     finetune=references,
-    settings=st.fixed_dictionaries({"ranks": st.lists(st.integers(1, 512)), "device": names, "seconds": maybe}),
+    settings=st.fixed_dictionaries({"ranks": st.just(list(RANKS)), "device": names, "seconds": maybe}),
     matrices=st.lists(matrices, max_size=3).map(tuple),
     skipped=st.lists(skips, max_size=3).map(tuple),
     verdict=st.builds(

@@ -76,7 +76,7 @@ def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -
         return _differs(part, target)
     if straight and turned:
         is_head = part.module.rsplit(".", 1)[-1] == "lm_head"
-        return Landing(part, target, not is_head and (fan_in_fan_out or model_type in _CONV1D))
+        return Landing(part, target, not is_head and (fan_in_fan_out or str(model_type) in _CONV1D))
     return Landing(part, target, turned)
 
 

@@ -129,7 +129,7 @@ def open_adapter(folder: str | os.PathLike[str]) -> Adapter:
 def _config_of(home: Path) -> bytes:
     try:
         with (home / CONFIG).open("rb") as file:
-            return file.read(MAX_CONFIG + 1)
+            return file.read(min(os.fstat(file.fileno()).st_size, MAX_CONFIG) + 1)  # what is asked for is allocated
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or error
         raise AdapterError(

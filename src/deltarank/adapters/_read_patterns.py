@@ -1,20 +1,27 @@
 """Which modules a configuration means: names, ends of names, and regular expressions from strangers.
 
-An expression can be written so that matching it takes years. Those that PEFT's users write are short: a few repeats, no
-repeated groups. Others are not run.
+An expression can be written so that matching it takes years. Those that PEFT's users write are short: a few repeats, a
+few choices, no repeated groups. Others are not run.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 _LONGEST = 1000
-_LONGEST_NAME = 400
+_LONGEST_NAME = 200
+_MOST_PARTS = 24
 _MOST_REPEATS = 3
+_MOST_WAYS = 10_000
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]*")
-_REPEAT = re.compile(r"(?<!\\)[*+{]")
+_INERT = re.compile(r"\\.|\[[^\]]*\]", re.DOTALL)
+"""One letter, whatever stands in it: an escape, a class."""
+
+_REPEAT = re.compile(r"[*+]\??|\{[^}]*\}?\??|\?")
 _WILD = re.compile(r"\(\?|\\[1-9]|\)\s*[*+?{]|[*+}]\s*[*+{]")
 """Lookarounds and flags, references back, repeated groups, repeats of repeats."""
 
@@ -34,12 +41,30 @@ def ends_of(name: str) -> Iterator[str]:
 
 def _tame(text: str) -> re.Pattern[str] | None:
     """The expression, if it can do no harm."""
-    if len(text) > _LONGEST or _WILD.search(text) or len(_REPEAT.findall(text)) > _MOST_REPEATS:
+    bare = _INERT.sub("x", text)
+    if len(text) > _LONGEST or _WILD.search(text) or len(_REPEAT.findall(bare)) > _MOST_REPEATS:
+        return None
+    if _ways(bare) > _MOST_WAYS:
         return None
     try:
-        return re.compile(f"(?:{text})$")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what another Python may make of it one day
+            return re.compile(f"(?:{text})$")
     except (re.error, RecursionError, OverflowError):
         return None
+
+
+def _ways(bare: str) -> int:
+    """How many ways there are through all of its choices, at most: thirty of two each take years to fail."""
+    ways, choices = 1, [1]
+    for letter in bare:
+        if letter == "(":
+            choices.append(1)
+        elif letter == ")" and len(choices) > 1:
+            ways *= choices.pop()
+        elif letter == "|":
+            choices[-1] += 1
+    return ways * math.prod(choices)
 
 
 class Patterns:
@@ -68,9 +93,13 @@ class Patterns:
 
     def get(self, module: str, default: float) -> float:
         found = [self._plain[end] for end in ends_of(module) if end in self._plain]
-        if self._expressions and len(module) <= _LONGEST_NAME:
+        if self._expressions and _is_sane(module):
             found += [(place, value) for place, tame, value in self._expressions if _fits_an_end(tame, module)]
         return min(found)[1] if found else default
+
+
+def _is_sane(module: str) -> bool:
+    return len(module) <= _LONGEST_NAME and module.count(".") < _MOST_PARTS
 
 
 def _fits_an_end(tame: re.Pattern[str], module: str) -> bool:
@@ -118,5 +147,5 @@ class Globs:
         if self.all or self.unread:
             return True
         if self.expression is not None:
-            return len(module) <= _LONGEST_NAME and self.expression.match(module) is not None
+            return _is_sane(module) and self.expression.match(module) is not None
         return any(end in self.ends for end in ends_of(module))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ def _from_index(path: Path) -> Weights:
 def _read_index(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MAX_INDEX + 1)
+            return file.read(min(os.fstat(file.fileno()).st_size, MAX_INDEX) + 1)  # what is asked for is allocated
     except OSError as error:
         raise unreadable(path, error.strerror or str(error)) from None
 

@@ -19,6 +19,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any, NoReturn
 
 from deltarank.checkpoints._source import Source
@@ -233,6 +235,8 @@ def _checked(name: str, fields: Fields, *, file: str, first: int) -> TensorInfo:
         _refuse(file, f"the dtype of {shown(name)} is not a word")
     if not _are_counts(shape) or len(shape) > MAX_SIDES:
         _refuse(file, f"the shape of {shown(name)} is not a list of up to {MAX_SIDES} whole numbers")
+    if max(accumulate(shape, mul), default=1) >= 2**64:  # before a side of 0 hides it: others count in 64 bits
+        _refuse(file, f"{shown(name)} is {dimensions(shape)} numbers, more than can be counted")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _refuse(file, f"the offsets of {shown(name)} are not a start and an end")
     info = TensorInfo(name, tuple(shape), dtype, file, first + offsets[0], offsets[1] - offsets[0])

@@ -76,7 +76,7 @@ def _storage(side: str, number: int, storage: Storage) -> str:
 
 
 def _conv1d(base: Checkpoint, finetune: Checkpoint) -> str | None:
-    if not any(checkpoint.config.get("model_type") in _CONV1D for checkpoint in (base, finetune)):
+    if not any(str(checkpoint.config.get("model_type")) in _CONV1D for checkpoint in (base, finetune)):
         return None
     return (
         "this model stores its matrices transposed (Conv1D: inputs x outputs); what a rank keeps is the same either way"

@@ -1,0 +1,171 @@
+"""Results and journals that were edited, torn, or written by nobody of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import deltarank
+from deltarank.report import page_html, terminal_summary
+from deltarank.results import Results
+from fuzz.hostile import JSON, as_json, cases, spoilt, survives, torn
+
+RANKS = [1, 4]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    home = tmp_path_factory.mktemp("pair")
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"model.layers.{i}.mlp.{m}_proj.weight": (12, 9) for i in range(2) for m in ("up", "down")}
+    shapes |= {"model.layers.0.input_layernorm.weight": (9,), "lm_head.weight": (20, 9)}
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for side, scale in (("base", 0.0), ("finetune", 0.01)):
+        (home / side).mkdir()
+        moved = {name: w + scale * torch.randn(w.shape, generator=generator) for name, w in base.items()}
+        save_file(moved, home / side / "model.safetensors")
+    return home / "base", home / "finetune"
+
+
+@pytest.fixture(scope="module")
+def run(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return deltarank.compare(*pair, ranks=RANKS, audit=1, output=tmp_path_factory.mktemp("run") / "out")
+
+
+def check_results(text: bytes) -> None:
+    """What is believed comes back the same from its own JSON, and can be shown."""
+    results = survives(lambda: Results.from_json(text.decode("utf-8", "replace")))
+    if results is None:
+        return
+    assert Results.from_json(results.to_json()) == results
+    assert terminal_summary(results, colour=False, width=100)
+    json.dumps(results.rows(), allow_nan=False)
+    repr(results)
+
+
+@given(data=st.data())
+@cases(200)
+def test_results_with_other_claims(data: st.DataObject, run: Results) -> None:
+    check_results(as_json(data.draw(spoilt(run.to_plain()))))
+
+
+@given(data=st.data())
+@cases(120)
+def test_results_with_other_bytes(data: st.DataObject, run: Results) -> None:
+    check_results(data.draw(torn(run.to_json().encode())))
+
+
+@given(value=JSON)
+@cases(60)
+def test_results_that_are_any_json(value: Any) -> None:
+    check_results(as_json(value))
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@cases(150)
+def test_a_page_over_results_with_other_claims(data: st.DataObject, run: Results) -> None:
+    """One edit a time, so that many are believed."""
+    text = as_json(data.draw(spoilt(run.to_plain())))
+    results = survives(lambda: Results.from_json(text.decode()))
+    if results is not None:
+        assert page_html([results]).startswith("<!doctype html>")
+
+
+def numbers(results: Results) -> list[Mapping[str, Any]]:
+    """Everything but times."""
+    return [{**m, "seconds": None} for m in results.to_plain()["matrices"]]
+
+
+@pytest.fixture(scope="module")
+def journal(run: Results) -> list[Any]:
+    """The lines of a run that died at its end."""
+    plain = run.to_plain()
+    return [*plain["matrices"], *({k: v for k, v in s.items() if k != "share"} for s in plain["skipped"])]
+
+
+@given(data=st.data())
+@cases(60)
+def test_a_journal_with_other_claims(
+    data: st.DataObject, run: Results, journal: list[Any], pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Lines that cannot be meant are measured again: a run goes on to its end, with a result for every matrix."""
+    lines = data.draw(spoilt(journal))
+    text = b"\n".join(map(as_json, lines)) + b"\n" if isinstance(lines, list) else as_json(lines)
+    out = resumable(tmp_path, pair, data.draw(st.just(text) | torn(text)))
+    found = survives(lambda: deltarank.compare(*pair, ranks=RANKS, output=out))
+
+    assert found is not None
+    assert [m["name"] for m in numbers(found)] == [m["name"] for m in numbers(run)]
+    check_results(found.to_json().encode())
+
+
+@given(text=JSON.map(as_json) | st.binary(max_size=40) | st.sampled_from([b"[" * 100_000, b'{"base": [' * 500]))
+@cases(40)
+def test_a_folder_whose_run_was_written_by_another(text: bytes, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Told from ours, and left alone."""
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    (out / "run.json").write_bytes(text)
+
+    assert survives(lambda: deltarank.compare(*pair, ranks=RANKS, output=out)) is None
+    assert (out / "run.json").read_bytes() == text
+
+
+def resumable(tmp_path: Path, pair: tuple[Path, Path], lines: bytes) -> Path:
+    """The folder of this very run, as a killed process left it, with these lines."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    if not whole.exists():
+        deltarank.compare(*pair, ranks=RANKS, output=whole)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    shutil.copy(whole / "run.json", out / "run.json")
+    (out / "matrices.jsonl").write_bytes(lines)
+    return out
+
+
+@given(data=st.data())
+@cases(30)
+def test_a_journal_of_an_extraction_with_other_claims(
+    data: st.DataObject, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As above; factors whose file is gone are made again."""
+    out, ours = tmp_path / "adapter", tmp_path / "adapter.partial"
+    if not (kept := tmp_path / "run.json").exists():
+        interrupted(pair, out)
+        shutil.copy(ours / "run.json", kept)
+        shutil.copy(ours / "matrices.jsonl", tmp_path / "lines")
+    lines = [json.loads(line) for line in (tmp_path / "lines").read_bytes().splitlines()]
+    text = b"".join(as_json(line) + b"\n" for line in data.draw(spoilt(lines)))
+    shutil.rmtree(out, ignore_errors=True)
+    ours.mkdir(exist_ok=True)
+    shutil.copy(kept, ours / "run.json")
+    (ours / "matrices.jsonl").write_bytes(text)
+    found = survives(lambda: deltarank.extract(*pair, output=out, rank=4, server="peft"))
+
+    assert found is not None
+    assert len(found.matrices) == 4
+
+
+def interrupted(pair: tuple[Path, Path], out: Path) -> None:
+    """An extraction that was stopped after its third matrix."""
+
+    class Stop(deltarank.Watch):
+        number = 0
+
+        def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+            self.number += 1
+            if self.number == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deltarank.extract(*pair, output=out, rank=4, server="peft", watch=Stop())
