@@ -16,6 +16,7 @@ import http.server
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -67,7 +68,8 @@ class Fault:
 
     kind: "cut" (the line drops at byte `at` of the body), "stall" (at that byte nothing more comes), "status" (an
     answer of `status` with `headers`), "long" and "short" (a wrong Content-Length), "whole" (the range is ignored),
-    "shifted" (another range than asked for), "flip" (a bit of the body is wrong), "mute" (no answer at all).
+    "shifted" (another range than asked for), "flip" (a bit of the body's byte `at` is wrong), "zipped" (a compressed
+    body), "mute" (no answer at all).
     """
 
     kind: str
@@ -113,6 +115,8 @@ class FakeHub:
         """Whether weights lie on links; else the Hub serves them itself."""
         self.delay = 0.0
         """Seconds before each part of a body."""
+        self.then: Callable[[int], object] = lambda number: None
+        """Is called before the part of a weights file with this number, from 1 on, is sent."""
         self._signature = 0
         self._links: dict[str, Path] = {}
         self._lock = threading.Lock()
@@ -147,6 +151,7 @@ class FakeHub:
         self.requests.clear()
         self.sent.clear()
         self.faults.clear()
+        self.then = lambda number: None
 
     def expire_links(self) -> None:
         """What was signed until now is refused from now on."""
@@ -213,6 +218,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = None
         if self.command == "GET":
             self.hub.sent.append(Sent(path.name, start, end))
+            self.hub.then(len(self.hub.sent))
             fault = self.hub.fault(self.place)
             if fault is None and self.hub.cut:
                 fault = Fault("cut", at=(end - start) // 2)
@@ -232,7 +238,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             start, end = (start + 1, end) if end - start > 1 else (start - 1, end)
         body = _part(path, start, end)
         if kind == "flip":
-            body = body[:-1] + bytes([body[-1] ^ 1])
+            assert fault
+            body = body[: fault.at] + bytes([body[fault.at] ^ 1]) + body[fault.at + 1 :]
+        if kind == "zipped":
+            headers = headers | {"Content-Encoding": "gzip"}
         if asked:
             headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
         self.send(206 if asked else 200, body, headers=headers, fault=fault)
@@ -406,9 +415,13 @@ def client_environment(hub: FakeHub, home: Path, **more: str) -> dict[str, str]:
 
 
 _CLIENT = """
-import hashlib, json, sys
+import hashlib, json, os, sys
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import DeltarankError
+
+if "WAITS" in os.environ:  # the same tries as ever, with shorter waits between them
+    from deltarank.checkpoints import _patience
+    _patience.FIRST_WAIT, _patience.LONGEST_WAIT = 0.01, float(os.environ["WAITS"])
 
 def describe(ref, revision=None, fetch="download"):
     told = []
@@ -447,13 +460,20 @@ for line in sys.stdin:
 class Client:
     """A process with deltarank and the real client library in it, which answers one question after another."""
 
-    def __init__(self, hub: FakeHub, home: Path, **environment: str) -> None:
+    def __init__(self, hub: FakeHub, home: Path, *, most_bytes: int | None = None, **environment: str) -> None:
+        """`most_bytes` a file may have that this process writes."""
+
+        def limit() -> None:
+            if most_bytes is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error::ResourceWarning", "-c", _CLIENT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=client_environment(hub, home, **environment),
             text=True,
+            preexec_fn=limit,
         )
 
     def __enter__(self) -> Self:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from deltarank.checkpoints._digests import check_downloads
 from deltarank.checkpoints._folder import INDEX, SINGLE
 from deltarank.checkpoints._index import SUFFIX, parse_index
 from deltarank.checkpoints._refs import HubRef
@@ -17,6 +19,9 @@ from deltarank.checkpoints._text import shown
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
 
 _T = TypeVar("_T")
+
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+"""How systems say that nothing more can be written."""
 
 _SMALL = ("*" + SUFFIX, "config.json")
 
@@ -28,15 +33,17 @@ def download(ref: HubRef) -> tuple[Path, str]:
     top. An index is checked before anything that it names is asked for.
 
     Raises:
-        CheckpointError: not found, gated, or the Hub cannot be reached.
+        CheckpointError: not found, gated, damaged on the way, or the Hub cannot be reached; or the disk is full.
         HeaderError: the index cannot be trusted.
     """
     folder, commit = snapshot_without_weights(ref)
+    before = set(folder.rglob("*.safetensors"))
     if not _has_single(ref, commit):
         shards = _shards(folder)
         _download(ref, commit, shards or ("*.safetensors",))
         if not shards and not any(folder.glob("*.safetensors")):
             refuse_without_weights(ref)
+    check_downloads(set(folder.rglob("*.safetensors")) - before)
     return folder, commit
 
 
@@ -134,6 +141,12 @@ def translated(ref: HubRef, error: Exception) -> DeltarankError:
             f"There is neither a folder {shown(ref.repo_id)} here nor, for you, a model of that name on the Hub.",
             cure="Check the spelling. If the model is private, set HF_TOKEN or run `hf auth login`.",
             slug="hub-not-found",
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return CheckpointError(
+            f"{shown(ref.repo_id)} does not fit on the disk: {shown(error.strerror)}.",
+            cure="Free space under HF_HOME, set HF_HOME to a larger disk, or give --stream, which keeps nothing.",
+            slug="disk-full",
         )
     return CheckpointError(
         f"{shown(ref.repo_id)} could not be had from the Hub: {_first_line(error)}",

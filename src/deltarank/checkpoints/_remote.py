@@ -23,8 +23,6 @@ MOST_PASSED_OVER = 64 << 20
 EXPIRED = frozenset({401, 403, 404, 410})
 """What a signed link answers when its time is over. Asked of the Hub itself, the same answers are final."""
 
-PIECE = 256 << 10
-
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -137,6 +135,7 @@ class HttpFile:
                 trouble = f"{type(error).__name__}: {error}"
             if transfer.done > before:
                 patience.renew()
+                told = told or 0.0  # a line that drops after a while is a line that works
             if self._stopped():
                 raise GaveUpError("it was stopped")
             if transfer.left:
@@ -195,7 +194,7 @@ class HttpFile:
     def _receive(self, response: Any, transfer: _Transfer) -> None:
         first = self._first_byte(response, transfer)
         passed = transfer.start + transfer.done - first
-        for piece in response.iter_raw(PIECE):
+        for piece in response.iter_raw():  # of no fixed size, which would hold back what came before a line dropped
             self._traffic.count(received=len(piece))
             wanted = piece[passed:] if passed < len(piece) else b""
             passed = max(passed - len(piece), 0)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from deltarank.checkpoints._ahead import BUDGET, ReadAhead
+from deltarank.checkpoints._digests import damaged, matches
 from deltarank.checkpoints._headers import LENGTH, LIKELY_HEADER
 from deltarank.checkpoints._patience import GaveUpError
 from deltarank.checkpoints._remote import Ranged, RemoteFile, Traffic
 from deltarank.checkpoints._source import Source, unreadable
 from deltarank.checkpoints._text import shown
-from deltarank.errors import CheckpointError, DeltarankError, JobError
+from deltarank.errors import DeltarankError, JobError
 
 SMALL = LIKELY_HEADER
 """Bytes. A file up to this size comes whole with its header, and is held against its hash."""
@@ -88,7 +88,7 @@ class HubSource:
                     break
                 content = bytearray(self._listed[file].size)
                 self._ahead.read_into(file, 0, memoryview(content))
-                if _digest(content, self._listed[file].digest) == self._listed[file].digest:
+                if matches(content, self._listed[file].digest):
                     self._whole[file] = bytes(content)
                 elif last:
                     raise damaged(file)
@@ -144,22 +144,6 @@ def _small(files: Sequence[RemoteFile]) -> frozenset[str]:
             break
         found.append(file.name)
     return frozenset(found)
-
-
-def _digest(content: bytearray, known: str) -> str:
-    """SHA-256, or git's hash of a blob, as long as the known one is."""
-    if len(known) == 64:
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def damaged(file: str) -> CheckpointError:
-    return CheckpointError(
-        f"{shown(file, most=300)} arrived damaged: its bytes do not have the hash that the Hub states.",
-        cure="Run it again. If it stays so, something on the way (a proxy, a mirror) changes files: try another "
-        "network, or another HF_ENDPOINT.",
-        slug="damaged",
-    )
 
 
 def lost(file: str, what: str) -> JobError:

@@ -1,0 +1,171 @@
+"""Blocks that are fetched before they are read: right bytes, few requests, bounded memory, no standstill."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+
+import pytest
+
+from deltarank.checkpoints import _ahead
+from deltarank.checkpoints._ahead import ReadAhead
+
+CONTENT = random.Random(1).randbytes(100_000)
+
+
+class Line:
+    """Where the bytes come from. `gate`, while closed, holds every fetch back."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+
+    def fetch(self, file: str, start: int, view: memoryview) -> None:
+        self.asked.append((start, start + view.nbytes))
+        assert self.gate.wait(10)
+        if self.broken:
+            raise ConnectionError("down")
+        view[:] = CONTENT[start : start + view.nbytes]
+
+
+def read(ahead: ReadAhead, start: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    ahead.read_into("x", start, memoryview(buffer))
+    return bytes(buffer)
+
+
+@pytest.mark.parametrize("announced", ["all", "none", "others", "each twice"])
+@pytest.mark.parametrize("readers", [1, 4])
+def test_any_order_of_reads_gives_the_bytes(announced: str, readers: int) -> None:
+    chance = random.Random(readers)
+    parts = [(i * 1000, chance.randrange(1, 1000)) for i in range(99)]
+    line = Line()
+    ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=3)
+    for start, length in parts:
+        if announced in ("all", "each twice"):
+            ahead.will_need("x", start, length)
+        if announced == "each twice":
+            ahead.will_need("x", start + length // 2, length)
+        if announced == "others":
+            ahead.will_need("x", start + 500, 600)
+    chance.shuffle(parts)
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for start, length in parts[number::readers]:
+            if read(ahead, start, length) != CONTENT[start : start + length]:
+                wrong.append(start)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(readers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    ahead.close()
+    assert wrong == []
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_neighbours_are_one_request_and_nothing_comes_twice() -> None:
+    line = Line()
+    ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
+    line.gate.clear()
+    ahead.will_need("x", 0, 100)  # while this is under way, the others gather
+    while not line.asked:
+        pass
+    for start in range(100, 30_100, 100):
+        ahead.will_need("x", start, 100)
+    line.gate.set()
+    for start in range(0, 30_100, 100):
+        assert read(ahead, start, 100) == CONTENT[start : start + 100]
+    ahead.close()
+    assert line.asked == [(0, 100), (100, 10_100), (10_100, 20_100), (20_100, 30_100)]
+
+
+def test_a_small_gap_is_read_over_and_a_large_one_is_not() -> None:
+    line = Line()
+    ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
+    line.gate.clear()
+    ahead.will_need("x", 0, 10)
+    while not line.asked:
+        pass
+    for start, length in ((1000, 5000), (6100, 1000), (7400, 1000)):
+        ahead.will_need("x", start, length)
+    line.gate.set()
+    for start, length in ((0, 10), (1000, 5000), (6100, 1000), (7400, 1000)):
+        assert read(ahead, start, length) == CONTENT[start : start + length]
+    ahead.close()
+    assert line.asked == [(0, 10), (1000, 7100), (7400, 8400)]
+    asked = sum(end - start for start, end in line.asked)
+    assert asked <= 1.05 * 7010
+
+
+def test_memory_is_bounded_whatever_is_announced() -> None:
+    line = Line()
+    ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=4)
+    ahead.will_need("x", 0, len(CONTENT))
+    for start in range(0, len(CONTENT), 500):
+        assert read(ahead, start, 500) == CONTENT[start : start + 500]
+    assert ahead.most_held <= 8000 + 2000  # one reader may be before its fetchers
+    ahead.close()
+
+
+def test_a_reader_does_not_wait_behind_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget is full of blocks that were announced and never asked for; in time they make room."""
+    monkeypatch.setattr(_ahead, "STALE", 20)
+    line = Line()
+    ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=2)
+    ahead.will_need("x", 0, 8000)
+    while sum(end - start for start, end in line.asked) < 8000:
+        pass
+    ahead.will_need("x", 50_000, 40_000)
+    for start in range(50_000, 90_000, 500):
+        assert read(ahead, start, 500) == CONTENT[start : start + 500]
+    assert ahead.most_held <= 10_000
+    assert read(ahead, 0, 8000) == CONTENT[:8000]
+    ahead.close()
+
+
+def test_a_failed_fetch_fails_its_reader_and_nobody_else() -> None:
+    line = Line()
+    ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=2)
+    line.broken = True
+    ahead.will_need("x", 0, 2000)
+    with pytest.raises(ConnectionError, match="down"):
+        read(ahead, 0, 10)
+    line.broken = False
+    assert read(ahead, 0, 2000) == CONTENT[:2000]
+    ahead.close()
+
+
+def test_what_is_dropped_is_fetched_again() -> None:
+    line = Line()
+    ahead = ReadAhead(line.fetch)
+    ahead.will_need("x", 0, 1000)
+    assert read(ahead, 0, 10) == CONTENT[:10]
+    ahead.drop("x")
+    assert read(ahead, 10, 10) == CONTENT[10:20]
+    ahead.close()
+    assert line.asked == [(0, 1000), (10, 20)]
+
+
+def test_closing_ends_the_threads_and_lets_go_of_the_memory() -> None:
+    before = threading.active_count()
+    ahead = ReadAhead(Line().fetch, fetchers=3)
+    ahead.will_need("x", 0, 1000)
+    assert threading.active_count() > before
+    ahead.close()
+    ahead.close()
+    ahead.will_need("x", 0, 1000)
+    assert threading.active_count() == before
+
+
+def test_threads_are_few_and_begin_when_needed() -> None:
+    ahead = ReadAhead(Line().fetch, fetchers=2)
+    assert read(ahead, 0, 10) == CONTENT[:10]
+    names = Counter(thread.name for thread in threading.enumerate())
+    assert names["deltarank-ahead"] == 0
+    ahead.close()

@@ -1,0 +1,302 @@
+"""What the world does to a streamed checkpoint, with the real client against a Hub and a storage on this machine."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from files import llama, save, write_index
+
+from deltarank.checkpoints import _fetch
+from deltarank.checkpoints._fetch import SPARE
+from deltarank.checkpoints._refs import HubRef
+from deltarank.words import size
+from hub import TOKEN, Client, FakeHub, Fault
+
+BIG = llama(hidden=256, words=900, layers=2)
+"""2.1 MB in three files, each larger than what comes with its header."""
+
+TENSOR = "model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    root = tmp_path_factory.mktemp("hub")
+    with FakeHub() as hub:
+        hub.add("org/big", save(root / "big", BIG, shards=3, config={"model_type": "llama"}))
+        hub.add("org/one", save(root / "one", BIG))
+        hub.add("org/small", save(root / "small", llama()))
+        hub.add("org/private", root / "small", private=True)
+        hub.add("org/gated", root / "small", gated=True)
+        hub.add("org/climber", write_index(root / "climber", {"a": "../../secret.safetensors"}).parent)
+        hub.add("org/holes", write_index(root / "holes", {"a": "gone.safetensors"}).parent)
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def _without_faults(hub: FakeHub) -> Iterator[None]:
+    hub.forget()
+    yield
+    hub.forget()
+    hub.redirects = True
+
+
+@pytest.fixture(scope="module")
+def client(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    home = tmp_path_factory.mktemp("home")
+    with Client(hub, home, WAITS="0.05", HF_HUB_DOWNLOAD_TIMEOUT="1") as client:
+        yield client
+        assert list(home.rglob("*.safetensors")) == []
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keeper")
+
+
+@pytest.fixture(scope="module")
+def keeper(hub: FakeHub, home: Path) -> Iterator[Client]:
+    """A client that may download, and has a token."""
+    with Client(hub, home, HF_TOKEN=TOKEN) as keeper:
+        yield keeper
+
+
+@pytest.fixture(scope="module")
+def truth(hub: FakeHub, client: Client) -> dict[str, Any]:
+    """Hashes of all tensors by the local run."""
+    folder = hub.repos["org/big"].folders["main"]
+    found: dict[str, Any] = client.read(str(folder), "auto")["hashes"]
+    assert found.keys() == BIG.keys()
+    return found
+
+
+@pytest.mark.parametrize("redirects", [True, False])
+def test_streamed_bytes_are_the_files_bytes(
+    redirects: bool, hub: FakeHub, client: Client, truth: dict[str, Any]
+) -> None:
+    """Whether the Hub leads to a storage or serves the weights itself; a token never goes to the storage."""
+    hub.redirects = redirects
+    assert client.read("org/big", "stream")["hashes"] == truth
+    assert hub.secrets == []
+
+
+def test_a_file_is_resolved_once_and_its_header_comes_in_one_request(hub: FakeHub, client: Client) -> None:
+    assert client.ask("org/big", None, "stream")["traffic"][0] == 3
+    assert [part.start for part in hub.sent] == [0, 0, 0]
+    hub.forget()
+    client.read("org/big", "stream")
+    resolved = [path for method, path in hub.requests if path.endswith(".safetensors")]
+    assert len(resolved) == 3
+
+
+def test_what_is_streamed_has_the_fingerprint_of_what_is_downloaded(
+    hub: FakeHub, client: Client, keeper: Client
+) -> None:
+    """So one way goes on with a run that the other began."""
+    streamed = client.ask("org/big", None, "stream")
+    downloaded = keeper.ask("org/big", None, "download")
+    hub.forget()
+    cached = keeper.ask("org/big", None, "stream")
+    assert hub.sent == []
+    for key in ("fingerprint", "revision", "files", "tensors", "config"):
+        assert streamed[key] == downloaded[key] == cached[key]
+
+
+def test_files_that_lie_in_the_cache_are_not_streamed(
+    hub: FakeHub, keeper: Client, home: Path, truth: dict[str, Any]
+) -> None:
+    keeper.ask("org/big", None, "download")
+    next(home.glob("hub/models--org--big/snapshots/*/model-00002-of-00003.safetensors")).unlink()
+    hub.forget()
+    assert keeper.read("org/big", "stream")["hashes"] == truth
+    assert {part.file for part in hub.sent} == {"model-00002-of-00003.safetensors"}
+
+
+def test_the_user_is_told_what_is_streamed(client: Client) -> None:
+    told = client.ask("org/big", None, "stream")["told"]
+    assert told == ["`org/big`: 2.1 MB are streamed, and nothing of it is kept."]
+
+
+def test_the_free_disk_decides_where_the_user_does_not(hub: FakeHub, keeper: Client, home: Path) -> None:
+    free = shutil.disk_usage(home).free
+    (told,) = keeper.ask("org/one", None, "auto")["told"]
+    assert ("downloaded" if free > SPARE + 3_000_000 else "streamed") in told
+    assert "free" in told
+
+
+@pytest.mark.parametrize(("free", "streamed"), [(SPARE, True), (SPARE + 99, True), (SPARE + 100, False)])
+def test_a_download_leaves_room_on_the_disk(free: int, streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(_fetch.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10 * free, 0, free))
+    assert _fetch._is_streamed(HubRef("org/a"), "auto", 100, said.append) == streamed
+    way = "streamed, and nothing of it is kept" if streamed else "downloaded into the Hub's cache"
+    assert said == [f"`org/a`: 100 B are {way} ({size(free)} are free{'' if streamed else ' there'})."]
+
+
+CUTS = random.Random(5)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param([Fault("cut", at=CUTS.randrange(1, 250_000)) for _ in range(12)], id="cut at random bytes"),
+        pytest.param([Fault("cut", at=0, times=3)], id="cut before the first byte"),
+        pytest.param([Fault("mute", times=3)], id="hung up"),
+        pytest.param([Fault("status", status=500, times=3), Fault("status", status=503, after=2)], id="500s"),
+        pytest.param([Fault("status", status=429, times=2)], id="429 that does not say how long"),
+        pytest.param([Fault("long")], id="Content-Length too long"),
+        pytest.param([Fault("short", times=2)], id="Content-Length too short"),
+        pytest.param([Fault("whole", times=5)], id="range ignored"),
+        pytest.param([Fault("status", status=403, place="storage", after=3)], id="link refused once"),
+    ],
+)
+def test_faults_of_the_line_leave_no_trace(
+    faults: list[Fault], hub: FakeHub, client: Client, truth: dict[str, Any]
+) -> None:
+    hub.faults = [Fault(**vars(fault)) for fault in faults]
+    assert client.read("org/big", "stream").get("hashes") == truth
+    assert all(fault.times == 0 for fault in hub.faults), "a fault was not met"
+
+
+def test_a_cut_body_goes_on_where_it_broke_off(hub: FakeHub, client: Client) -> None:
+    hub.faults = [Fault("cut", at=100_000)]
+    client.read("org/one", "stream", TENSOR)
+    assert [part.start for part in hub.sent][:2] == [0, 100_000]
+
+
+def test_a_body_that_stalls_is_asked_for_again(hub: FakeHub, client: Client, truth: dict[str, Any]) -> None:
+    hub.faults = [Fault("stall", at=50_000)]
+    began = time.monotonic()
+    assert client.read("org/big", "stream")["hashes"] == truth
+    assert time.monotonic() - began < 2.9  # the timeout is 1 s, the stall longer
+
+
+@pytest.mark.parametrize("how", ["seconds", "date", "rate limit"])
+def test_a_server_that_asks_to_wait_is_obeyed(how: str, hub: FakeHub, client: Client, truth: dict[str, Any]) -> None:
+    said = {
+        "seconds": {"Retry-After": "1"},
+        "date": {"Retry-After": formatdate(time.time() + 2, usegmt=True)},
+        "rate limit": {"RateLimit": '"resolvers";r=0;t=0'},
+    }[how]
+    hub.faults = [Fault("status", status=429, headers=said, after=1)]
+    began = time.monotonic()
+    assert client.read("org/big", "stream")["hashes"] == truth
+    assert time.monotonic() - began >= 0.9
+
+
+def test_an_expired_link_is_resolved_again(hub: FakeHub, client: Client, truth: dict[str, Any]) -> None:
+    hub.then = lambda number: hub.expire_links() if number in (3, 6) else None
+    assert client.read("org/big", "stream")["hashes"] == truth
+    resolved = [path for method, path in hub.requests if path.endswith(".safetensors")]
+    assert 3 < len(resolved) <= 9
+
+
+def test_small_files_are_held_against_their_hash(hub: FakeHub, client: Client) -> None:
+    whole = client.read("org/small", "stream")["hashes"]
+    hub.faults = [Fault("flip", at=8000)]
+    assert client.read("org/small", "stream")["hashes"] == whole
+    hub.faults = [Fault("flip", at=8000, times=2)]
+    assert client.read("org/small", "stream")["slug"] == "damaged"
+
+
+def test_a_damaged_header_is_refused(hub: FakeHub, client: Client) -> None:
+    hub.faults = [Fault("flip", at=8)]
+    assert client.read("org/one", "stream")["slug"] == "bad-header"
+
+
+@pytest.mark.parametrize("kind", ["shifted", "zipped"])
+def test_bytes_that_are_not_those_that_were_asked_for_are_not_used(kind: str, hub: FakeHub, client: Client) -> None:
+    hub.faults = [Fault(kind, times=99)]
+    assert client.read("org/one", "stream")["slug"] == "unreadable"
+
+
+def test_a_download_that_arrives_damaged_is_not_kept(hub: FakeHub, keeper: Client) -> None:
+    hub.faults = [Fault("flip", at=8000)]
+    assert keeper.ask("org/small", None, "download")["slug"] == "damaged"
+    assert "tensors" in keeper.ask("org/small", None, "download")
+
+
+def test_a_server_that_stays_down_ends_the_run(hub: FakeHub, client: Client) -> None:
+    hub.faults = [Fault("status", status=503, times=999, after=4)]
+    answer = client.read("org/big", "stream")
+    assert (answer["error"], answer["slug"]) == ("JobError", "hub-lost")
+    assert "8 times in a row" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("how", "slug"), [("gone", "hub-not-found"), ("gated", "hub-gated"), ("moved", "hub-no-revision")]
+)
+def test_a_model_that_is_taken_away_in_between(
+    how: str, slug: str, hub: FakeHub, client: Client, tmp_path: Path
+) -> None:
+    """The link of a running stream expires, and behind it is nothing any more."""
+    hub.repos.pop("org/leaving", None)
+    repo = hub.add("org/leaving", save(tmp_path / "leaving", BIG))
+
+    def leave(number: int) -> None:
+        if number == 2:
+            hub.expire_links()
+            if how == "gone":
+                del hub.repos["org/leaving"]
+            elif how == "gated":
+                repo.gated = True
+            else:
+                repo.folders["main"] = hub.repos["org/small"].folders["main"]
+
+    hub.then = leave
+    answer = client.read("org/leaving", "stream")
+    assert (answer.get("error"), answer.get("slug")) == ("JobError", slug)
+
+
+@pytest.mark.parametrize(
+    ("ref", "slug"),
+    [
+        ("org/none", "hub-not-found"),
+        ("org/private", "hub-not-found"),
+        ("org/gated", "hub-gated"),
+        ("org/big@none", "hub-no-revision"),
+        ("org/climber", "outside-folder"),
+        ("org/holes", "missing-shard"),
+    ],
+)
+def test_what_cannot_be_streamed_is_told_with_a_cure(ref: str, slug: str, client: Client) -> None:
+    answer = client.ask(ref, None, "stream")
+    assert answer.get("slug") == slug, answer
+    assert answer["message"].isprintable()
+    assert answer["cure"]
+
+
+def test_a_token_opens_what_is_closed_and_stays_with_the_hub(hub: FakeHub, keeper: Client) -> None:
+    assert "hashes" in keeper.read("org/private", "stream")
+    assert "hashes" in keeper.read("org/gated", "stream")
+    assert len(hub.sent) == 2
+    assert hub.secrets == []
+
+
+def test_a_name_that_does_not_resolve_is_told(hub: FakeHub, tmp_path: Path) -> None:
+    with Client(hub, tmp_path, HF_ENDPOINT="http://nowhere.invalid") as client:
+        assert client.ask("org/big", None, "stream")["slug"] == "hub-unreachable"
+
+
+def test_a_storage_whose_name_does_not_resolve_ends_the_run(hub: FakeHub, client: Client) -> None:
+    storage, hub.storage = hub.storage, "http://nowhere.invalid"
+    try:
+        assert client.read("org/big", "stream")["slug"] == "hub-lost"
+    finally:
+        hub.storage = storage
+
+
+def test_a_full_disk_is_told(hub: FakeHub, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the client's own writing fails."""
+    with Client(hub, tmp_path, most_bytes=100_000) as client:
+        answer = client.ask("org/big", None, "download")
+        assert answer.get("slug") == "disk-full", answer
+        assert "--stream" in answer["cure"]
+        assert "hashes" in client.read("org/big", "stream")
+    assert not list((tmp_path / "hub").glob("models--org--big/snapshots/*/*.safetensors"))
