@@ -37,7 +37,6 @@ OUTSIDE = {
         "sklearn",
         "gguf",
         "bitsandbytes",
-        "torchao",
     },
     "report": {"altair", "vl_convert", "jinja2", "markupsafe", "numpy"},
     "demo": {"torch", "transformers", "peft", "tokenizers", "safetensors", "tqdm"},
