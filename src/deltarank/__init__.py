@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deltarank.bases import BaseChoice, which_base
     from deltarank.compare import Plan, Watch, compare, open_results, plan
     from deltarank.errors import DeltarankError
     from deltarank.extract import Adapter, ExtractionPlan, extract, plan_extraction
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
+    "BaseChoice",
     "DeltarankError",
     "ExtractionPlan",
     "Loss",
@@ -43,10 +45,12 @@ __all__ = [
     "plan",
     "plan_extraction",
     "verify",
+    "which_base",
 ]
 
 _HOMES = {
     "Adapter": "deltarank.extract",
+    "BaseChoice": "deltarank.bases",
     "DeltarankError": "deltarank.errors",
     "ExtractionPlan": "deltarank.extract",
     "Loss": "deltarank.results",
@@ -63,6 +67,7 @@ _HOMES = {
     "plan": "deltarank.compare",
     "plan_extraction": "deltarank.extract",
     "verify": "deltarank.verify",
+    "which_base": "deltarank.bases",
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from deltarank.cli._bases import find_base, refuse_others
 from deltarank.cli._fetch import fetch_option
 from deltarank.cli._ranks import parse_ranks
 from deltarank.cli._say import in_colour, one_line, out, say_written, sayer, width
@@ -29,8 +30,12 @@ class _Manner:
 
 
 @click.command(short_help="Measure what a LoRA would keep of a finetune.")
-@click.argument("base")
-@click.argument("finetune")
+@click.argument("refs", nargs=-1, metavar="BASE FINETUNE")
+@click.option(
+    "--base-candidates",
+    is_flag=True,
+    help="Only say which base FINETUNE came from: --base-candidates A B C FINETUNE, from a sample of matrices.",
+)
 @click.option(
     "-o",
     "--output",
@@ -90,6 +95,8 @@ class _Manner:
 def compare(
     context: click.Context,
     /,
+    refs: tuple[str, ...],
+    base_candidates: bool,
     output: Path | None,
     ranks: tuple[str, ...],
     force: bool,
@@ -103,14 +110,31 @@ def compare(
     Writes RUN/results.json, RUN/report.html and pictures, and prints a table and a verdict. A run that was stopped
     goes on where it stopped when the same command is given again.
     """
-    job["ranks"] = parse_ranks(ranks)
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
+    _check_number(context, refs, several=base_candidates)
+    if base_candidates:
+        refuse_others(context)
+        find_base(refs, job, as_json=as_json, quiet=quiet)
+        return
+    job |= {"base": refs[0], "finetune": refs[1], "ranks": parse_ranks(ranks)}
     if dry_run:
         _print_plan(job, as_json)
         return
     manner = _Manner(output or default_output(job["finetune"]), force, as_json, quiet)
     _run(job, manner, command=shlex.join(["deltarank", *(context.obj or ())]))
+
+
+def _check_number(context: click.Context, refs: tuple[str, ...], *, several: bool) -> None:
+    """Raises click's own errors, in click's own words."""
+    if len(refs) < 2:
+        wanted = "FINETUNE" if refs else "BASE"
+        raise click.UsageError(f"Missing argument '{wanted}'.", context)
+    if len(refs) > 2 and not several:
+        extra = " ".join(refs[2:])
+        raise click.UsageError(
+            f"Got unexpected extra arguments ({extra}). To find out which base it is, add --base-candidates.", context
+        )
 
 
 def _print_plan(job: dict[str, Any], as_json: bool) -> None:

@@ -1,0 +1,203 @@
+"""Which base a finetune came from: told where it can be told, and said where it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
+
+import deltarank
+from deltarank.bases import BaseKind, which_base
+from deltarank.cli import main
+from deltarank.errors import CheckpointError, JobError, UsageError
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A base, what came from it, and what did not."""
+    home = tmp_path_factory.mktemp("models")
+    base = {name: w.bfloat16().float() for name, w in base_weights().items()}
+    stage = full_finetune(base, seed=4)
+    sibling = full_finetune(base, seed=5)
+    nudged = {name: w * 1.0001 if "norm" not in name else w for name, w in base.items()}
+    made = {
+        "base": base,
+        "stage": stage,
+        "mine": full_finetune(stage, seed=6, scale=0.002),
+        "full": full_finetune(base),
+        "sibling": sibling,
+        "lora": merged_lora(base, 3),
+        "few": {name: w + (0.01 if "layers.1.mlp.up" in name else 0.0) for name, w in base.items()},
+        "merge": {name: (stage[name] + sibling[name]) / 2 for name in base},
+        "stranger": base_weights(seed=77),
+        "nudged": nudged,
+        "wide": {name: torch.zeros(w.shape[0], 2 * w.shape[-1]) for name, w in base.items() if w.ndim == 2},
+        "broken": {name: w * float("nan") for name, w in base.items()},
+    }
+    folders = {name: write(home / name, weights, dtype=torch.float32) for name, weights in made.items()}
+    folders["copy"] = shutil.copytree(folders["base"], home / "copy")
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("candidates", "finetune", "found"),
+    [
+        (("stranger", "base", "wide"), "full", "base"),
+        (("sibling", "base"), "full", "base"),
+        (("base", "stage", "sibling"), "mine", "stage"),
+        (("base", "lora"), "few", "base"),
+        (("base",), "lora", "base"),
+        (("full", "sibling", "base"), "lora", "base"),
+    ],
+)
+def test_the_base_is_found(candidates: tuple[str, ...], finetune: str, found: str, folders: Mapping[str, Path]) -> None:
+    for seed in range(4):
+        choice = which_base([folders[name] for name in candidates], folders[finetune], seed=seed)
+
+        assert choice.kind is BaseKind.FOUND
+        assert choice.base is not None
+        assert choice.base.reference.ref == str(folders[found])
+        assert choice.sentence.startswith(f"{finetune} came from {folders[found]}")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "finetune"),
+    [(("base", "copy"), "full"), (("stage", "sibling"), "merge"), (("copy", "base"), "lora")],
+)
+def test_what_is_equally_near_is_not_told_apart(
+    candidates: tuple[str, ...], finetune: str, folders: Mapping[str, Path]
+) -> None:
+    choice = which_base([folders[name] for name in candidates], folders[finetune], matrices=2)
+
+    assert choice.kind is BaseKind.TOO_CLOSE
+    assert choice.base is None
+    assert "Too close to tell" in choice.sentence
+    assert all(str(folders[name]) in choice.sentence for name in candidates)
+    assert ("copies of one model" in choice.sentence) == ("copy" in candidates)
+    assert choice.matrices == MATRICES  # four times as many were read before it was given up
+
+
+@pytest.mark.parametrize("candidates", [("stranger",), ("stranger", "wide")])
+def test_none_of_these(candidates: tuple[str, ...], folders: Mapping[str, Path]) -> None:
+    choice = which_base([folders[name] for name in candidates], folders["full"])
+
+    assert choice.kind is BaseKind.NONE
+    assert choice.base is None
+    assert "as unrelated models do" in choice.sentence
+    assert choice.candidates[0].relative_norm == pytest.approx(2**0.5, rel=0.1)
+
+
+def test_the_figures_are_numpy_s(folders: Mapping[str, Path]) -> None:
+    choice = which_base([folders["base"], folders["stranger"]], folders["full"], matrices=3)
+    after = load_file(folders["full"] / "model.safetensors")
+    for candidate, name in zip(choice.candidates, ("base", "stranger"), strict=True):
+        before = load_file(folders[name] / "model.safetensors")
+        pairs = {n: (before[n].double().numpy(), after[n].double().numpy()) for n in candidate.norms}
+        norms = {n: np.linalg.norm(w - w0) / np.linalg.norm(w0) for n, (w0, w) in pairs.items()}
+        energies = [((w - w0) ** 2).sum() for w0, w in pairs.values()], [(w0**2).sum() for w0, _ in pairs.values()]
+
+        assert len(norms) == 3
+        assert candidate.norms == pytest.approx(norms, rel=1e-6)
+        assert candidate.relative_norm == pytest.approx(np.sqrt(sum(energies[0]) / sum(energies[1])), rel=1e-6)
+
+
+def test_a_seed_draws_the_same_matrices_of_every_module_and_another_seed_others(folders: Mapping[str, Path]) -> None:
+    def drawn(seed: int) -> list[str]:
+        choice = which_base([folders["base"]], folders["full"], matrices=4, seed=seed)
+        return list(choice.candidates[0].norms)
+
+    assert drawn(1) == drawn(1)
+    assert len({tuple(sorted(drawn(seed))) for seed in range(6)}) > 1
+    assert {name.split(".", 3)[3] for name in drawn(1)} == {
+        f"{module}.weight" for module in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    }
+
+
+def test_a_candidate_that_cannot_be_compared_is_told_and_the_others_are(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    candidates = [tmp_path / "nowhere", folders["wide"], folders["broken"], folders["base"], folders["full"]]
+    choice = which_base(candidates, folders["full"])
+    reasons = [candidate.reason or "" for candidate in choice.candidates]
+
+    assert choice.kind is BaseKind.FOUND
+    assert choice.base == choice.candidates[3]
+    assert "nowhere" in reasons[0]
+    assert "differ in shape" in reasons[1]
+    assert "NaN" in reasons[2]
+    assert "the same files" in reasons[4]
+
+
+def test_what_cannot_be_asked(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        which_base([], folders["full"])
+    with pytest.raises(UsageError):
+        which_base(str(folders["base"]), folders["full"])  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        which_base([folders["base"]], folders["full"], matrices=0)
+    with pytest.raises(CheckpointError):
+        which_base([folders["base"]], tmp_path / "nowhere")
+    with pytest.raises(JobError, match="none of the candidates") as caught:
+        which_base([folders["wide"], tmp_path / "nowhere"], folders["full"])
+    assert caught.value.slug == "no-candidate"
+
+
+def given(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_as_it_is_typed(folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    refs = [folders[name] for name in ("stranger", "base", "wide", "full")]
+    code, out, _ = given(capsys, "compare", "--base-candidates", *refs)
+
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == f"finetune: {refs[-1]}"
+    assert lines[3].split()[0] == str(refs[1])  # the nearest first
+    assert "not compared" in lines[5]
+    assert lines[-1].startswith(f"full came from {refs[1]}: in 8 matrices drawn by chance it differs from it by ")
+
+
+def test_the_command_as_json(folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    refs = [folders[name] for name in ("stranger", "base", "full")]
+    code, out, err = given(capsys, "compare", *refs, "--base-candidates", "--json", "-q", "--include", "*mlp*")
+    data = json.loads(out)
+
+    assert (code, err) == (0, "")
+    assert data["base"] == str(refs[1])
+    assert data["kind"] == "found"
+    assert [each["ref"] for each in data["candidates"]] == [str(refs[0]), str(refs[1])]
+    assert all("mlp" in name for name in data["candidates"][0]["matrices"])
+
+
+@pytest.mark.parametrize("options", [("-o", "run"), ("--ranks", "8"), ("--dry-run",), ("--base-revision", "main")])
+def test_options_of_a_measurement_are_refused(
+    options: tuple[str, ...], folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = given(capsys, "compare", "--base-candidates", folders["base"], folders["full"], *options)
+
+    assert code == 2
+    assert options[0] in err or "--output" in err
+
+
+def test_several_bases_without_the_option_are_told_of_it(
+    folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = given(capsys, "compare", folders["base"], folders["stage"], folders["full"])
+
+    assert code == 2
+    assert "--base-candidates" in err
+
+
+def test_the_library_s_name() -> None:
+    assert deltarank.which_base is which_base
