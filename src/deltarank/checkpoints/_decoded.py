@@ -38,6 +38,9 @@ SMALL = 4 << 20
 
 MOST_KEPT = 8 * SMALL
 
+MOST_LARGE = 4
+"""Large parts that are kept: formats that store a matrix transposed need all of it for any of its rows."""
+
 
 class Parts:
     """The stored parts of tensors, as torch tensors. Small ones are kept for the next rows."""
@@ -45,6 +48,7 @@ class Parts:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._large: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
     def rows(self, info: TensorInfo, columns: int, first: int, last: int) -> Tensor:
@@ -67,6 +71,24 @@ class Parts:
             while sum(each.nbytes for each in self._kept.values()) > MOST_KEPT and len(self._kept) > 1:
                 self._kept.popitem(last=False)
         return found
+
+    def slab(self, info: TensorInfo, number: int, slabs: int) -> Tensor:
+        """One of so many equal slabs of a part, flat; the last few are kept."""
+        if slabs == 1 and info.nbytes <= SMALL:
+            return self.whole(info).view(-1)
+        size = info.nbytes // slabs
+        with self._lock:
+            kept = self._large.pop((info.name, number), None)
+        found = self._read(info, number * size, size) if kept is None else kept
+        with self._lock:
+            self._large[info.name, number] = found
+            while len(self._large) > MOST_LARGE:
+                self._large.popitem(last=False)
+        return found
+
+    def will_need(self, infos: Iterable[TensorInfo]) -> None:
+        for info in infos:
+            self._source.will_need(info.file, info.start, info.nbytes)
 
     def _read(self, info: TensorInfo, start: int, length: int) -> Tensor:
         raw = torch.empty(length, dtype=torch.uint8)

@@ -8,12 +8,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from deltarank.checkpoints._decoded import DecodedSource
+from deltarank.checkpoints._bnb import find_bnb
+from deltarank.checkpoints._compressed import find_compressed
+from deltarank.checkpoints._decoded import DecodedSource, Parts
+from deltarank.checkpoints._experts import find_experts
 from deltarank.checkpoints._fp8 import find_fp8
+from deltarank.checkpoints._gptq import find_gptq
 from deltarank.checkpoints._headers import TensorInfo
+from deltarank.checkpoints._pieces import PLAIN
 from deltarank.checkpoints._recipe import Found
 from deltarank.checkpoints._source import Source
 from deltarank.checkpoints._storage import Storage
+from deltarank.checkpoints._text import shown
+from deltarank.errors import CheckpointError
+from deltarank.words import count
+
+METHODS = frozenset(
+    {"fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "bitsandbytes", "gptq", "awq", "auto-round", "modelopt"}
+)
+"""The `quant_method`s that are decoded."""
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -23,7 +36,10 @@ def decoded(tensors: Tensors, source: Source, config: Mapping[str, Any]) -> tupl
 
     What has a type that is not plain and cannot be decoded stays as it is, with the reason.
     """
-    found = _find(tensors, quantisation(config))
+    how = quantisation(config)
+    found = _find(tensors, how, Parts(source))
+    if not found.decoders:
+        _refuse_unknown(tensors, how.get("quant_method"))
     if not found.decoders and not found.refused:
         return tensors, source
     plain = {name: info for name, info in tensors.items() if name not in found.used}
@@ -33,6 +49,25 @@ def decoded(tensors: Tensors, source: Source, config: Mapping[str, Any]) -> tupl
         return plain, source
     view = DecodedSource(source, found.decoders)
     return {**plain, **view.tensors}, view
+
+
+def _refuse_unknown(tensors: Tensors, method: object) -> None:
+    """A method that is not read, where it left something that is not plain: said by its name, not as a puzzle of names.
+
+    Raises:
+        CheckpointError: (slug "quantised-format").
+    """
+    if not isinstance(method, str) or method in METHODS:
+        return
+    packed = [name for name, info in tensors.items() if info.dtype not in PLAIN and len(info.shape) > 1]
+    if packed:
+        raise CheckpointError(
+            f"The checkpoint is quantised by {shown(method, most=40)} ({count(len(packed), 'matrix', 'matrices')}, "
+            f"such as {shown(packed[0])}), and that format is not decoded here.",
+            cure="Give the checkpoint that it was made from, in bfloat16 or float16; or load it with transformers, "
+            "call `model.dequantize()` where its method has that, and `save_pretrained(folder)`.",
+            slug="quantised-format",
+        )
 
 
 def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -52,7 +87,11 @@ def fingerprint_of(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _find(tensors: Tensors, how: Mapping[str, Any]) -> Found:
-    found = Found()
-    found.add(find_fp8(tensors, how))
+def _find(tensors: Tensors, how: Mapping[str, Any], parts: Parts) -> Found:
+    """Names decide; the configuration says only what names do not. Who finds a tensor last, has it."""
+    found = find_fp8(tensors, how)
+    found.add(find_compressed(tensors, how, parts))
+    found.add(find_gptq(tensors, how))
+    found.add(find_bnb(tensors, parts))
+    found.add(find_experts(tensors))
     return found

@@ -12,6 +12,7 @@ from deltarank.checkpoints._storage import Storage
 
 _SUFFIXES = ("_scale_inv", "_scale")
 _SIBLINGS = (".scale", ".scale_weight")
+_NO_WEIGHTS = (*_SUFFIXES, *_SIBLINGS)
 
 
 def find_fp8(tensors: Mapping[str, TensorInfo], how: Mapping[str, Any]) -> Found:
@@ -23,7 +24,7 @@ def find_fp8(tensors: Mapping[str, TensorInfo], how: Mapping[str, Any]) -> Found
     found = Found()
     block = _block(how)
     for name, info in tensors.items():
-        if info.dtype not in FP8 or not info.shape or name.endswith((".weight_scale", ".scale")):
+        if info.dtype not in FP8 or not info.shape or name.endswith(_NO_WEIGHTS):
             continue
         scales = _scales(name, tensors)
         grid = Grid.of(info.shape, scales.shape if scales is not None else (), block)

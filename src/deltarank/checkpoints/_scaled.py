@@ -69,12 +69,13 @@ def _side(codes: int, scales: int, block: int) -> int:
 
 @dataclass(frozen=True)
 class Scaled:
-    """code * scale (or code / scale where scales divide)."""
+    """(code - zero) * scale * factor; zeros lie as scales do."""
 
     codes: TensorInfo
     scales: TensorInfo | None
     grid: Grid
     storage: Storage
+    zeros: TensorInfo | None = None
     factor: float = 1.0
 
     @property
@@ -83,26 +84,37 @@ class Scaled:
 
     @property
     def parts(self) -> Sequence[TensorInfo]:
-        return (self.codes,) if self.scales is None else (self.codes, self.scales)
+        return tuple(part for part in (self.codes, self.scales, self.zeros) if part is not None)
 
     def decode(self, parts: Parts, first: int, last: int) -> Tensor:
         columns = self.shape[-1]
         values = parts.rows(self.codes, columns, first, last).to(torch.float32)
         if self.scales is not None:
-            rows = self.shape[-2] if len(self.shape) > 1 else 1
-            which = torch.arange(first, last)
-            lines = which % rows // self.grid.block[0]
-            lines = lines + which // rows * self.grid.rows if self.grid.stacked else lines
-            values *= spread(numbers(parts, self.scales, self.grid.columns, lines), self.grid.block[1], columns)
+            lines = self._lines(first, last)
+            if self.zeros is not None:
+                values -= self._spread(parts.rows(self.zeros, self.grid.columns, *_ends(lines)), lines)
+            values *= self._spread(factors(parts.rows(self.scales, self.grid.columns, *_ends(lines))), lines)
         return values * self.factor if self.factor != 1.0 else values
 
+    def _lines(self, first: int, last: int) -> Tensor:
+        """The line of the grid that each row lies under."""
+        rows = self.shape[-2] if len(self.shape) > 1 else 1
+        which = torch.arange(first, last)
+        lines = which % rows // self.grid.block[0]
+        return lines + which // rows * self.grid.rows if self.grid.stacked else lines
 
-def numbers(parts: Parts, scales: TensorInfo, columns: int, lines: Tensor) -> Tensor:
-    """Lines of scales in float32; those of eight bits are exponents: 2^(b - 127)."""
-    first, last = int(lines[0]), int(lines[-1]) + 1
-    found = parts.rows(scales, columns, first, last)
-    found = exponents(found) if found.dtype == torch.uint8 else found.to(torch.float32)
-    return found[lines - first]
+    def _spread(self, found: Tensor, lines: Tensor) -> Tensor:
+        """Numbers of the grid's lines from the first of `lines` on, for each row and column."""
+        return spread(found[lines - int(lines[0])], self.grid.block[1], self.shape[-1])
+
+
+def _ends(lines: Tensor) -> tuple[int, int]:
+    return int(lines[0]), int(lines[-1]) + 1
+
+
+def factors(scales: Tensor) -> Tensor:
+    """Scales in float32; those of eight bits are exponents."""
+    return exponents(scales) if scales.dtype == torch.uint8 else scales.to(torch.float32)
 
 
 def exponents(codes: Tensor) -> Tensor:
