@@ -2,109 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "report"))
-
 import builders
 import numpy as np
+import pytest
+from chromium import NBSP, Opened
 
-from deltarank.report import page_html
 from deltarank.words import figure, percent
 
 pytestmark = pytest.mark.browser
-
-sync_api = pytest.importorskip("playwright.sync_api")
-
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-NBSP = "\u00a0"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield running
-        running.close()
-
-
-@dataclass
-class Opened:
-    """A page, and what it asked for and complained of."""
-
-    page: object
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-    def text(self, selector: str) -> str:
-        return self.page.locator(selector).inner_text().replace(NBSP, " ")
-
-    def fills(self, run: int = 0) -> list[str]:
-        """The colours of the squares of a heat map, in their order."""
-        return self.page.evaluate(
-            "r => [...document.querySelectorAll(`.heat[data-run='${r}'] .mark-rect.layer_0_marks path`)]"
-            ".map(path => path.getAttribute('fill'))",
-            run,
-        )
-
-    def settle(self) -> None:
-        self.page.wait_for_selector("html[data-ready=yes]")
-        self.page.wait_for_timeout(150)
-
-    def turn(self, rank: int) -> None:
-        self.page.locator("#dial label", has_text=str(rank)).first.click()
-        self.settle()
-
-
-@pytest.fixture
-def show(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
-    contexts = []
-
-    def opened(runs, *, width: int = 1280, scheme: str = "light", **settings) -> Opened:
-        file = tmp_path / "report.html"
-        file.write_text(page_html(runs), encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **settings)
-        contexts.append(context)
-        made = Opened(context.new_page())
-        own = file.as_uri()
-
-        def passed(route) -> None:
-            made.requests.append(route.request.url)
-            if route.request.url.split("#")[0] == own:
-                route.continue_()
-            else:
-                route.abort()
-
-        context.route("**/*", passed)
-        made.page.on("console", lambda message: made.complaints.append(message.text))
-        made.page.on("pageerror", lambda error: made.complaints.append(str(error)))
-        made.page.goto(own)
-        if settings.get("java_script_enabled", True):
-            made.settle()
-        made.own = own
-        return made
-
-    yield opened
-    for context in contexts:
-        context.close()
 
 
 def one(layers: int = 4, **changes):

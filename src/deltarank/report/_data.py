@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltarank.report._modules import Module
+from deltarank.report._outputs_data import OutputsView
 from deltarank.results import Loss
 
 Shares = tuple[float | None, ...]
@@ -114,6 +115,7 @@ class RunView:
     matrices: tuple[MatrixRow, ...]
     left_out: tuple[LeftOut, ...]
     origin: Origin
+    outputs: OutputsView | None
 
 
 @dataclass(frozen=True)
@@ -142,3 +144,8 @@ class PageData:
     @property
     def default_rank(self) -> int:
         return self.ranks[self.default]
+
+    @property
+    def spoken(self) -> bool:
+        """Whether any run looked at outputs."""
+        return any(run.outputs for run in self.runs)

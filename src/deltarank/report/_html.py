@@ -41,6 +41,8 @@ def render_page(page: PageData) -> str:
     from deltarank.report._payload import embedded, layer_groups, payload
 
     style, library, script = _resource("page.css"), vega(), _resource("page.js")
+    if page.spoken:
+        style, script = style + _resource("outputs.css"), _resource("outputs.js") + script
     return (
         environment()
         .get_template("page.html")
@@ -58,8 +60,29 @@ def render_page(page: PageData) -> str:
             library=Markup(library),
             script=Markup(script),
             data=Markup(embedded(payload(page))),
+            **_about_outputs(page),
         )
     )
+
+
+def _about_outputs(page: PageData) -> dict[str, Any]:
+    """What the outputs' part of the template needs; nothing for a page without outputs."""
+    if not page.spoken:
+        return {}
+    from deltarank.report._outputs_payload import STEPS
+    from deltarank.report._outputs_rows import part_top
+    from deltarank.report._outputs_table import HEADINGS, WRITING_HEADINGS, kept_table, logits_lines, writing_lines
+
+    return {
+        "steps": [figure(step) for step in STEPS],
+        "headings": HEADINGS,
+        "writing_headings": WRITING_HEADINGS,
+        "logits_lines": logits_lines,
+        "writing_lines": writing_lines,
+        "kept_table": kept_table(page),
+        "part_top": part_top(page)[0],
+        "several_texts": len({text.name for run in page.runs if run.outputs for text in run.outputs.texts}) > 1,
+    }
 
 
 def sentences_told(page: PageData) -> set[str]:

@@ -11,6 +11,7 @@ from deltarank.report._charts import by_layer, heat_map, loss_by_rank, plain_spe
 from deltarank.report._data import MatrixRow, PageData, RunView
 from deltarank.report._detail_charts import curve, spectrum
 from deltarank.report._modules import Group, Module
+from deltarank.report._outputs_payload import outputs_payload
 from deltarank.report._tables import cell_rows, columns, end_rows, rank_rows, run_rows, top_cosine
 from deltarank.report._theme import config, palette, run_styles, styled
 
@@ -53,6 +54,7 @@ def payload(page: PageData) -> dict[str, Any]:
         "config": config((), page=True),
         "by_run": _by_run(page),
         "runs": [_run(page, run) for run in page.runs],
+        "outputs": outputs_payload(page),
     }
 
 

@@ -10,9 +10,11 @@ from deltarank.report._data import PageData, RunView
 from deltarank.report._frame import SIZE, Spec, framed_png
 from deltarank.report._headline import plain
 from deltarank.report._modules import Group
+from deltarank.report._outputs_charts import kld_by_rank
+from deltarank.report._outputs_rows import kld_span, level_rows, point_rows, views
 from deltarank.report._payload import LABEL_GAP, layer_groups
 from deltarank.report._tables import Row, cell_rows, end_rows, rank_rows, run_rows, top_cosine
-from deltarank.report._text import short
+from deltarank.report._text import short, unbroken
 from deltarank.report._theme import run_styles, styled
 from deltarank.words import listing
 
@@ -27,7 +29,7 @@ def pictures(page: PageData) -> dict[str, bytes]:
     made = {"heat-map.png": _heat(page), "loss-by-rank.png": _loss(page)}
     for group in layer_groups(page):
         made[f"layers-{group.value}.png"] = _layers(page, group)
-    return made
+    return made | ({"kld-by-rank.png": _kld(page)} if _has_kld(page) else {})
 
 
 def _heat(page: PageData) -> bytes:
@@ -83,6 +85,29 @@ def _layers(page: PageData, group: Group) -> bytes:
     return _png(page, units, about, styles=styles)
 
 
+def _has_kld(page: PageData) -> bool:
+    return any(outputs.texts and point_rows(outputs, outputs.start) for outputs in views(page))
+
+
+def _kld(page: PageData) -> bytes:
+    """Mean KLD by rank between the base and the quantised finetunes: a panel a run, one scale for all."""
+    shown = [(run, run.outputs) for run in page.runs if run.outputs and run.outputs.texts]
+    texts = listing(list(dict.fromkeys(outputs.texts[outputs.start].name for _, outputs in shown)), most=3)
+    about = f"Mean KLD from the finetune in nats per token, on {texts}; across: the base, and the finetune quantised"
+    span = kld_span(page)
+    units = [
+        _unit(
+            kld_by_rank(page, span, width=max(WIDTH // len(shown), 220), height=440 if len(shown) == 1 else 340),
+            {"points": point_rows(outputs, outputs.start), "levels": level_rows(outputs, outputs.start, span)},
+            title=_panel_title(page, run),
+        )
+        for run, outputs in shown
+    ]
+    said = shown[0][1].sentences[:1] if len(page.runs) == 1 else ()
+    sentence = said[0] if said else "How far what it says is from the finetune, by LoRA rank"
+    return _png(page, units, about, styles=[], across=len(units) > 1, sentence=sentence)
+
+
 def _panel_title(page: PageData, run: RunView) -> str | None:
     return run.label if len(page.runs) > 1 else None
 
@@ -109,9 +134,17 @@ def _filled(part: Any, datasets: Mapping[str, Sequence[Row]]) -> Any:
     return {key: _filled(value, datasets) for key, value in part.items()}
 
 
-def _png(page: PageData, units: Sequence[Spec], about: str, *, styles: Sequence[int], across: bool = False) -> bytes:
-    """The units under the page's sentence, over the tool's name."""
+def _png(
+    page: PageData,
+    units: Sequence[Spec],
+    about: str,
+    *,
+    styles: Sequence[int],
+    across: bool = False,
+    sentence: str | None = None,
+) -> bytes:
+    """The units under a sentence, the page's if none is given, over the tool's name."""
     bare = [{key: value for key, value in unit.items() if key != "params"} for unit in units]
     body = {"hconcat" if across else "vconcat": bare, "spacing": 24}
-    sentence = plain(page.headlines[page.default])  # its numbers do not part from their percent signs
-    return framed_png(body, sentence, about, styles=styles, parameters=units[0]["params"])
+    said = unbroken(sentence) if sentence else plain(page.headlines[page.default])
+    return framed_png(body, said, about, styles=styles, parameters=units[0]["params"])

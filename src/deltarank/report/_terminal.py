@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from deltarank.report._data import PageData, RunView
 from deltarank.report._headline import plain
+from deltarank.report._outputs_terminal import outputs_lines
 from deltarank.report._tables import THE_WHOLE, whole_lost
 from deltarank.report._text import NO_BREAK, short, terse_percent, unbroken
 from deltarank.report._view import page_data
@@ -31,6 +32,7 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
     blocks = [_sentences(page, run, paint, width)]
     if run.matrices_measured and run.energy:
         blocks.append("\n".join(_table(page, run, paint, width)))
+    blocks.append("\n".join(_outputs(run, paint, width)))
     blocks.append("\n".join(_left_out(run, width)))
     blocks.append(_audit(run, width))
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -95,6 +97,15 @@ def _table(page: PageData, run: RunView, paint: _Paint, width: int) -> list[str]
         line("cosine distance", "", cosine),
         paint(ABOUT_COSINE, _DIM),
     ]
+
+
+def _outputs(run: RunView, paint: _Paint, width: int) -> list[str]:
+    """What it says, where that was measured: the verdict's sentences and a line a candidate."""
+    if run.outputs is None:
+        return []
+    said = [_wrapped(sentence, width) for sentence in run.outputs.sentences]
+    heading, *lines = outputs_lines(run.outputs, width) or [""]
+    return [*said, *(["", paint(heading, _BOLD), *lines] if heading else [])]
 
 
 def _name_room(ranks: int, width: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from deltarank.results import Loss
 from deltarank.words import percent
@@ -65,3 +66,16 @@ def terse_percent(share: float | None) -> str:
 def unbroken(text: str) -> str:
     """Keeps a number and its percent sign on one line."""
     return text.replace(" %", f"{NO_BREAK}%")
+
+
+def clean_lines(text: object) -> str:
+    """As `clean`, but line ends and tabs stay: for text that is read as text."""
+    lines = re.split(r"\r\n?|\n", str(text))
+    return "\n".join("\t".join(clean(part) for part in line.split("\t")) for line in lines)
+
+
+def share_percent(share: float | None) -> str:
+    """A share of behaviour kept, which is negative where a candidate is farther away than the base."""
+    if share is not None and share < 0:
+        return "\u2212" + percent(-share)
+    return percent(share, unknown="–")

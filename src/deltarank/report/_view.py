@@ -8,6 +8,7 @@ from deltarank.report._data import PageData, RunView
 from deltarank.report._headline import figures, headlines
 from deltarank.report._modules import Module, arrange
 from deltarank.report._origin import left_out, origin
+from deltarank.report._outputs_view import output_ranks, outputs_view
 from deltarank.report._rows import Places, cells, layer_label, matrix_rows, module_rows
 from deltarank.report._text import clean, short
 from deltarank.results import LEGAL_RANKS, Loss, Results, VerdictKind, headline_rank
@@ -30,7 +31,7 @@ def page_data(runs: Sequence[Results]) -> PageData:
     """
     if not runs:
         raise ValueError("a page needs at least one run")
-    ranks = tuple(sorted({rank for run in runs for rank in run.ranks}))
+    ranks = tuple(sorted({rank for run in runs for rank in (*run.ranks, *output_ranks(run.outputs))}))
     modules = _modules(runs)
     labels = _labels(runs)
     places = Places(ranks, {module.name: i for i, module in enumerate(modules)})
@@ -52,7 +53,8 @@ def page_data(runs: Sequence[Results]) -> PageData:
 def _default(ranks: tuple[int, ...], runs: Sequence[Results]) -> int:
     """Where the dial stands at first: at the rank of the verdicts' headlines."""
     largest = max((matrix.max_rank for run in runs for matrix in run.measured), default=1)
-    return ranks.index(headline_rank(ranks, largest))
+    weighed = sorted({rank for run in runs for rank in run.ranks})
+    return ranks.index(headline_rank(weighed, largest))
 
 
 def _modules(runs: Sequence[Results]) -> tuple[Module, ...]:
@@ -97,4 +99,5 @@ def _run_view(run: Results, label: str, places: Places) -> RunView:
         matrices=matrix_rows(run, places),
         left_out=left_out(run),
         origin=origin(run),
+        outputs=outputs_view(run.outputs, places.ranks),
     )

@@ -85,6 +85,7 @@
   }
 
   function datasets(name, run) {
+    if (outputs?.has(name)) return outputs.datasets(name, run);
     if (name === "heat" || name.startsWith("layers_")) return { cells: cellsOf[run] };
     if (name === "loss") return { by_rank: rows(data.runs[run].by_rank), ends: rows(short(data.runs[run].ends)) };
     if (name === "runs") return { by_rank: rows(data.by_run.by_rank), ends: rows(data.by_run.ends) };
@@ -92,6 +93,8 @@
   }
 
   function tipText(row) {
+    if ("tip" in row) return row.tip;
+    if ("share_kld" in row) return outputs.partText(row);
     if ("cell" in row) return null; // told by the run, see `tip`
     if ("at" in row) return `${row.module ? `${row.module}, ` : ""}rank ${row.at}: ${percent(row.lost)} of the energy lost, cosine distance ${figure(cosine(row.lost))}`;
     return `singular value ${row.index}: ${figure(row.value)}`;
@@ -122,7 +125,7 @@
     const run = Number(place.dataset.run ?? 0);
     const mine = generation;
     if (place.closest("[hidden]")) return;
-    const chart = data.charts[name === "heat" ? heatName() : name];
+    const chart = outputs?.has(name) ? data.outputs.charts[outputs.chartName(name)] : data.charts[name === "heat" ? heatName() : name];
     if (name === "heat") place.style.maxWidth = heatWidth(heatName() === "heat_tall");
     const legend = { ...data.config.legend, columns: legendColumns(place) };
     const config = { ...data.config, range: { category: chart.colours }, legend, aria: false };
@@ -178,6 +181,7 @@
     tellAll();
     showMatrix();
     showTable();
+    outputs?.show();
     for (const heat of document.querySelectorAll(".heat")) readOut(heat);
   }
 
@@ -415,6 +419,9 @@
     showTable();
   }
 
+  // ---- outputs, where there are any ---------------------------------------------------------------------------
+  const outputs = data.outputs && outputsOf({ data, state, rank, rows, element, narrow, several, drawn, draw, showFacts, figure, percent });
+
   // ---- begin ------------------------------------------------------------------------------------------------
   function worst() {
     let found = null;
@@ -455,6 +462,7 @@
   showHeadline();
   showTable();
   listen();
+  outputs?.begin();
   window.deltarank = { percent, figure, kept }; // for the tests: words.py and this page must agree
   drawAll();
 })();

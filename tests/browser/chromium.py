@@ -1,0 +1,47 @@
+"""A page opened in Chromium, and what it asked for and complained of."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+NBSP = "\u00a0"
+
+
+@dataclass
+class Opened:
+    """A page, and what it asked for and complained of."""
+
+    page: object
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).inner_text().replace(NBSP, " ")
+
+    def fills(self, run: int = 0) -> list[str]:
+        """The colours of the squares of a heat map, in their order."""
+        return self.page.evaluate(
+            "r => [...document.querySelectorAll(`.heat[data-run='${r}'] .mark-rect.layer_0_marks path`)]"
+            ".map(path => path.getAttribute('fill'))",
+            run,
+        )
+
+    def settle(self) -> None:
+        self.page.wait_for_selector("html[data-ready=yes]")
+        self.page.wait_for_timeout(150)
+
+    def turn(self, rank: int) -> None:
+        self.page.locator("#dial label", has_text=str(rank)).first.click()
+        self.settle()

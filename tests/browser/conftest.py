@@ -1,0 +1,59 @@
+"""A browser for these tests, and what opens a page in it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "report"))
+
+from chromium import CHROMIUM, QUIET, Opened
+
+from deltarank.report import page_html
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
+    contexts = []
+
+    def opened(runs, *, width: int = 1280, scheme: str = "light", **settings) -> Opened:
+        file = tmp_path / "report.html"
+        file.write_text(page_html(runs), encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **settings)
+        contexts.append(context)
+        made = Opened(context.new_page())
+        own = file.as_uri()
+
+        def passed(route) -> None:
+            made.requests.append(route.request.url)
+            if route.request.url.split("#")[0] == own:
+                route.continue_()
+            else:
+                route.abort()
+
+        context.route("**/*", passed)
+        made.page.on("console", lambda message: made.complaints.append(message.text))
+        made.page.on("pageerror", lambda error: made.complaints.append(str(error)))
+        made.page.goto(own)
+        if settings.get("java_script_enabled", True):
+            made.settle()
+        made.own = own
+        return made
+
+    yield opened
+    for context in contexts:
+        context.close()

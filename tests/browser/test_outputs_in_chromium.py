@@ -1,0 +1,134 @@
+"""Outputs on the page in a real Chromium: one dial and one choice drive all of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import builders
+import pytest
+from some_outputs import ANSWER, OTHER, hostile_outputs, outputs
+
+pytestmark = pytest.mark.browser
+
+
+def one(**changes):
+    return builders.results(builders.model(layers=2), outputs=outputs(**changes))
+
+
+def steps(opened) -> list[int]:
+    """How strongly each token is coloured."""
+    return opened.page.evaluate("[...document.querySelectorAll('.tokens span')].map(e => Number(e.className.slice(1)))")
+
+
+def test_the_dial_drives_figures_colours_and_answers(show):
+    opened = show([one()])
+    assert "Rank 64 is about as far from the finetune as q4_0" in opened.text("header")
+    assert opened.text("#spoken-line").startswith("In what it says, rank 64 is 0.071 nats per token away")
+    before = steps(opened)
+    assert "".join(opened.page.locator(".tokens span").all_text_contents()).split() == ANSWER.split()
+    opened.turn(8)
+    assert opened.text("#spoken-line").startswith("In what it says, rank 8 is 0.21 nats per token away")
+    assert "0.21" in opened.text("#tokens dl")
+    assert sum(steps(opened)) > sum(before)
+    assert opened.page.locator("#figures-of-outputs tr.now th").all_inner_texts() == ["rank 8"] * 3
+    assert opened.page.locator("#reading h3").all_inner_texts() == ["the finetune", "rank 8"]
+    opened.turn(512)
+    assert opened.text("#spoken-line") == "What rank 512 says was not measured."
+    assert opened.text("#tokens .instead") == "Rank 512 was not measured; this is rank 256."
+    assert "brought to rank 256" in opened.text("#parts .sentence")
+    assert opened.complaints == []
+
+
+def test_a_choice_holds_for_every_section(show):
+    opened = show([one()])
+    before = steps(opened)
+    opened.page.locator("#coloured select.candidate").select_option("=base")
+    assert {"=base"} == {s.input_value() for s in opened.page.locator("select.candidate").all()}
+    assert sum(steps(opened)) > sum(before)
+    assert "0.62" in opened.text("#tokens dl")
+    opened.turn(8)
+    assert "0.62" in opened.text("#tokens dl")  # what was chosen stays
+    opened.page.locator("#tokens select.candidate").select_option("")
+    opened.page.locator("#tokens select.text").select_option("wiki.test")
+    assert "0.336" in opened.text("#tokens dl")
+    assert {"wiki.test"} == {s.input_value() for s in opened.page.locator("select.text").all()}
+    opened.page.locator("select.excerpt").select_option("1")
+    assert "".join(opened.page.locator(".tokens span").all_text_contents()).split() == OTHER.split()
+    assert opened.complaints == []
+
+
+def test_a_token_says_how_far_it_is(show):
+    opened = show([one()], width=390)
+    opened.page.locator(".tokens span").nth(4).click()
+    assert opened.text("#coloured .readout").endswith(" nats")
+    opened.page.locator(".tokens span").first.click()
+    assert opened.text("#coloured .readout").endswith("not scored")
+
+
+def test_answers_are_marked_where_they_differ(show):
+    opened = show([one()])
+    marks = [mark.inner_text() for mark in opened.page.locator(".answers > div:nth-child(2) mark").all()]
+    assert marks[:2] == ["looked", "nets"]
+    assert not any(mark != mark.strip() for mark in marks)
+    texts = [place.text_content() for place in opened.page.locator(".answers .words").all()]
+    assert texts == [ANSWER, OTHER]
+    assert opened.text("#reading .alike") == "The first 16 words are the same."
+    opened.page.locator("#reading select.candidate").select_option("again")
+    assert opened.page.locator("#reading h3").all_inner_texts() == ["the finetune", "finetune again"]
+    assert "0.071" in opened.text("#tokens dl")  # there are no logits of it: the rest stays with the dial
+    opened.page.locator("select.sample").select_option("1")
+    assert opened.text(".prompt") == "What is 17 · 23? Show the steps."
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_runs_with_and_without_outputs_are_drawn_without_complaint(show, width, scheme):
+    runs = [
+        builders.results(builders.model(builders.low_rank, layers=2), name="a/Lora", outputs=outputs(unit="module")),
+        builders.results(builders.model(layers=2), name="a/Full", outputs=outputs(scale=3)),
+        builders.results(builders.model(layers=2), name="a/Silent"),
+    ]
+    opened = show(runs, width=width, scheme=scheme)
+    opened.turn(256)
+    opened.page.locator("#tokens select.candidate").select_option("=q8_0")
+    opened.settle()
+    assert opened.page.locator('[data-chart="kld"] svg').count() == 2
+    assert opened.page.locator('[data-chart="bars"] svg').count() == 1
+    assert opened.page.locator('[data-chart="parts"] svg').count() == 1
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert opened.complaints == []
+    assert [opened.own] == opened.requests
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"texts": ()},
+        pytest.param({"candidates": ()}, marks=pytest.mark.slow),
+        pytest.param({"samples": (), "excerpts": (), "attribution": (), "again": None}, marks=pytest.mark.slow),
+    ],
+    ids=["no texts", "nobody", "logits alone"],
+)
+def test_odd_outputs_are_drawn_without_complaint(show, changes):
+    opened = show([one(**changes)], width=390)
+    opened.turn(8)
+    assert opened.complaints == []
+
+
+def test_hostile_text_stays_inert(show):
+    opened = show([replace(builders.hostile(), outputs=hostile_outputs())], width=390)
+    opened.page.evaluate("() => { window.alert = () => { window.struck = true; }; }")
+    opened.turn(64)
+    for place, options in (("select.excerpt", 1), ("select.sample", 2)):
+        for i in range(options):
+            opened.page.locator(place).evaluate(
+                "(e, i) => { e.value = i; e.dispatchEvent(new Event('change', {bubbles: true})); }", str(i)
+            )
+    opened.page.locator("#tokens select.candidate").select_option(index=4)
+    opened.page.locator(".tokens span").nth(1).click()
+    for square in opened.page.locator("#parts path").all()[:4]:
+        square.hover(force=True)
+    assert opened.page.evaluate("window.struck") is None
+    assert opened.page.locator("img").count() == 0
+    assert opened.page.locator("script").count() == 3
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert opened.complaints == []

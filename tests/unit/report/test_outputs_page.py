@@ -1,0 +1,430 @@
+"""Outputs on the page, in the terminal and in pictures: by value, from invented divergences."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from altair.utils import schemapi
+from builders import HOSTILE, hostile, low_rank, model, results
+from some_outputs import KLD, OWN, WIKI, attribution, candidate, hostile_outputs, logits, outputs
+
+from deltarank.behaviour_results import CandidateKind, Interval, Outputs, Sample, Slice
+from deltarank.report import notebook_html, page_html, terminal_summary, write_report
+from deltarank.report._charts import unchecked
+from deltarank.report._outputs_charts import ticks
+from deltarank.report._outputs_data import AGAIN
+from deltarank.report._outputs_payload import STEPS, outputs_charts, outputs_payload
+from deltarank.report._outputs_rows import (
+    document_rows,
+    kld_span,
+    level_rows,
+    part_rows,
+    point_rows,
+    slice_rows,
+    span_of,
+    token_rows,
+)
+from deltarank.report._outputs_table import HEADINGS, kept_table, logits_lines, writing_lines
+from deltarank.report._outputs_view import MOST_PIECES, outputs_view
+from deltarank.report._payload import embedded
+from deltarank.report._view import page_data
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+ONE = results(model(layers=2), outputs=outputs())
+THREE = [
+    results(model(low_rank, layers=2), name="a/Lora", outputs=outputs(scale=0.01)),
+    results(model(layers=2), name="a/Full", outputs=outputs(unit="module")),
+    results(model(layers=2), name="a/Silent"),
+]
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    """Only one test below holds charts against the schema; pages for people are made without, too."""
+    with unchecked():
+        yield
+
+
+def text_of(html: str) -> str:
+    class Reader(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__(convert_charrefs=True)
+            self.found: list[str] = []
+            self.raw = False
+
+        def handle_starttag(self, tag, attrs):
+            self.raw = self.raw or tag in ("script", "style")
+
+        def handle_endtag(self, tag):
+            self.raw = self.raw and tag not in ("script", "style")
+
+        def handle_data(self, data):
+            self.found += [] if self.raw else [data]
+
+    reader = Reader()
+    reader.feed(html)
+    return " ".join(" ".join(reader.found).replace("\u00a0", " ").split())
+
+
+class TestWithout:
+    def test_a_page_without_outputs_has_nothing_of_them(self):
+        html = page_html([results(model(layers=2))])
+        for trace in ('id="outputs"', "outputsOf = ", "--k1", "spoken-line", 'data-chart="kld"'):
+            assert trace not in html
+        assert '"outputs":null' in html
+
+    def test_the_dial_has_the_ranks_of_the_weights_alone(self):
+        assert page_data([results(model(layers=1))]).ranks == RANKS
+
+
+class TestView:
+    def test_results_json_is_read_as_well(self):
+        assert outputs_view(outputs().to_plain(), RANKS) == outputs_view(outputs(), RANKS)
+
+    def test_the_dial_takes_the_measured_rank_or_the_nearest(self):
+        view = outputs_view(outputs(names=["rank 16", "rank 64", "any rank", "base"]), (8, 16, 31, 32, 64, 512))
+        assert [view.candidates[d.candidate].name for d in view.dial] == [
+            "rank 16",
+            "rank 16",
+            "rank 16",
+            "rank 16",  # as near as 64 by ratio: the smaller
+            "rank 64",
+            "rank 64",
+        ]
+        assert [d.exact for d in view.dial] == [False, True, False, False, True, False]
+
+    def test_without_ranks_the_dial_shows_nothing(self):
+        view = outputs_view(outputs(names=["base", "q4_0", "any rank"]), RANKS)
+        assert {d.candidate for d in view.dial} == {None}
+        assert view.lines[0] == "What rank 8 says was not measured."
+
+    def test_a_rank_that_only_outputs_have_is_on_the_dial(self):
+        run = results(model(layers=1), ranks=(8, 512), outputs=outputs())
+        page = page_data([run])
+        assert page.ranks == (8, 16, 32, 64, 128, 256, 512)
+        assert page.default_rank in (8, 512)
+
+    def test_the_own_answers_are_shown_first(self):
+        made = outputs()
+        view = outputs_view(replace(made, texts=made.texts[::-1]), RANKS)
+        assert view.texts[view.start].name == OWN
+
+    @pytest.mark.parametrize(
+        ("rank", "beside"),
+        [(8, "farther than q4_0"), (64, "farther than q4_0"), (128, "between q8_0 and nf4")],
+    )
+    def test_the_line_says_between_which_yardsticks_a_rank_lies(self, rank, beside):
+        line = outputs_view(outputs(), RANKS).lines[RANKS.index(rank)].replace("\u00a0", " ")
+        assert f"({beside})" in line
+        assert f"rank {rank} is {KLD[f'rank {rank}']:.3g} nats per token away" in line
+
+    def test_nearer_than_every_yardstick_and_none_at_all(self):
+        near = outputs_view(outputs(names=["rank 8", "base"]), RANKS).lines[0]
+        assert "(" not in near.split("nats")[1].split(",")[0]
+        made = outputs(names=["rank 8", "q4_0"])
+        low = replace(made, candidates=(replace(candidate("rank 8", 0.001)), made.candidates[1]))
+        assert "(nearer than q4_0)" in outputs_view(low, RANKS).lines[0]
+
+    def test_farther_than_the_base_reads_as_a_loss_and_not_as_a_share(self):
+        made = outputs(names=["base", "rank 8"])
+        worse = replace(made.candidates[1].logits[0], kept=Interval(-0.2, -0.3, -0.1))
+        view = outputs_view(replace(made, candidates=(replace(made.candidates[1], logits=(worse,)),)), RANKS)
+        assert "keeps \u221220\u00a0% of its behaviour" in view.lines[0]
+
+    def test_names_that_look_alike_are_told_apart(self):
+        made = outputs(names=["q4_0"])
+        twice = replace(made, candidates=(made.candidates[0],) * 2)
+        assert [c.name for c in outputs_view(twice, RANKS).candidates] == ["q4_0", "q4_0 (2)"]
+
+    def test_a_text_that_a_candidate_was_not_scored_on_is_none(self):
+        made = outputs(names=["rank 8"])
+        lone = replace(made, candidates=(replace(made.candidates[0], logits=made.candidates[0].logits[1:]),))
+        view = outputs_view(lone, RANKS)
+        assert view.candidates[0].logits[0] is None
+        assert view.lines[0] == f"What rank 8 says was not measured on {OWN}."
+        assert logits_lines(view, 0, RANKS) == []
+
+    def test_answers_are_held_against_the_finetunes(self):
+        view = outputs_view(outputs(), RANKS)
+        sample = view.samples[0]
+        assert "".join(sample.answer).startswith("The lantern on the quay")
+        names = {view.candidates[i].name if i != AGAIN else "finetune again" for i in sample.others}
+        assert names == {"finetune again", *KLD} - {"finetune, rounded"}
+        assert sample.others[AGAIN].alike == 0
+
+    def test_an_answer_that_was_not_kept_is_not_made_up(self):
+        made = outputs(samples=(Sample("p", "chat", {"rank 64": "x", "someone else": "y"}),))
+        view = outputs_view(made, RANKS)
+        assert view.samples[0].answer == ()
+        assert list(view.samples[0].others) == [5]
+
+    def test_long_texts_are_cut(self):
+        made = outputs()
+        long = replace(made.excerpts[0], pieces=("x",) * 9000, kld={"base": (0.1,) * 9000, "nobody": (1.0,)})
+        view = outputs_view(replace(made, excerpts=(long,) * 50, samples=made.samples * 50), RANKS)
+        assert len(view.excerpts) == 12
+        assert {len(each.pieces) for each in view.excerpts} == {MOST_PIECES} == {len(view.excerpts[0].kld[1])}
+        assert len(view.samples) == 24
+
+    def test_lines_of_text_stay_lines_and_hidden_marks_are_shown(self):
+        made = outputs()
+        pieces = ("a\r\nb\tc", "\u202edef", "\u200b")
+        odd = replace(made.excerpts[0], pieces=pieces, kld={"base": (None, math.nan, 0.1)})
+        found = outputs_view(replace(made, excerpts=(odd,)), RANKS).excerpts[0]
+        assert found.pieces == ("a\nb\tc", "\\u202edef", "\\u200b")
+        assert found.kld[1] == (None, None, 0.1)
+
+
+class TestRows:
+    PAGE = page_data([ONE])
+    VIEW = PAGE.runs[0].outputs
+
+    def test_ranks_are_points_and_what_has_none_is_a_line_across(self):
+        points = point_rows(self.VIEW, 0)
+        assert [row["name"] for row in points if row["kind"] == "rank"] == [f"rank {2**i}" for i in range(3, 9)]
+        assert [row["name"] for row in points if row["kind"] == "other"] == ["someone's adapter"]
+        levels = level_rows(self.VIEW, 0, kld_span(self.PAGE))
+        assert [row["name"] for row in levels] == ["base", "q4_0", "nf4", "any rank", "q8_0"]
+        assert [row["kld"] for row in levels] == pytest.approx([0.62, 0.052, 0.048, 0.004, 0.0014])
+
+    def test_names_of_lines_that_lie_close_stand_apart_in_their_order(self):
+        low, high = kld_span(self.PAGE)
+        heights = [
+            math.log(row["label_at"] / low) / math.log(high / low) for row in level_rows(self.VIEW, 0, (low, high))
+        ]
+        assert all(a - b >= 0.0549 for a, b in pairwise(heights))
+        assert all(0 <= height <= 1 for height in heights)
+
+    def test_what_is_zero_has_no_place_on_a_log_axis(self):
+        made = outputs(names=["rank 8", "q8_0"])
+        none = replace(made.candidates[0].logits[0].kld, mean=0.0)
+        candidates = tuple(replace(c, logits=(replace(c.logits[0], kld=none),)) for c in made.candidates)
+        page = page_data([results(model(layers=1), outputs=replace(made, candidates=candidates))])
+        assert point_rows(page.runs[0].outputs, 0) == []
+        assert level_rows(page.runs[0].outputs, 0, (0.01, 1.0)) == []
+        assert page_html([results(model(layers=1), outputs=replace(made, candidates=candidates))])
+
+    @pytest.mark.parametrize(
+        ("values", "span"),
+        [([0.0014, 0.62], (0.001, 1.0)), ([0.2, 3], (0.2, 5.0)), ([], (0.01, 1.0)), ([0.0, None, 0.02], (0.01, 0.04))],
+    )
+    def test_an_axis_holds_its_values_and_ends_at_a_round_one(self, values, span):
+        assert span_of(values) == pytest.approx(span)
+
+    @pytest.mark.parametrize("span", [(0.001, 1.0), (1e-9, 50.0), (0.2, 0.5), (1e-3, 2e-3)])
+    def test_an_axis_has_few_round_ticks_within(self, span):
+        found = ticks(span)
+        assert 2 <= len(found) <= 12
+        assert all(span[0] * 0.99 <= tick <= span[1] * 1.01 for tick in found)
+
+    def test_shares_of_a_histogram_are_of_all_tokens(self):
+        found = logits("t", 0.1, own=False, base=None)
+        assert sum(row["share"] for row in token_rows(found)) == pytest.approx(1, abs=1e-3)
+        assert token_rows(replace(found, histogram=None)) == []
+
+    def test_slices_say_where_and_how_many(self):
+        rows = slice_rows((Slice(0, 0.25, 30, 0.4), Slice(0.25, 0.5, 0, 0.0), Slice(0.5, 1, 90, 0.1)), position=False)
+        assert [(row["label"], row["share"], row["kld"]) for row in rows] == [
+            ("0–25", "25 %", 0.4),
+            ("50–100", "75 %", 0.1),
+        ]
+        assert rows[0]["tip"].startswith("where the finetune gives its first choice 0 to 25 %")
+
+    def test_documents_stand_nearest_first(self):
+        rows = document_rows(logits(OWN, 0.1, own=True, base=None))
+        assert len(rows) == 12
+        assert [row["kld"] for row in rows] == sorted(row["kld"] for row in rows)
+        assert [row["number"] for row in rows] == list(range(1, 13))
+
+    def test_of_very_many_documents_the_farthest_is_shown(self):
+        made = logits(OWN, 0.1, own=True, base=None)
+        many = tuple(replace(made.by_document[0], kld=i + 1.0) for i in range(5000))
+        rows = document_rows(replace(made, by_document=many))
+        assert len(rows) <= 400
+        assert rows[-1]["kld"] == 5000
+        assert rows[0]["number"] < rows[1]["number"]
+
+    def test_parts_stand_largest_first_with_shares_of_the_sum(self):
+        view = outputs_view(outputs(), RANKS).attribution[0]
+        rows = part_rows(view)
+        assert [row["kld"] for row in rows] == sorted((row["kld"] for row in rows), reverse=True)
+        assert sum(row["share_kld"] for row in rows) == pytest.approx(1, abs=1e-3)
+        assert [row["named"] for row in rows[:4]] == [True, True, True, False]
+        assert re.fullmatch(r"\d [a-z_]+\.[a-z_]+", rows[0]["name"])
+
+    @pytest.mark.parametrize(("unit", "mapped"), [("matrix", True), ("module", False), ("layer", False)])
+    def test_a_map_needs_layers_and_modules(self, unit, mapped):
+        assert outputs_view(outputs(unit=unit), RANKS).attribution[0].mapped is mapped
+
+    def test_attribution_without_any_kld_is_drawn(self):
+        still = attribution(64, "matrix")
+        still = replace(
+            still, parts=tuple(replace(p, kld=0.0, share_lost=0.0) for p in still.parts), rank_correlation=None
+        )
+        run = results(model(layers=1), outputs=outputs(attribution=(still,)))
+        assert page_html([run])
+        assert "rank correlation" not in page_data([run]).runs[0].outputs.attribution[0].sentence
+
+
+class TestTables:
+    VIEW = outputs_view(outputs(), RANKS)
+
+    def test_columns_carry_the_names_that_llama_cpp_gives(self):
+        known = {"Mean KLD", "Max", "99.9 %", "99 %", "95 %", "90 %", "Median", "RMS Δp", "Same top p", "PPL"}
+        assert known | {"ln(PPL ratio)"} <= set(HEADINGS)
+
+    def test_a_row_a_candidate_with_the_figures_under_their_names(self):
+        lines = logits_lines(self.VIEW, 0, RANKS)
+        assert [line.name for line in lines] == list(KLD)
+        row = dict(zip(HEADINGS, lines[5].cells, strict=True))
+        found = self.VIEW.candidates[5].logits[0]
+        assert row["Mean KLD"] == "0.071"
+        assert row["Max"] == f"{found.kld.max:.3g}"
+        assert row["99.9 %"] == f"{found.kld.p999:.3g}"
+        assert row["Median"] == f"{found.kld.median:.3g}"
+        assert row["PPL"] == f"{found.ppl:.3g}"
+        assert row["Mean Δp"] == "\u22120.355\u00a0%"
+        assert row["kept"] == "89\u00a0%"
+        assert lines[5].place == RANKS.index(64)
+        assert lines[1].place is None
+
+    def test_writing_stands_under_what_sampling_alone_does(self):
+        lines = writing_lines(self.VIEW, RANKS)
+        assert [line.name for line in lines][:3] == ["finetune again", "base", "rank 8"]
+        assert "finetune, rounded" not in [line.name for line in lines]
+
+    def test_runs_are_columns_ranks_first(self):
+        ranked, others = kept_table(page_data(THREE))
+        assert [line.name for line in ranked] == ["8", "16", "32", "64", "128", "256"]
+        assert ranked[3].cells == (("89\u00a0%", "7.1e-4"), ("89\u00a0%", "0.071"), None)
+        assert [line.name for line in others] == [name for name in KLD if not name.startswith("rank ")]
+
+
+class TestPage:
+    def test_the_first_screen_says_how_it_speaks(self):
+        html = page_html([ONE])
+        header = html.split("<main>")[0]
+        assert "Rank 64 is about as far from the finetune as q4_0 is" in header
+        assert "In what it says, rank 64 is 0.071 nats per token away" in header.replace("\u00a0", " ")
+
+    def test_tables_stand_without_script(self):
+        html = page_html([ONE])
+        text = text_of(html)
+        assert 'class="text"' in html
+        assert "Mean KLD 95 % interval kept Max 99.9 % 99 % 95 % 90 % Median" in text
+        assert "An ideal judge needs about 42 tokens" in text
+        assert f"{WIKI}: 12 documents, 4,000 tokens scored" in text
+        assert "Sampling at temperature 1, no top-p." in text
+
+    def test_runs_with_and_without_outputs_stand_together(self):
+        html = page_html(THREE)
+        assert html.count('data-chart="kld"') == 2
+        assert "not measured" in text_of(html)
+
+    def test_only_texts_that_there_are_can_be_chosen(self):
+        made = outputs()
+        one = replace(made, texts=made.texts[:1])
+        assert 'class="text"' not in page_html([results(model(layers=1), outputs=one)])
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"candidates": ()},
+            {"texts": (), "candidates": ()},
+            {"texts": ()},
+            {"sentences": ()},
+            {"samples": (), "excerpts": (), "attribution": (), "again": None},
+            {"candidates": (candidate("base", 0.6),)},
+            {"candidates": (candidate("finetune, rounded", 0.0001),)},
+        ],
+        ids=["nobody", "nothing", "no texts", "no sentences", "logits alone", "base alone", "control alone"],
+    )
+    def test_a_page_for_any_outputs(self, changes):
+        run = results(model(layers=1), outputs=outputs(**changes))
+        assert page_html([run]).rstrip().endswith("</html>")
+        assert terminal_summary(run)
+
+    def test_it_stays_under_3_mb_with_all_that_it_takes(self):
+        made = outputs()
+        names = [c.name for c in made.candidates]
+        words, nats = "word " * 4000, (0.123,) * 900
+        full = replace(
+            made,
+            samples=(Sample("p" * 4000, "c", {"finetune": words, **dict.fromkeys(names, words)}),) * 40,
+            excerpts=(replace(made.excerpts[0], pieces=(" word",) * 900, kld=dict.fromkeys(names, nats)),) * 40,
+            attribution=tuple(attribution(rank, "matrix", layers=80) for rank in RANKS),
+        )
+        html = page_html([results(model(layers=80), outputs=full)])
+        assert len(html.encode()) < 3_000_000
+
+    def test_hostile_text_is_text(self):
+        html = page_html([replace(hostile(), outputs=hostile_outputs())])
+        tags = re.findall(r"<([a-z]+)", html.split("<script")[0])
+        assert not {*tags} & {"img", "iframe", "object", "embed", "link", "form"}
+        assert "{{7*7}}" in text_of(html)
+
+    def test_the_script_gets_numbers_and_no_nan(self):
+        made = outputs()
+        strange = replace(made.candidates[2].logits[0], by_position=(Slice(0, 16, 5, math.nan),), ppl=math.inf)
+        odd = replace(made, candidates=(*made.candidates[:2], replace(made.candidates[2], logits=(strange,))))
+        data = outputs_payload(page_data([results(model(layers=1), outputs=odd)]))
+        json.loads(embedded(data), parse_constant=pytest.fail)
+
+    def test_every_chart_is_valid(self):
+        """Made here with the check against Vega-Lite's schema, which a page does without."""
+        with schemapi.debug_mode(True):
+            names = set(outputs_charts(page_data([ONE])))
+        assert {
+            "kld",
+            "tokens",
+            "position",
+            "confidence",
+            "documents",
+            "bars",
+            "scatter",
+            "parts",
+            "parts_tall",
+        } == names
+
+    def test_the_legend_of_the_tokens_has_a_colour_a_step(self):
+        style = (Path(__file__).parents[3] / "src/deltarank/report/page/outputs.css").read_text()
+        for number in range(1, len(STEPS) + 1):
+            assert style.count(f"--k{number}:") == 2  # light and dark
+            assert f".k{number} {{ background: var(--k{number}); }}" in style
+
+
+class TestElsewhere:
+    @pytest.mark.parametrize("width", [60, 80, 100])
+    def test_the_terminal_fits(self, width):
+        for run in (ONE, replace(hostile(), outputs=hostile_outputs())):
+            assert max(map(len, terminal_summary(run, width=width).splitlines())) <= width
+
+    def test_the_terminal_has_a_line_a_candidate(self):
+        lines = terminal_summary(ONE, width=100).splitlines()
+        row = next(line for line in lines if line.startswith("rank 64 "))
+        assert row.split() == ["rank", "64", "0.071", "0.0639", "to", "0.0795", "3.39", "93", "%", "89", "%"]
+        assert any(line.startswith("Rank 64 is about as far from the finetune as q4_0") for line in lines)
+
+    def test_a_notebook_says_it_too(self):
+        assert "as far from the finetune as q4_0" in notebook_html(ONE)
+
+    def test_one_picture_more(self, tmp_path):
+        made = {path.name: path for path in write_report(THREE, tmp_path)}
+        assert made["kld-by-rank.png"].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+    def test_making_the_page_needs_the_plain_numbers_only(self):
+        plain = Outputs.from_plain(json.loads(json.dumps(outputs().to_plain())))
+        assert page_html([replace(ONE, outputs=plain)]) == page_html([ONE])
+        assert {c.kind for c in plain.candidates} == set(CandidateKind) - {CandidateKind.MODEL}
+
+
+def test_the_attack_is_in_the_page_that_is_tested():
+    assert HOSTILE in hostile_outputs().samples[0].answers["rank 64"]
