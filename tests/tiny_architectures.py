@@ -29,7 +29,7 @@ from transformers import (
 )
 
 VOCABULARY = 48
-_SIZES = {
+SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -40,17 +40,17 @@ _SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_HEADS = {**_SIZES, "head_dim": 8}
+_HEADS = {**SIZES, "head_dim": 8}
 
 Make = Callable[[], PreTrainedModel]
 
 DENSE: Mapping[str, Make] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES)),
-    "tied llama": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, tie_word_embeddings=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "tied llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**_HEADS)),
     "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_HEADS)),
-    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_SIZES)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZES)),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2

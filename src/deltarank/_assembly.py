@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from deltarank.adapters import (
     Spent,
     Stored,
     adapter_config,
+    end_to_end,
     exact_targets,
     factor_keys,
     factors_from,
+    interleaved,
     kind_of,
     type_of,
     whole_key,
@@ -122,26 +124,58 @@ def write_adapter(
     tensors = [*_factors(finished, staging, numbers), *_zeros(finished), *_whole(finished, finetune)]
     write_weights(folder / WEIGHTS, tensors)
     targets = finished.factored
-    modules = [*(t.module for t in targets), *(e.module for e in finished.empties)]
+    modules = [*(t.module for t in targets if not t.bare), *(e.module for e in finished.empties)]
+    bare = {t.pair.base.tensor for t in targets if t.bare}
     config = adapter_config(
         base=base.reference.ref,
         revision=base.reference.revision,
         rank=layout.rank,
-        targets=exact_targets(modules, [*base.tensors]),
-        transposed=any(t.transposed for t in targets),
+        targets=exact_targets(modules, [name for name in base.tensors if name not in bare]),
+        transposed=any(t.transposed for t in targets if not t.bare),
         ranks={t.module: t.rank for t in targets if t.rank != layout.rank},
         whole=finished.whole_modules,
         model=base.config or finetune.config,
+        parameters=list(dict.fromkeys(t.module for t in targets if t.bare)),
     )
     write_json(folder / CONFIG, config)
 
 
 def _factors(finished: Finished, staging: Staging, numbers: Mapping[str, int]) -> Iterator[Stored]:
+    stacks: dict[str, dict[int, Path | None]] = {}
     for target in finished.factored:
-        outputs, inputs = target.sides
         is_kept = finished.matrices[target.pair.name].outcome is Outcome.MEASURED
         path = staging.factors(numbers[target.pair.name]) if is_kept else None
-        yield from _two(target.module, target.rank, outputs, inputs, finished.dtype, path)
+        if target.slot is None:
+            outputs, inputs = target.sides
+            yield from _two(target.module.removesuffix(".weight"), target.rank, outputs, inputs, finished.dtype, path)
+            continue
+        kept = stacks.setdefault(target.module, {})
+        kept[target.slot.index] = path
+        if len(kept) == target.slot.experts:
+            yield from _stacked(_holder(target, finished), target, [kept[i] for i in range(len(kept))], finished.dtype)
+
+
+def _holder(target: Target, finished: Finished) -> str:
+    """The module that a bare parameter's factors are stored under.
+
+    PEFT wraps a module once for each parameter, the first one innermost.
+    """
+    assert target.slot is not None
+    module, _, leaf = target.module.rpartition(".")
+    here = {t.module.rpartition(".")[2] for t in finished.factored if t.slot and t.module.rpartition(".")[0] == module}
+    order = [name for name in target.slot.stack.parameters if name in here]
+    return module + ".base_layer" * (len(order) - 1 - order.index(leaf))
+
+
+def _stacked(module: str, target: Target, paths: Sequence[Path | None], dtype: torch.dtype) -> tuple[Stored, Stored]:
+    """A of all experts one below the other; of B, column k of every expert side by side."""
+    rank, (outputs, inputs), experts = target.rank, target.sides, len(paths)
+    keys, size = factor_keys(module), dtype.itemsize
+    a_bytes = rank * inputs * size
+    return (
+        Stored(keys[0], dtype, (experts * rank, inputs), end_to_end(paths, a_bytes)),
+        Stored(keys[1], dtype, (outputs, rank * experts), interleaved(paths, a_bytes, (outputs, rank), size)),
+    )
 
 
 def _zeros(finished: Finished) -> Iterator[Stored]:

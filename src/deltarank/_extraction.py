@@ -67,7 +67,8 @@ class Job:
 
     def lay_out(self, rank: int) -> Layout:
         """Raises JobError (slug "nothing-to-extract") if the server takes nothing of it."""
-        layout = lay_out(self.before, self.after, self.pairing, self.order.server, rank)
+        asked = bool(self.order.settings.include)
+        layout = lay_out(self.before, self.after, self.pairing, self.order.server, rank, asked=asked)
         if not layout.targets:
             kinds = listing(sorted({other.reason for other in layout.others if other.reason}), most=3)
             raise JobError(
@@ -251,6 +252,8 @@ class Run:
         self._warn_of_the_server(finished)
 
     def _warn_of_the_server(self, finished: Finished) -> None:
+        for note in self.layout.notes:
+            self._warn(note)
         above = self.layout.server.warn_above
         if above is not None and self.layout.rank > above[0]:
             self._warn(above[1])

@@ -43,6 +43,10 @@ class ExtractionPlan:
         return tuple(other for other in self.layout.others if other.module is None)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.work.notes, *self.layout.notes)
+
+    @property
     def seconds(self) -> float:
         return self.work.seconds + self.searching
 
@@ -60,7 +64,7 @@ class ExtractionPlan:
             "",
             *_kind_lines("carried whole where they changed", self.carried),
             *_reason_lines(self.left_out),
-            *[f"note: {note}" for note in self.work.notes],
+            *[f"note: {note}" for note in self.notes],
             f"On disk: {size(self.adapter_bytes)}, and as much again while it is made.",
             needs_line(self.work, self.seconds),
         ]
@@ -99,7 +103,7 @@ class ExtractionPlan:
             "zeros": [empty.module for empty in self.layout.empties],
             "carried": [{"name": other.name, "kind": other.kind} for other in self.carried],
             "left_out": [{"name": x.name, "kind": x.kind, "reason": x.reason} for x in self.left_out],
-            "notes": list(self.work.notes),
+            "notes": list(self.notes),
             "adapter_bytes": self.adapter_bytes,
             "disk_bytes": 2 * self.adapter_bytes,
             "read_bytes": self.work.read_bytes,

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
-from deltarank.adapters import Server, is_module, is_transposed, kind_of, module_of, type_of, words_for
+from deltarank.adapters import (
+    Server,
+    Stack,
+    is_module,
+    is_transposed,
+    kind_of,
+    module_of,
+    taken_for_experts,
+    type_of,
+    words_for,
+)
 from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing, TensorInfo
 from deltarank.results import Outcome
 
@@ -15,22 +25,40 @@ _ONE_SIDED = (Outcome.EXTRA_ROWS, Outcome.ONLY_IN_FINETUNE)
 
 
 @dataclass(frozen=True)
+class Slot:
+    """The place of one expert among those that share a parameter."""
+
+    index: int
+    experts: int
+    stack: Stack
+
+
+@dataclass(frozen=True)
 class Target:
     """A matrix that gets factors.
 
-    module      the path of its module in the base, which is what the adapter is loaded on
+    module      the path of its module in the base, which is what the adapter is loaded on; of a bare parameter, its own
     rank        of its factors as they are written
     transposed  it is stored as inputs x outputs
+    bare        PEFT is to put the factors on the parameter, and not on the module that holds it
+    slot        set for one of several matrices in one tensor
     """
 
     pair: Pair
     module: str
     rank: int
     transposed: bool
+    bare: bool = False
+    slot: Slot | None = None
 
     @property
     def is_expert(self) -> bool:
         return kind_of(self.pair.base.tensor) == EXPERT
+
+    @property
+    def leaf(self) -> str:
+        """The last word of its module, by which readers find it."""
+        return self.module.removesuffix(".weight").rpartition(".")[2]
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -69,6 +97,7 @@ class Layout:
     targets: tuple[Target, ...]
     others: tuple[Other, ...]
     empties: tuple[Empty, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def summed(self) -> tuple[Pair | Leftover, ...]:
@@ -76,55 +105,128 @@ class Layout:
         return tuple(other.pair for other in self.others if other.pair is not None)
 
 
-def lay_out(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, server: Server, rank: int) -> Layout:
-    """Sorts what was paired by what the server takes."""
+def lay_out(
+    base: Checkpoint, finetune: Checkpoint, pairing: Pairing, server: Server, rank: int, *, asked: bool = False
+) -> Layout:
+    """Sorts what was paired by what the server takes.
+
+    Args:
+        asked: what is measured was named by the user (`--include`).
+    """
     targets: list[Target] = []
     others = [*_leftovers(finetune, pairing, server), *_skipped(pairing)]
     for pair in pairing.pairs:
-        why = _why_not(pair, len(base.tensors[pair.base.tensor].shape), server)
-        module = module_of(pair.base.tensor)
-        if why is not None or module is None:
-            kind, reason = why or ("parameter", "no weight of a module by its name, so no adapter can be put on it")
-            others.append(Other(pair.name, kind, reason, pair))
-            continue
-        has_own = server.patterns == "honoured" and kind_of(pair.base.tensor) != EXPERT
-        own = min(rank, *pair.shape) if has_own else rank
-        targets.append(Target(pair, module, own, is_transposed(pair.base.tensor, base.config)))
-    if not _experts_are_whole(base, targets):
+        found = _placed(pair, base, server, rank, asked)
+        if isinstance(found, Target):
+            targets.append(found)
+        else:
+            others.append(found)
+    targets, notes = _told_apart(targets, base, server)
+    if not _experts_are_whole(base, targets, by_words=server.name == "peft"):
         others += [_refused(target, server) for target in targets if target.is_expert]
         targets = [target for target in targets if not target.is_expert]
-    return Layout(server, rank, tuple(targets), tuple(others), tuple(_empties(base, targets, server)))
+    return Layout(server, rank, tuple(targets), tuple(others), tuple(_empties(base, targets, server)), tuple(notes))
 
 
-def _experts_are_whole(base: Checkpoint, targets: list[Target]) -> bool:
-    """All experts of all layers or none: readers fuse them into one tensor a layer. And no other module may go by
-    an expert's last word, by which they are found."""
-    experts = {target.module for target in targets if target.is_expert}
-    leaves = {module.rpartition(".")[2] for module in experts}
-    all_experts = {name for name, info in base.tensors.items() if kind_of(name) == EXPERT and len(info.shape) > 1}
-    others = {target.module.rpartition(".")[2] for target in targets if not target.is_expert}
-    return {module_of(name) for name in all_experts} == experts and not leaves & others
+def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool) -> Target | Other:
+    """Where a matrix goes; or why it gets no factors."""
+    tensor = pair.base.tensor
+    slot = _slot(pair, base)
+    why = _why_not(pair, base, server, slot, asked)
+    module = module_of(tensor) if slot is None else tensor
+    if why is not None or module is None or not is_module(module):
+        kind, reason = why or ("parameter", "no weight of a module by its name, so no adapter can be put on it")
+        return Other(pair.name, kind, reason, pair)
+    # Single experts are fused by PEFT, which knows one rank for them.
+    has_own = server.patterns == "honoured" and (slot is not None or kind_of(tensor) != EXPERT)
+    own = min(rank, *pair.shape) if has_own else rank
+    transposed = slot.stack.inputs_first if slot else is_transposed(tensor, base.config)
+    return Target(pair, module, own, transposed, bare=slot is not None, slot=slot)
+
+
+def _is_slice(pair: Pair) -> bool:
+    return pair.name.startswith(f"{pair.finetune.tensor}[")
+
+
+def _slot(pair: Pair, base: Checkpoint) -> Slot | None:
+    stack = Stack.of(pair.base.tensor, base.config) if _is_slice(pair) else None
+    if stack is None:
+        return None
+    return Slot(int(pair.name.rpartition("[")[2].rstrip("]")), base.tensors[pair.base.tensor].shape[0], stack)
+
+
+def _why_not(pair: Pair, base: Checkpoint, server: Server, slot: Slot | None, asked: bool) -> tuple[str, str] | None:
+    """(kind, reason) for a matrix that was paired and gets no factors."""
+    kind, tensor = kind_of(pair.base.tensor), pair.base.tensor
+    how = server.carries.get(kind or "")
+    if kind is None and not _is_slice(pair) and len(base.tensors[tensor].shape) != 2:
+        return "other tensors", "not a matrix: a LoRA has no place for it"
+    if kind == EXPERT or _is_slice(pair):
+        return _why_no_expert(pair, base, server, slot, asked)
+    return None if kind is None or how in ("asked", "factors") else (kind, _reason(kind, server))
+
+
+def _why_no_expert(
+    pair: Pair, base: Checkpoint, server: Server, slot: Slot | None, asked: bool
+) -> tuple[str, str] | None:
+    how = server.carries.get(EXPERT)
+    if how is None:
+        return EXPERT, _reason(EXPERT, server)
+    if how == "asked" and not asked:
+        return EXPERT, f"{words_for(EXPERT)}, which {server.title} takes in some versions only: if included by name"
+    if _is_slice(pair):
+        known = slot is not None and slot.experts > 1
+        return None if known else (EXPERT, f"one of several matrices in one tensor, stored in a way that {_UNKNOWN}")
+    is_fused = pair.base.tensor.rpartition(".")[0].rpartition(".")[2] in taken_for_experts(base.config)
+    return None if is_fused or how == "asked" else (EXPERT, f"a single expert of a model of which {_UNKNOWN}")
+
+
+_UNKNOWN = "it is not known how PEFT reaches it"
+
+
+def _reason(kind: str, server: Server) -> str:
+    return f"{server.leaves_out} {words_for(kind)}"
+
+
+def _told_apart(targets: list[Target], base: Checkpoint, server: Server) -> tuple[list[Target], list[str]]:
+    """PEFT takes modules by their last word for experts. Others that bear it are reached as bare parameters by PEFT;
+    who writes for a server, too, is told."""
+    names = taken_for_experts(base.config)
+    alike = [target for target in targets if target.leaf in names and not target.is_expert]
+    if not alike or not any(kind_of(name) == EXPERT for name in base.tensors):
+        return targets, []
+    if server.name != "peft":
+        leaves = sorted({f"{target.pair.module}" for target in alike})
+        note = (
+            f"PEFT (0.21) takes {_some(leaves)} of this model for experts when it loads the adapter, and puts nothing "
+            f"on {'it' if len(leaves) == 1 else 'them'}: to load it with PEFT, make one with --server peft"
+        )
+        return targets, [note]
+    bare = {target.pair.name for target in alike}
+    return [
+        replace(target, module=target.pair.base.tensor, bare=True) if target.pair.name in bare else target
+        for target in targets
+    ], []
+
+
+def _some(names: Collection[str]) -> str:
+    first = list(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _experts_are_whole(base: Checkpoint, targets: Iterable[Target], *, by_words: bool) -> bool:
+    """All experts of all layers or none: readers fuse them into one tensor a layer. And where they are found by
+    their last word, no other module may go by it."""
+    experts = [target for target in targets if target.is_expert]
+    leaves = {target.leaf for target in experts if not target.bare}
+    everything = {name for name, info in base.tensors.items() if kind_of(name) == EXPERT and len(info.shape) > 1}
+    others = {target.leaf for target in targets if not target.is_expert and not target.bare}
+    return everything == {target.pair.base.tensor for target in experts} and not (by_words and leaves & others)
 
 
 def _refused(target: Target, server: Server) -> Other:
     reason = f"{server.title} takes all experts as they are or none, and some were left out or share their names"
     return Other(target.pair.name, EXPERT, reason, target.pair)
-
-
-def _why_not(pair: Pair, sides: int, server: Server) -> tuple[str, str] | None:
-    """(kind, reason) for a matrix that was paired and gets no factors."""
-    kind = kind_of(pair.base.tensor)
-    if pair.name.startswith(f"{pair.finetune.tensor}["):
-        return EXPERT, f"one of several matrices in one tensor: {server.leaves_out} such experts"
-    if kind is None and sides != 2:
-        return "other tensors", "not a matrix: a LoRA has no place for it"
-    if kind is None or server.carries.get(kind) in ("asked", "factors"):
-        return None
-    return kind, _reason(kind, server)
-
-
-def _reason(kind: str, server: Server) -> str:
-    return f"{server.leaves_out} {words_for(kind)}"
 
 
 def _leftovers(finetune: Checkpoint, pairing: Pairing, server: Server) -> Iterator[Other]:

@@ -85,7 +85,9 @@ class Order:
             return STORED[self.dtype]
         entries: dict[torch.dtype, int] = {}
         for pair in pairing.pairs:
-            entries[pair.finetune.dtype] = entries.get(pair.finetune.dtype, 0) + pair.entries
+            # What is stored quantised is read as float32, which no adapter of it needs.
+            dtype = torch.bfloat16 if pair.finetune.storage else pair.finetune.dtype
+            entries[dtype] = entries.get(dtype, 0) + pair.entries
         most = max(entries, key=lambda dtype: entries[dtype])
         return most if most in STORED.values() else torch.float32
 

@@ -14,6 +14,9 @@ Target = Leftover | Pair
 MOST_RANKS = 4
 """Times the longer side: factors of a higher rank would take more memory than the tensor that they are for."""
 
+_INPUTS_FIRST = frozenset({"gpt_oss", "aria", "aria_text", "openai_privacy_filter"})
+"""Model types whose fused experts are stored as (experts, inputs, outputs)."""
+
 _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 """Model types whose linear layers store inputs x outputs (transformers' Conv1D), whatever the adapter says."""
 
@@ -30,13 +33,26 @@ class Landing:
     transposed: bool
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Matrices in one tensor, by the name that an adapter uses for it."""
+
+    name: str
+    slices: tuple[Target, ...]
+
+
 class Map:
     """Finds tensors by the names that adapters use: as they are, or less what a wrapper put before them."""
 
     def __init__(self, targets: Iterable[Target]) -> None:
         self._exact: dict[str, Target] = {}
         self._cores: dict[str, Target | None] = {}
+        self._stacks: dict[str, dict[str, list[Target]]] = {}
         for target in targets:
+            if target.name.endswith("]"):
+                name = target.name.rpartition("[")[0]
+                holder = self._stacks.setdefault(_core(name.rpartition(".")[0]), {})
+                holder.setdefault(name.rpartition(".")[2], []).append(target)
             names = {target.name} if target.name.endswith("]") else {target.name, target.base.tensor}
             for name in names:
                 self._exact.setdefault(name, target)
@@ -47,6 +63,11 @@ class Map:
 
     def find(self, tensor: str) -> Target | None:
         return self._exact.get(tensor) or self._cores.get(_core(tensor))
+
+    def stacks_of(self, module: str) -> list[Stack]:
+        """The tensors of a module that hold several matrices each."""
+        held = self._stacks.get(_core(module), {})
+        return [Stack(f"{module}.{leaf}", tuple(slices)) for leaf, slices in held.items()]
 
     @property
     def targets(self) -> Iterator[Target]:
@@ -74,6 +95,8 @@ def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -
     straight, turned = (outputs, inputs) == shape, (inputs, outputs) == shape
     if not (straight or turned):
         return _differs(part, target)
+    if part.slot is not None and straight and turned:
+        return Landing(part, target, model_type in _INPUTS_FIRST)
     if straight and turned:
         is_head = part.module.rsplit(".", 1)[-1] == "lm_head"
         return Landing(part, target, not is_head and (fan_in_fan_out or str(model_type) in _CONV1D))

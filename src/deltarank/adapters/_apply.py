@@ -12,9 +12,10 @@ from enum import Enum
 from typing import Any, NoReturn
 
 from deltarank.adapters._aim import Landing, Map, Target, land
+from deltarank.adapters._bare import spread
 from deltarank.adapters._read import Adapter, Kind, Part, Stray
 from deltarank.adapters._read_config import scale_of
-from deltarank.adapters._servers import Server
+from deltarank.adapters._servers import Server, kind_of, taken_for_experts
 from deltarank.adapters._servers import server as server_rules
 from deltarank.checkpoints import Pair
 from deltarank.errors import AdapterError
@@ -45,6 +46,7 @@ class Habits:
                      "tensor": one alpha, and the rank of the factors in the file
     most_rank        the highest rank that can be allowed
     wholes, norms, biases, inputs    modules_to_save; norms among them; biases; factors of the input embedding
+    stacks           factors of experts that share a tensor
     all_layers       a module that lacks a layer is dropped in all
     """
 
@@ -57,6 +59,7 @@ class Habits:
     norms: Habit
     biases: Habit
     inputs: Habit
+    stacks: Habit
     all_layers: bool
 
     @classmethod
@@ -72,6 +75,7 @@ class Habits:
             norms=_IGNORES if rules.name in _FORGETS_NORMS else wholes,
             biases=Habit(rules.bias),
             inputs=_IGNORES if rules.name in _NO_INPUT_FACTORS else _TAKES,
+            stacks=Habit(rules.stacks),
             all_layers=rules.wants_whole_types,
         )
 
@@ -115,8 +119,9 @@ def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, co
     tensors = Map(targets)
     landings, strays = _land_all(adapter, tensors, config)
     kept: list[Landing] = []
+    confused = _confused(tensors, config)
     for landing in landings:
-        reason = _why_not(adapter, landing.part, habits)
+        reason = _why_not(adapter, landing.part, habits, confused)
         if reason is None:
             kept.append(landing)
         else:
@@ -128,7 +133,7 @@ def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, co
     for landing in sorted(kept, key=lambda each: each.part.is_lora):
         before = changes.get(landing.target.name, ())
         changes[landing.target.name] = (*before, Change(landing, _scale(adapter, landing.part, habits)))
-    return Applied(changes, (*adapter.strays, *strays), tuple(_notes(adapter, habits)))
+    return Applied(changes, tuple(dict.fromkeys((*adapter.strays, *strays))), tuple(_notes(adapter, habits)))
 
 
 def habits_of(name: str | None) -> Habits:
@@ -139,8 +144,10 @@ def habits_of(name: str | None) -> Habits:
 def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tuple[list[Landing], list[Stray]]:
     """Raises AdapterError if more than half of the adapter lands nowhere."""
     landings: list[Landing] = []
-    strays: list[Stray] = []
-    for part in adapter.parts:
+    found_parts = list(spread(adapter.parts, adapter.config, tensors))
+    strays = [each for each in found_parts if isinstance(each, Stray)]
+    parts = [each for each in found_parts if isinstance(each, Part)]
+    for part in parts:
         target = tensors.find(part.tensor)
         found = (
             "the checkpoints have no such tensor in common"
@@ -151,12 +158,12 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
             landings.append(found)
         else:
             strays.append(Stray(part.up.name, found))
-    if 2 * len(landings) <= len(adapter.parts):
-        _refuse_stranger(adapter, strays)
+    if 2 * len(landings) <= len(found_parts):
+        _refuse_stranger(adapter, strays, len(found_parts))
     return landings, strays
 
 
-def _refuse_stranger(adapter: Adapter, strays: list[Stray]) -> NoReturn:
+def _refuse_stranger(adapter: Adapter, strays: list[Stray], parts: int) -> NoReturn:
     if not adapter.parts:
         first = adapter.strays[0] if adapter.strays else Stray("the file", "it holds no tensor")
         raise AdapterError(
@@ -165,7 +172,7 @@ def _refuse_stranger(adapter: Adapter, strays: list[Stray]) -> NoReturn:
             slug="adapter-empty",
         )
     raise AdapterError(
-        f"This adapter does not belong to this base: {len(strays):,} of {count(len(adapter.parts), 'part')} fit "
+        f"This adapter does not belong to this base: {len(strays):,} of {count(parts, 'part')} fit "
         f"nothing in it, such as {ascii(strays[0].name)[:120]}: {strays[0].reason}.",
         cure="Give the base that the adapter was made for: its adapter_config.json names it (base_model_name_or_path).",
         slug="adapter-wrong-base",
@@ -198,6 +205,8 @@ def _refusals(adapter: Adapter, habits: Habits) -> Iterator[str]:
     biases = any(part.kind is Kind.BIAS for part in adapter.parts) or adapter.config.bias != "none"
     if habits.biases is _REFUSES and (biases or adapter.config.lora_bias):
         yield "it holds biases"
+    if habits.stacks is _REFUSES and adapter.config.parameters:
+        yield "it has LoRAs on bare parameters (fused experts)"
     if habits.rslora is _REFUSES and adapter.config.rslora:
         yield "it is rank-stabilised (use_rslora)"
     if habits.patterns is _REFUSES:
@@ -225,10 +234,16 @@ def _habit(part: Part, habits: Habits) -> Habit:
     return habits.norms if is_norm else habits.wholes
 
 
-def _why_not(adapter: Adapter, part: Part, habits: Habits) -> str | None:
+def _confused(tensors: Map, config: Mapping[str, Any]) -> frozenset[str]:
+    """The last words by which PEFT takes modules for experts; empty for a model that has none in its files."""
+    has_experts = any(kind_of(target.base.tensor) == "expert" for target in tensors.targets)
+    return taken_for_experts(config) if has_experts else frozenset()
+
+
+def _why_not(adapter: Adapter, part: Part, habits: Habits, confused: frozenset[str]) -> str | None:
     """Why a part that fits changes nothing."""
     if habits.title != _TITLE:
-        ignored = _habit(part, habits) if not part.is_lora else _TAKES
+        ignored = _habit(part, habits) if not part.is_lora else habits.stacks if part.slot else _TAKES
         if part.kind is Kind.EMBEDDING:
             ignored = habits.inputs
         return None if ignored is _TAKES else f"{habits.title} passes it over"
@@ -238,8 +253,12 @@ def _why_not(adapter: Adapter, part: Part, habits: Habits) -> str | None:
     if part.kind is Kind.WHOLE:
         hidden = config.aims_at(part.module) and not (part.wrapped or config.saves(part.module))
         return "its module has a LoRA and is not in modules_to_save, so PEFT passes it over" if hidden else None
-    if not config.aims_at(part.module):
+    aimed = config.aims_at_parameter(part.module) if part.bare else config.aims_at(part.module)
+    if not aimed:
         return "target_modules does not name its module, so PEFT passes it over"
+    is_expert = kind_of(part.tensor) == "expert"
+    if part.module.rpartition(".")[2] in confused and not (part.bare or is_expert):
+        return "PEFT (0.21) takes modules of this name for single experts of such a model, and puts nothing on this one"
     stated = config.rank_of(part.module)
     if stated != part.rank:
         return f"of rank {part.rank:,} in the file and {stated:,} in adapter_config.json, so PEFT does not load it"

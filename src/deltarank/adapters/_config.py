@@ -23,6 +23,8 @@ def adapter_config(
     ranks: Mapping[str, int],
     whole: Sequence[str],
     model: Mapping[str, Any],
+    parameters: Sequence[str] = (),
+    bias: bool = False,
 ) -> dict[str, Any]:
     """The configuration of an adapter with lora_alpha = r, so that every reader scales by 1.
 
@@ -33,7 +35,11 @@ def adapter_config(
         ranks: modules of another rank than `rank`; each with an alpha that is its rank.
         whole: `modules_to_save`.
         model: the model's own config.json.
+        parameters: `target_parameters`, bare parameters that have factors.
+        bias: `lora_bias`: each module of `targets` has a bias beside its factors.
     """
+    # Few readers know these two, and some refuse what they do not know: they are named only where they are needed.
+    rare = ({"target_parameters": list(parameters)} if parameters else {}) | ({"lora_bias": True} if bias else {})
     return {
         "peft_type": "LORA",
         "task_type": _task(model),
@@ -54,6 +60,7 @@ def adapter_config(
         "inference_mode": True,
         "layers_to_transform": None,
         "layers_pattern": None,
+        **rare,
     }
 
 

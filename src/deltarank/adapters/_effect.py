@@ -42,9 +42,7 @@ class _Product:
     """scale * B A, or its transpose."""
 
     def __init__(self, adapter: Adapter, change: Change, device: torch.device, dtype: torch.dtype) -> None:
-        part = change.landing.part
-        assert part.down is not None
-        down, up = (adapter.numbers(info).to(device, dtype) for info in (part.down, part.up))
+        down, up = (factor.to(device, dtype) for factor in adapter.factors(change.landing.part))
         self._left, self._right = (down.T, up.T) if change.landing.transposed else (up, down)
         self._scale = change.scale
 

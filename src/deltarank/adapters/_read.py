@@ -27,6 +27,7 @@ from deltarank.results import Reference
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+_MOST_KEPT = 4
 _PICKLED = "adapter_model.bin"
 _NO_PREFIX = f"its name does not begin with {PREFIX}, so PEFT passes it over"
 
@@ -47,6 +48,8 @@ class Part:
     tensor           the name of that tensor as the adapter has it: "model.layers.0.mlp.up_proj.weight"
     down, up         A and B of a LoRA; of a bias or a whole tensor, `up` alone
     wrapped          the tensor lies inside a module that has a LoRA (`base_layer`)
+    bare             of a LoRA that PEFT puts on a parameter (`target_parameters`); `module` is then the parameter
+    slot             (number, how many): the factors are those of one of so many experts, A by rows and B by columns
     """
 
     kind: Kind
@@ -55,6 +58,8 @@ class Part:
     up: TensorInfo
     down: TensorInfo | None = None
     wrapped: bool = False
+    bare: bool = False
+    slot: tuple[int, int] | None = None
 
     @property
     def is_lora(self) -> bool:
@@ -63,7 +68,8 @@ class Part:
     @property
     def rank(self) -> int:
         """Of the factors as stored; 0 of anything but a LoRA."""
-        return self.down.shape[0] if self.down is not None else 0
+        rows = self.down.shape[0] if self.down is not None else 0
+        return rows // self.slot[1] if self.slot else rows
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Adapter:
     strays: tuple[Stray, ...]
     file: Checkpoint = field(repr=False)
     folder: str
+    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +111,28 @@ class Adapter:
         if info.nbytes:
             self.file.source.read_into(info.file, info.start, raw.numpy().data)
         return raw.view(PLAIN[info.dtype]).view(info.shape)
+
+    def factors(self, part: Part) -> tuple[Tensor, Tensor]:
+        """A and B of a LoRA, as stored. Those of an expert are a part of what all of them share.
+
+        Raises:
+            CheckpointError: as `numbers`.
+        """
+        assert part.down is not None
+        if part.slot is None:
+            return self.numbers(part.down), self.numbers(part.up)
+        number, experts = part.slot
+        first = number * part.rank
+        return self._shared(part.down)[first : first + part.rank], self._shared(part.up)[:, number::experts]
+
+    def _shared(self, info: TensorInfo) -> Tensor:
+        """Experts come one after the other: what they share is read once, and the last few such tensors are kept."""
+        found = self._kept.get(info.name)
+        if found is None:
+            found = self._kept[info.name] = self.numbers(info)
+            for name in list(self._kept)[:-_MOST_KEPT]:
+                self._kept.pop(name, None)
+        return found
 
 
 def open_adapter(folder: str | os.PathLike[str]) -> Adapter:

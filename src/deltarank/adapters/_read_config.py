@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from deltarank.adapters._read_patterns import Globs, Patterns, Unfit
+from deltarank.adapters._read_patterns import Globs, Patterns, Unfit, ends_of
 from deltarank.errors import AdapterError
 from deltarank.words import listing
 
@@ -33,7 +33,6 @@ _KINDS = {
     "arrow_config": "a router over several LoRAs",
     "layer_replication": "a LoRA over a stack of repeated layers",
     "trainable_token_indices": "a LoRA with trained tokens of its own",
-    "target_parameters": "a LoRA on bare parameters (fused experts)",
 }
 _MOVING = ("pissa", "olora", "corda", "lora_ga", "loftq", "mica")
 """Ways to begin that also move the base, or that PEFT repeats when it loads the adapter."""
@@ -45,6 +44,7 @@ class LoraConfig:
 
     rank, alpha      of every module that no pattern names
     targets          the modules that PEFT puts a LoRA on; a tensor for another one is passed over
+    parameters       ends of the names of bare parameters that have a LoRA (`target_parameters`)
     """
 
     rank: int
@@ -58,6 +58,7 @@ class LoraConfig:
     modules_to_save: tuple[str, ...]
     targets: Globs
     excluded: Globs
+    parameters: frozenset[str] = frozenset()
 
     @property
     def has_patterns(self) -> bool:
@@ -71,6 +72,9 @@ class LoraConfig:
 
     def aims_at(self, module: str) -> bool:
         return self.targets.cover(module) and not (self.excluded and self.excluded.cover(module))
+
+    def aims_at_parameter(self, name: str) -> bool:
+        return any(end in self.parameters for end in ends_of(name))
 
     def saves(self, module: str) -> bool:
         """PEFT compares the ends of names, without a dot before them."""
@@ -105,6 +109,7 @@ def parse_config(text: bytes) -> LoraConfig:
             modules_to_save=_words(data, "modules_to_save"),
             targets=_globs(data, "target_modules", missing=True),
             excluded=_globs(data, "exclude_modules", missing=False),
+            parameters=frozenset(_words(data, "target_parameters")),
         )
     except Unfit as unfit:
         _refuse(f"its {unfit}")

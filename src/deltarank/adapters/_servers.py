@@ -2,7 +2,7 @@
 
 scale             by what B A is multiplied: "config", lora_alpha / r of the configuration for all tensors alike;
                   "tensor", lora_alpha / the rank of each; "patterns", as rank_pattern and alpha_pattern say
-patterns, rslora, bias, modules_to_save
+patterns, rslora, bias, modules_to_save, stacks (factors of experts that share a tensor, `target_parameters`)
                   "honoured", "ignored" (loads, and does without it), or "refused" (does not load)
 coverage          "any" subset of modules, or "whole types": every layer of a type that is there at all
 carries           a kind of tensor -> how: "whole" (in modules_to_save), "factors", "asked" (factors, if included by
@@ -43,6 +43,7 @@ class Server:
     rslora: str
     bias: str
     modules_to_save: str
+    stacks: str
     coverage: str
     carries: Mapping[str, str]
     warn_above: tuple[int, str] | None
@@ -106,6 +107,7 @@ def server(name: str) -> Server:
         rslora=row["rslora"],
         bias=row["bias"],
         modules_to_save=row["modules_to_save"],
+        stacks=row["stacks"],
         coverage=row["coverage"],
         carries=row["carries"],
         warn_above=(above["rank"], above["says"]) if above else None,
@@ -126,6 +128,35 @@ def rules_date() -> str:
 def kind_of(name: str) -> str | None:
     """ "norm", "bias", "lm_head", "embedding", "router" or "expert", by a tensor's name; None: none of these."""
     return next((k.kind for k in _kinds() if any(pattern.match(name) for pattern in k.patterns)), None)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Experts in one tensor, (experts, ...), which PEFT reaches as a bare parameter of their module.
+
+    parameters    of that module, in the order in which the model registers them
+    inputs_first  each expert is stored as inputs x outputs
+    """
+
+    parameters: tuple[str, ...]
+    inputs_first: bool
+
+    @classmethod
+    def of(cls, tensor: str, config: Mapping[str, Any]) -> Stack | None:
+        """None for a tensor of which that is not known."""
+        module, _, leaf = tensor.rpartition(".")
+        for row in _data()["stacks"]:
+            known = config.get("model_type") in row["model_types"] and leaf in row["parameters"]
+            if known and fnmatch.fnmatchcase(module, row["container"]):
+                return cls(tuple(row["parameters"]), row["inputs_first"])
+        return None
+
+
+def taken_for_experts(config: Mapping[str, Any]) -> frozenset[str]:
+    """The last words of modules that PEFT takes for single experts of this model, and fuses."""
+    rows = _data()["fused_by_peft"]["families"]
+    kind = config.get("model_type")
+    return frozenset(name for row in rows if kind in row["model_types"] for name in row["names"])
 
 
 def words_for(kind: str) -> str:

@@ -16,6 +16,7 @@ WEIGHTS, CONFIG, ABOUT, CARD = "adapter_model.safetensors", "adapter_config.json
 PICTURE = "budget.png"
 
 _WORDS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+_INTEGERS = {2: torch.int16, 4: torch.int32}
 _BLOCK = 8 << 20
 _ALIGNMENT = 8
 
@@ -103,3 +104,46 @@ def factors_from(path: Path, skip: int) -> Fill:
                 done += got
 
     return fill
+
+
+def end_to_end(paths: Sequence[Path | None], length: int) -> Fill:
+    """The first `length` bytes of each of these files, one after the other; zeros where there is no file."""
+
+    def fill(first: int, block: memoryview) -> None:
+        done = 0
+        while done < len(block):
+            number, skip = divmod(first + done, length)
+            part = block[done : done + length - skip]
+            _read_or_zero(paths[number], skip, part)
+            done += len(part)
+
+    return fill
+
+
+def interleaved(paths: Sequence[Path | None], skip: int, shape: tuple[int, int], size: int) -> Fill:
+    """Matrices of this shape, which stand `skip` bytes into each of these files, column by column side by side.
+
+    Row i holds column 0 of row i of every matrix, then column 1 of every matrix, and so on; a number has `size` bytes.
+    """
+    rows, columns = shape
+    length, word = columns * len(paths) * size, _INTEGERS[size]
+
+    def fill(first: int, block: memoryview) -> None:
+        top, bottom = first // length, min(-(-(first + len(block)) // length), rows)
+        whole = torch.zeros(bottom - top, columns, len(paths), dtype=word)
+        part = torch.empty(bottom - top, columns, dtype=word)
+        for number, path in enumerate(paths):
+            if path is not None:
+                _read_or_zero(path, skip + top * columns * size, part.numpy().data.cast("B"))
+                whole[:, :, number] = part
+        start = first - top * length
+        block[:] = whole.numpy().data.cast("B")[start : start + len(block)]
+
+    return fill
+
+
+def _read_or_zero(path: Path | None, first: int, block: memoryview) -> None:
+    if path is None:
+        block[:] = bytes(len(block))
+    else:
+        factors_from(path, first)(0, block)

@@ -79,7 +79,6 @@ def test_another_method_is_named(kind: Any) -> None:
     ("field", "value"),
     [
         ("use_dora", True),
-        ("target_parameters", ["experts.gate_up_proj"]),
         ("alora_invocation_tokens", [1, 2]),
         ("layer_replication", [[0, 2]]),
         ("trainable_token_indices", [5]),

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from deltarank.adapters import Stored, factors_from, write_factors, write_weights
+from deltarank.adapters import Fill, Stored, end_to_end, factors_from, interleaved, write_factors, write_weights
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -63,3 +63,36 @@ def test_factors_cut_short_are_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="became shorter"):
         write_weights(tmp_path / "y", stored)
+
+
+@pytest.mark.parametrize("block", [1, 6, 7, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_factors_of_experts_are_put_together_whatever_the_blocks(
+    tmp_path: Path, block: int, dtype: torch.dtype
+) -> None:
+    """A one below the other, B column by column side by side; zeros for the expert that has no file."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(3, 2, 5, generator=generator).to(dtype)
+    b = torch.randn(3, 7, 2, generator=generator).to(dtype)
+    a[1], b[1] = 0, 0
+    paths = [tmp_path / "0", None, tmp_path / "2"]
+    for number, path in enumerate(paths):
+        if path is not None:
+            write_factors(path, a[number], b[number])
+    size = dtype.itemsize
+    below = end_to_end(paths, 2 * 5 * size)
+    beside = interleaved(paths, 2 * 5 * size, (7, 2), size)
+
+    assert _filled(below, 3 * 2 * 5 * size, block) == _bytes(a)
+    assert _filled(beside, 3 * 7 * 2 * size, block) == _bytes(b.permute(1, 2, 0))
+
+
+def _filled(fill: Fill, length: int, block: int) -> bytes:
+    buffer = bytearray(length)
+    for first in range(0, length, block):
+        fill(first, memoryview(buffer)[first : first + block])
+    return bytes(buffer)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()

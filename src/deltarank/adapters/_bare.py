@@ -1,0 +1,59 @@
+"""LoRAs that PEFT puts on bare parameters (`target_parameters`): experts that share one tensor, above all.
+
+For a parameter of (experts, ...) PEFT stores A as (experts * r, inputs), expert by expert, and B as (outputs, r *
+experts), where column k of every expert comes before column k + 1 of any. Several parameters of one module are wrapped
+one in the other, so that the file says `base_layer` and not which parameter is meant: that is seen from the shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from deltarank.adapters._aim import Map, Stack
+from deltarank.adapters._read import Kind, Part, Stray
+from deltarank.adapters._read_config import LoraConfig
+
+_WRAPPER = ".base_layer"
+
+
+def spread(parts: Sequence[Part], config: LoraConfig, tensors: Map) -> Iterator[Part | Stray]:
+    """The parts, those on bare parameters by the names of these; what is meant for experts, expert by expert."""
+    for part in parts:
+        found = _meant(part, config, tensors) if config.parameters and part.kind is Kind.LINEAR else None
+        if found is None:
+            yield part
+        else:
+            yield from found
+
+
+def _meant(part: Part, config: LoraConfig, tensors: Map) -> Sequence[Part | Stray] | None:
+    """None for a part on a module."""
+    module = part.module
+    while module.endswith(_WRAPPER):
+        module = module.removesuffix(_WRAPPER)
+    own = f"{module}.weight"
+    if config.aims_at_parameter(own) and tensors.find(own) is not None:
+        return [replace(part, module=own, tensor=own, bare=True)]
+    stacks = [stack for stack in tensors.stacks_of(module) if config.aims_at_parameter(stack.name)]
+    if not stacks:
+        return None
+    fitting = [stack for stack in stacks if _fits(part, stack)]
+    if len(fitting) == 1:
+        return _slices(part, fitting[0])
+    reason = "several parameters could be meant" if fitting else f"its shape fits no targeted parameter of {module}"
+    return [Stray(part.up.name, reason)]
+
+
+def _fits(part: Part, stack: Stack) -> bool:
+    assert part.down is not None
+    sides = {part.up.shape[0], part.down.shape[1]}
+    return sides == set(stack.slices[0].base.shape) and part.down.shape[0] % len(stack.slices) == 0
+
+
+def _slices(part: Part, stack: Stack) -> list[Part | Stray]:
+    experts = len(stack.slices)
+    return [
+        replace(part, module=stack.name, tensor=f"{stack.name}[{number}]", bare=True, slot=(number, experts))
+        for number in range(experts)
+    ]

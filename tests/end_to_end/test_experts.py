@@ -1,0 +1,287 @@
+"""Experts, stored one by one or in one tensor: extracted, loaded by PEFT itself, and read back by `verify`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+import deltarank
+import peft_adapters as made
+from deltarank.errors import AdapterError
+from deltarank.results import Outcome
+from deltarank.verify import How
+from tiny_architectures import EXPERTS, SIZES, tokens, write_pair
+
+RANK = 6
+LEFT = ["*norm*", "*lm_head*", "*embed*"]  # what PEFT would carry whole: the oracle below has factors only
+_MOE = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2}
+_FEW = {**_MOE, "moe_intermediate_size": 16}
+
+MAKES: Mapping[str, Callable[[], PreTrainedModel]] = {
+    "gpt-oss": EXPERTS["gpt-oss"],
+    # As in the real one, down_proj is square: its orientation cannot be seen from its shape.
+    "square gpt-oss": lambda: GptOssForCausalLM(
+        GptOssConfig(**_MOE | {"intermediate_size": 32}, num_local_experts=4, layer_types=["full_attention"] * 2)
+    ),
+    # Experts of smaller ranks than the attention.
+    "thin gpt-oss": lambda: GptOssForCausalLM(
+        GptOssConfig(**_MOE | {"intermediate_size": 12}, num_local_experts=4, layer_types=["full_attention"] * 2)
+    ),
+    # Modules beside the experts that bear an expert's name: a shared expert, or a dense layer.
+    "qwen2 moe": lambda: Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(**_FEW, num_experts=4, shared_expert_intermediate_size=24, decoder_sparse_step=1)
+    ),
+    "qwen3 moe with a dense layer": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**_FEW, num_experts=4, decoder_sparse_step=1, mlp_only_layers=[0])
+    ),
+    "glm4 moe": lambda: Glm4MoeForCausalLM(
+        Glm4MoeConfig(**_FEW, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1)
+    ),
+}
+CONFUSED = ("qwen3 moe with a dense layer", "glm4 moe")
+"""PEFT takes the dense layer or the shared expert of these for experts."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Made when first asked for."""
+    home, known = tmp_path_factory.mktemp("experts"), dict[str, tuple[Path, Path]]()
+
+    def pair(name: str) -> tuple[Path, Path]:
+        if name not in known:
+            known[name] = write_pair(MAKES[name], home / name)
+        return known[name]
+
+    return pair
+
+
+def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -> Tensor:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+            model = PeftModel.from_pretrained(model, adapter)
+            model = model.merge_and_unload() if merged else model
+    with torch.no_grad():
+        found: Tensor = model.eval()(input_ids=tokens(seed=99)).logits
+    return found
+
+
+def best(before: Tensor, after: Tensor, rank: int) -> Tensor:
+    """W0 + D_r, by an SVD in float64."""
+    left, values, right = np.linalg.svd(after.double().numpy() - before.double().numpy(), full_matrices=False)
+    return (before.double() + torch.from_numpy((left[:, :rank] * values[:rank]) @ right[:rank])).float()
+
+
+def with_rank(base: Path, finetune: Path, names: list[str], room: Path) -> Path:
+    """base + D_r of these matrices ("x[3]": of one expert), as a checkpoint."""
+    weights, tuned = (load_file(folder / "model.safetensors") for folder in (base, finetune))
+    for name in names:
+        tensor, _, number = name.rstrip("]").partition("[")
+        place = (int(number),) if number else ()
+        weights[tensor][place] = best(weights[tensor][place], tuned[tensor][place], RANK)
+    room.mkdir()
+    save_file(weights, room / "model.safetensors", metadata={"format": "pt"})
+    (room / "config.json").write_bytes((base / "config.json").read_bytes())
+    return room
+
+
+def config_of(adapter: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
+    return config
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("name", MAKES)
+def test_base_and_adapter_are_base_and_rank_r_delta(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str, merged: bool
+) -> None:
+    """In PEFT itself, whose warnings of missing keys are errors here."""
+    base, finetune = pairs(name)
+    adapter = deltarank.extract(base, finetune, rank=RANK, server="peft", output=tmp_path / "a", exclude=LEFT)
+    truth = with_rank(base, finetune, [m.name for m in adapter.matrices], tmp_path / "truth")
+    has_experts = name != "qwen2 moe"  # of which PEFT reads no experts
+
+    assert any(".experts." in m.name for m in adapter.matrices) == has_experts
+    torch.testing.assert_close(logits(base, tmp_path / "a", merged=merged), logits(truth), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_verify_measures_what_extract_promises(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str
+) -> None:
+    adapter = deltarank.extract(*pairs(name), rank=RANK, server="peft", output=tmp_path / "a")
+    seen = deltarank.verify(*pairs(name), tmp_path / "a")
+    tallies = {row.name: row.tally for row in seen.tensors if row.change is How.LORA}
+
+    assert seen.unused == ()
+    assert tallies.keys() == {m.name for m in adapter.matrices}
+    assert seen.whole.share_lost == pytest.approx(1 - adapter.budget.kept, rel=1e-6)
+    for matrix in adapter.matrices:
+        assert matrix.written is not None
+        assert tallies[matrix.name].share_lost == pytest.approx(matrix.written.energy_lost, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFUSED)
+def test_what_peft_takes_for_experts_is_told_by_name_and_shown(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str
+) -> None:
+    """A portable adapter names modules as servers read them; PEFT finds no expert's factors and drops these."""
+    base, finetune = pairs(name)
+    adapter = deltarank.extract(base, finetune, rank=16, output=tmp_path / "a")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(model, tmp_path / "a")
+    wrapped = {name for name, module in model.base_model.model.named_modules() if hasattr(module, "lora_A")}
+    dropped = {m.path for m in adapter.matrices if m.path not in wrapped}
+    as_peft = deltarank.verify(base, finetune, tmp_path / "a")
+    as_server = deltarank.verify(base, finetune, tmp_path / "a", server="vllm")
+
+    assert any("missing adapter keys" in str(each.message) for each in told)
+    assert dropped == {m.path for m in adapter.matrices if "mlp." in m.path}
+    assert any("mlp.gate_proj" in note and "--server peft" in note for note in adapter.notes)
+    assert {stray.name.split(".lora_")[0] for stray in as_peft.unused} == {f"base_model.model.{p}" for p in dropped}
+    assert as_server.unused == ()
+
+
+def test_qwen2_moe_s_shared_expert_is_loaded_as_it_is_named(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """PEFT converts no configuration of this model, so nothing is misread, and nothing is warned of."""
+    base, finetune = pairs("qwen2 moe")
+    adapter = deltarank.extract(base, finetune, rank=8, output=tmp_path / "a")
+
+    assert any("shared_expert.gate_proj" in m.path for m in adapter.matrices)
+    assert not any("takes" in note for note in adapter.notes)
+
+
+def test_experts_that_share_a_tensor_have_ranks_of_their_own_and_zeros_where_nothing_changed(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    base, _ = pairs("thin gpt-oss")
+    weights = load_file(base / "model.safetensors")
+    name = "model.layers.1.mlp.experts.down_proj"
+    weights[name][2] += 0.01 * torch.randn(weights[name][2].shape, generator=torch.Generator().manual_seed(0))
+    tuned = made.write_checkpoint(tmp_path / "tuned", weights, base)
+    adapter = deltarank.extract(base, tuned, rank=32, server="peft", output=tmp_path / "a")
+
+    assert [m.name for m in adapter.matrices if m.outcome is Outcome.MEASURED] == [f"{name}[2]"]
+    assert config_of(tmp_path / "a")["rank_pattern"][name] == 12
+    torch.testing.assert_close(logits(base, tmp_path / "a"), logits(tuned), atol=2e-5, rtol=1e-4)
+
+
+def test_experts_that_are_excluded_stay_out_all_together(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    exclude = [*LEFT, "*layers.0.mlp.experts.down_proj"]
+    adapter = deltarank.extract(*pairs("gpt-oss"), rank=8, server="peft", output=tmp_path / "a", exclude=exclude)
+
+    assert not any(".experts." in m.name for m in adapter.matrices)
+    assert "target_parameters" not in config_of(tmp_path / "a")
+    assert any("all experts as they are or none" in t.reason for t in adapter.budget.tensors)
+
+
+@pytest.mark.parametrize("server", ["portable", "sglang", "lorax", "llama.cpp"])
+def test_other_servers_are_given_no_experts_and_refuse_them(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path, server: str
+) -> None:
+    pair = pairs("gpt-oss")
+    adapter = deltarank.extract(*pair, rank=8, server=server, output=tmp_path / "a")
+    deltarank.extract(*pair, rank=8, server="peft", output=tmp_path / "peft", exclude=LEFT)
+    with pytest.raises(AdapterError, match="bare parameters") as refused:
+        deltarank.verify(*pair, tmp_path / "peft", server=server)
+
+    assert refused.value.slug == "adapter-refused"
+    assert {t.kind for t in adapter.budget.tensors} >= {"expert", "router"}
+    assert not any(".experts" in key for key in load_file(tmp_path / "a" / "adapter_model.safetensors"))
+
+
+def test_vllm_takes_experts_that_are_asked_for(pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    pair = pairs("gpt-oss")
+    unasked = deltarank.extract(*pair, rank=8, server="vllm", output=tmp_path / "unasked")
+    adapter = deltarank.extract(
+        *pair, rank=8, server="vllm", output=tmp_path / "a", include=["*_proj*", "*experts*"], exclude=["*bias"]
+    )
+    seen = deltarank.verify(*pair, tmp_path / "a", server="vllm")
+    reasons = {t.reason for t in unasked.budget.tensors if t.kind == "expert"}
+
+    assert reasons == {"experts, which vLLM takes in some versions only: if included by name"}
+    assert sum(".experts." in m.name for m in adapter.matrices) == 2 * 2 * 4
+    assert seen.unused == ()
+    assert {row.name for row in seen.tensors if row.change is How.LORA} == {m.name for m in adapter.matrices}
+
+
+def test_a_trained_lora_on_experts_is_read_as_peft_merges_it(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Trained and written by PEFT: other scales, one parameter of two, a pattern for it."""
+    base, _ = pairs("square gpt-oss")
+    config = {
+        "r": 2,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj"],
+        "target_parameters": ["mlp.experts.gate_up_proj", "layers.1.mlp.experts.down_proj"],
+        "rank_pattern": {"experts.down_proj": 3},
+        "alpha_pattern": {"experts.down_proj": 9},
+    }
+    adapter = made.train(base, tmp_path / "trained", **config)
+    merged = made.merge(base, adapter, tmp_path / "merged")
+    seen = deltarank.verify(base, merged, adapter)
+    touched = {row.name: row for row in seen.tensors if row.change is How.LORA}
+
+    assert seen.unused == ()
+    assert len(touched) == 2 + 2 * 4 + 4
+    assert seen.whole.share_lost is not None
+    assert seen.whole.share_lost < 1e-9
+    assert touched["model.layers.1.mlp.experts.down_proj[3]"].rank == 3
+    assert touched["model.layers.1.mlp.experts.gate_up_proj[0]"].scale == 3
+
+
+def test_factors_that_fit_no_targeted_parameter_are_told(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    base, finetune = pairs("gpt-oss")
+    deltarank.extract(base, finetune, rank=2, server="peft", output=tmp_path / "a", exclude=LEFT)
+    weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    key = "base_model.model.model.layers.0.mlp.experts.lora_A.weight"
+    weights[key] = weights[key][:, :-1].contiguous()
+    save_file(weights, tmp_path / "a" / "adapter_model.safetensors")
+    seen = deltarank.verify(base, finetune, tmp_path / "a")
+
+    assert [stray.reason for stray in seen.unused] == [
+        "its shape fits no targeted parameter of model.layers.0.mlp.experts"
+    ]
