@@ -31,6 +31,7 @@ TOKEN = "hf_for_tests"
 
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
+_XET_TOKEN = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/xet-read-token/(?P<revision>[^/]+)")
 _TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/.*)?")
 
 
@@ -117,6 +118,9 @@ class FakeHub:
         """Seconds before each part of a body."""
         self.then: Callable[[int], object] = lambda number: None
         """Is called before the part of a weights file with this number, from 1 on, is sent."""
+        self.xet: dict[str, str] = {}
+        """Xet hash by SHA-256, of the files that lie on Xet storage too."""
+        self.cas = ""
         self._signature = 0
         self._links: dict[str, Path] = {}
         self._lock = threading.Lock()
@@ -139,6 +143,17 @@ class FakeHub:
         repo = self.repos.setdefault(repo_id, Repo({}, **flags))
         repo.folders[revision] = folder
         return repo
+
+    def put_on_xet(self, folder: Path, storage: Path) -> None:
+        """Uploads the weights of a folder to a storage of hf_xet's own on this disk, where the client finds them."""
+        import hf_xet
+
+        self.cas = f"local://{storage}"
+        commit = hf_xet.XetSession().new_upload_commit(endpoint=self.cas)
+        files = [path for path in files_of(folder) if path.suffix == ".safetensors"]
+        uploads = {path: commit.start_upload_file(str(path)) for path in files}
+        commit.wait_to_finish()
+        self.xet |= {etag_of(path): upload.result().xet_info.hash for path, upload in uploads.items()}
 
     def downloaded(self) -> list[str]:
         """Names of the files whose contents were sent, in whole or in part."""
@@ -312,6 +327,7 @@ def _hub_handler(hub: FakeHub) -> type[_Handler]:
             routes: list[tuple[re.Pattern[str], Callable[..., None]]] = [
                 (_RESOLVE, self._file),
                 (_TREE, self._tree),
+                (_XET_TOKEN, self._xet_token),
                 (_INFO, self._info),
             ]
             for pattern, answer in routes:
@@ -343,7 +359,12 @@ def _hub_handler(hub: FakeHub) -> type[_Handler]:
         def _tree(self, match: re.Match[str], folder: Path, commit: str) -> None:
             deep = "recursive=true" in self.path.lower()
             files = files_of(folder) if deep else [p for p in files_of(folder) if p.parent == folder]
-            self._send_json([_entry(path, folder) for path in files])
+            self._send_json([_entry(path, folder, hub.xet) for path in files])
+
+        def _xet_token(self, match: re.Match[str], folder: Path, commit: str) -> None:
+            headers = {"X-Xet-Cas-Url": hub.cas, "X-Xet-Access-Token": "t", "X-Xet-Token-Expiration": str(2**33)}
+            body = {"casUrl": hub.cas, "accessToken": "t", "exp": 2**33}
+            self.send(200, json.dumps(body).encode(), headers=headers)
 
         def _file(self, match: re.Match[str], folder: Path, commit: str) -> None:
             path = folder / match["path"]
@@ -356,6 +377,9 @@ def _hub_handler(hub: FakeHub) -> type[_Handler]:
                 self.send(200, path.read_bytes(), headers=headers)
                 return
             headers |= {"X-Linked-Etag": f'"{etag_of(path)}"', "X-Linked-Size": str(path.stat().st_size)}
+            if etag_of(path) in hub.xet:
+                token = f"{hub.url}/api/models/{match['repo']}/xet-read-token/{commit}"
+                headers |= {"X-Xet-Hash": hub.xet[etag_of(path)], "Link": f'<{token}>; rel="xet-auth"'}
             if not hub.redirects:
                 self.send_weights(path, headers)
                 return
@@ -392,12 +416,14 @@ def _etag(path: Path, size: int, changed: int) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _entry(path: Path, folder: Path) -> dict[str, Any]:
+def _entry(path: Path, folder: Path, xet: dict[str, str]) -> dict[str, Any]:
     size = path.stat().st_size
     entry: dict[str, Any] = {"type": "file", "path": path.relative_to(folder).as_posix(), "size": size}
     entry["oid"] = etag_of(path)[:40]
     if path.suffix == ".safetensors":
         entry["lfs"] = {"oid": etag_of(path), "size": size, "pointerSize": 134}
+        if etag_of(path) in xet:
+            entry["xetHash"] = xet[etag_of(path)]
     return entry
 
 

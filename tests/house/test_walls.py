@@ -24,7 +24,7 @@ OUTSIDE = {
     "__init__": set(),
     "__main__": set(),
     "cli": {"click", "tqdm"},
-    "checkpoints": {"torch", "numpy", "huggingface_hub", "safetensors"},
+    "checkpoints": {"torch", "numpy", "huggingface_hub", "hf_xet", "safetensors"},
     "spectra": {"torch", "numpy", "scipy"},
     "adapters": {"torch", "numpy"},
     "behaviour": {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from deltarank.checkpoints._remote import HttpFile, Ranged, RemoteFile, Traffic
 from deltarank.checkpoints._source import LocalSource, Source
 from deltarank.checkpoints._stream import HubSource, PooledSource
 from deltarank.checkpoints._text import shown
+from deltarank.checkpoints._xet import XetFile, XetLine
+from deltarank.checkpoints._xet import is_available as xet_is_available
 from deltarank.errors import CheckpointError, UsageError
 from deltarank.words import size
 
@@ -91,13 +92,10 @@ def _free(folder: Path) -> int:
 
 
 def _streamed(ref: HubRef, commit: str, weights: Weights, missing: Sequence[RemoteFile], tell: Tell) -> Fetched:
-    traffic, stop = Traffic(frozenset(file.name for file in missing)), threading.Event()
-
-    def open_file(file: RemoteFile) -> Ranged:
-        return _http_file(ref, commit, file, traffic=traffic, tell=tell, stop=stop)
-
+    traffic = Traffic(frozenset(file.name for file in missing))
+    ways = _Ways(ref, commit, traffic, tell)
     source: Source = HubSource(
-        missing, open_file, traffic=traffic, stop=stop, translate=lambda error: translated(ref, error)
+        missing, ways.to, traffic=traffic, stop=ways.stop, translate=lambda error: translated(ref, error)
     )
     cached = [name for name in weights.files if name not in source.files]
     if cached:
@@ -105,15 +103,35 @@ def _streamed(ref: HubRef, commit: str, weights: Weights, missing: Sequence[Remo
     return Fetched(weights, commit, source, traffic)
 
 
-def _http_file(
-    ref: HubRef, commit: str, file: RemoteFile, *, traffic: Traffic, tell: Tell, stop: threading.Event
-) -> HttpFile:
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+class _Ways:
+    """How each file of a model is read: over Xet where it lies there, else over HTTP."""
 
-    url = hf_hub_url(ref.repo_id, file.name, revision=commit)
-    headers = build_hf_headers(library_name="deltarank")
-    return HttpFile(file, url, headers, traffic=traffic, tell=tell, stopped=stop.is_set)
+    def __init__(self, ref: HubRef, commit: str, traffic: Traffic, tell: Tell) -> None:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        self._ref, self._commit, self._traffic, self._tell = ref, commit, traffic, tell
+        self._headers: dict[str, str] = build_hf_headers(library_name="deltarank")
+        self._stopped = False
+        self._line: XetLine | None = None
+        if xet_is_available():
+            url = f"{constants.ENDPOINT}/api/models/{ref.repo_id}/xet-read-token/{commit}"
+            self._line = XetLine(url, self._headers, traffic, tell)
+
+    def to(self, file: RemoteFile) -> Ranged:
+        http = self._over_http(file)
+        return XetFile(file, self._line, http) if self._line and file.xet_hash else http
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._line is not None:
+            self._line.close()
+
+    def _over_http(self, file: RemoteFile) -> HttpFile:
+        from huggingface_hub import hf_hub_url
+
+        url = hf_hub_url(self._ref.repo_id, file.name, revision=self._commit)
+        return HttpFile(file, url, self._headers, traffic=self._traffic, tell=self._tell, stopped=lambda: self._stopped)
 
 
 def _refuse_to_stream(ref: HubRef) -> Fetched:

@@ -36,7 +36,7 @@ class HubSource:
         open_file: Open,
         *,
         traffic: Traffic,
-        stop: threading.Event,
+        stop: Callable[[], None],
         translate: Callable[[Exception], DeltarankError],
     ) -> None:
         self._listed = {file.name: file for file in files}
@@ -76,7 +76,7 @@ class HubSource:
             self._ahead.drop(file)  # what came with the headers of many files is read too late to be kept
 
     def close(self) -> None:
-        self._stop.set()
+        self._stop()
         self._ahead.close()
         self._whole.clear()
 
