@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,19 @@ from deltarank._settings import Settings
 from deltarank.checkpoints import Leftover, Pair, chunks
 from deltarank.errors import CheckpointError
 from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
-from deltarank.spectra import Spectrum, Sums, Workspace, audited, make_solver, measure, noise_edge, subtract
+from deltarank.spectra import (
+    Spectrum,
+    Sums,
+    Workspace,
+    audited,
+    make_solver,
+    measure,
+    measure_stack,
+    noise_edge,
+    stack_size,
+    subtract,
+    subtract_stack,
+)
 
 CURVE_POINTS = 40
 LEAST_VALUES = 64
@@ -28,6 +41,7 @@ class Bench:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._workspace = Workspace(settings.torch_device)
+        self._on_host = Workspace()
 
     def result(self, step: Step) -> MatrixResult:
         """A matrix that fails is a result too."""
@@ -40,6 +54,48 @@ class Bench:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             result = _blank(step.pair, Outcome.FAILED, reason[:300])
         return replace(result, seconds=round(time.perf_counter() - started, 4))
+
+    def results(self, steps: Sequence[Step]) -> list[MatrixResult]:
+        """Those of several matrices of one kind (`stacks`), at once if they are small.
+
+        One small matrix alone goes the same way, so that its numbers do not depend on who its neighbours were.
+        """
+        if _most(steps[0]) == 1:
+            return [self.result(step) for step in steps]
+        started = time.perf_counter()
+        try:
+            found = self._stacked(steps)
+        except (CheckpointError, MemoryError, RuntimeError, ArithmeticError, ValueError):
+            return [self.result(step) for step in steps]  # to find out which of them it is
+        seconds = round((time.perf_counter() - started) / len(steps), 6)
+        return [replace(result, seconds=seconds) for result in found]
+
+    def _stacked(self, steps: Sequence[Step]) -> list[MatrixResult]:
+        deltas, sums = self._load_stack([step.pair for step in steps])
+        for delta, each in zip(deltas, sums, strict=True):
+            if not each.is_finite:
+                delta.zero_()  # eigenvalues of the others are asked for in the same breath
+        shape = steps[0].pair.shape
+        spectra = measure_stack(
+            deltas,
+            [each.energy for each in sums],
+            ranks=self._settings.ranks,
+            edges=[noise_edge(each.rounding_energy, *shape) for each in sums],
+            workspace=self._workspace,
+        )
+        return [self._measured(*each) for each in zip(steps, deltas, sums, spectra, strict=True)]
+
+    def _load_stack(self, pairs: Sequence[Pair]) -> tuple[Tensor, list[Sums]]:
+        """As `load`: (n, rows, columns)."""
+        size = (len(pairs), *pairs[0].shape)
+        before, after = (self._on_host.lend(side, size, getattr(pairs[0], side).dtype) for side in ("base", "finetune"))
+        for i, pair in enumerate(pairs):
+            for first, base, finetune in chunks(pair.base, pair.finetune):
+                before[i, first : first + len(base)] = base
+                after[i, first : first + len(finetune)] = finetune
+        deltas = self._workspace.lend("deltas", size, self._settings.torch_dtype)
+        sums = subtract_stack(before, after, out=deltas, workspace=self._workspace)
+        return deltas, [each.coarser(pair.finetune.error) for each, pair in zip(sums, pairs, strict=True)]
 
     def sums(self, pair: Leftover | Pair) -> Sums:
         """The sums of a pair that is not kept: needs no memory to speak of.
@@ -69,21 +125,49 @@ class Bench:
             total += subtract(base, finetune, out=out, workspace=self._workspace)
         return delta, total.coarser(pair.finetune.error)
 
-    def _measured(self, step: Step, delta: Tensor, sums: Sums) -> MatrixResult:
+    def _measured(self, step: Step, delta: Tensor, sums: Sums, known: Spectrum | None = None) -> MatrixResult:
+        """`known`: what was found of it already."""
         pair = step.pair
         if not sums.is_finite:
             side = "base" if not torch.isfinite(torch.tensor(sums.base_energy)) else "finetune"
             return _blank(pair, Outcome.NOT_FINITE, f"the {side} holds NaN or Inf, so no loss can be stated")
         if sums.is_zero:
             return _filled(pair, sums, Outcome.IDENTICAL, self._settings.ranks, None)
+        spectrum = known or self._spectrum(step, delta, sums)
+        return _filled(pair, sums, Outcome.MEASURED, self._settings.ranks, spectrum)
+
+    def _spectrum(self, step: Step, delta: Tensor, sums: Sums) -> Spectrum:
+        pair = step.pair
         solver = make_solver(
             step.solver, self._workspace, tolerance=self._settings.tolerance, seed=zlib.crc32(pair.name.encode())
         )
         edge = noise_edge(sums.rounding_energy, *pair.shape)
-        spectrum = measure(
+        return measure(
             delta, sums.energy, ranks=self._settings.ranks, solver=solver, edge=edge, workspace=self._workspace
         )
-        return _filled(pair, sums, Outcome.MEASURED, self._settings.ranks, spectrum)
+
+
+def _most(step: Step) -> int:
+    """How many like it are measured at once."""
+    return stack_size(*step.pair.shape) if step.solver == "exact" else 1
+
+
+def stacks(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
+    """Small matrices of one kind together, as many as are measured at once; each larger one by itself.
+
+    Nearly in the order given: a stack goes where its last member stands.
+    """
+    groups: list[tuple[Step, ...]] = []
+    waiting: dict[object, list[Step]] = {}
+    for step in steps:
+        pair = step.pair
+        most = _most(step)
+        members = waiting.setdefault((pair.shape, pair.base.dtype, pair.finetune.dtype, most), [])
+        members.append(step)
+        if len(members) >= most:
+            groups.append(tuple(members))
+            members.clear()
+    return [*groups, *(tuple(members) for members in waiting.values() if members)]
 
 
 def _blank(pair: Pair, outcome: Outcome, reason: str | None = None) -> MatrixResult:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -18,13 +19,12 @@ from deltarank._plan import Step
 from deltarank.checkpoints import Lookahead
 
 _Result = TypeVar("_Result")
-_Out = TypeVar("_Out", covariant=True)
 
 
-class Worker(Protocol[_Out]):
-    """Takes one matrix after another in hand, in one thread, with buffers of its own."""
+class Worker(Protocol[_Result]):
+    """Takes one matrix after another in hand, or several at once, in one thread, with buffers of its own."""
 
-    def result(self, step: Step) -> _Out: ...
+    def results(self, steps: Sequence[Step]) -> list[_Result]: ...
 
 
 class Crew(Generic[_Result]):
@@ -36,23 +36,26 @@ class Crew(Generic[_Result]):
         self._local = threading.local()
         self._stopped = threading.Event()
 
-    def results(self, steps: Sequence[Step]) -> Iterator[tuple[Step, _Result]]:
+    def results(self, groups: Sequence[Sequence[Step]]) -> Iterator[tuple[Step, _Result]]:
         """A result for each step, as they are done. What is measured does not depend on the order.
+
+        A worker takes a group at a time.
 
         What a worker raises ends the run once all that was finished has been handed out.
         """
         threads = torch.get_num_threads()
         share = max(threads // self._benches, 1)
         pool = ThreadPoolExecutor(self._benches, "deltarank", self._begin, (share,))
-        ahead = Lookahead([step.pair for step in steps])
+        ahead = Lookahead([step.pair for group in groups for step in group])
+        starts = accumulate(map(len, groups), initial=0)
         try:
-            jobs: dict[Future[_Result], Step] = {
-                pool.submit(self._work, step, i, ahead): step for i, step in enumerate(steps)
+            jobs: dict[Future[list[_Result]], Sequence[Step]] = {
+                pool.submit(self._work, group, i, ahead): group for group, i in zip(groups, starts, strict=False)
             }
             failures = []
             for job in as_completed(jobs):
                 if (failure := job.exception()) is None:
-                    yield jobs.pop(job), job.result()
+                    yield from zip(jobs.pop(job), job.result(), strict=True)
                 elif not isinstance(failure, CancelledError):
                     failures.append(failure)
             if failures:
@@ -65,14 +68,14 @@ class Crew(Generic[_Result]):
         torch.set_num_threads(threads)
         self._local.bench = self._make()
 
-    def _work(self, step: Step, number: int, ahead: Lookahead) -> _Result:
+    def _work(self, group: Sequence[Step], number: int, ahead: Lookahead) -> list[_Result]:
         """The system is told what is needed next: its disk, or the network, works while we compute."""
         if self._stopped.is_set():
             raise CancelledError
         ahead.reached(number, least=self._benches)
         bench: Worker[_Result] = self._local.bench
         try:
-            return bench.result(step)
+            return bench.results(group)
         except BaseException:
             self._stopped.set()
             raise

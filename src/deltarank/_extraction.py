@@ -204,7 +204,7 @@ class Run:
         if waiting:
             self.watch.began(waiting[0].pair.name)
         crew = Crew(self._extractor, self.plan.benches)
-        for number, (_, matrix) in enumerate(crew.results(waiting), start=1):
+        for number, (_, matrix) in enumerate(crew.results([[step] for step in waiting]), start=1):
             self.matrices[matrix.name] = matrix
             # What failed for want of memory or a disk may work next time.
             if matrix.outcome not in (Outcome.FAILED, Outcome.UNREADABLE):

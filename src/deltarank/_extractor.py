@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,9 @@ class Extractor:
         self._targets = targets
         self._dtype = dtype
         self._place = place
+
+    def results(self, steps: Sequence[Step]) -> list[AdapterMatrix]:
+        return [self.result(step) for step in steps]
 
     def result(self, step: Step) -> AdapterMatrix:
         """A matrix that fails is a result too.

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from deltarank._bench import Bench
+from deltarank._bench import Bench, stacks
 from deltarank._crew import Crew
 from deltarank._journal import Journal, Record
 from deltarank._meter import Meter
@@ -240,7 +240,7 @@ class _Run:
         if waiting:
             self.watch.began(waiting[0].pair.name)
         crew = Crew(lambda: Bench(self.plan.settings), self.plan.benches)
-        for number, (step, result) in enumerate(crew.results(waiting), start=1):
+        for number, (step, result) in enumerate(crew.results(stacks(waiting)), start=1):
             self.matrices[result.name] = result
             # What failed for want of memory or a disk may work next time.
             if result.outcome not in (Outcome.FAILED, Outcome.UNREADABLE):

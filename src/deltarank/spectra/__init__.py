@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from deltarank.spectra._auto import exact_seconds, krylov_seconds, rates
-from deltarank.spectra._delta import Sums, energy_of, subtract
+from deltarank.spectra._delta import Sums, energy_of, subtract, subtract_stack
 from deltarank.spectra._factors import Cost, Factors, factors, factors_cost, residual_energy
 from deltarank.spectra._measure import audited, measure
 from deltarank.spectra._noise import noise_edge
 from deltarank.spectra._solvers import SOLVERS, chosen, make_solver
 from deltarank.spectra._spectrum import Level, Spectrum
+from deltarank.spectra._stack import measure_stack, stack_size
 from deltarank.spectra._workspace import Workspace
 
 __all__ = [
@@ -28,8 +29,11 @@ __all__ = [
     "krylov_seconds",
     "make_solver",
     "measure",
+    "measure_stack",
     "noise_edge",
     "rates",
     "residual_energy",
+    "stack_size",
     "subtract",
+    "subtract_stack",
 ]

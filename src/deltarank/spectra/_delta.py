@@ -83,40 +83,48 @@ def subtract(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspac
         out: (rows, columns) in the working precision, on the device that computes.
         workspace: lends the scratch.
     """
+    return subtract_stack(base[None], finetune[None], out=out[None], workspace=workspace)[0]
+
+
+def subtract_stack(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace) -> list[Sums]:
+    """The same of several matrices at once, (n, rows, columns) each: the sums of each of them."""
     stored = finetune.to(out.device, non_blocking=True)
     scratch = workspace.like("subtrahend", out)
     squares = workspace.like("squares", out)
-    rounding = _rounding_energy(stored, workspace.lend("exponents", stored.shape, stored.dtype), scratch, squares)
+    rounding = _rounding_energies(stored, workspace.lend("exponents", stored.shape, stored.dtype), scratch, squares)
     out.copy_(stored)
     scratch.copy_(base)
-    base_energy = _energy(scratch, squares)
+    base_energies = _energies(scratch, squares)
     out.sub_(scratch)
-    return Sums(_energy(out, squares), base_energy, _absolute(out, squares), rounding, out.numel())
+    absolutes = _sums(torch.abs(out, out=squares))
+    entries = out[0].numel()
+    found = zip(_energies(out, squares), base_energies, absolutes, rounding, strict=True)
+    return [Sums(energy, before, absolute, lost, entries) for energy, before, absolute, lost in found]
 
 
 def energy_of(matrix: Tensor, workspace: Workspace, *, entries: int = 1 << 20) -> float:
     """||matrix||^2, summed in float64, through scratch of about `entries` numbers."""
     rows = max(1, entries // max(matrix.shape[1], 1))
     parts: tuple[Tensor, ...] = torch.split(matrix, rows)
-    return math.fsum(_energy(part, workspace.like("squares", part)) for part in parts)
+    return math.fsum(_energies(part[None], workspace.like("squares", part[None]))[0] for part in parts)
 
 
-def _energy(values: Tensor, scratch: Tensor) -> float:
-    return _sum(torch.square(values, out=scratch))
+def _energies(values: Tensor, scratch: Tensor) -> list[float]:
+    return _sums(torch.square(values, out=scratch))
 
 
-def _absolute(values: Tensor, scratch: Tensor) -> float:
-    return _sum(torch.abs(values, out=scratch))
+def _sums(values: Tensor) -> list[float]:
+    """Of each matrix of a stack.
 
-
-def _sum(values: Tensor) -> float:
-    """Short runs in the working precision, then float64: as good as float64 throughout, at a quarter of the time."""
-    flat = values.view(-1)
-    whole = flat.numel() // _RUN * _RUN
-    total = flat[whole:].sum(dtype=_widest(flat))
+    Short runs in the working precision, then float64: as good as float64 throughout, at a quarter of the time.
+    """
+    flat = values.view(len(values), -1)
+    whole = flat.shape[1] // _RUN * _RUN
+    total = flat[:, whole:].sum(1, dtype=_widest(flat))
     if whole:
-        total = total + flat[:whole].view(-1, _RUN).sum(1).sum(dtype=_widest(flat))
-    return float(total)
+        total = total + flat[:, :whole].view(len(flat), -1, _RUN).sum(2).sum(1, dtype=_widest(flat))
+    found: list[float] = total.tolist()
+    return found
 
 
 def _widest(values: Tensor) -> torch.dtype:
@@ -124,9 +132,9 @@ def _widest(values: Tensor) -> torch.dtype:
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def _rounding_energy(stored: Tensor, powers: Tensor, scratch: Tensor, squares: Tensor) -> float:
+def _rounding_energies(stored: Tensor, powers: Tensor, scratch: Tensor, squares: Tensor) -> list[float]:
     """sum of ulp^2 / 12. A number without its mantissa is its power of two 2^e, and ulp = 2^(e - mantissa bits)."""
     integers, mask, mantissa = _EXPONENTS[stored.dtype]
     torch.bitwise_and(stored.view(integers), mask, out=powers.view(integers))
     scratch.copy_(powers)
-    return _energy(scratch, squares) * 2.0 ** (-2 * mantissa) / 12.0
+    return [energy * 2.0 ** (-2 * mantissa) / 12.0 for energy in _energies(scratch, squares)]

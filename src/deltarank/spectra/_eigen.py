@@ -48,6 +48,17 @@ def values(lower: Tensor) -> Tensor:
     return torch.from_numpy(numbers).to(home)
 
 
+def stacked_values(matrices: Tensor) -> list[Tensor | None] | None:
+    """All eigenvalues of each of (n, side, side), ascending, on the CPU; None for a wrong answer, or for no answer."""
+    lower = _solvable(matrices)
+    with suppress(RuntimeError), _threads_for(lower[0]):
+        found = torch.linalg.eigvalsh(lower, UPLO="L")
+        traces = lower.diagonal(dim1=1, dim2=2).sum(1)
+        right = (found.sum(1) - traces).abs() <= 1e-3 * traces.abs()  # NaN fails
+        return [values if good else None for values, good in zip(found.cpu(), right.tolist(), strict=True)]
+    return None
+
+
 def vectors(lower: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and their eigenvectors as columns."""
     home, lower = lower.device, _solvable(lower)

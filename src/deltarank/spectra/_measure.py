@@ -40,8 +40,8 @@ def measure(
         part = solver.leading(delta, levels[-1].energy, energy, tuple(r - start for r in ranks if r > start))
         found = part.values[: side - start]
         known = Spectrum((*values, *found.tolist()), tuple(levels), side, part.complete, solver.name)
-        cut = _cut(found, solver.resolution)
-        if len(levels) == MOST_LEVELS or not _must_refine(known, found, cut, ranks, edge):
+        cut = cut_of(found, solver.resolution)
+        if len(levels) == MOST_LEVELS or not must_refine(known, found, cut, ranks, edge):
             return known
         _take_out(delta, _sharpened(delta, part.basis(cut)))
         values += found[:cut].tolist()
@@ -51,12 +51,12 @@ def measure(
             return Spectrum(tuple(values), tuple(levels), side, complete, solver.name)
 
 
-def _cut(found: Tensor, resolution: float) -> int:
+def cut_of(found: Tensor, resolution: float) -> int:
     """How many of the values the solver can tell from its own rounding."""
     return int((found.square() > resolution * float(found[0]) ** 2).sum()) if len(found) else 0
 
 
-def _must_refine(known: Spectrum, found: Tensor, cut: int, ranks: tuple[int, ...], edge: float) -> bool:
+def must_refine(known: Spectrum, found: Tensor, cut: int, ranks: tuple[int, ...], edge: float) -> bool:
     start = known.levels[-1].start
     is_whole = known.complete and cut > 0.75 * len(found)  # hardly anything would be left to measure
     if cut == 0 or is_whole:

@@ -54,7 +54,7 @@ class Spectrum:
             return 0.0
         if rank > len(self.values):
             raise ValueError(f"{len(self.values)} singular values are known; rank {rank} was asked for")
-        level = max((x for x in self.levels if x.start <= rank), key=lambda x: x.start)
+        level = next(x for x in reversed(self.levels) if x.start <= rank)  # they stand in the order of their starts
         return max(level.energy - (self._kept[rank] - self._kept[level.start]), 0.0)
 
     @property

@@ -1,0 +1,141 @@
+"""A mixture of many small experts: measured in stacks, with the numbers of each alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import deltarank
+from deltarank._bench import Bench, stacks
+from deltarank._plan import make_plan
+from deltarank._settings import Settings
+from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+from deltarank.results import MatrixResult, Outcome, Results
+
+EXPERTS, ROWS, COLUMNS = 40, 24, 48
+RANKS = [1, 4, 8, 16]
+
+
+def name_of(expert: int, module: str = "up_proj") -> str:
+    return f"model.layers.0.mlp.experts.{expert}.{module}.weight"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Experts of which most moved everywhere, and some in a way of their own."""
+    home = tmp_path_factory.mktemp("experts")
+    generator = torch.Generator().manual_seed(0)
+    base, tuned = {}, {}
+    for expert in range(EXPERTS):
+        for module, shape in (("up_proj", (ROWS, COLUMNS)), ("down_proj", (COLUMNS, ROWS))):
+            weight = torch.randn(shape, generator=generator)
+            base[name_of(expert, module)] = weight
+            tuned[name_of(expert, module)] = weight + 0.01 * torch.randn(shape, generator=generator)
+    left, right = torch.randn(ROWS, 2, generator=generator), torch.randn(2, COLUMNS, generator=generator)
+    tuned[name_of(3)] = base[name_of(3)].clone()
+    tuned[name_of(5)] = base[name_of(5)] + 0.01 * left @ right
+    tuned[name_of(7)][2, 3] = float("inf")
+    tuned[name_of(9)] = tuned[name_of(9)] + left[:, :1] @ right[:1]
+    tuned[name_of(11)][::2] = base[name_of(11)][::2]
+    base["model.layers.0.mlp.gate.weight"] = torch.randn(EXPERTS, ROWS, generator=generator)
+    tuned["model.layers.0.mlp.gate.weight"] = base["model.layers.0.mlp.gate.weight"] + 0.01
+    for side, tensors in (("base", base), ("tuned", tuned)):
+        (home / side).mkdir()
+        save_file(tensors, home / side / "model.safetensors")
+    return home / "base", home / "tuned"
+
+
+@pytest.fixture(scope="module")
+def results(pair: tuple[Path, Path]) -> Results:
+    return deltarank.compare(*pair, ranks=RANKS)
+
+
+def untimed(matrices: Mapping[str, MatrixResult]) -> dict[str, MatrixResult]:
+    return {name: replace(matrix, seconds=None) for name, matrix in matrices.items()}
+
+
+def test_every_expert_s_losses_are_numpy_s(pair: tuple[Path, Path], results: Results) -> None:
+    before, after = (load_file(side / "model.safetensors") for side in pair)
+
+    assert len(results.matrices) == 2 * EXPERTS + 1
+    for matrix in results.measured:
+        delta = after[matrix.name].double().numpy() - before[matrix.name].double().numpy()
+        energies = np.linalg.svd(delta, compute_uv=False) ** 2
+        for loss in matrix.losses:
+            kept = energies[: loss.rank].sum() / energies.sum() if energies.any() else 1.0
+            assert loss.cosine_distance == pytest.approx(1 - math.sqrt(kept), abs=1e-6), matrix.name
+
+
+def test_experts_with_a_way_of_their_own_have_their_own_outcome(results: Results) -> None:
+    outcomes = {m.name: m.outcome for m in results.matrices if m.outcome is not Outcome.MEASURED}
+    planted = next(m for m in results.matrices if m.name == name_of(5))
+
+    assert outcomes == {name_of(3): Outcome.IDENTICAL, name_of(7): Outcome.NOT_FINITE}
+    assert planted.loss(4).energy_lost < 1e-6
+    assert planted.signal_rank == 2
+
+
+def test_the_numbers_are_those_of_each_alone_and_the_same_in_any_stack(
+    pair: tuple[Path, Path], results: Results
+) -> None:
+    settings = Settings.checked(
+        ranks=RANKS, solver="auto", tolerance=1e-4, dtype="float32", device="cpu", include=(), exclude=()
+    )
+    found = {m.name: m for m in results.matrices}
+    with open_checkpoint(pair[0]) as base, open_checkpoint(pair[1]) as tuned:
+        steps = make_plan(base, tuned, pair_checkpoints(base, tuned), settings).steps
+        bench = Bench(settings)
+        alone = {step.pair.name: bench.result(step) for step in steps}
+        in_threes = [bench.results(group[i : i + 3]) for group in stacks(steps) for i in range(0, len(group), 3)]
+
+    assert len(stacks(steps)) == 3  # up, down, gate
+    assert untimed({m.name: m for part in in_threes for m in part}) == untimed(found)
+    for name, matrix in alone.items():
+        assert found[name].outcome is matrix.outcome
+        for ours, theirs in zip(found[name].losses, matrix.losses, strict=True):
+            assert ours.cosine_distance == pytest.approx(theirs.cosine_distance, abs=1e-6)
+        for field in ("frobenius", "base_frobenius", "mean_abs", "rounding_floor"):
+            assert getattr(found[name], field) == getattr(matrix, field)
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_numbers(
+    pair: tuple[Path, Path], results: Results, tmp_path: Path
+) -> None:
+    class Stop(deltarank.Watch):
+        def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+            if share_done > 0.4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deltarank.compare(*pair, ranks=RANKS, output=tmp_path / "run", watch=Stop())
+    kept = [json.loads(line)["name"] for line in (tmp_path / "run" / "matrices.jsonl").read_text().splitlines()]
+    again = deltarank.compare(*pair, ranks=RANKS, output=tmp_path / "run")
+
+    assert 0 < len(kept) < len(results.matrices)
+    assert untimed({m.name: m for m in again.matrices}) == untimed({m.name: m for m in results.matrices})
+
+
+def test_an_expert_that_cannot_be_read_takes_no_other_with_it(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The file is cut short after its header was read."""
+    tuned = tmp_path / "model.safetensors"
+    tuned.write_bytes((pair[1] / "model.safetensors").read_bytes())
+
+    class Cut(deltarank.Watch):
+        def planned(self, plan: deltarank.Plan) -> None:
+            last = max(step.pair.finetune.start for step in plan.steps)
+            with tuned.open("r+b") as file:
+                file.truncate(last)
+
+    found = deltarank.compare(pair[0], tuned, ranks=RANKS, watch=Cut())
+    outcomes = [m.outcome for m in found.matrices]
+
+    assert outcomes.count(Outcome.UNREADABLE) == 1
+    assert outcomes.count(Outcome.MEASURED) >= 2 * EXPERTS - 3

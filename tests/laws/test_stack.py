@@ -1,0 +1,105 @@
+"""Small matrices measured together: the laws of one alone, and neighbours that do not matter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from deltarank.spectra import Spectrum, Sums, Workspace, measure_stack, noise_edge, stack_size, subtract, subtract_stack
+from laws.matrices import MAKERS, RANKS, cosine_distance, measured, pair, stored_delta, true_shares_lost
+
+SIZES = ((96, 96), (40, 120), (120, 40), (1, 300), (300, 1), (256, 512))
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def stacked(pairs: Pairs, ranks: tuple[int, ...] = RANKS) -> tuple[list[Spectrum | None], list[Sums]]:
+    """What a bench does with a stack, less the files."""
+    workspace = Workspace()
+    base, finetune = (torch.stack(side) for side in zip(*pairs, strict=True))
+    deltas = torch.empty(base.shape, dtype=torch.float32)
+    sums = subtract_stack(base, finetune, out=deltas, workspace=workspace)
+    edges = [noise_edge(each.rounding_energy, *base.shape[1:]) for each in sums]
+    before = deltas.clone()
+    found = measure_stack(deltas, [x.energy for x in sums], ranks=ranks, edges=edges, workspace=workspace)
+
+    assert torch.equal(before.nan_to_num(), deltas.nan_to_num())  # what is not settled is measured from them
+    return found, sums
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_stack_of_every_kind_agrees_with_an_svd_in_float64(size: tuple[int, int], stored: str) -> None:
+    """Where it answers; and it answers where one alone would not look twice."""
+    pairs = [pair(kind, size, STORED[stored]) for kind in MAKERS]
+    for ranks in (RANKS, (64,), (4,)):
+        spectra, sums = stacked(pairs, ranks)
+        for kind, spectrum, each, (base, finetune) in zip(MAKERS, spectra, sums, pairs, strict=True):
+            if spectrum is None:
+                continue
+            truth = true_shares_lost(stored_delta(base, finetune), ranks)
+            alone, _ = measured(base, finetune, solver="exact", ranks=ranks)
+
+            assert (spectrum.solver, spectrum.complete) == ("exact", True)
+            assert spectrum.values == pytest.approx(alone.values, rel=1e-5, abs=1e-3 * alone.values[0])
+            for rank in ranks:
+                found = cosine_distance(spectrum.lost(rank) / each.energy)
+                assert found == pytest.approx(cosine_distance(truth[rank]), abs=1e-6), (kind, rank)
+
+
+def test_a_flat_spectrum_is_settled_in_the_stack_and_a_planted_one_is_not() -> None:
+    """Else nothing would be gained, or a small loss would be found by subtraction."""
+    kinds = ("flat", "gentle", "planted 16", "one dominant", "flat")
+    spectra, _ = stacked([pair(kind, (96, 200), torch.float32) for kind in kinds], (8, 16, 64))
+
+    assert [spectrum is not None for spectrum in spectra] == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("size", [(20, 50), (64, 128), (128, 256)])
+def test_neighbours_do_not_matter(size: tuple[int, int]) -> None:
+    """A resumed run has other stacks: its numbers are the same to the last bit."""
+    random = np.random.default_rng(1)
+    base = torch.from_numpy(random.standard_normal((23, *size))).bfloat16()
+    finetune = (base.double() + 0.05 * torch.from_numpy(random.standard_normal((23, *size)))).bfloat16()
+    pairs = list(zip(base, finetune, strict=True))
+    whole = stacked(pairs)
+    for length in (1, 2, 7):
+        parts = [stacked(pairs[i : i + length]) for i in range(0, len(pairs), length)]
+
+        assert [spectrum for part in parts for spectrum in part[0]] == whole[0]
+        assert [sums for part in parts for sums in part[1]] == whole[1]
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("size", [(3, 5), (32, 32), (40, 77), (1, 1024), (50, 1025)])
+def test_the_sums_of_a_stack_are_those_of_each_alone(size: tuple[int, int], stored: str) -> None:
+    pairs = [pair("flat", size, STORED[stored]), pair("power law", size, STORED[stored])]
+    alone = [subtract(*each, out=torch.empty(size), workspace=Workspace()) for each in pairs]
+
+    assert stacked(pairs)[1] == alone
+
+
+def test_a_stack_that_cannot_be_solved_is_left_to_the_others() -> None:
+    """One NaN in a batch of eigenvalues ends them all: nobody is given a wrong one."""
+    pairs = [pair("flat", (30, 40), torch.float32) for _ in range(3)]
+    pairs[1][1][0, 0] = float("nan")
+    spectra, sums = stacked([(a.clone(), b.clone()) for a, b in pairs])
+
+    assert spectra[1] is None
+    assert [each.is_finite for each in sums] == [True, False, True]
+
+
+def test_rows_of_zeros_are_solved_or_passed_on() -> None:
+    """On which MKL's eigensolver has given up, or answered NaN."""
+    spectra, _ = stacked([pair("few rows", (96, 96), torch.bfloat16)] * 5)
+
+    assert all(np.isfinite(spectrum.values).all() for spectrum in spectra if spectrum is not None)
+
+
+def test_only_small_matrices_are_stacked_and_a_stack_is_bounded() -> None:
+    for rows, columns in ((1, 1), (64, 128), (256, 512), (512, 256), (7, 10_000)):
+        assert 1 < stack_size(rows, columns) <= (1 << 20) // (rows * columns)
+    for rows, columns in ((768, 2048), (256, 513), (0, 5), (1 << 20, 1)):
+        assert stack_size(rows, columns) == 1
