@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deltarank.checkpoints import open_checkpoint
 from hub import FakeHub, client_environment
+
+MATRICES = 6
 
 _RUN = """
 import json, sys
@@ -103,9 +107,122 @@ def test_streamed_downloaded_and_local_runs_give_equal_numbers(pair: tuple[Path,
     assert "streamed, and nothing of it is kept" in said
     assert list((tmp_path / "home").rglob("*.safetensors"))
     local = numbers_in(tmp_path / "local")
-    assert [matrix["outcome"] for matrix in local[:6]] == ["measured"] * 6
+    assert [matrix["outcome"] for matrix in local[:MATRICES]] == ["measured"] * MATRICES
     assert numbers_in(tmp_path / "streamed") == local
     assert numbers_in(tmp_path / "downloaded") == local
     results = json.loads((tmp_path / "streamed" / "results.json").read_text())
     assert results["base"]["ref"] == "org/base"
     assert results["base"]["revision"] == hub.repos["org/base"].commit("main")
+
+
+_KILLER = """
+import json, os, signal, sys, time, traceback
+import huggingface_hub, torch
+from huggingface_hub import HfApi, snapshot_download
+from deltarank.compare import compare
+
+def begin(output):
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        try:
+            compare("org/base", "org/tuned", fetch="stream", output=output, ranks=[4, 16])
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+for line in sys.stdin:
+    output, seconds = json.loads(line)
+    began, pid = time.monotonic(), begin(output)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(json.dumps([status, time.monotonic() - began]), flush=True)
+"""
+
+
+class Killer:
+    """Runs comparisons in processes of their own, and kills them when told to."""
+
+    def __init__(self, hub: FakeHub, home: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _KILLER],
+            env=client_environment(hub, home),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, output: Path, *, kill_after: float | None = None) -> tuple[int, float]:
+        """The exit code, negative for a signal, and the seconds that it took."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps([str(output), kill_after]) + "\n")
+        self._process.stdin.flush()
+        code, seconds = json.loads(self._process.stdout.readline())
+        return code, seconds
+
+    def close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+
+def finished_in(folder: Path) -> list[str]:
+    """Matrices that a killed run left behind; a line that was being written does not count."""
+    path = folder / "matrices.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [record["name"] for record in map(json.loads, lines) if "losses" in record]
+
+
+def places_of(folder: Path) -> dict[str, tuple[str, int, int]]:
+    """Where each tensor lies: file, first byte, last."""
+    with open_checkpoint(folder) as checkpoint:
+        return {t.name: (t.file, t.start, t.start + t.nbytes) for t in checkpoint.tensors.values()}
+
+
+def read_twice(hub: FakeHub, pair: tuple[Path, Path], names: list[str]) -> list[str]:
+    """Of these tensors, those of which anything was asked for, but for what comes along with a header."""
+    places = [(name, place) for folder in pair for name, place in places_of(folder).items() if name in names]
+    return [
+        name
+        for name, (file, first, last) in places
+        for part in hub.sent
+        if part.file == file and part.start > 0 and part.start < last and part.end > first
+    ]
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(2, id="2 moments"), pytest.param(20, id="20 moments", marks=pytest.mark.slow)]
+)
+def test_a_run_that_was_killed_while_streaming_goes_on(kills: int, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """With the numbers of one that was not, and without reading again what was finished."""
+    chance = random.Random(kills)
+    began_again = 0
+    with FakeHub() as hub:
+        hub.delay = 0.01
+        hub.add("org/base", pair[0])
+        hub.add("org/tuned", pair[1])
+        killer = Killer(hub, tmp_path / "home")
+        try:
+            killer.run(tmp_path / "first")  # fills the cache with what is small
+            code, seconds = killer.run(tmp_path / "whole")
+            assert code == 0
+            for number in range(kills):
+                output = tmp_path / str(number)
+                # Nothing is there to go on with in the first half, in which listings and headers come.
+                killer.run(output, kill_after=chance.uniform(0.4, 1.1) * seconds)
+                finished = finished_in(output)
+                began_again += 0 < len(finished) < MATRICES
+                hub.forget()
+                assert killer.run(output)[0] == 0
+                assert read_twice(hub, pair, finished) == []
+                assert numbers_in(output) == numbers_in(tmp_path / "whole")
+        finally:
+            killer.close()
+    assert began_again or kills < 10
