@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,8 @@ class RunFailed(Exception):
     """A contestant ended with an error. Holds the end of what it said."""
 
 
-def run(command: Sequence[str | Path], log: Path) -> Usage:
-    """Runs the command to its end, its output into `log`.
+def run(command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None) -> Usage:
+    """Runs the command to its end, its output into `log`. `environment` has the last word over the usual one.
 
     Raises:
         RunFailed: it could not be started or its exit status was not 0.
@@ -51,7 +51,10 @@ def run(command: Sequence[str | Path], log: Path) -> Usage:
         start, busy = time.perf_counter(), _busy_seconds()
         try:
             child = subprocess.Popen(
-                [str(part) for part in command], stdout=sink, stderr=subprocess.STDOUT, env=os.environ | _ENVIRONMENT
+                [str(part) for part in command],
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **_ENVIRONMENT, **(environment or {})},
             )
         except OSError as error:
             raise RunFailed(f"cannot start {command[0]}: {error}") from error

@@ -55,7 +55,7 @@ class Repo:
             return revision
         digest = hashlib.sha1(usedforsecurity=False)
         for path in files_of(self.folders[revision]):
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(path.name.encode() + etag_of(path).encode())
         return digest.hexdigest()
 
 
