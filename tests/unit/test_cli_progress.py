@@ -65,6 +65,24 @@ def test_a_log_gets_a_line_every_half_minute(capsys: pytest.CaptureFixture[str])
     assert shown[0] == "30 % done, about 1 min 11 s left, at layer.29"
 
 
+def test_what_is_streamed_is_shown_with_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    with a_terminal() as terminal, watching(quiet=False) as watch:
+        watch.noted("`org/name`: 141 GB are streamed, and nothing of it is kept.")
+        watch.streamed(12_300_000_000, 141_000_000_000, 118_000_000)
+        watch.finished("layers.1", 1100.0, 0.1)
+    assert "`org/name`: 141 GB are streamed" in terminal.getvalue()
+    assert "12.3 GB of 141 GB at 118 MB/s" in terminal.getvalue()
+    assert "18 min 20 s left" in terminal.getvalue()
+
+    now = 0.0
+    lines = Lines(clock=lambda: now)
+    now = 40.0
+    lines.streamed(12_300_000_000, 141_000_000_000, 118_000_000)
+    lines.finished("layers.1", 1100.0, 0.1)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == ["10 % done, 12.3 GB of 141 GB at 118 MB/s, about 18 min 20 s left, at layers.1"]
+
+
 def test_quiet_says_nothing() -> None:
     with a_terminal() as terminal, watching(quiet=True) as watch:
         watch.planned(FakePlan())  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import threading
 import tracemalloc
@@ -12,7 +13,8 @@ import pytest
 import torch
 from files import llama, numbers, read, save
 
-from deltarank.checkpoints import LocalSource, chunks, open_checkpoint, pair_checkpoints, will_need
+from deltarank.checkpoints import LocalSource, Lookahead, chunks, open_checkpoint, pair_checkpoints, will_need
+from deltarank.checkpoints import _chunks as chunks_module
 from deltarank.checkpoints import _source as source_module
 from deltarank.errors import CheckpointError
 
@@ -182,3 +184,68 @@ def test_reading_asks_for_two_buffers_and_no_more(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 200_000
+
+
+def _resident(kind: str) -> int:
+    """Bytes of this process's memory that are pages of files ("RssFile") or its own ("RssAnon")."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(kind):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@pytest.mark.skipif(not _resident("RssFile"), reason="the system does not tell")
+def test_reading_a_large_pair_leaves_memory_where_it_was(tmp_path: Path) -> None:
+    """A memory map of the same file does not: its pages count as ours, and a job with a memory limit dies of them."""
+    tensors = {f"layers.{i}.w.weight": torch.zeros(2048, 1024, dtype=torch.bfloat16) + i for i in range(12)}
+    folders = [save(tmp_path / side, tensors) for side in ("a", "b")]
+    whole = (folders[0] / "model.safetensors").stat().st_size
+    with open_checkpoint(folders[0]) as base, open_checkpoint(folders[1]) as finetune:
+        plan = pair_checkpoints(base, finetune)
+        before = {kind: _resident(kind) for kind in ("RssFile", "RssAnon")}
+        for pair in plan.pairs:
+            for _ in chunks(pair.base, pair.finetune):
+                pass
+        grown = {kind: _resident(kind) - before[kind] for kind in before}
+    assert grown["RssFile"] < whole / 20
+    assert grown["RssAnon"] < whole / 4
+    with (
+        (folders[0] / "model.safetensors").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view,
+    ):
+        assert sum(view[::4096]) >= 0
+        assert _resident("RssFile") - before["RssFile"] > whole / 2
+
+
+def test_what_comes_next_is_announced_before_the_present_is_computed(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the disk, or the network, works while a solver does."""
+    told: list[tuple[int, int]] = []
+    whole = LocalSource.will_need
+    monkeypatch.setattr(
+        LocalSource, "will_need", lambda self, file, at, n: (told.append((at, n)), whole(self, file, at, n))[1]
+    )
+    with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
+        pairs = pair_checkpoints(base, finetune).pairs
+        told.clear()
+        ahead = Lookahead(pairs)
+        ahead.reached(0, least=2)
+        assert {(pair.base.start, pair.base.nbytes) for pair in pairs[:3]} <= set(told)
+        for number in range(1, len(pairs)):
+            ahead.reached(number)
+    assert len(told) == 2 * len(pairs)  # each side of each pair, once
+
+
+@pytest.mark.parametrize("most", [0, 1000, 10**9])
+def test_no_more_is_announced_than_may_be_held(
+    most: int, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks_module, "BYTES_AHEAD", most)
+    with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
+        pairs = pair_checkpoints(base, finetune).pairs
+        ahead = Lookahead(pairs)
+        ahead.reached(0)
+        held = sum(pair.nbytes for pair in pairs[1 : ahead._announced])
+    assert ahead._announced >= 2
+    assert held <= most + 2 * max(pair.nbytes for pair in pairs)
