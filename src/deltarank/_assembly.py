@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from deltarank._adapter import AdapterMatrix
+from deltarank._biases import bias_bytes
 from deltarank._layout import EXPERT, Empty, Layout, Other, Target
 from deltarank._staging import Staging
 from deltarank.adapters import (
@@ -20,6 +22,7 @@ from deltarank.adapters import (
     Spent,
     Stored,
     adapter_config,
+    bias_key,
     end_to_end,
     exact_targets,
     factor_keys,
@@ -42,19 +45,21 @@ class Finished:
     layout: Layout
     matrices: Mapping[str, AdapterMatrix]
     energies: Mapping[str, float | None]
+    rounded: Mapping[str, float]
     dtype: torch.dtype
 
-    @property
+    @cached_property
     def live_types(self) -> set[str]:
         """Types of module of which a layer changed; all of them where nothing did: an empty adapter does not load."""
         changed = {m.path for m in self.matrices.values() if m.outcome is Outcome.MEASURED}
+        changed |= {o.beside for o in self.layout.others if o.beside and self.energies.get(o.name)}
         return {self._type(path) for path in changed or {t.module for t in self.layout.targets}}
 
     def _type(self, module: str) -> str:
         """Experts come together or not at all."""
         return EXPERT if kind_of(f"{module}.weight") == EXPERT else type_of(module)
 
-    @property
+    @cached_property
     def factored(self) -> list[Target]:
         """The targets that get factors in the file."""
         live = self.live_types
@@ -83,18 +88,27 @@ class Finished:
         modules = set(self.whole_modules)
         return [other for other in self.layout.others if other.module in modules]
 
+    @cached_property
+    def biases(self) -> Mapping[str, Other]:
+        """Those that are carried beside the factors of a module, by that module."""
+        modules = {target.module for target in self.factored}
+        found = {o.beside: o for o in self.layout.others if o.beside in modules and self.energies.get(o.name)}
+        return {module: other for module, other in found.items() if module is not None}
+
     def _energy(self, other: Other) -> float | None:
         """None for what only one side has, such as the added rows of a vocabulary of which the others were read."""
         return self.energies.get(other.name) if other.pair is not None else None
 
     def budget(self) -> Budget:
         measured = [m for m in self.matrices.values() if m.written is not None and m.losses]
+        biases = {other.name for other in self.biases.values()}
         spent = [_spent(matrix) for matrix in measured]
+        spent += [Spent(self.energies[name] or 0.0, 0.0, self.rounded.get(name, 0.0)) for name in biases]
         carried = {other.name for other in self.carried}
         left = [
             (LeftOut(o.name, o.kind, o.reason, None), energy)
             for o in self.layout.others
-            if o.name not in carried and (energy := self._energy(o)) != 0.0
+            if o.name not in carried | biases and (energy := self._energy(o)) != 0.0
         ]
         failed = [m for m in self.matrices.values() if m.written is None]
         left += [(LeftOut(m.name, m.outcome.value, m.reason or m.outcome.sentence, None), None) for m in failed]
@@ -136,6 +150,7 @@ def write_adapter(
         whole=finished.whole_modules,
         model=base.config or finetune.config,
         parameters=list(dict.fromkeys(t.module for t in targets if t.bare)),
+        bias=bool(finished.biases),
     )
     write_json(folder / CONFIG, config)
 
@@ -148,11 +163,20 @@ def _factors(finished: Finished, staging: Staging, numbers: Mapping[str, int]) -
         if target.slot is None:
             outputs, inputs = target.sides
             yield from _two(target.module.removesuffix(".weight"), target.rank, outputs, inputs, finished.dtype, path)
+            yield from _bias(finished, target)
             continue
         kept = stacks.setdefault(target.module, {})
         kept[target.slot.index] = path
         if len(kept) == target.slot.experts:
             yield from _stacked(_holder(target, finished), target, [kept[i] for i in range(len(kept))], finished.dtype)
+
+
+def _bias(finished: Finished, target: Target) -> Iterator[Stored]:
+    """PEFT puts a bias on every module or on none: zeros where none changed."""
+    if finished.biases:
+        other = finished.biases.get(target.module)
+        fill = bias_bytes(other, finished.dtype) if other else None
+        yield Stored(bias_key(target.module), finished.dtype, target.sides[:1], fill)
 
 
 def _holder(target: Target, finished: Finished) -> str:
@@ -214,4 +238,6 @@ def nbytes_of(layout: Layout, dtype: torch.dtype) -> float:
     """Bytes that the adapter takes at most."""
     sides = [*((t.sides, t.rank) for t in layout.targets), *((e.sides, layout.rank) for e in layout.empties)]
     factors = sum((outputs + inputs) * rank for (outputs, inputs), rank in sides) * dtype.itemsize
+    if any(other.beside for other in layout.others):
+        factors += sum(target.sides[0] for target in layout.targets) * dtype.itemsize
     return float(factors + sum(other.pair.nbytes / 2 for other in layout.others if other.module and other.pair))

@@ -1,4 +1,4 @@
-"""One extraction: what is to be made of two checkpoints, and the pass that makes it."""
+"""The pass that makes an adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,123 +15,27 @@ from typing import Any
 import torch
 
 from deltarank._adapter import Adapter, AdapterMatrix
-from deltarank._assembly import Finished, nbytes_of, write_adapter
+from deltarank._assembly import Finished, write_adapter
 from deltarank._bench import Bench
+from deltarank._biases import bias_loss
 from deltarank._card import model_card
 from deltarank._crew import Crew
-from deltarank._extraction_plan import ExtractionPlan, at_most
 from deltarank._extractor import Extractor
-from deltarank._layout import Layout, Other, lay_out
+from deltarank._job import Job
+from deltarank._layout import Layout
 from deltarank._meter import Meter
-from deltarank._order import Order, check_reach
-from deltarank._plan import READ_RATE, Plan, Step, make_plan
-from deltarank._settings import Settings
+from deltarank._plan import READ_RATE
 from deltarank._staging import Staging
 from deltarank._verdict import UNRELATED
 from deltarank._watch import Watch
 from deltarank.adapters import ABOUT, CARD, PICTURE
-from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
-from deltarank.compare import compare
+from deltarank.checkpoints import Leftover, Pair
 from deltarank.errors import CheckpointError, JobError
-from deltarank.results import Outcome, Total
-from deltarank.spectra import factors_cost
+from deltarank.results import Outcome
 from deltarank.words import listing, percent
 
 Draw = Callable[[Mapping[str, Any]], bytes]
 """Makes a PNG of what an adapter says about itself, the contents of its deltarank.json."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Two checkpoints and what is to be made of them."""
-
-    order: Order
-    before: Checkpoint
-    after: Checkpoint
-    pairing: Pairing
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return self.order.stored_dtype(self.pairing)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What has to be equal for one process to go on with another's work."""
-        return {
-            "tool_version": version("deltarank"),
-            "base": self.before.fingerprint,
-            "finetune": self.after.fingerprint,
-            "settings": self.order.to_plain(),
-        }
-
-    def lay_out(self, rank: int) -> Layout:
-        """Raises JobError (slug "nothing-to-extract") if the server takes nothing of it."""
-        asked = bool(self.order.settings.include)
-        layout = lay_out(self.before, self.after, self.pairing, self.order.server, rank, asked=asked)
-        if not layout.targets:
-            kinds = listing(sorted({other.reason for other in layout.others if other.reason}), most=3)
-            raise JobError(
-                f"nothing is left to extract: {kinds}.",
-                cure="Look at --include and --exclude, or choose another --server.",
-                slug="nothing-to-extract",
-            )
-        if self.order.rank is not None:
-            check_reach(layout)
-        return layout
-
-    def plan(self, layout: Layout) -> Plan:
-        pairs = tuple(target.pair for target in layout.targets)
-        others = tuple(_as_leftover(other) for other in layout.others if other.pair is not None)
-        settings = replace(self.order.settings, ranks=(layout.rank,))
-        rest = replace(self.pairing, pairs=pairs, leftovers=others)
-        return make_plan(self.before, self.after, rest, settings, step=_factoring)
-
-    def foretell(self) -> ExtractionPlan:
-        """What `extract` would do, from headers alone."""
-        layout = self.lay_out(at_most(self.order, self.lay_out(self.order.rank or 1).targets))
-        searching = make_plan(self.before, self.after, self.pairing, self.order.settings).seconds
-        return ExtractionPlan(
-            order=self.order,
-            layout=layout,
-            work=self.plan(layout),
-            dtype=str(self.dtype).removeprefix("torch."),
-            adapter_bytes=nbytes_of(layout, self.dtype),
-            searching=0.0 if self.order.rank else searching,
-        )
-
-    def fitting_rank(self, staging: Staging, watch: Watch) -> int:
-        """Measures the loss at every legal rank, as `compare` does, and keeps what was measured."""
-        order = self.order
-        wanted = {target.pair.name for target in self.lay_out(1).targets}
-        measured = compare(
-            self.before.reference.ref,
-            self.after.reference.ref,
-            base_revision=self.before.reference.revision,
-            revision=self.after.reference.revision,
-            fetch="stream" if self.before.traffic or self.after.traffic else "auto",
-            ranks=order.settings.ranks,
-            solver="exact",
-            device=order.settings.device,
-            include=order.settings.include,
-            exclude=order.settings.exclude,
-            output=staging.side_run,
-            watch=watch,
-        )
-        return order.fitting(Total.of(m for m in measured.matrices if m.name in wanted))
-
-
-def _factoring(pair: Pair, settings: Settings) -> Step:
-    """What making the factors of one matrix costs."""
-    cost = factors_cost(*pair.shape, max(settings.ranks), settings.torch_device)
-    return Step(pair, cost.way, cost.seconds, cost.memory)
-
-
-def _as_leftover(other: Other) -> Leftover:
-    pair = other.pair
-    assert pair is not None
-    if isinstance(pair, Leftover):
-        return pair
-    return Leftover(pair.name, Outcome.EXCLUDED, other.reason, pair.shape, pair.base, pair.finetune)
 
 
 @dataclass
@@ -149,6 +52,7 @@ class Run:
     draw: Draw | None = None
     matrices: dict[str, AdapterMatrix] = field(default_factory=dict)
     energies: dict[str, float | None] = field(default_factory=dict)
+    rounded: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -167,7 +71,9 @@ class Run:
     def _take(self, record: Mapping[str, Any]) -> None:
         if "energy_of" in record:
             energy = record["energy"]
+            rounded = float(record.get("rounded", 0.0))
             self.energies[record["energy_of"]] = None if energy is None else float(energy)
+            self.rounded[record["energy_of"]] = rounded
             return
         matrix = AdapterMatrix.from_plain(record)
         if matrix.outcome is not Outcome.MEASURED or self._is_kept(matrix.name):
@@ -186,7 +92,7 @@ class Run:
         clock = _Clock(self)
         self._extract_all(clock)
         self._sum_up_all(clock)
-        finished = Finished(self.layout, self.matrices, self.energies, self.job.dtype)
+        finished = Finished(self.layout, self.matrices, self.energies, self.rounded, self.job.dtype)
         self._judge(finished)
         adapter = self._adapter(finished, command, time.perf_counter() - started)
         picture = self._drawn(adapter)
@@ -218,17 +124,25 @@ class Run:
 
     def _sum_up_all(self, clock: _Clock) -> None:
         bench = Bench(self.plan.settings)
+        beside = {other.name for other in self.layout.others if other.beside}
         for other in self.plan.pairing.leftovers:
             if other.name in self.energies:
                 continue
             self.watch.began(other.name)
             try:
-                sums = bench.sums(other)
-                self.energies[other.name] = sums.energy if sums.is_finite else None
-                self.staging.keep({"energy_of": other.name, "energy": self.energies[other.name]})
+                self._sum_up(other, bench, is_bias=other.name in beside)
             except CheckpointError:
                 self.energies[other.name] = None
             clock.tick(other.name)
+
+    def _sum_up(self, other: Leftover, bench: Bench, *, is_bias: bool) -> None:
+        sums = bench.sums(other)
+        record: dict[str, Any] = {"energy_of": other.name, "energy": sums.energy if sums.is_finite else None}
+        if is_bias and sums.is_finite:
+            loss = bias_loss(other, self.job.dtype)
+            record |= {"energy": loss.energy, "rounded": loss.lost}
+        self.energies[other.name], self.rounded[other.name] = record["energy"], record.get("rounded", 0.0)
+        self.staging.keep(record)
 
     def _judge(self, finished: Finished) -> None:
         """Raises JobError if nothing could be extracted; warns of what should be known."""
@@ -262,9 +176,18 @@ class Run:
                 f"{self.layout.server.title} wants every layer of a module: layers that were left out get zeros, which "
                 "change nothing"
             )
+        without = [t.module for t in finished.factored if t.module not in finished.biases]
+        if finished.biases and any(not self._has_bias(module) for module in without):
+            self._warn(
+                "PEFT cannot merge this adapter (merge_and_unload), since it carries biases and not every module has "
+                "one; --exclude '*.bias' leaves them out"
+            )
         grown = [o.name for o in self.layout.others if o.kind == "added tokens"]
         if grown and any(o.kind in ("embedding", "lm_head") for o in finished.carried):
             self._warn("the vocabulary was resized: resize the base's (resize_token_embeddings) before loading")
+
+    def _has_bias(self, module: str) -> bool:
+        return f"{module}.bias" in self.job.before.tensors
 
     def _warn(self, sentence: str) -> None:
         self.warnings.append(sentence)

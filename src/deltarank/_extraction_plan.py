@@ -36,11 +36,11 @@ class ExtractionPlan:
     @property
     def carried(self) -> tuple[Other, ...]:
         """Tensors that go into the adapter whole, if they changed."""
-        return tuple(other for other in self.layout.others if other.module is not None)
+        return tuple(other for other in self.layout.others if other.has_place)
 
     @property
     def left_out(self) -> tuple[Other, ...]:
-        return tuple(other for other in self.layout.others if other.module is None)
+        return tuple(other for other in self.layout.others if not other.has_place)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ class ExtractionPlan:
             *step_lines(self.work.steps),
             *self._smaller_lines(),
             "",
-            *_kind_lines("carried whole where they changed", self.carried),
+            *_kind_lines("carried, where they changed", self.carried),
             *_reason_lines(self.left_out),
             *[f"note: {note}" for note in self.notes],
             f"On disk: {size(self.adapter_bytes)}, and as much again while it is made.",

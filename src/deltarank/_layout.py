@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from deltarank.adapters import (
@@ -78,7 +78,8 @@ class Empty:
 class Other:
     """A tensor that gets no factors. `pair` is what to sum its change from, where both sides have it.
 
-    module   the module that `modules_to_save` may carry it with; None: it stays out
+    module   the module that `modules_to_save` may carry it with
+    beside   the module beside whose factors its change may be carried, for a bias
     """
 
     name: str
@@ -86,6 +87,12 @@ class Other:
     reason: str
     pair: Pair | Leftover | None
     module: str | None = None
+    beside: str | None = None
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the adapter carries it, if it changed."""
+        return self.module is not None or self.beside is not None
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ def lay_out(
     if not _experts_are_whole(base, targets, by_words=server.name == "peft"):
         others += [_refused(target, server) for target in targets if target.is_expert]
         targets = [target for target in targets if not target.is_expert]
+    others = _with_factors(others, targets, server)
     return Layout(server, rank, tuple(targets), tuple(others), tuple(_empties(base, targets, server)), tuple(notes))
 
 
@@ -212,6 +220,32 @@ def _told_apart(targets: list[Target], base: Checkpoint, server: Server) -> tupl
 def _some(names: Collection[str]) -> str:
     first = list(names)[:3]
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _with_factors(others: Sequence[Other], targets: Sequence[Target], server: Server) -> list[Other]:
+    """A bias whose module has factors goes with them, where the server takes that."""
+    if server.bias != "honoured":
+        return list(others)
+    outputs = {target.module: target.sides[0] for target in targets}
+    is_bare = any(target.bare or target.is_expert for target in targets)
+    reason = f"{server.title} takes no biases beside factors on bare parameters (experts)" if is_bare else ""
+    return [
+        replace(other, reason=reason, beside=None if is_bare else module)
+        if (module := _module_of_bias(other)) is not None and _shape(other) == (1, outputs.get(module))
+        else other
+        for other in others
+    ]
+
+
+def _module_of_bias(other: Other) -> str | None:
+    if other.kind != "bias" or not isinstance(other.pair, Leftover):
+        return None
+    module, _, leaf = other.pair.base.tensor.rpartition(".")
+    return module if leaf == "bias" else None
+
+
+def _shape(other: Other) -> tuple[int, int] | None:
+    return other.pair.base.shape if other.pair is not None else None
 
 
 def _experts_are_whole(base: Checkpoint, targets: Iterable[Target], *, by_words: bool) -> bool:

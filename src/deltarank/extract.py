@@ -9,8 +9,9 @@ from pathlib import Path
 
 from deltarank._adapter import Adapter
 from deltarank._assembly import nbytes_of
-from deltarank._extraction import Draw, Job, Run
+from deltarank._extraction import Draw, Run
 from deltarank._extraction_plan import ExtractionPlan
+from deltarank._job import Job
 from deltarank._order import Order
 from deltarank._staging import Staging
 from deltarank._watch import Watch

@@ -79,7 +79,7 @@ def verify(
         targets: tuple[Target, ...] = (*pairing.pairs, *pairing.leftovers)
         applied = apply(lora, targets, server=server, config=before.config)
         rows = _Scales(lora, applied, settings, watch).weigh(targets)
-        unused = tuple(Unused(stray.name, stray.reason) for stray in applied.strays)
+        unused = tuple(Unused(stray.name, stray.reason) for stray in applied.strays if not lora.is_padding(stray.name))
         kind, sentences = judge_fit(
             rows, unused, name=lora.reference.short_name, server=habits.title if server else None
         )

@@ -13,7 +13,7 @@ from deltarank.adapters._apply import Applied, Change, apply, habits_of
 from deltarank.adapters._budget import Budget, LeftOut, Spent
 from deltarank.adapters._config import adapter_config
 from deltarank.adapters._effect import Effect
-from deltarank.adapters._names import exact_targets, factor_keys, is_module, module_of, type_of, whole_key
+from deltarank.adapters._names import bias_key, exact_targets, factor_keys, is_module, module_of, type_of, whole_key
 from deltarank.adapters._read import Adapter, Kind, Part, Stray, open_adapter
 from deltarank.adapters._servers import (
     DEFAULT_SERVER,
@@ -67,6 +67,7 @@ __all__ = [
     "Stray",
     "adapter_config",
     "apply",
+    "bias_key",
     "end_to_end",
     "exact_targets",
     "factor_keys",

@@ -33,6 +33,8 @@ class Habit(Enum):
 PEFT, _TITLE = "peft", "PEFT"
 _TAKES, _IGNORES, _REFUSES = Habit.TAKES, Habit.IGNORES, Habit.REFUSES
 
+_NO_BIAS = "the base has no bias there to compare with"
+
 # What servers.json does not say: a converter that takes norms, which are then ignored; a table that takes no factors.
 _FORGETS_NORMS = frozenset({"llama.cpp"})
 _NO_INPUT_FACTORS = frozenset({"lorax"})
@@ -150,9 +152,9 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
     for part in parts:
         target = tensors.find(part.tensor)
         found = (
-            "the checkpoints have no such tensor in common"
-            if target is None
-            else land(part, target, fan_in_fan_out=adapter.config.fan_in_fan_out, model_type=config.get("model_type"))
+            land(part, target, fan_in_fan_out=adapter.config.fan_in_fan_out, model_type=config.get("model_type"))
+            if target is not None
+            else (_NO_BIAS if part.kind is Kind.BIAS else "the checkpoints have no such tensor in common")
         )
         if isinstance(found, Landing):
             landings.append(found)

@@ -28,6 +28,11 @@ def factor_keys(module: str) -> tuple[str, str]:
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
 
 
+def bias_key(module: str) -> str:
+    """The key of a bias beside the factors of a module (`lora_bias`)."""
+    return f"base_model.model.{module}.lora_B.bias"
+
+
 def whole_key(tensor: str) -> str:
     """The key of a tensor that `modules_to_save` carries."""
     return f"base_model.model.{tensor}"

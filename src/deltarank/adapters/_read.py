@@ -28,6 +28,7 @@ from deltarank.results import Reference
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _MOST_KEPT = 4
+_LONGEST_BIAS = 1 << 24
 _PICKLED = "adapter_model.bin"
 _NO_PREFIX = f"its name does not begin with {PREFIX}, so PEFT passes it over"
 
@@ -111,6 +112,13 @@ class Adapter:
         if info.nbytes:
             self.file.source.read_into(info.file, info.start, raw.numpy().data)
         return raw.view(PLAIN[info.dtype]).view(info.shape)
+
+    def is_padding(self, name: str) -> bool:
+        """Whether a tensor is a bias of zeros: PEFT wants one beside all factors, if beside any."""
+        info = self.file.tensors.get(name)
+        if info is None or not name.endswith(_BIAS) or info.dtype not in PLAIN or info.nbytes > _LONGEST_BIAS:
+            return False
+        return not self.numbers(info).any()
 
     def factors(self, part: Part) -> tuple[Tensor, Tensor]:
         """A and B of a LoRA, as stored. Those of an expert are a part of what all of them share.

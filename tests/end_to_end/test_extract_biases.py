@@ -1,0 +1,130 @@
+"""Biases beside factors, for PEFT alone: exact in its logits, counted in the budget, read back by `verify`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import deltarank
+import peft_adapters as made
+from deltarank.results import Outcome
+from tiny_architectures import DENSE, tokens, write_pair
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    home = tmp_path_factory.mktemp("biases")
+    known = {name: write_pair(DENSE[name], home / name) for name in ("qwen2", "gpt2")}
+    return lambda name: known[name]
+
+
+def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -> Tensor:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            warnings.filterwarnings("ignore", "`lora_bias=True` was passed but")
+            model = PeftModel.from_pretrained(model, adapter)
+        model = model.merge_and_unload() if merged else model
+    with torch.no_grad():
+        found: Tensor = model.eval()(input_ids=tokens(seed=99)).logits
+    return found
+
+
+def config_of(adapter: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
+    return config
+
+
+def test_at_full_rank_a_model_with_biases_comes_back(pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    base, finetune = pairs("qwen2")
+    adapter = deltarank.extract(base, finetune, rank=32, server="peft", output=tmp_path / "a")
+
+    seen = deltarank.verify(base, finetune, tmp_path / "a")
+
+    assert config_of(tmp_path / "a")["lora_bias"]
+    assert seen.unused == ()  # o_proj has no bias, and zeros in the file
+    assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
+    torch.testing.assert_close(logits(base, tmp_path / "a"), logits(finetune), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_where_every_module_has_a_bias_peft_merges_it(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path, merged: bool
+) -> None:
+    """All of GPT-2 but its vocabulary, which is tied and stays the base's: so it does in the oracle."""
+    base, finetune = pairs("gpt2")
+    adapter = deltarank.extract(base, finetune, rank=32, server="peft", output=tmp_path / "a")
+    weights = {**load_file(finetune / "model.safetensors")}
+    weights["transformer.wte.weight"] = load_file(base / "model.safetensors")["transformer.wte.weight"]
+    truth = made.write_checkpoint(tmp_path / "truth", weights, base)
+
+    assert {t.kind for t in adapter.budget.tensors} == {"embedding"}
+    assert not any("merge" in note for note in adapter.notes)
+    torch.testing.assert_close(logits(base, tmp_path / "a", merged=merged), logits(truth), atol=2e-5, rtol=1e-4)
+
+
+def test_what_peft_cannot_merge_is_told(pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    """Qwen2's o_proj and mlp have no biases."""
+    base, finetune = pairs("qwen2")
+    told = deltarank.extract(base, finetune, rank=8, server="peft", output=tmp_path / "a").notes
+    without = deltarank.extract(base, finetune, rank=8, server="peft", output=tmp_path / "b", exclude=["*.bias"])
+    with pytest.raises(RuntimeError, match="lora_bias"):
+        logits(base, tmp_path / "a", merged=True)
+
+    assert any("cannot merge" in note for note in told)
+    assert not any("cannot merge" in note for note in without.notes)
+    assert "lora_bias" not in config_of(tmp_path / "b")
+    assert logits(base, tmp_path / "b", merged=True).isfinite().all()
+
+
+def test_rounding_of_biases_is_in_the_budget_and_verify_agrees(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    pair = pairs("gpt2")
+    adapter = deltarank.extract(*pair, rank=32, server="peft", output=tmp_path / "a", dtype="bfloat16")
+    seen = deltarank.verify(*pair, tmp_path / "a")
+    before, after = (load_file(folder / "model.safetensors") for folder in pair)
+    written = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    name = "transformer.h.0.mlp.c_fc"
+    change = after[f"{name}.bias"].double() - before[f"{name}.bias"].double()
+    tally = next(row.tally for row in seen.tensors if row.name == f"{name}.bias")
+
+    assert torch.equal(written[f"base_model.model.{name}.lora_B.bias"], change.bfloat16())
+    assert tally.lost == pytest.approx(float((change - change.bfloat16().double()).square().sum()), rel=1e-3)
+    assert 1 - adapter.budget.kept == pytest.approx(seen.whole.share_lost or 0, rel=1e-5)
+    assert seen.unused == ()
+
+
+def test_a_bias_that_alone_changed_brings_its_module_along(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    base, _ = pairs("qwen2")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.self_attn.k_proj.bias"] += 0.1
+    tuned = made.write_checkpoint(tmp_path / "tuned", weights, base)
+    adapter = deltarank.extract(base, tuned, rank=8, server="peft", output=tmp_path / "a")
+
+    assert {m.outcome for m in adapter.matrices} == {Outcome.IDENTICAL}
+    assert config_of(tmp_path / "a")["target_modules"] == ["k_proj"]
+    torch.testing.assert_close(logits(base, tmp_path / "a"), logits(tuned), atol=1e-6, rtol=1e-5)
