@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from deltarank._adapted import factors_of, is_adapted
 from deltarank._plan import Step
 from deltarank._settings import Settings
-from deltarank.checkpoints import Leftover, Pair, chunks
+from deltarank.checkpoints import Leftover, Pair, chunks, rows_of
 from deltarank.errors import CheckpointError
 from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
 from deltarank.spectra import (
@@ -24,6 +25,8 @@ from deltarank.spectra import (
     measure,
     measure_stack,
     noise_edge,
+    product_spectrum,
+    product_sums,
     stack_size,
     subtract,
     subtract_stack,
@@ -47,7 +50,7 @@ class Bench:
         """A matrix that fails is a result too."""
         started = time.perf_counter()
         try:
-            result = self._measured(step, *self.load(step.pair))
+            result = self._of_factors(step.pair) or self._measured(step, *self.load(step.pair))
         except CheckpointError as error:
             result = _blank(step.pair, Outcome.UNREADABLE, error.message)
         except (MemoryError, RuntimeError, ArithmeticError, ValueError) as error:
@@ -60,7 +63,7 @@ class Bench:
 
         One small matrix alone goes the same way, so that its numbers do not depend on who its neighbours were.
         """
-        if _most(steps[0]) == 1:
+        if _most(steps[0]) == 1 or any(is_adapted(step.pair) for step in steps):
             return [self.result(step) for step in steps]
         started = time.perf_counter()
         try:
@@ -96,6 +99,24 @@ class Bench:
         deltas = self._workspace.lend("deltas", size, self._settings.torch_dtype)
         sums = subtract_stack(before, after, out=deltas, workspace=self._workspace)
         return deltas, [each.coarser(pair.finetune.error) for each, pair in zip(sums, pairs, strict=True)]
+
+    def _of_factors(self, pair: Pair) -> MatrixResult | None:
+        """Of a delta that is stored as a product: nothing is solved, and the matrix is never formed."""
+        found = factors_of(pair)
+        if found is None:
+            return None
+        left, right = found
+        if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
+            return _blank(pair, Outcome.NOT_FINITE, "the adapter holds NaN or Inf, so no loss can be stated")
+        known = product_spectrum(left, right)
+        sums = Sums()
+        for first, base in rows_of(pair.base, 0, pair.shape[0]):
+            sums += product_sums(base, left[first : first + len(base)], right, self._workspace)
+        sums = replace(sums, energy=known.energy)
+        outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
+        if not sums.is_finite:
+            return _blank(pair, Outcome.NOT_FINITE, "the base holds NaN or Inf, so no loss can be stated")
+        return _filled(pair, sums, outcome, self._settings.ranks, None if sums.is_zero else known)
 
     def sums(self, pair: Leftover | Pair) -> Sums:
         """The sums of a pair that is not kept: needs no memory to speak of.

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from deltarank._adapted import open_finetune
 from deltarank._bench import Bench, stacks
 from deltarank._crew import Crew
 from deltarank._journal import Journal, Record
@@ -72,7 +73,8 @@ def compare(
     """Measures D = W - W0 of every matrix, and what its best rank-r approximation loses, at all `ranks` in one pass.
 
     Args:
-        base, finetune: a folder, a safetensors file, or a Hub id, `org/name` or `org/name@revision`.
+        base, finetune: a folder, a file of weights, or a Hub id, `org/name` or `org/name@revision`. The finetune may
+            be a LoRA of PEFT on the base.
         output: a folder that gets results.json, and takes finished matrices on the way: the same call goes on after a
             process that died, and ends with the same numbers. Without it nothing is written.
         fetch: what becomes of a model that is not in the Hub's cache: "download", "stream" (read by byte ranges, not
@@ -102,7 +104,7 @@ def compare(
     watch = watch or Watch()
     with ExitStack() as stack:
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=watch.noted))
+        after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
         known = make_plan(before, after, _paired(before, after, settings), settings)
         identity = _identity(before, after, settings)
         journal = stack.enter_context(Journal(Path(output), identity)) if output is not None else None
@@ -150,7 +152,7 @@ def plan(
     checked_way(fetch)
     with (
         open_checkpoint(base, revision=base_revision, fetch="stream") as before,
-        open_checkpoint(finetune, revision=revision, fetch="stream") as after,
+        open_finetune(finetune, before, revision=revision, fetch="stream") as after,
     ):
         return make_plan(before, after, _paired(before, after, settings), settings)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from deltarank._adapted import open_finetune
 from deltarank._adapter import Adapter
 from deltarank._assembly import nbytes_of
 from deltarank._extraction import Draw, Run
@@ -47,7 +48,8 @@ def extract(
     A and B are U sqrt(S) and sqrt(S) V' of the truncated singular value decomposition, with lora_alpha = r.
 
     Args:
-        base, finetune: a folder, a safetensors file, or a Hub id, `org/name` or `org/name@revision`.
+        base, finetune: a folder, a file of weights, or a Hub id, `org/name` or `org/name@revision`. The finetune may
+            be a LoRA of PEFT on the base.
         output: the adapter's folder, which appears whole or not at all. Finished matrices are kept beside it, in
             OUTPUT.partial: the same call goes on after a process that died.
         rank: a legal one for the server, or "auto", the smallest at which `max_error` is kept.
@@ -77,7 +79,7 @@ def extract(
     watch = watch or Watch()
     with ExitStack() as stack:
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=watch.noted))
+        after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
         job = Job(order, before, after, pair_checkpoints(before, after, include=include, exclude=exclude))
         staging = stack.enter_context(Staging(Path(output), job.identity))
         if staging.is_finished and not force:
@@ -123,6 +125,6 @@ def plan_extraction(
     )
     with ExitStack() as stack:
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch="stream"))
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch="stream"))
+        after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch="stream"))
         pairing = pair_checkpoints(before, after, include=include, exclude=exclude)
         return Job(order, before, after, pairing).foretell()

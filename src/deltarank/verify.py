@@ -16,6 +16,7 @@ from importlib.metadata import version
 
 import torch
 
+from deltarank._adapted import open_finetune
 from deltarank._fit import overlap
 from deltarank._plan import FIXED_MEMORY, PROMISED_MEMORY
 from deltarank._settings import Settings
@@ -74,7 +75,7 @@ def verify(
     with ExitStack() as stack:
         lora = stack.enter_context(open_adapter(adapter))
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=watch.noted))
+        after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
         pairing = pair_checkpoints(before, after)
         targets: tuple[Target, ...] = (*pairing.pairs, *pairing.leftovers)
         applied = apply(lora, targets, server=server, config=before.config)

@@ -5,8 +5,9 @@ pair_checkpoints(base, finetune) -> Pairing    the plan: pairs, leftovers, skipp
 chunks(pair.base, pair.finetune)               rows of both sides, through reused buffers
 """
 
+from deltarank.checkpoints._adapters import adapter_folder
 from deltarank.checkpoints._checkpoint import Checkpoint, open_checkpoint
-from deltarank.checkpoints._chunks import Lookahead, chunks, will_need
+from deltarank.checkpoints._chunks import Lookahead, chunks, rows_of, will_need
 from deltarank.checkpoints._fetch import checked_way
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._names import without_wrappers
@@ -27,10 +28,12 @@ __all__ = [
     "Source",
     "TensorInfo",
     "Traffic",
+    "adapter_folder",
     "checked_way",
     "chunks",
     "open_checkpoint",
     "pair_checkpoints",
+    "rows_of",
     "will_need",
     "without_wrappers",
 ]

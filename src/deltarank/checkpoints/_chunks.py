@@ -36,6 +36,18 @@ def chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iterator[
         yield first, ours, theirs
 
 
+def rows_of(piece: Piece, first: int, last: int, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor]]:
+    """Yields (first row, rows) of one piece, as `chunks` does of two.
+
+    Raises:
+        CheckpointError: (slug "unreadable") the file became shorter, or cannot be read.
+    """
+    step = max(1, min(last - first, entries // max(piece.shape[1], 1)))
+    side = _Side(piece, step)
+    for at in range(first, last, step):
+        yield at, side.read(at, min(step, last - at))
+
+
 class _Side:
     """One piece and the buffer that its rows go through."""
 

@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 
 from deltarank.checkpoints._digests import check_downloads
 from deltarank.checkpoints._folder import INDEX, SINGLE
-from deltarank.checkpoints._index import SUFFIX, parse_index
+from deltarank.checkpoints._index import PICKLED_SUFFIX, SUFFIX, parse_index
 from deltarank.checkpoints._refs import HubRef
 from deltarank.checkpoints._text import shown
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
@@ -24,27 +24,34 @@ _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 """How systems say that nothing more can be written."""
 
 _SMALL = ("*" + SUFFIX, "config.json")
+_PICKLED = ("pytorch_model*.bin", "pytorch_model*" + PICKLED_SUFFIX)
 
 
 def download(ref: HubRef) -> tuple[Path, str]:
     """The snapshot folder with all the weights of a model in it, and the commit that it is.
 
     `model.safetensors` if there is one, else the shards that the index names, else every safetensors file at the
-    top. An index is checked before anything that it names is asked for.
+    top, else torch's `pytorch_model*.bin`. An index is checked before anything that it names is asked for.
 
     Raises:
         CheckpointError: not found, gated, damaged on the way, or the Hub cannot be reached; or the disk is full.
         HeaderError: the index cannot be trusted.
     """
     folder, commit = snapshot_without_weights(ref)
-    before = set(folder.rglob("*.safetensors"))
+    before = _weights(folder)
     if not _has_single(ref, commit):
         shards = _shards(folder)
         _download(ref, commit, shards or ("*.safetensors",))
         if not shards and not any(folder.glob("*.safetensors")):
+            _download(ref, commit, _PICKLED)
+        if not shards and not _weights(folder):
             refuse_without_weights(ref)
-    check_downloads(set(folder.rglob("*.safetensors")) - before)
+    check_downloads(_weights(folder) - before)
     return folder, commit
+
+
+def _weights(folder: Path) -> set[Path]:
+    return {*folder.rglob("*.safetensors"), *folder.rglob("*.bin")}
 
 
 def snapshot_without_weights(ref: HubRef) -> tuple[Path, str]:
@@ -58,10 +65,9 @@ def snapshot_without_weights(ref: HubRef) -> tuple[Path, str]:
 
 def refuse_without_weights(ref: HubRef) -> NoReturn:
     raise CheckpointError(
-        f"{shown(ref.repo_id)} has no safetensors file at this revision. Pickled weights are never opened: they can "
-        "hold a program.",
-        cure="Look among the model's branches and pull requests for a conversion (org/name@refs/pr/1), or convert it: "
-        "load it with transformers, call `save_pretrained(folder)`, and give that folder.",
+        f"{shown(ref.repo_id)} has neither safetensors nor a `pytorch_model.bin` at this revision.",
+        cure="Look among the model's branches and pull requests for a conversion (org/name@refs/pr/1). A GGUF file is "
+        "read from this machine: `hf download` it, and give its path.",
         slug="no-weights",
     )
 

@@ -7,6 +7,7 @@ from deltarank.spectra._delta import Sums, energy_of, subtract, subtract_stack
 from deltarank.spectra._factors import Cost, Factors, factors, factors_cost, residual_energy
 from deltarank.spectra._measure import audited, measure
 from deltarank.spectra._noise import noise_edge
+from deltarank.spectra._product import product_spectrum, product_sums
 from deltarank.spectra._solvers import SOLVERS, chosen, make_solver
 from deltarank.spectra._spectrum import Level, Spectrum
 from deltarank.spectra._stack import measure_stack, stack_size
@@ -31,6 +32,8 @@ __all__ = [
     "measure",
     "measure_stack",
     "noise_edge",
+    "product_spectrum",
+    "product_sums",
     "rates",
     "residual_energy",
     "stack_size",

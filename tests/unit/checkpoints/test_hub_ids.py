@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from files import llama, numbers, save, write_index
 from safetensors.torch import save_file
 
@@ -37,6 +38,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
         pickled.mkdir()
         (pickled / "pytorch_model.bin").write_bytes(b"pickle")
         hub.add("org/pickled", pickled)
+        torched = root / "torched"
+        torched.mkdir()
+        torch.save(dict(llama()), torched / "pytorch_model.bin")
+        torch.save({"lr": 1}, torched / "training_args.bin")
+        hub.add("org/torched", torched)
+        (root / "empty").mkdir()
+        (root / "empty" / "config.json").write_text("{}")
+        hub.add("org/empty", root / "empty")
         yield hub
 
 
@@ -89,6 +98,12 @@ def test_a_file_of_another_name_is_found(client: Client) -> None:
     assert list(client.ask("org/named")["files"]) == ["weights.safetensors"]
 
 
+def test_torchs_own_files_are_fetched_where_there_is_no_safetensors(hub: FakeHub, client: Client) -> None:
+    hub.forget()
+    assert set(llama()) == set(client.ask("org/torched")["tensors"])
+    assert hub.downloaded() == ["pytorch_model.bin"]
+
+
 def test_two_ids_can_be_paired(client: Client) -> None:
     assert len(client.pair("org/single", "org/single@v2")["pairs"]) == 6
 
@@ -107,7 +122,8 @@ def test_equal_blobs_under_two_names_are_the_same_checkpoint(client: Client) -> 
         ("org/single@none", "hub-no-revision"),
         ("org/climber", "outside-folder"),
         ("org/holes", "missing-shard"),
-        ("org/pickled", "no-weights"),
+        ("org/pickled", "pickled-weights"),
+        ("org/empty", "no-weights"),
         ("a--b/c..d", "bad-reference"),
     ],
 )

@@ -1,0 +1,232 @@
+"""A LoRA in the finetune's place: the numbers of the checkpoint that PEFT merges it into, without that checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import deltarank
+import peft_adapters as made
+from deltarank._bench import Bench
+from deltarank.errors import AdapterError, CheckpointError
+from deltarank.results import Outcome, Results
+from hub import FakeHub, client_environment
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.write_base(made.llama, tmp_path_factory.mktemp("llama") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.train(base, tmp_path_factory.mktemp("lora") / "adapter", r=3, target_modules=TARGETS)
+
+
+@pytest.fixture
+def own(adapter: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(adapter, tmp_path / "adapter"))
+
+
+def both(folder: Path, base: Path, **config: Any) -> tuple[Results, Results]:
+    """By the adapter's folder, and by PEFT's own merge in float32."""
+    adapter = made.train(base, folder / "adapter", steps=2, **config)
+    merged = made.merge(base, adapter, folder / "merged")
+    return deltarank.compare(base, adapter), deltarank.compare(base, merged)
+
+
+def assert_equal(adapted: Results, merged: Results) -> None:
+    """Up to float32: PEFT's merge rounds W0 + L once, to 2^-24 of W0, and so is off by about 1e-5 of L here."""
+    pairs = zip(*(sorted(run.matrices, key=lambda m: m.name) for run in (adapted, merged)), strict=True)
+    for ours, theirs in pairs:
+        assert (ours.name, ours.outcome) == (theirs.name, theirs.outcome)
+        if ours.outcome is not Outcome.MEASURED:
+            continue
+        for field in ("relative_norm", "mean_abs", "frobenius", "base_frobenius", "stable_rank", "effective_rank"):
+            assert getattr(ours, field) == pytest.approx(getattr(theirs, field), rel=1e-4), (ours.name, field)
+        for one, other in zip(ours.losses, theirs.losses, strict=True):
+            assert one.relative_error == pytest.approx(other.relative_error, rel=1e-3, abs=1e-4), (ours.name, one.rank)
+    left_out = zip(*(sorted(run.skipped, key=lambda s: s.name) for run in (adapted, merged)), strict=True)
+    for one, other in left_out:
+        assert (one.name, one.outcome) == (other.name, other.outcome)
+        assert one.energy == pytest.approx(other.energy, rel=1e-4, abs=1e-12), one.name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": 3, "lora_alpha": 8, "target_modules": TARGETS},
+        {"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "use_rslora": True},
+        {
+            "r": 2,
+            "target_modules": TARGETS,
+            "rank_pattern": {"layers.0.self_attn.q_proj": 5},
+            "alpha_pattern": {"down_proj": 32},
+        },
+        {"r": 2, "target_modules": "all-linear", "modules_to_save": ["lm_head"]},
+        {"r": 2, "target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=["plain", "rslora", "patterns", "head saved", "embedding"],
+)
+def test_an_adapter_equals_its_merge(base: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    assert_equal(*both(tmp_path, base, **config))
+
+
+def test_transposed_layers_equal_their_merge(tmp_path: Path) -> None:
+    """GPT-2's Conv1D; its c_proj is square."""
+    assert_equal(
+        *both(
+            tmp_path,
+            made.write_base(made.gpt2, tmp_path / "base"),
+            r=3,
+            target_modules=["c_attn", "c_proj"],
+            fan_in_fan_out=True,
+        )
+    )
+
+
+def test_the_rank_is_told_and_nothing_is_solved(base: Path, adapter: Path) -> None:
+    adapted = deltarank.compare(base, adapter)
+    touched = [m for m in adapted.matrices if m.outcome is Outcome.MEASURED]
+
+    assert {m.solver for m in touched} == {"factors"}
+    assert {m.signal_rank for m in touched} == {3}
+    assert {m.rounding_floor for m in touched} == {0.0}
+    assert all(m.loss(8).relative_error == 0.0 for m in touched)
+    assert adapted.verdict.kind == "merged_lora"
+    assert adapted.verdict.signal_rank == 3
+    assert any("the base with a LoRA of 6 tensors" in note for note in adapted.notes)
+
+
+def test_the_matrix_is_not_formed(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    formed: list[str] = []
+    load = Bench.load
+    monkeypatch.setattr(Bench, "load", lambda self, pair: formed.append(pair.name) or load(self, pair))
+
+    deltarank.compare(base, adapter, include=["*q_proj*"])
+
+    assert formed == []
+
+
+def test_a_rank_near_the_side_is_solved_like_any_other(base: Path, tmp_path: Path) -> None:
+    adapted, merged = both(tmp_path, base, r=24, target_modules=["q_proj"])
+
+    assert "factors" not in {m.solver for m in adapted.matrices}
+    assert_equal(adapted, merged)
+
+
+def test_an_adapter_over_a_base_in_bfloat16_is_measured_before_it_is_rounded(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    halves = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(base / "model.safetensors").items()}
+    half = made.write_checkpoint(tmp_path / "half", halves, base)
+
+    one, other = deltarank.compare(base, adapter), deltarank.compare(half, adapter)
+
+    assert [m.frobenius for m in one.matrices] == [m.frobenius for m in other.matrices]
+
+
+def test_what_is_extracted_from_an_adapter_is_that_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """And the verification of an adapter against itself is without loss."""
+
+    deltarank.extract(base, adapter, output=tmp_path / "again", rank=8, dtype="float32", server="peft")
+    same = deltarank.verify(base, adapter, tmp_path / "again")
+    itself = deltarank.verify(base, adapter, adapter)
+
+    assert same.touched.share_lost == pytest.approx(0, abs=1e-9)
+    assert itself.whole.share_lost == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "slug"),
+    [
+        ({"use_dora": True}, "adapter-unsupported"),
+        ({"peft_type": "IA3"}, "adapter-not-lora"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "adapter-unsupported"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused_by_name(base: Path, own: Path, change: dict[str, Any], slug: str) -> None:
+    config = json.loads((own / "adapter_config.json").read_text())
+    (own / "adapter_config.json").write_text(json.dumps(config | change))
+
+    with pytest.raises(AdapterError) as caught:
+        deltarank.compare(base, own)
+
+    assert caught.value.slug == slug
+
+
+def test_an_adapter_is_no_base_and_belongs_to_one(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = made.write_base(made.wide_llama, tmp_path / "other")
+
+    with pytest.raises(CheckpointError) as as_base:
+        deltarank.compare(adapter, base)
+    with pytest.raises(AdapterError) as stranger:
+        deltarank.compare(other, adapter)
+
+    assert as_base.value.slug == "adapter-not-checkpoint"
+    assert stranger.value.slug == "adapter-wrong-base"
+
+
+def test_parts_that_change_nothing_are_told(base: Path, own: Path) -> None:
+    tensors = load_file(own / "adapter_model.safetensors")
+    key = next(name for name in tensors if "lora_A" in name)
+    tensors[key.replace("layers.0", "layers.9")] = torch.ones(3, 32)
+    save_file(tensors, own / "adapter_model.safetensors")
+
+    results = deltarank.compare(base, own)
+
+    assert any("of the adapter changes nothing" in note for note in results.notes)
+
+
+def test_a_run_goes_on_only_with_the_same_adapter(base: Path, own: Path, tmp_path: Path) -> None:
+    first = deltarank.compare(base, own, output=tmp_path / "run")
+    again = deltarank.compare(base, own, output=tmp_path / "run")
+    config = json.loads((own / "adapter_config.json").read_text())
+    (own / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
+
+    assert again.matrices == first.matrices
+    with pytest.raises(deltarank.DeltarankError):
+        deltarank.compare(base, own, output=tmp_path / "run")
+
+
+def test_an_adapter_on_the_hub_over_a_base_that_is_streamed(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """By the real client: the base by byte ranges, the adapter into the cache."""
+    program = "import sys; from deltarank.cli import main; sys.exit(main(sys.argv[1:]))"
+    with FakeHub() as hub:
+        hub.add("org/base", base)
+        commit = hub.add("org/lora", adapter).commit("main")
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                program,
+                "compare",
+                "org/base",
+                "org/lora",
+                "--stream",
+                "-q",
+                "-o",
+                tmp_path / "run",
+            ],
+            env=client_environment(hub, tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    streamed, local = Results.load(tmp_path / "run"), deltarank.compare(base, adapter)
+
+    assert (streamed.finetune.ref, streamed.finetune.revision) == ("org/lora", commit)
+    assert [m.losses for m in streamed.matrices] == [m.losses for m in local.matrices]
+    assert [m.mean_abs for m in streamed.matrices] == [m.mean_abs for m in local.matrices]
