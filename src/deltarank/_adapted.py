@@ -12,7 +12,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from deltarank.checkpoints import (
     pair_checkpoints,
     rows_of,
 )
-from deltarank.errors import AdapterError, CheckpointError
+from deltarank.errors import CheckpointError
 from deltarank.results import Reference
 from deltarank.words import count, listing
 
@@ -85,12 +85,6 @@ def _adapted(base: Checkpoint, adapter: Adapter, reference: Reference) -> Checkp
     pairing = pair_checkpoints(base, bare)
     targets: tuple[Pair | Leftover, ...] = (*pairing.pairs, *pairing.leftovers)
     applied = apply(adapter, targets, server=None, config=base.config)
-    if fused := [name for name in applied.changes if name not in base.tensors]:
-        raise AdapterError(
-            f"The adapter changes a part of a fused tensor, {ascii(fused[0])[1:-1]}, which is not read.",
-            cure="Merge it into its base with PEFT (`merge_and_unload`, then `save_pretrained`), and give that folder.",
-            slug="adapter-unsupported",
-        )
     source = AdaptedSource(base, adapter, applied.changes)
     strays = [ascii(stray.name)[1:-1] for stray in applied.strays]
     notes = [f"the finetune is the base with a LoRA of {count(len(applied.changes), 'tensor')}, added in float32"]
@@ -107,6 +101,18 @@ def _mark(adapter: Adapter) -> str:
     return hashlib.sha256((Path(adapter.folder) / CONFIG).read_bytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Changed:
+    """A tensor of the base that an adapter changes: as rows x columns, `height` rows to each matrix that it holds.
+
+    names        what is changed, by the number of its matrix
+    """
+
+    piece: Piece
+    height: int
+    names: dict[int, str]
+
+
 class AdaptedSource:
     """The base's files, and one that is not there, in which the changed tensors lie as plain float32."""
 
@@ -115,17 +121,23 @@ class AdaptedSource:
         self._adapter = adapter
         self._changes = dict(changes)
         self._file = f"{next(iter(adapter.file.source.files))} {MERGED}"
-        self._pieces: dict[str, Piece] = {}
+        self._changed: dict[str, _Changed] = {}
         self.tensors: dict[str, TensorInfo] = {}
         self._effects: OrderedDict[str, Effect] = OrderedDict()
         self._lock = threading.Lock()
         start = 0
-        for name in self._changes:
-            info = base.tensors[name]
-            rows, columns = self._changes[name][0].landing.target.base.shape
-            self._pieces[name] = Piece.of(info, base.source, (rows, columns))
-            self.tensors[name] = TensorInfo(name, info.shape, "F32", self._file, start, _FLOAT * info.entries)
-            start += _FLOAT * info.entries
+        for name, (first, *_) in self._changes.items():
+            part = first.landing.target.base
+            info = base.tensors[part.tensor]
+            if info.name not in self.tensors:
+                rows, columns = part.shape
+                piece = Piece.of(info, base.source, (info.entries // columns, columns))
+                self._changed[info.name] = _Changed(piece, rows, {})
+                self.tensors[info.name] = TensorInfo(
+                    info.name, info.shape, "F32", self._file, start, _FLOAT * info.entries
+                )
+                start += _FLOAT * info.entries
+            self._changed[info.name].names[(part.start - info.start) // part.nbytes] = name
         self._names = list(self.tensors)
         self._starts = [info.start for info in self.tensors.values()]
 
@@ -142,27 +154,36 @@ class AdaptedSource:
             return
         out = torch.frombuffer(buffer, dtype=torch.uint8)
         name = self._names[bisect.bisect_right(self._starts, start) - 1]
-        piece, place = self._pieces[name], start - self.tensors[name].start
-        row = _FLOAT * piece.shape[1]
+        changed, place = self._changed[name], start - self.tensors[name].start
+        row = _FLOAT * changed.piece.shape[1]
         first, last = place // row, -(-(place + buffer.nbytes) // row)
         skip, done = place - first * row, 0
-        for at, before in rows_of(piece, first, last, entries=_STEP):
-            base = before.to(torch.float32)
-            values = self._effect(name).rows(at, base).add_(base).view(-1).view(torch.uint8)[skip:]
-            taken = min(len(values), buffer.nbytes - done)
-            out[done : done + taken] = values[:taken]
-            done, skip = done + taken, 0
+        for begin in range(first - first % changed.height, last, changed.height):
+            of_one = max(first, begin), min(last, begin + changed.height)
+            for at, rows in rows_of(changed.piece, *of_one, entries=_STEP):
+                values = self._merged(changed, begin, at, rows.to(torch.float32))
+                flat = values.contiguous().view(-1).view(torch.uint8)[skip:]
+                taken = min(len(flat), buffer.nbytes - done)
+                out[done : done + taken] = flat[:taken]
+                done, skip = done + taken, 0
+
+    def _merged(self, changed: _Changed, begin: int, at: int, base: Tensor) -> Tensor:
+        """Rows from `at` on of the matrix that begins at row `begin`."""
+        name = changed.names.get(begin // changed.height)
+        return base if name is None else self._effect(name).rows(at - begin, base).add_(base)
 
     def will_need(self, file: str, start: int, length: int) -> None:
         if file != self._file:
             self._base.will_need(file, start, length)
             return
-        piece = self._pieces[self._names[bisect.bisect_right(self._starts, start) - 1]]
-        self._base.will_need(piece.file, piece.start, piece.nbytes)
+        name = self._names[bisect.bisect_right(self._starts, start) - 1]
+        piece, place = self._changed[name].piece, start - self.tensors[name].start
+        size = piece.dtype.itemsize
+        self._base.will_need(piece.file, piece.start + place // _FLOAT * size, length // _FLOAT * size)
 
-    def factors(self, tensor: str) -> tuple[Tensor, Tensor] | None:
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Left (rows, k) and right (k, columns) in float64, whose product is all that is added; None if more is."""
-        changes = self._changes.get(tensor, ())
+        changes = self._changes.get(name, ())
         if not changes or any(not change.landing.part.is_lora for change in changes):
             return None
         products = [self._product(change) for change in changes]
@@ -170,8 +191,7 @@ class AdaptedSource:
 
     def _product(self, change: Change) -> tuple[Tensor, Tensor]:
         part = change.landing.part
-        assert part.down is not None
-        down, up = (self._adapter.numbers(info).to(torch.float64) for info in (part.down, part.up))
+        down, up = (factor.to(torch.float64) for factor in self._adapter.factors(part))
         left, right = (down.T, up.T) if change.landing.transposed else (up, down)
         rows = change.landing.target.base.shape[0]
         return change.scale * left[:rows], right
@@ -211,7 +231,7 @@ def factors_of(pair: Pair) -> tuple[Tensor, Tensor] | None:
     source = pair.finetune.source
     if not isinstance(source, AdaptedSource):
         return None
-    found = source.factors(pair.finetune.tensor)
+    found = source.factors(pair.name)
     if found is None or (found[0].shape[0], found[1].shape[1]) != pair.shape:
         return None
     return found if 2 * found[0].shape[1] <= min(pair.shape) else None

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import deltarank
 import peft_adapters as made
+import tiny_architectures as architectures
 from deltarank._bench import Bench
 from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Outcome, Results
@@ -96,6 +97,19 @@ def test_transposed_layers_equal_their_merge(tmp_path: Path) -> None:
     )
 
 
+def test_experts_that_share_a_tensor_equal_their_merge(tmp_path: Path) -> None:
+    """gpt-oss: LoRAs on bare parameters, a slice of the factors for each expert."""
+    base, _ = architectures.write_pair(architectures.EXPERTS["gpt-oss"], tmp_path, steps=1)
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+    adapted, merged = both(tmp_path / "lora", base, r=2, target_modules=["q_proj"], target_parameters=parameters)
+
+    assert_equal(adapted, merged)
+    experts = [m for m in adapted.matrices if "experts" in m.name]
+    assert len(experts) == 16
+    assert {(m.solver, m.signal_rank) for m in experts} == {("factors", 2)}
+
+
 def test_the_rank_is_told_and_nothing_is_solved(base: Path, adapter: Path) -> None:
     adapted = deltarank.compare(base, adapter)
     touched = [m for m in adapted.matrices if m.outcome is Outcome.MEASURED]
@@ -153,7 +167,7 @@ def test_what_is_extracted_from_an_adapter_is_that_adapter(base: Path, adapter: 
     [
         ({"use_dora": True}, "adapter-unsupported"),
         ({"peft_type": "IA3"}, "adapter-not-lora"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "adapter-unsupported"),
+        ({"layer_replication": [[0, 2]]}, "adapter-unsupported"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_name(base: Path, own: Path, change: dict[str, Any], slug: str) -> None:
