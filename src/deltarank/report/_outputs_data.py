@@ -92,6 +92,7 @@ class OutputsView:
 
     sentences: tuple[str, ...]
     notes: tuple[str, ...]
+    command: str | None
     facts: tuple[tuple[str, str], ...]
     texts: tuple[TextView, ...]
     start: int

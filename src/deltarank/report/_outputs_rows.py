@@ -49,12 +49,12 @@ def level_rows(outputs: OutputsView, text: int, span: Span) -> list[Row]:
         ((each, logits) for each, logits in _scored(outputs, text) if each.rank is None and logits.kld.mean > 0),
         key=lambda pair: -pair[1].kld.mean,
     )
-    heights = [_height(logits.kld.mean, span) for _, logits in found]
+    heights = [_height(max(logits.kld.mean, span[0]), span) for _, logits in found]
     return [
         {
-            "name": each.name,
+            "name": each.name if logits.kld.mean >= span[0] else f"{each.name} \u2193",
             "kind": each.kind.value,
-            "kld": rounded(logits.kld.mean),
+            "kld": rounded(max(logits.kld.mean, span[0])),
             "label_at": rounded(_at_height(place, span), 6),
             "tip": kld_tip(each.name, logits),
         }
@@ -104,16 +104,17 @@ def _step_up(value: float) -> float:
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value)
 
 
+BELOW = 30
+"""How many times nearer than the nearest rank a line may lie and still make the axis longer."""
+
+
 def kld_span(page: PageData) -> Span:
-    """One for all runs and texts, so that they compare."""
-    means = (
-        value
-        for outputs in views(page)
-        for text in range(len(outputs.texts))
-        for _, logits in _scored(outputs, text)
-        for value in (logits.kld.mean, logits.kld.low, logits.kld.high)
-    )
-    return span_of(means)
+    """One for all runs and texts, so that they compare. Quantised far nearer than any rank, it is told by an arrow."""
+    scored = [pair for outputs in views(page) for text in range(len(outputs.texts)) for pair in _scored(outputs, text)]
+    ranks = [logits.kld.mean for each, logits in scored if each.kind is CandidateKind.RANK and logits.kld.mean > 0]
+    floor = min(ranks, default=0.0) / BELOW
+    ends = [(logits.kld.mean, logits.kld.low, logits.kld.high) for _, logits in scored if logits.kld.mean >= floor]
+    return span_of(value for three in ends for value in three)
 
 
 # ---- one candidate's tokens -------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ MOST_WRITTEN = 300_000
 MOST_PARTS = 2000
 """How much of each the page carries, for each run; results.json has it all."""
 
+_TOLD_APART = {"command", "identity"}
+
 REFERENCE, REFERENCE_AGAIN = "finetune", "finetune again"
 """Whose answers these are, among those of the candidates."""
 
@@ -47,7 +49,12 @@ def outputs_view(outputs: Outputs | Mapping[str, Any] | None, ranks: Sequence[in
     return OutputsView(
         sentences=tuple(clean(sentence) for sentence in found.sentences),
         notes=tuple(clean(note) for note in found.notes),
-        facts=tuple((clean(key), clean(_value(value))) for key, value in found.settings.items()),
+        command=clean(command) if isinstance(command := found.settings.get("command"), str) else None,
+        facts=tuple(
+            (clean(key).replace("_", " "), clean(_value(value)))
+            for key, value in found.settings.items()
+            if key not in _TOLD_APART and value not in (None, "", [], {})
+        ),
         texts=texts,
         start=start,
         candidates=candidates,
@@ -75,6 +82,8 @@ def _label(name: str) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_value(each) for each in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -203,6 +203,16 @@ class TestRows:
         assert all(a - b >= 0.0549 for a, b in pairwise(heights))
         assert all(0 <= height <= 1 for height in heights)
 
+    def test_a_quantisation_far_nearer_than_any_rank_is_an_arrow_and_no_longer_axis(self):
+        made = outputs(names=["base", "rank 8", "q4_0", "q8_0"])
+        near = candidate("q8_0", 1e-7)
+        page = page_data([results(model(layers=1), outputs=replace(made, candidates=(*made.candidates[:3], near)))])
+        span = kld_span(page)
+        assert span[0] >= 0.01
+        row = level_rows(page.runs[0].outputs, 0, span)[-1]
+        assert (row["name"], row["kld"]) == ("q8_0 \u2193", span[0])
+        assert "1.0e-7 nats per token" in row["tip"]
+
     def test_what_is_zero_has_no_place_on_a_log_axis(self):
         made = outputs(names=["rank 8", "q8_0"])
         none = replace(made.candidates[0].logits[0].kld, mean=0.0)
