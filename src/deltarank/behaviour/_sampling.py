@@ -125,13 +125,23 @@ def _continued(model: Any, prompts: Sequence[Sequence[int]], luck: Any, ends: Se
     ids = torch.tensor([[0] * (longest - len(each)) + list(each) for each in prompts])
     mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
     config = _Settings(do_sample=False, max_new_tokens=luck.shape[1], eos_token_id=list(ends) or None, pad_token_id=0)
+    place = _place(model)
     out = model.generate(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
+        ids.to(place),
+        attention_mask=mask.to(place),
         generation_config=config,
         logits_processor=[_Draw(torch.from_numpy(luck), longest)],
     )
     return [_up_to_end(row, ends) for row in out[:, longest:].tolist()]
+
+
+def _place(model: Any) -> torch.device:
+    """Where the model computes: one whose weights are streamed holds none, and accelerate's hooks know."""
+    if model.device.type != "meta":
+        return torch.device(model.device)
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    places = (place for hook in hooks if (place := getattr(hook, "execution_device", None)) is not None)
+    return torch.device(next(places, "cpu"))
 
 
 def _up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:

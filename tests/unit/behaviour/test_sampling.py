@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from scipy import stats
 
 import tiny_architectures
@@ -60,6 +61,15 @@ def test_luck_is_shared_between_models_so_that_near_ones_begin_alike() -> None:
     pairs = list(zip(answers(model(), samples=8), answers(near, samples=8), strict=True))
 
     assert sum(one.ids == other.ids for one, other in pairs) > len(pairs) / 2
+
+
+def test_a_model_whose_weights_are_streamed_writes_the_same() -> None:
+    streamed = model()
+    weights = {name: each.clone() for name, each in streamed.state_dict().items()}
+    streamed = cpu_offload(streamed, execution_device=torch.device("cpu"), state_dict=weights)
+
+    assert streamed.device.type == "meta"
+    assert answers(streamed) == answers(model())
 
 
 def forwarded(of: Any, ids: list[int]) -> torch.Tensor:
