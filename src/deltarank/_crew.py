@@ -72,7 +72,7 @@ class Crew(Generic[_Result]):
         """The system is told what is needed next: its disk, or the network, works while we compute."""
         if self._stopped.is_set():
             raise CancelledError
-        ahead.reached(number, least=self._benches)
+        ahead.reached(number, least=len(group) - 1 + self._benches)
         bench: Worker[_Result] = self._local.bench
         try:
             return bench.results(group)

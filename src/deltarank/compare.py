@@ -214,7 +214,8 @@ class _Run:
 
     def _probe(self) -> None:
         """Says at once when this cannot be the base: the smallest of a few matrices tell."""
-        pairs = sorted((step.pair for step in self.plan.steps), key=lambda pair: pair.nbytes)[: 10 * PROBES]
+        most = min(10 * PROBES, max(len(self.plan.steps) // 3, PROBES))  # small ones: they are read once more
+        pairs = sorted((step.pair for step in self.plan.steps), key=lambda pair: pair.nbytes)[:most]
         norms = [norm for pair in pairs[:: max(len(pairs) // PROBES, 1)][:PROBES] if (norm := self._norm(pair))]
         if norms and min(norms) >= UNRELATED:
             self._warn(

@@ -6,9 +6,9 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -49,18 +49,48 @@ def write(folder: Path, tensors: Mapping[str, Tensor], shards: int) -> Path:
     return folder
 
 
-def run(hub: FakeHub, home: Path, *commands: list[str]) -> tuple[list[int], str]:
-    """The commands one after another in one process with the real client, and what it said."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", _RUN],
-        input="".join(json.dumps(command) + "\n" for command in commands),
-        env=client_environment(hub, home),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    codes = [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("@")]
-    return codes, done.stderr
+class Doorway:
+    """A process with the real client, which takes one command line after another. `said` is its stderr."""
+
+    def __init__(self, hub: FakeHub, folder: Path) -> None:
+        self.home, self._log = folder / "home", folder / "stderr"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-W", "error::ResourceWarning", "-c", _RUN],
+                env=client_environment(hub, self.home),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def weights_in_cache(self) -> list[Path]:
+        return list(self.home.glob("hub/models--*/snapshots/*/*.safetensors"))
+
+    def run(self, *command: str) -> int:
+        """The exit code."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        while not (line := self._process.stdout.readline()).startswith("@"):
+            assert line, self.said
+        return int(line[1:])
 
 
 def numbers_in(folder: Path) -> list[dict[str, Any]]:
@@ -81,38 +111,52 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write(root / "base", base, 2), write(root / "tuned", tuned, 3)
 
 
-def test_streamed_downloaded_and_local_runs_give_equal_numbers(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    ids = ["org/base", "org/tuned"]
-    more = ["--ranks", "4,16", "--device", "cpu"]
+@pytest.fixture
+def hub(pair: tuple[Path, Path]) -> Iterator[FakeHub]:
     with FakeHub() as hub:
         hub.add("org/base", pair[0])
         hub.add("org/tuned", pair[1])
-        codes, said = run(
-            hub,
-            tmp_path / "home",
-            ["compare", *map(str, pair), "-o", str(tmp_path / "local"), *more],
-            ["compare", *ids, "--stream", "-o", str(tmp_path / "streamed"), *more],
-        )
-        assert codes == [0, 0], said
-        kept = list((tmp_path / "home").rglob("*.safetensors"))
+        yield hub
+
+
+IDS = ("org/base", "org/tuned")
+
+
+def test_streamed_downloaded_and_local_runs_give_equal_numbers(
+    hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    local, streamed, downloaded = (tmp_path / way for way in ("local", "streamed", "downloaded"))
+    with Doorway(hub, tmp_path) as doorway:
+        assert doorway.run("compare", *map(str, pair), "-o", str(local), "--ranks", "4,16") == 0, doorway.said
+        assert doorway.run("compare", *IDS, "--stream", "-o", str(streamed), "--ranks", "4,16") == 0, doorway.said
+        assert "streamed, and nothing of it is kept" in doorway.said
+        assert doorway.weights_in_cache == []
         asked = sum(part.nbytes for part in hub.sent)
-        codes, more_said = run(
-            hub, tmp_path / "home", ["compare", *ids, "--download", "-o", str(tmp_path / "downloaded"), *more]
-        )
-        assert codes == [0], more_said
-        assert hub.secrets == []
-    assert kept == []
+        assert doorway.run("compare", *IDS, "--download", "-o", str(downloaded), "--ranks", "4,16") == 0, doorway.said
+        assert len(doorway.weights_in_cache) == 5
+    assert hub.secrets == []
     needed = sum(path.stat().st_size for folder in pair for path in folder.glob("*.safetensors"))
     assert asked <= 1.4 * needed  # three matrices are read twice, to probe whether this can be the base
-    assert "streamed, and nothing of it is kept" in said
-    assert list((tmp_path / "home").rglob("*.safetensors"))
-    local = numbers_in(tmp_path / "local")
-    assert [matrix["outcome"] for matrix in local[:MATRICES]] == ["measured"] * MATRICES
-    assert numbers_in(tmp_path / "streamed") == local
-    assert numbers_in(tmp_path / "downloaded") == local
-    results = json.loads((tmp_path / "streamed" / "results.json").read_text())
+    numbers = numbers_in(local)
+    assert [matrix["outcome"] for matrix in numbers[:MATRICES]] == ["measured"] * MATRICES
+    assert numbers_in(streamed) == numbers
+    assert numbers_in(downloaded) == numbers
+    results = json.loads((streamed / "results.json").read_text())
     assert results["base"]["ref"] == "org/base"
     assert results["base"]["revision"] == hub.repos["org/base"].commit("main")
+
+
+def test_extract_and_verify_stream_as_well(hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The adapters are equal, byte for byte. A dry run downloads nothing."""
+    local, streamed = tmp_path / "local", tmp_path / "streamed"
+    with Doorway(hub, tmp_path) as doorway:
+        assert doorway.run("extract", *map(str, pair), "-r", "16", "-o", str(local)) == 0, doorway.said
+        assert doorway.run("extract", *IDS, "--stream", "-r", "16", "-o", str(streamed)) == 0, doorway.said
+        assert doorway.run("verify", *IDS, str(local), "--stream") == 0, doorway.said
+        assert doorway.run("compare", *IDS, "--dry-run") == 0, doorway.said
+        assert doorway.weights_in_cache == []
+    weights = [folder / "adapter_model.safetensors" for folder in (local, streamed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 _KILLER = """
@@ -200,29 +244,28 @@ def read_twice(hub: FakeHub, pair: tuple[Path, Path], names: list[str]) -> list[
 @pytest.mark.parametrize(
     "kills", [pytest.param(2, id="2 moments"), pytest.param(20, id="20 moments", marks=pytest.mark.slow)]
 )
-def test_a_run_that_was_killed_while_streaming_goes_on(kills: int, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_that_was_killed_while_streaming_goes_on(
+    kills: int, hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     """With the numbers of one that was not, and without reading again what was finished."""
     chance = random.Random(kills)
     began_again = 0
-    with FakeHub() as hub:
-        hub.delay = 0.01
-        hub.add("org/base", pair[0])
-        hub.add("org/tuned", pair[1])
-        killer = Killer(hub, tmp_path / "home")
-        try:
-            killer.run(tmp_path / "first")  # fills the cache with what is small
-            code, seconds = killer.run(tmp_path / "whole")
-            assert code == 0
-            for number in range(kills):
-                output = tmp_path / str(number)
-                # Nothing is there to go on with in the first half, in which listings and headers come.
-                killer.run(output, kill_after=chance.uniform(0.4, 1.1) * seconds)
-                finished = finished_in(output)
-                began_again += 0 < len(finished) < MATRICES
-                hub.forget()
-                assert killer.run(output)[0] == 0
-                assert read_twice(hub, pair, finished) == []
-                assert numbers_in(output) == numbers_in(tmp_path / "whole")
-        finally:
-            killer.close()
+    hub.delay = 0.01
+    killer = Killer(hub, tmp_path / "home")
+    try:
+        killer.run(tmp_path / "first")  # fills the cache with what is small
+        code, seconds = killer.run(tmp_path / "whole")
+        assert code == 0
+        for number in range(kills):
+            output = tmp_path / str(number)
+            # Nothing is there to go on with in the first half, in which listings and headers come.
+            killer.run(output, kill_after=chance.uniform(0.4, 1.1) * seconds)
+            finished = finished_in(output)
+            began_again += 0 < len(finished) < MATRICES
+            hub.forget()
+            assert killer.run(output)[0] == 0
+            assert read_twice(hub, pair, finished) == []
+            assert numbers_in(output) == numbers_in(tmp_path / "whole")
+    finally:
+        killer.close()
     assert began_again or kills < 10

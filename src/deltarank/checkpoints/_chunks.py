@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -69,24 +70,22 @@ class Lookahead:
 
     def __init__(self, pairs: Sequence[Pair | Leftover]) -> None:
         self._pairs = pairs
+        self._sizes = [0, *accumulate(pair.nbytes for pair in pairs)]
         self._announced = 0
-        self._bytes = 0
         self._lock = threading.Lock()
 
     def reached(self, number: int, *, least: int = 1) -> None:
         """The pair of this number is taken in hand: the next `least` are announced, and more up to 64 MB."""
         with self._lock:
             while self._announced < len(self._pairs) and self._is_near(number, least):
-                pair = self._pairs[self._announced]
-                will_need(pair)
+                will_need(self._pairs[self._announced])
                 self._announced += 1
-                self._bytes += pair.nbytes
-            self._bytes -= self._pairs[number].nbytes
 
     def _is_near(self, number: int, least: int) -> bool:
         """Whether the next that was not announced is to be."""
         distance = self._announced - number
-        return distance <= least or (self._bytes < BYTES_AHEAD and distance <= MOST_PAIRS_AHEAD)
+        ahead = self._sizes[self._announced] - self._sizes[number + 1]
+        return distance <= least or (ahead < BYTES_AHEAD and distance <= MOST_PAIRS_AHEAD)
 
 
 def will_need(pair: Pair | Leftover) -> None:
