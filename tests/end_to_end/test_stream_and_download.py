@@ -78,9 +78,8 @@ class Doorway:
     def said(self) -> str:
         return self._log.read_text()
 
-    @property
-    def weights_in_cache(self) -> list[Path]:
-        return list(self.home.glob("hub/models--*/snapshots/*/*.safetensors"))
+    def weights_in_cache(self, user: str) -> list[Path]:
+        return list(self.home.glob(f"hub/models--{user}--*/snapshots/*/*.safetensors"))
 
     def run(self, *command: str) -> int:
         """The exit code."""
@@ -111,29 +110,41 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write(root / "base", base, 2), write(root / "tuned", tuned, 3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub(pair: tuple[Path, Path]) -> Iterator[FakeHub]:
+    """The pair by two names: what one test downloads, another does not find in the cache."""
     with FakeHub() as hub:
-        hub.add("org/base", pair[0])
-        hub.add("org/tuned", pair[1])
+        for user in ("org", "other"):
+            hub.add(f"{user}/base", pair[0])
+            hub.add(f"{user}/tuned", pair[1])
         yield hub
 
 
-IDS = ("org/base", "org/tuned")
+@pytest.fixture(autouse=True)
+def _at_full_speed(hub: FakeHub) -> Iterator[None]:
+    hub.forget()
+    yield
+    hub.delay = 0.0
+
+
+@pytest.fixture(scope="module")
+def doorway(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doorway]:
+    with Doorway(hub, tmp_path_factory.mktemp("doorway")) as doorway:
+        yield doorway
 
 
 def test_streamed_downloaded_and_local_runs_give_equal_numbers(
-    hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path
+    hub: FakeHub, doorway: Doorway, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    ids, more = ("org/base", "org/tuned"), ("--ranks", "4,16")
     local, streamed, downloaded = (tmp_path / way for way in ("local", "streamed", "downloaded"))
-    with Doorway(hub, tmp_path) as doorway:
-        assert doorway.run("compare", *map(str, pair), "-o", str(local), "--ranks", "4,16") == 0, doorway.said
-        assert doorway.run("compare", *IDS, "--stream", "-o", str(streamed), "--ranks", "4,16") == 0, doorway.said
-        assert "streamed, and nothing of it is kept" in doorway.said
-        assert doorway.weights_in_cache == []
-        asked = sum(part.nbytes for part in hub.sent)
-        assert doorway.run("compare", *IDS, "--download", "-o", str(downloaded), "--ranks", "4,16") == 0, doorway.said
-        assert len(doorway.weights_in_cache) == 5
+    assert doorway.run("compare", *map(str, pair), "-o", str(local), *more) == 0, doorway.said
+    assert doorway.run("compare", *ids, "--stream", "-o", str(streamed), *more) == 0, doorway.said
+    assert "streamed, and nothing of it is kept" in doorway.said
+    assert doorway.weights_in_cache("org") == []
+    asked = sum(part.nbytes for part in hub.sent)
+    assert doorway.run("compare", *ids, "--download", "-o", str(downloaded), *more) == 0, doorway.said
+    assert len(doorway.weights_in_cache("org")) == 5
     assert hub.secrets == []
     needed = sum(path.stat().st_size for folder in pair for path in folder.glob("*.safetensors"))
     assert asked <= 1.4 * needed  # three matrices are read twice, to probe whether this can be the base
@@ -146,15 +157,15 @@ def test_streamed_downloaded_and_local_runs_give_equal_numbers(
     assert results["base"]["revision"] == hub.repos["org/base"].commit("main")
 
 
-def test_extract_and_verify_stream_as_well(hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_extract_and_verify_stream_as_well(doorway: Doorway, pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The adapters are equal, byte for byte. A dry run downloads nothing."""
+    ids = ("other/base", "other/tuned")
     local, streamed = tmp_path / "local", tmp_path / "streamed"
-    with Doorway(hub, tmp_path) as doorway:
-        assert doorway.run("extract", *map(str, pair), "-r", "16", "-o", str(local)) == 0, doorway.said
-        assert doorway.run("extract", *IDS, "--stream", "-r", "16", "-o", str(streamed)) == 0, doorway.said
-        assert doorway.run("verify", *IDS, str(local), "--stream") == 0, doorway.said
-        assert doorway.run("compare", *IDS, "--dry-run") == 0, doorway.said
-        assert doorway.weights_in_cache == []
+    assert doorway.run("extract", *map(str, pair), "-r", "16", "-o", str(local)) == 0, doorway.said
+    assert doorway.run("extract", *ids, "--stream", "-r", "16", "-o", str(streamed)) == 0, doorway.said
+    assert doorway.run("verify", *ids, str(local), "--stream") == 0, doorway.said
+    assert doorway.run("compare", *ids, "--dry-run") == 0, doorway.said
+    assert doorway.weights_in_cache("other") == []
     weights = [folder / "adapter_model.safetensors" for folder in (local, streamed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -242,7 +253,7 @@ def read_twice(hub: FakeHub, pair: tuple[Path, Path], names: list[str]) -> list[
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(2, id="2 moments"), pytest.param(20, id="20 moments", marks=pytest.mark.slow)]
+    "kills", [pytest.param(1, id="a moment"), pytest.param(20, id="20 moments", marks=pytest.mark.slow)]
 )
 def test_a_run_that_was_killed_while_streaming_goes_on(
     kills: int, hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path

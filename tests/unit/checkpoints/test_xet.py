@@ -53,6 +53,7 @@ def test_a_model_on_xet_is_read_there_with_one_token_for_all_its_files(
     assert 1 <= sum("xet-read-token" in path for _, path in hub.requests) <= 2
 
 
+@pytest.mark.slow
 def test_both_ways_tell_the_same_of_a_checkpoint(hub: FakeHub, client: Client, tmp_path: Path) -> None:
     over_xet = client.ask("org/big", None, "stream")
     with Client(hub, tmp_path, HF_HUB_DISABLE_XET="1") as other:
