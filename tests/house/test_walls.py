@@ -24,7 +24,8 @@ OUTSIDE = {
     "__init__": set(),
     "__main__": set(),
     "cli": {"click", "tqdm"},
-    "checkpoints": {"torch", "numpy", "huggingface_hub", "hf_xet", "safetensors"},
+    # gguf: its table of names and its decoding of ggml's types, once a GGUF file is opened
+    "checkpoints": {"torch", "numpy", "huggingface_hub", "hf_xet", "safetensors", "gguf"},
     "spectra": {"torch", "numpy", "scipy"},
     "adapters": {"torch", "numpy"},
     "behaviour": {

@@ -86,6 +86,13 @@ class Parts:
                 self._large.popitem(last=False)
         return found
 
+    def raw(self, info: TensorInfo, start: int, length: int) -> Tensor:
+        """Bytes of a part, for formats whose types torch does not know."""
+        found = torch.empty(length, dtype=torch.uint8)
+        if length:
+            self._source.read_into(info.file, info.start + start, found.numpy().data)
+        return found
+
     def will_need(self, infos: Iterable[TensorInfo]) -> None:
         for info in infos:
             self._source.will_need(info.file, info.start, info.nbytes)

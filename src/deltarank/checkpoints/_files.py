@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from deltarank.checkpoints._gguf import SUFFIX as GGUF
+from deltarank.checkpoints._gguf import gguf_tensors
 from deltarank.checkpoints._headers import TensorInfo, parse_header, read_header
 from deltarank.checkpoints._pickled import SUFFIXES, read_pickled
 from deltarank.checkpoints._source import Source
@@ -18,5 +20,7 @@ def read_tensors(source: Source, file: str) -> tuple[bytes, Iterable[TensorInfo]
     if file.lower().endswith(SUFFIXES):
         found = read_pickled(source, file)
         return repr(sorted(found.items())).encode("utf-8", "surrogatepass"), found.values()
+    if file.endswith(GGUF):
+        return gguf_tensors(source, file)
     header = read_header(source, file)
     return header, parse_header(header, file=file, size=source.files[file]).values()

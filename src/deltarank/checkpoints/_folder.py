@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from deltarank.checkpoints._gguf import SUFFIX as GGUF
 from deltarank.checkpoints._index import MAX_INDEX, PICKLED_SUFFIX, SUFFIX, parse_index
 from deltarank.checkpoints._pickled import SUFFIXES as PICKLED
 from deltarank.checkpoints._source import unreadable
@@ -20,7 +21,7 @@ SINGLE = "model.safetensors"
 INDEX = "model" + SUFFIX
 _SUFFIX = ".safetensors"
 _PICKLED_SINGLE = "pytorch_model.bin"
-_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.(?P<kind>safetensors|bin)")
+_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.(?P<kind>safetensors|bin|gguf)")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def find_weights(path: Path) -> Weights:
     """The weights of a folder, of a single file, or of an index.
 
     In a folder: `model.safetensors`, else the one index and its shards, else the one safetensors file, else the one
-    complete set of numbered shards; and if there is no safetensors at all, torch's `.bin` by the same rules.
+    complete set of numbered shards. If there is no safetensors at all, the one GGUF file, or torch's `.bin` by the same
+    rules.
 
     Raises:
         CheckpointError: there are none, or there are several.
@@ -46,6 +48,8 @@ def find_weights(path: Path) -> Weights:
         return _in_folder(path)
     if path.name.endswith((SUFFIX, PICKLED_SUFFIX)):
         return _from_index(path)
+    if path.suffix == GGUF:
+        return Weights(path.parent, _gguf_parts(path.name, _file_names(path.parent)))
     if path.suffix != _SUFFIX and path.suffix.lower() not in PICKLED:
         _refuse(f"{shown(path, most=300)} is not a file of weights that is read here.", "bad-format")
     return Weights(path.parent, (path.name,))
@@ -63,9 +67,25 @@ def _in_folder(folder: Path) -> Weights:
         return Weights(folder, (weights[0],))
     if is_complete_set(weights):
         return Weights(folder, tuple(weights))
+    parts = [name for name in names if name.endswith(GGUF)]
+    if not weights and parts and list(_gguf_parts(parts[0], names)) == parts:
+        return Weights(folder, tuple(parts))
     if not weights and (pickled := _pickled(folder, names)) is not None:
         return pickled
     return _refuse_folder(folder, names, weights)
+
+
+def _gguf_parts(name: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A GGUF file, with its sisters if it is one of a complete set."""
+    match = _NUMBERED.fullmatch(name)
+    if match is None:
+        return (name,)
+    sisters = [m.string for other in names if (m := _NUMBERED.fullmatch(other)) and _set_of(m) == _set_of(match)]
+    return tuple(sisters) if is_complete_set(sisters) else (name,)
+
+
+def _set_of(match: re.Match[str]) -> tuple[str, str, str]:
+    return match["stem"], match["total"], match["kind"]
 
 
 def _pickled(folder: Path, names: Sequence[str]) -> Weights | None:
@@ -90,7 +110,7 @@ def is_complete_set(names: Sequence[str]) -> bool:
     """model-00001-of-00003 and its two sisters, and nothing else."""
     matches = [_NUMBERED.fullmatch(name) for name in names]
     found = [m for m in matches if m]
-    if not found or len(found) != len(names) or len({(m["stem"], m["total"], m["kind"]) for m in found}) != 1:
+    if not found or len(found) != len(names) or len({_set_of(m) for m in found}) != 1:
         return False
     return sorted(int(m["number"]) for m in found) == list(range(1, int(found[0]["total"]) + 1))
 

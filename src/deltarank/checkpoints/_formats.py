@@ -13,6 +13,7 @@ from deltarank.checkpoints._compressed import find_compressed
 from deltarank.checkpoints._decoded import DecodedSource, Parts
 from deltarank.checkpoints._experts import find_experts
 from deltarank.checkpoints._fp8 import find_fp8
+from deltarank.checkpoints._gguf import renamed
 from deltarank.checkpoints._gptq import find_gptq
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._pieces import PLAIN
@@ -37,7 +38,10 @@ def decoded(tensors: Tensors, source: Source, config: Mapping[str, Any]) -> tupl
     What has a type that is not plain and cannot be decoded stays as it is, with the reason.
     """
     how = quantisation(config)
+    files = renamed(tensors, source)
+    tensors = {**{name: info for name, info in tensors.items() if name not in files.used}, **files.plain}
     found = _find(tensors, how, Parts(source))
+    found.decoders.update(files.decoders)
     if not found.decoders:
         _refuse_unknown(tensors, how.get("quant_method"))
     if not found.decoders and not found.refused:

@@ -1,0 +1,305 @@
+"""GGUF files, written by the gguf package as llama.cpp's converter lays them out, meet checkpoints of transformers."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from files import read
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize, quantize
+from quantised import relative_error, weights
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+import deltarank
+from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+from deltarank.checkpoints._gguf import ERRORS, FAMILIES
+from deltarank.errors import CheckpointError, DeltarankError, HeaderError
+
+HEADS, KEYS = 4, 2
+_SIZES = {
+    "vocab_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KEYS,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}
+_EXPERTS = {**_SIZES, "head_dim": 16}
+
+MODELS: dict[str, tuple[str, Callable[[], PreTrainedModel]]] = {
+    "llama": ("llama", lambda: LlamaForCausalLM(LlamaConfig(**_SIZES))),
+    "mixtral": ("llama", lambda: MixtralForCausalLM(MixtralConfig(**_EXPERTS, num_local_experts=3))),
+    "qwen2": ("qwen2", lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES))),
+    "qwen3moe": (
+        "qwen3moe",
+        lambda: Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(**_EXPERTS, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=32)
+        ),
+    ),
+    "gemma2": ("gemma2", lambda: Gemma2ForCausalLM(Gemma2Config(**{**_EXPERTS, "tie_word_embeddings": True}))),
+    "phi3": ("phi3", lambda: Phi3ForCausalLM(Phi3Config(**_SIZES, bos_token_id=1, eos_token_id=2))),
+}
+
+
+def model(name: str, folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """The architecture by llama.cpp's name, and the tensors as transformers saved them."""
+    torch.manual_seed(0)
+    architecture, make = MODELS[name]
+    made = make()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.normal_(0, 0.1)
+    made.save_pretrained(folder)
+    with open_checkpoint(folder) as one, open_checkpoint(_nothing_like(folder)) as other:
+        plan = pair_checkpoints(one, other)
+        found = {pair.name: read(pair)[0].view(pair.shape) for pair in (*plan.pairs, *plan.leftovers)}
+        return architecture, {name: found[name].view(one.tensors[name].shape) for name in found}
+
+
+def _nothing_like(folder: Path) -> Path:
+    """A copy under other inodes: equal files are refused."""
+    copy = folder.parent / f"{folder.name} copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def permuted(weight: Tensor, heads: int) -> Tensor:
+    """As llama.cpp's converter turns the rows of q and k."""
+    rows = weight.view(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return rows.transpose(1, 2).reshape(weight.shape)
+
+
+def laid_out(architecture: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the converter of llama.cpp writes a model: names, rows, norms, experts in one tensor."""
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    table = gguf.get_tensor_name_map(arch, 2)
+    found: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = {}
+    for name, weight in tensors.items():
+        if architecture == "llama" and "q_proj" in name:
+            weight = permuted(weight, HEADS)
+        if architecture == "llama" and "k_proj" in name:
+            weight = permuted(weight, KEYS)
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            weight = weight + 1
+        parts = name.split(".")
+        if "experts" in parts:
+            at = parts.index("experts")
+            experts.setdefault(".".join([*parts[: at + 1], *parts[at + 2 :]]), []).append(weight)
+            continue
+        stored = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert stored is not None, name
+        found[stored] = weight
+    for name, several in experts.items():
+        stored = table.get_name(name, try_suffixes=(".weight",))
+        assert stored is not None, name
+        found[stored] = torch.stack(several)
+    return found
+
+
+def write(path: Path, architecture: str, tensors: dict[str, Tensor], kind: str = "F32", **about: Any) -> Path:
+    writer = GGUFWriter(path, architecture)
+    writer.add_block_count(2)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KEYS)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_context_length(128)
+    writer.add_token_list([f"word {i}" for i in range(48)])
+    writer.add_chat_template("{{ hello }}" * 9000)
+    for key, value in about.items():
+        writer.add_uint32(key, value)
+    for name, tensor in tensors.items():
+        plain = kind == "F32" or tensor.ndim == 1 or tensor.shape[-1] % 32
+        numpy = tensor.float().contiguous().numpy()
+        chosen = GGMLQuantizationType["F32" if plain else kind]
+        writer.add_tensor(name, numpy if plain else quantize(numpy, chosen), raw_dtype=chosen)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_a_model_comes_back_as_transformers_saved_it(tmp_path: Path, name: str, kind: str) -> None:
+    architecture, tensors = model(name, tmp_path / "plain")
+    path = write(tmp_path / "x.gguf", architecture, laid_out(architecture, tensors), kind)
+    with open_checkpoint(path) as base, open_checkpoint(tmp_path / "plain") as finetune:
+        assert base.tensors.keys() == finetune.tensors.keys()
+        plan = pair_checkpoints(base, finetune)
+        assert not plan.skipped
+        for pair in (*plan.pairs, *plan.leftovers):
+            ours, theirs = read(pair, entries=500)
+            if kind == "F32":
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7 if architecture == "gemma2" else 0)
+            else:
+                assert relative_error(ours, theirs) < 0.007, pair.name
+
+
+def test_transformers_reads_the_same_from_the_file(tmp_path: Path) -> None:
+    """Its own GGUF loader, which undoes the turning of q and k by itself."""
+    architecture, tensors = model("llama", tmp_path / "plain")
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((tmp_path / "plain" / "config.json").read_bytes())
+    path = write(folder / "x.gguf", architecture, laid_out(architecture, tensors), "Q4_0")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, gguf_file="x.gguf", dtype=torch.float32).state_dict()
+    with open_checkpoint(path) as base, open_checkpoint(tmp_path / "plain") as finetune:
+        for pair in pair_checkpoints(base, finetune).pairs:
+            torch.testing.assert_close(read(pair)[0], theirs[pair.name], rtol=0, atol=0)
+
+
+# Types that the package decodes and cannot make: any bytes are numbers of them, but for scales that are no numbers.
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_1", "Q5_0", "MXFP4"])
+def test_types_are_those_of_the_package(tmp_path: Path, kind: str) -> None:
+    chosen = GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[chosen]
+    raw = np.random.default_rng(0).integers(0, 60, (40, 512 // block * size), dtype=np.uint8)
+    writer = GGUFWriter(tmp_path / "x.gguf", "qwen2")
+    writer.add_tensor("blk.0.ffn_down.weight", raw, raw_dtype=chosen)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with open_checkpoint(tmp_path / "x.gguf") as checkpoint:
+        info = checkpoint.tensors["model.layers.0.mlp.down_proj.weight"]
+        buffer = bytearray(info.nbytes)
+        checkpoint.source.read_into(info.file, info.start, memoryview(buffer))
+    found = torch.frombuffer(buffer, dtype=torch.float32).view(40, 512)
+
+    assert torch.equal(found, torch.from_numpy(dequantize(raw, chosen)))
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "MXFP4"])
+def test_the_stated_error_is_what_rounding_makes(kind: str) -> None:
+    true = weights(256, 1024)
+    chosen = GGMLQuantizationType[kind]
+
+    found = torch.from_numpy(dequantize(quantize(true.numpy(), chosen), chosen))
+
+    assert relative_error(found, true) == pytest.approx(ERRORS[kind], rel=0.05)
+
+
+def test_a_gguf_base_is_compared_and_its_rounding_told(tmp_path: Path) -> None:
+    architecture, tensors = model("llama", tmp_path / "plain")
+    (tmp_path / "gguf").mkdir()
+    write(tmp_path / "gguf" / "x.gguf", architecture, laid_out(architecture, tensors), "Q4_0")
+
+    results = deltarank.compare(tmp_path / "gguf", tmp_path / "plain")
+
+    norms = [m.relative_norm for m in results.matrices]
+    assert len(norms) == 14
+    assert norms == pytest.approx([ERRORS["Q4_0"]] * 14, rel=0.1)
+    assert any("GGUF Q4_0" in note and "8.6 %" in note for note in results.notes)
+
+
+def test_an_architecture_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.gguf", "mamba", {"blk.0.ssm_in.weight": weights(4, 32)})
+
+    with pytest.raises(CheckpointError, match="mamba") as caught:
+        open_checkpoint(path)
+
+    assert caught.value.slug == "quantised-format"
+    assert all(name in caught.value.message for name in FAMILIES)
+
+
+def test_parts_of_a_file_are_read_together(tmp_path: Path) -> None:
+    architecture, tensors = model("qwen2", tmp_path / "plain")
+    stored = list(laid_out(architecture, tensors).items())
+    first = write(tmp_path / "x-00001-of-00002.gguf", architecture, dict(stored[:10]))
+    write(tmp_path / "x-00002-of-00002.gguf", architecture, dict(stored[10:]))
+
+    with open_checkpoint(first) as checkpoint:
+        assert checkpoint.tensors.keys() == tensors.keys()
+
+
+def test_heads_that_do_not_divide_the_rows_leave_them_unread(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.gguf", "llama", {"blk.0.attn_q.weight": weights(30, 32)})
+
+    with open_checkpoint(path) as checkpoint:
+        (info,) = checkpoint.tensors.values()
+        assert info.dtype == "GGUF F32"
+        assert "not known" in str(info.storage)
+
+
+def header(pairs: int = 0, tensors: int = 0, version: int = 3, rest: bytes = b"") -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, pairs) + rest
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GGUF",
+        b"GGML" + bytes(40),
+        header(version=1),
+        header(pairs=2**60),
+        header(tensors=2**60),
+        header(pairs=1, rest=struct.pack("<Q", 2**62)),
+        header(pairs=1, rest=text(b"\xff\xfe") + struct.pack("<II", 4, 1)),
+        header(pairs=1, rest=text(b"a") + struct.pack("<IIQ", 9, 4, 2**62)),
+        header(pairs=1, rest=text(b"a") + struct.pack("<IIQ", 9, 8, 2**62)),
+        header(pairs=1, rest=text(b"a") + struct.pack("<IIQ", 9, 9, 1) * 9),
+        header(pairs=1, rest=text(b"a") + struct.pack("<I", 77)),
+        header(pairs=1, rest=text(b"general.alignment") + struct.pack("<II", 4, 0)),
+        header(tensors=1, rest=text(b"a") + struct.pack("<I", 9)),
+        header(tensors=1, rest=text(b"a") + struct.pack("<IQQIQ", 2, 2**39, 2**39, 0, 0)),
+        header(tensors=1, rest=text(b"a") + struct.pack("<IQIQ", 1, 1000, 0, 0)),
+        header(tensors=1, rest=text(b"a") + struct.pack("<IQIQ", 1, 1, 0, 2**63)),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.gguf").write_bytes(content)
+
+    with pytest.raises(HeaderError):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+def test_flipped_bytes_give_an_error_or_tensors_within_the_file(tmp_path: Path) -> None:
+    whole = write(tmp_path / "x.gguf", "qwen2", {"blk.0.ffn_down.weight": weights(8, 32)}, "Q8_0").read_bytes()
+    generator = torch.Generator().manual_seed(5)
+    start = whole.index(b"blk.0")
+    for _ in range(300):
+        broken = bytearray(whole)
+        for place in torch.randint(start + 120, (3,), generator=generator).tolist():
+            broken[place if place < 300 else start - 20 + place % 140] ^= 1 << (place % 8)
+        (tmp_path / "x.gguf").write_bytes(broken)
+        try:
+            with open_checkpoint(tmp_path / "x.gguf") as checkpoint:
+                assert all(info.nbytes <= 8 * len(whole) for info in checkpoint.tensors.values())
+        except DeltarankError:
+            continue
