@@ -30,29 +30,27 @@ _LEFT_ALONE = re.compile(
 _FUSED_EXPERTS = re.compile(r"experts\.\w+_proj(\.weight)?$")
 
 
+_BLOCK = 32
+
+
 @dataclass(frozen=True)
 class Yardstick:
     """A way to store weights.
 
     bits      a weight, scales included, for long rows
     note      what it is, and by whom
-    block     columns that share a scale and must divide a row's length; 1 where any length will do
     """
 
     name: str
     bits: float
     note: str
-    block: int
     round: Callable[[Tensor], Tensor]
 
     def applies(self, name: str, shape: Sequence[int]) -> bool:
-        """Whether a tensor of this name and shape, (rows, columns) or (experts, rows, columns), is rounded.
-
-        A matrix whose rows are no whole number of blocks is left alone, as llama.cpp leaves it (in float16).
-        """
+        """Whether a tensor of this name and shape, (rows, columns) or (experts, rows, columns), is rounded."""
         is_matrix = len(shape) == 2 and name.endswith(".weight") and not _LEFT_ALONE.search(name)
         is_fused = len(shape) == 3 and _FUSED_EXPERTS.search(name) is not None
-        return (is_matrix or is_fused) and min(shape) > 1 and shape[-1] % self.block == 0
+        return (is_matrix or is_fused) and min(shape) > 1
 
 
 def yardstick(name: str) -> Yardstick:
@@ -73,9 +71,15 @@ def yardstick(name: str) -> Yardstick:
 
 
 def _gguf(kind: gguf.GGMLQuantizationType) -> Callable[[Tensor], Tensor]:
+    """Blocks of 32 along the rows share a scale; a last one that is not full has its own.
+
+    llama.cpp would leave a matrix with such rows in float16. Then a tiny model's yardstick would hardly round anything.
+    """
+
     def rounded(weight: Tensor) -> Tensor:
-        numbers = weight.detach().to("cpu", torch.float32).contiguous().numpy()
-        read = gguf.quants.dequantize(gguf.quants.quantize(numbers, kind), kind)
+        numbers = weight.detach().to("cpu", torch.float32)
+        whole = torch.nn.functional.pad(numbers, (0, -numbers.shape[-1] % _BLOCK)).contiguous().numpy()
+        read = gguf.quants.dequantize(gguf.quants.quantize(whole, kind), kind)[..., : numbers.shape[-1]]
         return torch.from_numpy(np.ascontiguousarray(read, np.float32)).to(weight.device)
 
     return rounded
@@ -135,10 +139,10 @@ _LEAVES = "embeddings, output head, norms, biases and routers left as they are"
 YARDSTICKS: dict[str, Yardstick] = {
     each.name: each
     for each in (
-        Yardstick("q8_0", 8.5, f"llama.cpp's q8_0, by gguf; {_LEAVES}", 32, _gguf(gguf.GGMLQuantizationType.Q8_0)),
-        Yardstick("q4_0", 4.5, f"llama.cpp's q4_0, by gguf; {_LEAVES}", 32, _gguf(gguf.GGMLQuantizationType.Q4_0)),
-        Yardstick("nf4", 4.5, f"bitsandbytes' nf4 in blocks of 64; {_LEAVES}", 1, _nf4),
-        Yardstick("int8", 8.0, f"int8 with a scale a row, as torchao rounds; {_LEAVES}", 1, _int8),
-        Yardstick("fp8", 8.0, f"fp8 (e4m3) with a scale a row, as torchao rounds; {_LEAVES}", 1, _fp8),
+        Yardstick("q8_0", 8.5, f"llama.cpp's q8_0, by gguf; {_LEAVES}", _gguf(gguf.GGMLQuantizationType.Q8_0)),
+        Yardstick("q4_0", 4.5, f"llama.cpp's q4_0, by gguf; {_LEAVES}", _gguf(gguf.GGMLQuantizationType.Q4_0)),
+        Yardstick("nf4", 4.5, f"bitsandbytes' nf4 in blocks of 64; {_LEAVES}", _nf4),
+        Yardstick("int8", 8.0, f"int8 with a scale a row, as torchao rounds; {_LEAVES}", _int8),
+        Yardstick("fp8", 8.0, f"fp8 (e4m3) with a scale a row, as torchao rounds; {_LEAVES}", _fp8),
     )
 }

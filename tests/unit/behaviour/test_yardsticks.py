@@ -142,10 +142,14 @@ def test_the_matrices_of_the_layers_are_rounded_and_nothing_else(tensor: str) ->
     )
 
 
-def test_rows_that_are_no_whole_number_of_blocks_are_left_as_llama_cpp_leaves_them() -> None:
-    name = "model.layers.3.mlp.down_proj.weight"
+@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+def test_a_last_block_that_is_not_full_is_rounded_by_itself(name: str) -> None:
+    weight = normal(8, 80)
+    rounded = yardstick(name).round(weight)
 
-    assert [each.name for each in YARDSTICKS.values() if each.applies(name, (64, 100))] == ["nf4", "int8", "fp8"]
+    assert torch.equal(rounded[:, :64], yardstick(name).round(weight[:, :64]))
+    assert torch.equal(rounded[:, 64:], yardstick(name).round(torch.nn.functional.pad(weight[:, 64:], (0, 16)))[:, :16])
+    assert float((rounded[:, 64:] - weight[:, 64:]).norm() / weight[:, 64:].norm()) < 1.5 * KNOWN_ERRORS[name]
 
 
 def test_an_unknown_yardstick_is_answered_with_those_there_are() -> None:
