@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deltarank.compare import Plan, Watch, compare, open_results, plan
     from deltarank.errors import DeltarankError
     from deltarank.extract import Adapter, ExtractionPlan, extract, plan_extraction
+    from deltarank.outputs import Outputs, OutputsPlan, outputs, plan_outputs
     from deltarank.results import Loss, MatrixResult, Outcome, Results, Verdict
     from deltarank.verify import Verification, verify
 
@@ -33,6 +34,8 @@ __all__ = [
     "Loss",
     "MatrixResult",
     "Outcome",
+    "Outputs",
+    "OutputsPlan",
     "Plan",
     "Results",
     "Verdict",
@@ -42,8 +45,10 @@ __all__ = [
     "compare",
     "extract",
     "open_results",
+    "outputs",
     "plan",
     "plan_extraction",
+    "plan_outputs",
     "verify",
     "which_base",
 ]
@@ -56,6 +61,8 @@ _HOMES = {
     "Loss": "deltarank.results",
     "MatrixResult": "deltarank.results",
     "Outcome": "deltarank.results",
+    "Outputs": "deltarank.outputs",
+    "OutputsPlan": "deltarank.outputs",
     "Plan": "deltarank.compare",
     "Results": "deltarank.results",
     "Verdict": "deltarank.results",
@@ -64,7 +71,9 @@ _HOMES = {
     "compare": "deltarank.compare",
     "extract": "deltarank.extract",
     "open_results": "deltarank.compare",
+    "outputs": "deltarank.outputs",
     "plan": "deltarank.compare",
+    "plan_outputs": "deltarank.outputs",
     "plan_extraction": "deltarank.extract",
     "verify": "deltarank.verify",
     "which_base": "deltarank.bases",

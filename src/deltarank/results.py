@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from deltarank._typed import check_fields
+from deltarank.behaviour_results import Outputs
 from deltarank.errors import ResultsError
 
 _T = TypeVar("_T")
@@ -359,7 +360,7 @@ class Results:
     created: str
     notes: tuple[str, ...] = ()
     audit: tuple[AuditRow, ...] = ()
-    outputs: Mapping[str, Any] | None = None
+    outputs: Outputs | None = None
     format_version: int = FORMAT_VERSION
 
     @cached_property
@@ -411,7 +412,7 @@ class Results:
             "verdict": _plain(self.verdict),
             "notes": list(self.notes),
             "audit": [_plain(row) for row in self.audit],
-            "outputs": _plain(self.outputs),
+            "outputs": self.outputs.to_plain() if self.outputs is not None else None,
         }
 
     def to_json(self) -> str:
@@ -448,6 +449,7 @@ class Results:
                 verdict=_verdict_from_plain(data["verdict"]),
                 notes=tuple(data.get("notes", ())),
                 audit=tuple(_build(AuditRow, row) for row in data.get("audit", ())),
+                outputs=Outputs.from_plain(data["outputs"]) if data.get("outputs") is not None else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ResultsError(

@@ -47,7 +47,7 @@ INSIDE = {
     "errors": set(),
     "words": set(),
     "_typed": set(),
-    "results": {"_typed", "errors", "words", "report"},
+    "results": {"_typed", "errors", "words", "report", "behaviour_results"},
     "behaviour_results": {"errors", "words"},
     "__main__": {"cli"},
     "checkpoints": {"errors", "words", "results"},

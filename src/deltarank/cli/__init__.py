@@ -15,6 +15,7 @@ from deltarank._threads import wait_politely
 from deltarank.cli._compare import compare
 from deltarank.cli._demo import demo
 from deltarank.cli._extract import extract
+from deltarank.cli._outputs import outputs
 from deltarank.cli._report import report
 from deltarank.cli._say import complain, forget_stdout, printable
 from deltarank.cli._verify import verify
@@ -50,7 +51,7 @@ def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""
 
 
-for verb in (compare, extract, report, demo, verify):
+for verb in (compare, extract, report, demo, verify, outputs):
     deltarank.add_command(verb)
 
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        goes_on = arguments[:1] in (["compare"], ["extract"], ["demo"])
+        goes_on = arguments[:1] in (["compare"], ["extract"], ["outputs"], ["demo"])
         complain("stopped. Finished matrices are kept; the same command goes on." if goes_on else "stopped.")
         return INTERRUPTED
     except SystemExit as end:  # click's way to say that the reader of our output closed the pipe (`| head`)

@@ -1,0 +1,379 @@
+"""`deltarank outputs`: its laws on a pair that was really trained, and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import deltarank
+import peft_adapters as made
+from deltarank.behaviour_results import Candidate, CandidateKind, Outputs
+from deltarank.cli import main
+from deltarank.demo._model import tokenizer
+from deltarank.demo._recipe import Recipe
+from deltarank.errors import DeltarankError
+from deltarank.results import Results
+
+RECIPE = Recipe()
+RANKS = (1, 4, 16, 48)
+FULL = 48
+"""No side of this model is longer."""
+
+TEXT = "the rain fell on the stones and the old man counted them, one by one, until the light was gone.\n"
+ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+def _model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **tokens, max_position_embeddings=256))
+
+
+def _train(model: LlamaForCausalLM, text: str, *, frozen: bool) -> None:
+    ids = torch.tensor([list(text.encode())])
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("_proj" in name or not frozen)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(25):
+        optimiser.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base; finetune, of which matrices alone were trained; adapter, of rank 4 by a float64 SVD; text.txt; prompts.txt."""
+    home = tmp_path_factory.mktemp("models")
+    model = _model()
+    for name, text in (("base", TEXT.upper()), ("finetune", TEXT)):
+        _train(model, text, frozen=name == "finetune")
+        model.save_pretrained(home / name)
+        tokenizer(RECIPE).save_pretrained(home / name)
+    factors = made.best_factors(home / "base", home / "finetune", 4)
+    made.write_adapter(home / "adapter", factors, r=4, lora_alpha=4, target_modules=ALL, task_type="CAUSAL_LM")
+    (home / "text.txt").write_text(TEXT + TEXT.upper())
+    (home / "prompts.txt").write_text("the rain\nthe old man\n")
+    return home
+
+
+def spoken(home: Path, **options: object) -> Results:
+    given = {"texts": [home / "text.txt"], "samples": 0, "ranks": RANKS, **options}
+    return deltarank.outputs(home / "base", home / "finetune", **given)  # type: ignore[arg-type]
+
+
+def outputs_of(results: Results) -> Outputs:
+    assert results.outputs is not None
+    return results.outputs
+
+
+@pytest.fixture(scope="module")
+def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return spoken(
+        models,
+        output=tmp_path_factory.mktemp("run") / "run",
+        adapters=[models / "adapter"],
+        models=[models / "finetune"],
+        yardsticks=["q8_0", "q4_0"],
+        prompts=models / "prompts.txt",
+        samples=2,
+        max_tokens=8,
+        attribute="matrix",
+    )
+
+
+def kld(candidate: Candidate, text: int = 0) -> float:
+    return candidate.logits[text].kld.mean
+
+
+def test_controls_read_zero(found: Results) -> None:
+    again = outputs_of(found).candidate("finetune again")
+    whole = outputs_of(found).candidate("whole delta")
+
+    assert kld(again) == again.logits[0].kld.max == 0
+    assert again.logits[0].same_top_p.value == 1
+    assert kld(whole) < 1e-9
+    assert kld(outputs_of(found).candidate("base")) > 0.5
+
+
+def test_kld_falls_with_rank(found: Results) -> None:
+    out = outputs_of(found)
+    by_rank = [kld(out.candidate(f"rank {rank}")) for rank in RANKS]
+
+    assert [kld(out.candidate("base")), *by_rank] == sorted([kld(out.candidate("base")), *by_rank], reverse=True)
+    assert by_rank[0] > 1e-2
+
+
+def test_kept_is_one_minus_the_share_of_the_base(found: Results) -> None:
+    out = outputs_of(found)
+    for candidate in out.candidates:
+        kept = candidate.logits[0].kept
+        assert kept is not None
+        assert kept.value == pytest.approx(1 - kld(candidate) / kld(out.candidate("base")), abs=1e-6)
+
+
+def test_full_rank_is_the_control_s_floor(found: Results) -> None:
+    """Nothing but matrices changed: so is all of D in them."""
+    out = outputs_of(found)
+
+    assert kld(out.candidate(f"rank {FULL}")) < 1e-9
+    assert kld(out.candidate("any rank")) == 0
+
+
+def test_what_no_lora_carries_stays_lost(models: Path, tmp_path: Path) -> None:
+    """Another norm: of any rank, matrices give back nothing of it."""
+    other = _copy(models / "finetune", tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] *= torch.linspace(0.5, 2, 32)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+
+    out = outputs_of(deltarank.outputs(models / "base", other, texts=[models / "text.txt"], samples=0, ranks=(FULL,)))
+    assert kld(out.candidate("any rank")) > 1e-2
+    assert kld(out.candidate(f"rank {FULL}")) == pytest.approx(kld(out.candidate("any rank")), rel=1e-4)
+    assert kld(out.candidate("whole delta")) < 1e-9
+
+
+def test_an_adapter_from_disk_is_the_delta_in_memory(found: Results) -> None:
+    """Factors by a float64 SVD, read back by our reader, against D_4 from our decomposition."""
+    out = outputs_of(found)
+    adapter, memory = out.candidate("adapter"), out.candidate("rank 4")
+
+    assert adapter.rank == 4
+    assert kld(adapter) == pytest.approx(kld(memory), rel=1e-4)
+
+
+def test_an_adapter_is_what_peft_serves(models: Path, found: Results) -> None:
+    """PEFT's own merge, in float64 numpy: mean KLD, same top and perplexity."""
+    made.merge(models / "base", models / "adapter", models / "merged")
+    p, q = (_log_softmax(models, name) for name in ("finetune", "merged"))
+    ids = _ids(models)
+    divergences = (np.exp(p) * (p - q)).sum(-1)
+
+    logits = outputs_of(found).candidate("adapter").logits[0]
+    assert logits.tokens == len(ids) - 1
+    assert logits.kld.mean == pytest.approx(divergences.mean(), rel=1e-4)
+    assert logits.kld.max == pytest.approx(divergences.max(), rel=1e-4)
+    assert logits.same_top_p.value == pytest.approx((p.argmax(-1) == q.argmax(-1)).mean())
+    assert logits.ppl == pytest.approx(np.exp(-q[range(len(ids) - 1), ids[1:]].mean()), rel=1e-4)
+
+
+def _ids(models: Path) -> list[int]:
+    return [256, *(models / "text.txt").read_bytes()]
+
+
+def _log_softmax(models: Path, name: str) -> np.ndarray:
+    model = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float64)
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([_ids(models)])).logits[0, :-1]
+    return torch.log_softmax(logits, -1).numpy()
+
+
+def test_another_checkpoint_and_yardsticks(found: Results) -> None:
+    out = outputs_of(found)
+
+    assert kld(out.candidate("model finetune")) == 0
+    assert 0 < kld(out.candidate("q8_0")) < kld(out.candidate("q4_0")) < kld(out.candidate("rank 1"))
+    assert {c.kind for c in out.candidates} == set(CandidateKind)
+
+
+def test_its_own_answers_are_a_text_and_everyone_writes(found: Results) -> None:
+    out = outputs_of(found)
+    own = out.texts[1]
+
+    assert (own.name, own.own, own.documents) == ("its own answers", True, 4)
+    assert out.candidate("base").logits[1].tokens_to_tell is not None
+    assert out.candidate("base").logits[0].tokens_to_tell is None
+    assert out.again is not None
+    assert all(c.writing is not None for c in out.candidates if c.kind is not CandidateKind.CONTROL)
+    assert [sample.prompt for sample in out.samples] == ["the rain", "the old man"]
+    assert out.samples[0].answers["finetune"] == out.samples[0].answers["q8_0"]
+    assert "".join(out.excerpts[0].pieces).endswith(TEXT + TEXT.upper())
+
+
+def test_attribution_swaps_one_matrix_at_a_time(models: Path, found: Results) -> None:
+    (attribution,) = outputs_of(found).attribution
+    before, after = (load_file(models / name / "model.safetensors") for name in ("base", "finetune"))
+    assert attribution.text == "its own answers"
+    assert len(attribution.parts) == 14
+    for part in attribution.parts:
+        values = torch.linalg.svdvals(after[part.name].double() - before[part.name].double())
+        assert part.lost == pytest.approx(float((values[attribution.rank :] ** 2).sum()), rel=1e-4)
+    assert [part.kld for part in attribution.parts] == sorted((p.kld for p in attribution.parts), reverse=True)
+    assert attribution.rank_correlation is not None
+    assert attribution.together > 0
+
+
+@pytest.mark.slow
+def test_swapping_in_place_is_loading_anew(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"attribute": "layer", "ranks": (1,)}
+    in_place = outputs_of(spoken(models, **options)).attribution
+    monkeypatch.setattr("deltarank._swaps.file_names", lambda *_: None)
+
+    assert outputs_of(spoken(models, **options)).attribution == in_place
+
+
+def test_it_joins_the_run_and_is_not_done_twice(models: Path, found: Results, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    deltarank.compare(models / "base", models / "finetune", output=run, ranks=[4])
+    first = spoken(models, output=run, ranks=[4])
+
+    assert Results.load(run) == first
+    assert not (run / "outputs.partial").exists()
+    assert first.matrices == deltarank.open_results(run).matrices
+    assert spoken(models, output=run, ranks=[4]) == first
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(models: Path, tmp_path: Path) -> None:
+    words = ["--samples", "1", "--max-tokens", "8", "--ranks", "1,4,16", "--prompts", models / "prompts.txt"]
+    command = ["outputs", models / "base", models / "finetune", "--text", models / "text.txt", *words, "-o"]
+    run = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "deltarank", *map(str, command), str(run)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    for _ in range(600):
+        if any(run.glob("outputs.partial/scores-002/*.npz")) or child.poll() is not None:
+            break
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    scored = sorted(run.glob("outputs.partial/scores-*/*.npz"))
+    assert scored
+    kept = {path: path.stat().st_mtime_ns for path in scored}
+
+    stamps: dict[Path, int] = {}
+
+    class Spy(deltarank.Watch):
+        def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+            stamps.update({path: path.stat().st_mtime_ns for path in kept if path.exists()})
+
+    options = {"samples": 1, "max_tokens": 8, "ranks": (1, 4, 16), "prompts": models / "prompts.txt"}
+    went_on = outputs_of(spoken(models, output=run, watch=Spy(), **options))
+    anew = outputs_of(spoken(models, **options))
+
+    assert stamps == kept
+    assert _numbers(went_on) == _numbers(anew)
+
+
+def _numbers(out: Outputs) -> object:
+    plain = out.to_plain()
+    for candidate in plain["candidates"]:
+        del candidate["seconds"]
+    return {key: value for key, value in plain.items() if key != "settings"}
+
+
+# ---- what cannot be meant
+
+
+@pytest.mark.parametrize(
+    ("options", "slug"),
+    [
+        ({"texts": []}, "nothing-to-read"),
+        ({"ranks": [0]}, "bad-ranks"),
+        ({"dtype": "int4"}, "bad-dtype"),
+        ({"attribute": "head"}, "bad-unit"),
+        ({"samples": -1}, "bad-number"),
+        ({"yardsticks": ["q9"]}, "no-such-yardstick"),
+        ({"texts": ["/nowhere.txt"]}, "text-not-found"),
+    ],
+)
+def test_bad_input(models: Path, options: dict[str, object], slug: str) -> None:
+    with pytest.raises(DeltarankError) as caught:
+        spoken(models, **options)
+    assert caught.value.slug == slug
+
+
+def test_a_model_of_another_tokenizer_is_refused(models: Path, tmp_path: Path) -> None:
+    other = _copy(models / "finetune", tmp_path / "other")
+    file = other / "tokenizer.json"
+    text = file.read_text(encoding="utf-8")
+    data = json.loads(text)
+    data["model"]["vocab"]["a"], data["model"]["vocab"]["b"] = 98, 97
+    file.write_text(json.dumps(data), encoding="utf-8")
+
+    with pytest.raises(DeltarankError) as caught:
+        spoken(models, models=[other])
+    assert caught.value.slug == "tokenizers-differ"
+    assert "2 tokens" in caught.value.message
+
+
+def test_a_longer_vocabulary_is_told_and_common_tokens_compared(models: Path, tmp_path: Path) -> None:
+    longer = tmp_path / "longer"
+    model = AutoModelForCausalLM.from_pretrained(models / "finetune")
+    model.resize_token_embeddings(264, mean_resizing=False)
+    model.save_pretrained(longer)
+    tokenizer(RECIPE).save_pretrained(longer)
+
+    out = outputs_of(deltarank.outputs(models / "base", longer, texts=[models / "text.txt"], samples=0, ranks=(FULL,)))
+    assert any("259 tokens in the base, 264 in the finetune" in note for note in out.notes)
+    assert kld(out.candidate("finetune again")) == 0
+    assert np.isfinite(kld(out.candidate("base")))
+
+
+def test_nan_in_the_finetune_is_an_error(models: Path, tmp_path: Path) -> None:
+    broken = _copy(models / "finetune", tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(DeltarankError) as caught:
+        deltarank.outputs(models / "base", broken, texts=[models / "text.txt"], samples=0, ranks=(1,))
+    assert caught.value.slug == "outputs-not-finite"
+
+
+def _copy(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+# ---- the command
+
+
+def test_the_command_writes_the_page(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = [str(models / "base"), str(models / "finetune")]
+    words = ["--text", str(models / "text.txt"), "--samples", "0", "--ranks", "4", "-o", str(tmp_path / "run")]
+    code = main(["outputs", *pair, *words, "--json", "-q"])
+    captured = capsys.readouterr()
+
+    data = json.loads(captured.out)
+    assert (code, captured.err) == (0, "")
+    assert [c["name"] for c in data["outputs"]["candidates"]][2:5] == ["base", "rank 4", "any rank"]
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_dry_run_has_figures_and_reads_no_weight(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["outputs", str(models / "base"), str(models / "finetune"), "--dry-run", "--yardstick", "q8_0,q4_0"])
+    out = capsys.readouterr().out
+
+    assert code == 0
+    assert "24 prompts x 4" in out
+    assert "loaded whole, one after another" in out
+    assert "q4_0" in out
