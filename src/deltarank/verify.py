@@ -49,6 +49,7 @@ def verify(
     server: str | None = None,
     base_revision: str | None = None,
     revision: str | None = None,
+    adapter_revision: str | None = None,
     fetch: str = "auto",
     device: str = "cpu",
     watch: Watch | None = None,
@@ -57,7 +58,7 @@ def verify(
 
     Args:
         base, finetune, fetch: as for `deltarank.compare`.
-        adapter: a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it.
+        adapter: a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it; or a Hub id.
         server: "vllm", "sglang", "lorax", "llama.cpp": as that server would apply it; "portable": as none of them
             refuses it; "peft" or None: as PEFT does.
         watch: is told how it goes.
@@ -73,7 +74,7 @@ def verify(
     )
     watch = watch or Watch()
     with ExitStack() as stack:
-        lora = stack.enter_context(open_adapter(adapter))
+        lora = stack.enter_context(open_adapter(adapter, revision=adapter_revision))
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
         after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
         pairing = pair_checkpoints(before, after)

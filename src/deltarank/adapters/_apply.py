@@ -50,6 +50,7 @@ class Habits:
     wholes, norms, biases, inputs    modules_to_save; norms among them; biases; factors of the input embedding
     stacks           factors of experts that share a tensor
     all_layers       a module that lacks a layer is dropped in all
+    unless           which versions read patterns all the same, in words
     """
 
     title: str
@@ -63,6 +64,7 @@ class Habits:
     inputs: Habit
     stacks: Habit
     all_layers: bool
+    unless: str = ""
 
     @classmethod
     def of(cls, rules: Server) -> Habits:
@@ -79,6 +81,7 @@ class Habits:
             inputs=_IGNORES if rules.name in _NO_INPUT_FACTORS else _TAKES,
             stacks=Habit(rules.stacks),
             all_layers=rules.wants_whole_types,
+            unless=f" ({rules.patterns_read_by})" if rules.patterns_read_by else "",
         )
 
 
@@ -298,9 +301,9 @@ def _notes(adapter: Adapter, habits: Habits) -> Iterator[str]:
     if config.targets.unread or config.excluded.unread:
         yield "target_modules is an expression too involved to be run: every tensor of the file is taken as meant"
     if config.alpha_pattern and habits.scale != "patterns":
-        yield f"{habits.title} passes alpha_pattern over: one alpha ({config.alpha:g}) for all matrices"
+        yield f"{habits.title} passes alpha_pattern over{habits.unless}: one alpha ({config.alpha:g}) for all matrices"
     if config.rank_pattern and habits.scale != "patterns":
         ranks = "the rank of each tensor" if habits.scale == "tensor" else f"one rank ({config.rank})"
-        yield f"{habits.title} passes rank_pattern over: scales follow {ranks}"
+        yield f"{habits.title} passes rank_pattern over{habits.unless}: scales follow {ranks}"
     if config.rslora and habits.rslora is _IGNORES:
         yield f"{habits.title} ignores use_rslora: it multiplies by alpha / r where alpha / sqrt(r) is meant"

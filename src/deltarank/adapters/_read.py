@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
 
 from deltarank.adapters._read_config import CONFIG, MAX_CONFIG, LoraConfig, parse_config
-from deltarank.checkpoints import PLAIN, Checkpoint, TensorInfo, open_checkpoint
-from deltarank.errors import AdapterError
+from deltarank.checkpoints import PLAIN, Checkpoint, TensorInfo, fetch_small, open_checkpoint
+from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Reference
 
 WEIGHTS = "adapter_model.safetensors"
@@ -83,13 +83,17 @@ class Stray:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA on disk. Close it, or use it in a `with`."""
+    """A LoRA on disk. Close it, or use it in a `with`.
+
+    folder, commit   what it was asked for by; the commit of a Hub id
+    """
 
     config: LoraConfig
     parts: tuple[Part, ...]
     strays: tuple[Stray, ...]
     file: Checkpoint = field(repr=False)
     folder: str
+    commit: str | None = None
     _kept: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __enter__(self) -> Self:
@@ -100,7 +104,7 @@ class Adapter:
 
     @property
     def reference(self) -> Reference:
-        return Reference(self.folder, None, dict(self.file.reference.files))
+        return Reference(self.folder, self.commit, dict(self.file.reference.files))
 
     def numbers(self, info: TensorInfo) -> Tensor:
         """A tensor of the file, whole, as stored.
@@ -143,51 +147,61 @@ class Adapter:
         return found
 
 
-def open_adapter(folder: str | os.PathLike[str]) -> Adapter:
+def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) -> Adapter:
     """Reads the configuration and the header; no tensor.
 
+    Args:
+        ref: a folder, or `org/name[@revision]` on the Hub, of which these two files are downloaded into the cache.
+
     Raises:
+        UsageError: a revision that cannot apply.
         AdapterError: there is none, or it is of a kind that is not read.
         CheckpointError, HeaderError: its file cannot be read, or is not to be trusted.
     """
-    home = Path(folder)
-    config = parse_config(_config_of(home))
+    named = os.fspath(ref)
+    try:
+        home, commit = fetch_small(ref, (CONFIG, WEIGHTS), revision=revision)
+    except CheckpointError as error:
+        if error.slug == "no-such-checkpoint":
+            _refuse_without(named, "there is no such folder")
+        raise
+    named = named.removeprefix("hf://").partition("@")[0] if commit else named
+    config = parse_config(_config_of(home, named))
     if not (home / WEIGHTS).is_file():
-        _refuse_without_weights(home)
+        _refuse_without_weights(home, named)
     file = open_checkpoint(home / WEIGHTS)
     try:
         parts, strays = _sorted_out(file.tensors)
     except BaseException:
         file.close()
         raise
-    return Adapter(config, parts, strays, file, os.fspath(folder))
+    return Adapter(config, parts, strays, file, named, commit)
 
 
-def _config_of(home: Path) -> bytes:
+def _config_of(home: Path, named: str) -> bytes:
     try:
         with (home / CONFIG).open("rb") as file:
             return file.read(min(os.fstat(file.fileno()).st_size, MAX_CONFIG) + 1)  # what is asked for is allocated
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise AdapterError(
-            f"There is no adapter in {str(home)!a}: {CONFIG} cannot be read ({reason}).",
-            cure=f"Give a folder that has {CONFIG} and {WEIGHTS}, as PEFT's `save_pretrained` writes it.",
-            slug="adapter-not-found",
-        ) from None
+    except OSError as error:
+        _refuse_without(named, f"{CONFIG} cannot be read ({error.strerror or error})")
 
 
-def _refuse_without_weights(home: Path) -> None:
+def _refuse_without_weights(home: Path, named: str) -> NoReturn:
     if (home / _PICKLED).is_file():
         raise AdapterError(
-            f"{str(home / _PICKLED)!a} is pickled. Opening it can run a hidden program, so it was not opened.",
+            f"{_PICKLED} in {named!a} is pickled. Opening it can run a hidden program, so it was not opened.",
             cure="Load it with PEFT on a machine that trusts it, and `save_pretrained` it: that writes safetensors.",
             slug="pickled-weights",
         )
+    _refuse_without(named, f"it has no {WEIGHTS}")
+
+
+def _refuse_without(named: str, why: str) -> NoReturn:
     raise AdapterError(
-        f"There is no adapter in {str(home)!a}: it has no {WEIGHTS}.",
-        cure=f"Give a folder that has {CONFIG} and {WEIGHTS}, as PEFT's `save_pretrained` writes it.",
+        f"There is no adapter in {named!a}: {why}.",
+        cure=f"Give a folder or a Hub id that has {CONFIG} and {WEIGHTS}, as PEFT's `save_pretrained` writes them.",
         slug="adapter-not-found",
-    )
+    ) from None
 
 
 _FACTORS = (

@@ -32,6 +32,8 @@ class Server:
 
     ranks       the legal ones; None: any
     warn_above  (rank, sentence): beyond this rank it works, but
+    patterns_read_by
+                versions that do otherwise than `patterns` says, in words; "" where none is known
     serve       a command with {base}, {adapter} and {rank}; "" where there is none
     """
 
@@ -49,6 +51,7 @@ class Server:
     warn_above: tuple[int, str] | None
     serve: str
     sources: tuple[str, ...]
+    patterns_read_by: str = ""
 
     @property
     def wants_whole_types(self) -> bool:
@@ -113,6 +116,7 @@ def server(name: str) -> Server:
         warn_above=(above["rank"], above["says"]) if above else None,
         serve=row["serve"],
         sources=tuple(row["sources"]),
+        patterns_read_by=row.get("patterns_read_by", ""),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from deltarank.checkpoints._folder import Weights, find_weights
-from deltarank.checkpoints._hub import download, snapshot_without_weights, translated
+from deltarank.checkpoints._hub import download, download_named, snapshot_without_weights, translated
 from deltarank.checkpoints._listing import list_weights
-from deltarank.checkpoints._refs import HubRef
+from deltarank.checkpoints._refs import HubRef, parse_ref
 from deltarank.checkpoints._remote import HttpFile, Ranged, RemoteFile, Traffic
 from deltarank.checkpoints._source import LocalSource, Source
 from deltarank.checkpoints._stream import HubSource, PooledSource
@@ -64,6 +65,18 @@ def fetch(ref: HubRef, how: Fetch, tell: Tell) -> Fetched:
     if missing:
         return _downloaded(HubRef(ref.repo_id, commit))
     return Fetched(weights, commit, LocalSource(folder, weights.files))
+
+
+def fetch_small(ref: str | os.PathLike[str], names: Sequence[str], *, revision: str | None) -> tuple[Path, str | None]:
+    """A folder that holds those of these files which there are: one on this machine, or one in the Hub's cache.
+
+    Returns it with the commit that it is, which only what comes from the Hub has.
+
+    Raises:
+        UsageError, CheckpointError: as `open_checkpoint`.
+    """
+    found = parse_ref(ref, revision)
+    return download_named(found, names) if isinstance(found, HubRef) else (found.path, None)
 
 
 def _downloaded(ref: HubRef) -> Fetched:

@@ -63,6 +63,19 @@ def snapshot_without_weights(ref: HubRef) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def download_named(ref: HubRef, names: Sequence[str]) -> tuple[Path, str]:
+    """The snapshot folder with those of these files in it that lie at a repository's top, and the commit.
+
+    Files of the cache are held against their hashes, too: adapters are small.
+
+    Raises:
+        CheckpointError: not found, gated, damaged, or the Hub cannot be reached; or the disk is full.
+    """
+    folder = _download(ref, ref.revision, [glob.escape(name) for name in names])
+    check_downloads(path for path in map(folder.joinpath, names) if path.is_file())
+    return folder, folder.name
+
+
 def refuse_without_weights(ref: HubRef) -> NoReturn:
     raise CheckpointError(
         f"{shown(ref.repo_id)} has neither safetensors nor a `pytorch_model.bin` at this revision.",

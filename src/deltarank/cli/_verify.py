@@ -31,6 +31,7 @@ _COLUMN = 9
 )
 @click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+@click.option("--adapter-revision", metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
 @fetch_option
 @click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps."
@@ -40,8 +41,9 @@ _COLUMN = 9
 def verify(as_json: bool, quiet: bool, **job: Any) -> None:
     """Measure what ADAPTER makes of BASE, beside what finetuning did and the best LoRA of the same rank.
 
-    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it. Says whether it is as
-    good as it could be, is scaled wrongly, or does not belong to BASE and FINETUNE. Nothing is written.
+    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it, or such a model on
+    the Hub. Says whether it is as good as it could be, is scaled wrongly, or does not belong to BASE and FINETUNE.
+    Nothing is written.
     """
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
