@@ -65,7 +65,7 @@ def _train(model: LlamaForCausalLM, text: str, *, frozen: bool) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base; finetune, of which matrices alone were trained; adapter, of rank 4 by a float64 SVD; text.txt; prompts.txt."""
+    """base; finetune, its matrices alone trained; adapter, of rank 4 by a float64 SVD; text.txt; prompts.txt."""
     home = tmp_path_factory.mktemp("models")
     model = _model()
     for name, text in (("base", TEXT.upper()), ("finetune", TEXT)):
