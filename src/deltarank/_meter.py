@@ -21,7 +21,7 @@ class Meter:
     ) -> None:
         self._counts = [each.traffic for each in checkpoints if each.traffic is not None]
         pieces = [piece for pair in pairs for piece in (pair.base, pair.finetune)]
-        self._whole = sum(piece.nbytes for each in checkpoints for piece in pieces if _is_streamed(piece, each))
+        self._whole = sum(piece.to_read for each in checkpoints for piece in pieces if _is_streamed(piece, each))
         self._before = self._received()
         self._watch = watch
         self._seen = deque([(time.monotonic(), self._before)])

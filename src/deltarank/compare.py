@@ -19,6 +19,7 @@ import torch
 from deltarank._adapted import open_finetune
 from deltarank._bench import Bench, stacks
 from deltarank._crew import Crew
+from deltarank._floor import words_on_base
 from deltarank._journal import Journal, Record
 from deltarank._meter import Meter
 from deltarank._plan import READ_RATE, Plan, make_plan
@@ -293,7 +294,7 @@ class _Run:
             verdict=judge(matrices, skipped, self.plan.finetune.short_name),
             tool_version=version("deltarank"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            notes=(*self.plan.notes, *self.warnings),
+            notes=(*self.plan.notes, *self.warnings, *words_on_base(self.plan.steps, self.matrices)),
             audit=self._audited(matrices),
         )
 

@@ -140,6 +140,13 @@ class _Place:
     def nbytes(self) -> int:
         return self.rows * self.columns * FLOAT
 
+    @property
+    def density(self) -> float:
+        """Bytes stored for each byte that is decoded; where the first part holds several tensors, their share of it."""
+        first, *rest = self.decoder.parts
+        own = first.nbytes * min(self.rows * self.columns / max(first.entries, 1), 1.0)
+        return (own + sum(part.nbytes for part in rest)) / max(self.nbytes, 1)
+
 
 class DecodedSource:
     """A source that holds what another one holds, and decoded tensors beside it.
@@ -156,7 +163,14 @@ class DecodedSource:
         self._starts = {file: [place.start for place in places] for file, places in self._places.items()}
         self.tensors = {
             place.name: TensorInfo(
-                place.name, place.decoder.shape, "F32", file, place.start, place.nbytes, place.decoder.storage
+                place.name,
+                place.decoder.shape,
+                "F32",
+                file,
+                place.start,
+                place.nbytes,
+                place.decoder.storage,
+                place.density,
             )
             for file, places in self._places.items()
             for place in places

@@ -54,6 +54,7 @@ class TensorInfo:
     start            byte offset of its first number from the start of the file
     nbytes           bytes that it takes
     storage          how it is stored, if that is not plain: the numbers of a decoded tensor are worked out when read
+    density          bytes that are stored for each byte of the numbers
     """
 
     name: str
@@ -63,6 +64,7 @@ class TensorInfo:
     start: int
     nbytes: int
     storage: Storage | None = None
+    density: float = 1.0
 
     @property
     def entries(self) -> int:

@@ -27,12 +27,15 @@ class Piece:
     shape: tuple[int, int]
     source: Source = field(repr=False, compare=False)
     storage: Storage | None = None
+    density: float = 1.0
 
     @classmethod
     def of(cls, info: TensorInfo, source: Source, shape: tuple[int, int], *, skip: int = 0) -> Piece:
         """The part of a tensor that begins `skip` numbers after its first."""
         dtype = PLAIN[info.dtype]
-        return cls(info.name, info.file, info.start + skip * dtype.itemsize, dtype, shape, source, info.storage)
+        return cls(
+            info.name, info.file, info.start + skip * dtype.itemsize, dtype, shape, source, info.storage, info.density
+        )
 
     @property
     def entries(self) -> int:
@@ -41,6 +44,11 @@ class Piece:
     @property
     def nbytes(self) -> int:
         return self.entries * self.dtype.itemsize
+
+    @property
+    def to_read(self) -> int:
+        """Bytes on disk; `nbytes` is what they become."""
+        return round(self.nbytes * self.density)
 
     @property
     def stored(self) -> str:
@@ -77,7 +85,7 @@ class Pair:
     @property
     def nbytes(self) -> int:
         """Bytes to read, of both sides."""
-        return self.base.nbytes + self.finetune.nbytes
+        return self.base.to_read + self.finetune.to_read
 
     @property
     def dtype(self) -> str:
@@ -103,7 +111,7 @@ class Leftover:
     @property
     def nbytes(self) -> int:
         """Bytes to read, of both sides."""
-        return self.base.nbytes + self.finetune.nbytes
+        return self.base.to_read + self.finetune.to_read
 
 
 @dataclass(frozen=True)

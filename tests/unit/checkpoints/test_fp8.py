@@ -203,3 +203,42 @@ def test_a_changed_configuration_is_another_checkpoint(tmp_path: Path) -> None:
         with open_checkpoint(folder) as checkpoint:
             prints.add((i, checkpoint.fingerprint.split()[1]))
     assert len({mark for _, mark in prints}) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (0.0001, "began from this very copy, and that rounding is not in the delta"),
+        (0.002, "% of the energy is that"),
+    ],
+)
+def test_the_size_of_a_delta_tells_whether_the_bases_rounding_is_in_it(
+    tmp_path: Path, change: float, said: str
+) -> None:
+    """0.0265 x 0.02 = 0.00053 is what rounding moves a weight by."""
+    codes, scales = fp8_blocks(weights(256, 256), (128, 128))
+    base = save(tmp_path / "q", {NAME: codes, INVERSE: scales}, config={"quantization_config": fp8()})
+    moved = by_library(codes, scales, (128, 128)) + change * numbers(256, 256, dtype=torch.float32)
+
+    notes = deltarank.compare(base, save(tmp_path / "p", {NAME: moved})).notes
+
+    assert any(said in note for note in notes), notes
+
+
+def test_a_delta_that_is_mostly_the_bases_rounding_is_called_so(tmp_path: Path) -> None:
+    true = weights(256, 256)
+    codes, scales = fp8_blocks(true, (128, 128))
+    base = save(tmp_path / "q", {NAME: codes, INVERSE: scales}, config={"quantization_config": fp8()})
+
+    notes = deltarank.compare(base, save(tmp_path / "p", {NAME: true + 0.0001})).notes
+
+    assert any("most of this delta may be that rounding" in note for note in notes), notes
+
+
+def test_a_plan_counts_the_bytes_that_are_stored(tmp_path: Path) -> None:
+    """A byte for each number and a scale for each block, and not the four bytes of what they become."""
+    codes, scales = fp8_blocks(weights(256, 256), (128, 128))
+    base = save(tmp_path / "q", {NAME: codes, INVERSE: scales}, config={"quantization_config": fp8()})
+    finetune = save(tmp_path / "p", {NAME: weights(256, 256)})
+
+    assert deltarank.plan(base, finetune).read_bytes == 256 * 256 * (1 + 4) + 4 * 4
