@@ -73,18 +73,19 @@ def test_q4_0_is_the_format_s_definition() -> None:
         assert read.numpy() == pytest.approx(np.float32(np.float16(scale)) * steps, rel=1e-6)
 
 
-def test_nf4_is_the_nearest_of_the_normal_s_quantiles() -> None:
+@pytest.mark.parametrize("shape", [(4, 128), (64, 96), (128, 65), (16, 688)])
+def test_nf4_is_the_nearest_of_the_normal_s_quantiles(shape: tuple[int, int]) -> None:
     """Dettmers and others 2023: eight quantiles above zero and seven below, evenly spaced in probability."""
     offset = 0.9677083
     above = stats.norm.ppf(np.linspace(offset, 0.5, 9)[:-1])
     below = -stats.norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
     levels = np.sort(np.concatenate([below, [0.0], above])) / above.max()
-    weight = normal(4, 128)
+    weight = normal(*shape)
     blocks = weight.numpy().reshape(-1, 64)
     largest = np.abs(blocks).max(axis=1, keepdims=True)
     nearest = levels[np.abs(blocks[..., None] / largest[..., None] - levels).argmin(axis=-1)]
 
-    assert yardstick("nf4").round(weight).numpy() == pytest.approx((nearest * largest).reshape(4, 128), abs=1e-5)
+    assert yardstick("nf4").round(weight).numpy() == pytest.approx((nearest * largest).reshape(shape), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", YARDSTICKS)
@@ -95,6 +96,15 @@ def test_any_dtype_is_upcast_and_left_as_it_was(name: str, dtype: torch.dtype) -
 
     assert torch.equal(yardstick(name).round(weight), yardstick(name).round(weight.float()))
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("name", YARDSTICKS)
+@pytest.mark.parametrize("columns", [33, 80, 96, 688])
+def test_rows_of_any_length_are_rounded_as_well_as_others(name: str, columns: int) -> None:
+    weight = normal(256, columns)
+
+    error = float((yardstick(name).round(weight) - weight).norm() / weight.norm())
+    assert 0.5 * KNOWN_ERRORS[name] < error < 1.1 * KNOWN_ERRORS[name]
 
 
 @pytest.mark.parametrize("name", YARDSTICKS)
