@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deltarank._adapted import factors_of, is_adapted
+from deltarank._detail import Detail
 from deltarank._plan import Step
 from deltarank._settings import Settings
 from deltarank.checkpoints import Leftover, Pair, chunks, rows_of
@@ -32,8 +33,6 @@ from deltarank.spectra import (
     subtract_stack,
 )
 
-CURVE_POINTS = 40
-LEAST_VALUES = 64
 DIGITS = 8
 """Of a singular value in the results: float32 has seven."""
 
@@ -41,8 +40,10 @@ DIGITS = 8
 class Bench:
     """Measures one matrix after another, in one thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, matrices: int = 1) -> None:
+        """`matrices`: how many the run has, in all."""
         self._settings = settings
+        self._detail = Detail.of_run(matrices, settings.ranks)
         self._workspace = Workspace(settings.torch_device)
         self._on_host = Workspace()
 
@@ -116,7 +117,7 @@ class Bench:
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
         if not sums.is_finite:
             return _blank(pair, Outcome.NOT_FINITE, "the base holds NaN or Inf, so no loss can be stated")
-        return _filled(pair, sums, outcome, self._settings.ranks, None if sums.is_zero else known)
+        return self._filled(pair, sums, outcome, None if sums.is_zero else known)
 
     def sums(self, pair: Leftover | Pair) -> Sums:
         """The sums of a pair that is not kept: needs no memory to speak of.
@@ -153,9 +154,9 @@ class Bench:
             side = "base" if not torch.isfinite(torch.tensor(sums.base_energy)) else "finetune"
             return _blank(pair, Outcome.NOT_FINITE, f"the {side} holds NaN or Inf, so no loss can be stated")
         if sums.is_zero:
-            return _filled(pair, sums, Outcome.IDENTICAL, self._settings.ranks, None)
+            return self._filled(pair, sums, Outcome.IDENTICAL, None)
         spectrum = known or self._spectrum(step, delta, sums)
-        return _filled(pair, sums, Outcome.MEASURED, self._settings.ranks, spectrum)
+        return self._filled(pair, sums, Outcome.MEASURED, spectrum)
 
     def _spectrum(self, step: Step, delta: Tensor, sums: Sums) -> Spectrum:
         pair = step.pair
@@ -165,6 +166,39 @@ class Bench:
         edge = noise_edge(sums.rounding_energy, *pair.shape)
         return measure(
             delta, sums.energy, ranks=self._settings.ranks, solver=solver, edge=edge, workspace=self._workspace
+        )
+
+    def _filled(self, pair: Pair, sums: Sums, outcome: Outcome, spectrum: Spectrum | None) -> MatrixResult:
+        base_norm = sums.base_energy**0.5
+        result = replace(
+            _blank(pair, outcome),
+            relative_norm=sums.energy**0.5 / base_norm if base_norm > 0 else None,
+            mean_abs=sums.absolute / sums.entries,
+            frobenius=sums.energy**0.5,
+            base_frobenius=base_norm,
+            rounding_floor=sums.rounding_floor,
+            losses=tuple(
+                Loss.from_energy(
+                    rank, lost=spectrum.lost(rank) if spectrum else 0.0, total=sums.energy, entries=sums.entries
+                )
+                for rank in self._settings.ranks
+            ),
+        )
+        return self._with_spectrum(result, sums, spectrum) if spectrum else result
+
+    def _with_spectrum(self, result: MatrixResult, sums: Sums, spectrum: Spectrum) -> MatrixResult:
+        edge = noise_edge(sums.rounding_energy, result.shape[0], result.shape[1])
+        signal_rank = spectrum.signal_rank(edge)
+        kept = self._detail.values_of(signal_rank, result.max_rank, self._settings.ranks)
+        return replace(
+            result,
+            stable_rank=spectrum.stable_rank,
+            effective_rank=spectrum.effective_rank,
+            signal_rank=signal_rank,
+            noise_edge=edge,
+            solver=spectrum.solver,
+            singular_values=tuple(float(f"{value:.{DIGITS - 1}e}") for value in spectrum.values[:kept]),
+            curve=tuple((rank, round(kept, 7)) for rank, kept in spectrum.curve(self._detail.points)),
         )
 
 
@@ -201,42 +235,6 @@ def _blank(pair: Pair, outcome: Outcome, reason: str | None = None) -> MatrixRes
         dtype=pair.dtype,
         max_rank=min(pair.shape),
         reason=reason,
-    )
-
-
-def _filled(
-    pair: Pair, sums: Sums, outcome: Outcome, ranks: tuple[int, ...], spectrum: Spectrum | None
-) -> MatrixResult:
-    base_norm = sums.base_energy**0.5
-    result = replace(
-        _blank(pair, outcome),
-        relative_norm=sums.energy**0.5 / base_norm if base_norm > 0 else None,
-        mean_abs=sums.absolute / sums.entries,
-        frobenius=sums.energy**0.5,
-        base_frobenius=base_norm,
-        rounding_floor=sums.rounding_floor,
-        losses=tuple(
-            Loss.from_energy(
-                rank, lost=spectrum.lost(rank) if spectrum else 0.0, total=sums.energy, entries=sums.entries
-            )
-            for rank in ranks
-        ),
-    )
-    return _with_spectrum(result, sums, ranks, spectrum) if spectrum else result
-
-
-def _with_spectrum(result: MatrixResult, sums: Sums, ranks: tuple[int, ...], spectrum: Spectrum) -> MatrixResult:
-    edge = noise_edge(sums.rounding_energy, result.shape[0], result.shape[1])
-    stored = spectrum.values[: max(max(ranks), LEAST_VALUES)]
-    return replace(
-        result,
-        stable_rank=spectrum.stable_rank,
-        effective_rank=spectrum.effective_rank,
-        signal_rank=spectrum.signal_rank(edge),
-        noise_edge=edge,
-        solver=spectrum.solver,
-        singular_values=tuple(float(f"{value:.{DIGITS - 1}e}") for value in stored),
-        curve=tuple((rank, round(kept, 7)) for rank, kept in spectrum.curve(CURVE_POINTS)),
     )
 
 

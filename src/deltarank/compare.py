@@ -19,6 +19,7 @@ import torch
 from deltarank._adapted import open_finetune
 from deltarank._bench import Bench, stacks
 from deltarank._crew import Crew
+from deltarank._detail import Detail
 from deltarank._floor import words_on_base
 from deltarank._journal import Journal, Record
 from deltarank._meter import Meter
@@ -47,7 +48,6 @@ __all__ = ["Plan", "Watch", "compare", "open_results", "plan"]
 Ref = str | os.PathLike[str]
 
 PROBES = 3
-BYTES_A_MATRIX = 30_000
 BYTES_A_PAGE = 6_000_000
 
 
@@ -109,12 +109,13 @@ def compare(
         known = make_plan(before, after, _paired(before, after, settings), settings)
         identity = _identity(before, after, settings)
         journal = stack.enter_context(Journal(Path(output), identity)) if output is not None else None
-        run = _Run(known, Bench(settings), watch, journal, audit, (before, after))
+        run = _Run(known, Bench(settings, matrices=len(known.steps)), watch, journal, audit, (before, after))
         if journal is not None:
             if not force and (earlier := journal.finished) is not None:
                 run.watch.resumed(len(earlier.matrices))
                 return earlier
-            run.take_over(journal.open(force=force, room=BYTES_A_MATRIX * len(known.steps) + BYTES_A_PAGE))
+            detail = Detail.of_run(len(known.steps), settings.ranks)
+            run.take_over(journal.open(force=force, room=detail.nbytes * len(known.steps) + BYTES_A_PAGE))
         results = run.go(command)
         if journal is not None:
             journal.finish(results)
@@ -243,7 +244,7 @@ class _Run:
         waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
         if waiting:
             self.watch.began(waiting[0].pair.name)
-        crew = Crew(lambda: Bench(self.plan.settings), self.plan.benches)
+        crew = Crew(lambda: Bench(self.plan.settings, matrices=len(self.plan.steps)), self.plan.benches)
         for number, (step, result) in enumerate(crew.results(stacks(waiting)), start=1):
             self.matrices[result.name] = result
             # What failed for want of memory or a disk may work next time.

@@ -10,8 +10,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -343,6 +343,9 @@ class AuditRow:
         return abs(self.cosine_distance - self.cosine_distance_float64)
 
 
+_NO_MATRICES = '\n "matrices": []'
+
+
 @dataclass(frozen=True)
 class Results:
     """One run, whole: `to_json`/`from_json` and `save`/`load` give back an equal object.
@@ -399,6 +402,9 @@ class Results:
 
     def to_plain(self) -> dict[str, Any]:
         """As dictionaries, lists and numbers, in the order of the contract."""
+        return self._to_plain(self.totals)
+
+    def _to_plain(self, totals: Totals) -> dict[str, Any]:
         return {
             "format_version": self.format_version,
             "tool_version": self.tool_version,
@@ -406,9 +412,9 @@ class Results:
             "base": _plain(self.base),
             "finetune": _plain(self.finetune),
             "settings": _plain(self.settings),
-            "matrices": [_plain(m) for m in self.matrices],
+            "matrices": [matrix_to_plain(m) for m in self.matrices],
             "skipped": [_plain(s) for s in self.skipped],
-            "totals": self.totals.to_plain(),
+            "totals": totals.to_plain(),
             "verdict": _plain(self.verdict),
             "notes": list(self.notes),
             "audit": [_plain(row) for row in self.audit],
@@ -416,7 +422,17 @@ class Results:
         }
 
     def to_json(self) -> str:
-        return json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n"
+        """The contract as text, a matrix a line."""
+        return "".join(self._json_parts())
+
+    def _json_parts(self) -> Iterator[str]:
+        """In parts, so that the file of 50,000 matrices is never whole in memory."""
+        frame = json.dumps(replace(self, matrices=())._to_plain(self.totals), indent=1, allow_nan=False)
+        before, after = frame.split(_NO_MATRICES)  # at that depth only there: a text has no new lines of its own
+        yield before + _NO_MATRICES.rstrip("]")
+        for number, matrix in enumerate(self.matrices):
+            yield ("," if number else "") + "\n  " + json.dumps(matrix_to_plain(matrix), allow_nan=False)
+        yield "\n ]" + after + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -462,7 +478,8 @@ class Results:
         """Writes `path` whole or not at all: beside it first, then renamed."""
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(self._json_parts())
         partial.replace(target)
         return target
 
@@ -566,8 +583,14 @@ def _check_matrix(matrix: MatrixResult, ranks: Sequence[int]) -> None:
 
 
 def matrix_to_plain(matrix: MatrixResult) -> dict[str, Any]:
-    plain: dict[str, Any] = _plain(matrix)
-    return plain
+    return {
+        **vars(matrix),
+        "shape": list(matrix.shape),
+        "outcome": matrix.outcome.value,
+        "singular_values": list(matrix.singular_values),
+        "losses": [dict(vars(loss)) for loss in matrix.losses],
+        "curve": [list(point) for point in matrix.curve],
+    }
 
 
 def matrix_from_plain(data: Mapping[str, Any], ranks: Sequence[int]) -> MatrixResult:

@@ -208,6 +208,14 @@ def test_experts_of_one_square_can_be_chosen(show):
     assert opened.text("#matrix-name") == options.nth(127).inner_text().split(":")[0]
 
 
+def test_of_more_experts_than_lines_each_square_says_how_many(show, monkeypatch):
+    monkeypatch.setattr("deltarank.report._rows.MOST_LISTED", 50)
+    opened = show([builders.results(odd()["128 experts"])])
+
+    assert opened.text("#matrix-choice span") == "128 in this square; the 25 that lose the most"
+    assert opened.text("#shown") == "50 of 50, those of each square that lose the most; 206 more are in results.json"
+
+
 def test_several_runs_stand_side_by_side(show):
     opened = show(three())
     assert opened.page.locator(".heat svg").count() == 3

@@ -277,11 +277,11 @@ def test_it_tells_about_itself_in_a_line_and_in_a_notebook(folders: Mapping[str,
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Enough matrices to be interrupted among them."""
+    """Enough matrices to be interrupted among them, each too large to be measured with others at once."""
     home, generator = tmp_path_factory.mktemp("larger"), torch.Generator().manual_seed(5)
     names = [f"model.layers.{i}.mlp.{part}_proj.weight" for i in range(30) for part in ("up", "down")]
-    base = {name: 0.02 * torch.randn(160, 200, generator=generator) for name in names}
-    base["model.norm.weight"] = torch.ones(160)
+    base = {name: 0.02 * torch.randn(288, 460, generator=generator) for name in names}
+    base["model.norm.weight"] = torch.ones(288)
     return write(home / "base", base), write(home / "full", full_finetune(base))
 
 

@@ -126,6 +126,15 @@ def test_json_is_strict(run: Results) -> None:
     json.loads(run.to_json(), parse_constant=refuse)  # no NaN, no Infinity: jq and browsers read it
 
 
+def test_json_has_a_matrix_a_line() -> None:
+    """What names say cannot move a line: new lines are escaped."""
+    run = run_of(*(measured(4, 1, name=name) for name in ("a", '\n "matrices": []', "b")))
+    lines = [line for line in run.to_json().splitlines() if line.startswith("  {")]
+
+    assert [json.loads(line.rstrip(","))["name"] for line in lines] == [m.name for m in run.matrices]
+    assert Results.from_json(run.to_json()) == run
+
+
 def test_json_has_the_order_of_the_contract() -> None:
     assert list(run_of(measured(4, 1)).to_plain()) == [
         "format_version",

@@ -16,7 +16,8 @@ Shares = tuple[float | None, ...]
 class Cell:
     """A square of the heat map: all matrices of one module in one layer, taken as one.
 
-    `same` says that finetuning changed nothing here, so that "kept" would be an empty word.
+    `matrices` counts them; `members` are the lines on the page of those that have one, at least one of them. `same`
+    says that finetuning changed nothing here, so that "kept" would be an empty word.
     """
 
     layer: str
@@ -24,6 +25,7 @@ class Cell:
     lost: Shares
     share: float | None
     members: tuple[int, ...]
+    matrices: int
     missing: int
     same: bool
     reason: str | None
@@ -113,6 +115,7 @@ class RunView:
     modules: tuple[ModuleRow, ...]
     cells: tuple[Cell, ...]
     matrices: tuple[MatrixRow, ...]
+    unlisted: int
     left_out: tuple[LeftOut, ...]
     origin: Origin
     outputs: OutputsView | None

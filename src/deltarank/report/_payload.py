@@ -113,6 +113,8 @@ def _run(page: PageData, run: RunView) -> dict[str, Any]:
         "losses": [None if x is None else [x.energy_kept, x.relative_error, x.cosine_distance] for x in run.losses],
         "cells": columns(cell_rows(page, run)),
         "members": [cell.members for cell in run.cells],
+        "counts": [cell.matrices for cell in run.cells],
+        "unlisted": run.unlisted,
         "missing": [cell.missing for cell in run.cells],
         "reasons": [cell.reason for cell in run.cells],
         "shares": [cell.share for cell in run.cells],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 
 from deltarank.report._data import Cell, MatrixRow, ModuleRow, Shares
 from deltarank.report._text import clean, rounded, rounded_share
@@ -14,6 +15,9 @@ NO_LAYER = "–"
 SPECTRUM_POINTS = 48
 MOST_DETAILED = 1200
 """How many matrices of a run carry their spectrum into the page, largest loss first; the JSON has them all."""
+
+MOST_LISTED = 3000
+"""How many matrices of a run have a line on the page; of more, those of each square that lose the most."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,37 @@ def layer_label(layer: int | None) -> str:
     return NO_LAYER if layer is None else str(layer)
 
 
-def cells(run: Results, places: Places) -> tuple[Cell, ...]:
-    """A cell for each (layer, module) of the run, by layer and then by module."""
+def _squares(run: Results) -> dict[tuple[float, str], list[int]]:
+    """(layer, module) -> the numbers of its matrices."""
     groups: dict[tuple[float, str], list[int]] = {}
     for i, matrix in enumerate(run.matrices):
         layer = math.inf if matrix.layer is None else matrix.layer
         groups.setdefault((layer, matrix.module), []).append(i)
-    ordered = sorted(groups.items(), key=lambda item: (item[0][0], places.modules[item[0][1]]))
-    return tuple(_cell(run, members, places) for _, members in ordered)
+    return groups
 
 
-def _cell(run: Results, members: list[int], places: Places) -> Cell:
+def listed(run: Results) -> tuple[int, ...]:
+    """The numbers of the matrices that have a line, in the order of the run: all, or the worst of each square."""
+    if len(run.matrices) <= MOST_LISTED:
+        return tuple(range(len(run.matrices)))
+    columns = [_worst_first(run, members) for members in _squares(run).values()]
+    in_turn = (i for row in zip_longest(*columns) for i in row if i is not None)
+    return tuple(sorted(islice(in_turn, MOST_LISTED)))
+
+
+def _worst_first(run: Results, numbers: Iterable[int]) -> list[int]:
+    """By the energy lost at all ranks together."""
+    return sorted(numbers, key=lambda i: -sum(loss.energy_lost for loss in run.matrices[i].losses))
+
+
+def cells(run: Results, places: Places, lines: Sequence[int]) -> tuple[Cell, ...]:
+    """A cell for each (layer, module) of the run, by layer and then by module. Its members are places in `lines`."""
+    ordered = sorted(_squares(run).items(), key=lambda item: (item[0][0], places.modules[item[0][1]]))
+    at = {i: line for line, i in enumerate(lines)}
+    return tuple(_cell(run, members, places, at) for _, members in ordered)
+
+
+def _cell(run: Results, members: list[int], places: Places, at: Mapping[int, int]) -> Cell:
     matrices = [run.matrices[i] for i in members]
     total = Total.of(matrices)
     missing = [m for m in matrices if not m.has_losses]
@@ -51,7 +75,8 @@ def _cell(run: Results, members: list[int], places: Places) -> Cell:
         module=places.modules[matrices[0].module],
         lost=places.lost(total.losses),
         share=_share(total.energy, run),
-        members=tuple(members),
+        members=tuple(at[i] for i in members if i in at),
+        matrices=len(members),
         missing=len(missing),
         same=total.matrices > 0 and total.energy == 0,
         reason=_reason(missing[0] if missing else matrices[0]),
@@ -78,17 +103,10 @@ def module_rows(run: Results, places: Places) -> tuple[ModuleRow, ...]:
     return tuple(sorted(rows, key=lambda row: row.module))
 
 
-def matrix_rows(run: Results, places: Places) -> tuple[MatrixRow, ...]:
-    """A row for each matrix, in the order of the run."""
-    detailed = _detailed(run.matrices)
-    return tuple(_matrix_row(run, m, places, i in detailed) for i, m in enumerate(run.matrices))
-
-
-def _detailed(matrices: tuple[MatrixResult, ...]) -> set[int]:
-    if len(matrices) <= MOST_DETAILED:
-        return set(range(len(matrices)))
-    worst = sorted(range(len(matrices)), key=lambda i: -sum(loss.energy_lost for loss in matrices[i].losses))
-    return set(worst[:MOST_DETAILED])
+def matrix_rows(run: Results, places: Places, lines: Sequence[int]) -> tuple[MatrixRow, ...]:
+    """A row for each of the matrices of these numbers."""
+    detailed = set(_worst_first(run, lines)[:MOST_DETAILED])
+    return tuple(_matrix_row(run, run.matrices[i], places, i in detailed) for i in lines)
 
 
 def _matrix_row(run: Results, matrix: MatrixResult, places: Places, detailed: bool) -> MatrixRow:

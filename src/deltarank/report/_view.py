@@ -9,7 +9,7 @@ from deltarank.report._headline import figures, headlines
 from deltarank.report._modules import Module, arrange
 from deltarank.report._origin import left_out, origin
 from deltarank.report._outputs_view import output_ranks, outputs_view
-from deltarank.report._rows import Places, cells, layer_label, matrix_rows, module_rows
+from deltarank.report._rows import Places, cells, layer_label, listed, matrix_rows, module_rows
 from deltarank.report._text import clean, short
 from deltarank.results import LEGAL_RANKS, Loss, Results, VerdictKind, headline_rank
 
@@ -82,7 +82,7 @@ def _labels(runs: Sequence[Results]) -> list[str]:
 
 
 def _run_view(run: Results, label: str, places: Places) -> RunView:
-    whole = run.totals.whole
+    whole, lines = run.totals.whole, listed(run)
     by_rank: dict[int, Loss] = {loss.rank: loss for loss in whole.losses}
     return RunView(
         label=label,
@@ -95,8 +95,9 @@ def _run_view(run: Results, label: str, places: Places) -> RunView:
         relative_norm=whole.relative_norm,
         rounding_floor=whole.rounding_floor,
         modules=module_rows(run, places),
-        cells=cells(run, places),
-        matrices=matrix_rows(run, places),
+        cells=cells(run, places, lines),
+        matrices=matrix_rows(run, places, lines),
+        unlisted=len(run.matrices) - len(lines),
         left_out=left_out(run),
         origin=origin(run),
         outputs=outputs_view(run.outputs, places.ranks),

@@ -69,8 +69,8 @@
     const cell = cellsOf[run][i];
     const lost = cell[`lost_${rank()}`];
     const where = cell.number === null ? cell.module : `layer ${cell.layer}, ${cell.module}`;
-    const members = data.runs[run].members[i].length;
-    const many = members > 1 ? ` (${members} matrices)` : "";
+    const count = data.runs[run].counts[i];
+    const many = count > 1 ? ` (${whole(count)} matrices)` : "";
     if (cell.same) return `${where}${many}: nothing changed`;
     if (lost === null) return `${where}${many}: ${data.runs[run].reasons[i] ?? `not measured at rank ${rank()}`}`;
     const missing = data.runs[run].missing[i] ? `; ${data.runs[run].missing[i]} not measured` : "";
@@ -230,20 +230,22 @@
 
   function choose(run, cell, { matrix, from } = {}) {
     const members = data.runs[run].members[cell];
+    if (!members.length) return void moveTo(run, cell); // more squares than lines
     Object.assign(state, { run, matrix: matrix ?? worstFirst(run, members)[0] });
-    showChoice(members);
+    showChoice(members, data.runs[run].counts[cell]);
     showMatrix();
     moveTo(run, cell);
     if (from === "heat") find("#matrix-name").scrollIntoView({ block: "nearest" });
     else if (from) location.hash = "matrix";
   }
 
-  function showChoice(members) {
+  function showChoice(members, count) {
     const box = find("#matrix-choice");
     box.hidden = members.length < 2;
     if (box.hidden) return;
     const names = data.runs[state.run].matrices.name;
-    box.querySelector("span").textContent = `${members.length} in this square`;
+    const listed = members.length < count ? `; the ${members.length} that lose the most` : "";
+    box.querySelector("span").textContent = `${whole(count)} in this square${listed}`;
     const options = worstFirst(state.run, members).map((i) => element("option", `${names[i]}: ${percent(lostOf(state.run, i))} lost`, { value: i }));
     box.querySelector("select").replaceChildren(...options);
     box.querySelector("select").value = state.matrix;
@@ -408,7 +410,9 @@
     find("#matrices thead").replaceChildren(head);
     find("#matrices tbody").replaceChildren(...shown.map((line) => tableRow(line, all)));
     if (focused) find(`[data-sort="${focused}"]`)?.focus();
-    find("#shown").textContent = `${shown.length.toLocaleString("en-US")} of ${lines.length.toLocaleString("en-US")}`;
+    const unlisted = data.runs.reduce((sum, run) => sum + run.unlisted, 0);
+    const more = unlisted ? `, those of each square that lose the most; ${whole(unlisted)} more are in results.json` : "";
+    find("#shown").textContent = `${whole(shown.length)} of ${whole(lines.length)}${more}`;
     find("#more").hidden = shown.length === found.length;
     find("#more").textContent = `Show all ${found.length.toLocaleString("en-US")}`;
   }
