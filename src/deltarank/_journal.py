@@ -106,7 +106,7 @@ class Journal:
                     slug="output-exists",
                 )
         elif found != self._identity:
-            changed = _differences(found, self._identity)
+            changed = differences(found, self._identity)
             raise OutputError(
                 f"{self.folder} holds another run: {listing(changed)}.",
                 cure="Give -o another folder, or --force to replace that run.",
@@ -167,7 +167,7 @@ def _claim(file: IO[bytes], folder: Path) -> None:
         return  # a file system without locks
 
 
-def _differences(found: Any, wanted: Record) -> list[str]:
+def differences(found: Any, wanted: Record) -> list[str]:
     """Names of what changed, for a person."""
     if not isinstance(found, dict):
         return ["not one of deltarank's"]

@@ -67,20 +67,25 @@ class OutputsPlan:
         return self.plan.parameters * self.brief.torch_dtype.itemsize
 
     @property
-    def largest(self) -> int:
-        return max((info.entries for info in self.finetune.tensors.values()), default=0)
-
-    @property
     def streams(self) -> bool:
         return self.room is not None and self.whole > USABLE * self.room
 
     @property
     def whole(self) -> float:
-        """Bytes that a model needs with all of it in memory: its weights, one tensor on its way, and a batch."""
-        return self.weights + 2.0 * 4 * self.largest + self._batch_memory
+        """Bytes that a model needs with all of it in memory: its weights, a tensor being made, and a batch."""
+        return self.weights + self._being_made + self._batch_memory(_TOKENS_AT_ONCE.get(self.brief.device.type, 2048))
+
+    @property
+    def peak_memory(self) -> float:
+        """Bytes on the device; streamed, there are the two output heads in place of the weights."""
+        if not self.streams:
+            return self.whole
+        heads = 2.0 * self.plan.vocabulary * self._hidden * self.brief.torch_dtype.itemsize
+        return self._being_made + heads + self._batch_memory(_STREAMED_TOKENS)
 
     @property
     def tokens_at_once(self) -> int:
+        """Of a batch."""
         if self.streams:
             return _STREAMED_TOKENS
         most = _TOKENS_AT_ONCE.get(self.brief.device.type, 2048)
@@ -89,19 +94,13 @@ class OutputsPlan:
         return min(most, max(4 * LOGITS_AT_ONCE // self.plan.vocabulary, 1)) if caps else most
 
     @property
-    def _batch_memory(self) -> float:
-        text = self.plan.config.get_text_config()
-        hidden = getattr(text, "hidden_size", None) or 4096
-        tokens = _TOKENS_AT_ONCE.get(self.brief.device.type, 2048)
-        return tokens * hidden * 24.0 * self.brief.torch_dtype.itemsize + 8.0 * 4 * LOGITS_AT_ONCE
+    def _being_made(self) -> float:
+        """The largest tensor in float32: the base's, the delta or the finetune's, and their sum."""
+        return 3.0 * 4 * max((info.entries for info in self.finetune.tensors.values()), default=0)
 
-    @property
-    def peak_memory(self) -> float:
-        """Bytes on the device."""
-        if not self.streams:
-            return self.whole
-        heads = 2.0 * self.plan.vocabulary * (self._hidden or 1) * self.brief.torch_dtype.itemsize
-        return 3.0 * 4 * self.largest + heads + self._batch_memory * _STREAMED_TOKENS / 2048
+    def _batch_memory(self, tokens: int) -> float:
+        """Some dozen vectors a token, and logits: a few at a time of those that exist in float32."""
+        return tokens * self._hidden * 24.0 * self.brief.torch_dtype.itemsize + 8.0 * 4 * LOGITS_AT_ONCE
 
     @property
     def _hidden(self) -> int:
@@ -139,8 +138,8 @@ class OutputsPlan:
         """Seconds for a token in a pass."""
         device, number = self.brief.device.type, self.brief.torch_dtype.itemsize
         flops = _FLOPS.get((device, number), _FLOPS["cpu", 4])
-        streamed = self.file_bytes / READ_RATE / _STREAMED_TOKENS if self.streams else 0.0
-        return 2.0 * self.plan.parameters / flops + streamed
+        passes = math.ceil(self.tokens / _STREAMED_TOKENS) * self.file_bytes / READ_RATE if self.streams else 0.0
+        return 2.0 * self.plan.parameters / flops + passes / max(self.tokens, 1)
 
     @property
     def a_prompt(self) -> float:

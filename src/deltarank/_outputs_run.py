@@ -46,7 +46,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.plan, self.stage, self.brief = self.job.plan, self.job.stage, self.job.brief
-        self.notes = list(self.plan.notes)
+        self.notes: list[str] = []
+        for note in self.plan.notes:
+            self._note(note)
 
     def go(self, records: Sequence[Record]) -> Outputs:
         self._pace = Pace(self.watch, self.plan.seconds)
@@ -167,11 +169,15 @@ class Run:
             scorer.score(number, turn, self._read(member.name))
             unread = [i for i in range(len(scorer.documents)) if not scorer.can_read(turn, i)]
         if unread:
-            self.notes.append(
+            self._note(
                 f"{member.name}: {len(unread):,} of {len(scorer.documents):,} documents hold tokens that its "
                 "vocabulary lacks, and are left out"
             )
         self.seconds[member.name] = time.perf_counter() - started
+
+    def _note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+        self.watch.warned(sentence)
 
     def _write(self, answers: Answers, who: str, turn: Turn, seed: int) -> None:
         self.watch.began(f"{who}: answers")

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deltarank._brief import DEFAULT_RANKS, Brief, Ref
 from deltarank._cast import Cast
-from deltarank._journal import IDENTITY, RESULTS, Journal
+from deltarank._journal import IDENTITY, RESULTS, Journal, differences
 from deltarank._outputs_job import Job, prepared
 from deltarank._outputs_plan import OutputsPlan
 from deltarank._outputs_run import Run, clear
@@ -19,8 +20,10 @@ from deltarank._staging import told
 from deltarank._watch import Watch
 from deltarank.behaviour_results import Outputs
 from deltarank.compare import compare
+from deltarank.errors import OutputError
 from deltarank.results import DEFAULT_RANKS as WEIGHT_RANKS
 from deltarank.results import Results
+from deltarank.words import listing
 
 __all__ = ["Outputs", "OutputsPlan", "outputs", "plan_outputs"]
 
@@ -180,12 +183,22 @@ def _is_of(job: Job, folder: Path) -> bool:
     return is_same and (folder / RESULTS).is_file()
 
 
+def _refuse_other(folder: Path, found: object, wanted: dict[str, Any]) -> None:
+    raise OutputError(
+        f"{folder} holds other outputs: {listing(differences(found, wanted))}.",
+        cure="Give -o another folder, or --force to replace these outputs; what was measured of weights is kept.",
+        slug="run-differs",
+    )
+
+
 def _spoken(job: Job, weights: Results, folder: Path, *, force: bool, command: str | None, watch: Watch) -> Results:
     """With the outputs: those of an earlier process, or measured now and written into the run's results."""
     earlier = weights.outputs
     if not force and earlier is not None and earlier.settings.get("identity") == job.identity:
         watch.resumed(len(earlier.candidates))
         return weights
+    if earlier is not None and not force:
+        _refuse_other(folder, earlier.settings.get("identity"), job.identity)
     if force:
         clear(folder / PARTIAL)
     with Journal(folder / PARTIAL, job.identity) as journal, Cast(job.stage) as cast:

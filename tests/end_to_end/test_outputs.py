@@ -234,6 +234,27 @@ def test_swapping_in_place_is_loading_anew(models: Path, monkeypatch: pytest.Mon
     assert outputs_of(spoken(models, **options)).attribution == in_place
 
 
+def test_a_model_that_does_not_fit_is_streamed_with_the_same_numbers(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"attribute": "module", "ranks": (4,), "adapters": [models / "adapter"], "yardsticks": ["q8_0"]}
+    whole = outputs_of(spoken(models, **options))
+    monkeypatch.setattr("deltarank._outputs_job.room_on", lambda _: 100_000)
+    monkeypatch.setattr("deltarank._turns.load", _not_to_be_called)
+    streamed = outputs_of(spoken(models, **options))
+
+    for ours, theirs in zip(streamed.candidates, whole.candidates, strict=True):
+        assert kld(ours) == pytest.approx(kld(theirs), rel=1e-4, abs=1e-9)
+    assert streamed.attribution[0].together == pytest.approx(whole.attribution[0].together, rel=1e-4)
+    with pytest.raises(DeltarankError) as caught:
+        spoken(models, samples=1)
+    assert caught.value.slug == "cannot-write-streamed"
+
+
+def _not_to_be_called(*_: object, **__: object) -> None:
+    raise AssertionError("a streamed model was loaded whole")
+
+
 def test_it_joins_the_run_and_is_not_done_twice(models: Path, found: Results, tmp_path: Path) -> None:
     run = tmp_path / "run"
     deltarank.compare(models / "base", models / "finetune", output=run, ranks=[4])
@@ -243,6 +264,12 @@ def test_it_joins_the_run_and_is_not_done_twice(models: Path, found: Results, tm
     assert not (run / "outputs.partial").exists()
     assert first.matrices == deltarank.open_results(run).matrices
     assert spoken(models, output=run, ranks=[4]) == first
+    with pytest.raises(DeltarankError, match="ranks was") as caught:
+        spoken(models, output=run, ranks=[1])
+    assert caught.value.slug == "run-differs"
+    replaced = spoken(models, output=run, ranks=[1], force=True)
+    assert replaced.matrices == first.matrices
+    assert outputs_of(replaced).candidate("rank 1")
 
 
 @pytest.mark.slow

@@ -133,8 +133,6 @@ def _run(job: dict[str, Any], manner: _Manner, *, command: str) -> None:
     tell(f"Results go to {manner.output}.")
     with watching(manner.quiet) as watch:
         results = deltarank.outputs(**job, output=manner.output, force=manner.force, command=command, watch=watch)
-    for note in results.outputs.notes if results.outputs else ():
-        tell(f"Note: {note}")
     try:
         written = write_report([results], manner.output)
     finally:  # a page that failed takes no hour's work with it

@@ -27,6 +27,7 @@ from deltarank.behaviour import (
     output_head,
     read_piece,
     stream,
+    told_of_memory,
 )
 from deltarank.checkpoints import Checkpoint, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError, JobError, UsageError
@@ -223,6 +224,16 @@ def test_each_window_is_in_one_batch_and_none_is_too_large() -> None:
     assert sorted(i for part in parts for i in part) == list(range(6))
     assert all(len(part) * max(len(many[i].ids) for i in part) <= 18 for part in parts)
     assert [len(part) for part in batches(many, size=4, tokens=1)] == [4, 2]
+
+
+def test_a_batch_without_memory_says_what_to_do() -> None:
+    """As torch says it on a CPU; half of the batch is advised."""
+    with pytest.raises(JobError) as caught, told_of_memory(8, CPU):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert caught.value.slug == "out-of-memory"
+    assert "--batch 4" in caught.value.cure
+    with pytest.raises(RuntimeError, match="shape"), told_of_memory(8, CPU):
+        torch.ones(2, 3) @ torch.ones(2, 3)
 
 
 # ---- what cannot be loaded
