@@ -18,11 +18,11 @@ import torch
 
 from deltarank._adapted import open_finetune
 from deltarank._bench import Bench, stacks
+from deltarank._clock import Clock
 from deltarank._crew import Crew
 from deltarank._detail import Detail
 from deltarank._floor import words_on_base
 from deltarank._journal import Journal, Record
-from deltarank._meter import Meter
 from deltarank._plan import READ_RATE, Plan, make_plan
 from deltarank._settings import Settings
 from deltarank._verdict import UNRELATED, judge
@@ -209,7 +209,7 @@ class _Run:
         started = time.perf_counter()
         self.watch.planned(self.plan)
         self._probe()
-        clock = _Clock(self)
+        clock = Clock(self.plan, self.matrices.keys() | self.left_out.keys(), self.checkpoints, self.watch)
         self._measure_all(clock)
         self._sum_up_all(clock)
         return self._results(command, time.perf_counter() - started)
@@ -240,7 +240,7 @@ class _Run:
         self.warnings.append(sentence)
         self.watch.warned(sentence)
 
-    def _measure_all(self, clock: _Clock) -> None:
+    def _measure_all(self, clock: Clock) -> None:
         waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
         if waiting:
             self.watch.began(waiting[0].pair.name)
@@ -254,7 +254,7 @@ class _Run:
             if number < len(waiting):
                 self.watch.began(waiting[number].pair.name)
 
-    def _sum_up_all(self, clock: _Clock) -> None:
+    def _sum_up_all(self, clock: Clock) -> None:
         waiting = [each for each in self.plan.pairing.leftovers if each.name not in self.left_out]
         ahead = Lookahead(waiting)
         for number, leftover in enumerate(waiting):
@@ -318,33 +318,6 @@ class _Run:
             self.watch.began(f"audit of {matrix.name}")
             rows.append(self.bench.audit(step, matrix))
         return tuple(rows)
-
-
-class _Clock:
-    """Foretells the time left from the plan's costs and the time that those done have taken."""
-
-    def __init__(self, run: _Run) -> None:
-        plan = run.plan
-        done = run.matrices.keys() | run.left_out.keys()
-        costs = [(s.pair.name, s.seconds + s.pair.nbytes / READ_RATE) for s in plan.steps]
-        costs += [(x.name, x.nbytes / READ_RATE) for x in plan.pairing.leftovers]
-        waiting = [step.pair for step in plan.steps if step.pair.name not in done]
-        self._meter = Meter(
-            run.checkpoints, [*waiting, *(x for x in plan.pairing.leftovers if x.name not in done)], run.watch
-        )
-        self._watch = run.watch
-        self._whole = math.fsum(cost for _, cost in costs)
-        self._before = math.fsum(cost for name, cost in costs if name in done)
-        self._since = 0.0
-        self._started = time.perf_counter()
-
-    def tick(self, name: str, cost: float) -> None:
-        self._since += cost
-        self._meter.tick()
-        done = self._before + self._since
-        pace = (time.perf_counter() - self._started) / self._since if self._since > 0 else 0.0
-        share = min(done / self._whole, 1.0) if self._whole > 0 else 1.0
-        self._watch.finished(name, max(self._whole - done, 0.0) * pace, share)
 
 
 def _surroundings() -> dict[str, Any]:
