@@ -79,6 +79,8 @@ class Fault:
     at: int = 0
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = 3.0
+    """How long a stalled body says nothing."""
     place: str = "any"
     """"hub", or "storage", where the Hub's links lead."""
 
@@ -291,13 +293,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body[first : min(first + (1 << 16), stated)])
         if kind == "stall":
             self.wfile.flush()
-            time.sleep(STALL)
+            assert fault
+            time.sleep(fault.seconds)
         if kind in ("cut", "stall", "long"):
             self.close_connection = True
-
-
-STALL = 3.0
-"""Seconds that a stalled body says nothing; the client's patience in tests is less."""
 
 
 def _storage_handler(hub: FakeHub) -> type[_Handler]:

@@ -206,6 +206,9 @@ class AdaptedSource:
                 self._effects.popitem(last=False)
             return found
 
+    def interrupt(self) -> None:
+        self._base.interrupt()
+
     def identity(self, file: str) -> str:
         """Unchanged tensors are the base's own bytes."""
         if file == self._file:

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from deltarank._plan import Step
-from deltarank.checkpoints import Lookahead
+from deltarank.checkpoints import Lookahead, interrupt
 
 _Result = TypeVar("_Result")
 
@@ -46,7 +46,8 @@ class Crew(Generic[_Result]):
         threads = torch.get_num_threads()
         share = max(threads // self._benches, 1)
         pool = ThreadPoolExecutor(self._benches, "deltarank", self._begin, (share,))
-        ahead = Lookahead([step.pair for group in groups for step in group])
+        pairs = [step.pair for group in groups for step in group]
+        ahead = Lookahead(pairs)
         starts = accumulate(map(len, groups), initial=0)
         try:
             jobs: dict[Future[list[_Result]], Sequence[Step]] = {
@@ -60,6 +61,9 @@ class Crew(Generic[_Result]):
                     failures.append(failure)
             if failures:
                 raise failures[0]
+        except BaseException:
+            interrupt(pairs)
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)

@@ -24,7 +24,7 @@ from deltarank._verification import FitKind, How, Tally, TensorFit, Unused, Veri
 from deltarank._verify_words import judge_fit
 from deltarank._watch import Watch
 from deltarank.adapters import Adapter, Applied, Change, Effect, apply, habits_of, open_adapter
-from deltarank.checkpoints import Leftover, Pair, open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import Leftover, Lookahead, Pair, interrupt, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError
 from deltarank.results import Outcome
 from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure, noise_edge
@@ -114,15 +114,19 @@ class _Scales:
         pool = ThreadPoolExecutor(hands, "deltarank", self._begin, (max(threads // hands, 1),))
         whole = math.fsum(target.nbytes for target in targets)
         rows: dict[str, TensorFit] = {}
+        ahead = Lookahead(targets)
         done, started = 0.0, time.perf_counter()
         try:
-            jobs = {pool.submit(self._row, target): target for target in targets}
+            jobs = {pool.submit(self._ahead, i, ahead, hands, target): target for i, target in enumerate(targets)}
             for job in as_completed(jobs):
                 target = jobs.pop(job)
                 rows[target.name] = job.result()
                 done += target.nbytes
                 pace = (time.perf_counter() - started) / done if done else 0.0
                 self.watch.finished(target.name, (whole - done) * pace, done / whole if whole else 1.0)
+        except BaseException:
+            interrupt(targets)
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
@@ -131,6 +135,11 @@ class _Scales:
     def _begin(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._local.workspace = Workspace(self.settings.torch_device)
+
+    def _ahead(self, number: int, ahead: Lookahead, hands: int, target: Target) -> TensorFit:
+        """While this one is weighed, the next come."""
+        ahead.reached(number, least=hands)
+        return self._row(target)
 
     def _row(self, target: Target) -> TensorFit:
         """A tensor that fails is a row too."""

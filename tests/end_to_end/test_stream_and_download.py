@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deltarank.checkpoints import open_checkpoint
-from hub import FakeHub, client_environment
+from hub import FakeHub, Fault, client_environment
 
 MATRICES = 6
 
@@ -168,6 +170,24 @@ def test_extract_and_verify_stream_as_well(doorway: Doorway, pair: tuple[Path, P
     assert doorway.weights_in_cache("other") == []
     weights = [folder / "adapter_model.safetensors" for folder in (local, streamed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_silent_line_after_ctrl_c(hub: FakeHub, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deltarank", "compare", "org/base", "org/tuned", "--stream", "-o", "run"]
+    environment = client_environment(hub, tmp_path / "home", HF_HUB_DOWNLOAD_TIMEOUT="60", HF_HUB_DISABLE_XET="1")
+    hub.faults = [Fault("stall", after=5, times=99, seconds=20)]
+    child = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while len(hub.sent) < 7:
+        assert child.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    began = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=30)
+    assert child.returncode == 130, said
+    assert "the same command goes on" in said
+    assert time.monotonic() - began < 10
 
 
 _KILLER = """

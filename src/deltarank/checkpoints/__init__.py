@@ -7,7 +7,7 @@ chunks(pair.base, pair.finetune)               rows of both sides, through reuse
 
 from deltarank.checkpoints._adapters import adapter_folder
 from deltarank.checkpoints._checkpoint import Checkpoint, open_checkpoint
-from deltarank.checkpoints._chunks import Lookahead, chunks, rows_of, will_need
+from deltarank.checkpoints._chunks import Lookahead, chunks, interrupt, rows_of, will_need
 from deltarank.checkpoints._fetch import checked_way, fetch_small
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._names import without_wrappers
@@ -32,6 +32,7 @@ __all__ = [
     "checked_way",
     "chunks",
     "fetch_small",
+    "interrupt",
     "open_checkpoint",
     "pair_checkpoints",
     "rows_of",

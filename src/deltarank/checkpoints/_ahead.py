@@ -1,8 +1,8 @@
 """Byte ranges fetched before they are read: several at a time, in the order announced, in bounded memory.
 
 What is announced (`will_need`) is cut into blocks; neighbours are joined, so that many small tensors are one request.
-Each block is dropped once it was read. A reader never waits for room: what it asks for and nobody has begun to fetch,
-it fetches itself.
+Each block is dropped once it was read. A reader never waits for room: what it asks for and nobody has begun to fetch is
+fetched at once, whatever is held.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from deltarank.checkpoints._patience import GaveUpError
 
 Fetch = Callable[[str, int, memoryview], None]
 """Fills the view with the bytes of a file from a position on, or raises."""
@@ -91,8 +93,8 @@ class ReadAhead:
         done = 0
         while done < view.nbytes:
             block, is_ours = self._block_at(file, start + done, view.nbytes - done)
-            if is_ours:
-                self._fill(block)
+            if is_ours:  # in a thread: a program that stops cannot be held up by a silent line
+                threading.Thread(target=self._fill, args=(block,), name="deltarank-now", daemon=True).start()
             done += self._copy(block, start + done, view[done:])
 
     def drop(self, file: str) -> None:
@@ -103,22 +105,22 @@ class ReadAhead:
                     self._remove(block)
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Lets go of everything. Fetches that are going on end by themselves, unread."""
+    def stop(self) -> None:
+        """No reader waits any longer: each fails at once. Fetches that are going on end by themselves, unread."""
         with self._changed:
             self._closed = True
             self._wanted.clear()
             self._changed.notify_all()
-        deadline = time.monotonic() + 1.0
+
+    def close(self) -> None:
+        """Stops, and lets go of everything."""
+        self.stop()
+        deadline = time.monotonic() + 0.25
         for thread in self._threads:
             thread.join(timeout=max(deadline - time.monotonic(), 0.0))
         with self._changed:
             self._blocks.clear()
             self._held = 0
-
-    @property
-    def is_closed(self) -> bool:
-        return self._closed
 
     def _uncovered(self, file: str, start: int, end: int) -> list[tuple[int, int]]:
         taken = [(b.start, b.end) for b in self._blocks.get(file, ())]
@@ -154,22 +156,34 @@ class ReadAhead:
         """The next block to fetch, if there is one and room for it."""
         if self._closed or not self._wanted or not self._has_room():
             return None
-        first = self._wanted[0]
-        end, asked = first.start, 0
-        while self._wanted and (want := self._wanted[0]).file == first.file and self._joins(want, first.start, end):
-            last = min(want.end, first.start + self._block)
+        return self._gathered(self._wanted.popleft())
+
+    def _gathered(self, first: _Want) -> _Block:
+        """A block that begins here, and goes on with what follows in its file as far as it was announced."""
+        start = end = first.start
+        asked = 0
+        want: _Want | None = first
+        while want is not None:
+            last = min(want.end, start + self._block)
             asked += last - want.start
             end = last
             if last < want.end:
-                self._wanted[0] = _Want(want.file, last, want.end)
+                self._wanted.appendleft(_Want(want.file, last, want.end))
                 break
-            self._wanted.popleft()
-        return self._add(first.file, first.start, end, asked)
+            want = self._neighbour(first.file, start, end)
+        return self._add(first.file, start, end, asked)
+
+    def _neighbour(self, file: str, start: int, end: int) -> _Want | None:
+        """What goes on where this block ends, out of the queue: matrices are not always read in the files' order."""
+        for want in self._wanted:
+            if want.file == file and self._joins(want, start, end):
+                self._wanted.remove(want)
+                return want
+        return None
 
     def _joins(self, want: _Want, start: int, end: int) -> bool:
         """Whether it goes into a block that has `start` to `end` so far."""
-        gap = want.start - end
-        return want.start == start or (0 <= gap <= (end - start) // GAP_SHARE and want.start < start + self._block)
+        return 0 <= want.start - end <= (end - start) // GAP_SHARE and want.start < start + self._block
 
     def _has_room(self) -> bool:
         """What nobody came for makes room."""
@@ -180,7 +194,7 @@ class ReadAhead:
         return self._held + self._block <= self._budget or self._held == 0
 
     def _block_at(self, file: str, position: int, most: int) -> tuple[_Block, bool]:
-        """The block that holds this byte, and whether the caller is to fetch it."""
+        """The block that holds this byte, and whether nobody fetches it yet."""
         with self._changed:
             self._reads += 1
             near = [b for b in self._blocks.get(file, ()) if b.end > position]
@@ -196,13 +210,10 @@ class ReadAhead:
 
     def _taken(self, want: _Want, position: int) -> _Block:
         """Out of the queue, a reader being before its fetchers."""
-        end = min(want.end, position + self._block)
-        rest = [_Want(want.file, a, b) for a, b in ((want.start, position), (end, want.end)) if a < b]
-        at = self._wanted.index(want)
-        del self._wanted[at]
-        for part in reversed(rest):
-            self._wanted.insert(at, part)
-        return self._add(want.file, position, end, end - position)
+        self._wanted.remove(want)
+        if want.start < position:
+            self._wanted.appendleft(_Want(want.file, want.start, position))
+        return self._gathered(_Want(want.file, position, want.end))
 
     def _add(self, file: str, start: int, end: int, asked: int) -> _Block:
         block = _Block(file, start, end, asked, self._reads)
@@ -233,6 +244,8 @@ class ReadAhead:
         """As much as the block has of what the view wants; a block that was read goes."""
         with self._changed:
             while not block.is_ready:
+                if self._closed:
+                    raise GaveUpError("it was stopped")
                 self._changed.wait()
             if block.error is not None:
                 self._remove(block)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -63,6 +63,12 @@ class _Side:
         piece = self._piece
         piece.source.read_into(piece.file, piece.start + first * self._row, self._view[:length])
         return self._bytes[:length].view(piece.dtype).view(rows, piece.shape[1])
+
+
+def interrupt(pairs: Iterable[Pair | Leftover]) -> None:
+    """Whoever reads these over a network is not waited for: its reads fail soon."""
+    for source in {id(piece.source): piece.source for pair in pairs for piece in (pair.base, pair.finetune)}.values():
+        source.interrupt()
 
 
 class Lookahead:

@@ -241,6 +241,9 @@ class DecodedSource:
     def stamp(self, file: str) -> str:
         return self._inner.stamp(file.removesuffix(" (decoded)") if file in self._places else file)
 
+    def interrupt(self) -> None:
+        self._inner.interrupt()
+
     def close(self) -> None:
         self._inner.close()
 

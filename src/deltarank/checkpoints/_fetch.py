@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ class _Ways:
 
         self._ref, self._commit, self._traffic, self._tell = ref, commit, traffic, tell
         self._headers: dict[str, str] = build_hf_headers(library_name="deltarank")
-        self._stopped = False
+        self._stopped = threading.Event()
         self._line: XetLine | None = None
         if xet_is_available():
             url = f"{constants.ENDPOINT}/api/models/{ref.repo_id}/xet-read-token/{commit}"
@@ -136,7 +137,7 @@ class _Ways:
         return XetFile(file, self._line, http) if self._line and file.xet_hash else http
 
     def stop(self) -> None:
-        self._stopped = True
+        self._stopped.set()
         if self._line is not None:
             self._line.close()
 
@@ -144,7 +145,7 @@ class _Ways:
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self._ref.repo_id, file.name, revision=self._commit)
-        return HttpFile(file, url, self._headers, traffic=self._traffic, tell=self._tell, stopped=lambda: self._stopped)
+        return HttpFile(file, url, self._headers, traffic=self._traffic, tell=self._tell, stopped=self._stopped)
 
 
 def _refuse_to_stream(ref: HubRef) -> Fetched:

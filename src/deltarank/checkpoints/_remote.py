@@ -108,7 +108,7 @@ class HttpFile:
         *,
         traffic: Traffic,
         tell: Callable[[str], None],
-        stopped: Callable[[], bool],
+        stopped: threading.Event,
     ) -> None:
         self._file = file
         self._url = url
@@ -121,7 +121,7 @@ class HttpFile:
 
     def read(self, start: int, view: memoryview) -> None:
         transfer = _Transfer(start, view)
-        patience = Patience(self._tell)
+        patience = Patience(self._tell, self._stopped.wait)
         while transfer.left:
             before, told = transfer.done, None
             try:
@@ -136,7 +136,7 @@ class HttpFile:
             if transfer.done > before:
                 patience.renew()
                 told = told or 0.0  # a line that drops after a while is a line that works
-            if self._stopped():
+            if self._stopped.is_set():
                 raise GaveUpError("it was stopped")
             if transfer.left:
                 patience.wait(trouble, told)
@@ -199,7 +199,7 @@ class HttpFile:
             wanted = piece[passed:] if passed < len(piece) else b""
             passed = max(passed - len(piece), 0)
             transfer.take(wanted)
-            if not transfer.left or self._stopped():
+            if not transfer.left or self._stopped.is_set():
                 return  # Leaving closes the connection: what else would come is not wanted.
 
     def _first_byte(self, response: Any, transfer: _Transfer) -> int:

@@ -44,6 +44,9 @@ class Source(Protocol):
     def stamp(self, file: str) -> str:
         """Differs once the file was changed, and stays when the machine is started again."""
 
+    def interrupt(self) -> None:
+        """The program is stopping: reads that wait for a network fail soon. Others end as they would."""
+
     def close(self) -> None:
         """Lets go of everything. A second call does nothing."""
 
@@ -99,6 +102,9 @@ class LocalSource:
                 os.close(descriptor)
         except OSError:
             return  # A hint: the read that follows will say what is wrong.
+
+    def interrupt(self) -> None:
+        """A disk answers soon anyway."""
 
     def close(self) -> None:
         with self._lock:

@@ -75,6 +75,10 @@ class HubSource:
         if start == LENGTH and len(self._listed) * LIKELY_HEADER > BUDGET // 2:
             self._ahead.drop(file)  # what came with the headers of many files is read too late to be kept
 
+    def interrupt(self) -> None:
+        self._stop()
+        self._ahead.stop()
+
     def close(self) -> None:
         self._stop()
         self._ahead.close()
@@ -129,6 +133,10 @@ class PooledSource:
 
     def stamp(self, file: str) -> str:
         return self._of[file].stamp(file)
+
+    def interrupt(self) -> None:
+        for source in self._sources:
+            source.interrupt()
 
     def close(self) -> None:
         for source in self._sources:

@@ -10,6 +10,7 @@ import pytest
 
 from deltarank.checkpoints import _ahead
 from deltarank.checkpoints._ahead import ReadAhead
+from deltarank.checkpoints._patience import GaveUpError
 
 CONTENT = random.Random(1).randbytes(100_000)
 
@@ -83,6 +84,23 @@ def test_neighbours_are_one_request_and_nothing_comes_twice() -> None:
         assert read(ahead, start, 100) == CONTENT[start : start + 100]
     ahead.close()
     assert line.asked == [(0, 100), (100, 10_100), (10_100, 20_100), (20_100, 30_100)]
+
+
+def test_neighbours_are_found_whatever_the_order_in_which_they_are_announced() -> None:
+    """Matrices of one shape are measured together, and do not lie together."""
+    line = Line()
+    ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
+    line.gate.clear()
+    ahead.will_need("x", 0, 10)
+    while not line.asked:
+        pass
+    for start in (1000, 3000, 5000, 2000, 4000, 6000):
+        ahead.will_need("x", start, 1000)
+    line.gate.set()
+    for start in (1000, 3000, 5000, 2000, 4000, 6000):
+        assert read(ahead, start, 1000) == CONTENT[start : start + 1000]
+    ahead.close()
+    assert line.asked == [(0, 10), (1000, 7000)]
 
 
 def test_a_small_gap_is_read_over_and_a_large_one_is_not() -> None:
@@ -161,6 +179,30 @@ def test_closing_ends_the_threads_and_lets_go_of_the_memory() -> None:
     ahead.close()
     ahead.will_need("x", 0, 1000)
     assert threading.active_count() == before
+
+
+def test_a_reader_that_waits_is_let_go_when_the_program_stops() -> None:
+    line = Line()
+    line.gate.clear()
+    ahead = ReadAhead(line.fetch, fetchers=1)
+    ahead.will_need("x", 0, 1000)
+    while not line.asked:
+        pass
+    failed: list[type[BaseException]] = []
+
+    def work() -> None:
+        try:
+            read(ahead, 0, 10)
+        except GaveUpError as error:
+            failed.append(type(error))
+
+    reader = threading.Thread(target=work)
+    reader.start()
+    ahead.stop()
+    reader.join(5)
+    assert failed == [GaveUpError]
+    line.gate.set()
+    ahead.close()
 
 
 def test_threads_are_few_and_begin_when_needed() -> None:
