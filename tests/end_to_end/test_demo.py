@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deltarank.behaviour_results import CandidateKind, Outputs
 from deltarank.cli import main
-from deltarank.cli._demo import FINETUNES, RANKS
+from deltarank.cli._demo import FINETUNES, RANKS, SPOKEN, YARDSTICKS
 from deltarank.results import Results, Total
 
 pytestmark = pytest.mark.slow
@@ -62,11 +63,56 @@ def test_higher_ranks_lose_less(runs: dict[str, Results]) -> None:
         assert whole == sorted(whole, reverse=True)
 
 
+def kld(outputs: Outputs, name: str) -> float:
+    return next(logits.kld.mean for logits in outputs.candidate(name).logits if logits.text == own(outputs))
+
+
+def own(outputs: Outputs) -> str:
+    return next(text.name for text in outputs.texts if text.own)
+
+
+@pytest.mark.parametrize("name", FINETUNES)
+def test_what_it_says_comes_nearer_with_rank_and_the_controls_read_zero(runs: dict[str, Results], name: str) -> None:
+    outputs = runs[name].outputs
+    assert outputs is not None
+    by_rank = [kld(outputs, f"rank {rank}") for rank in SPOKEN]
+
+    assert [kld(outputs, "base"), *by_rank] == sorted([kld(outputs, "base"), *by_rank], reverse=True)
+    assert kld(outputs, "any rank") <= by_rank[-1]
+    controls = [each.name for each in outputs.candidates if each.kind is CandidateKind.CONTROL]
+    assert controls
+    assert all(kld(outputs, control) < 1e-9 for control in controls)
+    assert {*YARDSTICKS} <= {each.name for each in outputs.candidates}
+
+
+def test_the_lora_speaks_as_it_did_and_the_others_do_not(runs: dict[str, Results]) -> None:
+    lora, full, merge = (runs[name].outputs for name in FINETUNES)
+    assert lora is not None
+    assert full is not None
+    assert merge is not None
+
+    assert kld(lora, "rank 8") < kld(lora, "q4_0")
+    assert kld(full, "rank 8") > 10 * kld(full, "q4_0")
+    assert kld(merge, "rank 8") > 10 * kld(merge, "q4_0")
+
+
+def test_the_weights_foretell_which_modules_matter(runs: dict[str, Results]) -> None:
+    outputs = runs["full"].outputs
+    assert outputs is not None
+    (attribution,) = outputs.attribution
+
+    assert len(attribution.parts) == 7
+    assert attribution.rank_correlation is not None
+    assert attribution.rank_correlation > 0.3
+
+
 def test_one_page_shows_all_three(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
 
     assert all(name in page for name in FINETUNES)
-    assert list(folder.glob("*.png"))
+    assert page.count('data-chart="kld"') == 3
+    assert (folder / "kld-by-rank.png").is_file()
+    assert len(page.encode()) < 3_000_000
 
 
 def test_again_it_trains_and_measures_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +123,7 @@ def test_again_it_trains_and_measures_nothing(folder: Path, capsys: pytest.Captu
     assert "trained earlier" in captured.err
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "What a LoRA of rank 8 loses" in captured.out
+    assert "How far what it says is from its finetune" in captured.out
     assert str(folder / "report.html") in captured.out
 
 

@@ -55,7 +55,7 @@ INSIDE = {
     "adapters": {"errors", "words", "results", "checkpoints"},
     "behaviour": {"errors", "words", "results", "behaviour_results", "checkpoints"},
     "report": {"errors", "words", "results", "behaviour_results"},
-    "demo": {"errors", "words", "results", "_threads"},
+    "demo": {"errors", "words", "results", "behaviour_results", "_threads"},
 }
 LOOP_OUTSIDE = {"torch", "numpy"}
 LOOP_INSIDE_NOT = {"cli", "report", "demo"}

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from deltarank.cli._say import out, say_written, sayer, width
 from deltarank.errors import OutputError
 from deltarank.results import Results
+from deltarank.words import listing
+
+if TYPE_CHECKING:
+    from deltarank.demo import Reading
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 FINETUNES = ("lora", "full", "merge")
+SPOKEN = (2, 8, 32)
+"""Ranks of which it is measured what they say; each takes some seconds."""
+YARDSTICKS = ("q8_0", "q4_0")
+SAMPLES, LONGEST, BATCH = 2, 64, 16
+ATTRIBUTED = "full"
+"""The finetune of which it is asked which modules matter."""
 
 
 @click.command(short_help="The article again, small enough for any machine.")
@@ -37,10 +48,10 @@ FINETUNES = ("lora", "full", "merge")
 def demo(output: Path, seed: int, force: bool, quiet: bool) -> None:
     """Train a tiny base and three finetunes, and show what a LoRA keeps of each.
 
-    A LoRA (merged), a full finetune and a merge, trained here in about two minutes on two cores, without network, on
-    the text of Python's own library. Finished parts are used again.
+    A LoRA (merged), a full finetune and a merge, trained here on the text of Python's own library and compared in their
+    weights and in what they say: about three minutes on two cores, without network. Finished parts are used again.
     """
-    from deltarank.demo import build_lab
+    from deltarank.demo import build_lab, write_reading
 
     tell = sayer(quiet)
     if not force:
@@ -51,6 +62,11 @@ def demo(output: Path, seed: int, force: bool, quiet: bool) -> None:
     for name in FINETUNES:
         tell(f"Comparing the base with {name}.")
         runs[name] = _compared(lab.base, lab.folder / name, output / "runs" / name, force=force, quiet=quiet)
+    ranks = listing([str(rank) for rank in SPOKEN])
+    reading = write_reading(lab.texts, output / "reading")
+    for name in FINETUNES:
+        tell(f"Holding what {name} says against the base, LoRAs of rank {ranks}, and itself quantised.")
+        runs[name] = _spoken(lab.base, lab.folder / name, reading, output / "runs" / name, force=force, quiet=quiet)
     _conclude(runs, output, quiet=quiet)
 
 
@@ -75,11 +91,33 @@ def _compared(base: Path, finetune: Path, run: Path, *, force: bool, quiet: bool
         return deltarank.compare(base, finetune, ranks=RANKS, output=run, force=force, watch=watch)
 
 
+def _spoken(base: Path, finetune: Path, reading: Reading, run: Path, *, force: bool, quiet: bool) -> Results:
+    import deltarank
+    from deltarank.cli._progress import watching
+
+    with watching(quiet) as watch:
+        return deltarank.outputs(
+            base,
+            finetune,
+            ranks=SPOKEN,
+            yardsticks=YARDSTICKS,
+            texts=[reading.text],
+            prompts=reading.prompts,
+            attribute="module" if finetune.name == ATTRIBUTED else None,
+            samples=SAMPLES,
+            max_tokens=LONGEST,
+            batch=BATCH,
+            output=run,
+            force=force,
+            watch=watch,
+        )
+
+
 def _conclude(runs: dict[str, Results], output: Path, *, quiet: bool) -> None:
-    from deltarank.demo import findings
+    from deltarank.demo import findings, spoken
     from deltarank.report import write_report
 
     written = write_report(list(runs.values()), output)
-    out("\n".join(findings(runs, width=width())))
+    out("\n".join([*findings(runs, width=width()), "", *spoken(runs, width=width())]))
     say_written(written, sayer(quiet))
     out(f"\nThe page: {(output / 'report.html').resolve()}")

@@ -7,5 +7,7 @@ from __future__ import annotations
 
 from deltarank.demo._findings import findings
 from deltarank.demo._lab import Lab, Training, build_lab
+from deltarank.demo._reading import Reading, write_reading
+from deltarank.demo._spoken import spoken
 
-__all__ = ["Lab", "Training", "build_lab", "findings"]
+__all__ = ["Lab", "Reading", "Training", "build_lab", "findings", "spoken", "write_reading"]

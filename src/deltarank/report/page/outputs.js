@@ -84,15 +84,17 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     token.parentElement.nextElementSibling.textContent = `“${token.textContent.replace(/\n/g, "↵")}”: ${nats}`;
   }
 
-  // What lies between the spans that the two have in common is marked; a mark does not begin with space.
+  // What lies between the spans that the two have in common is marked, but for the space around it.
   function marked(text, spans, side) {
     const parts = [];
     let from = 0;
     for (const span of [...spans, null]) {
       const different = text.slice(from, span ? span[side] : text.length);
       const start = different.length - different.trimStart().length;
+      const end = Math.max(start, different.trimEnd().length);
       if (start) parts.push(different.slice(0, start));
-      if (start < different.length) parts.push(element("mark", different.slice(start)));
+      if (start < end) parts.push(element("mark", different.slice(start, end)));
+      if (end < different.length) parts.push(different.slice(end));
       if (!span) break;
       parts.push(text.slice(span[side], span[side + 1]));
       from = span[side + 1];
