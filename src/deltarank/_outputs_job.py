@@ -50,13 +50,18 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What has to be equal for one process to go on with another's work."""
+        """What has to be equal for one process to go on with another's work.
+
+        Not the size of a batch, which moves the last digits only: where memory was not enough, a smaller one goes on.
+        """
+        settings = self.brief.to_plain()
+        del settings["batch"]
         return {
             "tool_version": version("deltarank"),
             "base": self.stage.before.fingerprint,
             "finetune": self.stage.after.fingerprint,
             "given": dict(self.given),
-            "settings": {**self.brief.to_plain(), "tokens_at_once": self.plan.tokens_at_once},
+            "settings": settings,
         }
 
 

@@ -197,6 +197,11 @@ def _factor_file(folder: Path, numbers: Mapping[str, int], name: str) -> Path:
     return folder / f"{numbers[name]:05}.factors"
 
 
+def has_scores(folder: Path) -> bool:
+    """Whether a document was scored."""
+    return any(folder.glob("scores-*/*.npz"))
+
+
 def clear(folder: Path) -> None:
     """Lets what a job kept go: only what we made."""
     for inner in ("reference", *(path.name for path in folder.glob("scores-[0-9]*"))):

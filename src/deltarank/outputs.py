@@ -15,12 +15,12 @@ from deltarank._cast import Cast
 from deltarank._journal import IDENTITY, RESULTS, Journal, differences
 from deltarank._outputs_job import Job, prepared
 from deltarank._outputs_plan import OutputsPlan
-from deltarank._outputs_run import Run, clear
+from deltarank._outputs_run import Run, clear, has_scores
 from deltarank._staging import told
 from deltarank._watch import Watch
 from deltarank.behaviour_results import Outputs
 from deltarank.compare import compare
-from deltarank.errors import OutputError
+from deltarank.errors import DeltarankError, OutputError
 from deltarank.results import DEFAULT_RANKS as WEIGHT_RANKS
 from deltarank.results import Results
 from deltarank.words import listing
@@ -28,6 +28,9 @@ from deltarank.words import listing
 __all__ = ["Outputs", "OutputsPlan", "outputs", "plan_outputs"]
 
 PARTIAL = "outputs.partial"
+
+_MAY_GO_ON = ("out-of-memory", "hub-lost", "hub-unreachable", "unreadable")
+"""Failures after which the same command, or one with a smaller batch, may find all that was done before."""
 
 
 def outputs(
@@ -201,11 +204,16 @@ def _spoken(job: Job, weights: Results, folder: Path, *, force: bool, command: s
         _refuse_other(folder, earlier.settings.get("identity"), job.identity)
     if force:
         clear(folder / PARTIAL)
-    with Journal(folder / PARTIAL, job.identity) as journal, Cast(job.stage) as cast:
-        records = journal.open(force=force, room=job.plan.disk)
-        if records:
-            watch.resumed(len(records))
-        found = Run(job, cast, journal, watch).go(records)
+    try:
+        with Journal(folder / PARTIAL, job.identity) as journal, Cast(job.stage) as cast:
+            records = journal.open(force=force, room=job.plan.disk)
+            if records:
+                watch.resumed(len(records))
+            found = Run(job, cast, journal, watch).go(records)
+    except DeltarankError as error:
+        if not (isinstance(error, OutputError) or error.slug in _MAY_GO_ON or has_scores(folder / PARTIAL)):
+            clear(folder / PARTIAL)  # a job that cannot be done does not stand in the way of one that can
+        raise
     settings = {**found.settings, "identity": job.identity, "command": command}
     results = replace(weights, outputs=replace(found, settings=settings))
     with told(folder):

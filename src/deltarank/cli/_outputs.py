@@ -125,12 +125,12 @@ def _print_plan(job: dict[str, Any], as_json: bool) -> None:
 
 
 def _run(job: dict[str, Any], manner: _Manner, *, command: str) -> None:
+    tell = sayer(manner.quiet)
+    tell(f"Results go to {manner.output}. Getting ready to run models takes some seconds.")
     import deltarank
     from deltarank.cli._progress import watching
     from deltarank.report import write_report
 
-    tell = sayer(manner.quiet)
-    tell(f"Results go to {manner.output}.")
     with watching(manner.quiet) as watch:
         results = deltarank.outputs(**job, output=manner.output, force=manner.force, command=command, watch=watch)
     try:
