@@ -17,6 +17,7 @@ from deltarank.checkpoints._integers import integer_error
 from deltarank.checkpoints._recipe import Found
 from deltarank.checkpoints._scaled import Grid, Scaled
 from deltarank.checkpoints._storage import Storage
+from deltarank.checkpoints._tables import looked_up_pairs, pairs_of, scaled
 
 _STATE = ".quant_state.bitsandbytes__"
 _PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
@@ -47,13 +48,14 @@ class Tabled:
     def decode(self, parts: Parts, first: int, last: int) -> Tensor:
         columns = self.shape[-1]
         begin, end = first * columns, last * columns
-        packed = parts.rows(self.codes, 1, begin // 2, -(-end // 2)).view(-1)
-        codes = torch.stack([packed >> 4, packed & 15], dim=1).view(-1)[begin % 2 :][: end - begin]
-        values = parts.whole(self.table).to(torch.float32)[codes.to(torch.int64)]
-        blocks = torch.arange(begin, end) // self.block
-        return (values * self._largest(parts, int(blocks[0]), int(blocks[-1]) + 1)[blocks - blocks[0]]).view(
-            -1, columns
-        )
+        packed = parts.rows(self.codes, 1, begin // 2, -(-end // 2))
+        table = pairs_of(parts.whole(self.table).to(torch.float32), high_first=True)
+        values = looked_up_pairs(table, packed).view(-1)[begin % 2 :][: end - begin]
+        largest = self._largest(parts, begin // self.block, (end - 1) // self.block + 1)
+        if begin % self.block == 0 and end % self.block == 0:
+            return scaled(values.view(-1, self.block), largest.view(-1, 1), self.block).view(-1, columns)
+        blocks = torch.arange(begin, end) // self.block - begin // self.block
+        return (values * largest[blocks]).view(-1, columns)
 
     def _largest(self, parts: Parts, first: int, last: int) -> Tensor:
         found = parts.rows(self.absmax, 1, first, last).view(-1)

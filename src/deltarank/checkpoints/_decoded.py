@@ -38,8 +38,8 @@ SMALL = 4 << 20
 
 MOST_KEPT = 8 * SMALL
 
-MOST_LARGE = 4
-"""Large parts that are kept: formats that store a matrix transposed need all of it for any of its rows."""
+MOST_LARGE = 6
+"""Large parts that are kept, for two matrices at a time: some formats need all of a part for any row of the matrix."""
 
 
 class Parts:
@@ -49,6 +49,7 @@ class Parts:
         self._source = source
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._large: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
+        self._held = 0
         self._lock = threading.Lock()
 
     def rows(self, info: TensorInfo, columns: int, first: int, last: int) -> Tensor:
@@ -67,9 +68,11 @@ class Parts:
                 return kept
         found = self._read(info, 0, info.nbytes).view(info.shape)
         with self._lock:
+            if info.name not in self._kept:  # two threads may have read it
+                self._held += found.nbytes
             self._kept[info.name] = found
-            while sum(each.nbytes for each in self._kept.values()) > MOST_KEPT and len(self._kept) > 1:
-                self._kept.popitem(last=False)
+            while self._held > MOST_KEPT and len(self._kept) > 1:
+                self._held -= self._kept.popitem(last=False)[1].nbytes
         return found
 
     def slab(self, info: TensorInfo, number: int, slabs: int) -> Tensor:

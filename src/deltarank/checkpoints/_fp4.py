@@ -12,14 +12,14 @@ from deltarank.checkpoints._decoded import Parts
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._scaled import factors
 from deltarank.checkpoints._storage import Storage
+from deltarank.checkpoints._tables import looked_up_pairs, pairs_of, scaled
 
 MXFP4 = Storage("MXFP4 (32 to a scale)", 0.114)
 NVFP4 = Storage("NVFP4 (16 to a scale)", 0.0945)
 
 _HALF = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _VALUES = torch.tensor([*_HALF, *(-value for value in _HALF)])
-PAIRS = torch.stack([_VALUES[torch.arange(256) % 16], _VALUES[torch.arange(256) // 16]], dim=1)
-"""The two numbers of each byte, that of the lower half first."""
+PAIRS = pairs_of(_VALUES)
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ class Fp4Experts:
 
 
 def _scaled(codes: Tensor, scales: Tensor) -> Tensor:
-    values = PAIRS[codes.to(torch.int64)].flatten(1)
-    return (values.view(len(values), scales.shape[1], -1) * scales.unsqueeze(-1)).flatten(1)
+    values = looked_up_pairs(PAIRS, codes)
+    return scaled(values, scales, values.shape[1] // scales.shape[1])

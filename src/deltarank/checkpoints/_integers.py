@@ -13,6 +13,7 @@ from torch import Tensor
 from deltarank.checkpoints._decoded import Parts
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._storage import Storage
+from deltarank.checkpoints._tables import scaled, shifted
 
 WORD = 32
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -30,6 +31,10 @@ def integer_error(bits: int, group: int) -> float:
 
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """The first `count` numbers of each row of words (int32), the lowest bits first, with no bit unused."""
+    if bits in (4, 8):
+        octets = words.contiguous().view(torch.uint8)
+        found = octets if bits == 8 else torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)
+        return found[:, :count]
     mask = (1 << bits) - 1
     if WORD % bits == 0:
         shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
@@ -68,13 +73,16 @@ class Packed:
     def decode(self, parts: Parts, first: int, last: int) -> Tensor:
         columns, half = self.shape[-1], 1 << (self.bits - 1)
         words = parts.rows(self.packed, words_of(columns, self.bits), first, last)
-        values = unpack(words, self.bits, columns).to(torch.float32) - half
+        values = unpack(words, self.bits, columns).to(torch.float32).sub_(half)
         if self.scales.entries == 1:
-            return values * parts.whole(self.scales).to(torch.float32)
+            return values.mul_(parts.whole(self.scales).to(torch.float32).view(1, 1))
         groups = self.scales.shape[-1]
+        order = None if self.order is None else parts.whole(self.order)
         if self.zeros is not None:
-            values -= self._spread(parts, self._zeros(parts, groups, first, last).to(torch.float32) - half)
-        return values * self._spread(parts, parts.rows(self.scales, groups, first, last).to(torch.float32))
+            zeros = self._zeros(parts, groups, first, last).to(torch.float32) - half
+            values = shifted(values, *_laid_out(zeros, order, self.group))
+        scales = parts.rows(self.scales, groups, first, last).to(torch.float32)
+        return scaled(values, *_laid_out(scales, order, self.group))
 
     def _zeros(self, parts: Parts, groups: int, first: int, last: int) -> Tensor:
         """Of these rows: 32 rows take `bits` lines of words."""
@@ -85,10 +93,15 @@ class Packed:
         found = unpack(words.T.contiguous(), self.bits, last - begin * WORD)
         return found[:, first - begin * WORD :].T
 
-    def _spread(self, parts: Parts, found: Tensor) -> Tensor:
-        if self.order is not None:
-            return found[:, parts.whole(self.order).to(torch.int64)]
-        return found if found.shape[1] == 1 else found.repeat_interleave(self.group, dim=1)[:, : self.shape[-1]]
+
+def _laid_out(found: Tensor, order: Tensor | None, group: int) -> tuple[Tensor, int]:
+    """Numbers of groups and how many columns each counts for: one, where columns were sorted before they were grouped.
+
+    An order that names the groups one after the other is none.
+    """
+    if order is None or torch.equal(order, torch.arange(len(order), dtype=order.dtype) // group):
+        return found, group
+    return torch.index_select(found, 1, order.to(torch.int32)), 1
 
 
 @dataclass(frozen=True)
@@ -118,25 +131,21 @@ class Transposed:
         inputs = self.shape[1]
         words = parts.slab(self.packed, 0, 1).view(self.packed.shape)
         if self.awq:
-            codes = self._along(words, first, last).T
+            codes = self._along(words, first, last).T.contiguous()
         else:
-            codes = unpack(words[:, first:last].T.contiguous(), self.bits, inputs)
+            codes = unpack(words[:, first:last].T, self.bits, inputs)
         zeros = self._along(parts.slab(self.zeros, 0, 1).view(self.zeros.shape), first, last)
         zeros = zeros + self.zero_offset & (1 << self.bits) - 1
-        scales = parts.slab(self.scales, 0, 1).view(self.scales.shape)[:, first:last].to(torch.float32)
-        which = self._groups(parts)
-        return ((codes.T - zeros[which]).to(torch.float32) * scales[which]).T
+        scales = parts.slab(self.scales, 0, 1).view(self.scales.shape)[:, first:last]
+        order = None if self.order is None else parts.whole(self.order)
+        values = shifted(codes.to(torch.float32), *_laid_out(zeros.T.to(torch.float32), order, self.group))
+        return scaled(values, *_laid_out(scales.T.to(torch.float32), order, self.group))
 
     def _along(self, words: Tensor, first: int, last: int) -> Tensor:
         """Columns first to last of what is packed along the outputs."""
         begin, end = first // WORD, -(-last // WORD)
         part = words[:, begin * self.bits : end * self.bits]
-        found = unpack(part.contiguous(), self.bits, part.shape[1] * WORD // self.bits)
+        found = unpack(part, self.bits, part.shape[1] * WORD // self.bits)
         if self.awq:
             found = found.view(len(found), -1, len(AWQ_ORDER))[:, :, list(AWQ_ORDER)].flatten(1)
         return found[:, first - begin * WORD : last - begin * WORD]
-
-    def _groups(self, parts: Parts) -> Tensor:
-        if self.order is not None:
-            return parts.whole(self.order).to(torch.int64)
-        return torch.arange(self.shape[1]) // self.group

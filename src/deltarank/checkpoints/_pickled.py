@@ -144,7 +144,10 @@ def _info(name: str, tensor: Tensor, file: str) -> TensorInfo:
     storage = tensor.untyped_storage()
     place = getattr(storage, "_checkpoint_offset", None)
     start = int(tensor.storage_offset()) * tensor.dtype.itemsize
-    if not isinstance(place, int) or start + size > storage.nbytes() or not tensor.is_contiguous():
+    if not isinstance(place, int):
+        obstacle = "and this version of torch does not tell where its numbers lie: 2.7 and later do"
+        return TensorInfo(name, shape, f"{word} (of no place)", file, 0, 0, Storage(word, obstacle=obstacle))
+    if start + size > storage.nbytes() or not tensor.is_contiguous():
         obstacle = "its rows do not lie one behind the other in the file"
         return TensorInfo(name, shape, f"{word} (strided)", file, 0, 0, Storage(word, obstacle=obstacle))
     return TensorInfo(name, shape, word, file, place + start, size)

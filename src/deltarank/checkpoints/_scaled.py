@@ -16,6 +16,7 @@ from torch import Tensor
 from deltarank.checkpoints._decoded import Parts
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._storage import Storage
+from deltarank.checkpoints._tables import looked_up, of_bytes, scaled, shifted
 
 FP8 = {
     "F8_E4M3": ("e4m3", 0.0265),
@@ -87,14 +88,21 @@ class Scaled:
         return tuple(part for part in (self.codes, self.scales, self.zeros) if part is not None)
 
     def decode(self, parts: Parts, first: int, last: int) -> Tensor:
-        columns = self.shape[-1]
-        values = parts.rows(self.codes, columns, first, last).to(torch.float32)
+        codes = parts.rows(self.codes, self.shape[-1], first, last)
+        is_fp8 = codes.dtype.is_floating_point
+        values = looked_up(of_bytes(codes.dtype), codes.view(torch.uint8)) if is_fp8 else codes.to(torch.float32)
         if self.scales is not None:
             lines = self._lines(first, last)
             if self.zeros is not None:
-                values -= self._spread(parts.rows(self.zeros, self.grid.columns, *_ends(lines)), lines)
-            values *= self._spread(factors(parts.rows(self.scales, self.grid.columns, *_ends(lines))), lines)
+                zeros = self._grid(parts, self.zeros, lines).to(torch.float32)
+                values = shifted(values, zeros, self.grid.block[1])
+            values = scaled(values, factors(self._grid(parts, self.scales, lines)), self.grid.block[1])
         return values * self.factor if self.factor != 1.0 else values
+
+    def _grid(self, parts: Parts, info: TensorInfo, lines: Tensor) -> Tensor:
+        """A line of the grid for each row."""
+        first = int(lines[0])
+        return parts.rows(info, self.grid.columns, first, int(lines[-1]) + 1)[lines - first]
 
     def _lines(self, first: int, last: int) -> Tensor:
         """The line of the grid that each row lies under."""
@@ -102,14 +110,6 @@ class Scaled:
         which = torch.arange(first, last)
         lines = which % rows // self.grid.block[0]
         return lines + which // rows * self.grid.rows if self.grid.stacked else lines
-
-    def _spread(self, found: Tensor, lines: Tensor) -> Tensor:
-        """Numbers of the grid's lines from the first of `lines` on, for each row and column."""
-        return spread(found[lines - int(lines[0])], self.grid.block[1], self.shape[-1])
-
-
-def _ends(lines: Tensor) -> tuple[int, int]:
-    return int(lines[0]), int(lines[-1]) + 1
 
 
 def factors(scales: Tensor) -> Tensor:
@@ -122,8 +122,3 @@ def exponents(codes: Tensor) -> Tensor:
     ones = torch.ones(codes.shape, dtype=torch.float64)
     powers = torch.ldexp(ones, codes.to(torch.int32) - 127).to(torch.float32)
     return powers.masked_fill_(codes == 255, float("nan"))
-
-
-def spread(scales: Tensor, block: int, columns: int) -> Tensor:
-    """A scale for each column, the last block cut where the matrix ends."""
-    return scales if scales.shape[1] == 1 else scales.repeat_interleave(block, dim=1)[:, :columns]

@@ -63,7 +63,7 @@ def test_columns_in_an_order_of_their_own(tmp_path: Path) -> None:
     how = scheme("pack-quantized", num_bits=4, group_size=32, strategy="group", symmetric=True)
     order = torch.randperm(192, generator=torch.Generator().manual_seed(1)) // 32
     stored, _ = by_library(weights(40, 192), how)
-    codes = unpack(stored[f"{STEM}.weight_packed"], 4, 192) - 8
+    codes = unpack(stored[f"{STEM}.weight_packed"], 4, 192).int() - 8
     stored[f"{STEM}.weight_g_idx"] = order.to(torch.int32)
 
     found = decoded(tmp_path, stored, settings(4))
