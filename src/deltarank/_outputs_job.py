@@ -18,7 +18,9 @@ from deltarank.behaviour import (
     Home,
     Prompt,
     blueprint,
+    check_room,
     difference,
+    fitting,
     moved_tokens,
     read_prompts,
     read_texts,
@@ -78,7 +80,7 @@ def _planned(brief: Brief, before: Checkpoint, after: Checkpoint) -> Job:
     given, notes = _looked_at(brief, tokenizer)
     window = min(WINDOW, stage.plan.context, stage.base_plan.context)
     texts = read_texts([Path(text) for text in brief.texts], tokenizer, context=window)
-    prompts = read_prompts(Path(brief.prompts) if brief.prompts else None) if brief.samples else []
+    prompts, left_out = _asked(brief, tokenizer, min(stage.plan.context, stage.base_plan.context))
     plan = OutputsPlan(
         brief=brief,
         base=before,
@@ -90,11 +92,25 @@ def _planned(brief: Brief, before: Checkpoint, after: Checkpoint) -> Job:
         prompts=len(prompts),
         parts=len(part_names(stage.pairing, brief.attribute)),
         room=room_on(brief.device),
-        notes=(*_of_tokenizers(stage, tokenizer), *notes),
+        notes=(*_of_tokenizers(stage, tokenizer), *notes, *left_out),
     )
     if plan.streams and prompts:
         _refuse_streamed_answers(plan)
     return Job(stage, plan, tokenizer, texts, prompts, given)
+
+
+def _asked(brief: Brief, tokenizer: Any, context: int) -> tuple[list[Prompt], list[str]]:
+    """The prompts, and a note of built-in ones that a short context has no room for; the user's own must all fit."""
+    if not brief.samples:
+        return [], []
+    found = read_prompts(Path(brief.prompts) if brief.prompts else None)
+    room = {"max_tokens": brief.max_tokens, "context": context}
+    kept = found if brief.prompts else fitting(found, tokenizer, **room)
+    check_room(kept or found, tokenizer, **room)
+    if len(kept) == len(found):
+        return kept, []
+    left = f"{len(found) - len(kept)} of {len(found)} built-in prompts"
+    return kept, [f"{left} leave no room for {brief.max_tokens:,} tokens in the model's {context:,}: left out"]
 
 
 def _stage(brief: Brief, before: Checkpoint, after: Checkpoint) -> Stage:

@@ -385,6 +385,15 @@ def _copy(folder: Path, to: Path) -> Path:
     return to
 
 
+def test_prompts_without_room_are_refused_before_anything_is_read(models: Path, tmp_path: Path) -> None:
+    """One's own must all fit; of those built in, at least one."""
+    (tmp_path / "long.txt").write_text("short\n" + "long " * 60)
+    for options in ({"prompts": tmp_path / "long.txt", "max_tokens": 8}, {"max_tokens": 250}):
+        with pytest.raises(DeltarankError) as caught:
+            deltarank.plan_outputs(models / "base", models / "finetune", **options)
+        assert caught.value.slug == "prompt-length"
+
+
 # ---- the command
 
 
@@ -401,10 +410,12 @@ def test_the_command_writes_the_page(models: Path, tmp_path: Path, capsys: pytes
 
 
 def test_a_dry_run_has_figures_and_reads_no_weight(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["outputs", str(models / "base"), str(models / "finetune"), "--dry-run", "--yardstick", "q8_0,q4_0"])
+    words = ["--dry-run", "--yardstick", "q8_0,q4_0", "--max-tokens", "8"]
+    code = main(["outputs", str(models / "base"), str(models / "finetune"), *words])
     out = capsys.readouterr().out
 
     assert code == 0
-    assert "24 prompts x 4" in out
+    assert "prompts x 4, up to 8 tokens each" in out
+    assert "of 24 built-in prompts leave no room for 8 tokens in the model's 256: left out" in out
     assert "loaded whole, one after another" in out
     assert "q4_0" in out

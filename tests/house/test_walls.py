@@ -53,9 +53,9 @@ INSIDE = {
     "checkpoints": {"errors", "words", "results"},
     "spectra": {"errors", "words", "results"},
     "adapters": {"errors", "words", "results", "checkpoints"},
-    "behaviour": {"errors", "words", "results", "behaviour_results", "checkpoints"},
+    "behaviour": {"errors", "words", "results", "_quiet", "behaviour_results", "checkpoints"},
     "report": {"errors", "words", "results", "behaviour_results"},
-    "demo": {"errors", "words", "results", "behaviour_results", "_threads"},
+    "demo": {"errors", "words", "results", "behaviour_results", "_quiet", "_threads"},
 }
 LOOP_OUTSIDE = {"torch", "numpy"}
 LOOP_INSIDE_NOT = {"cli", "report", "demo"}

@@ -5,7 +5,7 @@ from deltarank.behaviour._divergence import TokenStats, token_stats
 from deltarank.behaviour._forward import LOGITS_AT_ONCE, Head, Predictor, Window, batches, told_of_memory
 from deltarank.behaviour._model import Blueprint, Home, blueprint, file_names, load, output_head, stream, tokenizer_of
 from deltarank.behaviour._prompts import Prompt, read_prompts
-from deltarank.behaviour._sampling import Answer, generate, own_document
+from deltarank.behaviour._sampling import Answer, check_room, fitting, generate, own_document
 from deltarank.behaviour._statistics import logits_of
 from deltarank.behaviour._store import Kept
 from deltarank.behaviour._texts import Document, read_texts
@@ -35,8 +35,10 @@ __all__ = [
     "attribution_of",
     "batches",
     "blueprint",
+    "check_room",
     "difference",
     "file_names",
+    "fitting",
     "generate",
     "load",
     "logits_of",

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers import AutoModelForCausalLM as _AutoModel
 from transformers.utils import logging as _logging
 
+from deltarank._quiet import import_quietly
 from deltarank.behaviour._weights import Weights, strange_dtypes
 from deltarank.checkpoints import Checkpoint
 from deltarank.errors import CheckpointError, JobError, UsageError
@@ -28,6 +29,8 @@ AnyModel = Any
 # Much of transformers is untyped.
 AutoModelForCausalLM: Any = _AutoModel
 logging: Any = _logging
+
+import_quietly("transformers.quantizers.auto")  # loading a model does so; it pulls in every quantiser there is
 
 _CURE_HOME = "Give a folder as transformers saves it, with config.json and the tokenizer's files beside the weights."
 

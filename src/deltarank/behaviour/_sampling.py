@@ -47,6 +47,26 @@ def own_document(answer: Answer) -> Document:
     return Document(name, (*answer.prompt_ids, *answer.ids), scored)
 
 
+def fitting(prompts: Sequence[Prompt], tokenizer: AnyTokenizer, *, max_tokens: int, context: int) -> list[Prompt]:
+    """Those that leave room for an answer of so many tokens.
+
+    Raises:
+        JobError: the chat template refuses a prompt.
+    """
+    return [each for each in prompts if 0 < len(each.ids(tokenizer)) <= context - max_tokens]
+
+
+def check_room(prompts: Sequence[Prompt], tokenizer: AnyTokenizer, *, max_tokens: int, context: int) -> None:
+    """Before anything heavy is done.
+
+    Raises:
+        UsageError: a prompt leaves no room for an answer.
+        JobError: the chat template refuses a prompt.
+    """
+    for index, prompt in enumerate(prompts):
+        _check_room(index, len(prompt.ids(tokenizer)), max_tokens, context)
+
+
 def generate(
     model: Any,
     tokenizer: AnyTokenizer,

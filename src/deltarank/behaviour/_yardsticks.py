@@ -7,13 +7,9 @@ those that a LoRA would carry, and leave the rest as it is: embeddings, output h
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import gguf
@@ -21,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltarank._quiet import import_quietly
 from deltarank.errors import UsageError
 
 _LEFT_ALONE = re.compile(
@@ -116,26 +113,13 @@ def _fp8(weight: Tensor) -> Tensor:
 def _bitsandbytes() -> Any:
     """Its functions; its remarks about kernels that it would like to have on a CPU are not the user's business."""
     try:
-        with _quietly():
-            return import_module("bitsandbytes.functional")
+        return import_quietly("bitsandbytes.functional")
     except (ImportError, OSError, RuntimeError) as error:
         raise UsageError(
             f"the yardstick 'nf4' needs bitsandbytes, which cannot be loaded: {error}.",
             cure='pip install "deltarank[yardsticks]", or leave nf4 out.',
             slug="yardstick-missing",
         ) from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 _LEAVES = "embeddings, output head, norms, biases and routers left as they are"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltarank._quiet import quietly
 from deltarank._threads import wait_politely
 from deltarank.demo._recipe import Recipe
 from deltarank.errors import OutputError
@@ -119,7 +120,8 @@ def build_by(
         return found
     _check_free(target, force)
     wait_politely()
-    from deltarank.demo._build import build
+    with quietly():  # PEFT imports every quantiser there is, and some talk
+        from deltarank.demo._build import build
 
     with _whole_or_nothing(target) as partial:
         lab = build(partial, recipe, seed=seed, say=say, progress=progress)

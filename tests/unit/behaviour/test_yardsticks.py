@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+from deltarank._quiet import quietly
 from deltarank.behaviour._yardsticks import YARDSTICKS, yardstick
 from deltarank.errors import UsageError
 
@@ -23,9 +24,7 @@ def normal(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 def torchao(name: str, weight: torch.Tensor) -> torch.Tensor:
     """What the library itself reads back. Its remarks about kernels for GPUs are not the test's business."""
-    from deltarank.behaviour._yardsticks import _quietly
-
-    with _quietly():
+    with quietly():
         from torchao.quantization import Float8Tensor, Int8Tensor, PerRow
     kind: Any = {"int8": Int8Tensor, "fp8": Float8Tensor}[name]
     read: torch.Tensor = kind.from_hp(weight, granularity=PerRow()).dequantize()

@@ -1,0 +1,29 @@
+"""Libraries that talk while they are imported: of kernels that they would like to have, of what they will change."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing under an error is logged, and no warning shown: not in a user's terminal, whose business it is not."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def import_quietly(name: str) -> ModuleType:
+    """Raises what importing it raises."""
+    with quietly():
+        return import_module(name)
