@@ -151,6 +151,7 @@ def write_adapter(
         model=base.config or finetune.config,
         parameters=list(dict.fromkeys(t.module for t in targets if t.bare)),
         bias=bool(finished.biases),
+        tied=any(other.head for other in finished.carried),
     )
     write_json(folder / CONFIG, config)
 
@@ -224,7 +225,9 @@ def _whole(finished: Finished, finetune: Checkpoint) -> Iterator[Stored]:
     for other in finished.carried:
         info = finetune.tensors[other.name]
         leaf = other.name.rpartition(".")[2]
-        yield Stored(whole_key(f"{other.module}.{leaf}"), PLAIN[info.dtype], info.shape, _bytes_of(info, finetune))
+        for module in (other.module, other.head):  # PEFT wants what is tied twice
+            if module is not None:
+                yield Stored(whole_key(f"{module}.{leaf}"), PLAIN[info.dtype], info.shape, _bytes_of(info, finetune))
 
 
 def _bytes_of(info: TensorInfo, checkpoint: Checkpoint) -> Fill:
@@ -240,4 +243,5 @@ def nbytes_of(layout: Layout, dtype: torch.dtype) -> float:
     factors = sum((outputs + inputs) * rank for (outputs, inputs), rank in sides) * dtype.itemsize
     if any(other.beside for other in layout.others):
         factors += sum(target.sides[0] for target in layout.targets) * dtype.itemsize
-    return float(factors + sum(other.pair.nbytes / 2 for other in layout.others if other.module and other.pair))
+    whole = [other.pair.nbytes / 2 * (2 if other.head else 1) for other in layout.others if other.module and other.pair]
+    return float(factors + sum(whole))

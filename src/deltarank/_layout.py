@@ -80,6 +80,7 @@ class Other:
 
     module   the module that `modules_to_save` may carry it with
     beside   the module beside whose factors its change may be carried, for a bias
+    head     the output head that is tied to it, which is carried as its copy
     """
 
     name: str
@@ -88,6 +89,7 @@ class Other:
     pair: Pair | Leftover | None
     module: str | None = None
     beside: str | None = None
+    head: str | None = None
 
     @property
     def has_place(self) -> bool:
@@ -121,7 +123,7 @@ def lay_out(
         asked: what is measured was named by the user (`--include`).
     """
     targets: list[Target] = []
-    others = [*_leftovers(finetune, pairing, server), *_skipped(pairing)]
+    others = [*_leftovers(base, finetune, pairing, server), *_skipped(pairing)]
     for pair in pairing.pairs:
         found = _placed(pair, base, server, rank, asked)
         if isinstance(found, Target):
@@ -263,18 +265,29 @@ def _refused(target: Target, server: Server) -> Other:
     return Other(target.pair.name, EXPERT, reason, target.pair)
 
 
-def _leftovers(finetune: Checkpoint, pairing: Pairing, server: Server) -> Iterator[Other]:
+def _leftovers(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, server: Server) -> Iterator[Other]:
     has_head = any(kind_of(name) == "lm_head" for name in finetune.tensors)
+    head = None if has_head else _tied_head(base)
     for each in pairing.leftovers:
         kind = kind_of(each.name) or ("tied" if each.outcome is Outcome.TIED else "other tensors")
         module = each.base.tensor.rpartition(".")[0]
         whole = server.carries.get(kind) == "whole" and is_module(module) and each.name in finetune.tensors
-        if whole and (each.outcome is Outcome.TIED or (kind == "embedding" and not has_head)):
+        if whole and head and kind == "embedding" and module.endswith(".embed_tokens"):
+            yield Other(each.name, kind, "", each, module, head=head)
+        elif whole and (each.outcome is Outcome.TIED or (kind == "embedding" and not has_head)):
             yield Other(each.name, kind, _NO_HEAD, each)
         elif whole:
             yield Other(each.name, kind, "", each, module)
         else:
             yield Other(each.name, kind, _reason(kind, server), each)
+
+
+def _tied_head(base: Checkpoint) -> str | None:
+    """The output head that the base takes from its input embedding; None where PEFT would not find it."""
+    classes = base.config.get("architectures")
+    is_known = isinstance(classes, list) and any(str(name).endswith("ForCausalLM") for name in classes)
+    has_own = any(kind_of(name) == "lm_head" for name in base.tensors)
+    return "lm_head" if is_known and not has_own and base.config.get("tie_word_embeddings") is not False else None
 
 
 def _skipped(pairing: Pairing) -> Iterator[Other]:

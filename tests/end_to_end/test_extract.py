@@ -243,9 +243,29 @@ def test_base_and_adapter_are_base_and_rank_r_delta(tmp_path: Path, name: str, m
     assert not torch.allclose(found, logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["tied llama", "gpt2"])
-def test_a_tied_vocabulary_stays_tied(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["tied llama", "gemma"])
+def test_a_tied_vocabulary_goes_to_peft_whole_and_stays_tied(tmp_path: Path, name: str) -> None:
     base, finetune = write_pair(DENSE[name], tmp_path)
+    adapter = deltarank.extract(base, finetune, rank=32, output=tmp_path / "a", server="peft")
+    seen = deltarank.verify(base, finetune, tmp_path / "a")
+    truth = logits(AutoModelForCausalLM.from_pretrained(finetune))
+    model: Any = served(base, tmp_path / "a")
+    table, head = (
+        module.modules_to_save["default"].weight
+        for module in (model.base_model.model.get_input_embeddings(), model.base_model.model.lm_head)
+    )
+
+    assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
+    assert table is head
+    assert seen.unused == ()
+    assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
+    torch.testing.assert_close(logits(model), truth, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(model.merge_and_unload()), truth, atol=2e-5, rtol=1e-4)
+
+
+def test_a_tied_vocabulary_that_peft_would_untie_stays_the_base_s(tmp_path: Path) -> None:
+    """PEFT knows GPT-2's table by no name that it looks for."""
+    base, finetune = write_pair(DENSE["gpt2"], tmp_path)
     adapter = deltarank.extract(base, finetune, rank=8, output=tmp_path / "a", server="peft")
     model: Any = served(base, tmp_path / "a")
     kinds = {tensor.kind for tensor in adapter.budget.tensors}

@@ -33,6 +33,7 @@ class Habit(Enum):
 PEFT, _TITLE = "peft", "PEFT"
 _TAKES, _IGNORES, _REFUSES = Habit.TAKES, Habit.IGNORES, Habit.REFUSES
 
+_HEADS = frozenset({"lm_head.weight"})
 _NO_BIAS = "the base has no bias there to compare with"
 
 # What servers.json does not say: a converter that takes norms, which are then ignored; a table that takes no factors.
@@ -154,6 +155,8 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
     parts = [each for each in found_parts if isinstance(each, Part)]
     for part in parts:
         target = tensors.find(part.tensor)
+        if target is None and adapter.config.ties and part.kind is Kind.WHOLE and part.tensor in _HEADS:
+            continue  # the copy of an embedding that the base's output head is tied to
         found = (
             land(part, target, fan_in_fan_out=adapter.config.fan_in_fan_out, model_type=config.get("model_type"))
             if target is not None
@@ -163,8 +166,8 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
             landings.append(found)
         else:
             strays.append(Stray(part.up.name, found))
-    if 2 * len(landings) <= len(found_parts):
-        _refuse_stranger(adapter, strays, len(found_parts))
+    if len(landings) <= len(strays):
+        _refuse_stranger(adapter, strays, len(landings) + len(strays))
     return landings, strays
 
 

@@ -25,6 +25,7 @@ def adapter_config(
     model: Mapping[str, Any],
     parameters: Sequence[str] = (),
     bias: bool = False,
+    tied: bool = False,
 ) -> dict[str, Any]:
     """The configuration of an adapter with lora_alpha = r, so that every reader scales by 1.
 
@@ -37,9 +38,10 @@ def adapter_config(
         model: the model's own config.json.
         parameters: `target_parameters`, bare parameters that have factors.
         bias: `lora_bias`: each module of `targets` has a bias beside its factors.
+        tied: `ensure_weight_tying`: an embedding in `whole` takes the output head along.
     """
-    # Few readers know these two, and some refuse what they do not know: they are named only where they are needed.
-    rare = ({"target_parameters": list(parameters)} if parameters else {}) | ({"lora_bias": True} if bias else {})
+    # Few readers know these, and some refuse what they do not know: they are named only where they are needed.
+    rare = {"target_parameters": list(parameters), "lora_bias": bias, "ensure_weight_tying": tied}
     return {
         "peft_type": "LORA",
         "task_type": _task(model),
@@ -60,7 +62,7 @@ def adapter_config(
         "inference_mode": True,
         "layers_to_transform": None,
         "layers_pattern": None,
-        **rare,
+        **{key: value for key, value in rare.items() if value},
     }
 
 

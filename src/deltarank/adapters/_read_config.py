@@ -44,6 +44,7 @@ class LoraConfig:
 
     rank, alpha      of every module that no pattern names
     targets          the modules that PEFT puts a LoRA on; a tensor for another one is passed over
+    ties             an embedding that is saved whole takes the output head along, of which the file has a copy
     parameters       ends of the names of bare parameters that have a LoRA (`target_parameters`)
     """
 
@@ -59,6 +60,7 @@ class LoraConfig:
     targets: Globs
     excluded: Globs
     parameters: frozenset[str] = frozenset()
+    ties: bool = False
 
     @property
     def has_patterns(self) -> bool:
@@ -110,6 +112,7 @@ def parse_config(text: bytes) -> LoraConfig:
             targets=_globs(data, "target_modules", missing=True),
             excluded=_globs(data, "exclude_modules", missing=False),
             parameters=frozenset(_words(data, "target_parameters")),
+            ties=_flag(data, "ensure_weight_tying"),
         )
     except Unfit as unfit:
         _refuse(f"its {unfit}")
