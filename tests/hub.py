@@ -82,7 +82,7 @@ class Fault:
     seconds: float = 3.0
     """How long a stalled body says nothing."""
     place: str = "any"
-    """"hub", or "storage", where the Hub's links lead."""
+    """"hub" or "storage", where the Hub's links lead, for weights; "api" for what is asked before."""
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,11 @@ class FakeHub:
         parts = urllib.parse.urlparse(url)
         return self._links.get(parts.path.split("/")[1]) if parts.query == f"signature={self._signature}" else None
 
-    def fault(self, place: str) -> Fault | None:
-        """The one that strikes now."""
+    def fault(self, place: str, *, only: bool = False) -> Fault | None:
+        """The one that strikes now; `only`: of those that are meant for this place and no other."""
         with self._lock:
             for fault in self.faults:
-                if fault.place in ("any", place) and fault.times > 0:
+                if (fault.place == place or (fault.place == "any" and not only)) and fault.times > 0:
                     if fault.after > 0:
                         fault.after -= 1
                         return None
@@ -323,6 +323,9 @@ def _hub_handler(hub: FakeHub) -> type[_Handler]:
         def serve(self) -> None:
             path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
             hub.requests.append((self.command, path))
+            if path.startswith("/api/") and (fault := hub.fault("api", only=True)):
+                self.send(fault.status, headers=fault.headers)
+                return
             routes: list[tuple[re.Pattern[str], Callable[..., None]]] = [
                 (_RESOLVE, self._file),
                 (_TREE, self._tree),

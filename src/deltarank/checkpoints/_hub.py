@@ -9,11 +9,12 @@ import errno
 import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from deltarank.checkpoints._digests import check_downloads
 from deltarank.checkpoints._folder import INDEX, SINGLE
 from deltarank.checkpoints._index import PICKLED_SUFFIX, SUFFIX, parse_index
+from deltarank.checkpoints._patience import RETRIED, GaveUpError, Patience, told_wait
 from deltarank.checkpoints._refs import HubRef
 from deltarank.checkpoints._text import shown
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
@@ -128,14 +129,34 @@ def _has_single(ref: HubRef, commit: str) -> bool:
 
 
 def at_the_edge(ref: HubRef, action: Callable[[], _T]) -> _T:
-    """Whatever the client library raises, as an error of ours."""
-    try:
-        return action()
-    except DeltarankError:
-        raise
-    # The client raises its own errors, those of the HTTP library under it, and those of Xet: no common root.
-    except Exception as error:
-        raise translated(ref, error) from error
+    """Whatever the client library raises, as an error of ours; what a busy Hub refuses is asked again, in patience.
+
+    A line that does not work is told at once: at the start of a run its user is there.
+    """
+    patience = Patience()
+    while True:
+        try:
+            return action()
+        except DeltarankError:
+            raise
+        # The client raises its own errors, those of the HTTP library under it, and those of Xet: no common root.
+        except Exception as error:
+            busy = _busy(error)
+            if busy is None:
+                raise translated(ref, error) from error
+            try:
+                patience.wait(f"it answers {busy.status_code}", told_wait(busy.headers))
+            except GaveUpError:
+                raise translated(ref, error) from error
+
+
+def _busy(error: Exception) -> Any:
+    """The Hub's answer, if it is one that another try may change. The client may have wrapped it once."""
+    for each in (error, error.__cause__):
+        response = getattr(each, "response", None)
+        if getattr(response, "status_code", None) in RETRIED:
+            return response
+    return None
 
 
 def translated(ref: HubRef, error: Exception) -> DeltarankError:

@@ -27,7 +27,11 @@ class GaveUpError(Exception):
 class Patience:
     """Counts the failures of one transfer. What arrives in between clears the count."""
 
-    def __init__(self, tell: Callable[[str], None], sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        tell: Callable[[str], None] = lambda sentence: None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         self._tell = tell
         self._sleep = sleep
         self._failures = 0

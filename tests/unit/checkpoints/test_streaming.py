@@ -33,6 +33,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
         hub.add("org/big", save(root / "big", BIG, shards=3, config={"model_type": "llama"}))
         hub.add("org/one", save(root / "one", BIG))
         hub.add("org/small", save(root / "small", llama()))
+        hub.add("org/busy", root / "small")
         hub.add("org/private", root / "small", private=True)
         hub.add("org/gated", root / "small", gated=True)
         hub.add("org/climber", write_index(root / "climber", {"a": "../../secret.safetensors"}).parent)
@@ -64,7 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def keeper(hub: FakeHub, home: Path) -> Iterator[Client]:
     """A client that may download, and has a token."""
-    with Client(hub, home, HF_TOKEN=TOKEN) as keeper:
+    with Client(hub, home, HF_TOKEN=TOKEN, WAITS="0.05") as keeper:
         yield keeper
 
 
@@ -183,6 +184,16 @@ def test_a_server_that_asks_to_wait_is_obeyed(hub: FakeHub, client: Client, trut
     began = time.monotonic()
     assert client.read("org/big", "stream")["hashes"] == truth
     assert time.monotonic() - began >= 0.9
+
+
+@pytest.mark.parametrize("fetch", ["stream", "download"])
+def test_a_busy_hub_is_asked_again_before_anything_was_read(fetch: str, hub: FakeHub, keeper: Client) -> None:
+    hub.faults = [
+        Fault("status", status=503, times=2, place="api"),
+        Fault("status", status=429, headers={"Retry-After": "0"}, place="api"),
+    ]
+    assert "tensors" in keeper.ask("org/busy", None, fetch)
+    assert all(fault.times == 0 for fault in hub.faults)
 
 
 def test_an_expired_link_is_resolved_again(hub: FakeHub, client: Client, truth: dict[str, Any]) -> None:
