@@ -67,23 +67,25 @@ def assert_equal(adapted: Results, merged: Results) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"r": 3, "lora_alpha": 8, "target_modules": TARGETS},
-        {"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "use_rslora": True},
         {
             "r": 2,
             "target_modules": TARGETS,
+            "use_rslora": True,
             "rank_pattern": {"layers.0.self_attn.q_proj": 5},
             "alpha_pattern": {"down_proj": 32},
+            "modules_to_save": ["lm_head"],
         },
-        {"r": 2, "target_modules": "all-linear", "modules_to_save": ["lm_head"]},
-        {"r": 2, "target_modules": ["q_proj", "embed_tokens"]},
+        pytest.param({"r": 3, "lora_alpha": 8, "target_modules": TARGETS}, marks=pytest.mark.slow),
+        pytest.param({"r": 2, "target_modules": "all-linear", "modules_to_save": ["lm_head"]}, marks=pytest.mark.slow),
+        pytest.param({"r": 2, "target_modules": ["q_proj", "embed_tokens"]}, marks=pytest.mark.slow),
     ],
-    ids=["plain", "rslora", "patterns", "head saved", "embedding"],
+    ids=["everything", "plain", "head saved", "embedding"],
 )
 def test_an_adapter_equals_its_merge(base: Path, tmp_path: Path, config: dict[str, Any]) -> None:
     assert_equal(*both(tmp_path, base, **config))
 
 
+@pytest.mark.slow
 def test_transposed_layers_equal_their_merge(tmp_path: Path) -> None:
     """GPT-2's Conv1D; its c_proj is square."""
     assert_equal(
@@ -133,6 +135,7 @@ def test_the_matrix_is_not_formed(base: Path, adapter: Path, monkeypatch: pytest
     assert formed == []
 
 
+@pytest.mark.slow
 def test_a_rank_near_the_side_is_solved_like_any_other(base: Path, tmp_path: Path) -> None:
     adapted, merged = both(tmp_path, base, r=24, target_modules=["q_proj"])
 
@@ -214,6 +217,7 @@ def test_a_run_goes_on_only_with_the_same_adapter(base: Path, own: Path, tmp_pat
         deltarank.compare(base, own, output=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_adapter_on_the_hub_over_a_base_that_is_streamed(base: Path, adapter: Path, tmp_path: Path) -> None:
     """By the real client: the base by byte ranges, the adapter into the cache."""
     program = "import sys; from deltarank.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -91,7 +91,7 @@ def test_bits_are_those_of_the_group_that_fits(tmp_path: Path) -> None:
     assert torch.equal(decoded(tmp_path, stored, mixed), plain)
 
 
-@pytest.mark.parametrize(("bits", "group"), [(4, 128), (4, 32), (8, 1024), (8, 128), (3, 64)])
+@pytest.mark.parametrize(("bits", "group"), [(4, 128), (8, 1024), (3, 32)])
 def test_the_stated_error_is_what_rounding_makes(tmp_path: Path, bits: int, group: int) -> None:
     true = weights(256, 1024)
     how = scheme("pack-quantized", num_bits=bits, group_size=group, strategy="group", symmetric=True)
