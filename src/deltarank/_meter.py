@@ -20,7 +20,7 @@ class Meter:
         self, checkpoints: tuple[Checkpoint, Checkpoint], pairs: Iterable[Pair | Leftover], watch: Watch
     ) -> None:
         self._counts = [each.traffic for each in checkpoints if each.traffic is not None]
-        pieces = [piece for pair in pairs for piece in (pair.base, pair.finetune)]
+        pieces = [piece for pair in pairs for piece in pair.pieces]
         self._whole = sum(piece.to_read for each in checkpoints for piece in pieces if _is_streamed(piece, each))
         self._before = self._received()
         self._watch = watch

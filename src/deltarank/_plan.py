@@ -87,6 +87,7 @@ class Plan:
             *step_lines(self.steps),
             "",
             *_left_out_lines(self.pairing),
+            *_shared_lines(self.pairing),
             *[f"note: {note}" for note in self.notes],
             needs_line(self, self.seconds),
         ]
@@ -225,3 +226,10 @@ def _left_out_lines(pairing: Pairing) -> Iterator[str]:
         groups.setdefault(each.outcome, []).append(each.name)
     for outcome, names in groups.items():
         yield f"left out: {count(len(names), 'tensor')}: {outcome.sentence} ({listing(names, most=3)})"
+
+
+def _shared_lines(pairing: Pairing) -> Iterator[str]:
+    both: tuple[Pair | Leftover, ...] = (*pairing.pairs, *pairing.leftovers)
+    shared = [each for each in both if len(each.pieces) == 1]
+    if shared:
+        yield f"identical: {count(len(shared), 'tensor')} of files known to be the same on both sides, read once"

@@ -215,7 +215,9 @@ class _Run:
         return self._results(command, time.perf_counter() - started)
 
     def _probe(self) -> None:
-        """Says at once when this cannot be the base: the smallest of a few matrices tell."""
+        """Says at once when this cannot be the base: the smallest of a few matrices tell, or a file that both have."""
+        if any(len(step.pair.pieces) == 1 for step in self.plan.steps):
+            return
         most = min(10 * PROBES, max(len(self.plan.steps) // 3, PROBES))  # small ones: they are read once more
         pairs = sorted((step.pair for step in self.plan.steps), key=lambda pair: pair.nbytes)[:most]
         norms = [norm for pair in pairs[:: max(len(pairs) // PROBES, 1)][:PROBES] if (norm := self._norm(pair))]

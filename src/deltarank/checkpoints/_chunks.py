@@ -27,14 +27,15 @@ def chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iterator[
     """
     if base.shape != finetune.shape:
         raise ValueError(f"shapes differ: {base.shape} and {finetune.shape}")
-    for piece in (base, finetune):
+    pieces = (base,) if base is finetune else (base, finetune)  # one: known to hold the same, and read once
+    for piece in pieces:
         piece.source.will_need(piece.file, piece.start, piece.nbytes)
     rows, columns = base.shape
     step = min(rows, max(1, entries // max(columns, 1)))
-    sides = (_Side(base, step), _Side(finetune, step))
+    sides = [_Side(piece, step) for piece in pieces]
     for first in range(0, rows, step):
-        ours, theirs = (side.read(first, min(step, rows - first)) for side in sides)
-        yield first, ours, theirs
+        read = [side.read(first, min(step, rows - first)) for side in sides]
+        yield first, read[0], read[-1]
 
 
 def rows_of(piece: Piece, first: int, last: int, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor]]:
@@ -96,5 +97,5 @@ class Lookahead:
 
 def will_need(pair: Pair | Leftover) -> None:
     """Tells both sides that this pair is read soon."""
-    for piece in (pair.base, pair.finetune):
+    for piece in pair.pieces:
         piece.source.will_need(piece.file, piece.start, piece.nbytes)

@@ -11,7 +11,7 @@ from deltarank.checkpoints._globs import Choice, Selection
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._names import Namer, Place
 from deltarank.checkpoints._notes import notes_on
-from deltarank.checkpoints._pieces import PLAIN, Leftover, Pair, Pairing, Piece
+from deltarank.checkpoints._pieces import PLAIN, Leftover, Pair, Pairing, Piece, hold_the_same
 from deltarank.checkpoints._prefixes import match_names
 from deltarank.checkpoints._refusals import refuse_adapters, refuse_empty, refuse_same, refuse_strangers
 from deltarank.checkpoints._text import dimensions, shown
@@ -162,6 +162,8 @@ class _Plan:
 
     def __init__(self, base: Checkpoint, finetune: Checkpoint, selection: Selection) -> None:
         self._sources = (base.source, finetune.source)
+        # Where both hold the same bytes, those on this machine are read.
+        self._nearer = int(base.traffic is not None and finetune.traffic is None)
         self._selection = selection
         self.pairs: list[Pair] = []
         self.leftovers: list[Leftover] = []
@@ -212,7 +214,10 @@ class _Plan:
     def _pieces(self, two: _Two, shape: tuple[int, ...], *, skip: int = 0) -> tuple[Piece, Piece]:
         flat = _as_rows(shape)
         base, finetune = self._sources
-        return Piece.of(two.base, base, flat, skip=skip), Piece.of(two.finetune, finetune, flat, skip=skip)
+        pieces = Piece.of(two.base, base, flat, skip=skip), Piece.of(two.finetune, finetune, flat, skip=skip)
+        if hold_the_same(*pieces):
+            return (pieces[self._nearer], pieces[self._nearer])
+        return pieces
 
 
 def _as_rows(shape: tuple[int, ...]) -> tuple[int, int]:

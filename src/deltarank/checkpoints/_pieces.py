@@ -61,6 +61,16 @@ class Piece:
         return self.storage.error if self.storage else 0.0
 
 
+def hold_the_same(one: Piece, other: Piece) -> bool:
+    """Whether the two are the same plain bytes, known from what their files are and without reading them."""
+    return (
+        one.storage is None
+        and other.storage is None
+        and (one.start, one.dtype, one.shape) == (other.start, other.dtype, other.shape)
+        and one.source.identity(one.file) == other.source.identity(other.file)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One matrix to measure, by its name in the finetune ("[i]" for expert i of a fused tensor).
@@ -85,7 +95,12 @@ class Pair:
     @property
     def nbytes(self) -> int:
         """Bytes to read, of both sides."""
-        return self.base.to_read + self.finetune.to_read
+        return sum(piece.to_read for piece in self.pieces)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Those to read: one where both sides are known to hold the same bytes."""
+        return (self.base,) if self.base is self.finetune else (self.base, self.finetune)
 
     @property
     def dtype(self) -> str:
@@ -111,7 +126,12 @@ class Leftover:
     @property
     def nbytes(self) -> int:
         """Bytes to read, of both sides."""
-        return self.base.to_read + self.finetune.to_read
+        return sum(piece.to_read for piece in self.pieces)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Those to read: one where both sides are known to hold the same bytes."""
+        return (self.base,) if self.base is self.finetune else (self.base, self.finetune)
 
 
 @dataclass(frozen=True)
