@@ -14,6 +14,10 @@ from deltarank._cast import Member
 from deltarank.behaviour import Head, Predictor, Window, load, output_head, stream, told_of_memory
 
 
+_WORTH_COLLECTING = 50_000_000
+"""Parameters. Collecting takes most of a second; Python does it itself before small models add up."""
+
+
 @dataclass(frozen=True)
 class Maker:
     """How models are made: whole, or streamed where they do not fit."""
@@ -39,7 +43,7 @@ class Turn:
         was_made = self._model is not None
         self._model = self._predictor = None
         self._own_head = (None, None)
-        if was_made:
+        if was_made and self.member.plan.parameters > _WORTH_COLLECTING:
             gc.collect()  # accelerate's hooks and transformers' modules point at each other
             if self.maker.device.type == "cuda":
                 torch.cuda.empty_cache()
