@@ -53,6 +53,7 @@ class Stage:
     plan: Blueprint
     device: torch.device
     trust_remote_code: bool = False
+    fetch: str = "auto"
 
     @property
     def targets(self) -> tuple[Pair | Leftover, ...]:
@@ -121,7 +122,7 @@ class Cast:
     def model(self, ref: str | Path, name: str) -> Member:
         """Another checkpoint."""
         stage = self.stage
-        checkpoint = self._open.enter_context(open_checkpoint(ref))
+        checkpoint = self._open.enter_context(open_checkpoint(ref, fetch=stage.fetch))
         plan = blueprint(checkpoint, trust_remote_code=stage.trust_remote_code)
         return Member(name, CandidateKind.MODEL, plan, Weights.of(checkpoint, [], stage.device))
 

@@ -12,6 +12,7 @@ from typing import Any
 from deltarank._brief import ANY_RANK, BASE, CONTROLS, Brief, Ref, content_of
 from deltarank._cast import Stage
 from deltarank._outputs_plan import WINDOW, OutputsPlan, part_names, room_on, stored_dtype
+from deltarank._watch import Watch
 from deltarank.adapters import CONFIG, open_adapter
 from deltarank.behaviour import (
     Document,
@@ -68,16 +69,22 @@ class Job:
 
 
 @contextmanager
-def prepared(brief: Brief, base: Ref, finetune: Ref, base_revision: str | None, revision: str | None) -> Iterator[Job]:
-    """Raises what `deltarank.outputs` says."""
-    with open_checkpoint(base, revision=base_revision) as before, open_checkpoint(finetune, revision=revision) as after:
-        yield _planned(brief.resolved(stored_dtype(after, PLAIN)), before, after)
+def prepared(
+    brief: Brief, base: Ref, finetune: Ref, revisions: tuple[str | None, str | None], fetch: str, watch: Watch
+) -> Iterator[Job]:
+    """Raises what `deltarank.outputs` says. `revisions`: the base's and the finetune's."""
+    ours, theirs = revisions
+    with (
+        open_checkpoint(base, revision=ours, fetch=fetch, tell=watch.noted) as before,
+        open_checkpoint(finetune, revision=theirs, fetch=fetch, tell=watch.noted) as after,
+    ):
+        yield _planned(brief.resolved(stored_dtype(after, PLAIN)), before, after, fetch)
 
 
-def _planned(brief: Brief, before: Checkpoint, after: Checkpoint) -> Job:
-    stage = _stage(brief, before, after)
+def _planned(brief: Brief, before: Checkpoint, after: Checkpoint, fetch: str) -> Job:
+    stage = _stage(brief, before, after, fetch)
     tokenizer = tokenizer_of(stage.plan.home, trust_remote_code=brief.trust_remote_code)
-    given, notes = _looked_at(brief, tokenizer)
+    given, notes = _looked_at(brief, tokenizer, fetch)
     window = min(WINDOW, stage.plan.context, stage.base_plan.context)
     texts = read_texts([Path(text) for text in brief.texts], tokenizer, context=window)
     prompts, left_out = _asked(brief, tokenizer, min(stage.plan.context, stage.base_plan.context))
@@ -113,11 +120,11 @@ def _asked(brief: Brief, tokenizer: Any, context: int) -> tuple[list[Prompt], li
     return kept, [f"{left} leave no room for {brief.max_tokens:,} tokens in the model's {context:,}: left out"]
 
 
-def _stage(brief: Brief, before: Checkpoint, after: Checkpoint) -> Stage:
+def _stage(brief: Brief, before: Checkpoint, after: Checkpoint, fetch: str) -> Stage:
     trust = brief.trust_remote_code
     pairing = pair_checkpoints(before, after)
     ours, theirs = (blueprint(each, trust_remote_code=trust) for each in (before, after))
-    return Stage(before, after, pairing, ours, theirs, brief.device, trust)
+    return Stage(before, after, pairing, ours, theirs, brief.device, trust, fetch)
 
 
 def candidate_names(brief: Brief) -> tuple[str, ...]:
@@ -151,7 +158,7 @@ def _of_tokenizers(stage: Stage, tokenizer: Any) -> Iterator[str]:
         )
 
 
-def _looked_at(brief: Brief, tokenizer: Any) -> tuple[dict[str, str], list[str]]:
+def _looked_at(brief: Brief, tokenizer: Any, fetch: str) -> tuple[dict[str, str], list[str]]:
     """Hashes of everything that was given, and notes; what cannot be meant is refused before an hour is spent."""
     for name in brief.yardsticks:
         yardstick(name)
@@ -161,7 +168,7 @@ def _looked_at(brief: Brief, tokenizer: Any) -> tuple[dict[str, str], list[str]]
         with open_adapter(folder) as lora:
             given[folder] = lora.file.fingerprint + content_of([str(Path(folder) / CONFIG)])
     for ref in brief.models:
-        with open_checkpoint(ref) as other:
+        with open_checkpoint(ref, fetch=fetch) as other:
             given[ref] = other.fingerprint
             notes += _of_model(ref, other, tokenizer, brief.trust_remote_code)
     return given, notes

@@ -54,6 +54,7 @@ def outputs(
     trust_remote_code: bool = False,
     base_revision: str | None = None,
     revision: str | None = None,
+    fetch: str = "auto",
     output: Ref | None = None,
     force: bool = False,
     command: str | None = None,
@@ -77,6 +78,7 @@ def outputs(
         device, dtype: where and in which type models run; "auto": float32 on a CPU, else as the finetune is stored.
         batch: documents in one pass; None: as many as fit well.
         trust_remote_code: run a program that came with a checkpoint.
+        fetch: as for `deltarank.compare`; a model that is streamed from the Hub is read again for every candidate.
         output: a run's folder. Where it holds no results of this pair, `compare` measures the weights first; then
             `outputs` is added to its results.json. The same call goes on after a process that died, and ends with the
             same numbers. Without it nothing is written.
@@ -106,10 +108,11 @@ def outputs(
         batch=batch,
         trust_remote_code=trust_remote_code,
     )
-    with prepared(brief, base, finetune, base_revision, revision) as job, ExitStack() as stack:
+    watch = watch or Watch()
+    with prepared(brief, base, finetune, (base_revision, revision), fetch, watch) as job, ExitStack() as stack:
         folder = Path(output) if output is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        weights = _weights(job, folder, force=force, command=command, watch=watch or Watch())
-        return _spoken(job, weights, folder, force=force, command=command, watch=watch or Watch())
+        weights = _weights(job, folder, force=force, command=command, watch=watch)
+        return _spoken(job, weights, folder, force=force, command=command, watch=watch)
 
 
 def plan_outputs(
@@ -133,6 +136,7 @@ def plan_outputs(
     trust_remote_code: bool = False,
     base_revision: str | None = None,
     revision: str | None = None,
+    fetch: str = "auto",
 ) -> OutputsPlan:
     """What `outputs` would do, with figures of memory and time; no weight is read. Arguments and errors as there."""
     brief = Brief.checked(
@@ -152,7 +156,7 @@ def plan_outputs(
         batch=batch,
         trust_remote_code=trust_remote_code,
     )
-    with prepared(brief, base, finetune, base_revision, revision) as job:
+    with prepared(brief, base, finetune, (base_revision, revision), fetch, Watch()) as job:
         return job.plan
 
 
@@ -169,6 +173,7 @@ def _weights(job: Job, folder: Path, *, force: bool, command: str | None, watch:
         base_revision=before.revision,
         revision=after.revision,
         device=job.brief.settings.device,
+        fetch=job.stage.fetch,
         force=force,
         command=command,
         watch=watch,

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from deltarank.cli._compare import default_output, print_results
+from deltarank.cli._fetch import fetch_option
 from deltarank.cli._ranks import parse_ranks
 from deltarank.cli._say import one_line, out, say_written, sayer
 
@@ -81,6 +82,7 @@ class _Manner:
 )
 @click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+@fetch_option
 @click.option("--trust-remote-code", is_flag=True, help="Run a program that came with a checkpoint.")
 @click.option("--force", is_flag=True, help="Replace other outputs, or another run, in RUN.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with its figures and stop: no weight is read.")
