@@ -28,7 +28,7 @@ import deltarank._extractor
 from deltarank.cli import main
 from deltarank.errors import DeltarankError, JobError, OutputError, ResultsError
 from deltarank.results import Outcome
-from tiny_architectures import DENSE, EXPERTS, tokens, write_pair
+from tiny_architectures import DENSE, EXPERTS, VOCABULARY, tokens, write_pair
 
 PREFIX = "base_model.model."
 
@@ -261,6 +261,24 @@ def test_a_tied_vocabulary_goes_to_peft_whole_and_stays_tied(tmp_path: Path, nam
     assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
     torch.testing.assert_close(logits(model), truth, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(logits(model.merge_and_unload()), truth, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "tied llama"])
+def test_added_tokens_come_along_for_peft_once_the_base_is_resized(tmp_path: Path, name: str) -> None:
+    base, old = write_pair(DENSE[name], tmp_path)
+    model: Any = AutoModelForCausalLM.from_pretrained(old)
+    model.resize_token_embeddings(VOCABULARY + 4, mean_resizing=False)
+    model.save_pretrained(tmp_path / "more words")
+    adapter = deltarank.extract(base, tmp_path / "more words", rank=32, output=tmp_path / "a", server="peft")
+    resized: Any = AutoModelForCausalLM.from_pretrained(base)
+    resized.resize_token_embeddings(VOCABULARY + 4, mean_resizing=False)
+    resized.save_pretrained(tmp_path / "resized")
+
+    assert any("resize_token_embeddings" in note for note in adapter.notes)
+    assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
+    torch.testing.assert_close(
+        logits(served(tmp_path / "resized", tmp_path / "a")), logits(model), atol=2e-5, rtol=1e-4
+    )
 
 
 def test_a_tied_vocabulary_that_peft_would_untie_stays_the_base_s(tmp_path: Path) -> None:
