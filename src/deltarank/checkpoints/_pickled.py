@@ -145,7 +145,7 @@ def _info(name: str, tensor: Tensor, file: str) -> TensorInfo:
     place = getattr(storage, "_checkpoint_offset", None)
     start = int(tensor.storage_offset()) * tensor.dtype.itemsize
     if not isinstance(place, int):
-        obstacle = "and this version of torch does not tell where its numbers lie: 2.7 and later do"
+        obstacle = "and this version of torch does not tell where its numbers lie: a newer one does"
         return TensorInfo(name, shape, f"{word} (of no place)", file, 0, 0, Storage(word, obstacle=obstacle))
     if start + size > storage.nbytes() or not tensor.is_contiguous():
         obstacle = "its rows do not lie one behind the other in the file"
