@@ -41,10 +41,10 @@ def sentences_of(outputs: Outputs) -> tuple[str, ...]:
     parts = (
         *main.headline(),
         *main.distances(),
+        *main.beyond_any_rank(),
         *(sentence for each in made if each is not main for sentence in each.beside()),
         *main.judge(),
         *main.reached(),
-        *main.beyond_any_rank(),
         *main.others(),
         *_writings(main.subject, outputs.again),
         *_attributions(outputs, main.subject),
@@ -179,9 +179,11 @@ class _Found:
             return
         kept = self.logits[whole.name].kept
         if kept is not None and 1 - kept.value >= LEAST_SHARE:
+            is_most = self.subject.kind is CandidateKind.RANK and self.kld(whole) > self.kld(self.subject) / 2
+            lead = "Most of that is not the rank's doing" if is_most else "No rank is enough for all of it"
             yield (
-                f"No rank is enough for all of it: with the whole change of the matrices, and norms, biases and "
-                f"embeddings left to the base, {percent(kept.value)} is kept."
+                f"{lead}: with the whole change of the matrices, and norms, biases, embeddings and output head left to "
+                f"the base, {percent(kept.value)} is kept."
             )
 
     def others(self) -> Iterator[str]:
