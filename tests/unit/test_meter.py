@@ -27,7 +27,7 @@ def a_side(traffic: Traffic | None) -> Any:
 
 
 def a_pair(base: Any, finetune: Any, file: str) -> Any:
-    pieces = (SimpleNamespace(source=side.source, file=file, nbytes=100) for side in (base, finetune))
+    pieces = (SimpleNamespace(source=side.source, file=file, to_read=100) for side in (base, finetune))
     return SimpleNamespace(base=next(pieces), finetune=next(pieces))
 
 

@@ -40,6 +40,7 @@ class HubSource:
         translate: Callable[[Exception], DeltarankError],
     ) -> None:
         self._listed = {file.name: file for file in files}
+        self._sizes = {file.name: file.size for file in files}
         self._opened = {file.name: open_file(file) for file in files}
         self._small = _small(files)
         self._whole: dict[str, bytes] = {}
@@ -51,7 +52,7 @@ class HubSource:
 
     @property
     def files(self) -> Mapping[str, int]:
-        return {name: file.size for name, file in self._listed.items()}
+        return self._sizes
 
     def identity(self, file: str) -> str:
         return f"blob {self._listed[file].digest}"
@@ -117,10 +118,11 @@ class PooledSource:
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = tuple(sources)
         self._of = {file: source for source in sources for file in source.files}
+        self._sizes = {file: self._of[file].files[file] for file in sorted(self._of)}
 
     @property
     def files(self) -> Mapping[str, int]:
-        return {file: source.files[file] for file, source in sorted(self._of.items())}
+        return self._sizes
 
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         self._of[file].read_into(file, start, buffer)
