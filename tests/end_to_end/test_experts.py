@@ -125,7 +125,7 @@ def config_of(adapter: Path) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("merged", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MAKES)
 def test_base_and_adapter_are_base_and_rank_r_delta(
     pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path, name: str, merged: bool
