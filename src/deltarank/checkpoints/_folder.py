@@ -141,8 +141,8 @@ def _refuse_folder(folder: Path, names: Sequence[str], weights: Sequence[str]) -
     if weights and all(name.startswith("adapter_") for name in weights):
         raise CheckpointError(
             f"{shown(folder, most=300)} holds an adapter ({shown(weights[0])}), not a whole checkpoint.",
-            cure="As FINETUNE an adapter of PEFT is read, with its adapter_config.json, on the base that is given. As "
-            "a base, merge it first (PEFT: `merge_and_unload`, then `save_pretrained`), and give that folder.",
+            cure="`compare`, `extract` and `verify` read it as FINETUNE, with its adapter_config.json, on the base "
+            "given. Elsewhere merge it first (PEFT: `merge_and_unload`, then `save_pretrained`), and give that folder.",
             slug="adapter-not-checkpoint",
         )
     if weights:

@@ -37,8 +37,8 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="BASE and FINETUNE are a folder, a file of weights, or a Hub id (org/name, org/name@revision); FINETUNE may "
-    "be a LoRA on BASE.",
+    epilog="BASE and FINETUNE are a folder, a file of weights, or a Hub id (org/name, org/name@revision); of "
+    "compare, extract and verify FINETUNE may be a LoRA on BASE.",
 )
 @click.option(
     "--version",
