@@ -71,13 +71,21 @@ def _about_outputs(page: PageData) -> dict[str, Any]:
         return {}
     from deltarank.report._outputs_payload import STEPS
     from deltarank.report._outputs_rows import part_top
-    from deltarank.report._outputs_table import HEADINGS, WRITING_HEADINGS, kept_table, logits_lines, writing_lines
+    from deltarank.report._outputs_table import (
+        HEADINGS,
+        WRITING_HEADINGS,
+        kept_table,
+        logits_lines,
+        notes_of,
+        writing_lines,
+    )
 
     return {
         "steps": [figure(step) for step in STEPS],
         "headings": HEADINGS,
         "writing_headings": WRITING_HEADINGS,
         "logits_lines": logits_lines,
+        "notes_of": notes_of,
         "writing_lines": writing_lines,
         "kept_table": kept_table(page),
         "part_top": part_top(page)[0],

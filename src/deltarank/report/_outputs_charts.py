@@ -15,6 +15,7 @@ from deltarank.report._outputs_rows import Span
 from deltarank.report._theme import RAMP
 
 MOST_TICKS = 9
+_WITHIN = "datum.from >= first * 0.999 && datum.from < last"
 _PERCENT = "format(100 * datum.value, '~r') + '\\u00a0%'"
 _PLAIN = "format(datum.value, datum.value < 0.001 ? '.0e' : '~r')"
 
@@ -58,6 +59,23 @@ def _nats(span: Span, title: str | None) -> Any:
     return alt.Y("kld:Q", scale=_log(span), axis=axis)
 
 
+def _free_nats() -> Any:
+    """An axis whose ends and ticks are parameters of the chart: they follow what is shown."""
+    axis = alt.Axis(
+        title="nats per token",
+        values=alt.ExprRef("ticks"),
+        labelExpr=_PLAIN,
+        grid=True,
+        labelOverlap="greedy",
+    )
+    ends: Any = [{"expr": "low"}, {"expr": "high"}]
+    return alt.Y("kld:Q", scale=alt.Scale(type="log", domain=ends, nice=False), axis=axis)
+
+
+def _axis_params() -> list[Any]:
+    return [alt.param(name="low", value=0.01), alt.param(name="high", value=1.0), alt.param(name="ticks", value=[0.1])]
+
+
 def ticks(span: Span) -> list[float]:
     """1, 2, 5, 10, ... within the span; powers of ten alone where that would be many."""
     powers = range(math.floor(math.log10(span[0])) - 1, math.ceil(math.log10(span[1])) + 1)
@@ -69,16 +87,19 @@ def ticks(span: Span) -> list[float]:
     return within
 
 
-def tokens(page: PageData, span: Span, top: float, *, width: Any = "container", height: int = 190) -> Chart:
+def tokens(page: PageData, *, width: Any = "container", height: int = 190) -> Chart:
     """Histogram of token KLD; the base's as an outline, the mean and the tail as lines."""
+    ends: Any = [{"expr": "first"}, {"expr": "last"}]
+    heights: Any = [0, {"expr": "top"}]
+    scale = alt.Scale(type="log", domain=ends, nice=False)
     axis = alt.Axis(title="nats at a token", labelExpr=_PLAIN, grid=False, tickCount=5, labelOverlap="greedy")
-    x = alt.X("from:Q", scale=_log(span), axis=axis)
+    x = alt.X("from:Q", scale=scale, axis=axis)
     share = alt.Axis(title="of the tokens", tickCount=3, labelExpr=_PERCENT)
-    y = alt.Y("share:Q", scale=alt.Scale(domain=[0, top]), axis=share)
-    bars = alt.Chart(alt.NamedData(name="tokens")).transform_filter(_within("from", span))
-    base = alt.Chart(alt.NamedData(name="tokens_base")).transform_filter(_within("from", span))
+    y = alt.Y("share:Q", scale=alt.Scale(domain=heights), axis=share)
+    bars = alt.Chart(alt.NamedData(name="tokens")).transform_filter(_WITHIN)
+    base = alt.Chart(alt.NamedData(name="tokens_base")).transform_filter(_WITHIN)
     marks = alt.Chart(alt.NamedData(name="marks"))
-    at = alt.X("at:Q", scale=_log(span), axis=axis)
+    at = alt.X("at:Q", scale=scale, axis=axis)
     layers = [
         bars.mark_bar(style="bar", tooltip=WHOLE_ROW).encode(x=x, x2="to:Q", y=y, y2=alt.datum(0)),
         base.mark_line(style="ghost-line", interpolate="step-after", tooltip=None).encode(x=x, y=y),
@@ -90,20 +111,17 @@ def tokens(page: PageData, span: Span, top: float, *, width: Any = "container", 
             for name, align, dx, dy in (("median", "right", -3, 0), ("mean", "left", 3, 0), ("99.9 %", "right", -3, 15))
         ),
     ]
-    return alt.layer(*layers).add_params(rank_param(page.default_rank)).properties(width=width, height=height)
+    named = (("first", 1e-6), ("last", 10.0), ("top", 1.0))
+    params = [alt.param(name=name, value=value) for name, value in named]
+    made = alt.layer(*layers).add_params(rank_param(page.default_rank), *params)
+    return made.properties(width=width, height=height)
 
 
-def _within(field: str, span: Span) -> str:
-    return f"datum.{field} >= {span[0] * 0.999} && datum.{field} < {span[1]}"
-
-
-def slices(
-    page: PageData, name: str, labels: Sequence[str], span: Span, *, title: str, shares: bool, height: int = 190
-) -> Chart:
+def slices(page: PageData, name: str, labels: Sequence[str], *, title: str, shares: bool, height: int = 190) -> Chart:
     """KLD in each slice as a level; the base's in grey. `shares` writes how many of the tokens each one holds."""
     axis = alt.Axis(title=title, labelAngle=0, labelOverlap="greedy", grid=False)
     x = alt.X("label:N", sort=list(labels), scale=alt.Scale(domain=list(labels)), axis=axis)
-    y = _nats(span, "nats per token")
+    y = _free_nats()
     shown = alt.Chart(alt.NamedData(name=name))
     base = alt.Chart(alt.NamedData(name=f"{name}_base"))
     tick: dict[str, Any] = {"orient": "horizontal", "thickness": 3}
@@ -115,22 +133,20 @@ def slices(
         layers.append(
             shown.mark_text(style="note", baseline="top", dy=6, tooltip=None).encode(x=x, y=y, text="share:N")
         )
-    chart = alt.layer(*layers).add_params(rank_param(page.default_rank))
+    chart = alt.layer(*layers).add_params(rank_param(page.default_rank), *_axis_params())
     return chart.properties(width="container", height=height)
 
 
-def documents(page: PageData, span: Span, *, height: int = 190) -> Chart:
+def documents(page: PageData, *, height: int = 190) -> Chart:
     """A point a document, nearest first; the base's in grey."""
     axis = alt.Axis(title="document", format="d", tickMinStep=1, grid=False, labelOverlap="greedy")
-    x, y = (
-        alt.X("number:Q", scale=alt.Scale(zero=False, nice=False, padding=8), axis=axis),
-        _nats(span, "nats per token"),
-    )
+    x = alt.X("number:Q", scale=alt.Scale(zero=False, nice=False, padding=8), axis=axis)
+    y = _free_nats()
     layers = [
         alt.Chart(alt.NamedData(name=name)).mark_circle(style=style, size=40, opacity=1, tooltip=tip).encode(x=x, y=y)
         for name, style, tip in (("documents_base", "ghost-tick", None), ("documents", "whole-dot", WHOLE_ROW))
     ]
-    made = alt.layer(*layers).add_params(rank_param(page.default_rank))
+    made = alt.layer(*layers).add_params(rank_param(page.default_rank), *_axis_params())
     return made.properties(width="container", height=height)
 
 

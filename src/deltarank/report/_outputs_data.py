@@ -44,11 +44,15 @@ class Dialled:
 
 @dataclass(frozen=True)
 class ExcerptView:
-    """Pieces of text that join to it, and nats for each by candidate; None where a piece was not scored."""
+    """Pieces of text that join to it, and nats for each by candidate; None where a piece was not scored.
+
+    `cut`: the text seems to go on.
+    """
 
     text: str
     document: str
     pieces: tuple[str, ...]
+    cut: bool
     kld: Mapping[int, tuple[float | None, ...]]
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from deltarank.behaviour_results import Logits
 from deltarank.report._charts import plain_spec
 from deltarank.report._data import PageData, RunView
 from deltarank.report._modules import Module, arrange
-from deltarank.report._outputs_charts import documents, kld_by_rank, part_bars, part_map, part_scatter, slices, tokens
+from deltarank.report._outputs_charts import (
+    documents,
+    kld_by_rank,
+    part_bars,
+    part_map,
+    part_scatter,
+    slices,
+    ticks,
+    tokens,
+)
 from deltarank.report._outputs_data import AttributionView, OutputsView
 from deltarank.report._outputs_rows import (
     MOST_BARS,
@@ -28,7 +38,7 @@ from deltarank.report._outputs_rows import (
     views,
 )
 from deltarank.report._tables import columns
-from deltarank.report._text import unbroken
+from deltarank.report._text import NEARLY_ALL, unbroken
 from deltarank.words import count, figure, percent
 
 STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -53,12 +63,10 @@ def outputs_charts(page: PageData) -> dict[str, Any]:
     kld, share = part_top(page)
     made = {
         "kld": kld_by_rank(page, kld_span(page)),
-        "tokens": tokens(page, token_span(page), token_top(page)),
-        "position": slices(page, "position", positions, slice_span(page), title="token of the document", shares=False),
-        "confidence": slices(
-            page, "confidence", sureness, slice_span(page), title="the finetune's first choice, in %", shares=True
-        ),
-        "documents": documents(page, slice_span(page)),
+        "tokens": tokens(page),
+        "position": slices(page, "position", positions, title="token of the document", shares=False),
+        "confidence": slices(page, "confidence", sureness, title="the finetune's first choice, in %", shares=True),
+        "documents": documents(page),
     }
     if not any(outputs.attribution for outputs in views(page)):
         return made
@@ -95,7 +103,7 @@ def _run(page: PageData, run: RunView) -> dict[str, Any] | None:
         "lines": outputs.lines,
         "by_text": [_by_text(page, outputs, text) for text in range(len(outputs.texts))],
         "excerpts": [
-            {"text": each.text, "document": each.document, "pieces": each.pieces, "kld": each.kld}
+            {"text": each.text, "document": each.document, "pieces": each.pieces, "kld": each.kld, "cut": each.cut}
             for each in outputs.excerpts
         ],
         "samples": [
@@ -118,20 +126,37 @@ def _by_text(page: PageData, outputs: OutputsView, text: int) -> dict[str, Any]:
     return {
         "points": columns(point_rows(outputs, text)),
         "levels": columns(level_rows(outputs, text, kld_span(page))),
-        "candidates": [_candidate(page, each.logits[text]) for each in outputs.candidates],
+        "candidates": [_candidate(outputs, text, each.logits[text]) for each in outputs.candidates],
     }
 
 
-def _candidate(page: PageData, logits: Logits | None) -> dict[str, Any] | None:
+def _candidate(outputs: OutputsView, text: int, logits: Logits | None) -> dict[str, Any] | None:
     if logits is None:
         return None
+    base = None if outputs.base is None else outputs.candidates[outputs.base].logits[text]
+    shown = [logits] if base is None else [logits, base]
     return {
         "tokens": columns(token_rows(logits)),
-        "marks": columns(mark_rows(logits, token_span(page))),
+        "marks": columns(mark_rows(logits, token_span(shown))),
         "position": columns(slice_rows(logits.by_position, position=True)),
         "confidence": columns(slice_rows(logits.by_confidence, position=False)),
         "documents": columns(document_rows(logits)),
+        "axis": _axis(shown),
         "facts": _facts(logits),
+    }
+
+
+def _axis(shown: Sequence[Logits]) -> dict[str, Any]:
+    """Ends of the axes for what is shown and the base: a candidate far nearer would press both to the side."""
+    low, high = slice_span(shown)
+    first, last = token_span(shown)
+    return {
+        "low": low,
+        "high": high,
+        "ticks": ticks((low, high)),
+        "first": first,
+        "last": last,
+        "top": token_top(shown),
     }
 
 
@@ -143,15 +168,25 @@ def _facts(logits: Logits) -> list[tuple[str, str]]:
         ("a token's probability off by (RMS Δp)", percent(logits.rms_delta_p.value)),
     ]
     if logits.tokens_to_tell is not None:
-        facts.append(("an ideal judge needs", count(max(1, round(logits.tokens_to_tell)), "token")))
+        facts.append(("an ideal judge needs", _tokens(logits.tokens_to_tell)))
     facts += [
         (
             f"best blind score, {count(each.tokens, 'token')}",
-            f"{percent(each.one_reply)} (pair: {percent(each.two_replies)})",
+            f"{_bound(each.one_reply)} (pair: {_bound(each.two_replies)})",
         )
         for each in logits.blind
     ]
     return [(title, unbroken(value)) for title, value in facts]
+
+
+def _tokens(number: float) -> str:
+    """In three digits."""
+    return "1 token" if number < 1.5 else f"{figure(round(number))} tokens"
+
+
+def _bound(share: float) -> str:
+    """A bound that is 1 to sixteen digits is still under 1."""
+    return percent(min(share, NEARLY_ALL))
 
 
 def _attribution(page: PageData, attribution: AttributionView) -> dict[str, Any]:

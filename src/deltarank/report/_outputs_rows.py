@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from deltarank.behaviour_results import CandidateKind, Logits, Slice
+from deltarank.behaviour_results import CandidateKind, Histogram, Logits, Slice
 from deltarank.report._data import PageData
 from deltarank.report._outputs_data import AttributionView, CandidateView, OutputsView, PartView
 from deltarank.report._tables import Row, spread
@@ -207,21 +207,20 @@ def all_logits(page: PageData) -> Iterator[Logits]:
             yield from (logits for _, logits in _scored(outputs, text))
 
 
-def slice_span(page: PageData) -> Span:
-    """One for positions and confidences at every rank, so that they compare."""
+def slice_span(shown: Sequence[Logits]) -> Span:
+    """One for positions, confidences and documents of those that are shown together."""
     values: list[float] = []
-    for each in all_logits(page):
+    for each in shown:
         values += [part.kld for part in (*each.by_position, *each.by_confidence)]
         values += [document.kld for document in each.by_document]
     return span_of(values)
 
 
-def token_span(page: PageData) -> Span:
-    """From the first to the last place of the histograms that anything lies in."""
+def token_span(shown: Sequence[Logits]) -> Span:
+    """From the first to the last place of these histograms that anything lies in."""
     filled = [
         (low, high)
-        for each in all_logits(page)
-        if (histogram := each.histogram)
+        for histogram in _histograms(shown)
         for low, high, number in zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False)
         if number
     ]
@@ -230,14 +229,13 @@ def token_span(page: PageData) -> Span:
     return 10.0 ** min(low for low, _ in filled), 10.0 ** max(high for _, high in filled)
 
 
-def token_top(page: PageData) -> float:
-    """The highest bar of all histograms."""
-    shares = [
-        max(histogram.counts) / total
-        for each in all_logits(page)
-        if (histogram := each.histogram) and (total := sum(histogram.counts))
-    ]
-    return max(shares, default=1.0)
+def token_top(shown: Sequence[Logits]) -> float:
+    """Above the highest bar of these histograms, with room for names."""
+    return 1.2 * max((max(each.counts) / sum(each.counts) for each in _histograms(shown)), default=1.0)
+
+
+def _histograms(shown: Sequence[Logits]) -> list[Histogram]:
+    return [each.histogram for each in shown if each.histogram and sum(each.histogram.counts)]
 
 
 # ---- attribution ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from deltarank.behaviour_results import CandidateKind, Logits, Writing
 from deltarank.report._data import PageData
 from deltarank.report._outputs_data import CandidateView, OutputsView
 from deltarank.report._text import share_percent, unbroken
-from deltarank.words import figure, percent
+from deltarank.words import figure, listing, percent
 
 HEADINGS = (
     "Mean KLD",
@@ -31,13 +31,15 @@ HEADINGS = (
 )
 WRITING_HEADINGS = ("like the finetune's (cosine)", "distinct words", "words", "told apart", "p", "prompts × answers")
 
+AGAIN_NAME = "finetune, other seeds"
+"""The A/A arm; a control among the candidates is the finetune again with nothing drawn."""
+
 
 @dataclass(frozen=True)
 class Line:
     """A row. `place` is that of its rank on the dial."""
 
     name: str
-    note: str | None
     place: int | None
     cells: tuple[str, ...]
 
@@ -45,7 +47,7 @@ class Line:
 def logits_lines(outputs: OutputsView, text: int, ranks: Sequence[int]) -> list[Line]:
     """A row a candidate, as they stand in the run."""
     return [
-        Line(each.name, each.note, place_of(each, ranks), _cells(logits))
+        Line(each.name, place_of(each, ranks), _cells(logits))
         for each in outputs.candidates
         if (logits := each.logits[text]) is not None
     ]
@@ -87,6 +89,17 @@ class KeptLine:
     cells: tuple[tuple[str, str] | None, ...]
 
 
+def notes_of(outputs: OutputsView) -> list[tuple[str, str]]:
+    """What each candidate is, by name; those of which the same is said stand together."""
+    said: dict[str, list[str]] = {}
+    for each in outputs.candidates:
+        if each.note:
+            said.setdefault(each.note, []).append(each.name)
+    if outputs.again is not None:
+        said["other seeds: what sampling alone does"] = [AGAIN_NAME]
+    return [(listing(names, most=12), note) for note, names in said.items()]
+
+
 def kept_table(page: PageData) -> list[list[KeptLine]]:
     """Behaviour kept by rank, and then by what else was held against the finetunes; a column a run."""
     exact = [i for i in range(len(page.ranks)) if any(run.outputs and run.outputs.dial[i].exact for run in page.runs)]
@@ -120,13 +133,13 @@ def _kept_cell(outputs: OutputsView, candidate: int | None) -> tuple[str, str] |
 def writing_lines(outputs: OutputsView, ranks: Sequence[int]) -> list[Line]:
     """A row a candidate under the finetune's own with other seeds: what sampling alone does."""
     lines = [
-        Line(each.name, each.note, place_of(each, ranks), _writing(each.writing))
+        Line(each.name, place_of(each, ranks), _writing(each.writing))
         for each in outputs.candidates
         if each.writing is not None
     ]
     if outputs.again is None:
         return lines
-    return [Line("finetune again", "other seeds: what sampling alone does", None, _writing(outputs.again)), *lines]
+    return [Line(AGAIN_NAME, None, _writing(outputs.again)), *lines]
 
 
 def _writing(writing: Writing) -> tuple[str, ...]:

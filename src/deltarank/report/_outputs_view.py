@@ -31,6 +31,9 @@ MOST_WRITTEN = 300_000
 MOST_PARTS = 2000
 """How much of each the page carries, for each run; results.json has it all."""
 
+_ENDINGS = (*".!?:;\"'”’»)]}>`。！？…\n", "</s>")
+"""What a text that is whole ends with, as a rule."""
+
 _TOLD_APART = {"command", "identity"}
 
 REFERENCE, REFERENCE_AGAIN = "finetune", "finetune again"
@@ -128,6 +131,7 @@ def _excerpt(excerpt: Excerpt, outputs: Outputs) -> ExcerptView:
         text=_label(excerpt.text),
         document=_label(excerpt.document),
         pieces=tuple(clean_lines(piece) for piece in excerpt.pieces[:MOST_PIECES]),
+        cut=len(excerpt.pieces) > MOST_PIECES or not "".join(excerpt.pieces).rstrip(" ").endswith(_ENDINGS),
         kld={
             numbers[name]: tuple(rounded(nats, 3) if nats is not None else None for nats in values[:MOST_PIECES])
             for name, values in excerpt.kld.items()

@@ -126,8 +126,12 @@ def _kept_cell(lost: float | None, paint: _Paint) -> str:
 
 
 def _cosine_cell(run: RunView, place: int) -> str:
+    """Two digits where three would touch the next column."""
     loss = run.losses[place]
-    return f"{figure(loss.cosine_distance if loss else None, unknown='-'):>{_COLUMN}}"
+    text = figure(loss.cosine_distance if loss else None, unknown="-")
+    if loss and len(text) >= _COLUMN:
+        text = f"{loss.cosine_distance:.2g}"
+    return f"{text:>{_COLUMN}}"
 
 
 def _left_out(run: RunView, width: int) -> list[str]:

@@ -32,7 +32,7 @@ from deltarank.report._outputs_rows import (
     span_of,
     token_rows,
 )
-from deltarank.report._outputs_table import HEADINGS, kept_table, logits_lines, writing_lines
+from deltarank.report._outputs_table import HEADINGS, kept_table, logits_lines, notes_of, writing_lines
 from deltarank.report._outputs_view import MOST_PIECES, outputs_view
 from deltarank.report._payload import embedded
 from deltarank.report._view import page_data
@@ -248,6 +248,26 @@ class TestRows:
         ]
         assert rows[0]["tip"].startswith("where the finetune gives its first choice 0 to 25 %")
 
+    def test_axes_end_where_what_is_shown_and_the_base_end(self):
+        """Not where a candidate ends that is nearer by far: both would be pressed to the side."""
+        found = outputs_payload(self.PAGE)["runs"][0]["by_text"][0]["candidates"]
+        names = [candidate.name for candidate in self.VIEW.candidates]
+        base = self.VIEW.candidates[names.index("base")].logits[0]
+        for name in ("rank 64", "q8_0"):
+            shown = self.VIEW.candidates[names.index(name)].logits[0]
+            axis = found[names.index(name)]["axis"]
+            places = [part.kld for each in (shown, base) for part in (*each.by_position, *each.by_confidence)]
+            assert axis["low"] <= min(places)
+            assert axis["low"] > min(places) / 10
+            assert axis["high"] >= max(places)
+            assert all(axis["low"] <= tick <= axis["high"] for tick in axis["ticks"])
+
+    @pytest.mark.parametrize(("text", "cut"), [("It ends.", False), ("It goes", True), ("It ends.\n", False)])
+    def test_a_text_that_stops_in_the_middle_is_said_to_go_on(self, text, cut):
+        made = outputs()
+        found = outputs_view(replace(made, excerpts=(replace(made.excerpts[0], pieces=(text,)),)), RANKS)
+        assert found.excerpts[0].cut is cut
+
     def test_documents_stand_nearest_first(self):
         rows = document_rows(logits(OWN, 0.1, own=True, base=None))
         assert len(rows) == 12
@@ -308,7 +328,7 @@ class TestTables:
 
     def test_writing_stands_under_what_sampling_alone_does(self):
         lines = writing_lines(self.VIEW, RANKS)
-        assert [line.name for line in lines][:3] == ["finetune again", "base", "rank 8"]
+        assert [line.name for line in lines][:3] == ["finetune, other seeds", "base", "rank 8"]
         assert "finetune, rounded" not in [line.name for line in lines]
 
     def test_runs_are_columns_ranks_first(self):
@@ -409,6 +429,15 @@ class TestPage:
         for number in range(1, len(STEPS) + 1):
             assert style.count(f"--k{number}:") == 2  # light and dark
             assert f".k{number} {{ background: var(--k{number}); }}" in style
+
+    def test_what_a_candidate_is_stands_under_the_table_and_once(self):
+        made = outputs()
+        noted = tuple(replace(c, note="W0 + D_r in the matrices") for c in made.candidates if c.rank)
+        found = notes_of(outputs_view(replace(made, candidates=noted), RANKS))
+        assert [note for _, note in found] == ["W0 + D_r in the matrices", "other seeds: what sampling alone does"]
+        assert found[0][0].startswith("rank 8, rank 16")
+        text = text_of(page_html([results(model(layers=1), outputs=replace(made, candidates=noted))]))
+        assert text.count("W0 + D_r in the matrices") == 1
 
 
 class TestElsewhere:

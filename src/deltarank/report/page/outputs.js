@@ -38,6 +38,14 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     return name === "tokens" ? [table(of[0]?.tokens), table(of[1]?.tokens), table(of[0]?.marks)] : of.map((each) => table(each?.[name]));
   }
 
+  // Charts of one candidate: their axes follow what is shown.
+  const AXES = { tokens: ["first", "last", "top"], position: ["low", "high", "ticks"], confidence: ["low", "high", "ticks"], documents: ["low", "high", "ticks"] };
+
+  function signals(name, run) {
+    const axis = name in AXES && scored(run, shown(run))?.axis;
+    return axis ? Object.fromEntries(AXES[name].map((signal) => [signal, axis[signal]])) : {};
+  }
+
   const datasets = (name, run) => Object.fromEntries(found(name, run).map((each, i) => [CHARTS[name][i], each]));
 
   // Without rows a logarithmic axis has no ends, so an empty chart is not drawn at all.
@@ -55,6 +63,7 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     if (place.closest("figure").hidden) return;
     const view = drawn.get(place);
     if (!view) return void (document.documentElement.dataset.ready === "yes" && draw(place));
+    for (const [signal, value] of Object.entries(signals(name, run))) view.signal(signal, value);
     for (const [dataset, filled] of Object.entries(datasets(name, run))) view.data(dataset, filled);
     await view.runAsync();
   }
@@ -75,6 +84,7 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
       const known = nats?.[i];
       return element("span", piece, { class: `k${stepOf(known)}`, "data-nats": known ?? "" });
     }));
+    if (excerpt.cut) place.append(element("i", " …"));
   }
 
   function readToken(event) {
@@ -171,5 +181,5 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
 
   const chartName = (name) => (name === "parts" && (several || narrow.matches) ? "parts_tall" : name);
   const has = (name) => name in CHARTS;
-  return { begin, chartName, datasets, has, partText, show };
+  return { begin, chartName, datasets, has, partText, show, signals };
 };

@@ -129,7 +129,9 @@
     if (name === "heat") place.style.maxWidth = heatWidth(heatName() === "heat_tall");
     const legend = { ...data.config.legend, columns: legendColumns(place) };
     const config = { ...data.config, range: { category: chart.colours }, legend, aria: false };
-    const spec = { ...chart.spec, datasets: { ...chart.spec.datasets, ...datasets(name, run) } };
+    const given = outputs?.has(name) ? outputs.signals(name, run) : {};
+    const params = chart.spec.params.map((param) => (param.name in given ? { ...param, value: given[param.name] } : param));
+    const spec = { ...chart.spec, params, datasets: { ...chart.spec.datasets, ...datasets(name, run) } };
     const { view } = await vegaEmbed(place, spec, {
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false, hover: false, config,
       tooltip: (handler, event, item, value) => tip(run, event, value && typeof value === "object" ? item.datum : null),
