@@ -13,7 +13,7 @@ from torch import Tensor
 from deltarank._cast import Member
 from deltarank.behaviour import Head, Predictor, Window, load, output_head, stream, told_of_memory
 
-_WORTH_COLLECTING = 50_000_000
+_WORTH_COLLECTING = 10_000_000
 """Parameters. Collecting takes most of a second; Python does it itself before small models add up."""
 
 
