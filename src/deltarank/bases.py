@@ -207,7 +207,7 @@ def _side(ref: Ref, after: Checkpoint, settings: Settings, fetch: str, watch: Wa
     try:
         before = stack.enter_context(open_checkpoint(ref, fetch=fetch, tell=watch.noted))
         side.candidate = CandidateBase(before.reference)
-        pairing = pair_checkpoints(before, after, include=settings.include, exclude=settings.exclude)
+        pairing = pair_checkpoints(before, after, include=settings.include, exclude=settings.exclude, experts=True)
         side.pairs = {pair.name: pair for pair in pairing.pairs}
     except (CheckpointError, PairingError) as error:
         side.fail(error.message)

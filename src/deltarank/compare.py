@@ -165,7 +165,7 @@ def open_results(path: Ref) -> Results:
 
 
 def _paired(before: Checkpoint, after: Checkpoint, settings: Settings) -> Any:
-    return pair_checkpoints(before, after, include=settings.include, exclude=settings.exclude)
+    return pair_checkpoints(before, after, include=settings.include, exclude=settings.exclude, experts=True)
 
 
 def _identity(before: Checkpoint, after: Checkpoint, settings: Settings) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltarank.checkpoints._checkpoint import Checkpoint
+from deltarank.checkpoints._fused import NO_EXPERTS, Experts, match_experts
 from deltarank.checkpoints._globs import Choice, Selection
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._names import Namer, Place
@@ -24,7 +25,12 @@ _NOT_PLAIN = "which holds no plain weights"
 
 
 def pair_checkpoints(
-    base: Checkpoint, finetune: Checkpoint, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    base: Checkpoint,
+    finetune: Checkpoint,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    experts: bool = False,
 ) -> Pairing:
     """Pairs the tensors of two checkpoints from their headers alone.
 
@@ -34,7 +40,8 @@ def pair_checkpoints(
     and the rest is not read. `exclude` wins.
 
     Every tensor of either side ends in `pairs` (a stack as its slices), in `leftovers` or in `skipped`; a vocabulary
-    of another length is in `skipped` once more, with its extra rows.
+    of another length is in `skipped` once more, with its extra rows. With `experts`, fused experts of one side are
+    compared with single ones of the other; such a pair is a part of a tensor, so whoever writes tensors leaves it out.
 
     Raises:
         PairingError: the two do not belong together.
@@ -44,12 +51,14 @@ def pair_checkpoints(
     for side, checkpoint in (("base", base), ("finetune", finetune)):
         refuse_adapters(side, checkpoint)
     matches = match_names(base.tensors, finetune.tensors)
-    sides = _Sides(base, finetune)
+    found = match_experts(base.tensors, finetune.tensors, matches.names) if experts else NO_EXPERTS
+    matches = replace(matches, names={**matches.names, **found.renamed}, notes=(*matches.notes, *found.notes))
+    sides = _Sides(base, finetune, found)
     twos = sides.matched(matches.names)
     refuse_strangers(base, finetune, matches, [two.name for two in twos if two.is_model_matrix], asked=bool(include))
     selection = Selection(include, exclude)
     plan = _Plan(base, finetune, selection)
-    for two in (*twos, *sides.tied(matches.names)):
+    for two in (*sides.with_experts(twos), *sides.tied(matches.names)):
         plan.settle(two)
     for info, outcome in sides.alone(matches.names):
         plan.leave_alone(info, outcome, sides.place(info, outcome))
@@ -94,9 +103,10 @@ class _Two:
 class _Sides:
     """The tensors of both checkpoints, placed, in the order in which a reader expects them."""
 
-    def __init__(self, base: Checkpoint, finetune: Checkpoint) -> None:
+    def __init__(self, base: Checkpoint, finetune: Checkpoint, experts: Experts) -> None:
         self._base = base
         self._finetune = finetune
+        self._experts = experts
         self.ours = _places(finetune.tensors)
         self.theirs = _places(base.tensors)
         self._tables = {
@@ -118,6 +128,14 @@ class _Sides:
             if name in names
         ]
 
+    def with_experts(self, twos: Sequence[_Two]) -> list[_Two]:
+        """Parts of fused experts go with the rest of their layer."""
+        parts = [
+            _Two(each.finetune.name, (self.theirs if each.in_base else self.ours)[each.named], each.base, each.finetune)
+            for each in self._experts.slices
+        ]
+        return sorted((*twos, *parts), key=lambda two: math.inf if two.place.layer is None else two.place.layer)
+
     def tied(self, names: Mapping[str, str]) -> list[_Two]:
         """The vocabulary that one side takes from its other half."""
         return [two for info, outcome in self._unmatched(names) if (two := self._tie(info, outcome)) is not None]
@@ -126,8 +144,9 @@ class _Sides:
         return [(info, outcome) for info, outcome in self._unmatched(names) if self._tie(info, outcome) is None]
 
     def _unmatched(self, names: Mapping[str, str]) -> list[tuple[TensorInfo, Outcome]]:
-        taken = set(names.values())
-        ours = [i for name, i in _in_order(self._finetune.tensors, self.ours) if name not in names]
+        taken = self._experts.taken[0].union(names.values())
+        gone = self._experts.taken[1]
+        ours = [i for name, i in _in_order(self._finetune.tensors, self.ours) if name not in names and name not in gone]
         theirs = [i for name, i in _in_order(self._base.tensors, self.theirs) if name not in taken]
         return [*((i, Outcome.ONLY_IN_FINETUNE) for i in ours), *((i, Outcome.ONLY_IN_BASE) for i in theirs)]
 

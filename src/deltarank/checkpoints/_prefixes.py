@@ -29,8 +29,8 @@ def match_names(base: Tensors, finetune: Tensors) -> Matches:
     is believed is told in a note. Linear in the number of names.
     """
     names = {name: name for name in finetune if name in base}
-    left_base = _by_core(name for name in base if name not in names)
-    left_finetune = _by_core(name for name in finetune if name not in names)
+    left_base = _bycore(name for name in base if name not in names)
+    left_finetune = _bycore(name for name in finetune if name not in names)
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     ambiguous = 0
     for core, ours in left_finetune.items():
@@ -47,10 +47,10 @@ def match_names(base: Tensors, finetune: Tensors) -> Matches:
     return Matches(names, tuple(notes), ambiguous)
 
 
-def _by_core(names: Iterable[str]) -> dict[str, list[str]]:
+def _bycore(names: Iterable[str]) -> dict[str, list[str]]:
     cores: dict[str, list[str]] = {}
     for name in names:
-        cores.setdefault(_core(name), []).append(name)
+        cores.setdefault(core(name), []).append(name)
     return cores
 
 
@@ -59,7 +59,8 @@ def _wrapped(parts: list[str]) -> int:
     return next((i for i, part in enumerate(parts[:-1]) if part not in WRAPPERS), len(parts) - 1)
 
 
-def _core(name: str) -> str:
+def core(name: str) -> str:
+    """The name without what wraps it."""
     parts = name.split(".")
     return ".".join(part for part in parts[_wrapped(parts) :] if part not in TECHNICAL)
 
