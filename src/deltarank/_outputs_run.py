@@ -126,7 +126,7 @@ class Run:
 
     @property
     def _headline(self) -> int:
-        largest = max((max(pair.shape) for pair in self.stage.pairing.pairs), default=0)
+        largest = max((min(pair.shape) for pair in self.stage.pairing.pairs), default=0)
         return headline_rank(self.brief.ranks, largest)
 
     # ---- what they say

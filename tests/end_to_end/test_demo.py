@@ -96,14 +96,17 @@ def test_the_lora_speaks_as_it_did_and_the_others_do_not(runs: dict[str, Results
     assert kld(merge, "rank 8") > 10 * kld(merge, "q4_0")
 
 
-def test_the_weights_foretell_which_modules_matter(runs: dict[str, Results]) -> None:
+def test_the_module_that_loses_most_does_most_to_the_text(runs: dict[str, Results]) -> None:
+    """Of the others the weights do not foretell the order: that is what the demo tells."""
     outputs = runs["full"].outputs
     assert outputs is not None
     (attribution,) = outputs.attribution
 
+    assert attribution.rank == 8  # where the page's dial stands, and the verdict's headline
+    assert outputs.settings["headline_rank"] == 8
     assert len(attribution.parts) == 7
-    assert attribution.rank_correlation is not None
-    assert attribution.rank_correlation > 0.3
+    most, lost = (max(attribution.parts, key=key).name for key in (lambda p: p.kld, lambda p: p.lost))
+    assert most == lost == "mlp.down_proj"
 
 
 def test_one_page_shows_all_three(folder: Path) -> None:

@@ -83,6 +83,6 @@ def _attribution(found: Mapping[str, Outputs]) -> Iterator[str]:
             most = max(each.parts, key=lambda part: part.kld)
             yield (
                 f"Which modules of the {TITLES[name]} matter: at rank {each.rank}, {most.name} alone makes the most, "
-                f"{figure(most.kld)} nats per token. The order of their losses in the weights foretells the order of "
-                f"their KLDs with a rank correlation of {figure(each.rank_correlation)}."
+                f"{figure(most.kld)} nats per token. Rank correlation of what they lose in the weights with what that "
+                f"does to the text: {figure(each.rank_correlation)} (1: the weights foretell it; 0: they do not)."
             )

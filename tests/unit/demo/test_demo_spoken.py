@@ -87,7 +87,7 @@ def test_it_tells_which_module_matters_and_whether_the_weights_foretold_it() -> 
     text = " ".join(spoken({"full": run(found)}))
 
     assert "q_proj alone makes the most, 0.2 nats per token" in text
-    assert "rank correlation of -0.25" in text
+    assert "does to the text: -0.25" in text
 
 
 def test_nothing_is_told_of_runs_without_outputs() -> None:
