@@ -163,7 +163,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @given(texts=st.tuples(*[spoilt(CONFIG).map(as_json) | torn(as_json(CONFIG)) | JSON.map(as_json)] * 2))
-@cases(200)
+@cases(150)
 def test_a_configuration_that_says_anything(texts: tuple[bytes, bytes], pair: tuple[Path, Path]) -> None:
     """It adds words and hints; the matrices that are measured are the same, unless it calls them quantised."""
     for folder, text in zip(pair, texts, strict=True):

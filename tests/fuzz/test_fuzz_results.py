@@ -94,7 +94,7 @@ def journal(run: Results) -> list[Any]:
 
 
 @given(data=st.data())
-@cases(60)
+@cases(40)
 def test_a_journal_with_other_claims(
     data: st.DataObject, run: Results, journal: list[Any], pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -134,7 +134,7 @@ def resumable(tmp_path: Path, pair: tuple[Path, Path], lines: bytes) -> Path:
 
 
 @given(data=st.data())
-@cases(30)
+@cases(20)
 def test_a_journal_of_an_extraction_with_other_claims(
     data: st.DataObject, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
