@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from deltarank import _meter
 from deltarank._meter import Meter
 from deltarank._watch import Watch
-from deltarank.checkpoints import Traffic
+from deltarank.checkpoints import Pair, Piece, Traffic
 
 
 class Heard(Watch):
@@ -26,9 +27,10 @@ def a_side(traffic: Traffic | None) -> Any:
     return SimpleNamespace(source=object(), traffic=traffic, reference=SimpleNamespace(files={"a": 1, "b": 1}))
 
 
-def a_pair(base: Any, finetune: Any, file: str) -> Any:
-    pieces = (SimpleNamespace(source=side.source, file=file, to_read=100) for side in (base, finetune))
-    return SimpleNamespace(base=next(pieces), finetune=next(pieces))
+def a_pair(base: Any, finetune: Any, file: str) -> Pair:
+    """100 bytes a side."""
+    sides = (Piece("w", file, 0, torch.bfloat16, (5, 10), side.source) for side in (base, finetune))
+    return Pair("w", None, "w", *sides)
 
 
 def test_local_runs_hear_nothing() -> None:
