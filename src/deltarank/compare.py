@@ -27,7 +27,7 @@ from deltarank._plan import READ_RATE, Plan, make_plan
 from deltarank._settings import Settings
 from deltarank._verdict import UNRELATED, judge
 from deltarank._watch import Watch
-from deltarank.checkpoints import Checkpoint, Leftover, Lookahead, checked_way, open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import Checkpoint, Leftover, Lookahead, Pair, checked_way, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError
 from deltarank.results import (
     DEFAULT_RANKS,
@@ -48,6 +48,9 @@ __all__ = ["Plan", "Watch", "compare", "open_results", "plan"]
 Ref = str | os.PathLike[str]
 
 PROBES = 3
+MOST_PROBED = 0.02
+"""Of the bytes of a streamed run, which probing may ask for once more."""
+
 BYTES_A_PAGE = 6_000_000
 
 
@@ -218,15 +221,23 @@ class _Run:
         """Says at once when this cannot be the base: the smallest of a few matrices tell, or a file that both have."""
         if any(len(step.pair.pieces) == 1 for step in self.plan.steps):
             return
-        most = min(10 * PROBES, max(len(self.plan.steps) // 3, PROBES))  # small ones: they are read once more
-        pairs = sorted((step.pair for step in self.plan.steps), key=lambda pair: pair.nbytes)[:most]
-        norms = [norm for pair in pairs[:: max(len(pairs) // PROBES, 1)][:PROBES] if (norm := self._norm(pair))]
+        norms = [norm for pair in self._probes() if (norm := self._norm(pair))]
         if norms and min(norms) >= UNRELATED:
             self._warn(
                 f"the delta is as large as the weights ({percent(min(norms))} of the base's size or more in "
                 f"{len(norms)} of {len(norms)} matrices tried): is this the base that the finetune was trained from? "
                 "Stop here and give the right base if not."
             )
+
+    def _probes(self) -> list[Pair]:
+        """Small ones, for they are read once more; a single one where that would be much of what a line carries."""
+        most = min(10 * PROBES, max(len(self.plan.steps) // 3, PROBES))
+        pairs = sorted((step.pair for step in self.plan.steps), key=lambda pair: pair.nbytes)[:most]
+        chosen = pairs[:: max(len(pairs) // PROBES, 1)][:PROBES]
+        is_streamed = any(checkpoint.traffic is not None for checkpoint in self.checkpoints)
+        if is_streamed and sum(pair.nbytes for pair in chosen) > MOST_PROBED * self.plan.read_bytes:
+            return chosen[:1]
+        return chosen
 
     def _norm(self, pair: Any) -> float | None:
         """||D|| / ||W0||, if it can be had: of a finished matrix without reading it again."""
