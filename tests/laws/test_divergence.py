@@ -46,6 +46,12 @@ pairs = {
 }
 
 
+def _allowed(name: str, value: np.ndarray) -> np.ndarray:
+    """float32 logarithms of up to 100 are off by some 1e-6, which moves a KL by that times its root."""
+    least = 1e-11 + 1e-6 * np.sqrt(np.abs(value)) if "kld" in name else 3e-6
+    return 2e-4 * np.abs(value) + least
+
+
 @given(**pairs)
 @settings(max_examples=80, deadline=None)
 def test_equal_to_scipy_in_float64(seed: int, tokens: int, vocabulary: int, scale: float, noise: float) -> None:
@@ -55,9 +61,8 @@ def test_equal_to_scipy_in_float64(seed: int, tokens: int, vocabulary: int, scal
     found, expected = token_stats(reference, candidate, targets), oracle(reference, candidate, targets)
 
     for name in FLOATS:
-        # float32 logarithms are off by 1e-6 of their size, which moves a KL by that times its root
-        expect = pytest.approx(expected[name], rel=2e-4, abs=3e-6 if "nll" in name or "p" in name else 1e-11)
-        assert getattr(found, name) == expect, name
+        off = np.abs(getattr(found, name) - expected[name])
+        assert (off <= _allowed(name, expected[name])).all(), name
     assert list(found.same_top) == list(expected["same_top"])
 
 
