@@ -177,14 +177,25 @@ def test_nobody_waits_for_a_silent_line_after_ctrl_c(hub: FakeHub, tmp_path: Pat
     command = [sys.executable, "-m", "deltarank", "compare", "org/base", "org/tuned", "--stream", "-o", "run"]
     environment = client_environment(hub, tmp_path / "home", HF_HUB_DOWNLOAD_TIMEOUT="60", HF_HUB_DISABLE_XET="1")
     hub.faults = [Fault("stall", after=5, times=99, seconds=20)]
-    child = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while len(hub.sent) < 7:
-        assert child.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.5)
-    began = time.monotonic()
-    child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=30)
+    with subprocess.Popen(
+        command,
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:
+        try:
+            while len(hub.sent) < 7:
+                assert child.poll() is None
+                time.sleep(0.05)
+            time.sleep(0.5)
+            began = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=30)
+        finally:
+            child.kill()
     assert child.returncode == 130, said
     assert "the same command goes on" in said
     assert time.monotonic() - began < 10
