@@ -46,10 +46,15 @@ pairs = {
 }
 
 
-def _allowed(name: str, value: np.ndarray) -> np.ndarray:
-    """float32 logarithms of up to 100 are off by some 1e-6, which moves a KL by that times its root."""
-    least = 1e-11 + 1e-6 * np.sqrt(np.abs(value)) if "kld" in name else 3e-6
-    return 2e-4 * np.abs(value) + least
+def _allowed(name: str, value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A difference of float32 logarithms is off by some 1e-7, which moves a KL by that times its root.
+
+    Over 6,000 pairs drawn at random the largest was 1.5e-7 times the root, beside 2e-6 of the value.
+    """
+    if "kld" in name:
+        size = np.maximum(value, 0)  # scipy's sum may end at -1e-17
+        return 1e-11 + 2e-6 * size + 2e-7 * np.sqrt(size)
+    return 2e-7 + (2e-6 + 3e-7 * np.abs(value) if "nll" in name else 0 * value)
 
 
 @given(**pairs)
