@@ -249,9 +249,9 @@ def _kept(kept: Interval | None) -> str:
         return ""
     if kept.value < 0:
         return "is farther from the finetune than the base is"
-    interval = ""
-    if kept.low is not None and kept.high is not None:
-        interval = f" (95 % interval {percent(kept.low).removesuffix(' %')} to {percent(kept.high)})"
+    ends = [percent(end) for end in (kept.low, kept.high) if end is not None]
+    tells = len(ends) == 2 and not all(end.startswith("over") for end in ends)  # "over 99.9 to over 99.9 %"
+    interval = f" (95 % interval {ends[0].removesuffix(' %')} to {ends[1]})" if tells else ""
     return f"keeps {percent(kept.value)} of the finetune's behaviour{interval}"
 
 

@@ -76,6 +76,13 @@ def test_the_headline_compares_with_yardsticks_that_were_measured(kld: float, wo
     assert headline.startswith(f"{words}, and keeps ")
 
 
+def test_an_interval_without_figures_is_left_out() -> None:
+    words = said({"base": 1.0, "rank 64": 1e-7, **YARDSTICKS})
+
+    assert "keeps over 99.9 % of the finetune's behaviour." in words
+    assert "over 99.9 to" not in words
+
+
 def test_of_two_yardsticks_within_a_quarter_the_nearer_is_named() -> None:
     klds = {"base": 1.0, "rank 64": 0.05, "q4_0": 0.06, "q8_0": 0.047}
 
