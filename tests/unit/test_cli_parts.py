@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.cli._compare import default_output
 from deltarank.cli._ranks import parse_ranks
+from deltarank.cli._run import default_output
 from deltarank.cli._say import out, printable
 from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_RANKS

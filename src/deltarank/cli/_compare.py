@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+import deltarank
 from deltarank.cli._bases import find_base, refuse_others
 from deltarank.cli._fetch import fetch_option
 from deltarank.cli._ranks import parse_ranks
-from deltarank.cli._say import in_colour, one_line, out, say_written, sayer, width
-from deltarank.results import DEFAULT_RANKS, Results
-
-
-@dataclass(frozen=True)
-class _Manner:
-    """How to go about it and what to print; what is measured stands in the job."""
-
-    output: Path
-    force: bool
-    as_json: bool
-    quiet: bool
+from deltarank.cli._run import Manner, default_output, print_plan, quieten_the_hub, run
+from deltarank.results import DEFAULT_RANKS
 
 
 @click.command(short_help="Measure what a LoRA would keep of a finetune.")
@@ -110,8 +97,7 @@ def compare(
     Writes RUN/results.json, RUN/report.html and pictures, and prints a table and a verdict. A run that was stopped
     goes on where it stopped when the same command is given again.
     """
-    if quiet:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
+    quieten_the_hub(quiet)
     _check_number(context, refs, several=base_candidates)
     if base_candidates:
         refuse_others(context)
@@ -119,10 +105,11 @@ def compare(
         return
     job |= {"base": refs[0], "finetune": refs[1], "ranks": parse_ranks(ranks)}
     if dry_run:
-        _print_plan(job, as_json)
+        print_plan(deltarank.plan(**job), as_json=as_json)
         return
-    manner = _Manner(output or default_output(job["finetune"]), force, as_json, quiet)
-    _run(job, manner, command=shlex.join(["deltarank", *(context.obj or ())]))
+    command = shlex.join(["deltarank", *(context.obj or ())])
+    manner = Manner(output or default_output(job["finetune"]), force, as_json, quiet, command)
+    run(lambda **asked: deltarank.compare(**asked), job, manner)
 
 
 def _check_number(context: click.Context, refs: tuple[str, ...], *, several: bool) -> None:
@@ -135,46 +122,3 @@ def _check_number(context: click.Context, refs: tuple[str, ...], *, several: boo
         raise click.UsageError(
             f"Got unexpected extra arguments ({extra}). To find out which base it is, add --base-candidates.", context
         )
-
-
-def _print_plan(job: dict[str, Any], as_json: bool) -> None:
-    import deltarank
-
-    plan = deltarank.plan(**job)
-    out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(one_line, plan.lines())))
-
-
-def _run(job: dict[str, Any], manner: _Manner, *, command: str) -> None:
-    import deltarank
-    from deltarank.cli._progress import watching
-    from deltarank.report import write_report
-
-    tell = sayer(manner.quiet)
-    tell(f"Results go to {manner.output}.")
-    with watching(manner.quiet) as watch:
-        results = deltarank.compare(**job, output=manner.output, force=manner.force, command=command, watch=watch)
-    try:
-        written = write_report([results], manner.output)
-    finally:  # a page that failed takes no hour's work with it
-        print_results(results, manner.as_json)
-    say_written((manner.output / "results.json", *written), tell)
-
-
-def print_results(results: Results, as_json: bool) -> None:
-    """The results on stdout: for a reader, or whole for a program."""
-    if as_json:
-        out(results.to_json())
-        return
-    from deltarank.report import terminal_summary
-
-    out(terminal_summary(results, colour=in_colour(), width=width()))
-
-
-def default_output(finetune: str) -> Path:
-    """`runs/` and the last word of the reference, in letters that every file system takes."""
-    local = Path(finetune)
-    if local.exists():
-        name = local.resolve().name.removesuffix(".safetensors")
-    else:
-        name = finetune.removeprefix("hf://").split("@")[0].rstrip("/").rsplit("/", 1)[-1]
-    return Path("runs", re.sub(r"[^\w.-]+", "-", name).strip(".-") or "finetune")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltarank.cli._compare import default_output
+import deltarank
 from deltarank.cli._fetch import fetch_option
 from deltarank.cli._ranks import parse_ranks
+from deltarank.cli._run import default_output, print_plan, quieten_the_hub
 from deltarank.cli._say import one_line, out, sayer
 from deltarank.errors import UsageError
 from deltarank.words import count, percent
@@ -82,11 +81,10 @@ def extract(
     rounding, or in tensors that the server does not take. A run that was stopped goes on where it stopped when the same
     command is given again.
     """
-    if quiet:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
+    quieten_the_hub(quiet)
     job["rank"] = _parse_rank(rank)
     if dry_run:
-        _print_plan(job, as_json)
+        print_plan(deltarank.plan_extraction(**job), as_json=as_json)
         return
     job |= {"output": output or Path("adapters", default_output(job["finetune"]).name), "force": force}
     _run(job, as_json, quiet, command=shlex.join(["deltarank", *(context.obj or ())]))
@@ -103,15 +101,7 @@ def _parse_rank(text: str) -> int | str:
     return ranks[0]
 
 
-def _print_plan(job: dict[str, Any], as_json: bool) -> None:
-    import deltarank
-
-    plan = deltarank.plan_extraction(**job)
-    out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(one_line, plan.lines())))
-
-
 def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> None:
-    import deltarank
     from deltarank.cli._progress import watching
     from deltarank.report import adapter_picture
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deltarank.cli._compare import default_output, print_results
+import deltarank
 from deltarank.cli._fetch import fetch_option
 from deltarank.cli._ranks import parse_ranks
-from deltarank.cli._say import one_line, out, say_written, sayer
+from deltarank.cli._run import Manner, default_output, print_plan, quieten_the_hub, run
 
 RANKS = (16, 64, 256)
-
-
-@dataclass(frozen=True)
-class _Manner:
-    """How to go about it and what to print; what is measured stands in the job."""
-
-    output: Path
-    force: bool
-    as_json: bool
-    quiet: bool
 
 
 @click.command(short_help="Measure what the loss does to what the model says.")
@@ -110,33 +97,11 @@ def outputs(
     """
     job["ranks"] = parse_ranks(ranks) if ranks else RANKS
     job["yardsticks"] = tuple(word for text in yardsticks for word in text.replace(",", " ").split())
-    if quiet:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
+    quieten_the_hub(quiet)
     if dry_run:
-        _print_plan(job, as_json)
+        print_plan(deltarank.plan_outputs(**job), as_json=as_json)
         return
-    manner = _Manner(output or default_output(job["finetune"]), force, as_json, quiet)
-    _run(job, manner, command=shlex.join(["deltarank", *(context.obj or ())]))
-
-
-def _print_plan(job: dict[str, Any], as_json: bool) -> None:
-    import deltarank
-
-    plan = deltarank.plan_outputs(**job)
-    out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(one_line, plan.lines())))
-
-
-def _run(job: dict[str, Any], manner: _Manner, *, command: str) -> None:
-    tell = sayer(manner.quiet)
-    tell(f"Results go to {manner.output}. Getting ready to run models takes some seconds.")
-    import deltarank
-    from deltarank.cli._progress import watching
-    from deltarank.report import write_report
-
-    with watching(manner.quiet) as watch:
-        results = deltarank.outputs(**job, output=manner.output, force=manner.force, command=command, watch=watch)
-    try:
-        written = write_report([results], manner.output)
-    finally:  # a page that failed takes no hour's work with it
-        print_results(results, manner.as_json)
-    say_written((manner.output / "results.json", *written), tell)
+    command = shlex.join(["deltarank", *(context.obj or ())])
+    manner = Manner(output or default_output(job["finetune"]), force, as_json, quiet, command)
+    remark = " Getting ready to run models takes some seconds."
+    run(lambda **asked: deltarank.outputs(**asked), job, manner, remark=remark)

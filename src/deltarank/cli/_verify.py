@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltarank.cli._fetch import fetch_option
+from deltarank.cli._run import quieten_the_hub
 from deltarank.cli._say import one_line, out, sayer, width
 from deltarank.words import count, figure, percent
 
@@ -45,8 +45,7 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
     the Hub. Says whether it is as good as it could be, is scaled wrongly, or does not belong to BASE and FINETUNE.
     Nothing is written.
     """
-    if quiet:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported
+    quieten_the_hub(quiet)
     import deltarank
     from deltarank.cli._progress import watching
 
