@@ -39,7 +39,7 @@ OUTSIDE = {
         "gguf",
         "bitsandbytes",
     },
-    "report": {"altair", "vl_convert", "jinja2", "markupsafe", "numpy"},
+    "report": {"vl_convert", "jinja2", "markupsafe", "numpy"},
     "demo": {"torch", "transformers", "peft", "tokenizers", "safetensors", "tqdm"},
 }
 # Rooms of our own that a room may import. `results` shows itself in a notebook, so it knows the report by name.

@@ -1,6 +1,6 @@
 """Results -> charts -> page. Numbers come in, text and pictures go out; no code here can see a tensor.
 
-Importing this room is light: altair, vl_convert and jinja2 are imported where a page or a picture is made.
+Importing this room is light: vl_convert and jinja2 are imported where a page or a picture is made.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
+from deltarank.report._grammar import SCHEMA, Spec
 from deltarank.report._theme import config
 
 SCALE = 2
@@ -14,8 +14,6 @@ SIZE = 15
 
 _LINE = 76
 _PADDING = 32
-
-Spec = dict[str, Any]
 
 
 def framed_png(
@@ -26,7 +24,7 @@ def framed_png(
 
     made = vl_convert.vegalite_to_png(
         {
-            "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+            "$schema": SCHEMA,
             "background": "#ffffff",
             "padding": _PADDING,
             "title": _title(sentence, about),

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from deltarank.behaviour_results import Logits
-from deltarank.report._charts import plain_spec
 from deltarank.report._data import PageData, RunView
+from deltarank.report._grammar import Spec
 from deltarank.report._modules import Module, arrange
 from deltarank.report._outputs_charts import (
     documents,
@@ -51,12 +51,12 @@ def outputs_payload(page: PageData) -> dict[str, Any] | None:
         return None
     return {
         "steps": STEPS,
-        "charts": {name: _bare(chart) for name, chart in outputs_charts(page).items()},
+        "charts": {name: {"spec": chart, "colours": []} for name, chart in outputs_charts(page).items()},
         "runs": [_run(page, run) for run in page.runs],
     }
 
 
-def outputs_charts(page: PageData) -> dict[str, Any]:
+def outputs_charts(page: PageData) -> dict[str, Spec]:
     """Each chart's definition by its name on the page."""
     positions, sureness = (slice_labels(page, position=position) for position in (True, False))
     layers, modules = part_axes(page)
@@ -82,12 +82,6 @@ def part_axes(page: PageData) -> tuple[list[str], tuple[Module, ...]]:
     parts = [part for outputs in views(page) for each in outputs.attribution for part in each.parts if each.mapped]
     layers = sorted({int(part.layer) for part in parts if part.layer is not None})
     return [str(layer) for layer in layers], arrange({part.module: 0.0 for part in parts if part.module is not None})
-
-
-def _bare(chart: Any) -> dict[str, Any]:
-    spec = plain_spec(chart)
-    spec.pop("config", None)
-    return {"spec": spec, "colours": []}
 
 
 def _run(page: PageData, run: RunView) -> dict[str, Any] | None:

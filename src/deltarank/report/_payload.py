@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from deltarank.report._charts import by_layer, heat_map, loss_by_rank, plain_spec, runs_by_rank
+from deltarank.report._charts import by_layer, heat_map, loss_by_rank, runs_by_rank
 from deltarank.report._data import MatrixRow, PageData, RunView
 from deltarank.report._detail_charts import curve, spectrum
+from deltarank.report._grammar import Spec
 from deltarank.report._modules import Group, Module
 from deltarank.report._outputs_payload import outputs_payload
 from deltarank.report._tables import cell_rows, columns, end_rows, rank_rows, run_rows, top_cosine
@@ -93,9 +94,7 @@ def _numbers(modules: Sequence[Module]) -> list[int]:
     return [module.style or 0 for module in modules]
 
 
-def _chart(chart: Any, styles: Sequence[int]) -> dict[str, Any]:
-    spec = plain_spec(chart)
-    spec.pop("config", None)  # altair's own; the page's is put in when it is drawn
+def _chart(spec: Spec, styles: Sequence[int]) -> dict[str, Any]:
     return {"spec": spec, "colours": palette(styles, page=True)}
 
 

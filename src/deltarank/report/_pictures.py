@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltarank.report._charts import Chart, by_layer, heat_map, loss_by_rank, plain_spec, runs_by_rank
+from deltarank.report._charts import by_layer, heat_map, loss_by_rank, runs_by_rank
 from deltarank.report._data import PageData, RunView
-from deltarank.report._frame import SIZE, Spec, framed_png
+from deltarank.report._frame import SIZE, framed_png
+from deltarank.report._grammar import Spec
 from deltarank.report._headline import plain
 from deltarank.report._modules import Group
 from deltarank.report._outputs_charts import kld_by_rank
@@ -116,11 +117,9 @@ def _bases(page: PageData) -> str:
     return listing(list(dict.fromkeys(run.base for run in page.runs)), most=3)
 
 
-def _unit(chart: Chart, datasets: Mapping[str, Sequence[Row]], *, title: str | None = None) -> Spec:
+def _unit(chart: Spec, datasets: Mapping[str, Sequence[Row]], *, title: str | None = None) -> Spec:
     """A chart with its rows put in, ready to stand beside others."""
-    spec = plain_spec(chart)
-    known = spec.pop("datasets", {}) | dict(datasets)  # altair sets apart what a chart brings with it
-    filled: Spec = {key: _filled(value, known) for key, value in spec.items() if key not in ("$schema", "config")}
+    filled: Spec = {key: _filled(value, datasets) for key, value in chart.items() if key != "$schema"}
     return filled | ({"title": {"text": title, "fontSize": SIZE, "offset": 8}} if title else {})
 
 

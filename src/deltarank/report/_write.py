@@ -20,12 +20,10 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
         OutputError: the folder cannot be written, or the disk is full.
         ValueError: there is no run.
     """
-    from deltarank.report._charts import unchecked
     from deltarank.report._pictures import pictures
 
     page = page_data(runs)
-    with unchecked():
-        made = {"report.html": render_page(page).encode("utf-8"), **pictures(page)}
+    made = {"report.html": render_page(page).encode("utf-8"), **pictures(page)}
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,66 @@
+"""Every chart is Vega-Lite as its schema has it: charts are plain dictionaries, which check nothing themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import altair
+import jsonschema
+import pytest
+from builders import hostile, low_rank, model, results
+from some_outputs import outputs
+
+from deltarank.report import _pictures
+from deltarank.report._outputs_payload import outputs_charts
+from deltarank.report._payload import charts
+from deltarank.report._view import page_data
+from deltarank.results import Results
+
+PAGES = {
+    "one run": [results(model(layers=2), outputs=outputs())],
+    "one rank": [results(model(layers=2, ranks=(64,)))],
+    "many layers": [results(model(layers=80))],
+    "two runs": [results(model(low_rank), name="a/Lora", outputs=outputs()), results(name="a/Full")],
+    "nothing measured": [results([])],
+    "hostile names": [hostile()],
+}
+
+
+SCHEMA = Path(altair.__file__).parent / "vegalite" / "v6" / "schema" / "vega-lite-schema.json"
+
+
+@pytest.fixture(scope="module")
+def schema() -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("runs", PAGES.values(), ids=PAGES)
+def test_the_charts_of_a_page_are_valid(schema: jsonschema.Draft7Validator, runs: list[Results]) -> None:
+    page = page_data(runs)
+    made = {name: chart["spec"] for name, chart in charts(page).items()}
+    made |= outputs_charts(page) if page.spoken else {}
+
+    for chart in made.values():
+        schema.validate(chart)
+
+
+@pytest.mark.parametrize("runs", PAGES.values(), ids=PAGES)
+def test_the_pictures_are_valid(
+    schema: jsonschema.Draft7Validator, runs: list[Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(_pictures, "framed_png", lambda body, *_, **__: drawn.append(body))
+    _pictures.pictures(page_data(runs))
+
+    assert len(drawn) >= (3 if any(run.measured for run in runs) else 0)
+    for chart in drawn:
+        schema.validate(chart)
+
+
+def test_the_check_can_fail(schema: jsonschema.Draft7Validator) -> None:
+    chart = charts(page_data(PAGES["one run"]))["heat"]["spec"]
+    chart["layer"][0]["mark"]["cursor"] = "hand of god"
+
+    assert not schema.is_valid(chart)
