@@ -14,7 +14,7 @@ from deltarank._settings import Settings
 from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
 from deltarank.errors import JobError
 from deltarank.results import Outcome, Reference, Skipped
-from deltarank.spectra import chosen, exact_seconds, krylov_seconds, rates
+from deltarank.spectra import chosen, exact_seconds, krylov_memory, krylov_seconds, rates
 from deltarank.words import count, duration, listing, size
 
 READ_RATE = 1.2e9
@@ -156,12 +156,12 @@ def measuring(pair: Pair, settings: Settings) -> Step:
 
 
 def _memory(pair: Pair, solver: str, settings: Settings) -> float:
-    """The delta; then the Gram matrix and the solver's copy of it, or the delta in bfloat16 and the basis."""
+    """The delta; then the Gram matrix and the solver's copy of it, or what Krylov iteration needs."""
     number = settings.torch_dtype.itemsize
     side = min(pair.shape)
     if solver == "exact":
         return number * (pair.entries + 2.0 * side * side)
-    return number * (1.5 * pair.entries + side * (260.0 + 5.0 * max(settings.ranks)))
+    return krylov_memory(*pair.shape, max(settings.ranks), rates(settings.torch_device), number)
 
 
 def total_memory() -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltarank.spectra._auto import exact_seconds, krylov_seconds, rates
+from deltarank.spectra._auto import exact_seconds, krylov_memory, krylov_seconds, rates
 from deltarank.spectra._delta import Sums, energy_of, subtract, subtract_stack
 from deltarank.spectra._factors import Cost, Factors, factors, factors_cost, residual_energy
 from deltarank.spectra._measure import audited, measure
@@ -27,6 +27,7 @@ __all__ = [
     "exact_seconds",
     "factors",
     "factors_cost",
+    "krylov_memory",
     "krylov_seconds",
     "make_solver",
     "measure",

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 
-from deltarank.spectra._krylov import has_fast_bfloat16
+from deltarank.spectra._low import has_fast_bfloat16, has_fast_int8
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Floating point operations a second."""
+    """Operations a second; 0 where a device has no such thing."""
 
     symmetric: float
     eigenvalues: float
     skinny: float
     small: float
+    rounded: float = 0.0
 
 
 # Two cores of an AMD EPYC (Zen 4), float32, torch 2.13 with MKL, 2026-11: see docs/log.md. Only their ratios decide,
 # and they are constants so that the same settings choose the same solver on every machine of a kind.
 _CPU = Rates(symmetric=360e9, eigenvalues=60e9, skinny=100e9, small=60e9)
-_CPU_BFLOAT16 = Rates(symmetric=360e9, eigenvalues=60e9, skinny=230e9, small=60e9)
+_CPU_BFLOAT16 = replace(_CPU, skinny=280e9)
+_CPU_INT8 = replace(_CPU_BFLOAT16, rounded=1100e9)
 # Not measured: a large GPU by its data sheet, and symmetric eigenvalues by what others report.
 _CUDA = Rates(symmetric=40e12, eigenvalues=0.5e12, skinny=100e12, small=1e12)
 
 SURELY = 0.8
 """Krylov iteration must promise this share of exact's time or less: exact gives the whole spectrum."""
 
+SMALLER = 0.85
+"""Of the size of a Krylov space, where blocks are small because D D' was formed."""
+
 
 def rates(device: torch.device) -> Rates:
     if device.type == "cuda":
         return _CUDA
-    return _CPU_BFLOAT16 if has_fast_bfloat16(device) else _CPU
+    if has_fast_bfloat16(device):
+        return _CPU_INT8 if has_fast_int8(device) else _CPU_BFLOAT16
+    return _CPU
 
 
 def exact_seconds(rows: int, columns: int, rates: Rates) -> float:
@@ -49,13 +57,44 @@ def gram_and_vectors_seconds(rows: int, columns: int, rates: Rates) -> float:
 
 
 def krylov_seconds(rows: int, columns: int, rank: int, rates: Rates) -> float:
-    """Products with D and D', orthogonalisation, the small eigenproblem, the last projection."""
+    """Products with D and D', or with their product, orthogonalisation, small eigenproblems, the last projection."""
     side, length = sorted((rows, columns))
     rank = min(rank, side)
-    size = min(260 + 4 * rank, side)  # of the space when a flat spectrum has settled, measured at ranks 8 to 256
-    products = 4 * side * length * size / rates.skinny
+    size = _space(side, rank)
     small = (4 * side * size**2 + 10 * size**3) / rates.small
+    products = min(_by_products(side, length, size, rates), _by_square(side, length, size, rates))
     return products + small + 2 * side * length * rank / rates.symmetric
+
+
+def krylov_memory(rows: int, columns: int, rank: int, rates: Rates, itemsize: int) -> float:
+    """Bytes: the delta, a copy of it in few bits or that copy's Gram matrix, the basis."""
+    side, entries = min(rows, columns), rows * columns
+    basis = side * (260.0 + 5.0 * rank)
+    if itemsize == 4 and is_square_cheaper(rows, columns, rank, rates):
+        return 5.0 * entries + 3.0 * side**2 + itemsize * basis
+    return itemsize * (1.5 * entries + basis)
+
+
+def is_square_cheaper(rows: int, columns: int, rank: int, rates: Rates) -> bool:
+    """Whether Krylov iteration should form D D' first, of D rounded to 8 bits."""
+    side, length = sorted((rows, columns))
+    size = _space(side, min(rank, side))
+    return _by_square(side, length, size, rates) < _by_products(side, length, size, rates)
+
+
+def _space(side: int, rank: int) -> int:
+    """The size of a Krylov space when a flat spectrum has settled, measured at ranks 8 to 256."""
+    return min(260 + 4 * rank, side)
+
+
+def _by_products(side: int, length: int, size: int, rates: Rates) -> float:
+    return 4 * side * length * size / rates.skinny
+
+
+def _by_square(side: int, length: int, size: int, rates: Rates) -> float:
+    if not rates.rounded:
+        return math.inf
+    return 2 * side**2 * length / rates.rounded + 2 * side**2 * SMALLER * size / rates.skinny
 
 
 def cheaper(rows: int, columns: int, rank: int, device: torch.device) -> str:

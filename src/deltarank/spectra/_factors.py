@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from deltarank.spectra import _eigen as eigen
-from deltarank.spectra._auto import gram_and_vectors_seconds, krylov_seconds, rates
+from deltarank.spectra._auto import Rates, gram_and_vectors_seconds, krylov_seconds, rates
 from deltarank.spectra._delta import energy_of
 from deltarank.spectra._exact import DOMINANT
 from deltarank.spectra._gram import gram
-from deltarank.spectra._krylov import BLOCK, MOST_BLOCKS_BEYOND, Krylov
+from deltarank.spectra._krylov import MOST_BEYOND, Krylov, fills
 from deltarank.spectra._workspace import Workspace
 
 SMALL_LOSS = 1e-2
@@ -25,6 +26,12 @@ TIGHT = 1e-6
 
 TIGHTNESS = 6.0
 """How much longer than at its usual tolerance Krylov iteration is taken to last then."""
+
+ROUGH = 1e-5
+"""The tolerance for directions in few bits, which are sharpened until that gains less than this share of ||D||^2."""
+
+ROUGHNESS = 1.5
+MOST_SHARPENED = 3
 
 _ENTRIES = 1 << 20
 _COLUMNS = 2048
@@ -51,10 +58,10 @@ class Factors:
 def factors(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) -> Factors:
     """The truncated singular value decomposition of `delta`, (rows, columns), which is left as it is.
 
-    The leading subspace is that of the Gram matrix, or of a Krylov space where that is faster (large matrices),
-    sharpened by a step of subspace iteration on `delta` itself, and within it the decomposition is that of a small
-    matrix. Where float32 would be seen in the loss (one dominant value, a steep spectrum, or next to nothing lost) the
-    Gram matrix is made in float64.
+    The leading subspace is that of the Gram matrix, or of a Krylov space where that is faster (large matrices, or
+    products in few bits), sharpened by steps of subspace iteration on `delta` itself, and within it the decomposition
+    is that of a small matrix. It loses at most about 1e-5 of ||D||^2 more than the least. Where float32 would be seen
+    in the loss (one dominant value, a steep spectrum, or next to nothing lost) the Gram matrix is made in float64.
 
     Args:
         rank: at least 1; one beyond the short side is that side.
@@ -63,16 +70,29 @@ def factors(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) ->
     wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
     rank = min(rank, wide.shape[0])
     if rank == wide.shape[0]:
-        return _within(delta, torch.eye(rank, dtype=delta.dtype, device=delta.device), energy, workspace)
-    found = _within(delta, _sharpened(wide, _directions(delta, rank, energy, workspace)), energy, workspace)
+        whole = _Subspace(torch.eye(rank, dtype=delta.dtype, device=delta.device), wide)
+        return _within(delta, whole, energy, workspace)
+    found = _within(delta, _leading(delta, rank, energy, workspace), energy, workspace)
     if delta.dtype == torch.float32 and delta.device.type != "mps" and _is_coarse(found):
         found = _within(delta, _sharpened(wide, _vectors(_gram64(wide), rank)), energy, workspace)
     return found
 
 
 @dataclass(frozen=True)
+class _Subspace:
+    """Orthonormal columns `basis`, (short side, k), and what of the delta lies in their span: Q'D, (k, long side)."""
+
+    basis: Tensor
+    projected: Tensor
+
+    @cached_property
+    def energy(self) -> float:
+        return float(self.projected.double().square().sum())
+
+
+@dataclass(frozen=True)
 class Cost:
-    """How the factors of a matrix are found ("gram" or "krylov"), and what that takes, roughly: seconds, bytes."""
+    """How the factors of a matrix are found ("gram", "krylov", "rough"), and what that takes: about so much."""
 
     way: str
     seconds: float
@@ -80,16 +100,28 @@ class Cost:
 
 
 def factors_cost(rows: int, columns: int, rank: int, device: torch.device) -> Cost:
-    """Of `factors`, and of measuring what they lose before and after they are rounded."""
+    """Of `factors`, and of measuring what they lose before and after they are rounded: seconds, bytes."""
     side = min(rows, columns)
     rank, known = min(rank, side), rates(device)
+    way, seconds = _cheapest(rows, columns, rank, known)
     rest = (4 + 2 + 4) * rows * columns * rank / known.symmetric  # sharpening, projection, two residuals
-    if _iterates(rows, columns, rank, device):
-        space = min(rank + MOST_BLOCKS_BEYOND * BLOCK, side)
-        seconds = TIGHTNESS * krylov_seconds(rows, columns, rank, known)
-        return Cost("krylov", seconds + rest, 4.0 * (rows * columns + space * (side + space)))
-    seconds = gram_and_vectors_seconds(rows, columns, known) if rank < side else 0.0
-    return Cost("gram", seconds + rest, 4.0 * (rows * columns + 4.0 * side**2))
+    if way == "gram":
+        return Cost(way, (seconds if rank < side else 0.0) + rest, 4.0 * (rows * columns + 4.0 * side**2))
+    space = min(rank + MOST_BEYOND, side)
+    square = rows * columns / 4 + side**2 if way == "rough" else 0.0
+    return Cost(way, seconds + rest, 4.0 * (rows * columns + square + space * (side + space)))
+
+
+def _cheapest(rows: int, columns: int, rank: int, known: Rates) -> tuple[str, float]:
+    """The way to the leading directions, and its seconds."""
+    gram_ = gram_and_vectors_seconds(rows, columns, known)
+    if fills(min(rows, columns), rank):
+        return "gram", gram_
+    once = krylov_seconds(rows, columns, rank, known)
+    ways = {"gram": gram_, "krylov": TIGHTNESS * once}
+    if known.rounded:
+        ways["rough"] = ROUGHNESS * once
+    return min(ways.items(), key=lambda item: item[1])
 
 
 def residual_energy(delta: Tensor, left: Tensor, right: Tensor, workspace: Workspace) -> float:
@@ -119,23 +151,30 @@ def _gram64(wide: Tensor) -> Tensor:
     return out
 
 
-def _directions(delta: Tensor, rank: int, energy: float, workspace: Workspace) -> Tensor:
-    """(short side, rank): orthonormal, near the leading singular vectors of the short side, the largest first."""
-    rows, columns = delta.shape
-    if _iterates(rows, columns, rank, delta.device):
+def _leading(delta: Tensor, rank: int, energy: float, workspace: Workspace) -> _Subspace:
+    """The leading singular subspace of the short side."""
+    wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
+    way, _ = _cheapest(delta.shape[0], delta.shape[1], rank, rates(delta.device))
+    found = None
+    if way == "rough" and delta.dtype == torch.float32:
+        solver = Krylov(workspace, tolerance=ROUGH, seed=0, few_bits=True)
+        found = _sharpest(wide, solver.directions(delta, energy, energy, (rank,)), energy)
+    elif way != "gram":
         solver = Krylov(workspace, tolerance=TIGHT, seed=0)
-        found = solver.leading(delta, energy, energy, (rank,)).basis(rank)
-        if found.shape[1] == rank:
+        found = _sharpened(wide, solver.directions(delta, energy, energy, (rank,)))
+    if found is None or found.basis.shape[1] < rank:
+        found = _sharpened(wide, _vectors(gram(delta, workspace), rank))
+    return found
+
+
+def _sharpest(wide: Tensor, basis: Tensor, energy: float) -> _Subspace | None:
+    """Sharpened until the energy that it holds has stopped growing; None if it goes on."""
+    found = _Subspace(basis, basis.T @ wide)
+    for _ in range(MOST_SHARPENED):
+        before, found = found, _step(wide, found.projected)
+        if found.energy - before.energy <= ROUGH * energy:
             return found
-    return _vectors(gram(delta, workspace), rank)
-
-
-def _iterates(rows: int, columns: int, rank: int, device: torch.device) -> bool:
-    """Whether a Krylov space is the faster way."""
-    known = rates(device)
-    is_small = min(rows, columns) <= 2 * rank + 4 * BLOCK
-    tight = TIGHTNESS * krylov_seconds(rows, columns, rank, known)
-    return not is_small and tight < gram_and_vectors_seconds(rows, columns, known)
+    return None
 
 
 def _vectors(lower: Tensor, rank: int) -> Tensor:
@@ -147,22 +186,25 @@ def _vectors(lower: Tensor, rank: int) -> Tensor:
     return eigen.vectors(lower)[1].flip(1)[:, :rank]
 
 
-def _sharpened(wide: Tensor, basis: Tensor) -> Tensor:
-    """A step of subspace iteration: to the precision of `wide` itself.
+def _sharpened(wide: Tensor, basis: Tensor) -> _Subspace:
+    """A step of subspace iteration: to the precision of `wide` itself."""
+    return _step(wide, basis.to(wide.dtype).T @ wide)
 
-    Each half of it is orthonormalised by itself: squaring `wide` would drown the small values in the rounding of the
-    large.
+
+def _step(wide: Tensor, projected: Tensor) -> _Subspace:
+    """The second half of a step, from Q'D on.
+
+    Each half is orthonormalised by itself: squaring `wide` would drown the small values in the rounding of the large.
     """
-    other = torch.linalg.qr(wide.T @ basis.to(wide.dtype)).Q
-    sharp: Tensor = torch.linalg.qr(wide @ other).Q
-    return sharp
+    other = torch.linalg.qr(projected.T).Q
+    basis = torch.linalg.qr(wide @ other).Q
+    return _Subspace(basis, basis.T @ wide)
 
 
-def _within(delta: Tensor, basis: Tensor, energy: float, workspace: Workspace) -> Factors:
-    """The best factors whose short side lies in the span of `basis`: the decomposition of Q'D, which is small."""
+def _within(delta: Tensor, space: _Subspace, energy: float, workspace: Workspace) -> Factors:
+    """The best factors whose short side lies in the span of a basis: the decomposition of Q'D, which is small."""
     tall = delta.shape[0] > delta.shape[1]
-    wide = delta.T if tall else delta
-    projected = basis.T @ wide
+    basis, projected = space.basis, space.projected
     energies, turn = eigen.vectors(_square(projected).cpu())
     values = energies.flip(0).clamp_(min=0).sqrt_()
     turn = turn.flip(1).to(projected)

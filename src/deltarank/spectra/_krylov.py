@@ -1,71 +1,91 @@
-"""The leading singular values, by block Krylov iteration with full reorthogonalisation."""
+"""The leading singular values, by block Krylov iteration."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deltarank.spectra import _eigen as eigen
+from deltarank.spectra._auto import is_square_cheaper, rates
+from deltarank.spectra._operator import Operator, Products, lowered
+from deltarank.spectra._rounded import rounded_gram
 from deltarank.spectra._solver import Leading
+from deltarank.spectra._space import Space
 from deltarank.spectra._workspace import Workspace
 
-BLOCK = 48
 DOMINANT = 0.25
-"""If one value has this share of the energy or more, its rounding in bfloat16 would drown the others."""
+"""If one value has this share of the energy or more, its rounding in few bits would drown the others."""
 
 COARSE = 5e-5
-"""Directions found in bfloat16 are good for a tolerance down to this."""
+"""Directions found in few bits are good for a tolerance down to this, as they are."""
 
-KEPT_LENGTH = 0.5
-MOST_BLOCKS_BEYOND = 64
-"""A spectrum that has not settled this many blocks past the rank is left as it is: an upper bound of the loss."""
+LEAST_BEYOND = 96
+MOST_BEYOND = 3072
+"""A spectrum that has not settled this many dimensions past the rank is left as it is: an upper bound of the loss."""
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster than in float32: on GPUs, and on CPUs that have instructions for it."""
-    if device.type == "cuda":
-        return True
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return device.type == "cpu" and known is not None and bool(known()) and has_kernels
+def fills(side: int, rank: int) -> bool:
+    """Whether a Krylov space would fill most of the short side, so that there is nothing to iterate on."""
+    return side <= 2 * rank + 2 * LEAST_BEYOND
 
 
 class Krylov:
     """Block Krylov iteration on D D' (Musco and Musco 2015) with small blocks (Chen, Epperly, Meyer and Musco 2025).
 
     The space spanned by X, (D D') X, (D D')^2 X, ... is grown block by block until the cosine distance at every asked
-    rank is expected to move by less than `tolerance`. Directions may be found in bfloat16 where that is fast; the
+    rank is expected to move by less than `tolerance`. Directions may be found in few bits where that is fast; the
     energies are measured in the working precision on those directions: the loss is overstated, never understated.
+
+    Args:
+        few_bits: by default, where the tolerance allows it. Who asks for it below sharpens the directions afterwards.
     """
 
     name = "krylov"
     resolution = 1e-5
 
-    def __init__(self, workspace: Workspace, *, tolerance: float, seed: int) -> None:
+    def __init__(self, workspace: Workspace, *, tolerance: float, seed: int, few_bits: bool | None = None) -> None:
         self._workspace = workspace
         self._tolerance = tolerance
         self._seed = seed
+        self._few_bits = tolerance >= COARSE if few_bits is None else few_bits
 
     def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> Leading:
         wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
-        rank = min(max(ranks), wide.shape[0])
-        asked = [r for r in ranks if r <= rank] or [rank]
-        settling = _Settling(asked, whole - energy, whole, self._tolerance)
-        operator = _lowered(wide, self._workspace) if self._tolerance >= COARSE else wide
-        space = self._grown(wide, operator, rank, settling)
-        if settling.is_dominated and space.operator is not wide:
-            settling = _Settling(asked, whole - energy, whole, self._tolerance)
-            space = self._grown(wide, wide, rank, settling)
-        return _measured(wide, space.leading(rank), rank)
+        return _measured(wide, self.directions(delta, energy, whole, ranks), min(max(ranks), wide.shape[0]))
 
-    def _grown(self, wide: Tensor, operator: Tensor, rank: int, settling: _Settling) -> _Space:
-        most = min(rank + MOST_BLOCKS_BEYOND * BLOCK, wide.shape[0])
-        space = _Space(operator, wide.dtype, self._workspace, seed=self._seed, most=most)
+    def directions(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> Tensor:
+        """(short side, k): orthonormal, the largest Ritz value first; k is max(ranks), or less if D has no more."""
+        wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
+        rank = min(max(ranks), wide.shape[0])
+        asked = _Asked([r for r in ranks if r <= rank] or [rank], whole - energy, whole)
+        operator = self._operator(wide, energy, rank)
+        space = self._grown(operator, wide.dtype, rank, asked)
+        if operator.is_rough and asked.is_dominated(space.ritz_energies()):
+            space = self._grown(Products(wide, wide.dtype), wide.dtype, rank, asked)
+        return space.leading(rank).flip(1)
+
+    def _operator(self, wide: Tensor, energy: float, rank: int) -> Operator:
+        if not self._few_bits or wide.dtype != torch.float32:
+            return Products(wide, wide.dtype)
+        square = None
+        if is_square_cheaper(wide.shape[0], wide.shape[1], rank, rates(wide.device)):
+            square = rounded_gram(wide, energy, self._workspace)
+        return square or lowered(wide, self._workspace)
+
+    def _grown(self, operator: Operator, working: torch.dtype, rank: int, asked: _Asked) -> Space:
+        """Until the losses have settled, or a dominant value shows."""
+        settling = _Settling(asked, operator.share * self._tolerance)
+        most = min(rank + MOST_BEYOND, operator.side)
+        space = Space(operator, working, self._workspace, seed=self._seed, most=most)
+        look = rank + LEAST_BEYOND
         while space.expand():
-            if space.size >= rank + 2 * BLOCK and settling.done(space.ritz_energies()):
-                break
-            if settling.is_dominated and operator is not wide:
-                break
+            if space.size >= look:
+                look += operator.stride
+                energies = space.ritz_energies()
+                if settling.done(energies) or (operator.is_rough and asked.is_dominated(energies)):
+                    break
             space.turn()
         return space
 
@@ -87,113 +107,39 @@ def _measured(wide: Tensor, basis: Tensor, rank: int) -> Leading:
     )
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The ranks at which a loss is asked for, as a share of `whole`, of which `gone` was taken out of D before."""
+
+    ranks: list[int]
+    gone: float
+    whole: float
+
+    def distances(self, energies: Tensor) -> Tensor:
+        """The cosine distance at each rank, if these were the energies."""
+        kept = (energies.cumsum(0)[torch.tensor(self.ranks) - 1] + self.gone) / self.whole
+        return 1 - kept.clamp(0, 1).sqrt()
+
+    def is_dominated(self, energies: Tensor) -> bool:
+        return float(energies[0]) > DOMINANT * (self.whole - self.gone)
+
+
 class _Settling:
     """Foresees how far the losses still have to fall from how fast they fell.
 
     Ritz energies rise to the true ones about geometrically: two differences give the ratio, and the ratio the rest.
     """
 
-    def __init__(self, ranks: list[int], gone: float, whole: float, tolerance: float) -> None:
-        self._places = torch.tensor(ranks) - 1
-        self._gone, self._whole, self._tolerance = gone, whole, tolerance
+    def __init__(self, asked: _Asked, tolerance: float) -> None:
+        self._asked = asked
+        self._tolerance = tolerance
         self._distances: list[Tensor] = []
-        self.is_dominated = False
 
     def done(self, energies: Tensor) -> bool:
-        self.is_dominated = float(energies[0]) > DOMINANT * (self._whole - self._gone)
-        kept = (energies.cumsum(0)[self._places] + self._gone) / self._whole
-        self._distances.append(1 - kept.clamp(0, 1).sqrt())
+        self._distances.append(self._asked.distances(energies))
         if len(self._distances) < 3:
             return False
         first, second, third = self._distances[-3:]
         before, last = first - second, (second - third).clamp(min=0)
         ratio = (last / before.clamp(min=1e-12)).clamp(0, 0.9)
         return bool((last * ratio / (1 - ratio) <= self._tolerance).all())
-
-
-class _Space:
-    """An orthonormal basis of the Krylov space, held as rows, and D D' restricted to it, which is block tridiagonal."""
-
-    def __init__(self, operator: Tensor, dtype: torch.dtype, workspace: Workspace, *, seed: int, most: int) -> None:
-        self.operator = operator
-        self.size = 0
-        self._most = most
-        self._rows = workspace.lend("krylov rows", (most, operator.shape[0]), dtype)
-        self._restricted = workspace.lend("krylov restriction", (most, most), dtype)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._block = self._random(min(BLOCK, most))
-        self._link = self._rows.new_zeros(0, len(self._block))  # block before x block: D D' between them
-
-    def _random(self, count: int) -> Tensor:
-        """Orthonormal rows that the basis knows nothing of."""
-        rows = self._rows[: self.size]
-        fresh = torch.randn(count, self._rows.shape[1], generator=self._generator).to(self._rows)
-        fresh = _orthonormal_rows(fresh - (fresh @ rows.T) @ rows)
-        return _orthonormal_rows(fresh - (fresh @ rows.T) @ rows, least=KEPT_LENGTH)
-
-    def expand(self) -> bool:
-        """Takes the waiting block into the basis and restricts D D' to it; False if there is none."""
-        count = min(len(self._block), self._most - self.size)
-        if count == 0:
-            return False
-        block, old, new = self._block[:count], self.size, self.size + count
-        self._rows[old:new] = block
-        self._image = block.to(self.operator.dtype) @ self.operator
-        image = self._image.to(self._rows.dtype)
-        self._restricted[old:new, :new] = 0
-        self._restricted[:new, old:new] = 0
-        self._restricted[old:new, old:new] = image @ image.T
-        before = old - len(self._link)
-        self._restricted[before:old, old:new] = self._link[:, :count]
-        self._restricted[old:new, before:old] = self._link[:, :count].T
-        self.size = new
-        return True
-
-    def turn(self) -> None:
-        """Makes the next block: D D' on the last one, less what the basis already spans."""
-        image = (self._image @ self.operator.T).to(self._rows.dtype)
-        rows = self._rows[: self.size]
-        left = image - (image @ rows.T) @ rows
-        noise = torch.finfo(left.dtype).eps * float(torch.linalg.vector_norm(image))
-        block = _orthonormal_rows(left, least=noise)
-        # Twice is enough (Giraud and Langou 2002), for what keeps its length: the rest lay in the basis all along.
-        block = _orthonormal_rows(block - (block @ rows.T) @ rows, least=KEPT_LENGTH)
-        self._link = left @ block.T
-        self._block = self._filled(block)
-
-    def _filled(self, block: Tensor) -> Tensor:
-        """Where D D' led nowhere new, its reach is exhausted from here: random directions take the empty places."""
-        missing = min(BLOCK, self._most - self.size) - len(block)
-        if missing <= 0:
-            return block
-        fresh = self._random(missing)
-        fresh = _orthonormal_rows(fresh - (fresh @ block.T) @ block, least=KEPT_LENGTH)
-        self._link = torch.cat([self._link, self._link.new_zeros(len(self._link), len(fresh))], dim=1)
-        return torch.cat([block, fresh])
-
-    def ritz_energies(self) -> Tensor:
-        """Largest first, in float64."""
-        held = self._restricted[: self.size, : self.size]
-        return eigen.values(held).flip(0).cpu().double().clamp_(min=0)
-
-    def leading(self, count: int) -> Tensor:
-        """(side, count): orthonormal vectors for the largest Ritz values."""
-        count = min(count, self.size)
-        return self._rows[: self.size].T @ eigen.leading_vectors(self._restricted[: self.size, : self.size], count)
-
-
-def _lowered(wide: Tensor, workspace: Workspace) -> Tensor:
-    """`wide` in bfloat16 where products in it are faster: good enough to find directions."""
-    if wide.dtype != torch.float32 or not has_fast_bfloat16(wide.device):
-        return wide
-    stored = wide if wide.is_contiguous() else wide.T
-    low = workspace.lend("krylov operator", stored.shape, torch.bfloat16).copy_(stored)
-    return low if wide.is_contiguous() else low.T
-
-
-def _orthonormal_rows(block: Tensor, *, least: float = 0.0) -> Tensor:
-    """Orthonormal rows that span those of `block`, less directions shorter than `least` or lost in its rounding."""
-    energies, vectors = eigen.vectors(block @ block.T)
-    floor = max(float(energies[-1]) * torch.finfo(block.dtype).eps, least**2) if len(energies) else 0.0
-    good = energies > floor
-    return (vectors[:, good] / energies[good].sqrt()).T @ block

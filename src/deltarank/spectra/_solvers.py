@@ -6,7 +6,7 @@ import torch
 
 from deltarank.spectra._auto import cheaper
 from deltarank.spectra._exact import Exact
-from deltarank.spectra._krylov import BLOCK, Krylov
+from deltarank.spectra._krylov import Krylov, fills
 from deltarank.spectra._solver import Solver
 from deltarank.spectra._workspace import Workspace
 
@@ -20,8 +20,7 @@ def chosen(asked: str, rows: int, columns: int, ranks: tuple[int, ...], device: 
     """
     if asked == "auto":
         return cheaper(rows, columns, max(ranks), device)
-    small = min(rows, columns) <= 2 * max(ranks) + 4 * BLOCK
-    return "exact" if asked == "krylov" and small else asked
+    return "exact" if asked == "krylov" and fills(min(rows, columns), max(ranks)) else asked
 
 
 def make_solver(name: str, workspace: Workspace, *, tolerance: float, seed: int) -> Solver:

@@ -1,0 +1,94 @@
+"""D D' as a Krylov space sees it: by products with D and D', or as a square matrix that was formed before."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deltarank.spectra._low import has_fast_bfloat16
+from deltarank.spectra._workspace import Workspace
+
+
+class Operator(Protocol):
+    """D D', (side, side), applied to a block of rows, (k, side), in two steps: the last block needs the first only."""
+
+    side: int
+    is_rough: bool
+    block: int
+    """How many rows it is applied to at a time: few need a smaller space in the end, many are faster by the row."""
+
+    share: float
+    """Of the tolerance that iterating may use up: the rest is for what the operator has lost by rounding."""
+
+    stride: int
+    """By how much a space grows between two looks at its values: more where growing costs less than looking."""
+
+    def image(self, block: Tensor) -> Tensor:
+        """Half of the way, in whatever form."""
+        ...
+
+    def within(self, block: Tensor, image: Tensor) -> Tensor:
+        """(k, k): D D' between the rows of the block."""
+        ...
+
+    def onward(self, image: Tensor) -> Tensor:
+        """(k, side): the block times D D'."""
+        ...
+
+
+class Products:
+    """Two products a block, with D and with D': `wide` is (side, length), in any type."""
+
+    block = stride = 48
+    share = 1.0
+
+    def __init__(self, wide: Tensor, working: torch.dtype) -> None:
+        self.side = wide.shape[0]
+        self.is_rough = wide.dtype != working
+        self._wide = wide
+        self._working = working
+
+    def image(self, block: Tensor) -> Tensor:
+        return block.to(self._wide.dtype) @ self._wide
+
+    def within(self, block: Tensor, image: Tensor) -> Tensor:
+        exact = image.to(self._working)
+        return exact @ exact.T
+
+    def onward(self, image: Tensor) -> Tensor:
+        return (image @ self._wide.T).to(self._working)
+
+
+class Square:
+    """One product a block, with D D' itself: (side, side) in few bits, but for its diagonal, which is the most."""
+
+    is_rough = True
+    block = 16
+    stride = 96
+    share = 0.6
+
+    def __init__(self, low: Tensor, diagonal: Tensor) -> None:
+        self.side = low.shape[0]
+        self._low = low
+        self._diagonal = diagonal
+
+    def image(self, block: Tensor) -> Tensor:
+        return (block.to(self._low.dtype) @ self._low.T).to(block.dtype).addcmul_(block, self._diagonal)
+
+    def within(self, block: Tensor, image: Tensor) -> Tensor:
+        restricted = image @ block.T
+        return (restricted + restricted.T) / 2
+
+    def onward(self, image: Tensor) -> Tensor:
+        return image
+
+
+def lowered(wide: Tensor, workspace: Workspace) -> Products:
+    """With `wide` in bfloat16 where products in it are faster."""
+    if wide.dtype != torch.float32 or not has_fast_bfloat16(wide.device):
+        return Products(wide, wide.dtype)
+    stored = wide if wide.is_contiguous() else wide.T
+    low = workspace.lend("krylov operator", stored.shape, torch.bfloat16).copy_(stored)
+    return Products(low if wide.is_contiguous() else low.T, wide.dtype)

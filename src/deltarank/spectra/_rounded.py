@@ -1,0 +1,78 @@
+"""The Gram matrix of a delta that is rounded to 8 bits: good enough to find directions by, at a third of the time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deltarank.spectra._low import int8_product
+from deltarank.spectra._operator import Square
+from deltarank.spectra._workspace import Workspace
+
+STRIPES = 8
+MOST_NOISE = 4e-4
+"""Of the energy, that rounding to 8 bits may change. Gaussian rows of 8192 numbers: 1e-4; one entry in twenty: 3e-4."""
+
+_TINY = 1e-30
+_ENTRIES = 1 << 18
+
+
+def rounded_gram(wide: Tensor, energy: float, workspace: Workspace) -> Square | None:
+    """D D' of D rounded to 8 bits, each row to a scale of its own; None if that would change D by too much.
+
+    The products of whole numbers are exact, so that rounding D is all that is lost: an error E, independent of D, of
+    energy e ||D||^2. It turns the leading subspace by so little that the energy it holds falls by about e / 20 of the
+    whole (measured: docs/log.md).
+    """
+    numbers, scales = _rounded(wide, workspace)
+    if wide.shape[1] * float(scales.double().square().sum()) / 12 > MOST_NOISE * energy:
+        return None
+    side = wide.shape[0]
+    low = workspace.lend("rounded gram", (side, side), torch.bfloat16)
+    diagonal = torch.empty_like(scales)
+    step = -(-side // STRIPES)
+    for first in range(0, side, step):
+        last = min(first + step, side)
+        part = _scaled(_stripe(numbers, first, last, workspace), scales, first, workspace)
+        diagonal[first:last] = part[:, first:last].diagonal()
+        low[first:last, :last] = part
+        low[:first, first:last] = low[first:last, :first].T
+    low.diagonal().zero_()
+    return Square(low, diagonal)
+
+
+def _stripe(numbers: Tensor, first: int, last: int, workspace: Workspace) -> Tensor:
+    """Rows `first` to `last` of N N', as far as the diagonal: (last - first, last), in the faster order."""
+    count = last - first
+    if numbers.is_contiguous():
+        out = workspace.lend("rounded stripe", (last, count), torch.int32)
+        return int8_product(numbers[:last], numbers[first:last].T, out=out).T
+    out = workspace.lend("rounded stripe", (count, last), torch.int32)
+    return int8_product(numbers[first:last], numbers[:last].T, out=out)
+
+
+def _scaled(stripe: Tensor, scales: Tensor, first: int, workspace: Workspace) -> Tensor:
+    count, last = stripe.shape
+    out = workspace.lend("rounded stripe, scaled", (count, last), scales.dtype)
+    torch.mul(stripe, scales[:last], out=out)
+    return out.mul_(scales[first : first + count, None])
+
+
+def _rounded(wide: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """(side, length) numbers of 8 bits, laid out as `wide` is, and (side,) scales: wide is about numbers * scales."""
+    stored = wide if wide.is_contiguous() else wide.T
+    numbers = workspace.lend("rounded", stored.shape, torch.int8)
+    rows = max(1, _ENTRIES // stored.shape[1])
+    parts = torch.split(stored, rows)
+    tops = [_largest(part, 1 if stored is wide else 0) for part in parts]
+    scales = torch.cat(tops) if stored is wide else torch.stack(tops).amax(0)
+    scales = scales.clamp_(min=_TINY).div_(127)
+    divisors = scales[:, None] if stored is wide else scales.expand(stored.shape)
+    for part, out, by in zip(parts, torch.split(numbers, rows), torch.split(divisors, rows), strict=True):
+        out.copy_(torch.div(part, by, out=workspace.like("rounding", part)).round_())
+    return (numbers if stored is wide else numbers.T), scales
+
+
+def _largest(part: Tensor, axis: int) -> Tensor:
+    """Of the absolute values, along an axis. (torch.aminmax takes ten times as long.)"""
+    return torch.maximum(part.amax(axis), part.amin(axis).neg_())

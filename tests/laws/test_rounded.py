@@ -1,0 +1,111 @@
+"""Laws of the roundabout ways to directions: 8-bit Gram matrices and Krylov spaces, held against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from deltarank.spectra import Workspace
+from deltarank.spectra._low import has_fast_int8, int8_product
+from deltarank.spectra._operator import Operator, Products, Square, lowered
+from deltarank.spectra._rounded import rounded_gram
+from deltarank.spectra._space import Space
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(not has_fast_int8(CPU), reason="this processor multiplies no numbers of 8 bits")
+
+SIZES = [(64, 64), (300, 701), (701, 300), (33, 1000), (1, 50), (257, 513)]
+
+
+def wide_of(rows: int, columns: int, *, seed: int = 0) -> torch.Tensor:
+    """(side, length), laid out as a matrix of that many rows is."""
+    delta = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    return delta if rows <= columns else delta.T
+
+
+def energy_of(wide: torch.Tensor) -> float:
+    return float(wide.double().square().sum())
+
+
+def applied(operator: Operator, block: torch.Tensor) -> torch.Tensor:
+    return operator.onward(operator.image(block))
+
+
+def test_products_of_8_bits_are_exact() -> None:
+    random = np.random.default_rng(0)
+    left, right = (random.integers(-127, 128, size).astype(np.int8) for size in ((37, 9001), (9001, 53)))
+    truth = left.astype(np.int64) @ right.astype(np.int64)
+
+    assert (int8_product(torch.from_numpy(left), torch.from_numpy(right)).numpy() == truth).all()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_rounded_gram_matrix_is_near_the_true_one(size: tuple[int, int]) -> None:
+    wide = wide_of(*size)
+    square = rounded_gram(wide, energy_of(wide), Workspace())
+    truth = (wide.double() @ wide.double().T).numpy()
+
+    assert square is not None
+    found = applied(square, torch.eye(len(wide))).double().numpy()
+    assert found == pytest.approx(truth, abs=2e-2 * truth.max())
+    assert np.linalg.norm(found - truth) <= 2e-2 * np.linalg.norm(truth)
+
+
+def test_rows_have_scales_of_their_own() -> None:
+    """Rows a million times smaller than others, and rows of zeros, are as good as the rest."""
+    wide = wide_of(40, 900)
+    scales = torch.tensor([1e-6, 1.0, 0.0, 1e3]).repeat(10)[:, None]
+    for delta in (wide * scales, (wide * scales).T.contiguous().T):
+        square = rounded_gram(delta, energy_of(delta), Workspace())
+        truth = (delta.double() @ delta.double().T).numpy()
+
+        assert square is not None
+        found = applied(square, torch.eye(40)).double().numpy()
+        lengths = np.sqrt(np.diag(truth))
+        assert (np.abs(found - truth) <= 2e-2 * np.outer(lengths, lengths)).all()
+
+
+def test_what_8_bits_cannot_show_is_refused() -> None:
+    """An entry of a thousand in each row leaves the others two or three values."""
+    wide = wide_of(64, 512)
+    wide[:, 0] = 1000.0
+    rest = wide - 1000.0 * (torch.arange(512) == 0)
+
+    assert rounded_gram(rest, energy_of(rest), Workspace()) is not None
+    wide[:, 0] = 60.0
+    assert rounded_gram(wide, energy_of(wide), Workspace()) is None
+
+
+@pytest.mark.parametrize("size", [(300, 701), (701, 300)], ids=str)
+@pytest.mark.parametrize("kind", ["products", "lowered", "square"])
+def test_a_krylov_space_is_orthonormal_and_knows_d_d_restricted_to_it(kind: str, size: tuple[int, int]) -> None:
+    wide = wide_of(*size)
+    made = {
+        "products": lambda: Products(wide, wide.dtype),
+        "lowered": lambda: lowered(wide, Workspace()),
+        "square": lambda: rounded_gram(wide, energy_of(wide), Workspace()),
+    }
+    space = Space(made[kind](), torch.float32, Workspace(), seed=0, most=250)
+    while space.expand():
+        space.turn()
+    everything = space.leading(250)
+    truth = torch.linalg.eigvalsh(everything.double().T @ wide.double() @ wide.double().T @ everything.double())
+
+    assert space.size == 250
+    assert everything.T @ everything == pytest.approx(torch.eye(250), abs=1e-4)
+    near = {"products": 1e-4, "lowered": 2e-2, "square": 3e-2}[kind]
+    assert space.ritz_energies().flip(0).numpy() == pytest.approx(truth.numpy(), rel=near, abs=near * float(truth[-1]))
+
+
+def test_a_square_operator_is_symmetric_between_rows() -> None:
+    wide = wide_of(120, 500)
+    square = rounded_gram(wide, energy_of(wide), Workspace())
+    assert isinstance(square, Square)
+    block = torch.linalg.qr(torch.randn(120, 16, generator=torch.Generator().manual_seed(1))).Q.T
+    within = square.within(block, square.image(block))
+
+    assert torch.equal(within, within.T)
+    assert within.double().numpy() == pytest.approx(
+        (block.double() @ wide.double() @ wide.double().T @ block.double().T).numpy(), abs=0.02 * 500
+    )
