@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deltarank.spectra import _eigen as eigen
 from deltarank.spectra._auto import is_square_cheaper, rates
+from deltarank.spectra._mixing import energy_mixed_out
 from deltarank.spectra._operator import Operator, Products, lowered
 from deltarank.spectra._rounded import rounded_gram
 from deltarank.spectra._solver import Leading
@@ -20,6 +21,9 @@ DOMINANT = 0.25
 
 COARSE = 5e-5
 """Directions found in few bits are good for a tolerance down to this, as they are."""
+
+MOST_BLURRED = 0.5
+"""Of the tolerance, that few bits may use up."""
 
 LEAST_BEYOND = 96
 MOST_BEYOND = 3072
@@ -61,10 +65,10 @@ class Krylov:
         rank = min(max(ranks), wide.shape[0])
         asked = _Asked([r for r in ranks if r <= rank] or [rank], whole - energy, whole)
         operator = self._operator(wide, energy, rank)
-        space = self._grown(operator, wide.dtype, rank, asked)
-        if operator.is_rough and asked.is_dominated(space.ritz_energies()):
-            space = self._grown(Products(wide, wide.dtype), wide.dtype, rank, asked)
-        return space.leading(rank).flip(1)
+        energies, found = self._grown(operator, wide.dtype, rank, asked).ritz(rank)
+        if operator.noise and not self._is_good(operator, energies, asked):
+            _, found = self._grown(Products(wide, wide.dtype), wide.dtype, rank, asked).ritz(rank)
+        return found
 
     def _operator(self, wide: Tensor, energy: float, rank: int) -> Operator:
         if not self._few_bits or wide.dtype != torch.float32:
@@ -72,7 +76,12 @@ class Krylov:
         square = None
         if is_square_cheaper(wide.shape[0], wide.shape[1], rank, rates(wide.device)):
             square = rounded_gram(wide, energy, self._workspace)
-        return square or lowered(wide, self._workspace)
+        return square or lowered(wide, energy, self._workspace)
+
+    def _is_good(self, operator: Operator, energies: Tensor, asked: _Asked) -> bool:
+        """Whether directions in few bits will do: by how much the losses are overstated is known from the spectrum."""
+        blur = MOST_BLURRED * max(self._tolerance, COARSE)
+        return not asked.is_dominated(energies) and asked.blur(energies, operator) <= blur
 
     def _grown(self, operator: Operator, working: torch.dtype, rank: int, asked: _Asked) -> Space:
         """Until the losses have settled, or a dominant value shows."""
@@ -84,7 +93,7 @@ class Krylov:
             if space.size >= look:
                 look += operator.stride
                 energies = space.ritz_energies()
-                if settling.done(energies) or (operator.is_rough and asked.is_dominated(energies)):
+                if settling.done(energies) or (operator.noise and asked.is_dominated(energies)):
                     break
             space.turn()
         return space
@@ -119,6 +128,19 @@ class _Asked:
         """The cosine distance at each rank, if these were the energies."""
         kept = (energies.cumsum(0)[torch.tensor(self.ranks) - 1] + self.gone) / self.whole
         return 1 - kept.clamp(0, 1).sqrt()
+
+    def blur(self, energies: Tensor, operator: Operator) -> float:
+        """The largest cosine distance by which the operator's noise is expected to overstate a loss.
+
+        Of a Krylov space the energies past the rank are only sketches of the true ones, and the rest is unknown: it is
+        taken as spread evenly over the dimensions that are left.
+        """
+        left = max(operator.side - len(energies), 0)
+        rest = max(self.whole - self.gone - float(energies.sum()), 0.0) / max(left, 1)
+        spectrum = torch.cat([energies, energies.new_full((left,), rest)])
+        kept = (energies.cumsum(0)[torch.tensor(self.ranks) - 1] + self.gone) / self.whole
+        mixed = [energy_mixed_out(spectrum, rank, operator.noise) / self.whole for rank in self.ranks]
+        return float((kept.sqrt() - (kept - torch.tensor(mixed)).clamp(min=0).sqrt()).max())
 
     def is_dominated(self, energies: Tensor) -> bool:
         return float(energies[0]) > DOMINANT * (self.whole - self.gone)

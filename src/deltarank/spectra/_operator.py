@@ -8,14 +8,20 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra._low import has_fast_bfloat16
+from deltarank.spectra._mixing import coupling
 from deltarank.spectra._workspace import Workspace
+
+BFLOAT16 = 4e-5
+"""The energy of the noise, as a share, when D and the blocks are in bfloat16: 30 times that of rounding D alone."""
 
 
 class Operator(Protocol):
     """D D', (side, side), applied to a block of rows, (k, side), in two steps: the last block needs the first only."""
 
     side: int
-    is_rough: bool
+    noise: float
+    """The standard deviation of what rounding adds to an entry of D D'; 0 in the working precision."""
+
     block: int
     """How many rows it is applied to at a time: few need a smaller space in the end, many are faster by the row."""
 
@@ -44,9 +50,9 @@ class Products:
     block = stride = 48
     share = 1.0
 
-    def __init__(self, wide: Tensor, working: torch.dtype) -> None:
+    def __init__(self, wide: Tensor, working: torch.dtype, *, noise: float = 0.0) -> None:
         self.side = wide.shape[0]
-        self.is_rough = wide.dtype != working
+        self.noise = noise
         self._wide = wide
         self._working = working
 
@@ -64,13 +70,13 @@ class Products:
 class Square:
     """One product a block, with D D' itself: (side, side) in few bits, but for its diagonal, which is the most."""
 
-    is_rough = True
     block = 16
     stride = 96
     share = 0.6
 
-    def __init__(self, low: Tensor, diagonal: Tensor) -> None:
+    def __init__(self, low: Tensor, diagonal: Tensor, *, noise: float) -> None:
         self.side = low.shape[0]
+        self.noise = noise
         self._low = low
         self._diagonal = diagonal
 
@@ -85,10 +91,11 @@ class Square:
         return image
 
 
-def lowered(wide: Tensor, workspace: Workspace) -> Products:
+def lowered(wide: Tensor, energy: float, workspace: Workspace) -> Products:
     """With `wide` in bfloat16 where products in it are faster."""
     if wide.dtype != torch.float32 or not has_fast_bfloat16(wide.device):
         return Products(wide, wide.dtype)
     stored = wide if wide.is_contiguous() else wide.T
     low = workspace.lend("krylov operator", stored.shape, torch.bfloat16).copy_(stored)
-    return Products(low if wide.is_contiguous() else low.T, wide.dtype)
+    noise = coupling(energy, wide.shape[0], wide.shape[1], BFLOAT16)
+    return Products(low if wide.is_contiguous() else low.T, wide.dtype, noise=noise)

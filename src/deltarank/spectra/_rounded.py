@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra._low import int8_product
+from deltarank.spectra._mixing import coupling
 from deltarank.spectra._operator import Square
 from deltarank.spectra._workspace import Workspace
 
 STRIPES = 8
 MOST_NOISE = 4e-4
 """Of the energy, that rounding to 8 bits may change. Gaussian rows of 8192 numbers: 1e-4; one entry in twenty: 3e-4."""
+
+CAUTION = 3.0
+"""By so much the noise is taken as larger, for the rounding of blocks and of the Gram matrix itself."""
 
 _TINY = 1e-30
 _ENTRIES = 1 << 18
@@ -20,14 +24,14 @@ _ENTRIES = 1 << 18
 def rounded_gram(wide: Tensor, energy: float, workspace: Workspace) -> Square | None:
     """D D' of D rounded to 8 bits, each row to a scale of its own; None if that would change D by too much.
 
-    The products of whole numbers are exact, so that rounding D is all that is lost: an error E, independent of D, of
-    energy e ||D||^2. It turns the leading subspace by so little that the energy it holds falls by about e / 20 of the
-    whole (measured: docs/log.md).
+    The products of whole numbers are exact, so that rounding D is nearly all that is lost: an error that is uniform
+    within half a step of each row's scale.
     """
     numbers, scales = _rounded(wide, workspace)
-    if wide.shape[1] * float(scales.double().square().sum()) / 12 > MOST_NOISE * energy:
+    side, length = wide.shape
+    error = length * float(scales.double().square().sum()) / 12 / energy
+    if error > MOST_NOISE:
         return None
-    side = wide.shape[0]
     low = workspace.lend("rounded gram", (side, side), torch.bfloat16)
     diagonal = torch.empty_like(scales)
     step = -(-side // STRIPES)
@@ -38,7 +42,7 @@ def rounded_gram(wide: Tensor, energy: float, workspace: Workspace) -> Square | 
         low[first:last, :last] = part
         low[:first, first:last] = low[first:last, :first].T
     low.diagonal().zero_()
-    return Square(low, diagonal)
+    return Square(low, diagonal, noise=coupling(energy, side, length, CAUTION * error))
 
 
 def _stripe(numbers: Tensor, first: int, last: int, workspace: Workspace) -> Tensor:

@@ -77,14 +77,19 @@ class Space:
         return torch.cat([block, fresh])
 
     def ritz_energies(self) -> Tensor:
-        """Largest first, in float64."""
-        held = self._restricted[: self.size, : self.size]
-        return eigen.values(held).flip(0).cpu().double().clamp_(min=0)
+        """The largest first."""
+        return _descending(eigen.values(self._restricted[: self.size, : self.size]))
 
-    def leading(self, count: int) -> Tensor:
-        """(side, count): orthonormal vectors for the largest Ritz values, the largest last."""
-        vectors = eigen.vectors(self._restricted[: self.size, : self.size])[1]
-        return self._rows[: self.size].T @ vectors[:, max(self.size - count, 0) :]
+    def ritz(self, count: int) -> tuple[Tensor, Tensor]:
+        """All Ritz energies, and orthonormal vectors of the first, (side, count): the largest first."""
+        energies, vectors = eigen.vectors(self._restricted[: self.size, : self.size])
+        leading = vectors.flip(1)[:, :count]
+        return _descending(energies), self._rows[: self.size].T @ leading
+
+
+def _descending(energies: Tensor) -> Tensor:
+    """In float64, on the CPU."""
+    return energies.flip(0).cpu().double().clamp_(min=0)
 
 
 def _less(block: Tensor, rows: Tensor) -> Tensor:

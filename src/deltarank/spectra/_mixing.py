@@ -1,0 +1,30 @@
+"""What a subspace loses because its directions were found in few bits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def coupling(energy: float, side: int, length: int, error: float) -> float:
+    """The standard deviation p of an entry of D E' + E D', where E is independent noise of `error` times D's energy."""
+    return energy / side * math.sqrt(2.0 * error / length)
+
+
+def energy_mixed_out(energies: Tensor, rank: int, p: float) -> float:
+    """By how much less energy the leading subspace of D D' + P holds than that of D D', P's entries of deviation p.
+
+        sum over i <= rank < j of g/2 (1 - g / sqrt(g^2 + 4 p^2)),   g = s_i^2 - s_j^2
+
+    which is exact for two directions alone, and p^2/g for small p (perturbation theory to second order). Directions
+    that are far apart hardly mix; those whose energies are equal do, and it costs nothing. In between lies the worst:
+    many energies a little under the rank's. Measured against float64 on nine such spectra: right within a factor of 5.
+
+    Args:
+        energies: s_1^2 >= s_2^2 >= ..., in float64, all of them or estimates.
+    """
+    gaps = (energies[:rank, None] - energies[None, rank:]).clamp(min=0)
+    slopes = gaps / (gaps.square() + 4 * p * p).sqrt().clamp(min=torch.finfo(gaps.dtype).tiny)
+    return float((gaps / 2 * (1 - slopes)).sum())
