@@ -135,7 +135,8 @@ def write_adapter(
         numbers: of the factors of each target, by the tensor's name.
     """
     layout = finished.layout
-    tensors = [*_factors(finished, staging, numbers), *_zeros(finished), *_whole(finished, finetune)]
+    wholes = [*_whole(finished, finetune), *_companions(finished, base)]
+    tensors = [*_factors(finished, staging, numbers), *_zeros(finished), *wholes]
     write_weights(folder / WEIGHTS, tensors)
     targets = finished.factored
     modules = [*(t.module for t in targets if not t.bare), *(e.module for e in finished.empties)]
@@ -228,6 +229,16 @@ def _whole(finished: Finished, finetune: Checkpoint) -> Iterator[Stored]:
         for module in (other.module, other.head):  # PEFT wants what is tied twice
             if module is not None:
                 yield Stored(whole_key(f"{module}.{leaf}"), PLAIN[info.dtype], info.shape, _bytes_of(info, finetune))
+
+
+def _companions(finished: Finished, base: Checkpoint) -> Iterator[Stored]:
+    """What else a module holds that is carried whole, as the base has it: PEFT loads all of a module or fails."""
+    modules = {o.pair.base.tensor.rpartition(".")[0]: o.module for o in finished.carried if o.pair is not None}
+    carried = {o.pair.base.tensor for o in finished.carried if o.pair is not None}
+    for name, info in base.tensors.items():
+        holder, _, leaf = name.rpartition(".")
+        if holder in modules and name not in carried and info.dtype in PLAIN:
+            yield Stored(whole_key(f"{modules[holder]}.{leaf}"), PLAIN[info.dtype], info.shape, _bytes_of(info, base))
 
 
 def _bytes_of(info: TensorInfo, checkpoint: Checkpoint) -> Fill:

@@ -12,6 +12,7 @@ from deltarank.adapters import (
     is_transposed,
     kind_of,
     module_of,
+    router_in_peft,
     taken_for_experts,
     type_of,
     words_for,
@@ -20,7 +21,7 @@ from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing, TensorInf
 from deltarank.results import Outcome
 
 _NO_HEAD = "the output head is tied to it: an adapter that brings one of them whole would untie them"
-EXPERT = "expert"
+EXPERT, ROUTER = "expert", "router"
 _ONE_SIDED = (Outcome.EXTRA_ROWS, Outcome.ONLY_IN_FINETUNE)
 
 
@@ -143,7 +144,9 @@ def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool
     tensor = pair.base.tensor
     slot = _slot(pair, base)
     why = _why_not(pair, base, server, slot, asked)
-    module = module_of(tensor) if slot is None else tensor
+    module = module_of(_own_name(pair, base)) if slot is None else tensor
+    if why is not None and why[0] == ROUTER and server.carries.get(ROUTER) == "whole":
+        return _router(pair.name, pair, base)
     if why is not None or module is None or not is_module(module):
         kind, reason = why or ("parameter", "no weight of a module by its name, so no adapter can be put on it")
         return Other(pair.name, kind, reason, pair)
@@ -152,6 +155,19 @@ def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool
     own = min(rank, *pair.shape) if has_own else rank
     transposed = slot.stack.inputs_first if slot else is_transposed(tensor, base.config)
     return Target(pair, module, own, transposed, bare=slot is not None, slot=slot)
+
+
+def _router(name: str, pair: Pair | Leftover, base: Checkpoint) -> Other:
+    """Carried whole: it has a row for each expert, which a LoRA would seldom make smaller."""
+    module = router_in_peft(pair.base.tensor.rpartition(".")[0], base.config)
+    if module is None or not is_module(module):
+        return Other(name, ROUTER, f"a router of a model of which {_UNKNOWN}", pair)
+    return Other(name, ROUTER, "", pair, module)
+
+
+def _own_name(pair: Pair, base: Checkpoint) -> str:
+    """Of an expert that the base stores fused and the finetune by itself, the finetune's: PEFT knows that one, too."""
+    return pair.base.tensor if pair.base.tensor in base.tensors else pair.name
 
 
 def _is_slice(pair: Pair) -> bool:
@@ -187,7 +203,7 @@ def _why_no_expert(
     if _is_slice(pair):
         known = slot is not None and slot.experts > 1
         return None if known else (EXPERT, f"one of several matrices in one tensor, stored in a way that {_UNKNOWN}")
-    is_fused = pair.base.tensor.rpartition(".")[0].rpartition(".")[2] in taken_for_experts(base.config)
+    is_fused = _own_name(pair, base).rpartition(".")[0].rpartition(".")[2] in taken_for_experts(base.config)
     return None if is_fused or how == "asked" else (EXPERT, f"a single expert of a model of which {_UNKNOWN}")
 
 
@@ -255,9 +271,9 @@ def _experts_are_whole(base: Checkpoint, targets: Iterable[Target], *, by_words:
     their last word, no other module may go by it."""
     experts = [target for target in targets if target.is_expert]
     leaves = {target.leaf for target in experts if not target.bare}
-    everything = {name for name, info in base.tensors.items() if kind_of(name) == EXPERT and len(info.shape) > 1}
+    stored = sum(info.entries for name, info in base.tensors.items() if kind_of(name) == EXPERT and len(info.shape) > 1)
     others = {target.leaf for target in targets if not target.is_expert and not target.bare}
-    return everything == {target.pair.base.tensor for target in experts} and not (by_words and leaves & others)
+    return stored == sum(target.pair.entries for target in experts) and not (by_words and leaves & others)
 
 
 def _refused(target: Target, server: Server) -> Other:
@@ -272,7 +288,9 @@ def _leftovers(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, server:
         kind = kind_of(each.name) or ("tied" if each.outcome is Outcome.TIED else "other tensors")
         module = each.base.tensor.rpartition(".")[0]
         whole = server.carries.get(kind) == "whole" and is_module(module) and each.name in finetune.tensors
-        if whole and head and kind == "embedding" and module.endswith(".embed_tokens"):
+        if whole and kind == ROUTER:
+            yield _router(each.name, each, base)
+        elif whole and head and kind == "embedding" and module.endswith(".embed_tokens"):
             yield Other(each.name, kind, "", each, module, head=head)
         elif whole and (each.outcome is Outcome.TIED or (kind == "embedding" and not has_head)):
             yield Other(each.name, kind, _NO_HEAD, each)
@@ -292,7 +310,8 @@ def _tied_head(base: Checkpoint) -> str | None:
 
 def _skipped(pairing: Pairing) -> Iterator[Other]:
     for each in pairing.skipped:
-        kind = "added tokens" if each.outcome in _ONE_SIDED and kind_of(each.name) else each.outcome.value
+        is_vocabulary = each.outcome in _ONE_SIDED and kind_of(each.name) in ("embedding", "lm_head")
+        kind = "added tokens" if is_vocabulary else each.outcome.value
         yield Other(each.name, kind, each.reason, None)
 
 

@@ -80,7 +80,7 @@ def extract(
     with ExitStack() as stack:
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
         after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
-        job = Job(order, before, after, pair_checkpoints(before, after, include=include, exclude=exclude))
+        job = Job(order, before, after, pair_checkpoints(before, after, include=include, exclude=exclude, experts=True))
         staging = stack.enter_context(Staging(Path(output), job.identity))
         if staging.is_finished and not force:
             return Adapter.load(output)
@@ -126,5 +126,5 @@ def plan_extraction(
     with ExitStack() as stack:
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch="stream"))
         after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch="stream"))
-        pairing = pair_checkpoints(before, after, include=include, exclude=exclude)
+        pairing = pair_checkpoints(before, after, include=include, exclude=exclude, experts=True)
         return Job(order, before, after, pairing).foretell()

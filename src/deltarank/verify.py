@@ -77,7 +77,7 @@ def verify(
         lora = stack.enter_context(open_adapter(adapter, revision=adapter_revision))
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
         after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
-        pairing = pair_checkpoints(before, after)
+        pairing = pair_checkpoints(before, after, experts=True)
         targets: tuple[Target, ...] = (*pairing.pairs, *pairing.leftovers)
         applied = apply(lora, targets, server=server, config=before.config)
         rows = _Scales(lora, applied, settings, watch).weigh(targets)

@@ -49,11 +49,11 @@ class Map:
         self._cores: dict[str, Target | None] = {}
         self._stacks: dict[str, dict[str, list[Target]]] = {}
         for target in targets:
-            if target.name.endswith("]"):
+            if is_slice := target.name.startswith(f"{target.finetune.tensor}["):
                 name = target.name.rpartition("[")[0]
                 holder = self._stacks.setdefault(_core(name.rpartition(".")[0]), {})
                 holder.setdefault(name.rpartition(".")[2], []).append(target)
-            names = {target.name} if target.name.endswith("]") else {target.name, target.base.tensor}
+            names = {target.name} if is_slice else {target.name, target.base.tensor}
             for name in names:
                 self._exact.setdefault(name, target)
             for core in {_core(name) for name in names}:

@@ -15,7 +15,7 @@ from deltarank.adapters._aim import Landing, Map, Target, land
 from deltarank.adapters._bare import spread
 from deltarank.adapters._read import Adapter, Kind, Part, Stray
 from deltarank.adapters._read_config import scale_of
-from deltarank.adapters._servers import Server, kind_of, taken_for_experts
+from deltarank.adapters._servers import Server, kind_of, router_in_files, taken_for_experts
 from deltarank.adapters._servers import server as server_rules
 from deltarank.checkpoints import Pair
 from deltarank.errors import AdapterError
@@ -154,7 +154,7 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
     strays = [each for each in found_parts if isinstance(each, Stray)]
     parts = [each for each in found_parts if isinstance(each, Part)]
     for part in parts:
-        target = tensors.find(part.tensor)
+        target = tensors.find(part.tensor) or tensors.find(_in_files(part, config))
         if target is None and adapter.config.ties and part.kind is Kind.WHOLE and part.tensor in _HEADS:
             continue  # the copy of an embedding that the base's output head is tied to
         found = (
@@ -169,6 +169,12 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
     if len(landings) <= len(strays):
         _refuse_stranger(adapter, strays, len(landings) + len(strays))
     return landings, strays
+
+
+def _in_files(part: Part, config: Mapping[str, Any]) -> str:
+    """PEFT knows routers by the names of modules, which are not always those in files."""
+    module, _, leaf = part.tensor.rpartition(".")
+    return f"{router_in_files(module, config)}.{leaf}"
 
 
 def _refuse_stranger(adapter: Adapter, strays: list[Stray], parts: int) -> NoReturn:

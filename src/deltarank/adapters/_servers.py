@@ -163,6 +163,28 @@ def taken_for_experts(config: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for row in rows if kind in row["model_types"] for name in row["names"])
 
 
+def router_in_peft(module: str, config: Mapping[str, Any]) -> str | None:
+    """The module by which PEFT reaches a router, whichever way files spell it; None where that is not known."""
+    for row in _routers(config):
+        for end in (row["in_files"], row["in_peft"]):
+            if module.endswith(f".{end}"):
+                return module.removesuffix(end) + str(row["in_peft"])
+    return None
+
+
+def router_in_files(module: str, config: Mapping[str, Any]) -> str:
+    """A router of PEFT's by the name that files have for it; what is none stays as it is."""
+    for row in _routers(config):
+        if module.endswith(f".{row['in_peft']}"):
+            return module.removesuffix(row["in_peft"]) + str(row["in_files"])
+    return module
+
+
+def _routers(config: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    rows = _data()["routers"]["families"]
+    return [row for row in rows if config.get("model_type") in row["model_types"]]
+
+
 def words_for(kind: str) -> str:
     """A kind in the plural: "norm" -> "norms"."""
     return next((k.words for k in _kinds() if k.kind == kind), kind)

@@ -13,12 +13,14 @@ paired.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._pieces import PLAIN
 from deltarank.checkpoints._prefixes import core
+from deltarank.checkpoints._text import shown
+from deltarank.results import Outcome, Skipped
 from deltarank.words import count
 
 Tensors = Mapping[str, TensorInfo]
@@ -26,6 +28,8 @@ Tensors = Mapping[str, TensorInfo]
 _OLD = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _EXPERT = re.compile(r"(.{1,300}\.experts)\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+_HOLDER = ".experts."
+_ALONE = (Outcome.ONLY_IN_FINETUNE, Outcome.ONLY_IN_BASE)
 _FUSED = re.compile(r"(.{1,300}\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?")
 
 
@@ -72,6 +76,18 @@ def match_experts(base: Tensors, finetune: Tensors, names: Mapping[str, str]) ->
         frozenset([*(fused for fused, *_ in into_ours), *(alone.name for *_, alone in into_base)]),
     )
     return Experts(renamed, tuple(slices), taken, tuple(_notes(len(renamed), len(into_base), len(into_ours))))
+
+
+def unmatched_experts(skipped: Iterable[Skipped]) -> Iterator[str]:
+    """A sentence, where each side has experts that the other stores in another way."""
+    alone = {side: [s.name for s in skipped if s.outcome is side and _HOLDER in s.name] for side in _ALONE}
+    ours, theirs = (len(alone[side]) for side in _ALONE)
+    if ours and theirs:
+        yield (
+            f"experts are left out: the base holds {count(theirs, 'tensor')} of them ({shown(alone[_ALONE[1]][0])}) "
+            f"and the finetune {ours:,}, stored in another way ({shown(alone[_ALONE[0]][0])}): how much they "
+            "changed is not known"
+        )
 
 
 def _plain(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deltarank.checkpoints._checkpoint import Checkpoint
-from deltarank.checkpoints._fused import NO_EXPERTS, Experts, match_experts
+from deltarank.checkpoints._fused import NO_EXPERTS, Experts, match_experts, unmatched_experts
 from deltarank.checkpoints._globs import Choice, Selection
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._names import Namer, Place
@@ -65,8 +65,8 @@ def pair_checkpoints(
     selection.refuse_unmet([*base.tensors, *finetune.tensors], sides.modules)
     if not plan.pairs:
         refuse_empty(plan.skipped, selected=bool(include or exclude))
-    notes = notes_on(base, finetune, plan.pairs, (sides.theirs, sides.ours))
-    return Pairing(tuple(plan.pairs), tuple(plan.leftovers), tuple(plan.skipped), (*matches.notes, *notes))
+    notes = [*matches.notes, *unmatched_experts(plan.skipped), *notes_on(base, finetune, plan.pairs, sides.both)]
+    return Pairing(tuple(plan.pairs), tuple(plan.leftovers), tuple(plan.skipped), tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,11 @@ class _Sides:
             "finetune": Tables(finetune.tensors, self.ours, finetune.config),
             "base": Tables(base.tensors, self.theirs, base.config),
         }
+
+    @property
+    def both(self) -> tuple[Mapping[str, Place], Mapping[str, Place]]:
+        """The base's places, and the finetune's."""
+        return self.theirs, self.ours
 
     @property
     def modules(self) -> list[str]:

@@ -66,6 +66,8 @@ def test_an_unknown_server_is_refused() -> None:
         ("transformer.wte.weight", "embedding"),
         ("transformer.wpe.weight", "position"),
         ("model.layers.0.block_sparse_moe.gate.weight", "router"),
+        ("model.layers.0.mlp.router.bias", "router"),
+        ("model.layers.0.mlp.gate.e_score_correction_bias", "router"),
         ("model.layers.0.mlp.experts.3.up_proj.weight", "expert"),
         ("model.layers.0.mlp.gate_proj.weight", None),
         ("model.layers.0.mlp.shared_experts.gate_proj.weight", None),

@@ -1,0 +1,94 @@
+"""Experts in one tensor on one side, one by one on the other: the adapter is that of two equal layouts."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+import deltarank
+from tiny_architectures import EXPERTS, SIZES, tokens, write_pair
+
+MAKES = {
+    "mixtral": EXPERTS["mixtral"],
+    "qwen3 moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1
+        )
+    ),
+}
+TRUNCATED = {"rank": 8, "server": "peft"}
+
+
+def fused(folder: Path, to: Path) -> Path:
+    """The same model under the names and shapes of transformers' own modules."""
+    state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert any(name.endswith("experts.gate_up_proj") for name in state)
+    to.mkdir()
+    save_file({key: tensor.clone() for key, tensor in state.items()}, to / "model.safetensors", {"format": "pt"})
+    shutil.copy(folder / "config.json", to)
+    return to
+
+
+def logits(folder: Path, adapter: Path) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+        model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), adapter)
+    with torch.no_grad():
+        found: Tensor = model.eval()(input_ids=tokens(seed=99)).logits
+    return found
+
+
+def factors(adapter: Path) -> Mapping[str, Tensor]:
+    return load_file(adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("in_base", [True, False])
+@pytest.mark.parametrize("name", MAKES)
+def test_the_adapter_is_that_of_equal_layouts(name: str, in_base: bool, tmp_path: Path) -> None:
+    base, finetune = write_pair(MAKES[name], tmp_path)
+    pair = (fused(base, tmp_path / "f"), finetune) if in_base else (base, fused(finetune, tmp_path / "f"))
+    plain = deltarank.extract(base, finetune, **TRUNCATED, output=tmp_path / "plain")
+    apart = deltarank.extract(*pair, **TRUNCATED, output=tmp_path / "apart")
+    seen = deltarank.verify(*pair, tmp_path / "apart")
+
+    assert apart.budget.kept == pytest.approx(plain.budget.kept, abs=1e-9)
+    assert apart.budget.energy == pytest.approx(plain.budget.energy, rel=1e-9)
+    assert any("expert by expert" in note for note in apart.notes)
+    assert seen.unused == ()
+    assert seen.whole.share_lost == pytest.approx(1 - plain.budget.kept, rel=1e-6)
+    torch.testing.assert_close(logits(pair[0], tmp_path / "apart"), logits(base, tmp_path / "plain"))
+
+
+def test_one_expert_of_a_fused_tensor_cannot_stay_out_alone(tmp_path: Path) -> None:
+    base, finetune = write_pair(MAKES["qwen3 moe"], tmp_path)
+    adapter = deltarank.extract(
+        fused(base, tmp_path / "f"), finetune, **TRUNCATED, exclude=["*experts.2.up_proj*"], output=tmp_path / "a"
+    )
+
+    assert not any("experts" in key for key in factors(tmp_path / "a"))
+    assert any("all experts as they are or none" in t.reason for t in adapter.budget.tensors)
+
+
+def test_what_shapes_leave_in_doubt_is_told_and_left_out(tmp_path: Path) -> None:
+    """Of 16 inner numbers gate and up make a square: it could be stored either way round."""
+    base, finetune = write_pair(EXPERTS["qwen3 moe"], tmp_path)
+    apart = fused(finetune, tmp_path / "f")
+    adapter = deltarank.extract(base, apart, rank=8, server="peft", output=tmp_path / "a")
+    seen = deltarank.verify(base, apart, tmp_path / "a")
+    said = "experts are left out: the base holds 16 tensors of them (`model.layers.0.mlp.experts."
+
+    for notes in (adapter.notes, seen.notes):
+        assert any(said in note and "stored in another way" in note for note in notes), notes
+    assert not any("vocabulary was resized" in note for note in adapter.notes)
+    assert all(t.share is None for t in adapter.budget.tensors if ".experts.0." in t.name and "gate" in t.name)
