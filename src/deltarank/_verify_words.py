@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from deltarank._verification import FitKind, How, Tally, TensorFit, Unused, touched_of, whole_of
+from deltarank.adapters import Harm, Stray
 from deltarank.results import Outcome
 from deltarank.words import count, figure, listing, percent
 
@@ -24,12 +25,20 @@ NEAR = ((1e-4, "0.01"), (1e-3, "0.1"), (1e-2, "1"))
 
 
 def judge_fit(
-    rows: Sequence[TensorFit], unused: Sequence[Unused], *, name: str, server: str | None
+    rows: Sequence[TensorFit], unused: Sequence[Unused], harmful: Sequence[Stray], *, name: str, server: str | None
 ) -> tuple[FitKind, tuple[str, ...]]:
-    """The verdict over an adapter. `name` is what a reader calls it; `server`, whose habits it was applied by."""
+    """The verdict over an adapter.
+
+    Args:
+        harmful: what of its file keeps the rest from being loaded as it is.
+        name: what a reader calls it.
+        server: whose habits it was applied by.
+    """
     whole, touched = whole_of(rows), touched_of(rows)
-    kind = _kind(rows, whole, touched)
     subject = f"As {server} serves it, {name}" if server else name
+    if harmful:
+        return FitKind.BROKEN, tuple(_harm(subject, harmful))
+    kind = _kind(rows, whole, touched)
     sentences = [*_HEADLINES[kind](subject, rows, whole, touched)]
     if kind in (FitKind.OPTIMAL, FitKind.SHORT, FitKind.MISSCALED):
         sentences += [*_scales(rows, touched), *_whole(rows, whole)]
@@ -48,6 +57,20 @@ def _kind(rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> FitKind:
     if sum(row.tally.energy for row in _misscaled(rows)) >= 0.05 * touched.energy > 0:
         return FitKind.MISSCALED
     return FitKind.OPTIMAL if (touched.excess or 0.0) <= NEAR[-1][0] else FitKind.SHORT
+
+
+_HARMS = {
+    Harm.REFUSED: "PEFT loads nothing of an adapter with such a tensor; the figures are of what the rest would do.",
+    Harm.RANDOM: "PEFT puts random numbers in its place, others each time; the figures are without them.",
+}
+_AGAIN = "Download or copy the adapter again, or save it again with PEFT's `save_pretrained`."
+
+
+def _harm(subject: str, harmful: Sequence[Stray]) -> Iterator[str]:
+    first = harmful[0]
+    more = f" (and {count(len(harmful) - 1, 'other tensor')} like it)" if len(harmful) > 1 else ""
+    yield f"{subject} cannot work: {first.name}: {first.reason}{more}."
+    yield f"{_HARMS[first.harm]} {_AGAIN}"
 
 
 def _broken(rows: Sequence[TensorFit]) -> list[TensorFit]:

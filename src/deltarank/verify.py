@@ -23,7 +23,7 @@ from deltarank._settings import Settings
 from deltarank._verification import FitKind, How, Tally, TensorFit, Unused, Verification
 from deltarank._verify_words import judge_fit
 from deltarank._watch import Watch
-from deltarank.adapters import Adapter, Applied, Change, Effect, apply, habits_of, open_adapter
+from deltarank.adapters import Adapter, Applied, Change, Effect, Harm, apply, habits_of, open_adapter
 from deltarank.checkpoints import Leftover, Lookahead, Pair, interrupt, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError
 from deltarank.results import Outcome
@@ -81,9 +81,14 @@ def verify(
         targets: tuple[Target, ...] = (*pairing.pairs, *pairing.leftovers)
         applied = apply(lora, targets, server=server, config=before.config)
         rows = _Scales(lora, applied, settings, watch).weigh(targets)
-        unused = tuple(Unused(stray.name, stray.reason) for stray in applied.strays if not lora.is_padding(stray.name))
+        strays = [stray for stray in applied.strays if not lora.is_padding(stray.name)]
+        unused = tuple(Unused(stray.name, stray.reason) for stray in strays)
         kind, sentences = judge_fit(
-            rows, unused, name=lora.reference.short_name, server=habits.title if server else None
+            rows,
+            unused,
+            [stray for stray in strays if stray.harm is not Harm.NONE],
+            name=lora.reference.short_name,
+            server=habits.title if server else None,
         )
         return Verification(
             base=before.reference,

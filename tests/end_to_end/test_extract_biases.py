@@ -128,3 +128,21 @@ def test_a_bias_that_alone_changed_brings_its_module_along(
     assert {m.outcome for m in adapter.matrices} == {Outcome.IDENTICAL}
     assert config_of(tmp_path / "a")["target_modules"] == ["k_proj"]
     torch.testing.assert_close(logits(base, tmp_path / "a"), logits(tuned), atol=1e-6, rtol=1e-5)
+
+
+def test_without_biases_norms_come_along_with_the_base_s(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Which the note recommends: PEFT loads all of a module that is carried whole, or raises a KeyError."""
+    base, finetune = pairs("gpt2")
+    deltarank.extract(base, finetune, rank=8, server="peft", output=tmp_path / "a", exclude=["*.bias"])
+    written = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, finetune))
+    name = next(name for name in before if name.endswith("h.0.ln_1.bias"))
+    stored = next(key for key in written if key.endswith("h.0.ln_1.bias"))
+    seen = deltarank.verify(base, finetune, tmp_path / "a")
+
+    assert torch.equal(written[stored], before[name])
+    assert not torch.equal(before[name], after[name])
+    assert torch.isfinite(logits(base, tmp_path / "a", merged=True)).all()
+    assert seen.unused == ()

@@ -9,12 +9,13 @@ exact_targets, factor_keys, write_weights ... how an adapter is written
 """
 
 from deltarank.adapters._aim import Landing
-from deltarank.adapters._apply import Applied, Change, apply, habits_of
+from deltarank.adapters._apply import Applied, Change, apply
 from deltarank.adapters._budget import Budget, LeftOut, Spent
 from deltarank.adapters._config import adapter_config
 from deltarank.adapters._effect import Effect
+from deltarank.adapters._habits import habits_of
 from deltarank.adapters._names import bias_key, exact_targets, factor_keys, is_module, module_of, type_of, whole_key
-from deltarank.adapters._read import Adapter, Kind, Part, Stray, open_adapter
+from deltarank.adapters._read import Adapter, Harm, Kind, Part, Stray, open_adapter
 from deltarank.adapters._servers import (
     DEFAULT_SERVER,
     Server,
@@ -57,6 +58,7 @@ __all__ = [
     "Change",
     "Effect",
     "Fill",
+    "Harm",
     "Kind",
     "Landing",
     "LeftOut",

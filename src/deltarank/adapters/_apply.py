@@ -7,83 +7,21 @@ servers.json, as read in their sources; none of them was run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from deltarank.adapters._aim import Landing, Map, Target, land
 from deltarank.adapters._bare import spread
-from deltarank.adapters._read import Adapter, Kind, Part, Stray
-from deltarank.adapters._read_config import scale_of
-from deltarank.adapters._servers import Server, kind_of, router_in_files, taken_for_experts
-from deltarank.adapters._servers import server as server_rules
+from deltarank.adapters._habits import IGNORES, TAKES, Habits, habit_of, habits_of, refuse
+from deltarank.adapters._read import Adapter, Harm, Kind, Part, Stray
+from deltarank.adapters._read_config import LoraConfig, scale_of
+from deltarank.adapters._servers import kind_of, router_in_files, taken_for_experts
 from deltarank.checkpoints import Pair
 from deltarank.errors import AdapterError
 from deltarank.words import count, listing
 
-
-class Habit(Enum):
-    """What a server does with something that not every adapter has."""
-
-    TAKES = "honoured"
-    IGNORES = "ignored"
-    REFUSES = "refused"
-
-
-PEFT, _TITLE = "peft", "PEFT"
-_TAKES, _IGNORES, _REFUSES = Habit.TAKES, Habit.IGNORES, Habit.REFUSES
-
 _HEADS = frozenset({"lm_head.weight"})
 _NO_BIAS = "the base has no bias there to compare with"
-
-# What servers.json does not say: a converter that takes norms, which are then ignored; a table that takes no factors.
-_FORGETS_NORMS = frozenset({"llama.cpp"})
-_NO_INPUT_FACTORS = frozenset({"lorax"})
-
-
-@dataclass(frozen=True)
-class Habits:
-    """How a server reads an adapter, by the rules of servers.json.
-
-    scale            "patterns": a matrix's own alpha and rank by the configuration; "config": one for all;
-                     "tensor": one alpha, and the rank of the factors in the file
-    most_rank        the highest rank that can be allowed
-    wholes, norms, biases, inputs    modules_to_save; norms among them; biases; factors of the input embedding
-    stacks           factors of experts that share a tensor
-    all_layers       a module that lacks a layer is dropped in all
-    unless           which versions read patterns all the same, in words
-    """
-
-    title: str
-    scale: str
-    patterns: Habit
-    rslora: Habit
-    most_rank: int | None
-    wholes: Habit
-    norms: Habit
-    biases: Habit
-    inputs: Habit
-    stacks: Habit
-    all_layers: bool
-    unless: str = ""
-
-    @classmethod
-    def of(cls, rules: Server) -> Habits:
-        wholes = Habit(rules.modules_to_save)
-        return cls(
-            title=rules.title,
-            scale=rules.scale,
-            patterns=Habit(rules.patterns),
-            rslora=Habit(rules.rslora),
-            most_rank=max(rules.ranks) if rules.ranks else None,
-            wholes=wholes,
-            norms=_IGNORES if rules.name in _FORGETS_NORMS else wholes,
-            biases=Habit(rules.bias),
-            inputs=_IGNORES if rules.name in _NO_INPUT_FACTORS else _TAKES,
-            stacks=Habit(rules.stacks),
-            all_layers=rules.wants_whole_types,
-            unless=f" ({rules.patterns_read_by})" if rules.patterns_read_by else "",
-        )
 
 
 @dataclass(frozen=True)
@@ -121,17 +59,17 @@ def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, co
             fits nothing here.
     """
     habits = habits_of(server)
-    _refuse(adapter, habits)
+    refuse(adapter, habits)
     tensors = Map(targets)
     landings, strays = _land_all(adapter, tensors, config)
     kept: list[Landing] = []
     confused = _confused(tensors, config)
     for landing in landings:
-        reason = _why_not(adapter, landing.part, habits, confused)
-        if reason is None:
+        stray = _why_not(adapter, landing.part, habits, confused)
+        if stray is None:
             kept.append(landing)
         else:
-            strays.append(Stray(landing.part.up.name, reason))
+            strays.append(stray)
     if habits.all_layers:
         kept, dropped = _whole_types(kept, tensors, habits)
         strays += dropped
@@ -139,12 +77,9 @@ def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, co
     for landing in sorted(kept, key=lambda each: each.part.is_lora):
         before = changes.get(landing.target.name, ())
         changes[landing.target.name] = (*before, Change(landing, _scale(adapter, landing.part, habits)))
-    return Applied(changes, tuple(dict.fromkeys((*adapter.strays, *strays))), tuple(_notes(adapter, habits)))
-
-
-def habits_of(name: str | None) -> Habits:
-    """Raises UsageError (slug "bad-server") for a server that nobody knows."""
-    return Habits.of(server_rules(name or PEFT))
+    told = (*(_weighed(stray, adapter, tensors) for stray in adapter.strays), *strays)
+    notes = (*_notes(adapter, habits), *_untouched(adapter, tensors))
+    return Applied(changes, tuple(dict.fromkeys(told)), notes)
 
 
 def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tuple[list[Landing], list[Stray]]:
@@ -165,7 +100,8 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
         if isinstance(found, Landing):
             landings.append(found)
         else:
-            strays.append(Stray(part.up.name, found))
+            harm = Harm.NONE if target is None or _is_passed_over(part, adapter.config) else Harm.REFUSED
+            strays.append(Stray(part.up.name, found, harm))
     if len(landings) <= len(strays):
         _refuse_stranger(adapter, strays, len(landings) + len(strays))
     return landings, strays
@@ -193,97 +129,81 @@ def _refuse_stranger(adapter: Adapter, strays: list[Stray], parts: int) -> NoRet
     )
 
 
-def _refuse(adapter: Adapter, habits: Habits) -> None:
-    reasons = list(_refusals(adapter, habits))
-    if reasons:
-        raise AdapterError(
-            f"{_loader(habits)} this adapter: {listing(reasons, most=4)}.",
-            cure="Leave out --server to measure it as PEFT applies it, or make one with `deltarank extract --server`.",
-            slug="adapter-refused",
-        )
-
-
-def _loader(habits: Habits) -> str:
-    return "Not every server loads" if habits.title == "every server" else f"{habits.title} does not load"
-
-
-def _refusals(adapter: Adapter, habits: Habits) -> Iterator[str]:
-    loras = [part for part in adapter.parts if part.is_lora]
-    highest = max([adapter.config.rank, *(part.rank for part in loras)])
-    if habits.most_rank is not None and highest > habits.most_rank:
-        yield f"it has rank {highest:,}, and the highest possible is {habits.most_rank}"
-    wholes = [part for part in adapter.parts if part.kind is Kind.WHOLE and _habit(part, habits) is _REFUSES]
-    if wholes or (adapter.config.modules_to_save and habits.wholes is _REFUSES):
-        named = [ascii(part.tensor)[1:-1][:80] for part in wholes] or list(adapter.config.modules_to_save)
-        yield f"it holds whole tensors ({listing(named, most=2)})"
-    biases = any(part.kind is Kind.BIAS for part in adapter.parts) or adapter.config.bias != "none"
-    if habits.biases is _REFUSES and (biases or adapter.config.lora_bias):
-        yield "it holds biases"
-    if habits.stacks is _REFUSES and adapter.config.parameters:
-        yield "it has LoRAs on bare parameters (fused experts)"
-    if habits.rslora is _REFUSES and adapter.config.rslora:
-        yield "it is rank-stabilised (use_rslora)"
-    if habits.patterns is _REFUSES:
-        if adapter.config.has_patterns:
-            yield "it has a rank_pattern or an alpha_pattern"
-        if (mixed := _mixed(loras)) is not None:
-            yield f"the layers of {mixed} have unlike ranks"
-
-
-def _mixed(loras: Iterable[Part]) -> str | None:
-    """A module that has another rank in another layer."""
-    ranks: dict[str, int] = {}
-    for part in loras:
-        leaf = part.module.rsplit(".", 1)[-1]
-        if ranks.setdefault(leaf, part.rank) != part.rank:
-            return ascii(leaf)[1:-1]
-    return None
-
-
-def _habit(part: Part, habits: Habits) -> Habit:
-    """Of a whole tensor or a bias."""
-    if part.kind is Kind.BIAS or part.tensor.endswith(".bias"):
-        return habits.biases
-    is_norm = part.module.rsplit(".", 1)[-1].endswith("norm")
-    return habits.norms if is_norm else habits.wholes
-
-
 def _confused(tensors: Map, config: Mapping[str, Any]) -> frozenset[str]:
     """The last words by which PEFT takes modules for experts; empty for a model that has none in its files."""
     has_experts = any(kind_of(target.base.tensor) == "expert" for target in tensors.targets)
     return taken_for_experts(config) if has_experts else frozenset()
 
 
-def _why_not(adapter: Adapter, part: Part, habits: Habits, confused: frozenset[str]) -> str | None:
+def _why_not(adapter: Adapter, part: Part, habits: Habits, confused: frozenset[str]) -> Stray | None:
     """Why a part that fits changes nothing."""
-    if habits.title != _TITLE:
-        ignored = _habit(part, habits) if not part.is_lora else habits.stacks if part.slot else _TAKES
+    if not habits.is_peft:
+        ignored = habit_of(part, habits) if not part.is_lora else habits.stacks if part.slot else TAKES
         if part.kind is Kind.EMBEDDING:
             ignored = habits.inputs
-        return None if ignored is _TAKES else f"{habits.title} passes it over"
-    config = adapter.config
+        return None if ignored is TAKES else Stray(part.up.name, f"{habits.title} passes it over")
+    if (reason := _why_passed_over(part, adapter.config)) is not None:
+        return Stray(part.up.name, reason)
+    is_expert = kind_of(part.tensor) == "expert"
+    if part.module.rpartition(".")[2] in confused and part.is_lora and not (part.bare or is_expert):
+        reason = (
+            "PEFT (0.21) takes modules of this name for single experts of such a model, and puts nothing on this one"
+        )
+        return Stray(part.up.name, reason)
+    stated = adapter.config.rank_of(part.module)
+    if part.is_lora and stated != part.rank:
+        reason = f"of rank {part.rank:,} in the file and {stated:,} in adapter_config.json"
+        return Stray(part.up.name, reason, Harm.REFUSED)
+    return None
+
+
+def _is_passed_over(part: Part, config: LoraConfig) -> bool:
+    return _why_passed_over(part, config) is not None
+
+
+def _why_passed_over(part: Part, config: LoraConfig) -> str | None:
+    """Why PEFT does not look at a part at all."""
     if part.kind is Kind.BIAS:
         return None if config.lora_bias else "adapter_config.json does not say lora_bias, so PEFT passes it over"
     if part.kind is Kind.WHOLE:
         hidden = config.aims_at(part.module) and not (part.wrapped or config.saves(part.module))
         return "its module has a LoRA and is not in modules_to_save, so PEFT passes it over" if hidden else None
     aimed = config.aims_at_parameter(part.module) if part.bare else config.aims_at(part.module)
-    if not aimed:
-        return "target_modules does not name its module, so PEFT passes it over"
-    is_expert = kind_of(part.tensor) == "expert"
-    if part.module.rpartition(".")[2] in confused and not (part.bare or is_expert):
-        return "PEFT (0.21) takes modules of this name for single experts of such a model, and puts nothing on this one"
-    stated = config.rank_of(part.module)
-    if stated != part.rank:
-        return f"of rank {part.rank:,} in the file and {stated:,} in adapter_config.json, so PEFT does not load it"
-    return None
+    return None if aimed else "target_modules does not name its module, so PEFT passes it over"
+
+
+def _weighed(stray: Stray, adapter: Adapter, tensors: Map) -> Stray:
+    """What is half or of no shape harms only where PEFT would put it."""
+    is_there = adapter.config.aims_at(stray.module) and tensors.find(f"{stray.module}.weight") is not None
+    return stray if stray.harm is Harm.NONE or is_there else replace(stray, harm=Harm.NONE)
+
+
+def _untouched(adapter: Adapter, tensors: Map) -> Iterator[str]:
+    """Matrices that the configuration aims at and that the file has nothing for."""
+    config = adapter.config
+    if config.targets.all or config.targets.unread or config.some_layers:
+        return
+    told = {tensors.find(part.tensor) for part in adapter.parts}
+    told |= {tensors.find(f"{stray.module}.weight") for stray in adapter.strays if stray.module}
+    names = [target.name.removesuffix(".weight") for target in tensors.targets if _is_linear(target)]
+    found = [name for name in names if config.aims_at(name) and tensors.find(f"{name}.weight") not in told]
+    if found:
+        yield (
+            f"target_modules names {count(len(found), 'matrix', 'matrices')} that the file has no factors for, so that "
+            f"nothing is added there: {listing([ascii(name)[1:-1][:120] for name in found], most=3)}"
+        )
+
+
+def _is_linear(target: Target) -> bool:
+    name = target.base.tensor
+    return isinstance(target, Pair) and target.name.endswith(".weight") and kind_of(name) is None
 
 
 def _scale(adapter: Adapter, part: Part, habits: Habits) -> float:
     config = adapter.config
     if part.kind is Kind.WHOLE:
         return 1.0
-    rslora = config.rslora and habits.rslora is _TAKES
+    rslora = config.rslora and habits.rslora is TAKES
     if habits.scale == "patterns":
         return scale_of(config.alpha_of(part.module), config.rank_of(part.module), rslora=rslora)
     rank = part.rank if habits.scale == "tensor" and part.rank else config.rank
@@ -309,10 +229,13 @@ def _notes(adapter: Adapter, habits: Habits) -> Iterator[str]:
     config = adapter.config
     if config.targets.unread or config.excluded.unread:
         yield "target_modules is an expression too involved to be run: every tensor of the file is taken as meant"
+    if config.unknown:
+        names = listing(list(config.unknown), most=3)
+        yield f"adapter_config.json has fields that PEFT 0.21 does not know, and they were passed over: {names}"
     if config.alpha_pattern and habits.scale != "patterns":
         yield f"{habits.title} passes alpha_pattern over{habits.unless}: one alpha ({config.alpha:g}) for all matrices"
     if config.rank_pattern and habits.scale != "patterns":
         ranks = "the rank of each tensor" if habits.scale == "tensor" else f"one rank ({config.rank})"
         yield f"{habits.title} passes rank_pattern over{habits.unless}: scales follow {ranks}"
-    if config.rslora and habits.rslora is _IGNORES:
+    if config.rslora and habits.rslora is IGNORES:
         yield f"{habits.title} ignores use_rslora: it multiplies by alpha / r where alpha / sqrt(r) is meant"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from deltarank.adapters._aim import Map, Stack
-from deltarank.adapters._read import Kind, Part, Stray
+from deltarank.adapters._read import Harm, Kind, Part, Stray
 from deltarank.adapters._read_config import LoraConfig
 
 _WRAPPER = ".base_layer"
@@ -42,7 +42,7 @@ def _meant(part: Part, config: LoraConfig, tensors: Map) -> Sequence[Part | Stra
     if len(fitting) == 1:
         return _slices(part, fitting[0])
     reason = "several parameters could be meant" if fitting else f"its shape fits no targeted parameter of {module}"
-    return [Stray(part.up.name, reason)]
+    return [Stray(part.up.name, reason, Harm.NONE if fitting else Harm.REFUSED)]
 
 
 def _fits(part: Part, stack: Stack) -> bool:

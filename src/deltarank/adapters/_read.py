@@ -73,12 +73,25 @@ class Part:
         return rows // self.slot[1] if self.slot else rows
 
 
+class Harm(Enum):
+    """What a tensor that fits nothing does to the rest, as PEFT (0.21) loads it."""
+
+    NONE = "none"
+    REFUSED = "refused"
+    RANDOM = "random"
+
+
 @dataclass(frozen=True)
 class Stray:
-    """A tensor (or what should be one) that changes nothing, and why."""
+    """A tensor (or what should be one) that adds nothing of its own, and why.
+
+    module       that PEFT would look for it on, if there is one to do harm to
+    """
 
     name: str
     reason: str
+    harm: Harm = Harm.NONE
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -251,14 +264,25 @@ def _joined(key: str, kind: Kind, module: str, other: str, tensors: Mapping[str,
     """A pair of factors, told once, at its A; or half of one."""
     partner = tensors.get(other)
     if partner is None or partner.dtype not in PLAIN:
-        yield Stray(key, f"its other half, {ascii(other)[1:-1]}, is missing")
+        yield _half(key, kind, module, other)
         return
     is_down = "_A" in key[len(PREFIX) + len(module) :]
     down, up = (tensors[key], partner) if is_down else (partner, tensors[key])
     if (reason := _misshapen(down.shape, up.shape)) is not None:
-        yield Stray(key, reason)
+        yield Stray(key, reason, Harm.REFUSED, module)
     elif is_down:
         yield Part(kind, module, f"{module}.weight", up, down)
+
+
+def _half(key: str, kind: Kind, module: str, other: str) -> Stray:
+    """PEFT begins with one factor of zeros and one that is random: A, or B of an embedding."""
+    is_random = "_A" in other[len(PREFIX) + len(module) :] if kind is Kind.LINEAR else "embedding_B" in other
+    return Stray(
+        key,
+        f"its other half, {ascii(other)[1:-1]}, is missing",
+        Harm.RANDOM if is_random else Harm.NONE,
+        module,
+    )
 
 
 def _misshapen(down: tuple[int, ...], up: tuple[int, ...]) -> str | None:

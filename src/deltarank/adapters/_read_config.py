@@ -38,6 +38,19 @@ _MOVING = ("pissa", "olora", "corda", "lora_ga", "loftq", "mica")
 """Ways to begin that also move the base, or that PEFT repeats when it loads the adapter."""
 
 
+_FIELDS = frozenset(
+    {
+        *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type"),
+        *("inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out"),
+        *("bias", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern"),
+        *("rank_pattern", "alpha_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
+        *("corda_config", "lora_ga_config", "velora_config", "qalora_group_size", "runtime_config", "lora_bias"),
+        *("target_parameters", "ensure_weight_tying", *_KINDS),
+    }
+)
+"""Of PEFT 0.21 and before. What a later one adds may move numbers."""
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """What of the configuration moves a number.
@@ -45,6 +58,8 @@ class LoraConfig:
     rank, alpha      of every module that no pattern names
     targets          the modules that PEFT puts a LoRA on; a tensor for another one is passed over
     ties             an embedding that is saved whole takes the output head along, of which the file has a copy
+    some_layers      targets are meant in some layers only (`layers_to_transform`)
+    unknown          fields that no version of PEFT read here has, and that are set
     parameters       ends of the names of bare parameters that have a LoRA (`target_parameters`)
     """
 
@@ -61,6 +76,8 @@ class LoraConfig:
     excluded: Globs
     parameters: frozenset[str] = frozenset()
     ties: bool = False
+    some_layers: bool = False
+    unknown: tuple[str, ...] = ()
 
     @property
     def has_patterns(self) -> bool:
@@ -113,6 +130,8 @@ def parse_config(text: bytes) -> LoraConfig:
             excluded=_globs(data, "exclude_modules", missing=False),
             parameters=frozenset(_words(data, "target_parameters")),
             ties=_flag(data, "ensure_weight_tying"),
+            some_layers=data.get("layers_to_transform") is not None,
+            unknown=tuple(ascii(name)[1:-1][:60] for name, value in data.items() if name not in _FIELDS and value),
         )
     except Unfit as unfit:
         _refuse(f"its {unfit}")
@@ -132,10 +151,11 @@ def _object(text: bytes) -> Mapping[str, Any]:
 
 def _refuse_others(data: Mapping[str, Any]) -> None:
     kind = data.get("peft_type")
+    if kind is None:
+        _refuse("it names no peft_type, such as LORA")
     if kind != "LORA":
-        named = ascii(kind)[:60] if kind is not None else "none"
         raise AdapterError(
-            f"The adapter is of PEFT's type {named}; LORA is read.", cure=_MERGE, slug="adapter-not-lora"
+            f"The adapter is of PEFT's type {ascii(kind)[:60]}; LORA is read.", cure=_MERGE, slug="adapter-not-lora"
         )
 
 

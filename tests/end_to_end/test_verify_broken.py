@@ -1,0 +1,177 @@
+"""An adapter with a tensor missing, extra, of another shape: the verdict is what becomes of it in PEFT itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import deltarank
+import peft_adapters as made
+from deltarank.adapters._read_config import _FIELDS
+from deltarank.cli import main
+from deltarank.errors import AdapterError
+from deltarank.verify import FitKind
+
+STEM = "base_model.model.model.layers.0.mlp.up_proj"
+A, B = f"{STEM}.lora_A.weight", f"{STEM}.lora_B.weight"
+HEAD = "base_model.model.lm_head.weight"
+
+Edit = Callable[[dict[str, Tensor]], object]
+REFUSED: dict[str, Edit] = {
+    "A of other inputs": lambda t: t.update({A: torch.ones(4, 31)}),
+    "B of other outputs": lambda t: t.update({B: torch.ones(49, 4)}),
+    "A of another rank": lambda t: t.update({A: torch.ones(3, 32)}),
+    "both of another rank": lambda t: t.update({A: torch.ones(3, 32), B: torch.ones(48, 3)}),
+    "A of three dimensions": lambda t: t.update({A: torch.ones(1, 4, 32)}),
+    "a whole tensor of another shape": lambda t: t.update({HEAD: torch.ones(48, 31)}),
+}
+HARMLESS: dict[str, Edit] = {
+    "B missing": lambda t: t.pop(B),
+    "both missing": lambda t: (t.pop(A), t.pop(B)),
+    "a layer that the model lacks": lambda t: t.update({A.replace("s.0", "s.9"): t[A], B.replace("s.0", "s.9"): t[B]}),
+    "a module that is not targeted, misshapen": lambda t: t.update(
+        {A.replace("up", "down"): torch.ones(4, 7), B.replace("up", "down"): torch.ones(3, 4)}
+    ),
+    "a name that says nothing": lambda t: t.update({"lora": torch.ones(3)}),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, a trained LoRA on it, and its merge as the finetune."""
+    home = tmp_path_factory.mktemp("models")
+    base = made.write_base(made.llama, home / "base")
+    made.train(base, home / "adapter", r=4, lora_alpha=8, target_modules=["up_proj", "q_proj"])
+    made.merge(base, home / "adapter", home / "finetune")
+    return home
+
+
+def edited(models: Path, folder: Path, edit: Edit) -> Path:
+    folder.mkdir()
+    weights = load_file(models / "adapter" / "adapter_model.safetensors")
+    edit(weights)
+    save_file({k: v.clone() for k, v in weights.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_bytes((models / "adapter" / "adapter_config.json").read_bytes())
+    return folder
+
+
+def loaded(models: Path, adapter: Path) -> dict[str, Tensor]:
+    """The merged weights."""
+    model = AutoModelForCausalLM.from_pretrained(models / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return {name: tensor.detach().clone() for name, tensor in merged.state_dict().items()}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_peft_refuses_is_said_to_be_broken(case: str, models: Path, tmp_path: Path) -> None:
+    adapter = edited(models, tmp_path / "a", REFUSED[case])
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        loaded(models, adapter)
+    seen = deltarank.verify(models / "base", models / "finetune", adapter)
+
+    assert seen.kind is FitKind.BROKEN
+    assert "cannot work" in seen.sentences[0]
+    assert (HEAD if "whole" in case else STEM) in seen.sentences[0]
+    assert "PEFT loads nothing" in seen.sentences[1]
+    assert "save_pretrained" in seen.sentences[1]
+    with pytest.raises(AdapterError) as as_finetune:
+        deltarank.compare(models / "base", adapter)
+    assert as_finetune.value.slug == "adapter-refused"
+
+
+@pytest.mark.parametrize("case", HARMLESS)
+def test_what_peft_passes_over_breaks_nothing(case: str, models: Path, tmp_path: Path) -> None:
+    adapter = edited(models, tmp_path / "a", HARMLESS[case])
+    weights = loaded(models, adapter)
+    merged = made.write_checkpoint(
+        tmp_path / "merged", {name: weights[name] for name in made.tensors(models / "base")}, models / "base"
+    )
+    seen = deltarank.verify(models / "base", merged, adapter)
+
+    assert seen.kind is FitKind.OPTIMAL
+    assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
+    assert bool(seen.unused) == (case != "both missing")
+
+
+def test_without_its_a_peft_adds_random_numbers(models: Path, tmp_path: Path) -> None:
+    adapter = edited(models, tmp_path / "a", lambda t: t.pop(A))
+    name = "model.layers.0.mlp.up_proj.weight"
+    torch.manual_seed(0)
+    first = loaded(models, adapter)[name]
+    second = loaded(models, adapter)[name]
+    seen = deltarank.verify(models / "base", models / "finetune", adapter)
+
+    assert float((first - second).abs().max()) > 1e-4
+    assert seen.kind is FitKind.BROKEN
+    assert f"{B}: its other half, {A}, is missing" in seen.sentences[0]
+    assert "random" in seen.sentences[1]
+
+
+def test_a_module_without_factors_is_named(models: Path, tmp_path: Path) -> None:
+    adapter = edited(models, tmp_path / "a", HARMLESS["both missing"])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models / "base"), adapter)
+    seen = deltarank.verify(models / "base", models / "finetune", adapter)
+    whole = deltarank.verify(models / "base", models / "finetune", models / "adapter")
+
+    assert any("missing adapter keys" in str(each.message) and STEM in str(each.message) for each in told)
+    (said,) = [note for note in seen.notes if "target_modules" in note]
+    assert said.startswith("target_modules names 1 matrix that the file has no factors for")
+    assert said.endswith(": model.layers.0.mlp.up_proj")
+    assert not any("target_modules" in note for note in whole.notes)
+
+
+def test_layers_that_were_not_meant_are_not_missed(models: Path, tmp_path: Path) -> None:
+    adapter = made.train(
+        models / "base",
+        tmp_path / "a",
+        r=2,
+        target_modules=["up_proj"],
+        layers_to_transform=[1],
+        layers_pattern="layers",
+    )
+    seen = deltarank.verify(models / "base", models / "finetune", adapter)
+
+    assert not any("target_modules" in note for note in seen.notes)
+
+
+def test_a_field_that_nobody_knows_is_told(models: Path, tmp_path: Path) -> None:
+    adapter = edited(models, tmp_path / "a", lambda t: None)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_miracles": {"many": True}, "use_none": False}))
+    seen = deltarank.verify(models / "base", models / "finetune", adapter)
+    notes = [note for note in seen.notes if "does not know" in note]
+
+    assert len(notes) == 1
+    assert notes[0].endswith(": use_miracles")
+
+
+@pytest.mark.skipif(not peft.__version__.startswith("0.21."), reason="the fields were read in PEFT 0.21")
+def test_the_fields_that_are_known_are_peft_s() -> None:
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} == _FIELDS
+
+
+def test_the_command_prints_what_is_wrong_and_a_cure(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = edited(models, tmp_path / "a", REFUSED["A of other inputs"])
+    code = main(["verify", str(models / "base"), str(models / "finetune"), str(adapter), "-q"])
+    printed = " ".join(capsys.readouterr().out.split())
+
+    assert code == 0
+    assert printed.startswith(f"a cannot work: {B}: 48 x 4 by 4 x 31 does not fit 48 x 32.")
+    assert "Download or copy the adapter again" in printed
