@@ -21,6 +21,8 @@ OFF_SCALE = 0.03
 NOTHING_KEPT = 1.005
 """From this share of the change lost, an adapter leads away. At 1 it keeps nothing: twice the right scale does that."""
 
+NEW_BIAS = "neither checkpoint has a bias there"
+
 NEAR = ((1e-4, "0.01"), (1e-3, "0.1"), (1e-2, "1"))
 
 
@@ -41,7 +43,7 @@ def judge_fit(
     kind = _kind(rows, whole, touched)
     sentences = [*_HEADLINES[kind](subject, rows, whole, touched)]
     if kind in (FitKind.OPTIMAL, FitKind.SHORT, FitKind.MISSCALED):
-        sentences += [*_scales(rows, touched), *_whole(rows, whole)]
+        sentences += [*_scales(rows, touched), *_whole(rows, whole), *_new_biases(rows, whole)]
     return kind, (*sentences, *_unused(unused))
 
 
@@ -206,6 +208,18 @@ def _whole(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
         f"Of the whole change it {_keeps(whole.share_lost)}; {percent(share)} lies in {count(len(alone), 'tensor')} "
         f"that it leaves alone ({listing(modules, most=4)})."
     )
+
+
+def _new_biases(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
+    new = [row for row in rows if row.reason == NEW_BIAS and row.is_touched]
+    if new and whole.energy > 0:
+        share = sum(row.tally.added for row in new) / whole.energy
+        modules = listing(list(dict.fromkeys(row.module for row in new)), most=4)
+        size = percent(share) if share <= 1 else f"{figure(share)} times"
+        yield (
+            f"It adds {count(len(new), 'bias', 'biases')} where neither checkpoint has one ({modules}), with {size} "
+            "the energy of the whole change."
+        )
 
 
 def _unused(unused: Sequence[Unused]) -> Iterator[str]:

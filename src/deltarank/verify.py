@@ -21,9 +21,9 @@ from deltarank._fit import overlap
 from deltarank._plan import FIXED_MEMORY, PROMISED_MEMORY
 from deltarank._settings import Settings
 from deltarank._verification import FitKind, How, Tally, TensorFit, Unused, Verification
-from deltarank._verify_words import judge_fit
+from deltarank._verify_words import NEW_BIAS, judge_fit
 from deltarank._watch import Watch
-from deltarank.adapters import Adapter, Applied, Change, Effect, Harm, apply, habits_of, open_adapter
+from deltarank.adapters import Adapter, Applied, Change, Effect, Harm, NewBias, Stray, apply, habits_of, open_adapter
 from deltarank.checkpoints import Leftover, Lookahead, Pair, interrupt, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError
 from deltarank.results import Outcome
@@ -36,6 +36,8 @@ Target = Pair | Leftover
 
 TOLERANCE = 1e-5
 """Of the best possible, in cosine distance: so that "within 0.01 % of optimal" can be said."""
+
+_ONE_SIDED = "one of the checkpoints alone has a bias there, so what it changes is not compared"
 
 MOST_ENTRIES = 1 << 29
 """A larger matrix is not held whole (2 GiB in float32), so how much the best LoRA keeps of it is not computed."""
@@ -80,8 +82,12 @@ def verify(
         pairing = pair_checkpoints(before, after, experts=True)
         targets: tuple[Target, ...] = (*pairing.pairs, *pairing.leftovers)
         applied = apply(lora, targets, server=server, config=before.config)
+        alone = {each.name for each in pairing.skipped}
+        biases = [bias for bias in applied.biases if not lora.is_padding(bias.part.up.name)]
         rows = _Scales(lora, applied, settings, watch).weigh(targets)
-        strays = [stray for stray in applied.strays if not lora.is_padding(stray.name)]
+        rows += tuple(_new_bias(lora, bias) for bias in biases if bias.part.tensor not in alone)
+        one_sided = [Stray(bias.part.up.name, _ONE_SIDED) for bias in biases if bias.part.tensor in alone]
+        strays = [stray for stray in (*applied.strays, *one_sided) if not lora.is_padding(stray.name)]
         unused = tuple(Unused(stray.name, stray.reason) for stray in strays)
         kind, sentences = judge_fit(
             rows,
@@ -212,6 +218,23 @@ def _rank(changes: Sequence[Change]) -> int | None:
     """The highest rank that what is added can have; None if there is no bound."""
     parts = [change.landing.part for change in changes]
     return sum(part.rank for part in parts) if all(part.is_lora for part in parts) else None
+
+
+def _new_bias(adapter: Adapter, bias: NewBias) -> TensorFit:
+    """Of a module that has none in either checkpoint: all of it leads away."""
+    target, values = bias.beside, bias.scale * adapter.numbers(bias.part.up).to(torch.float64)
+    energy = float(values.square().sum())
+    is_finite = math.isfinite(energy)
+    return TensorFit(
+        name=bias.part.tensor,
+        layer=target.layer if isinstance(target, Pair) else None,
+        module=f"{target.module if isinstance(target, Pair) else bias.part.module}.bias",
+        shape=tuple(bias.part.up.shape),
+        outcome=Outcome.MEASURED if is_finite else Outcome.NOT_FINITE,
+        change=How.WHOLE,
+        tally=Tally(lost=energy, best=0.0, added=energy) if is_finite else Tally(),
+        reason=NEW_BIAS if is_finite else "what the adapter adds here holds NaN or Inf",
+    )
 
 
 def _how(changes: Sequence[Change]) -> How:

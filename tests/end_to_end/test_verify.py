@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import deltarank
 import peft_adapters as made
@@ -254,6 +258,49 @@ def test_modules_to_save_keep_all(models: Path, tmp_path: Path) -> None:
     head = next(row for row in found.tensors if row.name == "lm_head.weight")
     assert head.change is How.WHOLE
     assert head.tally.share_lost < 1e-9
+
+
+def test_biases_that_the_base_lacks_lead_away_by_what_peft_adds(models: Path, tmp_path: Path) -> None:
+    """Of a zero, PEFT's module makes its bias. PEFT itself merges no such adapter."""
+    base = models / "base"
+    adapter = made.train(
+        base, tmp_path / "a", r=2, lora_alpha=6, target_modules=["q_proj", "up_proj"], lora_bias=True, steps=1
+    )
+    weights = load_file(adapter / "adapter_model.safetensors")
+    config = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM"}
+    bare = made.write_adapter(tmp_path / "bare", {k: w for k, w in weights.items() if not k.endswith("bias")}, **config)
+    finetune = made.merge(base, bare, tmp_path / "finetune")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        served = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    added = {
+        f"{name.removeprefix('base_model.model.')}.bias": float(module(torch.zeros(1, 32)).square().sum())
+        for name, module in served.named_modules()
+        if name.endswith(("q_proj", "up_proj"))
+    }
+    seen = deltarank.verify(base, finetune, adapter)
+    found = {row.name: row.tally for row in seen.tensors if row.name.endswith(".bias")}
+
+    assert len(added) == 4
+    assert {name: tally.added for name, tally in found.items()} == pytest.approx(added, rel=1e-5)
+    assert seen.whole.lost == pytest.approx(sum(added.values()), rel=1e-5)
+    assert seen.touched.share_lost == pytest.approx(0, abs=1e-9)
+    assert seen.unused == ()
+    assert any("adds 4 biases where neither checkpoint has one" in sentence for sentence in seen.sentences)
+
+
+def test_a_bias_of_another_length_is_refused_as_peft_refuses_it(models: Path, tmp_path: Path) -> None:
+    base = models / "base"
+    adapter = made.train(base, tmp_path / "a", r=2, target_modules=["q_proj"], lora_bias=True, steps=1)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    key = next(key for key in weights if key.endswith("bias"))
+    save_file(weights | {key: torch.ones(5)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        made.merge(base, adapter, tmp_path / "m")
+    seen = deltarank.verify(base, models / "tuned", adapter)
+
+    assert seen.kind is FitKind.BROKEN
+    assert f"{key}: 5 does not fit 32 x 32" in seen.sentences[0]
 
 
 def test_a_lora_in_bfloat16_is_measured_as_it_is_stored(models: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ exact_targets, factor_keys, write_weights ... how an adapter is written
 """
 
 from deltarank.adapters._aim import Landing
-from deltarank.adapters._apply import Applied, Change, apply
+from deltarank.adapters._apply import Applied, Change, NewBias, apply
 from deltarank.adapters._budget import Budget, LeftOut, Spent
 from deltarank.adapters._config import adapter_config
 from deltarank.adapters._effect import Effect
@@ -62,6 +62,7 @@ __all__ = [
     "Kind",
     "Landing",
     "LeftOut",
+    "NewBias",
     "Part",
     "Server",
     "Spent",

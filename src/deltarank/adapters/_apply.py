@@ -21,7 +21,7 @@ from deltarank.errors import AdapterError
 from deltarank.words import count, listing
 
 _HEADS = frozenset({"lm_head.weight"})
-_NO_BIAS = "the base has no bias there to compare with"
+_NO_TENSOR = "the checkpoints have no such tensor in common"
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,20 @@ class Change:
 
 
 @dataclass(frozen=True)
+class NewBias:
+    """A bias for a module that has none in the checkpoints (`lora_bias`). `beside` is that module's matrix."""
+
+    part: Part
+    beside: Target
+    scale: float
+
+
+@dataclass(frozen=True)
 class Applied:
     """An adapter laid over two checkpoints, from headers alone.
 
     changes          by the name of the tensor that they change, in the order in which they are added
+    biases           what is added beside what the checkpoints have
     strays           what of the file changes nothing, and why
     notes            what the server does otherwise than PEFT, a sentence each
     """
@@ -44,6 +54,7 @@ class Applied:
     changes: Mapping[str, tuple[Change, ...]]
     strays: tuple[Stray, ...]
     notes: tuple[str, ...]
+    biases: tuple[NewBias, ...] = ()
 
 
 def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, config: Mapping[str, Any]) -> Applied:
@@ -62,6 +73,8 @@ def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, co
     refuse(adapter, habits)
     tensors = Map(targets)
     landings, strays = _land_all(adapter, tensors, config)
+    biases, unread = _new_biases(adapter, tensors, habits)
+    strays += unread
     kept: list[Landing] = []
     confused = _confused(tensors, config)
     for landing in landings:
@@ -79,7 +92,7 @@ def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, co
         changes[landing.target.name] = (*before, Change(landing, _scale(adapter, landing.part, habits)))
     told = (*(_weighed(stray, adapter, tensors) for stray in adapter.strays), *strays)
     notes = (*_notes(adapter, habits), *_untouched(adapter, tensors))
-    return Applied(changes, tuple(dict.fromkeys(told)), notes)
+    return Applied(changes, tuple(dict.fromkeys(told)), notes, tuple(biases))
 
 
 def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tuple[list[Landing], list[Stray]]:
@@ -92,10 +105,12 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
         target = tensors.find(part.tensor) or tensors.find(_in_files(part, config))
         if target is None and adapter.config.ties and part.kind is Kind.WHOLE and part.tensor in _HEADS:
             continue  # the copy of an embedding that the base's output head is tied to
+        if target is None and _beside(part, tensors) is not None:
+            continue  # see `_new_biases`
         found = (
             land(part, target, fan_in_fan_out=adapter.config.fan_in_fan_out, model_type=config.get("model_type"))
             if target is not None
-            else (_NO_BIAS if part.kind is Kind.BIAS else "the checkpoints have no such tensor in common")
+            else _NO_TENSOR
         )
         if isinstance(found, Landing):
             landings.append(found)
@@ -105,6 +120,30 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
     if len(landings) <= len(strays):
         _refuse_stranger(adapter, strays, len(landings) + len(strays))
     return landings, strays
+
+
+def _new_biases(adapter: Adapter, tensors: Map, habits: Habits) -> tuple[list[NewBias], list[Stray]]:
+    """Biases beside the factors of modules that have none."""
+    biases: list[NewBias] = []
+    strays: list[Stray] = []
+    for part in adapter.parts:
+        beside = _beside(part, tensors)
+        if beside is None or tensors.find(part.tensor) is not None:
+            continue
+        stray = _why_not(adapter, part, habits, frozenset())
+        if stray is None and part.up.shape not in {(side,) for side in beside.base.shape}:
+            sides = " x ".join(map(str, part.up.shape)) or "a number"
+            stray = Stray(part.up.name, f"{sides} does not fit {' x '.join(map(str, beside.shape))}", Harm.REFUSED)
+        if stray is None:
+            biases.append(NewBias(part, beside, _scale(adapter, part, habits)))
+        else:
+            strays.append(stray)
+    return biases, strays
+
+
+def _beside(part: Part, tensors: Map) -> Target | None:
+    """The matrix of the module that a bias is for."""
+    return tensors.find(f"{part.module}.weight") if part.kind is Kind.BIAS else None
 
 
 def _in_files(part: Part, config: Mapping[str, Any]) -> str:
