@@ -7,6 +7,7 @@ than three digits: the exact figures are in the JSON.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def percent(share: float | None, *, unknown: str = "unknown") -> str:
@@ -24,6 +25,24 @@ def percent(share: float | None, *, unknown: str = "unknown") -> str:
     hundredths = 100 * share
     digits = 1 if hundredths < 9.95 or 98.95 <= hundredths < 100 else 0
     return f"{hundredths:.{digits}f} %"
+
+
+def percents(shares: Sequence[float]) -> list[str]:
+    """Shares of one whole, as percentages that add up to 100 as far as their digits can.
+
+    The first is written as `percent` writes it. The others are whole numbers from 1 % on: who has the largest remainder
+    is rounded up.
+    """
+    texts = [percent(share) for share in shares]
+    whole = [i for i, share in enumerate(shares) if i and 0.01 <= share < 0.9895]
+    first = round(100 * shares[0], 1 if "." in texts[0] else 0)
+    rest = math.fsum(share for i, share in enumerate(shares) if i and i not in whole)
+    numbers = {i: math.floor(100 * shares[i] + 1e-9) for i in whole}
+    missing = round(100 - first - 100 * rest) - sum(numbers.values())
+    largest = sorted(whole, key=lambda i: numbers[i] - 100 * shares[i])
+    for i in largest[: max(missing, 0)]:
+        numbers[i] += numbers[i] < 100 * shares[i]
+    return [f"{numbers[i]} %" if i in numbers else text for i, text in enumerate(texts)]
 
 
 def figure(value: float | None, *, unknown: str = "") -> str:

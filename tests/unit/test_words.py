@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.words import count, duration, figure, listing, percent, size
+from deltarank.words import count, duration, figure, listing, percent, percents, size
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,34 @@ def test_duration(seconds: float, text: str) -> None:
 def test_no_duration_has_sixty_seconds_or_minutes(seconds: float) -> None:
     """Sixty hours are fine: there are no days."""
     assert not {"60 s", "60 min"} & {" ".join(pair) for pair in pairwise(duration(seconds).split())}
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=5))
+def test_shares_of_a_whole_add_up_as_far_as_their_digits_can(parts: list[float]) -> None:
+    shares = [part / math.fsum(parts) for part in parts]
+    texts = percents(shares)
+    numbers = [float(text.removesuffix(" %")) for text in texts if text.startswith(tuple("0123456789"))]
+
+    assert texts[0] == percent(shares[0])
+    if min(shares) >= 0.01 and max(shares) < 0.9895:
+        assert math.isclose(math.fsum(numbers), 100, abs_tol=0.5 if "." in texts[0] else 1e-9)
+        assert all(abs(number - 100 * share) < 1 for number, share in zip(numbers, shares, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shares", "texts"),
+    [
+        ([0.6706, 0.1745, 3.8e-6, 0.1549], ["67 %", "17 %", "under 0.1 %", "16 %"]),
+        ([0.71, 0.22, 0.0, 0.07], ["71 %", "22 %", "0 %", "7 %"]),
+        ([0.81, 0.185, 0.0, 0.005], ["81 %", "18 %", "0 %", "0.5 %"]),
+        ([0.995, 0.005], ["99.5 %", "0.5 %"]),
+        ([0.002, 0.998], ["0.2 %", "99.8 %"]),
+        ([1.0, 0.0, 0.0, 0.0], ["100 %", "0 %", "0 %", "0 %"]),
+        ([0.0, 1.0], ["0 %", "100 %"]),
+    ],
+)
+def test_percents(shares: list[float], texts: list[str]) -> None:
+    assert percents(shares) == texts
 
 
 def test_count() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from deltarank.adapters._servers import Server, words_for
-from deltarank.words import count, listing, percent
+from deltarank.words import count, listing, percents
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,27 @@ class Budget:
 
     def sentence(self, server: Server, rank: int) -> str:
         """ "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 81 tensors that vLLM cannot load (norms)"."""
-        parts = [f"keeps {percent(self.kept)} of the change"]
+        kept, truncated, rounded, left_out = self.percents
+        parts = [f"keeps {kept} of the change"]
         if self.truncated > 0:
-            parts.append(f"{percent(self.truncated)} truncated at rank {rank}")
+            parts.append(f"{truncated} truncated at rank {rank}")
         if self.rounded >= 0.001:
-            parts.append(f"{percent(self.rounded)} lost to rounding")
+            parts.append(f"{rounded} lost to rounding")
         if self.left_out > 0:
             kinds = self.by_kind()
             names = listing([words_for(kind) for kind in kinds], most=4)
             tensors = count(sum(number for number, _ in kinds.values()), "tensor")
-            parts.append(f"{percent(self.left_out)} in {tensors} that {server.leaves_out} ({names})")
+            parts.append(f"{left_out} in {tensors} that {server.leaves_out} ({names})")
+        unknown = [tensor.kind for tensor in self.tensors if tensor.share is None]
+        if unknown:
+            names = listing([words_for(kind) for kind in dict.fromkeys(unknown)], most=4)
+            parts.append(f"{count(len(unknown), 'tensor')} not counted ({names})")
         return "; ".join(parts)
+
+    @property
+    def percents(self) -> list[str]:
+        """Kept, truncated, rounded, left out, in words."""
+        return percents([self.kept, self.truncated, self.rounded, self.left_out])
 
     def to_plain(self) -> dict[str, Any]:
         return {

@@ -119,7 +119,7 @@ def _lines(adapter: Adapter) -> list[str]:
 
     budget = adapter.budget
     lines = [f"{adapter.sentence}.", ""]
-    lines += [f"{percent(share):>12}  {words}" for words, share in _budget_rows(adapter)]
+    lines += [f"{share:>12}  {words}" for share, words in zip(budget.percents, _fates(adapter), strict=True)]
     for kind, (number, share) in budget.by_kind().items():
         lines.append(f"{percent(share):>16}  {words_for(kind)}, {count(number, 'tensor')}")
     lines += ["", "kept of each module's change, as written:"]
@@ -130,11 +130,5 @@ def _lines(adapter: Adapter) -> list[str]:
     return lines
 
 
-def _budget_rows(adapter: Adapter) -> list[tuple[str, float]]:
-    budget = adapter.budget
-    return [
-        ("kept", budget.kept),
-        (f"truncated at rank {adapter.rank}", budget.truncated),
-        ("lost to rounding A and B", budget.rounded),
-        ("left out", budget.left_out),
-    ]
+def _fates(adapter: Adapter) -> list[str]:
+    return ["kept", f"truncated at rank {adapter.rank}", "lost to rounding A and B", "left out"]

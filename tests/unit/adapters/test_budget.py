@@ -37,8 +37,8 @@ def test_it_says_in_words_where_the_change_went() -> None:
     budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(server("vllm"), 64) == (
-        "keeps 71 % of the change; 22 % truncated at rank 64; 7.0 % in 3 tensors that vLLM cannot load "
-        "(lm_head and norms)"
+        "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 3 tensors that vLLM cannot load "
+        "(lm_head and norms); 1 tensor not counted (added tokens)"
     )
 
 
@@ -52,7 +52,7 @@ def test_of_no_change_all_is_kept() -> None:
     budget = Budget.of([Spent(0.0, 0.0, 0.0)], [], [(left("u"), None)])
 
     assert (budget.kept, budget.truncated, budget.rounded, budget.left_out) == (1, 0, 0, 0)
-    assert budget.sentence(server("peft"), 8) == "keeps 100 % of the change"
+    assert budget.sentence(server("peft"), 8) == "keeps 100 % of the change; 1 tensor not counted (norms)"
 
 
 @pytest.mark.parametrize("server_name", ["portable", "vllm"])
