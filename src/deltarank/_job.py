@@ -53,7 +53,8 @@ class Job:
         asked = bool(self.order.settings.include)
         layout = lay_out(self.before, self.after, self.pairing, self.order.server, rank, asked=asked)
         if not layout.targets:
-            kinds = listing(sorted({other.reason for other in layout.others if other.reason}), most=3)
+            read = [other for other in layout.others if other.pair is not None] or layout.others
+            kinds = listing(sorted({other.reason for other in read if other.reason}), most=3)
             raise JobError(
                 f"nothing is left to extract: {kinds}.",
                 cure="Look at --include and --exclude, or choose another --server.",

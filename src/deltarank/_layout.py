@@ -199,7 +199,7 @@ def _why_no_expert(
     if how is None:
         return EXPERT, _reason(EXPERT, server)
     if how == "asked" and not asked:
-        return EXPERT, f"{words_for(EXPERT)}, which {server.title} takes in some versions only: if included by name"
+        return EXPERT, _reason(EXPERT, server)
     if _is_slice(pair):
         known = slot is not None and slot.experts > 1
         return None if known else (EXPERT, f"one of several matrices in one tensor, stored in a way that {_UNKNOWN}")
@@ -211,6 +211,10 @@ _UNKNOWN = "it is not known how PEFT reaches it"
 
 
 def _reason(kind: str, server: Server) -> str:
+    if server.carries.get(kind) == "asked":
+        return f"{words_for(kind)}, which {server.title} takes in some versions only: if included by name"
+    if kind == "bias" and server.bias == "honoured":
+        return f"a bias that lies beside no factors of a linear module, so {server.title} has no place for it"
     return f"{server.leaves_out} {words_for(kind)}"
 
 

@@ -37,7 +37,7 @@ def judge_fit(
         server: whose habits it was applied by.
     """
     whole, touched = whole_of(rows), touched_of(rows)
-    subject = f"As {server} serves it, {name}" if server else name
+    subject = f"As {server} {'applies' if server == 'PEFT' else 'serves'} it, {name}" if server else name
     if harmful:
         return FitKind.BROKEN, tuple(_harm(subject, harmful))
     kind = _kind(rows, whole, touched)
@@ -178,7 +178,8 @@ def _scales(rows: Sequence[TensorFit], touched: Tally) -> Iterator[str]:
     factor = touched.scaled_by
     if factor and factors[-1] <= (1 + OFF_SCALE) * factors[0] and share > 0.9:
         yield f"It is scaled wrongly by {figure(factor)}{_multiplied(wrong, factor)}."
-        yield f"Rightly scaled it would keep {_kept(1.0 - (touched.explained or 0.0))} in these matrices."
+        lost = max(1.0 - (touched.explained or 0.0), touched.share_best or 0.0)  # a cosine of 1 is one up to rounding
+        yield f"Rightly scaled it would keep {_kept(lost)} in these matrices."
         return
     spread = f", by {figure(factors[0])} to {figure(factors[-1])}" if len(wrong) > 1 else ""
     names = listing([f"{row.name} by {figure(row.tally.scaled_by)}" for row in _worst(wrong)], most=3)
@@ -200,14 +201,24 @@ def _worst(wrong: Sequence[TensorFit]) -> list[TensorFit]:
 
 def _whole(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
     alone = [row for row in rows if row.counts and not row.is_touched and row.tally.energy > 0]
-    if not alone or whole.share_lost is None:
+    carried = [row for row in rows if row.counts and row.change is How.WHOLE and row.tally.energy > 0]
+    if whole.share_lost is None or not (alone or carried):
+        return
+    if not alone:
+        names = listing(_modules(carried), most=4)
+        whole_tensors = f"{count(len(carried), 'tensor')} carried whole ({names})"
+        yield f"Of the whole change it {_keeps(whole.share_lost)}, with {whole_tensors}."
         return
     share = sum(row.tally.energy for row in alone) / whole.energy
-    modules = list(dict.fromkeys(row.module for row in sorted(alone, key=lambda row: -row.tally.energy)))
     yield (
         f"Of the whole change it {_keeps(whole.share_lost)}; {percent(share)} lies in {count(len(alone), 'tensor')} "
-        f"that it leaves alone ({listing(modules, most=4)})."
+        f"that it leaves alone ({listing(_modules(alone), most=4)})."
     )
+
+
+def _modules(rows: Sequence[TensorFit]) -> list[str]:
+    """The largest change first."""
+    return list(dict.fromkeys(row.module for row in sorted(rows, key=lambda row: -row.tally.energy)))
 
 
 def _new_biases(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:

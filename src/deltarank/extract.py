@@ -17,6 +17,7 @@ from deltarank._order import Order
 from deltarank._staging import Staging
 from deltarank._watch import Watch
 from deltarank.checkpoints import checked_way, open_checkpoint, pair_checkpoints
+from deltarank.words import figure
 
 __all__ = ["Adapter", "ExtractionPlan", "extract", "plan_extraction"]
 
@@ -83,11 +84,16 @@ def extract(
         job = Job(order, before, after, pair_checkpoints(before, after, include=include, exclude=exclude, experts=True))
         staging = stack.enter_context(Staging(Path(output), job.identity))
         if staging.is_finished and not force:
+            watch.noted(f"{output} holds this very adapter already: nothing was done. --force makes it anew.")
             return Adapter.load(output)
         staging.check_output(force=force)
         job.lay_out(order.rank or min(order.settings.ranks))  # what can be refused is refused before the place is taken
         records = staging.open(force=force, room=0.0)
         layout = job.lay_out(order.rank or job.fitting_rank(staging, watch))
+        if order.rank is None:
+            watch.noted(
+                f"Rank {layout.rank} is the smallest legal one with a relative error of at most {figure(max_error)}."
+            )
         staging.check_room(2 * nbytes_of(layout, job.dtype))
         run = Run(job, layout, staging, watch, draw)
         run.take_over(records)

@@ -156,6 +156,52 @@ def test_a_server_without_rank_stabilisation_scales_by_a_half(models: Path, tmp_
     assert "It is scaled wrongly by 0.5" in verified(models, adapter, server="sglang").sentences[1]
 
 
+READINGS: Mapping[str, tuple[dict[str, Any], dict[str, Any], str, tuple[float, ...]]] = {
+    "one alpha": (
+        {"alpha_pattern": dict.fromkeys(ALL, 8)},
+        {"alpha_pattern": {}},
+        "vllm",
+        (0.5,),
+    ),
+    "one scale": (
+        {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 32, "v_proj": 2}},
+        {"alpha_pattern": {"q_proj": 8}},
+        "vllm",
+        (0.25, 2.0),
+    ),
+    "the rank of each tensor": (
+        {"rank_pattern": {"q_proj": 8}},
+        {"alpha_pattern": {"q_proj": 4}},
+        "llama.cpp",
+        (),
+    ),
+    "no rank stabilisation": ({"use_rslora": True}, {"use_rslora": False}, "sglang", (0.5,)),
+}
+"""What was trained, how a server reads it, in PEFT's own words, and by what that is wrong."""
+
+
+@pytest.mark.parametrize("case", READINGS)
+def test_a_server_serves_what_peft_merges_of_what_it_reads(case: str, models: Path, tmp_path: Path) -> None:
+    trained, read, server, factors = READINGS[case]
+    base = models / "base"
+    adapter = made.train(base, tmp_path / "a", r=4, lora_alpha=4, target_modules=ALL, **trained)
+    finetune = made.merge(base, adapter, tmp_path / "finetune")
+    seen = deltarank.verify(base, finetune, adapter, server=server)
+    right = deltarank.verify(base, finetune, adapter)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **read}))
+    served, truth = made.tensors(made.merge(base, adapter, tmp_path / "served")), made.tensors(finetune)
+    lost = {name: float((served[name].double() - truth[name].double()).square().sum()) for name in truth}
+
+    assert right.kind is FitKind.OPTIMAL
+    assert seen.whole.lost == pytest.approx(sum(lost.values()), rel=1e-4, abs=1e-9)
+    assert {round(row.tally.scaled_by or 0, 3) for row in loras(seen)} - {1.0} == set(factors)
+    assert seen.kind is (FitKind.MISSCALED if factors else FitKind.OPTIMAL)
+    if len(factors) == 1:
+        assert "scaled wrongly by 0.5" in seen.sentences[1]
+        assert "over 99.9 %" in seen.sentences[2]
+
+
 def test_mixed_ranks_are_over_scaled_by_llama_cpp(models: Path, tmp_path: Path) -> None:
     weights = made.best_factors(models / "base", models / "tuned", RANK)
     stem = "base_model.model.model.layers.0.self_attn.q_proj."
@@ -258,6 +304,17 @@ def test_modules_to_save_keep_all(models: Path, tmp_path: Path) -> None:
     head = next(row for row in found.tensors if row.name == "lm_head.weight")
     assert head.change is How.WHOLE
     assert head.tally.share_lost < 1e-9
+
+
+def test_what_peft_saved_whole_counts_in_the_whole_change(models: Path, tmp_path: Path) -> None:
+    """PEFT takes "norm" for every module whose name ends in it."""
+    base = models / "base"
+    adapter = made.train(base, tmp_path / "a", r=2, target_modules=ALL, modules_to_save=["lm_head", "norm"])
+    merged = made.merge(base, adapter, tmp_path / "merged")
+    seen = deltarank.verify(base, merged, adapter)
+
+    assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
+    assert any("over 99.9 %, with 6 tensors carried whole (lm_head, " in sentence for sentence in seen.sentences)
 
 
 def test_biases_that_the_base_lacks_lead_away_by_what_peft_adds(models: Path, tmp_path: Path) -> None:

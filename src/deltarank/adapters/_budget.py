@@ -81,17 +81,22 @@ class Budget:
 
     def sentence(self, server: Server, rank: int) -> str:
         """ "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 81 tensors that vLLM cannot load (norms)"."""
-        kept, truncated, rounded, left_out = self.percents
+        kinds = self.by_kind()
+        asked = {kind: kinds[kind] for kind in kinds if server.carries.get(kind) == "asked"}
+        rest = {kind: kinds[kind] for kind in kinds if kind not in asked}
+        shares = [math.fsum(share for _, share in group.values()) for group in (asked, rest)]
+        kept, truncated, rounded, *left = percents([self.kept, self.truncated, self.rounded, *shares])
         parts = [f"keeps {kept} of the change"]
         if self.truncated > 0:
             parts.append(f"{truncated} truncated at rank {rank}")
         if self.rounded >= 0.001:
             parts.append(f"{rounded} lost to rounding")
-        if self.left_out > 0:
-            kinds = self.by_kind()
-            names = listing([words_for(kind) for kind in kinds], most=4)
-            tensors = count(sum(number for number, _ in kinds.values()), "tensor")
-            parts.append(f"{left_out} in {tensors} that {server.leaves_out} ({names})")
+        takes = f"{server.title} takes if included by name"
+        for share, group, why in zip(left, (asked, rest), (takes, server.leaves_out), strict=True):
+            if group:
+                names = listing([words_for(kind) for kind in group], most=4)
+                tensors = count(sum(number for number, _ in group.values()), "tensor")
+                parts.append(f"{share} in {tensors} that {why} ({names})")
         unknown = [tensor.kind for tensor in self.tensors if tensor.share is None]
         if unknown:
             names = listing([words_for(kind) for kind in dict.fromkeys(unknown)], most=4)

@@ -35,7 +35,7 @@ SERVERS = ("portable", "vllm", "sglang", "lorax", "llama.cpp", "peft")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     metavar="ADAPTER",
     help="Folder for the adapter.  [default: adapters/ and the finetune's name]",
 )
@@ -93,12 +93,15 @@ def extract(
 def _parse_rank(text: str) -> int | str:
     if text == "auto":
         return text
-    ranks = parse_ranks([text])
-    if len(ranks) != 1:
+    try:
+        (rank,) = parse_ranks([text])
+    except (UsageError, ValueError):
         raise UsageError(
-            f"--rank: {text!r} is not one rank.", cure="Give a rank such as 64, or auto.", slug="bad-ranks"
-        )
-    return ranks[0]
+            f"--rank: {text!r} is not one rank, a whole number from 1 up.",
+            cure="Give a rank such as 64, or auto.",
+            slug="bad-ranks",
+        ) from None
+    return rank
 
 
 def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> None:

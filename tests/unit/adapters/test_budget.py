@@ -37,8 +37,19 @@ def test_it_says_in_words_where_the_change_went() -> None:
     budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(server("vllm"), 64) == (
-        "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 3 tensors that vLLM cannot load "
-        "(lm_head and norms); 1 tensor not counted (added tokens)"
+        "keeps 71 % of the change; 22 % truncated at rank 64; 4 % in 1 tensor that vLLM takes if "
+        "included by name (lm_head); 3 % in 2 tensors that vLLM cannot load (norms); 1 tensor not counted "
+        "(added tokens)"
+    )
+
+
+def test_what_a_server_never_takes_is_one_share() -> None:
+    others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "embedding"), 4.0)]
+    budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
+
+    assert budget.sentence(server("portable"), 64) == (
+        "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 3 tensors that a portable adapter leaves out "
+        "(embeddings and norms)"
     )
 
 
