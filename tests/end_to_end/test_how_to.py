@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM
 
 import peft_adapters as made
+from deltarank.adapters import server
 from deltarank.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "extract-verify-serve.md"
@@ -66,7 +67,8 @@ def test_extract_verify_and_load(
     assert float((served - truth).abs().max()) < 1e-3 * float((plain - truth).abs().max())
 
 
-def test_the_page_shows_each_server() -> None:
+def test_the_page_shows_the_commands_that_model_cards_show() -> None:
     text = "\n".join(blocks("sh"))
 
-    assert all(word in text for word in ("vllm serve", "sglang.launch_server", "llama-server"))
+    for name in ("vllm", "sglang", "llama.cpp"):
+        assert server(name).serve.format(base="base", adapter="adapter", rank=64) in text
