@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from deltarank.cli._load import loading
 from deltarank.cli._say import one_line, out
 from deltarank.errors import UsageError
 
@@ -38,7 +39,9 @@ def refuse_others(context: click.Context) -> None:
 def find_base(refs: Sequence[str], job: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Prints the table and the sentence, or all of it as JSON."""
     import deltarank
-    from deltarank.cli._progress import watching
+
+    with loading():
+        from deltarank.cli._progress import watching
 
     kept = {name: job[name] for name in ("revision", "include", "exclude", "device")}
     fetch = "stream" if job["fetch"] == "auto" else job["fetch"]  # a sample: nobody wants three models on the disk

@@ -10,6 +10,7 @@ import click
 
 import deltarank
 from deltarank.cli._fetch import fetch_option
+from deltarank.cli._load import loading
 from deltarank.cli._ranks import parse_ranks
 from deltarank.cli._run import default_output, print_plan, quieten_the_hub
 from deltarank.cli._say import one_line, out, sayer
@@ -105,13 +106,15 @@ def _parse_rank(text: str) -> int | str:
 
 
 def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> None:
-    from deltarank.cli._progress import watching
-    from deltarank.report import adapter_picture
+    from deltarank.report import adapter_picture, drawing_ahead
 
     tell = sayer(quiet)
     tell(f"The adapter goes to {job['output']}.")
-    with watching(quiet) as watch:
-        adapter = deltarank.extract(**job, command=command, draw=adapter_picture, watch=watch)
+    with drawing_ahead():
+        with loading():
+            from deltarank.cli._progress import watching
+        with watching(quiet) as watch:
+            adapter = deltarank.extract(**job, command=command, draw=adapter_picture, watch=watch)
     out(adapter.to_json() if as_json else "\n".join(map(one_line, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from deltarank.cli._load import loading
 from deltarank.cli._say import in_colour, one_line, out, say_written, sayer, width
 from deltarank.results import Results
 
@@ -48,17 +49,19 @@ def run(measure: Callable[..., Results], job: dict[str, Any], manner: Manner, *,
 
     `measure` looks the library's function up when it is called: that loads torch, and the first line should not wait.
     """
+    from deltarank.report import drawing_ahead, write_report
+
     tell = sayer(manner.quiet)
     tell(f"Results go to {manner.output}.{remark}")
-    from deltarank.cli._progress import watching
-    from deltarank.report import write_report
-
-    with watching(manner.quiet) as watch:
-        results = measure(**job, output=manner.output, force=manner.force, command=manner.command, watch=watch)
-    try:
-        written = write_report([results], manner.output)
-    finally:  # a page that failed takes no hour's work with it
-        print_results(results, manner.as_json)
+    with drawing_ahead():
+        with loading():
+            from deltarank.cli._progress import watching
+        with watching(manner.quiet) as watch:
+            results = measure(**job, output=manner.output, force=manner.force, command=manner.command, watch=watch)
+        try:
+            written = write_report([results], manner.output)
+        finally:  # a page that failed takes no hour's work with it
+            print_results(results, manner.as_json)
     say_written((manner.output / "results.json", *written), tell)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltarank.cli._fetch import fetch_option
+from deltarank.cli._load import loading
 from deltarank.cli._run import quieten_the_hub
 from deltarank.cli._say import one_line, out, sayer, width
 from deltarank.words import count, figure, percent
@@ -47,7 +48,9 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
     """
     quieten_the_hub(quiet)
     import deltarank
-    from deltarank.cli._progress import watching
+
+    with loading():
+        from deltarank.cli._progress import watching
 
     with watching(quiet) as watch:
         found = deltarank.verify(**job, watch=watch)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltarank.report._frame import framed_png
+from deltarank.report._drawing import begin_drawing
+from deltarank.report._frame import framed
 from deltarank.report._text import clean, short, unbroken
 from deltarank.report._theme import INKS
 from deltarank.words import percent
@@ -62,12 +63,13 @@ def adapter_picture(about: Mapping[str, Any]) -> bytes:
     ]
     notes = [{"bar": bar.name, "share": bar.share, "note": unbroken(bar.note)} for bar in bars]
     names = f"{_last_word(about['finetune'])} less {_last_word(about['base'])}"
-    return framed_png(
+    picture = framed(
         _drawing(rows, notes, [bar.name for bar in bars]),
         unbroken(f"This LoRA of rank {about['rank']} {clean(about['sentence'])}."),
         f"Shares of the whole change, ||W - W0||², of {names}",
         styles=[],
     )
+    return begin_drawing(picture)()
 
 
 def _last_word(reference: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from deltarank.report._grammar import SCHEMA, Spec
 from deltarank.report._theme import config
 
-SCALE = 2
 SIZE = 15
 """Of the letters, in points."""
 
@@ -16,26 +15,17 @@ _LINE = 76
 _PADDING = 32
 
 
-def framed_png(
-    body: Spec, sentence: str, about: str, *, styles: Sequence[int], parameters: Sequence[Spec] = ()
-) -> bytes:
+def framed(body: Spec, sentence: str, about: str, *, styles: Sequence[int], parameters: Sequence[Spec] = ()) -> Spec:
     """A drawing under a sentence that says what to see in it, over the tool's name."""
-    import vl_convert
-
-    made = vl_convert.vegalite_to_png(
-        {
-            "$schema": SCHEMA,
-            "background": "#ffffff",
-            "padding": _PADDING,
-            "title": _title(sentence, about),
-            "params": list(parameters),
-            "vconcat": [body, _signature()],
-            "config": {**config(styles, size=SIZE), "concat": {"spacing": 14}},
-        },
-        scale=SCALE,
-        allowed_base_urls=[],
-    )
-    return bytes(made)
+    return {
+        "$schema": SCHEMA,
+        "background": "#ffffff",
+        "padding": _PADDING,
+        "title": _title(sentence, about),
+        "params": list(parameters),
+        "vconcat": [body, _signature()],
+        "config": {**config(styles, size=SIZE), "concat": {"spacing": 14}},
+    }
 
 
 def _title(sentence: str, about: str) -> Spec:

@@ -1,4 +1,4 @@
-"""The main charts as PNGs fit to post: each says what it shows, of what, and by what it was measured."""
+"""The main charts as pictures fit to post: each says what it shows, of what, and by what it was measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from deltarank.report._charts import by_layer, heat_map, loss_by_rank, runs_by_rank
 from deltarank.report._data import PageData, RunView
-from deltarank.report._frame import SIZE, framed_png
+from deltarank.report._frame import SIZE, framed
 from deltarank.report._grammar import Spec
 from deltarank.report._headline import plain
 from deltarank.report._modules import Group
@@ -23,8 +23,8 @@ WIDTH = 900
 """The width of the drawing in points; with names and margins a picture is about 1,150 points wide."""
 
 
-def pictures(page: PageData) -> dict[str, bytes]:
-    """File name -> PNG, at the rank where the dial stands at first. None where no change was measured."""
+def pictures(page: PageData) -> dict[str, Spec]:
+    """File name -> picture, at the rank where the dial stands at first. None where no change was measured."""
     if not any(run.energy for run in page.runs):
         return {}
     made = {"heat-map.png": _heat(page), "loss-by-rank.png": _loss(page)}
@@ -33,13 +33,13 @@ def pictures(page: PageData) -> dict[str, bytes]:
     return made | ({"kld-by-rank.png": _kld(page)} if _has_kld(page) else {})
 
 
-def _heat(page: PageData) -> bytes:
+def _heat(page: PageData) -> Spec:
     about = f"Energy lost by layer and module at rank {page.default_rank} (base: {_bases(page)})"
     if len(page.runs) == 1:
         run = page.runs[0]
         across = min(WIDTH, 90 * len(page.layers))
         chart = heat_map(page, tall=False, legend=True, width=across, step=44 if len(page.modules) <= 8 else 28)
-        return _png(page, [_unit(chart, {"cells": cell_rows(page, run)})], about, styles=[])
+        return _picture(page, [_unit(chart, {"cells": cell_rows(page, run)})], about, styles=[])
     each = min(WIDTH // len(page.runs), 64 * len(page.modules))
     step = 30 if len(page.layers) <= 12 else 18 if len(page.layers) <= 48 else 12
     units = [
@@ -50,27 +50,27 @@ def _heat(page: PageData) -> bytes:
         )
         for i, run in enumerate(page.runs)
     ]
-    return _png(page, units, about, styles=[], across=True)
+    return _picture(page, units, about, styles=[], across=True)
 
 
-def _loss(page: PageData) -> bytes:
+def _loss(page: PageData) -> Spec:
     about = f"Energy lost against LoRA rank (base: {_bases(page)})"
     if len(page.runs) == 1:
         rows = rank_rows(page, page.runs[0])
         chart = loss_by_rank(page, width=WIDTH, height=440)
-        return _png(page, [_unit(chart, _lines(rows))], about, styles=[m.style or 0 for m in styled(page.modules)])
+        return _picture(page, [_unit(chart, _lines(rows))], about, styles=[m.style or 0 for m in styled(page.modules)])
     styles = run_styles(len(page.runs))
     rows = run_rows(page)
     chart = runs_by_rank(page, [run.label for run in page.runs], styles, width=WIDTH, height=440)
     names = {run.label: short(run.label, most=26) for run in page.runs}
-    return _png(page, [_unit(chart, _lines(rows, names))], about, styles=styles)
+    return _picture(page, [_unit(chart, _lines(rows, names))], about, styles=styles)
 
 
 def _lines(rows: Sequence[Row], names: dict[str, str] | None = None) -> dict[str, list[Row]]:
     return {"by_rank": list(rows), "ends": end_rows(rows, gap=LABEL_GAP, names=names)}
 
 
-def _layers(page: PageData, group: Group) -> bytes:
+def _layers(page: PageData, group: Group) -> Spec:
     """The article's chart of one group: a panel a run, one scale for all."""
     about = f"{group.heading}: cosine distance by layer at rank {page.default_rank} (0.3 = half of the energy is gone)"
     styles = [m.style or 0 for m in styled(page.modules) if m.group is group]
@@ -83,14 +83,14 @@ def _layers(page: PageData, group: Group) -> bytes:
         )
         for run in page.runs
     ]
-    return _png(page, units, about, styles=styles)
+    return _picture(page, units, about, styles=styles)
 
 
 def _has_kld(page: PageData) -> bool:
     return any(outputs.texts and point_rows(outputs, outputs.start) for outputs in views(page))
 
 
-def _kld(page: PageData) -> bytes:
+def _kld(page: PageData) -> Spec:
     """Mean KLD by rank between the base and the quantised finetunes: a panel a run, one scale for all."""
     shown = [(run, run.outputs) for run in page.runs if run.outputs and run.outputs.texts]
     texts = listing(list(dict.fromkeys(outputs.texts[outputs.start].name for _, outputs in shown)), most=3)
@@ -106,7 +106,7 @@ def _kld(page: PageData) -> bytes:
     ]
     said = shown[0][1].sentences[:1] if len(page.runs) == 1 else ()
     sentence = said[0] if said else "How far what it says is from the finetune, by LoRA rank"
-    return _png(page, units, about, styles=[], across=len(units) > 1, sentence=sentence)
+    return _picture(page, units, about, styles=[], across=len(units) > 1, sentence=sentence)
 
 
 def _panel_title(page: PageData, run: RunView) -> str | None:
@@ -133,7 +133,7 @@ def _filled(part: Any, datasets: Mapping[str, Sequence[Row]]) -> Any:
     return {key: _filled(value, datasets) for key, value in part.items()}
 
 
-def _png(
+def _picture(
     page: PageData,
     units: Sequence[Spec],
     about: str,
@@ -141,9 +141,9 @@ def _png(
     styles: Sequence[int],
     across: bool = False,
     sentence: str | None = None,
-) -> bytes:
+) -> Spec:
     """The units under a sentence, the page's if none is given, over the tool's name."""
     bare = [{key: value for key, value in unit.items() if key != "params"} for unit in units]
     body = {"hconcat" if across else "vconcat": bare, "spacing": 24}
     said = unbroken(sentence) if sentence else plain(page.headlines[page.default])
-    return framed_png(body, said, about, styles=styles, parameters=units[0]["params"])
+    return framed(body, said, about, styles=styles, parameters=units[0]["params"])

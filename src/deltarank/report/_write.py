@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltarank.errors import OutputError
+from deltarank.report._drawing import begin_drawing
 from deltarank.report._html import render_page
 from deltarank.report._view import page_data
 from deltarank.results import Results
@@ -23,7 +24,9 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
     from deltarank.report._pictures import pictures
 
     page = page_data(runs)
-    made = {"report.html": render_page(page).encode("utf-8"), **pictures(page)}
+    drawings = {name: begin_drawing(picture) for name, picture in pictures(page).items()}
+    made = {"report.html": render_page(page).encode("utf-8")}
+    made |= {name: finished() for name, finished in drawings.items()}
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,107 @@
+"""Vega-Lite into PNGs: by a helper that was started ahead, as far as it can help, or else here.
+
+vl_convert's engine takes 0.35 s to start, and holds Python's lock while it works. A helper is a process of its own: it
+starts on a second core while torch is imported, and draws one picture while another is painted here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deltarank.report._grammar import Spec
+
+SCALE = 2
+
+_helpers: list[_Helper] = []
+"""The one at hand, if any, is the last."""
+
+
+@contextmanager
+def drawing_ahead() -> Iterator[None]:
+    """Has a helper ready for the pictures that are drawn inside.
+
+    It holds about 80 MB, is idle until it is asked, prints nothing, and ends with the block. Where none can be
+    started, and when it dies, pictures are drawn as they are without it.
+    """
+    helper = _started()
+    if helper is None:
+        yield
+        return
+    _helpers.append(helper)
+    try:
+        yield
+    finally:
+        _helpers.remove(helper)
+        helper.end()
+
+
+def begin_drawing(chart: Spec) -> Callable[[], bytes]:
+    """Has the drawing begun, if there is a helper. What comes back gives the PNG, and waits for it."""
+    drawn = _helpers[-1].drawn(chart) if _helpers else None
+
+    def finished() -> bytes:
+        import vl_convert
+
+        svg = drawn.result() if drawn is not None else None
+        if svg is None:
+            return bytes(vl_convert.vegalite_to_png(chart, scale=SCALE, allowed_base_urls=[]))
+        return bytes(vl_convert.svg_to_png(svg, scale=SCALE))
+
+    return finished
+
+
+class _Helper:
+    """The process, and a thread for each way of talking with it: neither waits for the other's pipe."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._asking = ThreadPoolExecutor(1, "deltarank-asks")
+        self._hearing = ThreadPoolExecutor(1, "deltarank-hears")
+
+    def drawn(self, chart: Spec) -> Future[str | None]:
+        """The chart as SVG; None if nothing came of it."""
+        self._asking.submit(self._ask, json.dumps(chart).encode() + b"\n")
+        return self._hearing.submit(self._hear)
+
+    def _ask(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError, ValueError):  # it has died, or was ended: whoever listens will notice
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+
+    def _hear(self) -> str | None:
+        assert self._process.stdout is not None
+        try:
+            answer = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):
+            return None
+        return answer if isinstance(answer, str) else None
+
+    def end(self) -> None:
+        """At once: it holds nothing that could be lost."""
+        self._process.kill()
+        self._process.wait()
+        for talking in (self._asking, self._hearing):
+            talking.shutdown(cancel_futures=True)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what was not sent is sent now, to nobody
+                pipe.close()
+
+
+def _started() -> _Helper | None:
+    if not sys.executable or getattr(sys, "frozen", False):  # a program that is no Python would start itself again
+        return None
+    command = [sys.executable, "-P", str(Path(__file__).with_name("_helper.py"))]
+    try:
+        return _Helper(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
+    except OSError:
+        return None
