@@ -16,6 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import deltarank
+import peft_adapters as made
+from deltarank.errors import AdapterError
+from deltarank.verify import How
 from tiny_architectures import EXPERTS, SIZES, tokens, write_pair
 
 MAKES = {
@@ -92,3 +95,39 @@ def test_what_shapes_leave_in_doubt_is_told_and_left_out(tmp_path: Path) -> None
         assert any(said in note and "stored in another way" in note for note in notes), notes
     assert not any("vocabulary was resized" in note for note in adapter.notes)
     assert all(t.share is None for t in adapter.budget.tensors if ".experts.0." in t.name and "gate" in t.name)
+
+
+@pytest.mark.parametrize("aim", ["parameters", "modules"])
+@pytest.mark.parametrize("name", MAKES)
+def test_a_lora_that_peft_trained_on_fused_experts_is_read_from_single_ones(
+    name: str, aim: str, tmp_path: Path
+) -> None:
+    """PEFT sees one tensor where files have many matrices; of gate and up by their names it makes twice the rank."""
+    base, _ = write_pair(MAKES[name], tmp_path)
+    experts = ["w1", "w2", "w3"] if name == "mixtral" else ["gate_proj", "up_proj", "down_proj"]
+    fused_ones = ["experts.gate_up_proj", "experts.down_proj"]
+    targets = (
+        {"target_modules": ["q_proj"], "target_parameters": fused_ones, "alpha_pattern": {"experts.down_proj": 2}}
+        if aim == "parameters"
+        else {"target_modules": ["q_proj", *experts]}
+    )
+    adapter = made.train(base, tmp_path / "trained", r=2, lora_alpha=6, **targets)
+    merged = made.merge(base, adapter, tmp_path / "merged")
+    seen = deltarank.verify(base, merged, adapter)
+    touched = {row.name: row for row in seen.tensors if row.change is How.LORA}
+    measured = deltarank.compare(base, adapter, ranks=[2, 4])
+
+    assert seen.unused == ()
+    assert len(touched) == 2 * (1 + 4 * 3)
+    assert all(row.tally.energy > 0 for row in touched.values())
+    assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
+    assert {m.name for m in measured.matrices if m.frobenius} == set(touched)
+
+
+def test_a_lora_on_single_experts_of_fused_checkpoints_is_no_stranger(tmp_path: Path) -> None:
+    base, finetune = write_pair(MAKES["qwen3 moe"], tmp_path)
+    deltarank.extract(base, finetune, **TRUNCATED, output=tmp_path / "a")
+    with pytest.raises(AdapterError, match="in one tensor, and this is for a single one") as refused:
+        deltarank.verify(fused(base, tmp_path / "b"), fused(finetune, tmp_path / "f"), tmp_path / "a")
+
+    assert refused.value.slug == "adapter-experts-apart"

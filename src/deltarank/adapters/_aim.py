@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.adapters._read import Kind, Part
-from deltarank.checkpoints import Leftover, Pair, without_wrappers
+from deltarank.checkpoints import Leftover, Pair, as_expert, without_wrappers
 
 Target = Leftover | Pair
 
@@ -41,6 +41,30 @@ class Stack:
     slices: tuple[Target, ...]
 
 
+@dataclass(frozen=True)
+class Fused:
+    """Single experts in files, as the tensor that transformers 5 makes of them and that PEFT puts LoRAs on.
+
+    parts       of each expert, from its first row on: gate and up, or down
+    """
+
+    name: str
+    parts: tuple[tuple[Target, ...], ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of an expert."""
+        first = self.parts[0]
+        return sum(target.base.shape[0] for target in first), first[0].base.shape[1]
+
+    @property
+    def is_even(self) -> bool:
+        return len({tuple(target.base.shape for target in parts) for parts in self.parts}) == 1
+
+
+_FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
+
 class Map:
     """Finds tensors by the names that adapters use: as they are, or less what a wrapper put before them."""
 
@@ -48,12 +72,15 @@ class Map:
         self._exact: dict[str, Target] = {}
         self._cores: dict[str, Target | None] = {}
         self._stacks: dict[str, dict[str, list[Target]]] = {}
+        self._singles: dict[str, dict[tuple[int, str], Target]] = {}
         for target in targets:
             if is_slice := target.name.startswith(f"{target.finetune.tensor}["):
                 name = target.name.rpartition("[")[0]
-                holder = self._stacks.setdefault(_core(name.rpartition(".")[0]), {})
-                holder.setdefault(name.rpartition(".")[2], []).append(target)
+                stacks = self._stacks.setdefault(_core(name.rpartition(".")[0]), {})
+                stacks.setdefault(name.rpartition(".")[2], []).append(target)
             names = {target.name} if is_slice else {target.name, target.base.tensor}
+            for holder, number, part in filter(None, map(as_expert, names)):
+                self._singles.setdefault(_core(holder), {})[number, part] = target
             for name in names:
                 self._exact.setdefault(name, target)
             for core in {_core(name) for name in names}:
@@ -68,6 +95,17 @@ class Map:
         """The tensors of a module that hold several matrices each."""
         held = self._stacks.get(_core(module), {})
         return [Stack(f"{module}.{leaf}", tuple(slices)) for leaf, slices in held.items()]
+
+    def fused_of(self, module: str) -> list[Fused]:
+        """What transformers makes of a module whose experts lie in files one by one; only what is all there."""
+        held = self._singles.get(_core(module), {})
+        experts = 1 + max((number for number, _ in held), default=-1)
+        made = []
+        for leaf, words in _FUSED.items():
+            parts = [tuple(held[i, word] for word in words if (i, word) in held) for i in range(experts)]
+            if parts and all(len(each) == len(words) for each in parts):
+                made.append(Fused(f"{module}.{leaf}", tuple(parts)))
+        return [each for each in made if each.is_even]
 
     @property
     def targets(self) -> Iterator[Target]:
@@ -88,7 +126,7 @@ def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -
     assert part.down is not None
     if part.rank > MOST_RANKS * max(shape):
         return f"a rank of {part.rank:,} is far beyond a matrix of {rows} x {columns}"
-    inputs, outputs = part.down.shape[1], part.up.shape[0]
+    inputs, outputs = part.down.shape[1], part.outputs
     if part.kind is Kind.EMBEDDING:
         fits = outputs == columns and inputs >= rows
         return Landing(part, target, True) if fits else _differs(part, target)

@@ -16,11 +16,12 @@ from deltarank.adapters._habits import IGNORES, TAKES, Habits, habit_of, habits_
 from deltarank.adapters._read import Adapter, Harm, Kind, Part, Stray
 from deltarank.adapters._read_config import LoraConfig, scale_of
 from deltarank.adapters._servers import kind_of, router_in_files, taken_for_experts
-from deltarank.checkpoints import Pair
+from deltarank.checkpoints import Pair, as_expert
 from deltarank.errors import AdapterError
 from deltarank.words import count, listing
 
 _HEADS = frozenset({"lm_head.weight"})
+_APART = "the checkpoints have all experts of a layer in one tensor, and this is for a single one"
 _NO_TENSOR = "the checkpoints have no such tensor in common"
 
 
@@ -110,6 +111,8 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
         found = (
             land(part, target, fan_in_fan_out=adapter.config.fan_in_fan_out, model_type=config.get("model_type"))
             if target is not None
+            else _APART
+            if _is_apart(part, tensors)
             else _NO_TENSOR
         )
         if isinstance(found, Landing):
@@ -120,6 +123,12 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
     if len(landings) <= len(strays):
         _refuse_stranger(adapter, strays, len(landings) + len(strays))
     return landings, strays
+
+
+def _is_apart(part: Part, tensors: Map) -> bool:
+    """Whether a part is for a single expert of those that share a tensor."""
+    expert = as_expert(part.tensor)
+    return expert is not None and bool(tensors.stacks_of(expert[0]))
 
 
 def _new_biases(adapter: Adapter, tensors: Map, habits: Habits) -> tuple[list[NewBias], list[Stray]]:
@@ -159,6 +168,13 @@ def _refuse_stranger(adapter: Adapter, strays: list[Stray], parts: int) -> NoRet
             f"The adapter changes nothing: {ascii(first.name)[:120]}: {first.reason}.",
             cure="Give an adapter that PEFT's `save_pretrained` wrote.",
             slug="adapter-empty",
+        )
+    if strays[0].reason == _APART:
+        raise AdapterError(
+            f"{len(strays):,} of {count(parts, 'part')} of the adapter cannot be laid over these checkpoints, such as "
+            f"{ascii(strays[0].name)[:120]}: {strays[0].reason}.",
+            cure="Give a base or a finetune that holds its experts one by one, as most on the Hub do.",
+            slug="adapter-experts-apart",
         )
     raise AdapterError(
         f"This adapter does not belong to this base: {len(strays):,} of {count(parts, 'part')} fit "

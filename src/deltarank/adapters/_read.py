@@ -50,6 +50,7 @@ class Part:
     down, up         A and B of a LoRA; of a bias or a whole tensor, `up` alone
     wrapped          the tensor lies inside a module that has a LoRA (`base_layer`)
     bare             of a LoRA that PEFT puts on a parameter (`target_parameters`); `module` is then the parameter
+    rows             of B, where it is meant for a part of what B makes: for the gate of gate and up
     slot             (number, how many): the factors are those of one of so many experts, A by rows and B by columns
     """
 
@@ -61,6 +62,12 @@ class Part:
     wrapped: bool = False
     bare: bool = False
     slot: tuple[int, int] | None = None
+    rows: tuple[int, int] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Of B."""
+        return self.rows[1] - self.rows[0] if self.rows else self.up.shape[0]
 
     @property
     def is_lora(self) -> bool:
@@ -148,7 +155,8 @@ class Adapter:
             return self.numbers(part.down), self.numbers(part.up)
         number, experts = part.slot
         first = number * part.rank
-        return self._shared(part.down)[first : first + part.rank], self._shared(part.up)[:, number::experts]
+        up = self._shared(part.up)[slice(*part.rows) if part.rows else slice(None), number::experts]
+        return self._shared(part.down)[first : first + part.rank], up
 
     def _shared(self, info: TensorInfo) -> Tensor:
         """Experts come one after the other: what they share is read once, and the last few such tensors are kept."""

@@ -9,6 +9,7 @@ from deltarank.checkpoints._adapters import adapter_folder
 from deltarank.checkpoints._checkpoint import Checkpoint, open_checkpoint
 from deltarank.checkpoints._chunks import Lookahead, chunks, interrupt, rows_of, will_need
 from deltarank.checkpoints._fetch import checked_way, fetch_small
+from deltarank.checkpoints._fused import as_expert
 from deltarank.checkpoints._headers import TensorInfo
 from deltarank.checkpoints._names import without_wrappers
 from deltarank.checkpoints._pairing import pair_checkpoints
@@ -29,6 +30,7 @@ __all__ = [
     "TensorInfo",
     "Traffic",
     "adapter_folder",
+    "as_expert",
     "checked_way",
     "chunks",
     "fetch_small",

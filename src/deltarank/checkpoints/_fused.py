@@ -78,6 +78,12 @@ def match_experts(base: Tensors, finetune: Tensors, names: Mapping[str, str]) ->
     return Experts(renamed, tuple(slices), taken, tuple(_notes(len(renamed), len(into_base), len(into_ours))))
 
 
+def as_expert(name: str) -> tuple[str, int, str] | None:
+    """(P.experts, 7, "gate_proj") of the name of a single expert's matrix, as transformers 5 calls it."""
+    found = _EXPERT.fullmatch(_plain(name))
+    return (found[1], int(found[2]), found[3]) if found else None
+
+
 def unmatched_experts(skipped: Iterable[Skipped]) -> Iterator[str]:
     """A sentence, where each side has experts that the other stores in another way."""
     alone = {side: [s.name for s in skipped if s.outcome is side and _HOLDER in s.name] for side in _ALONE}
