@@ -10,6 +10,14 @@ from deltarank.report._drawing import drawing_ahead
 from deltarank.report._html import page_html
 from deltarank.report._notebook import notebook_html
 from deltarank.report._terminal import terminal_summary
-from deltarank.report._write import write_report
+from deltarank.report._write import report_ahead, write_report
 
-__all__ = ["adapter_picture", "drawing_ahead", "notebook_html", "page_html", "terminal_summary", "write_report"]
+__all__ = [
+    "adapter_picture",
+    "drawing_ahead",
+    "notebook_html",
+    "page_html",
+    "report_ahead",
+    "terminal_summary",
+    "write_report",
+]

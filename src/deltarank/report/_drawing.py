@@ -43,7 +43,7 @@ def drawing_ahead() -> Iterator[None]:
 
 def begin_drawing(chart: Spec) -> Callable[[], bytes]:
     """Has the drawing begun, if there is a helper. What comes back gives the PNG, and waits for it."""
-    drawn = _helpers[-1].drawn(chart) if _helpers else None
+    drawn = _helpers[-1].asked(chart) if _helpers else None
 
     def finished() -> bytes:
         import vl_convert
@@ -56,16 +56,30 @@ def begin_drawing(chart: Spec) -> Callable[[], bytes]:
     return finished
 
 
+def begin_script() -> None:
+    """Has the page's script made, if there is a helper: that takes 1.5 s."""
+    if _helpers:
+        _helpers[-1].script = _helpers[-1].asked(None)
+
+
+def finished_script() -> str | None:
+    """What came of it, if it was begun."""
+    begun = _helpers[-1].script if _helpers else None
+    return begun.result() if begun is not None else None
+
+
 class _Helper:
     """The process, and a thread for each way of talking with it: neither waits for the other's pipe."""
+
+    script: Future[str | None] | None = None
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._asking = ThreadPoolExecutor(1, "deltarank-asks")
         self._hearing = ThreadPoolExecutor(1, "deltarank-hears")
 
-    def drawn(self, chart: Spec) -> Future[str | None]:
-        """The chart as SVG; None if nothing came of it."""
+    def asked(self, chart: Spec | None) -> Future[str | None]:
+        """The chart as SVG, or the script; None if nothing came of it."""
         self._asking.submit(self._ask, json.dumps(chart).encode() + b"\n")
         return self._hearing.submit(self._hear)
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+from deltarank.report._drawing import begin_script, finished_script
 
 
 @cache
@@ -21,11 +24,23 @@ def vega() -> str:
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
 
 
+def begin() -> None:
+    """Has it made meanwhile, if there is a helper and none is kept."""
+    with suppress(OSError, RuntimeError):  # no home
+        if not _place().exists():
+            begin_script()
+
+
 def _made() -> str:
+    script = finished_script() or _made_here()
+    _keep(script)
+    return script
+
+
+def _made_here() -> str:
     import vl_convert
 
     script: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # None is its default
-    _keep(script)
     return script
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from deltarank.errors import OutputError
-from deltarank.report._drawing import begin_drawing
+from deltarank.report._drawing import begin_drawing, drawing_ahead
 from deltarank.report._html import render_page
+from deltarank.report._library import begin as begin_library
 from deltarank.report._view import page_data
 from deltarank.results import Results
+
+
+@contextmanager
+def report_ahead() -> Iterator[None]:
+    """Has a helper ready for a report that is written inside (`drawing_ahead`)."""
+    with drawing_ahead():
+        begin_library()
+        yield
 
 
 def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:

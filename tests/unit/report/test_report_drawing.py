@@ -61,7 +61,7 @@ def test_pictures_are_the_same_with_a_helper(helper: subprocess.Popen[bytes]) ->
 
 
 def test_it_draws_what_it_is_asked(helper: subprocess.Popen[bytes]) -> None:
-    svg = _helpers[-1].drawn(TINY).result()
+    svg = _helpers[-1].asked(TINY).result()
 
     assert svg is not None
     assert svg.startswith("<svg")
@@ -70,7 +70,7 @@ def test_it_draws_what_it_is_asked(helper: subprocess.Popen[bytes]) -> None:
 def test_more_than_a_pipe_holds_goes_through(helper: subprocess.Popen[bytes]) -> None:
     points = {"data": {"values": [{"a": i} for i in range(9_000)]}, "mark": "point"}
     chart = points | {"encoding": {"x": {"field": "a", "type": "quantitative"}}}
-    drawn = [_helpers[-1].drawn(chart) for _ in range(3)]
+    drawn = [_helpers[-1].asked(chart) for _ in range(3)]
 
     assert all(len(svg.result() or "") > 500_000 for svg in drawn)
 

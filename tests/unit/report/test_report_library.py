@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deltarank.report import _library
+from deltarank.report import _library, report_ahead
+from deltarank.report._drawing import _helpers
 
 
 @pytest.fixture
@@ -45,6 +46,26 @@ def test_a_folder_that_cannot_be_written_costs_time_only(folder: Path) -> None:
     folder.write_text("in the way")
 
     assert "vega" in _library.vega()
+
+
+def test_a_helper_makes_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _library.vega()
+    (kept,) = folder.iterdir()
+    kept.unlink()
+    with monkeypatch.context() as patch, report_ahead():
+        patch.setattr(_library, "_made_here", lambda: pytest.fail("made here"))
+        assert again() == made
+
+    assert kept.exists()
+
+
+def test_a_helper_that_dies_over_it_is_not_missed(folder: Path) -> None:
+    made = _library.vega()
+    (kept,) = folder.iterdir()
+    kept.unlink()
+    with report_ahead():
+        _helpers[-1]._process.kill()
+        assert again() == made
 
 
 def test_it_cannot_end_its_element(folder: Path) -> None:
