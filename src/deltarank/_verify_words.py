@@ -27,7 +27,13 @@ NEAR = ((1e-4, "0.01"), (1e-3, "0.1"), (1e-2, "1"))
 
 
 def judge_fit(
-    rows: Sequence[TensorFit], unused: Sequence[Unused], harmful: Sequence[Stray], *, name: str, server: str | None
+    rows: Sequence[TensorFit],
+    unused: Sequence[Unused],
+    harmful: Sequence[Stray],
+    *,
+    name: str,
+    server: str | None,
+    made_for: str,
 ) -> tuple[FitKind, tuple[str, ...]]:
     """The verdict over an adapter.
 
@@ -35,6 +41,7 @@ def judge_fit(
         harmful: what of its file keeps the rest from being loaded as it is.
         name: what a reader calls it.
         server: whose habits it was applied by.
+        made_for: the base that its configuration names, or "".
     """
     whole, touched = whole_of(rows), touched_of(rows)
     subject = f"As {server} {'applies' if server == 'PEFT' else 'serves'} it, {name}" if server else name
@@ -42,6 +49,8 @@ def judge_fit(
         return FitKind.BROKEN, tuple(_harm(subject, harmful))
     kind = _kind(rows, whole, touched)
     sentences = [*_HEADLINES[kind](subject, rows, whole, touched)]
+    if kind is FitKind.STRANGER and made_for:
+        sentences.append(f"Its adapter_config.json names {made_for} as its base.")
     if kind in (FitKind.OPTIMAL, FitKind.SHORT, FitKind.MISSCALED):
         sentences += [*_scales(rows, touched), *_whole(rows, whole), *_new_biases(rows, whole)]
     return kind, (*sentences, *_unused(unused))

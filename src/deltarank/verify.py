@@ -95,6 +95,7 @@ def verify(
             [stray for stray in strays if stray.harm is not Harm.NONE],
             name=lora.reference.short_name,
             server=habits.title if server else None,
+            made_for=lora.config.base,
         )
         return Verification(
             base=before.reference,

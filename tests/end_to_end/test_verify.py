@@ -236,6 +236,31 @@ def test_an_adapter_of_another_finetune(models: Path, tmp_path: Path) -> None:
     assert "does not belong to this base and finetune" in found.sentences[0]
 
 
+def test_the_command_names_the_base_of_a_stranger(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another size, of other names, and of equal shapes: what its configuration names is what to look for."""
+    other = made.write_base(made.llama, tmp_path / "other", seed=5)
+    adapter = made.train(other, tmp_path / "a", r=2, target_modules=ALL)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "org/other"}))
+    wide = made.write_base(made.wide_llama, tmp_path / "wide")
+    gpt2 = made.write_base(made.gpt2, tmp_path / "gpt2")
+    pairs = ((wide, made.finetune(wide, tmp_path / "w")), (gpt2, made.finetune(gpt2, tmp_path / "g")))
+    capsys.readouterr()
+    for base, tuned in pairs:
+        assert main(["verify", str(base), str(tuned), str(adapter), "-q"]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.startswith("deltarank: This adapter does not belong to this base: 14 of 14 parts fit nothing")
+        assert "adapter_config.json names org/other." in told.err
+
+    assert main(["verify", str(models / "base"), str(models / "tuned"), str(adapter), "-q"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("a does not belong to this base and finetune")
+    assert "Its adapter_config.json names org/other as its base." in printed
+
+
 def test_base_and_finetune_the_wrong_way_round(models: Path) -> None:
     found = deltarank.verify(models / "tuned", models / "base", models / "best")
 

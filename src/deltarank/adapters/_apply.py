@@ -179,7 +179,7 @@ def _refuse_stranger(adapter: Adapter, strays: list[Stray], parts: int) -> NoRet
     raise AdapterError(
         f"This adapter does not belong to this base: {len(strays):,} of {count(parts, 'part')} fit "
         f"nothing in it, such as {ascii(strays[0].name)[:120]}: {strays[0].reason}.",
-        cure="Give the base that the adapter was made for: its adapter_config.json names it (base_model_name_or_path).",
+        cure=f"Give the base that it was made for; its adapter_config.json names {adapter.config.base or 'none'}.",
         slug="adapter-wrong-base",
     )
 

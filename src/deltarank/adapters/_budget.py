@@ -81,27 +81,32 @@ class Budget:
 
     def sentence(self, server: Server, rank: int) -> str:
         """ "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 81 tensors that vLLM cannot load (norms)"."""
-        kinds = self.by_kind()
-        asked = {kind: kinds[kind] for kind in kinds if server.carries.get(kind) == "asked"}
-        rest = {kind: kinds[kind] for kind in kinds if kind not in asked}
-        shares = [math.fsum(share for _, share in group.values()) for group in (asked, rest)]
-        kept, truncated, rounded, *left = percents([self.kept, self.truncated, self.rounded, *shares])
+        if self.energy == 0 and self.kept == 1:
+            return "changes nothing, since both checkpoints hold the same numbers"
+        kept, truncated, rounded, left_out = self.percents
         parts = [f"keeps {kept} of the change"]
         if self.truncated > 0:
             parts.append(f"{truncated} truncated at rank {rank}")
         if self.rounded >= 0.001:
             parts.append(f"{rounded} lost to rounding")
-        takes = f"{server.title} takes if included by name"
-        for share, group, why in zip(left, (asked, rest), (takes, server.leaves_out), strict=True):
-            if group:
-                names = listing([words_for(kind) for kind in group], most=4)
-                tensors = count(sum(number for number, _ in group.values()), "tensor")
-                parts.append(f"{share} in {tensors} that {why} ({names})")
+        if self.left_out > 0:
+            tensors = count(sum(number for number, _ in self.by_kind().values()), "tensor")
+            parts.append(f"{left_out} in {tensors} that {self._why(server)}")
         unknown = [tensor.kind for tensor in self.tensors if tensor.share is None]
         if unknown:
             names = listing([words_for(kind) for kind in dict.fromkeys(unknown)], most=4)
             parts.append(f"{count(len(unknown), 'tensor')} not counted ({names})")
         return "; ".join(parts)
+
+    def _why(self, server: Server) -> str:
+        """What the server does with the kinds that are left out, each by name."""
+        kinds = list(self.by_kind())
+        asked = [words_for(kind) for kind in kinds if server.carries.get(kind) == "asked"]
+        never = [words_for(kind) for kind in kinds if server.carries.get(kind) != "asked"]
+        takes = f"takes if included by name ({listing(asked)})"
+        if not never:
+            return f"{server.title} {takes}"
+        return f"{server.leaves_out} ({listing(never, most=4)})" + (f" or {takes}" if asked else "")
 
     @property
     def percents(self) -> list[str]:

@@ -60,6 +60,7 @@ class LoraConfig:
     ties             an embedding that is saved whole takes the output head along, of which the file has a copy
     some_layers      targets are meant in some layers only (`layers_to_transform`)
     unknown          fields that no version of PEFT read here has, and that are set
+    base             the model that it says it was made for; "" where it says none
     parameters       ends of the names of bare parameters that have a LoRA (`target_parameters`)
     """
 
@@ -78,6 +79,7 @@ class LoraConfig:
     ties: bool = False
     some_layers: bool = False
     unknown: tuple[str, ...] = ()
+    base: str = ""
 
     @property
     def has_patterns(self) -> bool:
@@ -130,6 +132,7 @@ def parse_config(text: bytes) -> LoraConfig:
             excluded=_globs(data, "exclude_modules", missing=False),
             parameters=frozenset(_words(data, "target_parameters")),
             ties=_flag(data, "ensure_weight_tying"),
+            base=ascii(base)[1:-1][:120] if isinstance(base := data.get("base_model_name_or_path"), str) else "",
             some_layers=data.get("layers_to_transform") is not None,
             unknown=tuple(ascii(name)[1:-1][:60] for name, value in data.items() if name not in _FIELDS and value),
         )

@@ -37,13 +37,20 @@ def test_it_says_in_words_where_the_change_went() -> None:
     budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(server("vllm"), 64) == (
-        "keeps 71 % of the change; 22 % truncated at rank 64; 4 % in 1 tensor that vLLM takes if "
-        "included by name (lm_head); 3 % in 2 tensors that vLLM cannot load (norms); 1 tensor not counted "
-        "(added tokens)"
+        "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 3 tensors that vLLM cannot load "
+        "(norms) or takes if included by name (lm_head); 1 tensor not counted (added tokens)"
     )
 
 
-def test_what_a_server_never_takes_is_one_share() -> None:
+def test_what_a_server_takes_if_included_is_not_said_to_be_impossible() -> None:
+    budget = Budget.of([Spent(9.0, 0.0, 0.0)], [], [(left("h", "lm_head"), 1.0)])
+
+    assert budget.sentence(server("vllm"), 8) == (
+        "keeps 90 % of the change; 10 % in 1 tensor that vLLM takes if included by name (lm_head)"
+    )
+
+
+def test_what_a_server_never_takes_is_named() -> None:
     others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "embedding"), 4.0)]
     budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
 
@@ -63,7 +70,7 @@ def test_of_no_change_all_is_kept() -> None:
     budget = Budget.of([Spent(0.0, 0.0, 0.0)], [], [(left("u"), None)])
 
     assert (budget.kept, budget.truncated, budget.rounded, budget.left_out) == (1, 0, 0, 0)
-    assert budget.sentence(server("peft"), 8) == "keeps 100 % of the change; 1 tensor not counted (norms)"
+    assert budget.sentence(server("peft"), 8) == "changes nothing, since both checkpoints hold the same numbers"
 
 
 @pytest.mark.parametrize("server_name", ["portable", "vllm"])
