@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,31 @@ def test_signs_that_stdout_cannot_write_are_replaced(monkeypatch: pytest.MonkeyP
         out("over 99.9 % – kept")
 
     assert (tmp_path / "out").read_text() == "over 99.9 % ? kept\n"
+
+
+COLLECTS = """
+import gc, sys, weakref
+from deltarank.cli._load import loading
+
+class Ring: pass
+
+try:
+    with loading():
+        assert not gc.isenabled()
+        if sys.argv[1] == "fails": raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+assert gc.isenabled()
+ring = Ring()
+ring.itself, seen = ring, weakref.ref(ring)
+del ring
+gc.collect()
+assert seen() is None
+"""
+
+
+@pytest.mark.parametrize("how", ["loads", "fails"])
+def test_the_collector_works_again_after_loading(how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", COLLECTS, how], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr) == (0, "")
