@@ -95,6 +95,9 @@ def _adapted(base: Checkpoint, adapter: Adapter, reference: Reference) -> Checkp
         )
     strays = [ascii(stray.name)[1:-1] for stray in applied.strays]
     notes = [f"the finetune is the base with a LoRA of {count(len(applied.changes), 'tensor')}, added in float32"]
+    biases = [bias for bias in applied.biases if not adapter.is_padding(bias.part.up.name)]
+    if biases:
+        notes.append(f"{count(len(biases), 'bias', 'biases')} of the adapter left out: the base has none to add to")
     if strays:
         reason = applied.strays[0].reason
         names = listing(strays, most=2)

@@ -206,6 +206,14 @@ def test_parts_that_change_nothing_are_told(base: Path, own: Path) -> None:
     assert any("of the adapter changes nothing" in note for note in results.notes)
 
 
+def test_biases_for_modules_that_have_none_are_left_out_and_told(base: Path, tmp_path: Path) -> None:
+    adapter = made.train(base, tmp_path / "a", r=2, target_modules=["q_proj"], lora_bias=True)
+    results = deltarank.compare(base, adapter)
+
+    assert any("2 biases of the adapter left out: the base has none to add to" in note for note in results.notes)
+    assert {m.module for m in results.matrices if m.frobenius} == {"self_attn.q_proj"}
+
+
 def test_a_run_goes_on_only_with_the_same_adapter(base: Path, own: Path, tmp_path: Path) -> None:
     first = deltarank.compare(base, own, output=tmp_path / "run")
     again = deltarank.compare(base, own, output=tmp_path / "run")

@@ -102,9 +102,9 @@ class Map:
         experts = 1 + max((number for number, _ in held), default=-1)
         made = []
         for leaf, words in _FUSED.items():
-            parts = [tuple(held[i, word] for word in words if (i, word) in held) for i in range(experts)]
-            if parts and all(len(each) == len(words) for each in parts):
-                made.append(Fused(f"{module}.{leaf}", tuple(parts)))
+            places = [[(number, word) for word in words] for number in range(experts if len(held) >= experts else 0)]
+            if places and all(place in held for each in places for place in each):
+                made.append(Fused(f"{module}.{leaf}", tuple(tuple(held[place] for place in each) for each in places)))
         return [each for each in made if each.is_even]
 
     @property
