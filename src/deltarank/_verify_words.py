@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from deltarank._verification import FitKind, How, Tally, TensorFit, Unused, touched_of, whole_of
 from deltarank.adapters import Harm, Stray
-from deltarank.results import Outcome
+from deltarank.results import Outcome, Skipped
 from deltarank.words import count, figure, listing, percent
 
 STRANGE = 0.01
@@ -240,6 +240,19 @@ def _new_biases(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
             f"It adds {count(len(new), 'bias', 'biases')} where neither checkpoint has one ({modules}), with {size} "
             "the energy of the whole change."
         )
+
+
+def uncounted(rows: Sequence[TensorFit], skipped: Sequence[Skipped]) -> Iterator[str]:
+    """What is in no figure: each by its reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.counts and not (row.is_touched and row.outcome is Outcome.NOT_FINITE):
+            reasons.setdefault(row.reason or row.outcome.sentence, []).append(row.name)
+    for each in skipped:
+        reasons.setdefault(each.reason, []).append(each.name)
+    for reason, names in reasons.items():
+        shown = listing([ascii(name)[1:-1][:120] for name in names], most=2)
+        yield f"not counted: {count(len(names), 'tensor')} ({shown}): {reason}"
 
 
 def _unused(unused: Sequence[Unused]) -> Iterator[str]:

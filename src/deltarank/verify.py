@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,10 +21,22 @@ from deltarank._fit import overlap
 from deltarank._plan import FIXED_MEMORY, PROMISED_MEMORY
 from deltarank._settings import Settings
 from deltarank._verification import FitKind, How, Tally, TensorFit, Unused, Verification
-from deltarank._verify_words import NEW_BIAS, judge_fit
+from deltarank._verify_words import NEW_BIAS, judge_fit, uncounted
 from deltarank._watch import Watch
-from deltarank.adapters import Adapter, Applied, Change, Effect, Harm, NewBias, Stray, apply, habits_of, open_adapter
-from deltarank.checkpoints import Leftover, Lookahead, Pair, interrupt, open_checkpoint, pair_checkpoints
+from deltarank.adapters import (
+    Adapter,
+    Applied,
+    Change,
+    Effect,
+    Harm,
+    Kind,
+    NewBias,
+    Stray,
+    apply,
+    habits_of,
+    open_adapter,
+)
+from deltarank.checkpoints import Checkpoint, Leftover, Lookahead, Pair, interrupt, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError
 from deltarank.results import Outcome
 from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure, noise_edge
@@ -104,7 +116,7 @@ def verify(
             server=server,
             tensors=rows,
             unused=unused,
-            notes=(*applied.notes, *pairing.notes),
+            notes=(*applied.notes, *_longer(applied, before), *uncounted(rows, pairing.skipped), *pairing.notes),
             kind=kind,
             sentences=sentences,
             tool_version=version("deltarank"),
@@ -236,6 +248,18 @@ def _new_bias(adapter: Adapter, bias: NewBias) -> TensorFit:
         tally=Tally(lost=energy, best=0.0, added=energy) if is_finite else Tally(),
         reason=NEW_BIAS if is_finite else "what the adapter adds here holds NaN or Inf",
     )
+
+
+def _longer(applied: Applied, base: Checkpoint) -> Iterator[str]:
+    """Vocabularies that grew."""
+    for change in (change for changes in applied.changes.values() for change in changes):
+        part, tensor = change.landing.part, change.landing.target.base.tensor
+        ours, theirs = part.up.shape, base.tensors[tensor].shape if tensor in base.tensors else ()
+        if part.kind is Kind.WHOLE and len(ours) == len(theirs) == 2 and ours[0] > theirs[0]:
+            yield (
+                f"{ascii(part.tensor)[1:-1][:120]} has {ours[0]:,} rows in the adapter and {theirs[0]:,} in the base: "
+                "PEFT loads it once the base's vocabulary is resized (resize_token_embeddings)"
+            )
 
 
 def _how(changes: Sequence[Change]) -> How:

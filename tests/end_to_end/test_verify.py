@@ -342,6 +342,24 @@ def test_what_peft_saved_whole_counts_in_the_whole_change(models: Path, tmp_path
     assert any("over 99.9 %, with 6 tensors carried whole (lm_head, " in sentence for sentence in seen.sentences)
 
 
+def test_what_is_in_no_figure_is_told(models: Path, tmp_path: Path) -> None:
+    """NaN in the finetune, a tensor that one side alone has, a vocabulary that grew."""
+    weights = made.tensors(models / "tuned")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = math.nan
+    weights["model.embed_tokens.weight"] = torch.cat([weights["model.embed_tokens.weight"], torch.ones(3, 32)])
+    weights["model.extra.weight"] = torch.ones(2, 2)
+    tuned = made.write_checkpoint(tmp_path / "tuned", weights, models / "base")
+    deltarank.extract(models / "base", tuned, rank=8, server="peft", output=tmp_path / "a")
+    seen = deltarank.verify(models / "base", tuned, tmp_path / "a")
+    notes = "\n".join(seen.notes)
+
+    assert "model.embed_tokens.weight has 51 rows in the adapter and 48 in the base: PEFT loads it once" in notes
+    assert "not counted: 1 tensor (model.layers.0.mlp.up_proj.weight): a checkpoint holds NaN or Inf here" in notes
+    assert "not counted: 1 tensor (model.extra.weight): only the finetune has it" in notes
+    assert "rows 48 to 50 are only in the finetune" in notes
+    assert not any("not counted" in note for note in verified(models, "best").notes)
+
+
 def test_biases_that_the_base_lacks_lead_away_by_what_peft_adds(models: Path, tmp_path: Path) -> None:
     """Of a zero, PEFT's module makes its bias. PEFT itself merges no such adapter."""
     base = models / "base"
