@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deltarank.adapters import CONFIG, Adapter, Change, Effect, Harm, apply, open_adapter
+from deltarank.adapters import CONFIG, Adapter, Change, Effect, apply, open_adapter
 from deltarank.checkpoints import (
     Checkpoint,
     Leftover,
@@ -30,7 +30,7 @@ from deltarank.checkpoints import (
     pair_checkpoints,
     rows_of,
 )
-from deltarank.errors import AdapterError, CheckpointError
+from deltarank.errors import CheckpointError
 from deltarank.results import Reference
 from deltarank.words import count, listing
 
@@ -85,19 +85,11 @@ def _adapted(base: Checkpoint, adapter: Adapter, reference: Reference) -> Checkp
     pairing = pair_checkpoints(base, bare)
     targets: tuple[Pair | Leftover, ...] = (*pairing.pairs, *pairing.leftovers)
     applied = apply(adapter, targets, server=None, config=base.config)
+    applied.refuse_broken()
     source = AdaptedSource(base, adapter, applied.changes)
-    harmful = [stray for stray in applied.strays if stray.harm is not Harm.NONE]
-    if harmful:
-        raise AdapterError(
-            f"PEFT does not load this adapter as it is: {ascii(harmful[0].name)[1:-1]}: {harmful[0].reason}.",
-            cure="Download or copy the adapter again, or save it again with PEFT's `save_pretrained`.",
-            slug="adapter-refused",
-        )
     strays = [ascii(stray.name)[1:-1] for stray in applied.strays]
     notes = [f"the finetune is the base with a LoRA of {count(len(applied.changes), 'tensor')}, added in float32"]
-    biases = [bias for bias in applied.biases if not adapter.is_padding(bias.part.up.name)]
-    if biases:
-        notes.append(f"{count(len(biases), 'bias', 'biases')} of the adapter left out: the base has none to add to")
+    notes += applied.notes_on_biases(adapter)
     if strays:
         reason = applied.strays[0].reason
         names = listing(strays, most=2)

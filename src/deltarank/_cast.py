@@ -106,11 +106,12 @@ class Cast:
         stage = self.stage
         lora = self._open.enter_context(open_adapter(folder))
         applied = apply(lora, stage.targets, server=server, config=stage.before.config)
+        applied.refuse_broken()
         places = {target.name: target for target in stage.targets}
         edits = [
             Edit(places[name].base, _adapted(lora, changes, stage.device)) for name, changes in applied.changes.items()
         ]
-        notes = list(applied.notes)
+        notes = [*applied.notes, *applied.notes_on_biases(lora)]
         if applied.strays:
             names = listing([ascii(stray.name)[1:-1] for stray in applied.strays], most=2)
             notes.append(f"passed over: {names}: {applied.strays[0].reason}")

@@ -24,7 +24,7 @@ from deltarank.behaviour_results import Candidate, CandidateKind, Outputs
 from deltarank.cli import main
 from deltarank.demo._model import tokenizer
 from deltarank.demo._recipe import Recipe
-from deltarank.errors import DeltarankError
+from deltarank.errors import AdapterError, DeltarankError
 from deltarank.results import Results
 
 RECIPE = Recipe()
@@ -162,6 +162,17 @@ def test_an_adapter_from_disk_is_the_delta_in_memory(found: Results) -> None:
 
     assert adapter.rank == 4
     assert kld(adapter) == pytest.approx(kld(memory), rel=1e-4)
+
+
+def test_an_adapter_that_peft_would_refuse_is_refused(models: Path, tmp_path: Path) -> None:
+    factors = made.best_factors(models / "base", models / "finetune", 4)
+    key = next(key for key in factors if key.endswith("lora_A.weight"))
+    broken = factors | {key: factors[key][:, :-1]}
+    made.write_adapter(tmp_path / "broken", broken, r=4, lora_alpha=4, target_modules=ALL, task_type="CAUSAL_LM")
+    with pytest.raises(AdapterError, match="PEFT does not load this adapter as it is") as refused:
+        spoken(models, output=tmp_path / "run", adapters=[tmp_path / "broken"], ranks=[4])
+
+    assert refused.value.slug == "adapter-refused"
 
 
 def test_an_adapter_is_what_peft_serves(models: Path, found: Results) -> None:

@@ -57,6 +57,22 @@ class Applied:
     notes: tuple[str, ...]
     biases: tuple[NewBias, ...] = ()
 
+    def refuse_broken(self) -> None:
+        """Raises AdapterError (slug "adapter-refused") where PEFT would load nothing of it, or random numbers."""
+        for stray in self.strays:
+            if stray.harm is not Harm.NONE:
+                raise AdapterError(
+                    f"PEFT does not load this adapter as it is: {ascii(stray.name)[1:-1]}: {stray.reason}.",
+                    cure="Download or copy the adapter again, or save it again with PEFT's `save_pretrained`.",
+                    slug="adapter-refused",
+                )
+
+    def notes_on_biases(self, adapter: Adapter) -> list[str]:
+        """For whoever has no place for them."""
+        number = sum(not adapter.is_padding(bias.part.up.name) for bias in self.biases)
+        left = f"{count(number, 'bias', 'biases')} of the adapter left out: the base has none to add to"
+        return [left] if number else []
+
 
 def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, config: Mapping[str, Any]) -> Applied:
     """Lays an adapter over the tensors that two checkpoints share.
