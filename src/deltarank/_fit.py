@@ -64,4 +64,4 @@ def _compared(delta: Tensor, added: Tensor, workspace: Workspace) -> Overlap:
     scratch = torch.mul(delta, added, out=workspace.like("products", delta))
     inner = float(scratch.sum(dtype=torch.float32 if delta.device.type == "mps" else torch.float64))
     left = torch.sub(delta, added, out=scratch)
-    return Overlap(energy_of(left, workspace), inner, energy_of(added, workspace))
+    return Overlap(energy_of(left), inner, energy_of(added))

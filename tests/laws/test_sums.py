@@ -86,7 +86,7 @@ def test_energy_of_is_the_squared_norm() -> None:
 
     truth = float(matrix.double().square().sum())
 
-    assert energy_of(matrix, Workspace(), entries=5000) == pytest.approx(truth, rel=1e-7)
+    assert energy_of(matrix, entries=5000) == pytest.approx(truth, rel=1e-7)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 300), (200, 900)])

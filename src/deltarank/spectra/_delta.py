@@ -90,41 +90,47 @@ def subtract_stack(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Wo
     """The same of several matrices at once, (n, rows, columns) each: the sums of each of them."""
     stored = finetune.to(out.device, non_blocking=True)
     scratch = workspace.like("subtrahend", out)
-    squares = workspace.like("squares", out)
-    rounding = _rounding_energies(stored, workspace.lend("exponents", stored.shape, stored.dtype), scratch, squares)
+    rounding = _rounding_energies(stored, workspace.lend("exponents", stored.shape, stored.dtype), scratch)
     out.copy_(stored)
     scratch.copy_(base)
-    base_energies = _energies(scratch, squares)
+    base_energies = _energies(scratch)
     out.sub_(scratch)
-    absolutes = _sums(torch.abs(out, out=squares))
+    absolutes = _sums(torch.abs(out, out=scratch))
     entries = out[0].numel()
-    found = zip(_energies(out, squares), base_energies, absolutes, rounding, strict=True)
+    found = zip(_energies(out), base_energies, absolutes, rounding, strict=True)
     return [Sums(energy, before, absolute, lost, entries) for energy, before, absolute, lost in found]
 
 
-def energy_of(matrix: Tensor, workspace: Workspace, *, entries: int = 1 << 20) -> float:
-    """||matrix||^2, summed in float64, through scratch of about `entries` numbers."""
+def energy_of(matrix: Tensor, *, entries: int = 1 << 20) -> float:
+    """||matrix||^2, summed in float64, about `entries` numbers at a time."""
     rows = max(1, entries // max(matrix.shape[1], 1))
     parts: tuple[Tensor, ...] = torch.split(matrix, rows)
-    return math.fsum(_energies(part[None], workspace.like("squares", part[None]))[0] for part in parts)
+    return math.fsum(_energies(part[None])[0] for part in parts)
 
 
-def _energies(values: Tensor, scratch: Tensor) -> list[float]:
-    return _sums(torch.square(values, out=scratch))
+def _energies(values: Tensor) -> list[float]:
+    """The sum of squares of each matrix of a stack."""
+    runs, rest = _runs(values)
+    whole = torch.linalg.vector_norm(runs, dim=2).to(_widest(values)).square().sum(1)
+    found: list[float] = (whole + rest.to(_widest(values)).square().sum(1)).tolist()
+    return found
 
 
 def _sums(values: Tensor) -> list[float]:
-    """Of each matrix of a stack.
-
-    Short runs in the working precision, then float64: as good as float64 throughout, at a quarter of the time.
-    """
-    flat = values.view(len(values), -1)
-    whole = flat.shape[1] // _RUN * _RUN
-    total = flat[:, whole:].sum(1, dtype=_widest(flat))
-    if whole:
-        total = total + flat[:, :whole].view(len(flat), -1, _RUN).sum(2).sum(1, dtype=_widest(flat))
-    found: list[float] = total.tolist()
+    """The sum of each matrix of a stack."""
+    runs, rest = _runs(values)
+    found: list[float] = (runs.sum(2).sum(1, dtype=_widest(values)) + rest.sum(1, dtype=_widest(values))).tolist()
     return found
+
+
+def _runs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each matrix in runs, (n, count, _RUN), and what is left over, (n, < _RUN).
+
+    A run is added in the working precision, runs in float64: as good as float64 throughout, at a quarter of the time.
+    """
+    flat = values.reshape(len(values), -1)
+    whole = flat.shape[1] // _RUN * _RUN
+    return flat[:, :whole].view(len(flat), -1, _RUN), flat[:, whole:]
 
 
 def _widest(values: Tensor) -> torch.dtype:
@@ -132,9 +138,9 @@ def _widest(values: Tensor) -> torch.dtype:
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def _rounding_energies(stored: Tensor, powers: Tensor, scratch: Tensor, squares: Tensor) -> list[float]:
+def _rounding_energies(stored: Tensor, powers: Tensor, scratch: Tensor) -> list[float]:
     """sum of ulp^2 / 12. A number without its mantissa is its power of two 2^e, and ulp = 2^(e - mantissa bits)."""
     integers, mask, mantissa = _EXPONENTS[stored.dtype]
     torch.bitwise_and(stored.view(integers), mask, out=powers.view(integers))
     scratch.copy_(powers)
-    return [energy * 2.0 ** (-2 * mantissa) / 12.0 for energy in _energies(scratch, squares)]
+    return [energy * 2.0 ** (-2 * mantissa) / 12.0 for energy in _energies(scratch)]

@@ -133,7 +133,7 @@ def residual_energy(delta: Tensor, left: Tensor, right: Tensor, workspace: Works
         rows = delta[first : first + step]
         rest = workspace.lend("residual", rows.shape, delta.dtype)
         torch.addmm(rows, left[first : first + step], right, alpha=-1, out=rest)
-        parts.append(energy_of(rest, workspace))
+        parts.append(energy_of(rest))
     return math.fsum(parts)
 
 

@@ -45,7 +45,7 @@ def measure(
             return known
         _take_out(delta, _sharpened(delta, part.basis(cut)))
         values += found[:cut].tolist()
-        levels.append(Level(len(values), energy_of(delta, workspace)))
+        levels.append(Level(len(values), energy_of(delta)))
         if not any(rank > len(values) for rank in ranks):
             complete = part.complete and len(values) == side
             return Spectrum(tuple(values), tuple(levels), side, complete, solver.name)
