@@ -433,6 +433,7 @@ def test_of_every_architecture_it_measures_what_the_label_says(tmp_path: Path, n
 
     assert found.kind is FitKind.OPTIMAL
     assert found.unused == ()
+    assert not any("target_modules" in note or "not counted" in note for note in found.notes)
     assert found.whole.share_lost == pytest.approx(1 - adapter.budget.kept, abs=1e-5)
     assert {row.name for row in loras(found)} == {matrix.name for matrix in adapter.matrices}
 

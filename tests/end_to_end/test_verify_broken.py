@@ -106,6 +106,18 @@ def test_what_peft_passes_over_breaks_nothing(case: str, models: Path, tmp_path:
     assert bool(seen.unused) == (case != "both missing")
 
 
+def test_a_finetune_with_a_shorter_vocabulary_breaks_no_adapter_of_the_base(models: Path, tmp_path: Path) -> None:
+    adapter = made.train(models / "base", tmp_path / "a", r=2, target_modules=["up_proj", "q_proj", "lm_head"])
+    weights = made.tensors(models / "finetune")
+    weights |= {name: weights[name][:40] for name in ("lm_head.weight", "model.embed_tokens.weight")}
+    tuned = made.write_checkpoint(tmp_path / "tuned", weights, models / "base")
+    seen = deltarank.verify(models / "base", tuned, adapter)
+
+    assert loaded(models, adapter)["lm_head.weight"].shape[0] == 48
+    assert seen.kind is not FitKind.BROKEN
+    assert any("48 x 2 by 2 x 32 does not fit 40 x 32" in each.reason for each in seen.unused)
+
+
 def test_without_its_a_peft_adds_random_numbers(models: Path, tmp_path: Path) -> None:
     adapter = edited(models, tmp_path / "a", lambda t: t.pop(A))
     name = "model.layers.0.mlp.up_proj.weight"

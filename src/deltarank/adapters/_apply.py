@@ -134,11 +134,19 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
         if isinstance(found, Landing):
             landings.append(found)
         else:
-            harm = Harm.NONE if target is None or _is_passed_over(part, adapter.config) else Harm.REFUSED
-            strays.append(Stray(part.up.name, found, harm))
+            harmless = target is None or _is_passed_over(part, adapter.config) or _may_be_longer(part, target)
+            strays.append(Stray(part.up.name, found, Harm.NONE if harmless else Harm.REFUSED))
     if len(landings) <= len(strays):
         _refuse_stranger(adapter, strays, len(landings) + len(strays))
     return landings, strays
+
+
+def _may_be_longer(part: Part, target: Target) -> bool:
+    """Of two vocabularies the shorter one is compared: what is longer may fit the base all the same."""
+    if kind_of(part.tensor) != "lm_head" or part.down is None:
+        return False
+    rows, columns = target.base.shape
+    return part.up.shape[0] > rows and part.down.shape[1] == columns
 
 
 def _is_apart(part: Part, tensors: Map) -> bool:
