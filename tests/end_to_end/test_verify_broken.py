@@ -43,6 +43,7 @@ HARMLESS: dict[str, Edit] = {
     "a module that is not targeted, misshapen": lambda t: t.update(
         {A.replace("up", "down"): torch.ones(4, 7), B.replace("up", "down"): torch.ones(3, 4)}
     ),
+    "biases that the configuration does not know of": lambda t: t.update({f"{STEM}.lora_B.bias": torch.ones(48)}),
     "a name that says nothing": lambda t: t.update({"lora": torch.ones(3)}),
 }
 
@@ -104,6 +105,21 @@ def test_what_peft_passes_over_breaks_nothing(case: str, models: Path, tmp_path:
     assert seen.kind is FitKind.OPTIMAL
     assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
     assert bool(seen.unused) == (case != "both missing")
+
+
+def test_a_bias_of_a_module_that_is_not_targeted_adds_nothing(models: Path, tmp_path: Path) -> None:
+    down = STEM.replace("up", "down")
+    adapter = edited(models, tmp_path / "a", lambda t: t.update({f"{down}.lora_B.bias": torch.ones(32)}))
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_bias": True}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        served = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models / "base"), adapter)
+    seen = deltarank.verify(models / "base", models / "finetune", adapter)
+
+    assert not any("down_proj.lora_B" in name for name, _ in served.named_parameters())
+    assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
+    assert [each.reason for each in seen.unused] == ["target_modules does not name its module, so PEFT passes it over"]
 
 
 def test_a_finetune_with_a_shorter_vocabulary_breaks_no_adapter_of_the_base(models: Path, tmp_path: Path) -> None:

@@ -242,8 +242,8 @@ def _is_passed_over(part: Part, config: LoraConfig) -> bool:
 
 def _why_passed_over(part: Part, config: LoraConfig) -> str | None:
     """Why PEFT does not look at a part at all."""
-    if part.kind is Kind.BIAS:
-        return None if config.lora_bias else "adapter_config.json does not say lora_bias, so PEFT passes it over"
+    if part.kind is Kind.BIAS and not config.lora_bias:
+        return "adapter_config.json does not say lora_bias, so PEFT passes it over"
     if part.kind is Kind.WHOLE:
         hidden = config.aims_at(part.module) and not (part.wrapped or config.saves(part.module))
         return "its module has a LoRA and is not in modules_to_save, so PEFT passes it over" if hidden else None
