@@ -127,3 +127,26 @@ def test_the_collector_works_again_after_loading(how: str) -> None:
     done = subprocess.run([sys.executable, "-c", COLLECTS, how], capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+SWALLOWS = """
+import signal
+from deltarank.cli._load import loading
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    with loading():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        print("went on")
+except KeyboardInterrupt:
+    print("stopped", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_ctrl_c_is_not_lost_in_an_import_that_swallows_it() -> None:
+    done = subprocess.run([sys.executable, "-c", SWALLOWS], capture_output=True, text=True, timeout=60)
+
+    assert (done.stdout, done.stderr) == ("went on\nstopped True\n", "")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -20,7 +23,30 @@ def loading() -> Iterator[None]:
         return
     gc.disable()
     try:
-        yield
+        with _heard():
+            yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Ctrl-C stops the command, even where the import in hand swallows it, as parts of torch's do."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
