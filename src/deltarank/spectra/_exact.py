@@ -37,4 +37,4 @@ class Exact:
         if float(energies[-1]) > DOMINANT * energy and lower.device.type != "mps":
             energies = eigen.values(lower.to(torch.float64))
         values = energies.flip(0).double().cpu().clamp_(min=0).sqrt_()
-        return Leading(values, complete=True, basis=lambda count: eigen.leading_vectors(lower, count))
+        return Leading(values, complete=True, basis=lambda count: eigen.leading_vectors(lower, count).to(delta.dtype))

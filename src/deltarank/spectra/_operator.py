@@ -26,7 +26,7 @@ class Operator(Protocol):
     """How many rows it is applied to at a time: few need a smaller space in the end, many are faster by the row."""
 
     share: float
-    """Of the tolerance that iterating may use up: the rest is for what the operator has lost by rounding."""
+    """Of the tolerance, for what iterating on may still bring: the rest is for rounding, and for looking ahead."""
 
     stride: int
     """By how much a space grows between two looks at its values: more where growing costs less than looking."""
@@ -48,7 +48,7 @@ class Products:
     """Two products a block, with D and with D': `wide` is (side, length), in any type."""
 
     block = stride = 48
-    share = 1.0
+    share = 0.7
 
     def __init__(self, wide: Tensor, working: torch.dtype, *, noise: float = 0.0) -> None:
         self.side = wide.shape[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deltarank.spectra import _eigen as eigen
 from deltarank.spectra._exact import DOMINANT, Exact
+from deltarank.spectra._gram import summing_dtype
 from deltarank.spectra._measure import cut_of, must_refine
 from deltarank.spectra._spectrum import Level, Spectrum
 from deltarank.spectra._workspace import Workspace
@@ -49,7 +50,8 @@ def measure_stack(
     """
     wide = deltas if deltas.shape[1] <= deltas.shape[2] else deltas.transpose(1, 2)
     number, side = wide.shape[:2]
-    gram = torch.bmm(wide, wide.transpose(1, 2), out=workspace.lend("grams", (number, side, side), deltas.dtype))
+    wide = wide.to(summing_dtype(side, deltas))
+    gram = torch.bmm(wide, wide.transpose(1, 2), out=workspace.lend("grams", (number, side, side), wide.dtype))
     found = eigen.stacked_values(gram)
     if found is None:
         return [None] * number
