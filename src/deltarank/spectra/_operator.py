@@ -71,8 +71,8 @@ class Square:
     """One product a block, with D D' itself: (side, side) in few bits, but for its diagonal, which is the most."""
 
     block = 16
-    stride = 96
-    share = 0.6
+    stride = 80
+    share = 0.7
 
     def __init__(self, low: Tensor, diagonal: Tensor, *, noise: float) -> None:
         self.side = low.shape[0]
