@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from deltarank.spectra._delta import energy_of
 from deltarank.spectra._exact import DOMINANT
 from deltarank.spectra._gram import gram
 from deltarank.spectra._krylov import MOST_BEYOND, Krylov, fills
+from deltarank.spectra._subspace import Subspace
 from deltarank.spectra._workspace import Workspace
 
 SMALL_LOSS = 1e-2
@@ -27,11 +27,17 @@ TIGHT = 1e-6
 TIGHTNESS = 6.0
 """How much longer than at its usual tolerance Krylov iteration is taken to last then."""
 
-ROUGH = 1e-5
-"""The tolerance for directions in few bits, which are sharpened until that gains less than this share of ||D||^2."""
+ROUGH = 3e-6
+"""The tolerance for directions in few bits."""
+
+MOST_GAIN = 7e-6
+"""They are sharpened until half a step gains this share of ||D||^2 or less: then about as much is still to gain."""
 
 ROUGHNESS = 1.5
-MOST_SHARPENED = 3
+MOST_TURNS = 6
+
+MUCH_LOST = 0.1
+"""From this share on a loss is ||D||^2 less what is kept, right to 5e-6 of itself; under it, the difference's own."""
 
 _ENTRIES = 1 << 20
 _COLUMNS = 2048
@@ -45,7 +51,7 @@ class Factors:
     right    (r, columns) = sqrt(S) V'
     values   the r singular values, largest first, in the unit of the weights
     energy   ||D||^2
-    lost     ||D - D_r||^2, measured on the difference itself
+    lost     ||D - D_r||^2
     """
 
     left: Tensor
@@ -59,35 +65,22 @@ def factors(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) ->
     """The truncated singular value decomposition of `delta`, (rows, columns), which is left as it is.
 
     The leading subspace is that of the Gram matrix, or of a Krylov space where that is faster (large matrices, or
-    products in few bits), sharpened by steps of subspace iteration on `delta` itself, and within it the decomposition
-    is that of a small matrix. It loses at most about 1e-5 of ||D||^2 more than the least. Where float32 would be seen
+    products in few bits), sharpened by subspace iteration on `delta` itself, and within it the decomposition is that
+    of a small matrix. It loses at most about 1e-5 of ||D||^2 more than the least. Where float32 would be seen
     in the loss (one dominant value, a steep spectrum, or next to nothing lost) the Gram matrix is made in float64.
 
     Args:
         rank: at least 1; one beyond the short side is that side.
         energy: ||D||^2, summed from the entries; not 0.
     """
-    wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
-    rank = min(rank, wide.shape[0])
-    if rank == wide.shape[0]:
-        whole = _Subspace(torch.eye(rank, dtype=delta.dtype, device=delta.device), wide)
-        return _within(delta, whole, energy, workspace)
-    found = _within(delta, _leading(delta, rank, energy, workspace), energy, workspace)
+    rank = min(rank, *delta.shape)
+    if rank == min(delta.shape):
+        return _within(_on_short_side(delta, torch.eye(rank, device=delta.device)), energy, workspace)
+    found = _within(_leading(delta, rank, energy, workspace), energy, workspace)
     if delta.dtype == torch.float32 and delta.device.type != "mps" and _is_coarse(found):
-        found = _within(delta, _sharpened(wide, _vectors(_gram64(wide), rank)), energy, workspace)
+        exact = _on_short_side(delta, _vectors(_gram64(_wide(delta)), rank))
+        found = _within(exact.sharpened(), energy, workspace)
     return found
-
-
-@dataclass(frozen=True)
-class _Subspace:
-    """Orthonormal columns `basis`, (short side, k), and what of the delta lies in their span: Q'D, (k, long side)."""
-
-    basis: Tensor
-    projected: Tensor
-
-    @cached_property
-    def energy(self) -> float:
-        return float(self.projected.double().square().sum())
 
 
 @dataclass(frozen=True)
@@ -142,6 +135,15 @@ def _is_coarse(found: Factors) -> bool:
     return first > DOMINANT * found.energy or last < RESOLUTION * first or found.lost < SMALL_LOSS * found.energy
 
 
+def _wide(delta: Tensor) -> Tensor:
+    return delta if delta.shape[0] <= delta.shape[1] else delta.T
+
+
+def _on_short_side(delta: Tensor, basis: Tensor) -> Subspace:
+    wide = _wide(delta)
+    return Subspace.of(wide, basis.to(delta.dtype), is_delta=wide is delta)
+
+
 def _gram64(wide: Tensor) -> Tensor:
     """D D' in float64, through so many columns at a time."""
     out = torch.zeros(wide.shape[0], wide.shape[0], dtype=torch.float64, device=wide.device)
@@ -151,30 +153,20 @@ def _gram64(wide: Tensor) -> Tensor:
     return out
 
 
-def _leading(delta: Tensor, rank: int, energy: float, workspace: Workspace) -> _Subspace:
-    """The leading singular subspace of the short side."""
-    wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
+def _leading(delta: Tensor, rank: int, energy: float, workspace: Workspace) -> Subspace:
+    """The leading singular subspace, of either side."""
     way, _ = _cheapest(delta.shape[0], delta.shape[1], rank, rates(delta.device))
     found = None
     if way == "rough" and delta.dtype == torch.float32:
         solver = Krylov(workspace, tolerance=ROUGH, seed=0, few_bits=True)
-        found = _sharpest(wide, solver.directions(delta, energy, energy, (rank,)), energy)
+        rough = _on_short_side(delta, solver.directions(delta, energy, energy, (rank,)))
+        found = rough.settled(gain=MOST_GAIN * energy, most=MOST_TURNS)
     elif way != "gram":
         solver = Krylov(workspace, tolerance=TIGHT, seed=0)
-        found = _sharpened(wide, solver.directions(delta, energy, energy, (rank,)))
+        found = _on_short_side(delta, solver.directions(delta, energy, energy, (rank,))).sharpened()
     if found is None or found.basis.shape[1] < rank:
-        found = _sharpened(wide, _vectors(gram(delta, workspace), rank))
+        found = _on_short_side(delta, _vectors(gram(delta, workspace), rank)).sharpened()
     return found
-
-
-def _sharpest(wide: Tensor, basis: Tensor, energy: float) -> _Subspace | None:
-    """Sharpened until the energy that it holds has stopped growing; None if it goes on."""
-    found = _Subspace(basis, basis.T @ wide)
-    for _ in range(MOST_SHARPENED):
-        before, found = found, _step(wide, found.projected)
-        if found.energy - before.energy <= ROUGH * energy:
-            return found
-    return None
 
 
 def _vectors(lower: Tensor, rank: int) -> Tensor:
@@ -186,34 +178,20 @@ def _vectors(lower: Tensor, rank: int) -> Tensor:
     return eigen.vectors(lower)[1].flip(1)[:, :rank]
 
 
-def _sharpened(wide: Tensor, basis: Tensor) -> _Subspace:
-    """A step of subspace iteration: to the precision of `wide` itself."""
-    return _step(wide, basis.to(wide.dtype).T @ wide)
-
-
-def _step(wide: Tensor, projected: Tensor) -> _Subspace:
-    """The second half of a step, from Q'D on.
-
-    Each half is orthonormalised by itself: squaring `wide` would drown the small values in the rounding of the large.
-    """
-    other = torch.linalg.qr(projected.T).Q
-    basis = torch.linalg.qr(wide @ other).Q
-    return _Subspace(basis, basis.T @ wide)
-
-
-def _within(delta: Tensor, space: _Subspace, energy: float, workspace: Workspace) -> Factors:
-    """The best factors whose short side lies in the span of a basis: the decomposition of Q'D, which is small."""
-    tall = delta.shape[0] > delta.shape[1]
-    basis, projected = space.basis, space.projected
-    energies, turn = eigen.vectors(_square(projected).cpu())
+def _within(space: Subspace, energy: float, workspace: Workspace) -> Factors:
+    """The best factors of which one side lies in the subspace: the decomposition of Q'D, which is small."""
+    energies, turn = eigen.vectors(_square(space.projected).cpu())
     values = energies.flip(0).clamp_(min=0).sqrt_()
-    turn = turn.flip(1).to(projected)
-    roots = values.sqrt().to(projected)
-    good = (values > torch.finfo(delta.dtype).eps * values[0]).to(projected.device)
-    short = torch.where(good, (basis @ turn) * roots, 0.0)
-    long = torch.where(good[:, None], (turn.T @ projected) / roots.clamp(min=1e-30)[:, None], 0.0)
-    left, right = (long.T, short.T) if tall else (short, long)
-    lost = residual_energy(delta, left, right, workspace)
+    turn = turn.flip(1).to(space.projected)
+    roots = values.sqrt().to(space.projected)
+    good = (values > torch.finfo(space.matrix.dtype).eps * values[0]).to(space.projected.device)
+    near = torch.where(good, (space.basis @ turn) * roots, 0.0)
+    far = torch.where(good[:, None], (turn.T @ space.projected) / roots.clamp(min=1e-30)[:, None], 0.0)
+    left, right = (near, far) if space.is_delta else (far.T, near.T)
+    lost = energy - space.energy
+    if lost < MUCH_LOST * energy:
+        delta = space.matrix if space.is_delta else space.matrix.T
+        lost = residual_energy(delta, left, right, workspace)
     return Factors(left, right, tuple(values.tolist()), energy, lost)
 
 
