@@ -12,8 +12,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are faster than in float32: on GPUs, and on CPUs that have instructions for it."""
     if device.type == "cuda":
         return True
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and known is not None and bool(known()) and _has_kernels()
+    return device.type == "cpu" and _can("_is_avx512_bf16_supported") and _has_kernels()
 
 
 def has_fast_int8(device: torch.device) -> bool:
@@ -21,14 +20,21 @@ def has_fast_int8(device: torch.device) -> bool:
 
     torch has no public name for them. What its private one gives is held against known products before it is used.
     """
-    known = getattr(torch.cpu, "_is_vnni_supported", None)
-    return device.type == "cpu" and known is not None and bool(known()) and _has_kernels() and _multiplies_int8()
+    return device.type == "cpu" and _can("_is_vnni_supported") and _has_kernels() and _multiplies_int8()
 
 
 def int8_product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
     """left @ right in int32, exactly, if no sum passes 2^31: up to 133,000 products of numbers up to 127."""
     found: Tensor = torch._int_mm(left, right) if out is None else torch._int_mm(left, right, out=out)
     return found
+
+
+def _can(question: str) -> bool:
+    """What torch answers, in private, of the processor; no, where it does not know the question."""
+    try:
+        return bool(getattr(torch.cpu, question)())
+    except AttributeError:
+        return False
 
 
 def _has_kernels() -> bool:
