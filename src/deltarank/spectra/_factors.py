@@ -36,9 +36,6 @@ MOST_GAIN = 7e-6
 ROUGHNESS = 1.5
 MOST_TURNS = 6
 
-MUCH_LOST = 0.1
-"""From this share on a loss is ||D||^2 less what is kept, right to 5e-6 of itself; under it, the difference's own."""
-
 _ENTRIES = 1 << 20
 _COLUMNS = 2048
 
@@ -51,7 +48,7 @@ class Factors:
     right    (r, columns) = sqrt(S) V'
     values   the r singular values, largest first, in the unit of the weights
     energy   ||D||^2
-    lost     ||D - D_r||^2
+    lost     ||D - D_r||^2, measured on the difference itself
     """
 
     left: Tensor
@@ -188,10 +185,8 @@ def _within(space: Subspace, energy: float, workspace: Workspace) -> Factors:
     near = torch.where(good, (space.basis @ turn) * roots, 0.0)
     far = torch.where(good[:, None], (turn.T @ space.projected) / roots.clamp(min=1e-30)[:, None], 0.0)
     left, right = (near, far) if space.is_delta else (far.T, near.T)
-    lost = energy - space.energy
-    if lost < MUCH_LOST * energy:
-        delta = space.matrix if space.is_delta else space.matrix.T
-        lost = residual_energy(delta, left, right, workspace)
+    delta = space.matrix if space.is_delta else space.matrix.T
+    lost = residual_energy(delta, left, right, workspace)
     return Factors(left, right, tuple(values.tolist()), energy, lost)
 
 
