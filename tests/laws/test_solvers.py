@@ -182,3 +182,16 @@ def test_long_sums_of_narrow_matrices_keep_their_digits(size: tuple[int, int]) -
 
     for rank, share in truth.items():
         assert spectrum.lost(rank) / sums.energy == pytest.approx(share, abs=2e-7)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_single_changed_entry_leaves_nothing_to_measure(solver: str) -> None:
+    """Taken out, it leaves a delta of zeros, of which no share of anything can be formed."""
+    base = torch.zeros(600, 700)
+    finetune = base.clone()
+    finetune[5, 7] = 1.0
+    spectrum, sums = measured(base, finetune, solver=solver, ranks=(8, 64))
+
+    assert spectrum.values[0] == pytest.approx(1.0)
+    assert spectrum.lost(8) <= 1e-12 * sums.energy
+    assert spectrum.lost(64) <= 1e-12 * sums.energy

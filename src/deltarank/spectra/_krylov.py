@@ -135,12 +135,11 @@ class _Asked:
         Of a Krylov space the energies past the rank are only sketches of the true ones, and the rest is unknown: it is
         taken as spread evenly over the dimensions that are left.
         """
-        left = max(operator.side - len(energies), 0)
+        left = operator.side - len(energies)
         rest = max(self.whole - self.gone - float(energies.sum()), 0.0) / max(left, 1)
-        spectrum = torch.cat([energies, energies.new_full((left,), rest)])
+        mixed = [energy_mixed_out(energies, r, operator.noise, others=left, other=rest) for r in self.ranks]
         kept = (energies.cumsum(0)[torch.tensor(self.ranks) - 1] + self.gone) / self.whole
-        mixed = [energy_mixed_out(spectrum, rank, operator.noise) / self.whole for rank in self.ranks]
-        return float((kept.sqrt() - (kept - torch.tensor(mixed)).clamp(min=0).sqrt()).max())
+        return float((kept.sqrt() - (kept - torch.tensor(mixed) / self.whole).clamp(min=0).sqrt()).max())
 
     def is_dominated(self, energies: Tensor) -> bool:
         return float(energies[0]) > DOMINANT * (self.whole - self.gone)

@@ -13,7 +13,7 @@ def coupling(energy: float, side: int, length: int, error: float) -> float:
     return energy / side * math.sqrt(2.0 * error / length)
 
 
-def energy_mixed_out(energies: Tensor, rank: int, p: float) -> float:
+def energy_mixed_out(energies: Tensor, rank: int, p: float, *, others: int = 0, other: float = 0.0) -> float:
     """By how much less energy the leading subspace of D D' + P holds than that of D D', P's entries of deviation p.
 
         sum over i <= rank < j of g/2 (1 - g / sqrt(g^2 + 4 p^2)),   g = s_i^2 - s_j^2
@@ -23,8 +23,14 @@ def energy_mixed_out(energies: Tensor, rank: int, p: float) -> float:
     many energies a little under the rank's. Measured against float64 on nine such spectra: right within a factor of 5.
 
     Args:
-        energies: s_1^2 >= s_2^2 >= ..., in float64, all of them or estimates.
+        energies: s_1^2 >= s_2^2 >= ..., in float64, or estimates; `others` more have the energy `other` each.
     """
-    gaps = (energies[:rank, None] - energies[None, rank:]).clamp(min=0)
+    leading = energies[:rank, None]
+    known = _mixed(leading - energies[None, rank:], p).sum()
+    return float(known + others * _mixed(leading - other, p).sum())
+
+
+def _mixed(gaps: Tensor, p: float) -> Tensor:
+    gaps = gaps.clamp(min=0)
     slopes = gaps / (gaps.square() + 4 * p * p).sqrt().clamp(min=torch.finfo(gaps.dtype).tiny)
-    return float((gaps / 2 * (1 - slopes)).sum())
+    return gaps / 2 * (1 - slopes)

@@ -27,11 +27,13 @@ def rounded_gram(wide: Tensor, energy: float, workspace: Workspace) -> Square | 
     The products of whole numbers are exact, so that rounding D is nearly all that is lost: an error that is uniform
     within half a step of each row's scale.
     """
-    numbers, scales = _rounded(wide, workspace)
     side, length = wide.shape
-    error = length * float(scales.double().square().sum()) / 12 / energy
-    if error > MOST_NOISE:
+    scales = _scales(wide)
+    noise = length * float(scales.double().square().sum()) / 12
+    if noise > MOST_NOISE * energy:  # of a delta of which nothing is left, too
         return None
+    error = noise / energy
+    numbers = _rounded(wide, scales, workspace)
     low = workspace.lend("rounded gram", (side, side), torch.bfloat16)
     diagonal = torch.empty_like(scales)
     step = -(-side // STRIPES)
@@ -62,19 +64,36 @@ def _scaled(stripe: Tensor, scales: Tensor, first: int, workspace: Workspace) ->
     return out.mul_(scales[first : first + count, None])
 
 
-def _rounded(wide: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
-    """(side, length) numbers of 8 bits, laid out as `wide` is, and (side,) scales: wide is about numbers * scales."""
-    stored = wide if wide.is_contiguous() else wide.T
-    numbers = workspace.lend("rounded", stored.shape, torch.int8)
-    rows = max(1, _ENTRIES // stored.shape[1])
-    parts = torch.split(stored, rows)
-    tops = [_largest(part, 1 if stored is wide else 0) for part in parts]
+def _stored(wide: Tensor) -> Tensor:
+    return wide if wide.is_contiguous() else wide.T
+
+
+def _scales(wide: Tensor) -> Tensor:
+    """(side,): the largest number of each row becomes 127."""
+    stored = _stored(wide)
+    tops = [_largest(part, 1 if stored is wide else 0) for part in _parts(stored)]
     scales = torch.cat(tops) if stored is wide else torch.stack(tops).amax(0)
-    scales = scales.clamp_(min=_TINY).div_(127)
+    return scales.clamp_(min=_TINY).div_(127)
+
+
+def _rounded(wide: Tensor, scales: Tensor, workspace: Workspace) -> Tensor:
+    """(side, length) numbers of 8 bits, laid out as `wide` is: it is about numbers * scales."""
+    stored = _stored(wide)
+    numbers = workspace.lend("rounded", stored.shape, torch.int8)
     divisors = scales[:, None] if stored is wide else scales.expand(stored.shape)
-    for part, out, by in zip(parts, torch.split(numbers, rows), torch.split(divisors, rows), strict=True):
+    for part, out, by in zip(_parts(stored), _parts(numbers), torch.split(divisors, _rows(stored)), strict=True):
         out.copy_(torch.div(part, by, out=workspace.like("rounding", part)).round_())
-    return (numbers if stored is wide else numbers.T), scales
+    return numbers if stored is wide else numbers.T
+
+
+def _rows(stored: Tensor) -> int:
+    return max(1, _ENTRIES // stored.shape[1])
+
+
+def _parts(stored: Tensor) -> tuple[Tensor, ...]:
+    """Some rows at a time, which stay in the cache."""
+    parts: tuple[Tensor, ...] = torch.split(stored, _rows(stored))
+    return parts
 
 
 def _largest(part: Tensor, axis: int) -> Tensor:
