@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
+    AutoModelForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
@@ -70,6 +74,20 @@ EXPERTS: Mapping[str, Make] = {
 
 def tokens(rows: int = 4, seed: int = 3) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (rows, 12), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -> torch.Tensor:
+    """What a saved model says of `tokens`, with an adapter as PEFT loads it, beside the weights or merged into them."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+            model = PeftModel.from_pretrained(model, adapter)
+        model = model.merge_and_unload() if merged else model
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=tokens(seed=99)).logits
+    return found
 
 
 def write_pair(make: Make, folder: Path, *, dtype: torch.dtype = torch.float32, steps: int = 3) -> tuple[Path, Path]:

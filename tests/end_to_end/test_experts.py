@@ -34,7 +34,7 @@ from deltarank.adapters import kind_of
 from deltarank.errors import AdapterError
 from deltarank.results import Outcome
 from deltarank.verify import How
-from tiny_architectures import EXPERTS, SIZES, tokens, write_pair
+from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 RANK = 6
 LEFT = ["*norm*", "*lm_head*", "*embed*"]
@@ -92,19 +92,6 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 def routers(base: Path) -> list[str]:
     """By name: a glob that matches nothing is refused, and not every model has one."""
     return [name for name in load_file(base / "model.safetensors") if kind_of(name) == "router"]
-
-
-def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -> Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
-            model = PeftModel.from_pretrained(model, adapter)
-            model = model.merge_and_unload() if merged else model
-    with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=tokens(seed=99)).logits
-    return found
 
 
 def best(before: Tensor, after: Tensor, rank: int) -> Tensor:

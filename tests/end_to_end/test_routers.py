@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     Glm4MoeConfig,
@@ -30,7 +25,7 @@ import deltarank
 import peft_adapters as made
 from deltarank.adapters import kind_of
 from deltarank.verify import How
-from tiny_architectures import EXPERTS, SIZES, tokens, write_pair
+from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 _FEW = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
@@ -48,19 +43,6 @@ MAKES: Mapping[str, Callable[[], PreTrainedModel]] = {
         DeepseekV3Config(**_FEW | _SHARED | _LATENT | {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1})
     ),
 }
-
-
-def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -> Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
-            model = PeftModel.from_pretrained(model, adapter)
-        model = model.merge_and_unload() if merged else model
-    with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=tokens(seed=99)).logits
-    return found
 
 
 def routers_of(folder: Path) -> list[str]:
