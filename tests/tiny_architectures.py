@@ -83,6 +83,7 @@ def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+            warnings.filterwarnings("ignore", "`lora_bias=True` was passed but")
             model = PeftModel.from_pretrained(model, adapter)
         model = model.merge_and_unload() if merged else model
     with torch.no_grad():

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -31,7 +28,7 @@ import deltarank
 import peft_adapters as made
 from deltarank.errors import AdapterError
 from deltarank.verify import FitKind, How
-from tiny_architectures import EXPERTS, SIZES, tokens, write_pair
+from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 _FEW = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
@@ -56,18 +53,6 @@ def fused(folder: Path, to: Path) -> Path:
     save_file({key: tensor.clone() for key, tensor in state.items()}, to / "model.safetensors", {"format": "pt"})
     shutil.copy(folder / "config.json", to)
     return to
-
-
-def logits(folder: Path, adapter: Path | None = None) -> Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    if adapter is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
-            model = PeftModel.from_pretrained(model, adapter)
-    with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=tokens(seed=99)).logits
-    return found
 
 
 def factors(adapter: Path) -> Mapping[str, Tensor]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from threadpoolctl import threadpool_limits
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import deltarank
 import peft_adapters as made
 from deltarank.results import Outcome
-from tiny_architectures import DENSE, tokens, write_pair
+from tiny_architectures import DENSE, logits, write_pair
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,19 +32,6 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
     home = tmp_path_factory.mktemp("biases")
     known = {name: write_pair(DENSE[name], home / name) for name in ("qwen2", "gpt2")}
     return lambda name: known[name]
-
-
-def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -> Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            warnings.filterwarnings("ignore", "`lora_bias=True` was passed but")
-            model = PeftModel.from_pretrained(model, adapter)
-        model = model.merge_and_unload() if merged else model
-    with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=tokens(seed=99)).logits
-    return found
 
 
 def config_of(adapter: Path) -> dict[str, Any]:
