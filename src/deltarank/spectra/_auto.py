@@ -19,13 +19,14 @@ class Rates:
     skinny: float
     small: float
     rounded: float = 0.0
+    square: float = 0.0
 
 
 # Two cores of an AMD EPYC (Zen 4), float32, torch 2.13 with MKL, 2026-11: see docs/log.md. Only their ratios decide,
 # and they are constants so that the same settings choose the same solver on every machine of a kind.
 _CPU = Rates(symmetric=360e9, eigenvalues=60e9, skinny=100e9, small=60e9)
 _CPU_BFLOAT16 = replace(_CPU, skinny=280e9)
-_CPU_INT8 = replace(_CPU_BFLOAT16, rounded=1100e9)
+_CPU_INT8 = replace(_CPU_BFLOAT16, rounded=1300e9, square=400e9)
 # Not measured: a large GPU by its data sheet, and symmetric eigenvalues by what others report.
 _CUDA = Rates(symmetric=40e12, eigenvalues=0.5e12, skinny=100e12, small=1e12)
 
@@ -94,7 +95,7 @@ def _by_products(side: int, length: int, size: int, rates: Rates) -> float:
 def _by_square(side: int, length: int, size: int, rates: Rates) -> float:
     if not rates.rounded:
         return math.inf
-    return 2 * side**2 * length / rates.rounded + 2 * side**2 * SMALLER * size / rates.skinny
+    return 2 * side**2 * length / rates.rounded + 2 * side**2 * SMALLER * size / rates.square
 
 
 def cheaper(rows: int, columns: int, rank: int, device: torch.device) -> str:

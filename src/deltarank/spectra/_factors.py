@@ -27,11 +27,11 @@ TIGHT = 1e-6
 TIGHTNESS = 6.0
 """How much longer than at its usual tolerance Krylov iteration is taken to last then."""
 
-ROUGH = 3e-6
-"""The tolerance for directions in few bits."""
+ROUGH = 1.5e-5
+"""The tolerance for directions in few bits: below, their noise is all that is left to see."""
 
-MOST_GAIN = 7e-6
-"""They are sharpened until half a step gains this share of ||D||^2 or less: then about as much is still to gain."""
+MOST_GAIN = 3e-6
+"""They are sharpened until half a step gains this share of ||D||^2 or less: then up to three times that is left."""
 
 ROUGHNESS = 1.5
 MOST_TURNS = 6

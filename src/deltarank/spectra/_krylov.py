@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,9 @@ MOST_BLURRED = 0.5
 """Of the tolerance, that few bits may use up."""
 
 LEAST_BEYOND = 96
+FARTHEST = 1.5
+"""Strides that are foreseen at a time."""
+
 MOST_BEYOND = 3072
 """A spectrum that has not settled this many dimensions past the rank is left as it is: an upper bound of the loss."""
 
@@ -65,9 +69,9 @@ class Krylov:
         rank = min(max(ranks), wide.shape[0])
         asked = _Asked([r for r in ranks if r <= rank] or [rank], whole - energy, whole)
         operator = self._operator(wide, energy, rank)
-        energies, found = self._grown(operator, wide.dtype, rank, asked).ritz(rank)
+        energies, found = self._grown(operator, wide.dtype, asked).ritz(rank)
         if operator.noise and not self._is_good(operator, energies, asked):
-            _, found = self._grown(Products(wide, wide.dtype), wide.dtype, rank, asked).ritz(rank)
+            _, found = self._grown(Products(wide, wide.dtype), wide.dtype, asked).ritz(rank)
         return found
 
     def _operator(self, wide: Tensor, energy: float, rank: int) -> Operator:
@@ -83,17 +87,15 @@ class Krylov:
         blur = MOST_BLURRED * max(self._tolerance, COARSE)
         return not asked.is_dominated(energies) and asked.blur(energies, operator) <= blur
 
-    def _grown(self, operator: Operator, working: torch.dtype, rank: int, asked: _Asked) -> Space:
+    def _grown(self, operator: Operator, working: torch.dtype, asked: _Asked) -> Space:
         """Until the losses have settled, or a dominant value shows."""
-        settling = _Settling(asked, operator.share * self._tolerance)
-        most = min(rank + MOST_BEYOND, operator.side)
+        settling = _Settling(asked, operator.share * self._tolerance, stride=operator.stride)
+        most = min(asked.rank + MOST_BEYOND, operator.side)
         space = Space(operator, working, self._workspace, seed=self._seed, most=most)
-        look = rank + LEAST_BEYOND
         while space.expand():
-            if space.size >= look:
-                look += operator.stride
-                energies = space.ritz_energies()
-                if settling.done(energies) or (operator.noise and asked.is_dominated(energies)):
+            if space.size >= settling.next_look:
+                energies = space.ritz_energies(is_last=settling.is_near)
+                if settling.done(space.size, energies) or (operator.noise and asked.is_dominated(energies)):
                     break
             space.turn()
         return space
@@ -124,6 +126,11 @@ class _Asked:
     gone: float
     whole: float
 
+    @property
+    def rank(self) -> int:
+        """The largest of them."""
+        return max(self.ranks)
+
     def distances(self, energies: Tensor) -> Tensor:
         """The cosine distance at each rank, if these were the energies."""
         kept = (energies.cumsum(0)[torch.tensor(self.ranks) - 1] + self.gone) / self.whole
@@ -146,21 +153,38 @@ class _Asked:
 
 
 class _Settling:
-    """Foresees how far the losses still have to fall from how fast they fell.
+    """Foresees how far the losses still have to fall from how fast they fell, and where they will have settled.
 
-    Ritz energies rise to the true ones about geometrically: two differences give the ratio, and the ratio the rest.
+    Ritz energies rise to the true ones about geometrically in the size n of the space: the slopes between three looks
+    give the ratio q of the losses' slope b q^(n - n0), and that the rest, b q^(n - n0) / -log q.
     """
 
-    def __init__(self, asked: _Asked, tolerance: float) -> None:
+    def __init__(self, asked: _Asked, tolerance: float, *, stride: int) -> None:
         self._asked = asked
         self._tolerance = tolerance
-        self._distances: list[Tensor] = []
+        self._stride = stride
+        self._looks: list[tuple[int, Tensor]] = []
+        self.next_look = asked.rank + LEAST_BEYOND
+        self.is_near = False
+        """Whether the next look is expected to be the last."""
 
-    def done(self, energies: Tensor) -> bool:
-        self._distances.append(self._asked.distances(energies))
-        if len(self._distances) < 3:
+    def done(self, size: int, energies: Tensor) -> bool:
+        self._looks.append((size, self._asked.distances(energies)))
+        self.next_look = size + self._stride
+        if len(self._looks) < 3:
             return False
-        first, second, third = self._distances[-3:]
-        before, last = first - second, (second - third).clamp(min=0)
-        ratio = (last / before.clamp(min=1e-12)).clamp(0, 0.9)
-        return bool((last * ratio / (1 - ratio) <= self._tolerance).all())
+        rest, decline = self._foreseen()
+        if bool((rest <= self._tolerance).all()):
+            return True
+        missing = float(((rest / self._tolerance).clamp(min=1.0).log() / decline).max())
+        self.is_near = missing <= FARTHEST * self._stride
+        self.next_look = size + math.ceil(min(missing, FARTHEST * self._stride))
+        return False
+
+    def _foreseen(self) -> tuple[Tensor, Tensor]:
+        """At each rank: what is left of the fall, and -log q."""
+        (n1, first), (n2, second), (n3, third) = self._looks[-3:]
+        before, last = (first - second) / (n2 - n1), (second - third).clamp(min=0) / (n3 - n2)
+        ratio = (last / before.clamp(min=1e-12)).clamp(1e-6, 0.9)
+        decline = -ratio.log() / ((n3 - n1) / 2)
+        return last * (-decline * (n3 - n2) / 2).exp() / decline, decline

@@ -68,20 +68,29 @@ class Products:
 
 
 class Square:
-    """One product a block, with D D' itself: (side, side) in few bits, but for its diagonal, which is the most."""
+    """One product a block, with D D' itself, which is S N S: N in few bits, but for its diagonal, which is the most.
+
+    Args:
+        low: N, (side, side), symmetric; zeros in the diagonal.
+        scales: those of S, (side,).
+        diagonal: that of D D', (side,).
+    """
 
     block = 16
     stride = 80
     share = 0.7
 
-    def __init__(self, low: Tensor, diagonal: Tensor, *, noise: float) -> None:
+    def __init__(self, low: Tensor, scales: Tensor, diagonal: Tensor, *, noise: float) -> None:
         self.side = low.shape[0]
         self.noise = noise
         self._low = low
+        self._scales = scales
         self._diagonal = diagonal
 
     def image(self, block: Tensor) -> Tensor:
-        return (block.to(self._low.dtype) @ self._low.T).to(block.dtype).addcmul_(block, self._diagonal)
+        scaled = (block * self._scales).to(self._low.dtype)
+        image = (self._low @ scaled.T).T.to(block.dtype, memory_format=torch.contiguous_format)
+        return image.mul_(self._scales).addcmul_(block, self._diagonal)
 
     def within(self, block: Tensor, image: Tensor) -> Tensor:
         restricted = image @ block.T
