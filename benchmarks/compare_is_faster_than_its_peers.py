@@ -1,6 +1,6 @@
 """`deltarank compare` is faster than its peers: whole processes side by side in one run.
 
-    python benchmarks/compare_is_faster_than_its_peers.py --peers PEERS_DIR [--quick] [--pair llama|12b]
+    python benchmarks/compare_is_faster_than_its_peers.py --peers PEERS_DIR [--quick] [--pair llama|12b|12b-two]
 
 Claimed, on two cores (printed beside what was seen, never asserted: times are the machine's):
   Llama shape, 16 layers: rank 64 at least 25x the article's pipeline and 15x mergekit-extract-lora;
@@ -54,6 +54,7 @@ HEATS = {
         "Llama shape", "llama", 16, 64, True, {(ARTICLE, False): 25, (MERGEKIT, False): 15, (ARTICLE, True): 10}
     ),
     "12b": Heat("one layer of 12B", "12b", 1, 128, False, {(ARTICLE, False): 40, (ARTICLE, True): 15}),
+    "12b-two": Heat("two layers of 12B, of which the start is a smaller part", "12b", 2, 128, False, {}),
 }
 QUICK_HEATS = {"quick": Heat("a small pair for trying out", "small", 2, 64, True, {})}
 
@@ -61,10 +62,11 @@ QUICK_HEATS = {"quick": Heat("a small pair for trying out", "small", 2, 64, True
 def main() -> None:
     parser = _report.arguments(__doc__)
     parser.add_argument("--peers", type=Path, default=_report.OUT / "peers", help="where peers/setup.sh put them")
-    parser.add_argument("--pair", choices=HEATS, action="append", help="only this one")
+    parser.add_argument("--pair", choices=HEATS, action="append", help="only this one (default: those of the claims)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each peer (12B: always 1; default: %(default)s)")
     options = parser.parse_args()
-    heats = QUICK_HEATS if options.quick else {name: HEATS[name] for name in options.pair or HEATS}
+    claimed = [name for name, heat in HEATS.items() if heat.claims]
+    heats = QUICK_HEATS if options.quick else {name: HEATS[name] for name in options.pair or claimed}
     figures: dict[str, Any] = {}
     print(_report.machine_line())
     for name, heat in heats.items():

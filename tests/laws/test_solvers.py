@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from deltarank.spectra import Workspace, make_solver
 from laws.matrices import (
     MAKERS,
     PLANTED,
@@ -97,6 +100,30 @@ def test_a_tighter_tolerance_gives_a_smaller_error() -> None:
 
     assert errors[1] < errors[0] / 5
     assert errors[1] < 3e-5
+
+
+SLOW: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "evenly from 1 to 0.7": lambda share: 1 - 0.3 * share,
+    "evenly from 1 to 0": lambda share: 1 - share,
+    "a quarter circle": lambda share: np.sqrt(1 - share**2),
+    "a knee": lambda share: np.where(share < 0.05, 1.0, 0.9) * (1 - 0.1 * share),
+}
+"""Singular values by their place, 0 to 1: a leading subspace that stands out of the rest by next to nothing."""
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_where_losses_settle_slowly_what_is_left_of_their_fall_is_foreseen(kind: str) -> None:
+    """The iteration stops for a rest of at most the tolerance, 1e-4, and few bits add little to it."""
+    values = SLOW[kind](np.arange(1024) / 1024)
+    delta = torch.from_numpy(with_values(values, 1024, 1024, np.random.default_rng(0))).float()
+    energy = float((values**2).sum())
+    for rank in (8, 16, 32, 64):
+        truth = cosine_distance(float((values[rank:] ** 2).sum()) / energy)
+        for seed in (0, 1):
+            solver = make_solver("krylov", Workspace(), tolerance=1e-4, seed=seed)
+            found = solver.leading(delta, energy, energy, (rank,)).values.square().sum()
+
+            assert -1e-6 <= cosine_distance(1 - float(found) / energy) - truth <= 1.2e-4, (rank, seed)
 
 
 @pytest.mark.parametrize("solver", ["exact", "krylov"])
