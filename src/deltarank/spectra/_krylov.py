@@ -26,10 +26,10 @@ COARSE = 5e-5
 MOST_BLURRED = 0.5
 """Of the tolerance, that few bits may use up."""
 
-LEAST_BEYOND = 96
 FARTHEST = 1.5
 """Strides that are foreseen at a time."""
 
+LEAST_BEYOND = 96
 MOST_BEYOND = 3072
 """A spectrum that has not settled this many dimensions past the rank is left as it is: an upper bound of the loss."""
 
@@ -177,8 +177,9 @@ class _Settling:
         if bool((rest <= self._tolerance).all()):
             return True
         missing = float(((rest / self._tolerance).clamp(min=1.0).log() / decline).max())
-        self.is_near = missing <= FARTHEST * self._stride
-        self.next_look = size + math.ceil(min(missing, FARTHEST * self._stride))
+        farthest = FARTHEST * self._stride
+        self.is_near = missing <= farthest
+        self.next_look = size + math.ceil(min(farthest, missing))
         return False
 
     def _foreseen(self) -> tuple[Tensor, Tensor]:
