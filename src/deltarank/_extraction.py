@@ -30,7 +30,7 @@ from deltarank._verdict import UNRELATED
 from deltarank._watch import Watch
 from deltarank.adapters import ABOUT, CARD, PICTURE
 from deltarank.checkpoints import Leftover, Pair
-from deltarank.errors import CheckpointError, JobError
+from deltarank.errors import CheckpointError, DeltarankError, JobError
 from deltarank.results import Outcome
 from deltarank.words import listing, percent
 
@@ -217,7 +217,8 @@ class Run:
         try:
             return self.draw(adapter.to_plain())
         except Exception as error:  # whoever draws, and whatever fails there, takes no hours' work with it
-            self._warn(f"the picture could not be drawn ({type(error).__name__}: {error}), so the card has none"[:300])
+            reason = error.message if isinstance(error, DeltarankError) else f"{type(error).__name__}: {error}"
+            self._warn(f"the card has no picture: {reason}"[:300])
             return None
 
     def _surroundings(self) -> dict[str, Any]:

@@ -427,6 +427,28 @@ def test_a_closed_pipe_is_no_matter(base: Path, full: Path, tmp_path: Path) -> N
     assert (tmp_path / "run" / "results.json").is_file()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space")
+@pytest.mark.parametrize("verb", ["compare", "extract"])
+def test_where_nothing_can_be_drawn_all_that_was_measured_is_there(
+    verb: str, base: Path, full: Path, tmp_path: Path
+) -> None:
+    """The engine that draws reserves more address space than `ulimit -v` leaves it, and ends its process."""
+    words = {"compare": "compare {} {} -o made --ranks 2 -q", "extract": "extract {} {} -o made -r 2 --server peft"}
+    command = f"ulimit -v 16000000; exec {sys.executable} -m deltarank {words[verb].format(base, full)}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+
+    assert "V8" in done.stderr
+    assert "stack trace" not in done.stderr
+    assert "mlp.down_proj" in done.stdout
+    if verb == "compare":
+        assert done.returncode == 1
+        assert "docs/messages.md#no-drawing" in done.stderr
+        assert names(tmp_path / "made") == {"results.json", "run.json"}
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "adapter_model.safetensors" in names(tmp_path / "made")
+
+
 def test_an_output_that_cannot_be_written(run: Run, base: Path, full: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     done = run("compare", base, full, "-o", tmp_path / "file" / "run", "--ranks", "8")

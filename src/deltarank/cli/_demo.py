@@ -117,7 +117,9 @@ def _conclude(runs: dict[str, Results], output: Path, *, quiet: bool) -> None:
     from deltarank.demo import findings, spoken
     from deltarank.report import write_report
 
-    written = write_report(list(runs.values()), output)
-    out("\n".join([*findings(runs, width=width()), "", *spoken(runs, width=width())]))
+    try:
+        written = write_report(list(runs.values()), output)
+    finally:  # a page that failed takes no findings with it
+        out("\n".join([*findings(runs, width=width()), "", *spoken(runs, width=width())]))
     say_written(written, sayer(quiet))
     out(f"\nThe page: {(output / 'report.html').resolve()}")

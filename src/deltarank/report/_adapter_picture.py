@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltarank.report._drawing import begin_drawing
+from deltarank.report._drawing import begin_drawing, drawing_ahead
 from deltarank.report._frame import framed
 from deltarank.report._text import clean, short, unbroken
 from deltarank.report._theme import INKS
@@ -69,7 +69,8 @@ def adapter_picture(about: Mapping[str, Any]) -> bytes:
         f"Shares of the whole change, ||W - W0||², of {names}",
         styles=[],
     )
-    return begin_drawing(picture)()
+    with drawing_ahead():
+        return begin_drawing(picture)()
 
 
 def _last_word(reference: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from deltarank.report._drawing import begin_script, finished_script
+from deltarank.report._drawing import begin_script, drawing_ahead, finished_script
 
 
 @cache
@@ -32,7 +32,9 @@ def begin() -> None:
 
 
 def _made() -> str:
-    script = finished_script() or _made_here()
+    with drawing_ahead():
+        begin_script()
+        script = finished_script() or _made_here()
     _keep(script)
     return script
 

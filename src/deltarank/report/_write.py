@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deltarank.errors import OutputError
+from deltarank.report._data import PageData
 from deltarank.report._drawing import begin_drawing, drawing_ahead
 from deltarank.report._html import render_page
 from deltarank.report._library import begin as begin_library
@@ -28,15 +29,12 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
     Everything is made before the first file is written; each is written beside its place and renamed.
 
     Raises:
-        OutputError: the folder cannot be written, or the disk is full.
+        OutputError: the folder cannot be written, the disk is full, or nothing can be drawn here.
         ValueError: there is no run.
     """
-    from deltarank.report._pictures import pictures
-
     page = page_data(runs)
-    drawings = {name: begin_drawing(picture) for name, picture in pictures(page).items()}
-    made = {"report.html": render_page(page).encode("utf-8")}
-    made |= {name: finished() for name, finished in drawings.items()}
+    with report_ahead():
+        made = _made(page)
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -47,6 +45,15 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
             cure="Give a folder that you may write to, on a disk with some megabytes free.",
             slug="output-unwritable",
         ) from error
+
+
+def _made(page: PageData) -> dict[str, bytes]:
+    """File name -> contents: the page is written while the pictures are drawn."""
+    from deltarank.report._pictures import pictures
+
+    drawings = {name: begin_drawing(picture) for name, picture in pictures(page).items()}
+    made = {"report.html": render_page(page).encode("utf-8")}
+    return made | {name: finished() for name, finished in drawings.items()}
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -35,6 +35,21 @@ except KeyboardInterrupt:
 """
 
 
+HAS_LITTLE_SPACE = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+sys.path[:0] = {path}
+from builders import model, results
+from deltarank.errors import OutputError
+from deltarank.report import page_html, write_report
+for draw in (lambda: write_report([results(model(layers=2))], {folder}), lambda: page_html([results(model(layers=2))])):
+    try:
+        draw()
+    except OutputError as error:
+        print(error.slug)
+"""
+
+
 @pytest.fixture(scope="module")
 def alone() -> bytes:
     """Drawn without a helper."""
@@ -85,6 +100,23 @@ def test_one_that_dies_is_not_missed(
 
     assert [finished() for finished in drawn] == [alone] * 3
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space")
+def test_an_engine_that_cannot_start_traps_its_helper_and_nobody_else(tmp_path: Path) -> None:
+    """V8 reserves more address space than this process may have, and ends the process that asked for it."""
+    folder = tmp_path / "report"
+    script = HAS_LITTLE_SPACE.format(path=repr(sys.path), folder=repr(str(folder)))
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (told.returncode, told.stdout.split(), told.stderr) == (0, ["no-drawing"] * 2, "")
+    assert not folder.exists()
 
 
 def test_one_that_cannot_start_is_not_missed(alone: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
