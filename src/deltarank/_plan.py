@@ -146,8 +146,8 @@ def measuring(pair: Pair, settings: Settings) -> Step:
     """What measuring one matrix at all asked ranks costs."""
     rows, columns = pair.shape
     device = settings.torch_device
-    solver = chosen(settings.solver, rows, columns, settings.ranks, device)
-    known = rates(device)
+    solver = chosen(settings.solver, rows, columns, settings.ranks, device, tolerance=settings.tolerance)
+    known = rates(device, settings.tolerance)
     if solver == "exact":
         seconds = exact_seconds(rows, columns, known)
     else:
@@ -161,7 +161,7 @@ def _memory(pair: Pair, solver: str, settings: Settings) -> float:
     side = min(pair.shape)
     if solver == "exact":
         return number * (pair.entries + 2.0 * side * side)
-    return krylov_memory(*pair.shape, max(settings.ranks), rates(settings.torch_device), number)
+    return krylov_memory(*pair.shape, max(settings.ranks), rates(settings.torch_device, settings.tolerance), number)
 
 
 def total_memory() -> int | None:

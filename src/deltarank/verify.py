@@ -209,7 +209,7 @@ class _Scales:
             return None
         rows, columns = target.base.shape
         solver = make_solver(
-            chosen("auto", rows, columns, (rank,), self.settings.torch_device),
+            chosen("auto", rows, columns, (rank,), self.settings.torch_device, tolerance=TOLERANCE),
             workspace,
             tolerance=TOLERANCE,
             seed=zlib.crc32(target.name.encode()),

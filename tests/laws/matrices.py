@@ -115,7 +115,7 @@ def measured(
     rows, columns = base.shape
     delta = torch.empty(rows, columns, dtype=dtype)
     sums = subtract(base, finetune, out=delta, workspace=workspace)
-    name = chosen(solver, rows, columns, ranks, torch.device("cpu"))
+    name = chosen(solver, rows, columns, ranks, torch.device("cpu"), tolerance=tolerance)
     found = measure(
         delta,
         sums.energy,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltarank.spectra import Workspace
+from deltarank.spectra import Workspace, chosen
 from deltarank.spectra._krylov import Krylov
 from deltarank.spectra._low import has_fast_int8, int8_product
 from deltarank.spectra._operator import Operator, Products, Square, lowered
@@ -129,3 +129,10 @@ def test_a_square_operator_is_symmetric_between_rows() -> None:
     assert within.double().numpy() == pytest.approx(
         (block.double() @ wide.double() @ wide.double().T @ block.double().T).numpy(), abs=0.02 * 500
     )
+
+
+def test_auto_counts_on_few_bits_only_where_the_tolerance_allows_them() -> None:
+    """In float32 a Krylov space of this shape takes as long as the whole spectrum."""
+    taken = {tolerance: chosen("auto", 2048, 8192, (64,), CPU, tolerance=tolerance) for tolerance in (1e-4, 1e-5)}
+
+    assert taken == {1e-4: "krylov", 1e-5: "exact"}

@@ -28,7 +28,11 @@ _CPU = Rates(symmetric=360e9, eigenvalues=60e9, skinny=100e9, small=60e9)
 _CPU_BFLOAT16 = replace(_CPU, skinny=280e9)
 _CPU_INT8 = replace(_CPU_BFLOAT16, rounded=1300e9, square=400e9)
 # Not measured: a large GPU by its data sheet, and symmetric eigenvalues by what others report.
-_CUDA = Rates(symmetric=40e12, eigenvalues=0.5e12, skinny=100e12, small=1e12)
+_CUDA_FLOAT32 = Rates(symmetric=40e12, eigenvalues=0.5e12, skinny=40e12, small=1e12)
+_CUDA = replace(_CUDA_FLOAT32, skinny=100e12)
+
+COARSE = 5e-5
+"""Directions found in few bits are good for a tolerance down to this, as they are."""
 
 SURELY = 0.8
 """Krylov iteration must promise this share of exact's time or less: exact gives the whole spectrum."""
@@ -37,10 +41,11 @@ SMALLER = 0.85
 """Of the size of a Krylov space, where blocks are small because D D' was formed."""
 
 
-def rates(device: torch.device) -> Rates:
+def rates(device: torch.device, tolerance: float = COARSE) -> Rates:
+    """In few bits too, where Krylov iteration may be in few bits."""
     if device.type == "cuda":
-        return _CUDA
-    if has_fast_bfloat16(device):
+        return _CUDA if tolerance >= COARSE else _CUDA_FLOAT32
+    if tolerance >= COARSE and has_fast_bfloat16(device):
         return _CPU_INT8 if has_fast_int8(device) else _CPU_BFLOAT16
     return _CPU
 
@@ -98,8 +103,8 @@ def _by_square(side: int, length: int, size: int, rates: Rates) -> float:
     return 2 * side**2 * length / rates.rounded + 2 * side**2 * SMALLER * size / rates.square
 
 
-def cheaper(rows: int, columns: int, rank: int, device: torch.device) -> str:
+def cheaper(rows: int, columns: int, rank: int, device: torch.device, tolerance: float) -> str:
     """ "exact" or "krylov"."""
-    known = rates(device)
+    known = rates(device, tolerance)
     promised = krylov_seconds(rows, columns, rank, known)
     return "krylov" if promised < SURELY * exact_seconds(rows, columns, known) else "exact"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra import _eigen as eigen
-from deltarank.spectra._auto import is_square_cheaper, rates
+from deltarank.spectra._auto import COARSE, is_square_cheaper, rates
 from deltarank.spectra._mixing import energy_mixed_out
 from deltarank.spectra._operator import Operator, Products, lowered
 from deltarank.spectra._rounded import rounded_gram
@@ -19,9 +19,6 @@ from deltarank.spectra._workspace import Workspace
 
 DOMINANT = 0.25
 """If one value has this share of the energy or more, its rounding in few bits would drown the others."""
-
-COARSE = 5e-5
-"""Directions found in few bits are good for a tolerance down to this, as they are."""
 
 MOST_BLURRED = 0.5
 """Of the tolerance, that few bits may use up."""

@@ -13,13 +13,15 @@ from deltarank.spectra._workspace import Workspace
 SOLVERS = ("auto", "exact", "krylov")
 
 
-def chosen(asked: str, rows: int, columns: int, ranks: tuple[int, ...], device: torch.device) -> str:
+def chosen(
+    asked: str, rows: int, columns: int, ranks: tuple[int, ...], device: torch.device, *, tolerance: float
+) -> str:
     """The solver that `asked` comes to for a matrix of this shape.
 
     A Krylov space that would fill most of the short side has nothing to iterate on: that is `exact`, whoever asked.
     """
     if asked == "auto":
-        return cheaper(rows, columns, max(ranks), device)
+        return cheaper(rows, columns, max(ranks), device, tolerance)
     return "exact" if asked == "krylov" and fills(min(rows, columns), max(ranks)) else asked
 
 
