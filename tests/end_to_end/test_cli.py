@@ -433,9 +433,11 @@ def test_where_nothing_can_be_drawn_all_that_was_measured_is_there(
     verb: str, base: Path, full: Path, tmp_path: Path
 ) -> None:
     """The engine that draws reserves more address space than `ulimit -v` leaves it, and ends its process."""
-    words = {"compare": "compare {} {} -o made --ranks 2 -q", "extract": "extract {} {} -o made -r 2 --server peft"}
-    command = f"ulimit -v 16000000; exec {sys.executable} -m deltarank {words[verb].format(base, full)}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    asked = {"compare": ["--ranks", "2", "-q"], "extract": ["-r", "2", "--server", "peft"]}[verb]
+    limited = ["sh", "-c", 'ulimit -v 16000000; exec "$@"', "sh", sys.executable, "-m", "deltarank"]
+    done = subprocess.run(
+        [*limited, verb, base, full, "-o", "made", *asked], capture_output=True, text=True, cwd=tmp_path
+    )
 
     assert "V8" in done.stderr
     assert "stack trace" not in done.stderr

@@ -53,7 +53,7 @@ def drawing_ahead() -> Iterator[None]:
 def begin_drawing(chart: Spec) -> Callable[[], bytes]:
     """Has the drawing begun, if there is a helper. What comes back gives the PNG, and waits for it.
 
-    That raises OutputError where the engine cannot start, if there was a helper to find it out.
+    That raises OutputError where the engine gives up, if there was a helper to find it out.
     """
     helper = _helpers[-1] if _helpers else None
     drawn = helper.asked(chart) if helper else None
@@ -63,7 +63,7 @@ def begin_drawing(chart: Spec) -> Callable[[], bytes]:
 
         svg = drawn.result() if drawn is not None else None
         if svg is None:
-            _refuse_where_none_starts(helper)
+            _refuse_if_trapped(helper)
             return bytes(vl_convert.vegalite_to_png(chart, scale=SCALE, allowed_base_urls=[]))
         return bytes(vl_convert.svg_to_png(svg, scale=SCALE))
 
@@ -80,21 +80,21 @@ def finished_script() -> str | None:
     """What came of it, if it was begun.
 
     Raises:
-        OutputError: the engine cannot start.
+        OutputError: the engine gave up.
     """
     begun = _helpers[-1].script if _helpers else None
     script = begun.result() if begun is not None else None
     if script is None:
-        _refuse_where_none_starts(_helpers[-1] if _helpers else None)
+        _refuse_if_trapped(_helpers[-1] if _helpers else None)
     return script
 
 
-def _refuse_where_none_starts(helper: _Helper | None) -> None:
+def _refuse_if_trapped(helper: _Helper | None) -> None:
     if helper and helper.was_trapped:
         raise OutputError(
-            "nothing can be drawn: the engine of vl_convert (V8) cannot start here.",
-            cure="It reserves much address space when it starts: lift that limit (`ulimit -v unlimited`), or draw the "
-            "page elsewhere, with `deltarank report RUN`: results.json is whole.",
+            "nothing can be drawn: the engine of vl_convert (V8) gave up, and took its process with it.",
+            cure="It reserves much address space when it starts: lift such a limit (`ulimit -v unlimited`), or draw "
+            "the page elsewhere, with `deltarank report RUN`: results.json is whole.",
             slug="no-drawing",
         )
 
