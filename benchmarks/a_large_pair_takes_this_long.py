@@ -28,7 +28,7 @@ import _report
 from _contest import disturbance
 from _process import run
 from _shapes import SHAPES, Pair, Shape, ensure
-from deltarank.words import duration
+from deltarank.results import duration
 
 NAME = Path(__file__).stem
 MODES = {

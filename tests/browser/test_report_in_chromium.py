@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from chromium import NBSP, Opened
 
-from deltarank.words import figure, percent
+from deltarank.results import figure, percent
 
 pytestmark = pytest.mark.browser
 
@@ -209,7 +209,7 @@ def test_experts_of_one_square_can_be_chosen(show):
 
 
 def test_of_more_experts_than_lines_each_square_says_how_many(show, monkeypatch):
-    monkeypatch.setattr("deltarank.report._rows.MOST_LISTED", 50)
+    monkeypatch.setattr("deltarank.report.view.matrices.MOST_LISTED", 50)
     opened = show([builders.results(odd()["128 experts"])])
 
     assert opened.text("#matrix-choice span") == "128 in this square; the 25 that lose the most"

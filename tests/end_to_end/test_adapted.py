@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import deltarank
 import peft_adapters as made
 import tiny_architectures as architectures
-from deltarank._bench import Bench
 from deltarank.errors import AdapterError, CheckpointError
+from deltarank.jobs.compare import Bench
 from deltarank.results import Outcome, Results
 from hub import FakeHub, client_environment
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
 
 import deltarank
-from deltarank.bases import BaseKind, which_base
 from deltarank.cli import main
 from deltarank.errors import CheckpointError, JobError, UsageError
+from deltarank.jobs.which_base.run import BaseKind, which_base
 
 
 @pytest.fixture(scope="module")

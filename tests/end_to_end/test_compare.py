@@ -22,13 +22,11 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
 
 import deltarank
-from deltarank._bench import Bench
-from deltarank._crew import Crew
-from deltarank._plan import make_plan
-from deltarank._settings import Settings
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import OutputError
+from deltarank.jobs.compare import Bench
 from deltarank.results import MatrixResult, Outcome, Results, VerdictKind
+from deltarank.runtime import Crew, Settings, make_plan
 
 Weights = Mapping[str, torch.Tensor]
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deltarank.behaviour_results import CandidateKind, Outputs
 from deltarank.cli import main
-from deltarank.cli._demo import FINETUNES, RANKS, SPOKEN, YARDSTICKS
-from deltarank.results import Results, Total
+from deltarank.cli.demo import FINETUNES, RANKS, SPOKEN, YARDSTICKS
+from deltarank.results import CandidateKind, Outputs, Results, Total
 
 pytestmark = pytest.mark.slow
 

@@ -32,8 +32,8 @@ import deltarank
 import peft_adapters as made
 from deltarank.adapters import kind_of
 from deltarank.errors import AdapterError
+from deltarank.jobs.verify.result import How
 from deltarank.results import Outcome
-from deltarank.verify import How
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 RANK = 6

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import deltarank._assembly
+import deltarank._extractor
 import numpy as np
 import pytest
 import torch
@@ -23,8 +25,6 @@ from tiny_checkpoints import LAYERS, MATRICES, base_weights, full_finetune, merg
 from transformers import AutoModelForCausalLM
 
 import deltarank
-import deltarank._assembly
-import deltarank._extractor
 from deltarank.cli import main
 from deltarank.errors import DeltarankError, JobError, OutputError, ResultsError
 from deltarank.results import Outcome

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deltarank
-from deltarank._bench import Bench, stacks
-from deltarank._plan import make_plan
-from deltarank._settings import Settings
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+from deltarank.jobs.compare import Bench
+from deltarank.jobs.compare.measure import stacks
 from deltarank.results import MatrixResult, Outcome, Results
+from deltarank.runtime import Settings, make_plan
 
 EXPERTS, ROWS, COLUMNS = 40, 24, 48
 RANKS = [1, 4, 8, 16]

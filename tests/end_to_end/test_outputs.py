@@ -20,12 +20,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import deltarank
 import peft_adapters as made
-from deltarank.behaviour_results import Candidate, CandidateKind, Outputs
 from deltarank.cli import main
-from deltarank.demo._model import tokenizer
-from deltarank.demo._recipe import Recipe
+from deltarank.demo.model import tokenizer
+from deltarank.demo.recipe import Recipe
 from deltarank.errors import AdapterError, DeltarankError
-from deltarank.results import Results
+from deltarank.results import Candidate, CandidateKind, Outputs, Results
 
 RECIPE = Recipe()
 RANKS = (1, 4, 16, 48)
@@ -240,7 +239,7 @@ def test_attribution_swaps_one_matrix_at_a_time(models: Path, found: Results) ->
 def test_swapping_in_place_is_loading_anew(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"attribute": "layer", "ranks": (1,)}
     in_place = outputs_of(spoken(models, **options)).attribution
-    monkeypatch.setattr("deltarank._swaps.file_names", lambda *_: None)
+    monkeypatch.setattr("deltarank.jobs.outputs.attribution.file_names", lambda *_: None)
 
     assert outputs_of(spoken(models, **options)).attribution == in_place
 
@@ -250,8 +249,8 @@ def test_a_model_that_does_not_fit_is_streamed_with_the_same_numbers(
 ) -> None:
     options = {"attribute": "module", "ranks": (4,), "adapters": [models / "adapter"], "yardsticks": ["q8_0"]}
     whole = outputs_of(spoken(models, **options))
-    monkeypatch.setattr("deltarank._outputs_job.room_on", lambda _: 100_000)
-    monkeypatch.setattr("deltarank._turns.load", _not_to_be_called)
+    monkeypatch.setattr("deltarank.jobs.outputs.job.room_on", lambda _: 100_000)
+    monkeypatch.setattr("deltarank.jobs.outputs.loaded_model.load", _not_to_be_called)
     streamed = outputs_of(spoken(models, **options))
 
     for ours, theirs in zip(streamed.candidates, whole.candidates, strict=True):

@@ -24,7 +24,7 @@ from transformers import (
 import deltarank
 import peft_adapters as made
 from deltarank.adapters import kind_of
-from deltarank.verify import How
+from deltarank.jobs.verify.result import How
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 _FEW = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

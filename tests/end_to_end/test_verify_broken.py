@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 
 import deltarank
 import peft_adapters as made
-from deltarank.adapters._read_config import _FIELDS
+from deltarank.adapters.config_read import _FIELDS
 from deltarank.cli import main
 from deltarank.errors import AdapterError
-from deltarank.verify import FitKind
+from deltarank.jobs.verify.result import FitKind
 
 STEM = "base_model.model.model.layers.0.mlp.up_proj"
 A, B = f"{STEM}.lora_A.weight", f"{STEM}.lora_B.weight"

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 import deltarank
-from deltarank.adapters import open_adapter
-from deltarank.adapters._read import Adapter
-from deltarank.adapters._read_config import LoraConfig, parse_config
+from deltarank.adapters import Adapter, open_adapter
+from deltarank.adapters.config_read import LoraConfig, parse_config
 from fuzz.hostile import JSON, WORDS, as_json, cases, spoilt, survives, torn
 
 CONFIG = {

@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 import deltarank
 from deltarank.checkpoints import Checkpoint, open_checkpoint
-from deltarank.checkpoints._headers import BITS
+from deltarank.checkpoints.formats.safetensors_header import BITS
 from fuzz.hostile import JSON, SCALARS, WORDS, as_json, cases, spoilt, survives, torn
 
 SHAPES = {

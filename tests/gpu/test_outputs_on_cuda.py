@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import deltarank
-from deltarank.demo._model import tokenizer
-from deltarank.demo._recipe import Recipe
+from deltarank.demo.model import tokenizer
+from deltarank.demo.recipe import Recipe
 from deltarank.results import Results
 from tiny_architectures import write_pair
 
@@ -45,7 +45,7 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "text.txt").write_text("the rain fell on the stones and the old man counted them\n")
     on_cpu = spoken(tmp_path, "cpu").outputs
     if room is not None:
-        monkeypatch.setattr("deltarank._outputs_job.room_on", lambda _: room)
+        monkeypatch.setattr("deltarank.jobs.outputs.job.room_on", lambda _: room)
     on_gpu = spoken(tmp_path, "cuda").outputs
 
     assert on_cpu is not None

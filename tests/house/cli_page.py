@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from deltarank import cli
+from deltarank.cli import main as cli
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 GROUP = cli.deltarank

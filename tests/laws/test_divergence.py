@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import log_softmax, rel_entr
 
-from deltarank.behaviour._divergence import TokenStats, token_stats
+from deltarank.divergence import TokenStats, token_stats
 
 FLOATS = ["kld", "kld_reverse", "nll", "reference_nll", "delta_p", "top_p"]
 

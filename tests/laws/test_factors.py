@@ -7,9 +7,8 @@ import pytest
 import torch
 from matrices import MAKERS, SIZES, case, pair, stored_delta
 
-from deltarank.spectra import Factors, Workspace, factors, factors_cost, residual_energy, subtract
-from deltarank.spectra._auto import rates
-from deltarank.spectra._low import has_fast_int8
+from deltarank.spectra import Factors, Workspace, factors, factors_cost, rates, residual_energy, subtract
+from deltarank.spectra.low_precision import has_fast_int8
 
 RANKS = (1, 8, 64)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -43,7 +42,7 @@ def share_lost(exact: np.ndarray, found: Factors) -> float:
 
 
 def always(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr("deltarank.spectra._factors._cheapest", lambda *_: (way, 0.0))
+    monkeypatch.setattr("deltarank.spectra.factors._cheapest", lambda *_: (way, 0.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

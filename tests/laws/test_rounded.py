@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from deltarank.spectra import Workspace, chosen
-from deltarank.spectra._krylov import Krylov
-from deltarank.spectra._low import has_fast_int8, int8_product
-from deltarank.spectra._operator import Operator, Products, Square, lowered
-from deltarank.spectra._rounded import rounded_gram
-from deltarank.spectra._space import Space
+from deltarank.spectra.int8_gram import rounded_gram
+from deltarank.spectra.krylov import Krylov
+from deltarank.spectra.krylov_space import Space
+from deltarank.spectra.low_precision import has_fast_int8, int8_product
+from deltarank.spectra.operator import Operator, Products, Square, lowered
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not has_fast_int8(CPU), reason="this processor multiplies no numbers of 8 bits")

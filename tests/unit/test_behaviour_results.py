@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from deltarank.behaviour_results import (
+from deltarank.errors import ResultsError
+from deltarank.results import (
     Attribution,
     BlindBound,
     Candidate,
@@ -25,7 +26,6 @@ from deltarank.behaviour_results import (
     TwoSampleTest,
     Writing,
 )
-from deltarank.errors import ResultsError
 
 DIVERGENCE = Divergence(0.1, None, 0.2, 0.05, 0.2, 0.3, 0.5, 0.9, 1.1)
 LOGITS = Logits(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.cli._ranks import parse_ranks
-from deltarank.cli._run import default_output
-from deltarank.cli._say import out, printable
+from deltarank.cli.rank_list import parse_ranks
+from deltarank.cli.run_command import default_output
+from deltarank.cli.streams import out, printable
 from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_RANKS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deltarank.cli._progress import Bar, Lines, watching
+from deltarank.cli.progress import Bar, Lines, watching
 
 
 class Terminal(io.StringIO):

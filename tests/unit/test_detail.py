@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltarank._detail import Detail
+from deltarank.jobs.compare.spectrum_detail import Detail
 from deltarank.results import DEFAULT_RANKS
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from deltarank import _meter
-from deltarank._meter import Meter
-from deltarank._watch import Watch
 from deltarank.checkpoints import Pair, Piece, Traffic
+from deltarank.runtime import Meter, Watch
+from deltarank.runtime import throughput as _meter
 
 
 class Heard(Watch):

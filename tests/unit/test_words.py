@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.words import count, duration, figure, listing, percent, percents, size
+from deltarank.results import count, duration, figure, listing, percent, percents, size
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,16 @@ Budget                                        where the whole change went
 exact_targets, factor_keys, write_weights ... how an adapter is written
 """
 
-from deltarank.adapters._aim import Landing
-from deltarank.adapters._apply import Applied, Change, NewBias, apply
-from deltarank.adapters._budget import Budget, LeftOut, Spent
-from deltarank.adapters._config import adapter_config
-from deltarank.adapters._effect import Effect
-from deltarank.adapters._habits import habits_of
-from deltarank.adapters._names import bias_key, exact_targets, factor_keys, is_module, module_of, type_of, whole_key
-from deltarank.adapters._read import Adapter, Harm, Kind, Part, Stray, open_adapter
-from deltarank.adapters._servers import (
+from __future__ import annotations
+
+from deltarank.adapters.apply import Applied, Change, NewBias, apply
+from deltarank.adapters.as_checkpoint import factors_of, is_adapted, open_finetune
+from deltarank.adapters.budget import Budget, LeftOut, Spent
+from deltarank.adapters.config_write import adapter_config
+from deltarank.adapters.keys import bias_key, exact_targets, factor_keys, is_module, module_of, type_of, whole_key
+from deltarank.adapters.read import Adapter, Harm, Kind, Part, Stray, open_adapter
+from deltarank.adapters.server_semantics import habits_of
+from deltarank.adapters.servers import (
     DEFAULT_SERVER,
     Server,
     Stack,
@@ -29,7 +30,9 @@ from deltarank.adapters._servers import (
     taken_for_experts,
     words_for,
 )
-from deltarank.adapters._write import (
+from deltarank.adapters.targets import Landing
+from deltarank.adapters.update import Effect
+from deltarank.adapters.write import (
     ABOUT,
     CARD,
     CONFIG,
@@ -76,13 +79,16 @@ __all__ = [
     "exact_targets",
     "factor_keys",
     "factors_from",
+    "factors_of",
     "habits_of",
     "interleaved",
+    "is_adapted",
     "is_module",
     "is_transposed",
     "kind_of",
     "module_of",
     "open_adapter",
+    "open_finetune",
     "router_in_peft",
     "rules_date",
     "server",

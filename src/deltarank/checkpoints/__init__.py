@@ -5,17 +5,19 @@ pair_checkpoints(base, finetune) -> Pairing    the plan: pairs, leftovers, skipp
 chunks(pair.base, pair.finetune)               rows of both sides, through reused buffers
 """
 
-from deltarank.checkpoints._adapters import adapter_folder
-from deltarank.checkpoints._checkpoint import Checkpoint, open_checkpoint
-from deltarank.checkpoints._chunks import Lookahead, chunks, interrupt, rows_of, will_need
-from deltarank.checkpoints._fetch import checked_way, fetch_small
-from deltarank.checkpoints._fused import as_expert
-from deltarank.checkpoints._headers import TensorInfo
-from deltarank.checkpoints._names import without_wrappers
-from deltarank.checkpoints._pairing import pair_checkpoints
-from deltarank.checkpoints._pieces import PLAIN, Leftover, Pair, Pairing, Piece
-from deltarank.checkpoints._remote import Traffic
-from deltarank.checkpoints._source import LocalSource, Source
+from __future__ import annotations
+
+from deltarank.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from deltarank.checkpoints.chunks import Lookahead, chunks, interrupt, rows_of, will_need
+from deltarank.checkpoints.formats.safetensors_header import TensorInfo
+from deltarank.checkpoints.hub.adapter_folder import adapter_folder
+from deltarank.checkpoints.hub.fetch import checked_way, fetch_small
+from deltarank.checkpoints.hub.http_ranges import Traffic
+from deltarank.checkpoints.pairing.fused_experts import as_expert
+from deltarank.checkpoints.pairing.names import without_wrappers
+from deltarank.checkpoints.pairing.pair import pair_checkpoints
+from deltarank.checkpoints.pieces import PLAIN, Leftover, Pair, Pairing, Piece
+from deltarank.checkpoints.source import LocalSource, Source
 
 __all__ = [
     "PLAIN",

@@ -5,9 +5,17 @@ Importing this loads neither torch nor transformers; building a lab does.
 
 from __future__ import annotations
 
-from deltarank.demo._findings import findings
-from deltarank.demo._lab import Lab, Training, build_lab
-from deltarank.demo._reading import Reading, write_reading
-from deltarank.demo._spoken import spoken
+from deltarank.demo.findings import findings
+from deltarank.demo.lab import Lab, Training, build_lab
+from deltarank.demo.outputs_findings import spoken
+from deltarank.demo.reading import Reading, write_reading
 
-__all__ = ["Lab", "Reading", "Training", "build_lab", "findings", "spoken", "write_reading"]
+__all__ = [
+    "Lab",
+    "Reading",
+    "Training",
+    "build_lab",
+    "findings",
+    "spoken",
+    "write_reading",
+]

@@ -5,12 +5,12 @@ Importing this room is light: vl_convert and jinja2 are imported where a page or
 
 from __future__ import annotations
 
-from deltarank.report._adapter_picture import adapter_picture
-from deltarank.report._drawing import drawing_ahead
-from deltarank.report._html import page_html
-from deltarank.report._notebook import notebook_html
-from deltarank.report._terminal import terminal_summary
-from deltarank.report._write import report_ahead, write_report
+from deltarank.report.drawing.draw import drawing_ahead
+from deltarank.report.page.adapter_poster import adapter_picture
+from deltarank.report.page.html import page_html
+from deltarank.report.page.notebook import notebook_html
+from deltarank.report.page.write import report_ahead, write_report
+from deltarank.report.terminal.weights import terminal_summary
 
 __all__ = [
     "adapter_picture",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from deltarank.spectra._auto import exact_seconds, krylov_memory, krylov_seconds, rates
-from deltarank.spectra._delta import Sums, energy_of, subtract, subtract_stack
-from deltarank.spectra._factors import Cost, Factors, factors, factors_cost, residual_energy
-from deltarank.spectra._measure import audited, measure
-from deltarank.spectra._noise import noise_edge
-from deltarank.spectra._product import product_spectrum, product_sums
-from deltarank.spectra._solvers import SOLVERS, chosen, make_solver
-from deltarank.spectra._spectrum import Level, Spectrum
-from deltarank.spectra._stack import measure_stack, stack_size
-from deltarank.spectra._workspace import Workspace
+from deltarank.spectra.batched import measure_stack, stack_size
+from deltarank.spectra.choose import SOLVERS, chosen, make_solver
+from deltarank.spectra.cost_model import exact_seconds, krylov_memory, krylov_seconds, rates
+from deltarank.spectra.delta import Sums, energy_of, subtract, subtract_stack
+from deltarank.spectra.factors import Cost, Factors, factors, factors_cost, residual_energy
+from deltarank.spectra.low_rank_product import product_spectrum, product_sums
+from deltarank.spectra.measure import audited, measure
+from deltarank.spectra.noise_edge import noise_edge
+from deltarank.spectra.spectrum import Level, Spectrum
+from deltarank.spectra.workspace import Workspace
 
 __all__ = [
     "SOLVERS",

@@ -12,8 +12,8 @@ import torch
 
 import peft_adapters as made
 from deltarank.adapters import open_adapter
-from deltarank.adapters._read_config import parse_config
-from deltarank.adapters._read_patterns import Globs, Patterns, Unfit
+from deltarank.adapters.config_read import parse_config
+from deltarank.adapters.patterns import Globs, Patterns, Unfit
 from deltarank.errors import AdapterError, DeltarankError, HeaderError
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"

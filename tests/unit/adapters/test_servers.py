@@ -7,7 +7,7 @@ import re
 import pytest
 
 from deltarank.adapters import is_transposed, kind_of, rules_date, server, server_names, words_for
-from deltarank.cli._extract import SERVERS
+from deltarank.cli.extract import SERVERS
 from deltarank.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from deltarank._quiet import import_quietly, quietly
+from deltarank.system import import_quietly, quietly
 
 LOADS_A_MODEL = """
 import deltarank.behaviour, torch

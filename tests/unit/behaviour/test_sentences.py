@@ -9,19 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltarank.behaviour._divergence import TokenStats
-from deltarank.behaviour._statistics import logits_of
-from deltarank.behaviour._words import sentences_of
-from deltarank.behaviour_results import (
-    Attribution,
-    Candidate,
-    CandidateKind,
-    Outputs,
-    Part,
-    Text,
-    TwoSampleTest,
-    Writing,
-)
+from deltarank.divergence import TokenStats, logits_of
+from deltarank.jobs.outputs.verdict import sentences_of
+from deltarank.results import Attribution, Candidate, CandidateKind, Outputs, Part, Text, TwoSampleTest, Writing
 
 YARDSTICKS = {"q8_0": 0.002, "q4_0": 0.08}
 KINDS = {"base": CandidateKind.BASE, "finetune again": CandidateKind.CONTROL, "whole delta": CandidateKind.CONTROL}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deltarank.behaviour._bootstrap import resample
-from deltarank.behaviour._divergence import TokenStats
-from deltarank.behaviour._statistics import blind_bound, logits_of, tokens_to_tell
-from deltarank.behaviour_results import Interval, Logits
+from deltarank.divergence import TokenStats, logits_of
+from deltarank.divergence.bootstrap import resample
+from deltarank.divergence.summary import blind_bound, tokens_to_tell
 from deltarank.errors import JobError
+from deltarank.results import Interval, Logits
 
 LENGTHS = (40, 7, 120, 33, 1, 64)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltarank.behaviour._prompts import Prompt, builtin_prompts, read_prompts
-from deltarank.behaviour._texts import Document, read_texts
+from deltarank.divergence import Document, Prompt, read_prompts, read_texts
+from deltarank.divergence.prompts import builtin_prompts
 from deltarank.errors import DeltarankError, JobError, UsageError
 from unit.behaviour.some_tokenizers import FORGETS, NO_SYSTEM, byte_level, with_spaces_in_front
 

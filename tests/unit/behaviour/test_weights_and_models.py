@@ -12,10 +12,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from deltarank._lowrank import Decomposer, LowRank, carried
-from deltarank._plan import make_plan
-from deltarank._settings import Settings
-from deltarank.behaviour import (
+from deltarank.checkpoints import Checkpoint, open_checkpoint, pair_checkpoints
+from deltarank.errors import CheckpointError, JobError, UsageError
+from deltarank.jobs.outputs.low_rank import Decomposer, LowRank, carried
+from deltarank.models import (
     Edit,
     Head,
     Predictor,
@@ -29,8 +29,7 @@ from deltarank.behaviour import (
     stream,
     told_of_memory,
 )
-from deltarank.checkpoints import Checkpoint, open_checkpoint, pair_checkpoints
-from deltarank.errors import CheckpointError, JobError, UsageError
+from deltarank.runtime import Settings, make_plan
 from tiny_architectures import DENSE, EXPERTS, tokens, write_pair
 
 CPU = torch.device("cpu")

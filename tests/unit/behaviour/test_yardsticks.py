@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from deltarank._quiet import quietly
-from deltarank.behaviour._yardsticks import YARDSTICKS, yardstick
 from deltarank.errors import UsageError
+from deltarank.models import yardstick
+from deltarank.models.quantise import YARDSTICKS
+from deltarank.system import quietly
 
 # ||rounded - W|| / ||W|| for W ~ N(0, 0.02), 1024 x 4096
 KNOWN_ERRORS = {"q8_0": 0.0054, "q4_0": 0.0858, "nf4": 0.0920, "int8": 0.0087, "fp8": 0.0265}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deltarank.checkpoints import Leftover, Pair, Pairing, chunks, open_checkpoint, pair_checkpoints
-from deltarank.checkpoints._headers import BITS
+from deltarank.checkpoints.formats.safetensors_header import BITS
 
 Tensors = Mapping[str, Tensor]
 

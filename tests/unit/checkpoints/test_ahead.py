@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from deltarank.checkpoints import _ahead
-from deltarank.checkpoints._ahead import ReadAhead
-from deltarank.checkpoints._patience import GaveUpError
+from deltarank.checkpoints.hub import read_ahead as _ahead
+from deltarank.checkpoints.hub.read_ahead import ReadAhead
+from deltarank.checkpoints.hub.retry import GaveUpError
 
 CONTENT = random.Random(1).randbytes(100_000)
 

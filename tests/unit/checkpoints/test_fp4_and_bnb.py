@@ -20,8 +20,8 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
-from deltarank.checkpoints._bnb import _KINDS
-from deltarank.checkpoints._fp4 import MXFP4, NVFP4
+from deltarank.checkpoints.formats.bitsandbytes import _KINDS
+from deltarank.checkpoints.formats.fp4 import MXFP4, NVFP4
 
 STEM = NAME.removesuffix(".weight")
 CT = {"quant_method": "compressed-tensors"}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
-from deltarank.checkpoints._scaled import FP8
+from deltarank.checkpoints.formats.scaled import FP8
 from deltarank.errors import PairingError
 from deltarank.results import Outcome
 

@@ -43,7 +43,7 @@ from transformers import (
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
-from deltarank.checkpoints._gguf import ERRORS, FAMILIES
+from deltarank.checkpoints.formats.gguf import ERRORS, FAMILIES
 from deltarank.errors import CheckpointError, DeltarankError, HeaderError
 
 HEADS, KEYS = 4, 2

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
 from deltarank.checkpoints import TensorInfo, open_checkpoint
-from deltarank.checkpoints._headers import BITS, MAX_HEADER, parse_header
+from deltarank.checkpoints.formats.safetensors_header import BITS, MAX_HEADER, parse_header
 from deltarank.errors import HeaderError
 
 F32 = {"a": ("F32", (2, 3)), "b": ("BF16", (5,)), "c": ("F16", ())}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from deltarank.checkpoints import open_checkpoint
-from deltarank.checkpoints._index import MAX_INDEX, parse_index
+from deltarank.checkpoints.formats.shard_index import MAX_INDEX, parse_index
 from deltarank.errors import HeaderError
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltarank.checkpoints._headers import TensorInfo
-from deltarank.checkpoints._names import Namer, Vocabulary
-from deltarank.checkpoints._prefixes import match_names
+from deltarank.checkpoints import TensorInfo
+from deltarank.checkpoints.pairing.names import Namer, Vocabulary
+from deltarank.checkpoints.pairing.prefixes import match_names
 
 
 def infos(*names: str, shape: tuple[int, ...] = (4, 4)) -> dict[str, TensorInfo]:

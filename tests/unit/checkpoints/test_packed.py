@@ -16,7 +16,7 @@ from quantised import NAME, decoded, relative_error, weights
 from torch import Tensor
 
 from deltarank.checkpoints import open_checkpoint
-from deltarank.checkpoints._integers import integer_error, unpack
+from deltarank.checkpoints.formats.packed_integers import integer_error, unpack
 from deltarank.errors import CheckpointError, PairingError
 
 STEM = NAME.removesuffix(".weight")

@@ -8,7 +8,7 @@ from email.utils import formatdate
 
 import pytest
 
-from deltarank.checkpoints._patience import LONGEST_TOLD, TRIES, GaveUpError, Patience, told_wait
+from deltarank.checkpoints.hub.retry import LONGEST_TOLD, TRIES, GaveUpError, Patience, told_wait
 
 
 def patience() -> tuple[Patience, list[float], list[str]]:

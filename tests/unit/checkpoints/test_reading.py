@@ -13,17 +13,9 @@ import pytest
 import torch
 from files import llama, numbers, read, save
 
-from deltarank.checkpoints import (
-    LocalSource,
-    Lookahead,
-    Pair,
-    chunks,
-    open_checkpoint,
-    pair_checkpoints,
-    will_need,
-)
-from deltarank.checkpoints import _chunks as chunks_module
-from deltarank.checkpoints import _source as source_module
+from deltarank.checkpoints import LocalSource, Lookahead, Pair, chunks, open_checkpoint, pair_checkpoints, will_need
+from deltarank.checkpoints import chunks as chunks_module
+from deltarank.checkpoints import source as source_module
 from deltarank.errors import CheckpointError
 
 

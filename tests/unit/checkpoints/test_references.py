@@ -11,7 +11,7 @@ from files import llama, numbers, save, write_index
 from safetensors.torch import save_file
 
 from deltarank.checkpoints import open_checkpoint
-from deltarank.checkpoints._refs import HubRef, LocalRef, parse_ref
+from deltarank.checkpoints.references import HubRef, LocalRef, parse_ref
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
 
 

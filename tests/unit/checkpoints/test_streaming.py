@@ -14,10 +14,10 @@ import pytest
 import torch
 from files import llama, save, write_index
 
-from deltarank.checkpoints import _fetch
-from deltarank.checkpoints._fetch import SPARE
-from deltarank.checkpoints._refs import HubRef
-from deltarank.words import size
+from deltarank.checkpoints.hub import fetch as _fetch
+from deltarank.checkpoints.hub.fetch import SPARE
+from deltarank.checkpoints.references import HubRef
+from deltarank.results import size
 from hub import TOKEN, Client, FakeHub, Fault
 
 BIG = llama(hidden=256, words=900, layers=2)

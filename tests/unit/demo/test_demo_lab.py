@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deltarank.demo import _build
-from deltarank.demo._lab import Lab, build_by
-from deltarank.demo._recipe import Course, Recipe
+from deltarank.demo import Lab
+from deltarank.demo import build as _build
+from deltarank.demo.lab import build_by
+from deltarank.demo.recipe import Course, Recipe
 from deltarank.errors import OutputError
 
 TINY = Recipe(

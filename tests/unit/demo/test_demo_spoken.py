@@ -6,19 +6,25 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from deltarank.behaviour_results import (
+from deltarank.demo import spoken, write_reading
+from deltarank.results import (
     Attribution,
     Candidate,
     CandidateKind,
     Divergence,
     Interval,
     Logits,
+    Loss,
+    MatrixResult,
+    Outcome,
     Outputs,
     Part,
+    Reference,
+    Results,
     Text,
+    Verdict,
+    VerdictKind,
 )
-from deltarank.demo import spoken, write_reading
-from deltarank.results import Loss, MatrixResult, Outcome, Reference, Results, Verdict, VerdictKind
 
 OWN = "its own answers"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.demo._text import _manual, _text, read_texts, split_docstrings
+from deltarank.demo.text import _manual, _text, read_texts, split_docstrings
 from deltarank.errors import JobError
 
 LIMIT = 250_000

@@ -9,17 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deltarank.results import (
-    AuditRow,
-    Loss,
-    MatrixResult,
-    Outcome,
-    Reference,
-    Results,
-    Skipped,
-    Verdict,
-    VerdictKind,
-)
+from deltarank.results import AuditRow, Loss, MatrixResult, Outcome, Reference, Results, Skipped, Verdict, VerdictKind
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 LLAMA = {

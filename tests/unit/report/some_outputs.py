@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from builders import HOSTILE
 
-from deltarank.behaviour_results import (
+from deltarank.results import (
     Attribution,
     BlindBound,
     Candidate,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.report._difference import difference, words_of
+from deltarank.report.view.text_diff import difference, words_of
 
 words = st.lists(st.sampled_from(["a", "b", "c", "deep", "sea", ",", "."]), max_size=30)
 

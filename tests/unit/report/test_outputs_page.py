@@ -14,12 +14,13 @@ import pytest
 from builders import HOSTILE, hostile, low_rank, model, results
 from some_outputs import KLD, OWN, WIKI, attribution, candidate, hostile_outputs, logits, outputs
 
-from deltarank.behaviour_results import CandidateKind, Interval, Outputs, Sample, Slice
 from deltarank.report import notebook_html, page_html, terminal_summary, write_report
-from deltarank.report._outputs_charts import ticks
-from deltarank.report._outputs_data import AGAIN
-from deltarank.report._outputs_payload import STEPS, outputs_charts, outputs_payload
-from deltarank.report._outputs_rows import (
+from deltarank.report.charts.outputs import ticks
+from deltarank.report.page.outputs_payload import STEPS, outputs_charts, outputs_payload
+from deltarank.report.page.payload import embedded
+from deltarank.report.view.build import page_data
+from deltarank.report.view.outputs_build import MOST_PIECES, outputs_view
+from deltarank.report.view.outputs_chart_rows import (
     document_rows,
     kld_span,
     level_rows,
@@ -29,10 +30,9 @@ from deltarank.report._outputs_rows import (
     span_of,
     token_rows,
 )
-from deltarank.report._outputs_table import HEADINGS, kept_table, logits_lines, notes_of, writing_lines
-from deltarank.report._outputs_view import MOST_PIECES, outputs_view
-from deltarank.report._payload import embedded
-from deltarank.report._view import page_data
+from deltarank.report.view.outputs_page import AGAIN
+from deltarank.report.view.outputs_tables import HEADINGS, kept_table, logits_lines, notes_of, writing_lines
+from deltarank.results import CandidateKind, Interval, Outputs, Sample, Slice
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ONE = results(model(layers=2), outputs=outputs())

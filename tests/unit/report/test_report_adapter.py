@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deltarank.report import adapter_picture
-from deltarank.report._adapter_picture import MOST_MODULES, _bars
+from deltarank.report.page.adapter_poster import MOST_MODULES, _bars
 
 HOSTILE = "evil\u202e\n<script>" + 200 * "x"
 

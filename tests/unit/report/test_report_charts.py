@@ -11,10 +11,10 @@ import pytest
 from builders import hostile, low_rank, model, results
 from some_outputs import outputs
 
-from deltarank.report._outputs_payload import outputs_charts
-from deltarank.report._payload import charts
-from deltarank.report._pictures import pictures
-from deltarank.report._view import page_data
+from deltarank.report.page.outputs_payload import outputs_charts
+from deltarank.report.page.payload import charts
+from deltarank.report.page.posters import pictures
+from deltarank.report.view.build import page_data
 from deltarank.results import Results
 
 PAGES = {

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from builders import LLAMA, RANKS, experts, flat, hostile, low_rank, matrix, merge, model, not_finite, results
 
-from deltarank.report._data import PageData
-from deltarank.report._headline import plain
-from deltarank.report._modules import Group, arrange, group_of
-from deltarank.report._rows import MOST_DETAILED, spaced
-from deltarank.report._tables import columns, end_rows, spread, top_cosine
-from deltarank.report._text import NO_BREAK, clean, rounded_share, short, terse_percent
-from deltarank.report._view import page_data
+from deltarank.report.view.build import page_data
+from deltarank.report.view.chart_rows import columns, end_rows, spread, top_cosine
+from deltarank.report.view.headline import plain
+from deltarank.report.view.matrices import MOST_DETAILED, spaced
+from deltarank.report.view.modules import Group, arrange, group_of
+from deltarank.report.view.page import PageData
+from deltarank.report.view.text import NO_BREAK, clean, rounded_share, short, terse_percent
 from deltarank.results import Outcome, Results
 
 

@@ -14,10 +14,10 @@ import pytest
 from builders import model, results
 
 from deltarank.report import drawing_ahead
-from deltarank.report._drawing import _helpers, begin_drawing
-from deltarank.report._grammar import Spec
-from deltarank.report._pictures import pictures
-from deltarank.report._view import page_data
+from deltarank.report.charts.vega import Spec
+from deltarank.report.drawing.draw import _helpers, begin_drawing
+from deltarank.report.page.posters import pictures
+from deltarank.report.view.build import page_data
 
 TINY: Spec = {"data": {"values": [{"a": 1}, {"a": 2}]}, "mark": "point", "encoding": {"x": {"field": "a"}}}
 NO_CHART: Spec = {"mark": "no such mark"}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deltarank.report import _library, report_ahead
-from deltarank.report._drawing import _helpers
+from deltarank.report import report_ahead
+from deltarank.report.drawing import vega_bundle as _library
+from deltarank.report.drawing.draw import _helpers
 
 
 @pytest.fixture

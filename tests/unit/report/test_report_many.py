@@ -9,8 +9,8 @@ import pytest
 from builders import RANKS, experts, losses_of, model, results
 
 from deltarank.report import page_html
-from deltarank.report._rows import MOST_DETAILED, MOST_LISTED
-from deltarank.report._view import page_data
+from deltarank.report.view.build import page_data
+from deltarank.report.view.matrices import MOST_DETAILED, MOST_LISTED
 from deltarank.results import MatrixResult, Results, Total
 
 

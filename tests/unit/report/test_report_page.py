@@ -15,9 +15,9 @@ from builders import HOSTILE, experts, flat, hostile, low_rank, matrix, model, n
 
 import deltarank.report
 from deltarank.report import page_html
-from deltarank.report._payload import embedded, payload
-from deltarank.report._theme import COLOURS, INKS, RAMP
-from deltarank.report._view import page_data
+from deltarank.report.charts.theme import COLOURS, INKS, RAMP
+from deltarank.report.page.payload import embedded, payload
+from deltarank.report.view.build import page_data
 
 PAGE = Path(deltarank.report.__file__).parent / "page"
 

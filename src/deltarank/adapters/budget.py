@@ -1,0 +1,138 @@
+"""The loss budget: where the whole change ||W - W0||^2 went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from deltarank.adapters.servers import Server, words_for
+from deltarank.results import count, listing, percents
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What became of the energy of one matrix that was extracted: ||D||^2, ||D - D_r||^2, ||D - B A as written||^2."""
+
+    energy: float
+    truncated: float
+    lost: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A tensor that the adapter does not hold.
+
+    kind      "norm", "lm_head", ...; "excluded" and the like where it was not the server's doing
+    share     of the whole change; None if its change is unknown (not read, or only one side has it)
+    """
+
+    name: str
+    kind: str
+    reason: str
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Shares of ||W - W0||^2, summed over all that was read, that add up to 1.
+
+    kept         ||D||^2 - ||D - B A||^2 of the matrices that were extracted, and what was carried whole
+    truncated    ||D - D_r||^2: lost to the rank
+    rounded      ||D - B A||^2 - ||D - D_r||^2: lost to the rounding of A and B
+    left_out     in tensors that the adapter does not hold, by name in `tensors`
+    energy       the whole, ||W - W0||^2
+    """
+
+    kept: float
+    truncated: float
+    rounded: float
+    left_out: float
+    tensors: tuple[LeftOut, ...] = ()
+    energy: float = 0.0
+
+    @classmethod
+    def of(cls, spent: Iterable[Spent], carried: Iterable[float], left: Sequence[tuple[LeftOut, float | None]]) -> Self:
+        """From the energies of matrices, of tensors carried whole, and of those left out (None: unknown)."""
+        spent = list(spent)
+        out = math.fsum(energy or 0.0 for _, energy in left)
+        whole = math.fsum([*(s.energy for s in spent), *(carried := list(carried)), out])
+        if whole <= 0:
+            return cls(1.0, 0.0, 0.0, 0.0, tuple(_with_share(each, e and 0.0) for each, e in left))
+        tensors = (_with_share(each, None if energy is None else energy / whole) for each, energy in left)
+        return cls(
+            kept=math.fsum([*(s.energy - s.lost for s in spent), *carried]) / whole,
+            truncated=math.fsum(s.truncated for s in spent) / whole,
+            rounded=math.fsum(s.lost - s.truncated for s in spent) / whole,
+            left_out=out / whole,
+            tensors=tuple(sorted(tensors, key=lambda t: (-(t.share or 0.0), t.share is None, t.name))),
+            energy=whole,
+        )
+
+    def by_kind(self) -> dict[str, tuple[int, float]]:
+        """Kind -> (tensors that changed, share), the largest share first."""
+        kinds: dict[str, list[float]] = {}
+        for tensor in self.tensors:
+            if tensor.share:
+                kinds.setdefault(tensor.kind, []).append(tensor.share)
+        sums = {kind: (len(shares), math.fsum(shares)) for kind, shares in kinds.items()}
+        return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
+
+    def sentence(self, server: Server, rank: int) -> str:
+        """ "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 81 tensors that vLLM cannot load (norms)"."""
+        if self.energy == 0 and self.kept == 1:
+            return "changes nothing, since both checkpoints hold the same numbers"
+        kept, truncated, rounded, left_out = self.percents
+        parts = [f"keeps {kept} of the change"]
+        if self.truncated > 0:
+            parts.append(f"{truncated} truncated at rank {rank}")
+        if self.rounded >= 0.001:
+            parts.append(f"{rounded} lost to rounding")
+        if self.left_out > 0:
+            tensors = count(sum(number for number, _ in self.by_kind().values()), "tensor")
+            parts.append(f"{left_out} in {tensors} that {self._why(server)}")
+        unknown = [tensor.kind for tensor in self.tensors if tensor.share is None]
+        if unknown:
+            names = listing([words_for(kind) for kind in dict.fromkeys(unknown)], most=4)
+            parts.append(f"{count(len(unknown), 'tensor')} not counted ({names})")
+        return "; ".join(parts)
+
+    def _why(self, server: Server) -> str:
+        """What the server does with the kinds that are left out, each by name."""
+        kinds = list(self.by_kind())
+        asked = [words_for(kind) for kind in kinds if server.carries.get(kind) == "asked"]
+        never = [words_for(kind) for kind in kinds if server.carries.get(kind) != "asked"]
+        takes = f"takes if included by name ({listing(asked)})"
+        if not never:
+            return f"{server.title} {takes}"
+        return f"{server.leaves_out} ({listing(never, most=4)})" + (f" or {takes}" if asked else "")
+
+    @property
+    def percents(self) -> list[str]:
+        """Kept, truncated, rounded, left out, in words."""
+        return percents([self.kept, self.truncated, self.rounded, self.left_out])
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "kept": self.kept,
+            "truncated": self.truncated,
+            "rounded": self.rounded,
+            "left_out": self.left_out,
+            "energy": self.energy,
+            "kinds": [
+                {"kind": words_for(kind), "tensors": number, "share": share}
+                for kind, (number, share) in self.by_kind().items()
+            ],
+            "tensors": [{"name": t.name, "kind": t.kind, "reason": t.reason, "share": t.share} for t in self.tensors],
+        }
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        tensors = (LeftOut(t["name"], t["kind"], t["reason"], t["share"]) for t in data["tensors"])
+        shares = (data["kept"], data["truncated"], data["rounded"], data["left_out"])
+        return cls(*shares, tuple(tensors), data.get("energy", 0.0))
+
+
+def _with_share(tensor: LeftOut, share: float | None) -> LeftOut:
+    return LeftOut(tensor.name, tensor.kind, tensor.reason, share)

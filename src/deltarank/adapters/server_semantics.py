@@ -1,0 +1,138 @@
+"""How servers read an adapter, and what they refuse, by the rules of servers.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from deltarank.adapters.read import Adapter, Kind, Part
+from deltarank.adapters.servers import Server
+from deltarank.adapters.servers import server as server_rules
+from deltarank.errors import AdapterError
+from deltarank.results import listing
+
+
+class Habit(Enum):
+    """What a server does with something that not every adapter has."""
+
+    TAKES = "honoured"
+    IGNORES = "ignored"
+    REFUSES = "refused"
+
+
+PEFT, _TITLE = "peft", "PEFT"
+TAKES, IGNORES, REFUSES = Habit.TAKES, Habit.IGNORES, Habit.REFUSES
+
+# What servers.json does not say: a converter that takes norms, which are then ignored; a table that takes no factors.
+_FORGETS_NORMS = frozenset({"llama.cpp"})
+_NO_INPUT_FACTORS = frozenset({"lorax"})
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a server reads an adapter, by the rules of servers.json.
+
+    scale            "patterns": a matrix's own alpha and rank by the configuration; "config": one for all;
+                     "tensor": one alpha, and the rank of the factors in the file
+    most_rank        the highest rank that can be allowed
+    wholes, norms, biases, inputs    modules_to_save; norms among them; biases; factors of the input embedding
+    stacks           factors of experts that share a tensor
+    all_layers       a module that lacks a layer is dropped in all
+    unless           which versions read patterns all the same, in words
+    """
+
+    title: str
+    scale: str
+    patterns: Habit
+    rslora: Habit
+    most_rank: int | None
+    wholes: Habit
+    norms: Habit
+    biases: Habit
+    inputs: Habit
+    stacks: Habit
+    all_layers: bool
+    unless: str = ""
+
+    @property
+    def is_peft(self) -> bool:
+        return self.title == _TITLE
+
+    @classmethod
+    def of(cls, rules: Server) -> Habits:
+        wholes = Habit(rules.modules_to_save)
+        return cls(
+            title=rules.title,
+            scale=rules.scale,
+            patterns=Habit(rules.patterns),
+            rslora=Habit(rules.rslora),
+            most_rank=max(rules.ranks) if rules.ranks else None,
+            wholes=wholes,
+            norms=IGNORES if rules.name in _FORGETS_NORMS else wholes,
+            biases=Habit(rules.bias),
+            inputs=IGNORES if rules.name in _NO_INPUT_FACTORS else TAKES,
+            stacks=Habit(rules.stacks),
+            all_layers=rules.wants_whole_types,
+            unless=f" ({rules.patterns_read_by})" if rules.patterns_read_by else "",
+        )
+
+
+def habits_of(name: str | None) -> Habits:
+    """Raises UsageError (slug "bad-server") for a server that nobody knows."""
+    return Habits.of(server_rules(name or PEFT))
+
+
+def refuse(adapter: Adapter, habits: Habits) -> None:
+    reasons = list(_refusals(adapter, habits))
+    if reasons:
+        raise AdapterError(
+            f"{_loader(habits)} this adapter: {listing(reasons, most=4)}.",
+            cure="Leave out --server to measure it as PEFT applies it, or make one with `deltarank extract --server`.",
+            slug="adapter-refused",
+        )
+
+
+def _loader(habits: Habits) -> str:
+    return "Not every server loads" if habits.title == "every server" else f"{habits.title} does not load"
+
+
+def _refusals(adapter: Adapter, habits: Habits) -> Iterator[str]:
+    loras = [part for part in adapter.parts if part.is_lora]
+    highest = max([adapter.config.rank, *(part.rank for part in loras)])
+    if habits.most_rank is not None and highest > habits.most_rank:
+        yield f"it has rank {highest:,}, and the highest possible is {habits.most_rank}"
+    wholes = [part for part in adapter.parts if part.kind is Kind.WHOLE and habit_of(part, habits) is REFUSES]
+    if wholes or (adapter.config.modules_to_save and habits.wholes is REFUSES):
+        named = [ascii(part.tensor)[1:-1][:80] for part in wholes] or list(adapter.config.modules_to_save)
+        yield f"it holds whole tensors ({listing(named, most=2)})"
+    biases = any(part.kind is Kind.BIAS for part in adapter.parts) or adapter.config.bias != "none"
+    if habits.biases is REFUSES and (biases or adapter.config.lora_bias):
+        yield "it holds biases"
+    if habits.stacks is REFUSES and adapter.config.parameters:
+        yield "it has LoRAs on bare parameters (fused experts)"
+    if habits.rslora is REFUSES and adapter.config.rslora:
+        yield "it is rank-stabilised (use_rslora)"
+    if habits.patterns is REFUSES:
+        if adapter.config.has_patterns:
+            yield "it has a rank_pattern or an alpha_pattern"
+        if (mixed := _mixed(loras)) is not None:
+            yield f"the layers of {mixed} have unlike ranks"
+
+
+def _mixed(loras: Iterable[Part]) -> str | None:
+    """A module that has another rank in another layer."""
+    ranks: dict[str, int] = {}
+    for part in loras:
+        leaf = part.module.rsplit(".", 1)[-1]
+        if ranks.setdefault(leaf, part.rank) != part.rank:
+            return ascii(leaf)[1:-1]
+    return None
+
+
+def habit_of(part: Part, habits: Habits) -> Habit:
+    """Of a whole tensor or a bias."""
+    if part.kind is Kind.BIAS or part.tensor.endswith(".bias"):
+        return habits.biases
+    is_norm = part.module.rsplit(".", 1)[-1].endswith("norm")
+    return habits.norms if is_norm else habits.wholes

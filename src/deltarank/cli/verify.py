@@ -1,0 +1,106 @@
+"""`deltarank verify`: an adapter from disk, measured."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deltarank.cli.fetch_option import fetch_option
+from deltarank.cli.loading import loading
+from deltarank.cli.run_command import quieten_the_hub
+from deltarank.cli.streams import one_line, out, sayer, width
+from deltarank.results import count, figure, percent
+
+if TYPE_CHECKING:
+    from deltarank.jobs.verify import Tally, Verification
+
+MOST_MODULES, MOST_UNUSED = 24, 6
+_COLUMN = 9
+
+
+@click.command(short_help="Measure what an adapter makes of its base.")
+@click.argument("base")
+@click.argument("finetune")
+@click.argument("adapter")
+@click.option(
+    "--server",
+    type=click.Choice(["portable", "vllm", "sglang", "lorax", "llama.cpp", "peft"]),
+    help="Apply it as this server would; portable: as none of them refuses it.  [default: as PEFT does]",
+)
+@click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+@click.option("--adapter-revision", metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
+@fetch_option
+@click.option(
+    "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, alone, on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr.")
+def verify(as_json: bool, quiet: bool, **job: Any) -> None:
+    """Measure what ADAPTER makes of BASE, beside what finetuning did and the best LoRA of the same rank.
+
+    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it, or such a model on
+    the Hub. Says whether it is as good as it could be, is scaled wrongly, or does not belong to BASE and FINETUNE.
+    Nothing is written.
+    """
+    quieten_the_hub(quiet)
+    import deltarank
+
+    with loading():
+        from deltarank.cli.progress import watching
+
+    with watching(quiet) as watch:
+        found = deltarank.verify(**job, watch=watch)
+    tell = sayer(quiet)
+    for note in found.notes:
+        tell(f"Note: {note}")
+    out(found.to_json() if as_json else "\n".join(_lines(found, width())))
+
+
+def _lines(found: Verification, columns: int) -> Iterator[str]:
+    """The sentences, a table of the modules, what was passed over."""
+    for sentence in found.sentences:
+        yield from _wrapped(sentence, columns)
+    modules = sorted(found.by_module.items(), key=lambda item: -item[1].energy)
+    if modules:
+        yield ""
+        yield from _table(modules, columns)
+    for each in found.unused[:MOST_UNUSED]:
+        yield from _wrapped(f"Passed over: {each.name}: {each.reason}.", columns)
+    if len(found.unused) > MOST_UNUSED:
+        yield f"... and {count(len(found.unused) - MOST_UNUSED, 'tensor')} more."
+
+
+def _wrapped(sentence: str, columns: int) -> list[str]:
+    """A number and its percent sign stay together."""
+    lines = textwrap.wrap(one_line(sentence).replace(" %", "\u00a0%"), columns, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]
+
+
+def _table(modules: list[tuple[str, Tally]], columns: int) -> Iterator[str]:
+    """Energy kept in percent, the best possible beside it."""
+    shown = modules[:MOST_MODULES]
+    heads = ("kept", "best", "scaled by")
+    room = min(max(len(one_line(name)) for name, _ in [*shown, ("module", None)]), columns - (_COLUMN + 1) * len(heads))
+    yield _row("module", room, heads)
+    for name, tally in shown:
+        cells = (_kept(tally.share_lost), _kept(tally.share_best), figure(tally.scaled_by, unknown="-"))
+        yield _row(one_line(name), room, cells)
+    if len(modules) > len(shown):
+        yield f"({count(len(modules) - len(shown), 'module')} with smaller changes not shown)"
+
+
+def _row(name: str, room: int, cells: tuple[str, ...]) -> str:
+    label = name if len(name) <= room else f"…{name[1 - room :]}"
+    return f"{label:<{room}}" + "".join(f" {cell:>{_COLUMN}}" for cell in cells)
+
+
+def _kept(share_lost: float | None) -> str:
+    if share_lost is None:
+        return "-"
+    if share_lost > 1:
+        return "under 0"
+    return ">99.9 %" if 0 < share_lost < 1e-3 else percent(1.0 - share_lost)

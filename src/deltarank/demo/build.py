@@ -1,0 +1,179 @@
+"""The lab's story: one base, one LoRA finetune merged, one full finetune, one merge of two full finetunes."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from deltarank.demo import model as _model
+from deltarank.demo.lab import Lab, Training
+from deltarank.demo.recipe import Course, Recipe
+from deltarank.demo.text import Text, read_texts
+from deltarank.demo.train import loss_on, train
+from deltarank.results import duration, figure, size
+
+
+def build(folder: Path, recipe: Recipe, *, seed: int, say: Callable[[str], None], progress: bool) -> Lab:
+    """Trains all checkpoints into `folder`; about 13 MB a pair."""
+    started = time.perf_counter()
+    with _quiet(), _reproducible():
+        shop = _Workshop(folder, recipe, seed, say, progress)
+        shop.read_texts()
+        shop.make_base()
+        shop.make_lora()
+        shop.make_full()
+        shop.make_other()
+        shop.make_merge()
+    return Lab(
+        folder=folder,
+        seed=seed,
+        parameters=shop.parameters,
+        seconds=time.perf_counter() - started,
+        trainings=tuple(shop.trainings),
+        losses=shop.losses,
+    )
+
+
+@dataclass
+class _Workshop:
+    """What the steps of the story share."""
+
+    folder: Path
+    recipe: Recipe
+    seed: int
+    say: Callable[[str], None]
+    progress: bool
+    parameters: int = 0
+    train_tokens: dict[str, Tensor] = field(default_factory=dict)
+    unseen_tokens: dict[str, Tensor] = field(default_factory=dict)
+    trainings: list[Training] = field(default_factory=list)
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def read_texts(self) -> None:
+        texts = read_texts(self.recipe.text_limit)
+        (self.folder / "texts").mkdir()
+        for text in (texts.code, texts.manual, texts.docstrings):
+            self.train_tokens[text.name] = _model.encode(text.train)
+            self.unseen_tokens[text.name] = _model.encode(text.held_out)
+            self._write_unseen(text)
+        sizes = {name: size(len(tokens)) for name, tokens in self.train_tokens.items()}
+        self.say(
+            f"Text to train on, from this Python's own library: {sizes['code']} of code, {sizes['manual']} of the "
+            f"manual behind help(), {sizes['docstrings']} of doc strings."
+        )
+
+    def _write_unseen(self, text: Text) -> None:
+        path = self.folder / "texts" / f"{text.name}.txt"
+        path.write_text("\n\n".join(text.held_out), encoding="utf-8", errors="replace", newline="\n")
+
+    def make_base(self) -> None:
+        torch.manual_seed(self._seed_for("weights"))
+        model = _model.new_model(self.recipe)
+        self.parameters = _model.parameters(model)
+        self.say(f"1 of 4: the base, a Llama of {self.parameters / 1e6:.1f} M parameters, learns to write code.")
+        before = self._losses_of(model)
+        seconds = self._train(model, "base", "code", self.recipe.base)
+        self._keep(model, "base", "code", self.recipe.base, seconds, before)
+
+    def make_lora(self) -> None:
+        rank = self.recipe.lora_rank
+        self.say(f"2 of 4: a LoRA of rank {rank} on that base learns to write the manual, and is merged into it.")
+        torch.manual_seed(self._seed_for("adapter"))
+        model = _model.with_lora(_model.load(self.folder / "base"), self.recipe)
+        seconds = self._train(model, "lora", "manual", self.recipe.lora)
+        _model.save_adapter(model, self.folder / "adapter")
+        self._keep(_model.merged(model), "lora", "manual", self.recipe.lora, seconds)
+
+    def make_full(self) -> None:
+        self.say("3 of 4: a full finetune of that base learns from the same pages in the same order.")
+        self._finetune("full", "manual", self.recipe.full)
+
+    def make_other(self) -> None:
+        self.say("4 of 4: a second full finetune learns to write doc strings, to be merged with the first.")
+        self._finetune("other", "docstrings", self.recipe.other)
+
+    def make_merge(self) -> None:
+        self.say("The merge: the average of the two full finetunes.")
+        model = _model.average(_model.load(self.folder / "full"), _model.load(self.folder / "other"))
+        self._keep(model, "merge", "manual", Course(steps=0, peak_rate=0.0), 0.0)
+
+    def _finetune(self, name: str, text: str, course: Course) -> None:
+        model = _model.load(self.folder / "base")
+        seconds = self._train(model, name, text, course)
+        self._keep(model, name, text, course, seconds)
+
+    def _train(self, model: nn.Module, name: str, text: str, course: Course) -> float:
+        quiet = None if self.progress else True  # None: a bar only on a terminal
+        with tqdm(total=course.steps, desc=name, unit="step", leave=False, disable=quiet, file=sys.stderr) as bar:
+            # The seed is the text's, not the finetune's: who learns from the same text sees it in the same order.
+            seed = self._seed_for(text)
+            return train(model, self.train_tokens[text], course, length=self.recipe.length, seed=seed, bar=bar)
+
+    def _keep(
+        self,
+        model: _model.Llama,
+        name: str,
+        text: str,
+        course: Course,
+        seconds: float,
+        before: dict[str, float] | None = None,
+    ) -> None:
+        """Saves a checkpoint, and judges what was stored, not what was in memory."""
+        _model.save(model, self.folder / name, self.recipe)
+        self.losses[name] = self._losses_of(_model.load(self.folder / name))
+        was, now = (before or self.losses["base"])[text], self.losses[name][text]
+        tokens = course.steps * course.batch * self.recipe.length
+        self.trainings.append(Training(name, text, course.steps, tokens, seconds, was, now))
+        self.say(f"  {name}: loss on unseen {text} from {figure(was)} to {figure(now)} nats per byte{_in(seconds)}.")
+
+    def _losses_of(self, model: nn.Module) -> dict[str, float]:
+        return {
+            name: loss_on(model, tokens, length=self.recipe.length, windows=self.recipe.judges)
+            for name, tokens in self.unseen_tokens.items()
+        }
+
+    def _seed_for(self, purpose: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()[:6])
+
+
+def _in(seconds: float) -> str:
+    return f", in {duration(seconds)}" if seconds >= 1 else ""
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Deterministic kernels, and the caller's random numbers left as they were."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars of transformers' own, and no deprecations that its releases and PEFT's settle between themselves."""
+    logging: Any = transformers_logging  # untyped
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,70 @@
+"""One training loop for all: windows drawn at random, AdamW, a warm-up and a cosine."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from deltarank.demo.model import BEGIN
+from deltarank.demo.recipe import Course
+
+
+def train(model: nn.Module, tokens: Tensor, course: Course, *, length: int, seed: int, bar: tqdm) -> float:
+    """Trains what requires a gradient, in place; returns the seconds it took.
+
+    Args:
+        model: gives `.loss` for `input_ids` and `labels` of shape (batch, length).
+        tokens: one row of token ids to draw windows from.
+        seed: of the windows; the same seed draws the same windows in the same order.
+        bar: advanced by one for each step, with the loss beside it.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=course.peak_rate, betas=(0.9, 0.95), weight_decay=course.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, course.steps))
+    model.train()
+    for _ in range(course.steps):
+        batch = draw(tokens, course.batch, length, generator)
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
+        bar.update()
+    return time.perf_counter() - started
+
+
+def rate(step: int, steps: int) -> float:
+    """The learning rate of a step as a share of the peak: up in a tenth of the steps, then a cosine down to a tenth."""
+    warm = max(steps // 10, 1)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def draw(tokens: Tensor, batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """Windows at random places, shape (batch, length), each begun as the tokenizer begins a text."""
+    starts = torch.randint(0, len(tokens) - length + 2, (batch,), generator=generator)
+    return _windows(tokens, starts, length)
+
+
+def _windows(tokens: Tensor, starts: Tensor, length: int) -> Tensor:
+    places = starts[:, None] + torch.arange(length - 1)
+    return torch.cat([torch.full((len(starts), 1), BEGIN), tokens[places]], dim=1)
+
+
+@torch.no_grad()
+def loss_on(model: nn.Module, tokens: Tensor, *, length: int, windows: int) -> float:
+    """Mean negative log-likelihood in nats per byte, over windows spread evenly over `tokens`."""
+    model.eval()
+    starts = torch.linspace(0, len(tokens) - length + 1, windows).long()
+    batches = torch.split(_windows(tokens, starts, length), 8)
+    losses = [model(input_ids=b, labels=b, use_cache=False).loss.item() * len(b) for b in batches]
+    return math.fsum(losses) / windows

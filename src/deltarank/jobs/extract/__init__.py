@@ -1,0 +1,12 @@
+"""The `extract` job: the best LoRA of a rank that a server loads."""
+
+from deltarank.jobs.extract.api import extract, plan_extraction
+from deltarank.jobs.extract.plan import ExtractionPlan
+from deltarank.jobs.extract.result import Adapter
+
+__all__ = [
+    "Adapter",
+    "ExtractionPlan",
+    "extract",
+    "plan_extraction",
+]

@@ -1,0 +1,148 @@
+"""The model card of an adapter: what it is, what it lost, how it was made, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from deltarank.adapters import PICTURE, rules_date, server, words_for
+from deltarank.jobs.extract.result import Adapter
+from deltarank.results import Reference, count, percent, size
+
+_BAR = 40
+_MOST_NAMES = 60
+
+
+def model_card(adapter: Adapter, *, picture: bool = False) -> str:
+    """Markdown, with the front matter that the Hub reads.
+
+    Args:
+        picture: the budget lies beside the card as a picture; without one it is drawn in text.
+    """
+    sections = (
+        _front(adapter),
+        _head(adapter),
+        _chart(adapter, picture),
+        _modules(adapter),
+        _left_out(adapter),
+        _loading(adapter),
+        _making(adapter),
+    )
+    return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
+
+
+def _front(adapter: Adapter) -> Iterator[str]:
+    yield from ("---", "library_name: peft", "tags:", "- lora", "- deltarank")
+    if adapter.base.revision is not None:  # a folder on someone's disk is no model of the Hub
+        yield f"base_model: {_plain(adapter.base.ref)}"
+    yield "---"
+
+
+def _head(adapter: Adapter) -> Iterator[str]:
+    yield f"# {_plain(adapter.finetune.short_name)} as a LoRA of rank {adapter.rank}"
+    yield ""
+    yield (
+        "Extracted from the difference of two checkpoints, "
+        f"{_code(adapter.finetune.ref)} less {_code(adapter.base.ref)}. It {adapter.sentence}."
+    )
+
+
+def _chart(adapter: Adapter, picture: bool) -> Iterator[str]:
+    """The budget as a picture, or as bars of text."""
+    if picture:
+        yield from ("## Where the change went", "", f"![This LoRA {_plain(adapter.sentence)}.]({PICTURE})")
+        return
+    budget = adapter.budget
+    rows = [("kept", budget.kept), ("truncated", budget.truncated), ("rounded", budget.rounded)]
+    rows += [(words_for(kind), share) for kind, (_, share) in budget.by_kind().items()]
+    width = max(len(_plain(word)) for word, _ in rows)
+    yield from ("## Where the change went", "", "Shares of ||W - W0||^2, summed over all tensors of both.", "", "```")
+    for word, share in rows:
+        yield f"{_plain(word):<{width}}  {'█' * round(_BAR * share):<{_BAR}}  {percent(share)}"
+    yield "```"
+
+
+def _modules(adapter: Adapter) -> Iterator[str]:
+    yield from (
+        "## By module",
+        "",
+        "| module | matrices | kept by the best of rank | kept as written |",
+        "| --- | ---: | ---: | ---: |",
+    )
+    for module, number, kept in adapter.modules:
+        yield f"| {_code(module)} | {number:,} | {percent(adapter.promised(module))} | {percent(kept)} |"
+
+
+def _left_out(adapter: Adapter) -> Iterator[str]:
+    tensors = adapter.budget.tensors
+    if not tensors:
+        return
+    yield from ("## What it does not hold", "", "| tensor | share of the change | why |", "| --- | ---: | --- |")
+    for tensor in tensors[:_MOST_NAMES]:
+        yield f"| {_code(tensor.name)} | {percent(tensor.share)} | {_plain(tensor.reason)} |"
+    if len(tensors) > _MOST_NAMES:
+        yield ""
+        yield f"And {count(len(tensors) - _MOST_NAMES, 'tensor')} more, all by name in `deltarank.json`."
+
+
+def _loading(adapter: Adapter) -> Iterator[str]:
+    rules = server(adapter.server)
+    yield from (
+        "## Loading it",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+    )
+    yield f"base = AutoModelForCausalLM.from_pretrained({_plain(adapter.base.ref)!r})"
+    yield 'model = PeftModel.from_pretrained(base, "this folder")'
+    yield "```"
+    if rules.serve and rules.name != "peft":
+        yield ""
+        yield from (
+            "```",
+            rules.serve.format(base=_plain(adapter.base.ref), adapter="this-folder", rank=adapter.rank),
+            "```",
+        )
+    yield ""
+    yield f"It follows the rules of {rules.title} as read in {rules_date()}; lora_alpha is r, so its scale is 1."
+
+
+def _making(adapter: Adapter) -> Iterator[str]:
+    settings = adapter.settings
+    yield from ("## How it was made", "")
+    if settings.get("command"):
+        yield from ("```", _plain(settings["command"]), "```", "")
+    versions = f"deltarank {adapter.tool_version}, torch {_plain(settings.get('torch', ''))}"
+    yield f"{versions}, {adapter.created}; A and B are {adapter.dtype}."
+    yield ""
+    yield from (
+        "| | checkpoint | commit | files | fingerprint of headers, sizes and times |",
+        "| --- | --- | --- | --- | --- |",
+    )
+    prints = settings.get("fingerprints", {})
+    for side, reference in (("base", adapter.base), ("finetune", adapter.finetune)):
+        yield _input(side, reference, str(prints.get(side, "")))
+    yield from _notes(adapter.notes)
+
+
+def _input(side: str, reference: Reference, fingerprint: str) -> str:
+    files = f"{count(len(reference.files), 'file')}, {size(sum(reference.files.values()))}"
+    return f"| {side} | {_code(reference.ref)} | {reference.revision or ''} | {files} | `{fingerprint}` |"
+
+
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    if notes:
+        yield ""
+        yield from (f"- {_plain(note)}" for note in notes)
+
+
+def _plain(text: str) -> str:
+    """Names come from strangers: one line, nothing that Markdown or a terminal would take for its own."""
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    return line.replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
+
+
+def _code(text: str) -> str:
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    return "`" + line.replace("`", "'").replace("|", "\\|") + "`"

@@ -1,0 +1,85 @@
+"""What models write to the prompts, kept answer by answer while a job goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltarank.divergence import Answer, Prompt
+from deltarank.jobs.outputs.loaded_model import Turn
+from deltarank.models import generate
+
+AT_ONCE = 8
+"""Answers that are written side by side, if nothing else was asked for."""
+
+
+@dataclass
+class Answers:
+    """All answers of a job, by who wrote them.
+
+    keep             takes a record when a prompt was answered
+    """
+
+    prompts: Sequence[Prompt]
+    tokenizer: Any
+    samples: int
+    max_tokens: int
+    context: int
+    batch: int | None
+    keep: Callable[[Mapping[str, Any]], None]
+    _written: dict[str, dict[int, list[Answer]]] = field(default_factory=dict)
+
+    def take_over(self, record: Mapping[str, Any]) -> None:
+        """What an earlier process wrote."""
+        written = [
+            Answer(record["prompt"], sample, tuple(ids), text, tuple(prompt_ids))
+            for sample, ids, text, prompt_ids in record["written"]
+        ]
+        self._written.setdefault(record["answers"], {})[record["prompt"]] = written
+
+    def of(self, who: str) -> list[Answer]:
+        """Prompt after prompt."""
+        return [answer for _, answers in sorted(self._written.get(who, {}).items()) for answer in answers]
+
+    def missing(self, who: str) -> list[int]:
+        return [i for i in range(len(self.prompts)) if i not in self._written.get(who, {})]
+
+    def write(self, who: str, turn: Turn, seed: int, done: Callable[[int], None]) -> None:
+        """Answers the prompts that are not answered yet; `done` hears how many were."""
+        left = self.missing(who)
+        done(len(self.prompts) - len(left))
+        step = max((self.batch or AT_ONCE) // self.samples, 1)
+        while left:
+            block = _run(left, step)
+            left = left[len(block) :]
+            self._answer(who, block, turn, seed)
+            done(len(block))
+
+    def _answer(self, who: str, block: Sequence[int], turn: Turn, seed: int) -> None:
+        answers = generate(
+            turn.model,
+            self.tokenizer,
+            [self.prompts[i] for i in block],
+            samples=self.samples,
+            seed=seed,
+            max_tokens=self.max_tokens,
+            batch=self.batch or AT_ONCE,
+            context=self.context,
+            first=block[0],
+        )
+        for number in block:
+            written = [[a.sample, list(a.ids), a.text, list(a.prompt_ids)] for a in answers if a.prompt == number]
+            record = {"answers": who, "prompt": number, "written": written}
+            self.keep(record)
+            self.take_over(record)
+
+
+def _run(numbers: Sequence[int], most: int) -> list[int]:
+    """The first of them that follow each other without a gap."""
+    block = [numbers[0]]
+    for number in numbers[1:most]:
+        if number != block[-1] + 1:
+            break
+        block.append(number)
+    return block

@@ -1,0 +1,263 @@
+"""What an adapter's figures mean, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from deltarank.adapters import Harm, Stray
+from deltarank.jobs.verify.result import FitKind, How, Tally, TensorFit, Unused, touched_of, whole_of
+from deltarank.results import Outcome, Skipped, count, figure, listing, percent
+
+STRANGE = 0.01
+"""Of what the best LoRA keeps, the best multiple of a stranger keeps less than this share: its cosine is a tenth."""
+
+SAME_DIRECTION = 0.75
+"""From this share on a LoRA points where it should, and another length is a wrong scale."""
+
+OFF_SCALE = 0.03
+"""Mistakes with alpha and rank are larger; rounding, and training that stopped early, are smaller."""
+
+NOTHING_KEPT = 1.005
+"""From this share of the change lost, an adapter leads away. At 1 it keeps nothing: twice the right scale does that."""
+
+NEW_BIAS = "neither checkpoint has a bias there"
+
+NEAR = ((1e-4, "0.01"), (1e-3, "0.1"), (1e-2, "1"))
+
+
+def judge_fit(
+    rows: Sequence[TensorFit],
+    unused: Sequence[Unused],
+    harmful: Sequence[Stray],
+    *,
+    name: str,
+    server: str | None,
+    made_for: str,
+) -> tuple[FitKind, tuple[str, ...]]:
+    """The verdict over an adapter.
+
+    Args:
+        harmful: what of its file keeps the rest from being loaded as it is.
+        name: what a reader calls it.
+        server: whose habits it was applied by.
+        made_for: the base that its configuration names, or "".
+    """
+    whole, touched = whole_of(rows), touched_of(rows)
+    subject = f"As {server} {'applies' if server == 'PEFT' else 'serves'} it, {name}" if server else name
+    if harmful:
+        return FitKind.BROKEN, tuple(_harm(subject, harmful))
+    kind = _kind(rows, whole, touched)
+    sentences = [*_HEADLINES[kind](subject, rows, whole, touched)]
+    if kind is FitKind.STRANGER and made_for:
+        sentences.append(f"Its adapter_config.json names {made_for} as its base.")
+    if kind in (FitKind.OPTIMAL, FitKind.SHORT, FitKind.MISSCALED):
+        sentences += [*_scales(rows, touched), *_whole(rows, whole), *_new_biases(rows, whole)]
+    return kind, (*sentences, *_unused(unused))
+
+
+def _kind(rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> FitKind:
+    if _broken(rows):
+        return FitKind.BROKEN
+    if whole.energy == 0:
+        return FitKind.NOTHING
+    if whole.added == 0:
+        return FitKind.EMPTY
+    if touched.added > 0 and _is_stranger(touched):
+        return FitKind.STRANGER
+    if sum(row.tally.energy for row in _misscaled(rows)) >= 0.05 * touched.energy > 0:
+        return FitKind.MISSCALED
+    return FitKind.OPTIMAL if (touched.excess or 0.0) <= NEAR[-1][0] else FitKind.SHORT
+
+
+_HARMS = {
+    Harm.REFUSED: "PEFT loads nothing of an adapter with such a tensor; the figures are of what the rest would do.",
+    Harm.RANDOM: "PEFT puts random numbers in its place, others each time; the figures are without them.",
+}
+_AGAIN = "Download or copy the adapter again, or save it again with PEFT's `save_pretrained`."
+
+
+def _harm(subject: str, harmful: Sequence[Stray]) -> Iterator[str]:
+    first = harmful[0]
+    more = f" (and {count(len(harmful) - 1, 'other tensor')} like it)" if len(harmful) > 1 else ""
+    yield f"{subject} cannot work: {first.name}: {first.reason}{more}."
+    yield f"{_HARMS[first.harm]} {_AGAIN}"
+
+
+def _broken(rows: Sequence[TensorFit]) -> list[TensorFit]:
+    return [row for row in rows if row.is_touched and row.outcome is Outcome.NOT_FINITE]
+
+
+def _is_stranger(tally: Tally) -> bool:
+    explained = tally.explained
+    return explained is None or explained <= STRANGE * _possible(tally)
+
+
+def _possible(tally: Tally) -> float:
+    """The share of the energy that the best LoRA keeps, 1 where that is not known."""
+    return 1.0 - (tally.share_best or 0.0)
+
+
+def _misscaled(rows: Sequence[TensorFit]) -> list[TensorFit]:
+    """Those that point the right way and have the wrong length."""
+    return [row for row in rows if row.counts and row.change is How.LORA and _is_misscaled(row.tally)]
+
+
+def _is_misscaled(tally: Tally) -> bool:
+    factor, explained = tally.scaled_by, tally.explained
+    if factor is None or explained is None or explained < SAME_DIRECTION * _possible(tally):
+        return False
+    return abs(factor - 1) > OFF_SCALE
+
+
+def _say_fit(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+    number = sum(1 for row in rows if row.counts and row.change is How.LORA)
+    if not number or touched.share_lost is None:
+        yield f"{subject} has no LoRA on a matrix that finetuning changed."
+        return
+    where = f"the {count(number, 'matrix that has', 'matrices that have')} a LoRA"
+    best = f"the best LoRA of the same rank keeps {_kept(touched.share_best)}" if touched.share_best is not None else ""
+    if touched.share_lost > NOTHING_KEPT:
+        yield (
+            f"{subject} leads away from the finetune: what is left in {where} has {figure(touched.share_lost)} times "
+            f"the energy of what finetuning changed there{'; ' + best if best else ''}."
+        )
+        return
+    excess = touched.excess or 0.0
+    near = next((f"within {words} % of optimal" for most, words in NEAR if excess <= most), None)
+    verdict = near or f"{percent(excess)} of the change short of optimal"
+    tail = f"{best}: {verdict}" if best else "how much the best LoRA would keep was not computed"
+    yield f"{subject} {_keeps(touched.share_lost)} of what finetuning changed in {where}; {tail}."
+
+
+def _keeps(share_lost: float) -> str:
+    if share_lost > NOTHING_KEPT:
+        return "leads away from the finetune"
+    return f"keeps {_kept(share_lost)}" if share_lost < 1 else "keeps nothing"
+
+
+def _kept(share_lost: float) -> str:
+    return "over 99.9 %" if 0 < share_lost < 1e-3 else percent(1.0 - share_lost)
+
+
+def _say_broken(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+    broken = _broken(rows)
+    yield (
+        f"{subject} cannot work: {count(len(broken), 'tensor')} would hold NaN or Inf "
+        f"({listing([row.name for row in broken], most=3)}), and a model with them answers with nothing else."
+    )
+
+
+def _say_nothing(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+    added = "changes nothing either" if whole.added == 0 else "changes it all the same"
+    yield f"The finetune holds the base's own numbers; {subject} {added}."
+
+
+def _say_empty(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+    yield f"{subject} changes nothing: whatever it adds is zero."
+
+
+def _say_stranger(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+    yield (
+        f"{subject} does not belong to this base and finetune: what it adds has nothing in common with what finetuning "
+        f"changed (cosine {figure(touched.cosine, unknown='not defined: nothing changed there')})."
+        if (touched.cosine or 0.0) > -0.1
+        else f"{subject} adds the opposite of what finetuning changed (cosine {figure(touched.cosine)}): it does not "
+        "belong to this base and finetune, or they were given the wrong way round."
+    )
+
+
+_HEADLINES = {
+    FitKind.BROKEN: _say_broken,
+    FitKind.NOTHING: _say_nothing,
+    FitKind.EMPTY: _say_empty,
+    FitKind.STRANGER: _say_stranger,
+    FitKind.MISSCALED: _say_fit,
+    FitKind.OPTIMAL: _say_fit,
+    FitKind.SHORT: _say_fit,
+}
+
+
+def _scales(rows: Sequence[TensorFit], touched: Tally) -> Iterator[str]:
+    wrong = _misscaled(rows)
+    if not wrong:
+        return
+    factors = sorted(row.tally.scaled_by or 1.0 for row in wrong)
+    share = sum(row.tally.energy for row in wrong) / touched.energy
+    factor = touched.scaled_by
+    if factor and factors[-1] <= (1 + OFF_SCALE) * factors[0] and share > 0.9:
+        yield f"It is scaled wrongly by {figure(factor)}{_multiplied(wrong, factor)}."
+        lost = max(1.0 - (touched.explained or 0.0), touched.share_best or 0.0)  # a cosine of 1 is one up to rounding
+        yield f"Rightly scaled it would keep {_kept(lost)} in these matrices."
+        return
+    spread = f", by {figure(factors[0])} to {figure(factors[-1])}" if len(wrong) > 1 else ""
+    names = listing([f"{row.name} by {figure(row.tally.scaled_by)}" for row in _worst(wrong)], most=3)
+    yield f"{count(len(wrong), 'matrix is', 'matrices are')} scaled wrongly{spread}: {names}."
+
+
+def _multiplied(wrong: Sequence[TensorFit], factor: float) -> str:
+    """By what, where one scale holds for all."""
+    scales = {row.scale for row in wrong}
+    if len(scales) != 1:
+        return ""
+    scale = scales.pop() or 0.0
+    return f": B A is multiplied by {figure(scale)}, and {figure(scale / factor)} fits best"
+
+
+def _worst(wrong: Sequence[TensorFit]) -> list[TensorFit]:
+    return sorted(wrong, key=lambda row: -row.tally.energy * abs((row.tally.scaled_by or 1.0) - 1.0))
+
+
+def _whole(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
+    alone = [row for row in rows if row.counts and not row.is_touched and row.tally.energy > 0]
+    carried = [row for row in rows if row.counts and row.change is How.WHOLE and row.tally.energy > 0]
+    if whole.share_lost is None or not (alone or carried):
+        return
+    if not alone:
+        names = listing(_modules(carried), most=4)
+        whole_tensors = f"{count(len(carried), 'tensor')} carried whole ({names})"
+        yield f"Of the whole change it {_keeps(whole.share_lost)}, with {whole_tensors}."
+        return
+    share = sum(row.tally.energy for row in alone) / whole.energy
+    yield (
+        f"Of the whole change it {_keeps(whole.share_lost)}; {percent(share)} lies in {count(len(alone), 'tensor')} "
+        f"that it leaves alone ({listing(_modules(alone), most=4)})."
+    )
+
+
+def _modules(rows: Sequence[TensorFit]) -> list[str]:
+    """The largest change first."""
+    return list(dict.fromkeys(row.module for row in sorted(rows, key=lambda row: -row.tally.energy)))
+
+
+def _new_biases(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
+    new = [row for row in rows if row.reason == NEW_BIAS and row.is_touched]
+    if new and whole.energy > 0:
+        share = sum(row.tally.added for row in new) / whole.energy
+        modules = listing(list(dict.fromkeys(row.module for row in new)), most=4)
+        size = percent(share) if share <= 1 else f"{figure(share)} times"
+        yield (
+            f"It adds {count(len(new), 'bias', 'biases')} where neither checkpoint has one ({modules}), with {size} "
+            "the energy of the whole change."
+        )
+
+
+def uncounted(rows: Sequence[TensorFit], skipped: Sequence[Skipped]) -> Iterator[str]:
+    """What is in no figure: each by its reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.counts and not (row.is_touched and row.outcome is Outcome.NOT_FINITE):
+            reasons.setdefault(row.reason or row.outcome.sentence, []).append(row.name)
+    for each in skipped:
+        reasons.setdefault(each.reason, []).append(each.name)
+    for reason, names in reasons.items():
+        shown = listing([ascii(name)[1:-1][:120] for name in names], most=2)
+        yield f"not counted: {count(len(names), 'tensor')} ({shown}): {reason}"
+
+
+def _unused(unused: Sequence[Unused]) -> Iterator[str]:
+    if unused:
+        first = unused[0]
+        yield (
+            f"{count(len(unused), 'tensor')} of its file {'changes' if len(unused) == 1 else 'change'} nothing, "
+            f"such as {first.name}: {first.reason}."
+        )

@@ -1,0 +1,234 @@
+"""What a run will do, known from headers alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
+from deltarank.errors import JobError
+from deltarank.results import Outcome, Reference, Skipped, count, duration, listing, size
+from deltarank.runtime.solver_options import Settings
+from deltarank.spectra import chosen, exact_seconds, krylov_memory, krylov_seconds, rates
+
+READ_RATE = 1.2e9
+"""Bytes a second to read, upcast and subtract, on two cores from a warm disk."""
+
+FIXED_MEMORY = 600e6
+"""Python, torch and their libraries, the page's charts, and the small buffers."""
+
+PROMISED_MEMORY = 1e9
+"""A run takes no more than this and three times its largest matrix in float32, however many layers there are."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One matrix to measure."""
+
+    pair: Pair
+    solver: str
+    seconds: float
+    memory: float
+
+
+Foretell = Callable[[Pair, Settings], Step]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before a tensor is read. `lines()` is for people, `to_plain()` for programs.
+
+    seconds and peak_memory (bytes) are rough: the rates behind them were measured on one machine.
+    """
+
+    base: Reference
+    finetune: Reference
+    settings: Settings
+    steps: tuple[Step, ...]
+    pairing: Pairing
+    notes: tuple[str, ...]
+
+    @property
+    def read_bytes(self) -> int:
+        read: tuple[Pair | Leftover, ...] = (*self.pairing.pairs, *self.pairing.leftovers)
+        return sum(each.nbytes for each in read)
+
+    @property
+    def seconds(self) -> float:
+        return math.fsum(step.seconds for step in self.steps) + self.read_bytes / READ_RATE
+
+    @property
+    def benches(self) -> int:
+        """How many matrices are measured at a time: two, where a second one stays within the promised memory."""
+        two = math.fsum(sorted((step.memory for step in self.steps), reverse=True)[:2])
+        largest = max((4.0 * step.pair.entries for step in self.steps), default=0.0)
+        cores = torch.get_num_threads() if self.settings.torch_device.type == "cpu" else 2
+        return 2 if cores > 1 and FIXED_MEMORY + two <= PROMISED_MEMORY + 3 * largest else 1
+
+    @property
+    def peak_memory(self) -> float:
+        """Bytes."""
+        return FIXED_MEMORY + math.fsum(sorted((step.memory for step in self.steps), reverse=True)[: self.benches])
+
+    def lines(self) -> list[str]:
+        entries = sum(step.pair.entries for step in self.steps)
+        return [
+            f"base      {reference_line(self.base)}",
+            f"finetune  {reference_line(self.finetune)}",
+            f"ranks     {', '.join(map(str, self.settings.ranks))}",
+            "",
+            f"{count(len(self.steps), 'matrix', 'matrices')} to measure, {entries:,} weights:",
+            *step_lines(self.steps),
+            "",
+            *_left_out_lines(self.pairing),
+            *_shared_lines(self.pairing),
+            *[f"note: {note}" for note in self.notes],
+            needs_line(self, self.seconds),
+        ]
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "base": {"ref": self.base.ref, "revision": self.base.revision, "files": dict(self.base.files)},
+            "finetune": {
+                "ref": self.finetune.ref,
+                "revision": self.finetune.revision,
+                "files": dict(self.finetune.files),
+            },
+            "settings": self.settings.to_plain(),
+            "steps": [
+                {
+                    "name": step.pair.name,
+                    "layer": step.pair.layer,
+                    "module": step.pair.module,
+                    "shape": list(step.pair.shape),
+                    "dtype": step.pair.dtype,
+                    "solver": step.solver,
+                    "seconds": step.seconds,
+                }
+                for step in self.steps
+            ],
+            "left_out": [
+                {"name": each.name, "outcome": each.outcome.value, "reason": each.reason, "shape": list(each.shape)}
+                for each in _left_out(self.pairing)
+            ],
+            "notes": list(self.notes),
+            "peak_memory": self.peak_memory,
+            "read_bytes": self.read_bytes,
+            "seconds": self.seconds,
+        }
+
+
+def make_plan(
+    base: Checkpoint, finetune: Checkpoint, pairing: Pairing, settings: Settings, *, step: Foretell | None = None
+) -> Plan:
+    """The plan of a pass over two checkpoints.
+
+    Args:
+        step: what one matrix costs; by default, what measuring it costs.
+
+    Raises:
+        JobError: one matrix needs more memory than this machine has.
+    """
+    steps = tuple((step or measuring)(pair, settings) for pair in pairing.pairs)
+    notes = (*base.notes, *finetune.notes, *pairing.notes)
+    plan = Plan(base.reference, finetune.reference, settings, steps, pairing, notes)
+    check_memory(plan)
+    return plan
+
+
+def measuring(pair: Pair, settings: Settings) -> Step:
+    """What measuring one matrix at all asked ranks costs."""
+    rows, columns = pair.shape
+    device = settings.torch_device
+    solver = chosen(settings.solver, rows, columns, settings.ranks, device, tolerance=settings.tolerance)
+    known = rates(device, settings.tolerance)
+    if solver == "exact":
+        seconds = exact_seconds(rows, columns, known)
+    else:
+        seconds = krylov_seconds(rows, columns, max(settings.ranks), known)
+    return Step(pair, solver, seconds, _memory(pair, solver, settings))
+
+
+def _memory(pair: Pair, solver: str, settings: Settings) -> float:
+    """The delta; then the Gram matrix and the solver's copy of it, or what Krylov iteration needs."""
+    number = settings.torch_dtype.itemsize
+    side = min(pair.shape)
+    if solver == "exact":
+        return number * (pair.entries + 2.0 * side * side)
+    return krylov_memory(*pair.shape, max(settings.ranks), rates(settings.torch_device, settings.tolerance), number)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that this machine has, where the system says so."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_memory(plan: Plan) -> None:
+    """Raises JobError (slug "not-enough-memory")."""
+    held = total_memory()
+    if held is None or plan.settings.torch_device.type == "cuda" or plan.peak_memory <= held:
+        return
+    largest = max(plan.steps, key=lambda step: step.memory)
+    raise JobError(
+        f"{largest.pair.name} of shape {' x '.join(map(str, largest.pair.shape))} needs about "
+        f"{size(plan.peak_memory)}; this machine has {size(held)}.",
+        cure="Leave it out with --exclude, or use a machine with more memory.",
+        slug="not-enough-memory",
+    )
+
+
+def needs_line(plan: Plan, seconds: float) -> str:
+    memory = f"about {size(plan.peak_memory)}{_of_memory()}"
+    return f"To read: {size(plan.read_bytes)}. Peak memory: {memory}. Time on two cores: {duration(seconds)}."
+
+
+def _of_memory() -> str:
+    held = total_memory()
+    return f" (this machine has {size(held)})" if held else ""
+
+
+def reference_line(reference: Reference) -> str:
+    """Which checkpoint, at which commit, how large."""
+    revision = f" at {reference.revision}" if reference.revision else ""
+    return f"{reference.ref}{revision}, {count(len(reference.files), 'file')}, {size(sum(reference.files.values()))}"
+
+
+def step_lines(steps: tuple[Step, ...]) -> Iterator[str]:
+    """A line for each (module, shape, dtype, solver)."""
+    groups: dict[tuple[str, tuple[int, int], str, str], list[Step]] = {}
+    for step in steps:
+        groups.setdefault((step.pair.module, step.pair.shape, step.pair.dtype, step.solver), []).append(step)
+    width = max((len(module) for module, *_ in groups), default=0)
+    for (module, shape, dtype, solver), members in groups.items():
+        seconds = math.fsum(step.seconds for step in members)
+        yield (
+            f"  {len(members):>6,} x {module:<{width}}  {shape[0]:>6} x {shape[1]:<6} {dtype}, {solver}, "
+            f"{duration(seconds)}"
+        )
+
+
+def _left_out(pairing: Pairing) -> tuple[Leftover | Skipped, ...]:
+    return (*pairing.leftovers, *pairing.skipped)
+
+
+def _left_out_lines(pairing: Pairing) -> Iterator[str]:
+    groups: dict[Outcome, list[str]] = {}
+    for each in _left_out(pairing):
+        groups.setdefault(each.outcome, []).append(each.name)
+    for outcome, names in groups.items():
+        yield f"left out: {count(len(names), 'tensor')}: {outcome.sentence} ({listing(names, most=3)})"
+
+
+def _shared_lines(pairing: Pairing) -> Iterator[str]:
+    both: tuple[Pair | Leftover, ...] = (*pairing.pairs, *pairing.leftovers)
+    shared = [each for each in both if len(each.pieces) == 1]
+    if shared:
+        yield f"identical: {count(len(shared), 'tensor')} of files known to be the same on both sides, read once"

@@ -1,0 +1,40 @@
+"""All singular values, by the Gram matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deltarank.spectra import eigen as eigen
+from deltarank.spectra.gram import gram
+from deltarank.spectra.solver import Leading
+from deltarank.spectra.workspace import Workspace
+
+DOMINANT = 0.2
+"""If one value has this share of the energy or more, the eigenvalues of the Gram matrix are found in float64.
+
+In float32 they are off by 1e-7 of the largest, and that may be a thousandth of the small ones: with one dominant value
+over a flat rest the cosine distance was off by 1.4e-6 (512 x 1024); with float64 it is off by 1e-8.
+"""
+
+
+class Exact:
+    """Square roots of the eigenvalues of D D' (or D' D, the smaller).
+
+    Squaring halves the digits of the small values: an energy under `resolution` of the largest is rounding error. For
+    energies that hardly matters (measured: cosine distance within 1e-6 of float64 on every spectrum tried, in float32).
+    """
+
+    name = "exact"
+    resolution = 1e-5
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> Leading:
+        lower = gram(delta, self._workspace)
+        energies = eigen.values(lower)
+        if float(energies[-1]) > DOMINANT * energy and lower.device.type != "mps":
+            energies = eigen.values(lower.to(torch.float64))
+        values = energies.flip(0).double().cpu().clamp_(min=0).sqrt_()
+        return Leading(values, complete=True, basis=lambda count: eigen.leading_vectors(lower, count).to(delta.dtype))
