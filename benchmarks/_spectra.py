@@ -12,7 +12,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
-Maker = Callable[[int, int, Generator], Matrix]
+ModelLoader = Callable[[int, int, Generator], Matrix]
 
 
 def with_values(values: Matrix, rows: int, columns: int, random: Generator) -> Matrix:
@@ -22,7 +22,7 @@ def with_values(values: Matrix, rows: int, columns: int, random: Generator) -> M
     return np.asarray((left * values) @ right.T)
 
 
-def from_values(recipe: Callable[[Matrix], Matrix]) -> Maker:
+def from_values(recipe: Callable[[Matrix], Matrix]) -> ModelLoader:
     """A maker from singular values as a function of their number 0, 1, 2, ..."""
 
     def make(rows: int, columns: int, random: Generator) -> Matrix:
@@ -32,7 +32,7 @@ def from_values(recipe: Callable[[Matrix], Matrix]) -> Maker:
     return make
 
 
-def planted(rank: int) -> Maker:
+def planted(rank: int) -> ModelLoader:
     """A sum of `rank` random outer products: exactly that rank before rounding."""
 
     def make(rows: int, columns: int, random: Generator) -> Matrix:
@@ -77,7 +77,7 @@ def _repeated(i: Matrix) -> Matrix:
     return np.where(i < 40, 1.0, np.where(i < 240, 0.5, 0.1))
 
 
-SPECTRA: dict[str, Maker] = {
+SPECTRA: dict[str, ModelLoader] = {
     "all_values_equal": from_values(np.ones_like),
     "gaussian_bulk": bulk,
     "bulk_and_spikes": bulk_and_spikes,

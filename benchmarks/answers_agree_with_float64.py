@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 import _report
 import deltarank
 from _spectra import PLANTED, SPECTRA, Matrix, share_lost
-from deltarank.results import LEGAL_RANKS, MatrixResult
+from deltarank.results import SERVABLE_RANKS, MatrixResult
 
 NAME = Path(__file__).stem
 SIZES = ((96, 96), (1, 3000), (3000, 1), (5, 20000), (20000, 5), (512, 2048), (2048, 512), (1024, 4096))
@@ -36,7 +36,7 @@ FULL_SIZE = (2048, 8192)
 FULL_SIZE_SPECTRA = ("gaussian_bulk", "bulk_and_spikes", "clustered", "many_repeated", "planted_16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SOLVERS = ("auto", "exact", "krylov")
-ASKED = {"rank 64": [64], "legal ranks": list(LEGAL_RANKS)}
+ASKED = {"rank 64": [64], "legal ranks": list(SERVABLE_RANKS)}
 RELATIVE_NORM = 0.03
 CLAIMED_DEVIATION = {"auto": 2e-4, "exact": 1e-6, "krylov": math.inf}
 CLAIMED_LOST = 1e-8
@@ -108,7 +108,7 @@ def write_pair(folder: Path, dtype: str, wanted: Iterator[tuple[str, tuple[int, 
     for spectrum, size in wanted:
         name = tensor_name(spectrum, size)
         base[name], finetune[name] = (torch.from_numpy(w).to(DTYPES[dtype]) for w in tensors(spectrum, size, name))
-        truth[name] = share_lost((finetune[name].double() - base[name].double()).numpy(), list(LEGAL_RANKS))
+        truth[name] = share_lost((finetune[name].double() - base[name].double()).numpy(), list(SERVABLE_RANKS))
         print(f"  truth of {name}, {dtype}", file=sys.stderr, flush=True)
     for side, weights in (("base", base), ("finetune", finetune)):
         (folder / side).mkdir()

@@ -3,7 +3,7 @@ from .jobs.compare import Plan as Plan
 from .jobs.compare import compare as compare
 from .jobs.compare import open_results as open_results
 from .jobs.compare import plan as plan
-from .jobs.extract import Adapter as Adapter
+from .jobs.extract import ExtractedAdapter as ExtractedAdapter
 from .jobs.extract import ExtractionPlan as ExtractionPlan
 from .jobs.extract import extract as extract
 from .jobs.extract import plan_extraction as plan_extraction
@@ -20,5 +20,5 @@ from .results import MatrixResult as MatrixResult
 from .results import Outcome as Outcome
 from .results import Results as Results
 from .results import Verdict as Verdict
-from .runtime import Watch as Watch
+from .runtime import ProgressListener as ProgressListener
 from .system.version import __version__ as __version__

@@ -171,7 +171,7 @@ def test_the_same_command_again_measures_nothing(run: Run, base: Path, full: Pat
     assert first.out == second.out
 
 
-class StopAfterThree(deltarank.Watch):
+class StopAfterThree(deltarank.ProgressListener):
     def __init__(self) -> None:
         self.seen = 0
 
@@ -183,7 +183,7 @@ class StopAfterThree(deltarank.Watch):
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(run: Run, base: Path, full: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        deltarank.compare(str(base), str(full), ranks=[8], output="run", watch=StopAfterThree())
+        deltarank.compare(str(base), str(full), ranks=[8], output="run", progress=StopAfterThree())
     assert not Path("run/results.json").exists()
     done = run("compare", base, full, "-o", "run", "--ranks", "8")
     run("compare", base, full, "-o", "fresh", "--ranks", "8")

@@ -24,9 +24,9 @@ from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora,
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import OutputError
-from deltarank.jobs.compare import Bench
+from deltarank.jobs.compare import MatrixMeasurer
 from deltarank.results import MatrixResult, Outcome, Results, VerdictKind
-from deltarank.runtime import Crew, Settings, make_plan
+from deltarank.runtime import SolverOptions, WorkerPool, make_plan
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -152,14 +152,14 @@ def test_a_merged_lora_keeps_nearly_all_at_its_rank_and_not_below(folders: Mappi
 def test_the_wrong_base_is_said_before_anything_is_measured(folders: Mapping[str, Path]) -> None:
     events: list[str] = []
 
-    class Listener(deltarank.Watch):
+    class Listener(deltarank.ProgressListener):
         def warned(self, sentence: str) -> None:
             events.append(sentence)
 
         def finished(self, name: str, seconds_left: float, share_done: float) -> None:
             events.append(name)
 
-    deltarank.compare(folders["base"], folders["stranger"], ranks=[4], watch=Listener())
+    deltarank.compare(folders["base"], folders["stranger"], ranks=[4], progress=Listener())
 
     assert "as large as the weights" in events[0]
     assert sum("as large" in event for event in events) == 1
@@ -168,12 +168,12 @@ def test_the_wrong_base_is_said_before_anything_is_measured(folders: Mapping[str
 def test_progress_runs_from_nothing_to_all(folders: Mapping[str, Path]) -> None:
     shares: list[float] = []
 
-    class Listener(deltarank.Watch):
+    class Listener(deltarank.ProgressListener):
         def finished(self, name: str, seconds_left: float, share_done: float) -> None:
             assert seconds_left >= 0
             shares.append(share_done)
 
-    deltarank.compare(folders["base"], folders["full"], ranks=[4], watch=Listener())
+    deltarank.compare(folders["base"], folders["full"], ranks=[4], progress=Listener())
 
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
@@ -207,12 +207,12 @@ def test_a_file_that_fails_midway_is_an_outcome_and_is_tried_again(folders: Mapp
     file = cut / "model.safetensors"
     whole = file.read_bytes()
 
-    class Saboteur(deltarank.Watch):
+    class Saboteur(deltarank.ProgressListener):
         def planned(self, plan: deltarank.Plan) -> None:
             with file.open("r+b") as handle:
                 handle.truncate(len(whole) // 2)
 
-    results = deltarank.compare(folders["base"], cut, ranks=[4], watch=Saboteur())
+    results = deltarank.compare(folders["base"], cut, ranks=[4], progress=Saboteur())
     outcomes = {m.outcome for m in results.matrices}
 
     assert outcomes == {Outcome.MEASURED, Outcome.UNREADABLE}
@@ -231,17 +231,19 @@ def test_an_audit_states_the_deviation_from_float64(folders: Mapping[str, Path])
         assert row.deviation < 1e-6
 
 
-@pytest.mark.parametrize("benches", [1, 2, 3])
-def test_matrices_side_by_side_give_the_same_numbers(folders: Mapping[str, Path], benches: int) -> None:
-    """Each bench has buffers of its own, and what is measured does not depend on who measures it."""
-    settings = Settings.checked(
+@pytest.mark.parametrize("parallel_matrices", [1, 2, 3])
+def test_matrices_side_by_side_give_the_same_numbers(folders: Mapping[str, Path], parallel_matrices: int) -> None:
+    """Each measurer has buffers of its own, and what is measured does not depend on who measures it."""
+    settings = SolverOptions.checked(
         ranks=[4], solver="auto", tolerance=1e-4, dtype="float32", device="cpu", include=(), exclude=()
     )
     with open_checkpoint(folders["base"]) as base, open_checkpoint(folders["full"]) as full:
         plan = make_plan(base, full, pair_checkpoints(base, full), settings)
-        alone = Bench(settings)
+        alone = MatrixMeasurer(settings)
         expected = {step.pair.name: replace(alone.results([step])[0], seconds=None) for step in plan.steps}
-        found = dict(Crew(lambda: Bench(settings), benches).results([[step] for step in plan.steps]))
+        found = dict(
+            WorkerPool(lambda: MatrixMeasurer(settings), parallel_matrices).results([[step] for step in plan.steps])
+        )
 
     assert {step.pair.name: replace(m, seconds=None) for step, m in found.items()} == expected
 
@@ -320,11 +322,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(larger: tuple[Path,
     finished = lines_in(run)
     resumed: list[int] = []
 
-    class Listener(deltarank.Watch):
+    class Listener(deltarank.ProgressListener):
         def resumed(self, finished: int) -> None:
             resumed.append(finished)
 
-    results = deltarank.compare(*larger, ranks=[4, 64], output=run, watch=Listener())
+    results = deltarank.compare(*larger, ranks=[4, 64], output=run, progress=Listener())
 
     assert resumed == [finished]
     assert finished > 3

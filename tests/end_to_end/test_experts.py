@@ -170,7 +170,7 @@ def test_what_peft_takes_for_experts_is_told_by_name_and_shown(
     assert any("missing adapter keys" in str(each.message) for each in told)
     assert dropped == {m.path for m in adapter.matrices if "mlp." in m.path}
     assert any("mlp.gate_proj" in note and "--server peft" in note for note in adapter.notes)
-    assert {stray.name.split(".lora_")[0] for stray in as_peft.unused} == {f"base_model.model.{p}" for p in dropped}
+    assert {entry.name.split(".lora_")[0] for entry in as_peft.unused} == {f"base_model.model.{p}" for p in dropped}
     assert as_server.unused == ()
 
 
@@ -278,6 +278,6 @@ def test_factors_that_fit_no_targeted_parameter_are_told(
     save_file(weights, tmp_path / "a" / "adapter_model.safetensors")
     seen = deltarank.verify(base, finetune, tmp_path / "a")
 
-    assert [stray.reason for stray in seen.unused] == [
+    assert [entry.reason for entry in seen.unused] == [
         "its shape fits no targeted parameter of model.layers.0.mlp.experts"
     ]

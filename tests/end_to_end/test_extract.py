@@ -176,7 +176,7 @@ def test_an_adapter_tells_about_itself(folders: Mapping[str, Path], tmp_path: Pa
     about = json.loads((tmp_path / "a" / "deltarank.json").read_text())
     card = (tmp_path / "a" / "README.md").read_text()
 
-    assert deltarank.Adapter.load(tmp_path / "a") == adapter
+    assert deltarank.ExtractedAdapter.load(tmp_path / "a") == adapter
     assert about["rank"] == 8
     assert about["server"] == "portable"
     assert set(about["budget"]) == {"kept", "truncated", "rounded", "left_out", "energy", "kinds", "tensors"}
@@ -214,7 +214,7 @@ def test_a_picture_that_fails_takes_no_adapter_with_it(folders: Mapping[str, Pat
 
     adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", draw=draw)
 
-    assert adapter == deltarank.Adapter.load(tmp_path / "a")
+    assert adapter == deltarank.ExtractedAdapter.load(tmp_path / "a")
     assert "no fonts here" in adapter.notes[-1]
     assert not (tmp_path / "a" / "budget.png").exists()
     assert "█" in (tmp_path / "a" / "README.md").read_text()
@@ -223,7 +223,7 @@ def test_a_picture_that_fails_takes_no_adapter_with_it(folders: Mapping[str, Pat
 def test_a_broken_description_is_an_error_with_a_cure(tmp_path: Path) -> None:
     (tmp_path / "deltarank.json").write_text('{"format_version": 1}')
     with pytest.raises(ResultsError):
-        deltarank.Adapter.load(tmp_path)
+        deltarank.ExtractedAdapter.load(tmp_path)
 
 
 # As PEFT loads it ---------------------------------------------------------------------------------------------
@@ -558,18 +558,18 @@ PROGRAM = """
 import os, signal, sys
 import deltarank
 
-class Killer(deltarank.Watch):
+class Killer(deltarank.ProgressListener):
     left = int(sys.argv[4])
     def finished(self, name, seconds_left, share_done):
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-deltarank.extract(sys.argv[1], sys.argv[2], rank=8, output=sys.argv[3], watch=Killer())
+deltarank.extract(sys.argv[1], sys.argv[2], rank=8, output=sys.argv[3], progress=Killer())
 """
 
 
-class Listener(deltarank.Watch):
+class Listener(deltarank.ProgressListener):
     def __init__(self) -> None:
         self.kept: list[int] = []
         self.done: list[str] = []
@@ -595,12 +595,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folders: Mapping[str,
     assert not (tmp_path / "a").exists()
 
     listener = Listener()
-    adapter = deltarank.extract(*pair, rank=8, output=tmp_path / "a", watch=listener)
+    adapter = deltarank.extract(*pair, rank=8, output=tmp_path / "a", progress=listener)
 
     assert listener.kept[0] >= 3
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "whole"]
-    assert adapter.budget == deltarank.Adapter.load(tmp_path / "whole").budget
+    assert adapter.budget == deltarank.ExtractedAdapter.load(tmp_path / "whole").budget
 
 
 def test_a_full_disk_midway_is_told_and_the_run_goes_on(
@@ -623,7 +623,7 @@ def test_a_full_disk_midway_is_told_and_the_run_goes_on(
     assert not (tmp_path / "a").exists()
 
     listener = Listener()
-    deltarank.extract(*pair, rank=8, output=tmp_path / "a", watch=listener)
+    deltarank.extract(*pair, rank=8, output=tmp_path / "a", progress=listener)
     deltarank.extract(*pair, rank=8, output=tmp_path / "whole")
 
     assert listener.kept
@@ -647,7 +647,7 @@ def test_a_full_disk_at_the_end_leaves_no_half_adapter(
     assert not (tmp_path / "a").exists()
 
     listener = Listener()
-    deltarank.extract(*pair, rank=8, output=tmp_path / "a", watch=listener)
+    deltarank.extract(*pair, rank=8, output=tmp_path / "a", progress=listener)
 
     assert listener.done == []
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
-from deltarank.jobs.compare import Bench
+from deltarank.jobs.compare import MatrixMeasurer
 from deltarank.jobs.compare.measure import stacks
 from deltarank.results import MatrixResult, Outcome, Results
-from deltarank.runtime import Settings, make_plan
+from deltarank.runtime import SolverOptions, make_plan
 
 EXPERTS, ROWS, COLUMNS = 40, 24, 48
 RANKS = [1, 4, 8, 16]
@@ -86,15 +86,15 @@ def test_experts_with_a_way_of_their_own_have_their_own_outcome(results: Results
 def test_the_numbers_are_those_of_each_alone_and_the_same_in_any_stack(
     pair: tuple[Path, Path], results: Results
 ) -> None:
-    settings = Settings.checked(
+    settings = SolverOptions.checked(
         ranks=RANKS, solver="auto", tolerance=1e-4, dtype="float32", device="cpu", include=(), exclude=()
     )
     found = {m.name: m for m in results.matrices}
     with open_checkpoint(pair[0]) as base, open_checkpoint(pair[1]) as tuned:
         steps = make_plan(base, tuned, pair_checkpoints(base, tuned), settings).steps
-        bench = Bench(settings)
-        alone = {step.pair.name: bench.result(step) for step in steps}
-        in_threes = [bench.results(group[i : i + 3]) for group in stacks(steps) for i in range(0, len(group), 3)]
+        measurer = MatrixMeasurer(settings)
+        alone = {step.pair.name: measurer.result(step) for step in steps}
+        in_threes = [measurer.results(group[i : i + 3]) for group in stacks(steps) for i in range(0, len(group), 3)]
 
     assert len(stacks(steps)) == 3  # up, down, gate
     assert untimed({m.name: m for part in in_threes for m in part}) == untimed(found)
@@ -109,13 +109,13 @@ def test_the_numbers_are_those_of_each_alone_and_the_same_in_any_stack(
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(
     pair: tuple[Path, Path], results: Results, tmp_path: Path
 ) -> None:
-    class Stop(deltarank.Watch):
+    class Stop(deltarank.ProgressListener):
         def finished(self, name: str, seconds_left: float, share_done: float) -> None:
             if share_done > 0.4:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        deltarank.compare(*pair, ranks=RANKS, output=tmp_path / "run", watch=Stop())
+        deltarank.compare(*pair, ranks=RANKS, output=tmp_path / "run", progress=Stop())
     kept = [json.loads(line)["name"] for line in (tmp_path / "run" / "matrices.jsonl").read_text().splitlines()]
     again = deltarank.compare(*pair, ranks=RANKS, output=tmp_path / "run")
 
@@ -128,13 +128,13 @@ def test_an_expert_that_cannot_be_read_takes_no_other_with_it(pair: tuple[Path, 
     tuned = tmp_path / "model.safetensors"
     tuned.write_bytes((pair[1] / "model.safetensors").read_bytes())
 
-    class Cut(deltarank.Watch):
+    class Cut(deltarank.ProgressListener):
         def planned(self, plan: deltarank.Plan) -> None:
             last = max(step.pair.finetune.start for step in plan.steps)
             with tuned.open("r+b") as file:
                 file.truncate(last)
 
-    found = deltarank.compare(pair[0], tuned, ranks=RANKS, watch=Cut())
+    found = deltarank.compare(pair[0], tuned, ranks=RANKS, progress=Cut())
     outcomes = [m.outcome for m in found.matrices]
 
     assert outcomes.count(Outcome.UNREADABLE) == 1

@@ -24,7 +24,7 @@ from deltarank.cli import main
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
 from deltarank.errors import AdapterError, DeltarankError
-from deltarank.results import Candidate, CandidateKind, Outputs, Results
+from deltarank.results import CandidateKind, CandidateResult, Outputs, Results
 
 RECIPE = Recipe()
 RANKS = (1, 4, 16, 48)
@@ -103,7 +103,7 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     )
 
 
-def kld(candidate: Candidate, text: int = 0) -> float:
+def kld(candidate: CandidateResult, text: int = 0) -> float:
     return candidate.logits[text].kld.mean
 
 
@@ -307,12 +307,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(models: Path, tmp_p
 
     stamps: dict[Path, int] = {}
 
-    class Spy(deltarank.Watch):
+    class Spy(deltarank.ProgressListener):
         def finished(self, name: str, seconds_left: float, share_done: float) -> None:
             stamps.update({path: path.stat().st_mtime_ns for path in kept if path.exists()})
 
     options = {"samples": 1, "max_tokens": 8, "ranks": (1, 4, 16), "prompts": models / "prompts.txt"}
-    went_on = outputs_of(spoken(models, output=run, watch=Spy(), **options))
+    went_on = outputs_of(spoken(models, output=run, progress=Spy(), **options))
     anew = outputs_of(spoken(models, **options))
 
     assert stamps == kept

@@ -59,8 +59,8 @@ def test_what_is_known_is_read_once(pair: tuple[Path, Path], linked: Path) -> No
     read, known = (deltarank.plan(pair[0], tuned) for tuned in (pair[1], linked))
     with open_checkpoint(pair[0]) as base, open_checkpoint(linked) as tuned:
         pairing = pair_checkpoints(base, tuned)
-        shared = [each for each in (*pairing.pairs, *pairing.leftovers) if each.finetune.file == SHARED]
-        others = [each for each in (*pairing.pairs, *pairing.leftovers) if each.finetune.file != SHARED]
+        shared = [each for each in (*pairing.pairs, *pairing.summed) if each.finetune.file == SHARED]
+        others = [each for each in (*pairing.pairs, *pairing.summed) if each.finetune.file != SHARED]
 
     assert shared
     assert others

@@ -229,8 +229,8 @@ for line in sys.stdin:
     output, seconds = json.loads(line)
     began, pid = time.monotonic(), begin(output)
     if seconds is not None:
-        journal = os.path.join(output, "matrices.jsonl")
-        while seconds < 0 and time.monotonic() - began < 20 and lines_in(journal) < -seconds:
+        run_folder = os.path.join(output, "matrices.jsonl")
+        while seconds < 0 and time.monotonic() - began < 20 and lines_in(run_folder) < -seconds:
             time.sleep(0.002)
         time.sleep(max(seconds, 0))
         os.kill(pid, signal.SIGKILL)

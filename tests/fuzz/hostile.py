@@ -1,4 +1,4 @@
-"""Bytes from strangers: true ones, spoilt by a few edits, and the watch over what reads them.
+"""Bytes from strangers: true ones, spoilt by a few edits, and the progress over what reads them.
 
 A case survives if it ends in an answer or in a `DeltarankError`, soon, without much memory. Cases are drawn from a
 fixed seed, so that a run today and one tomorrow try the same ones.

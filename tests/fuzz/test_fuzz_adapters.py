@@ -106,7 +106,7 @@ def test_a_file_of_factors_with_other_bytes(weights: bytes, tmp_path: Path) -> N
 
     adapter = survives(action)
     if adapter is not None:
-        assert len(adapter.parts) + len(adapter.strays) >= len(adapter.file.tensors) / 2
+        assert len(adapter.parts) + len(adapter.unused) >= len(adapter.file.tensors) / 2
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def numbers(results: Results) -> list[Mapping[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def journal(run: Results) -> list[Any]:
+def run_folder(run: Results) -> list[Any]:
     """The lines of a run that died at its end."""
     plain = run.to_plain()
     return [*plain["matrices"], *({k: v for k, v in s.items() if k != "share"} for s in plain["skipped"])]
@@ -96,10 +96,10 @@ def journal(run: Results) -> list[Any]:
 @given(data=st.data())
 @cases(40)
 def test_a_journal_with_other_claims(
-    data: st.DataObject, run: Results, journal: list[Any], pair: tuple[Path, Path], tmp_path: Path
+    data: st.DataObject, run: Results, run_folder: list[Any], pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Lines that cannot be meant are measured again: a run goes on to its end, with a result for every matrix."""
-    lines = data.draw(spoilt(journal))
+    lines = data.draw(spoilt(run_folder))
     text = b"\n".join(map(as_json, lines)) + b"\n" if isinstance(lines, list) else as_json(lines)
     out = resumable(tmp_path, pair, data.draw(st.just(text) | torn(text)))
     found = survives(lambda: deltarank.compare(*pair, ranks=RANKS, output=out))
@@ -159,7 +159,7 @@ def test_a_journal_of_an_extraction_with_other_claims(
 def interrupted(pair: tuple[Path, Path], out: Path) -> None:
     """An extraction that was stopped after its third matrix."""
 
-    class Stop(deltarank.Watch):
+    class Stop(deltarank.ProgressListener):
         number = 0
 
         def finished(self, name: str, seconds_left: float, share_done: float) -> None:
@@ -168,4 +168,4 @@ def interrupted(pair: tuple[Path, Path], out: Path) -> None:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        deltarank.extract(*pair, output=out, rank=4, server="peft", watch=Stop())
+        deltarank.extract(*pair, output=out, rank=4, server="peft", progress=Stop())

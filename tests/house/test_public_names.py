@@ -35,7 +35,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["import deltarank", "import deltarank.compare", "from deltarank.compare import Watch"]
+    "first", ["import deltarank", "import deltarank.compare", "from deltarank.compare import ProgressListener"]
 )
 def test_compare_is_the_function_whoever_imported_the_module_first(first: str) -> None:
     code = f"{first}; import deltarank, types; assert isinstance(deltarank.compare, types.FunctionType)"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deltarank.spectra import Spectrum, Sums, Workspace, chosen, make_solver, measure, noise_edge, subtract
 
 Matrix = NDArray[np.float64]
-Maker = Callable[[int, int, np.random.Generator], Matrix]
+ModelLoader = Callable[[int, int, np.random.Generator], Matrix]
 
 RANKS = (1, 8, 16, 32, 64, 128, 256)
 
@@ -25,7 +25,7 @@ def with_values(values: Matrix, rows: int, columns: int, random: np.random.Gener
     return np.asarray((left * values) @ right.T)
 
 
-def spectrum(recipe: Callable[[Matrix], Matrix]) -> Maker:
+def spectrum(recipe: Callable[[Matrix], Matrix]) -> ModelLoader:
     """A maker from singular values as a function of their number 0, 1, 2, ..."""
 
     def make(rows: int, columns: int, random: np.random.Generator) -> Matrix:
@@ -34,7 +34,7 @@ def spectrum(recipe: Callable[[Matrix], Matrix]) -> Maker:
     return make
 
 
-def planted(rank: int) -> Maker:
+def planted(rank: int) -> ModelLoader:
     """A sum of `rank` random outer products."""
 
     def make(rows: int, columns: int, random: np.random.Generator) -> Matrix:
@@ -54,7 +54,7 @@ def few_rows(rows: int, columns: int, random: np.random.Generator) -> Matrix:
     return delta
 
 
-MAKERS: Mapping[str, Maker] = {
+MAKERS: Mapping[str, ModelLoader] = {
     "flat": gaussian,
     "all values equal": spectrum(np.ones_like),
     "steep": spectrum(lambda i: 0.5**i),

@@ -16,7 +16,7 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def stacked(pairs: Pairs, ranks: tuple[int, ...] = RANKS) -> tuple[list[Spectrum | None], list[Sums]]:
-    """What a bench does with a stack, less the files."""
+    """What a measurer does with a stack, less the files."""
     workspace = Workspace()
     base, finetune = (torch.stack(side) for side in zip(*pairs, strict=True))
     deltas = torch.empty(base.shape, dtype=torch.float32)

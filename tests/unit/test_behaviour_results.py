@@ -8,10 +8,10 @@ import pytest
 
 from deltarank.errors import ResultsError
 from deltarank.results import (
-    Attribution,
+    AttributionResult,
     BlindBound,
-    Candidate,
     CandidateKind,
+    CandidateResult,
     Divergence,
     DocumentScore,
     Excerpt,
@@ -52,8 +52,8 @@ OUTPUTS = Outputs(
     reference="a finetune",
     texts=(Text("own answers", 3, 120, own=True),),
     candidates=(
-        Candidate("base", CandidateKind.BASE, logits=(LOGITS,)),
-        Candidate(
+        CandidateResult("base", CandidateKind.BASE, logits=(LOGITS,)),
+        CandidateResult(
             "rank 8", CandidateKind.RANK, 8, (LOGITS,), Writing(2, 4, 0.5, 0.6, 30.0, TwoSampleTest(0.6, 0.1, 99))
         ),
     ),
@@ -61,7 +61,7 @@ OUTPUTS = Outputs(
     samples=(Sample("Why?", "chat", {"finetune": "Because.", "rank 8": "It is."}),),
     excerpts=(Excerpt("own answers", "a", ("Be", "cause"), {"rank 8": (None, 0.2)}),),
     attribution=(
-        Attribution(8, "module", "own answers", (Part("mlp", None, "mlp", 0.1, 2.0, 0.5, 0.4),), 0.2, 0.5, None),
+        AttributionResult(8, "module", "own answers", (Part("mlp", None, "mlp", 0.1, 2.0, 0.5, 0.4),), 0.2, 0.5, None),
     ),
     sentences=("It speaks like itself.",),
     settings={"seed": 0},

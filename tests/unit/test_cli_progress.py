@@ -30,11 +30,11 @@ def a_terminal() -> Iterator[Terminal]:
 
 
 def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
-    with a_terminal() as terminal, watching(quiet=False) as watch:
-        assert isinstance(watch, Bar)
-        watch.began("model.layers.0.mlp.up_proj.weight")
-        watch.finished("model.layers.0.mlp.up_proj.weight", 95.0, 0.25)
-        watch.began("model.layers.1.mlp.up_proj.weight")
+    with a_terminal() as terminal, watching(quiet=False) as progress:
+        assert isinstance(progress, Bar)
+        progress.began("model.layers.0.mlp.up_proj.weight")
+        progress.finished("model.layers.0.mlp.up_proj.weight", 95.0, 0.25)
+        progress.began("model.layers.1.mlp.up_proj.weight")
 
     assert "25 %" in terminal.getvalue()
     assert "1 min 35 s left" in terminal.getvalue()
@@ -43,8 +43,8 @@ def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
 
 def test_the_bar_goes_when_the_run_fails() -> None:
     def fail() -> None:
-        with watching(quiet=False) as watch:
-            watch.began("a")
+        with watching(quiet=False) as progress:
+            progress.began("a")
             raise KeyboardInterrupt
 
     with a_terminal() as terminal, pytest.raises(KeyboardInterrupt):
@@ -66,10 +66,10 @@ def test_a_log_gets_a_line_every_half_minute(capsys: pytest.CaptureFixture[str])
 
 
 def test_what_is_streamed_is_shown_with_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
-    with a_terminal() as terminal, watching(quiet=False) as watch:
-        watch.noted("`org/name`: 141 GB are streamed, and nothing of it is kept.")
-        watch.streamed(12_300_000_000, 141_000_000_000, 118_000_000)
-        watch.finished("layers.1", 1100.0, 0.1)
+    with a_terminal() as terminal, watching(quiet=False) as progress:
+        progress.noted("`org/name`: 141 GB are streamed, and nothing of it is kept.")
+        progress.streamed(12_300_000_000, 141_000_000_000, 118_000_000)
+        progress.finished("layers.1", 1100.0, 0.1)
     assert "`org/name`: 141 GB are streamed" in terminal.getvalue()
     assert "12.3 GB of 141 GB at 118 MB/s" in terminal.getvalue()
     assert "18 min 20 s left" in terminal.getvalue()
@@ -84,21 +84,21 @@ def test_what_is_streamed_is_shown_with_its_speed(capsys: pytest.CaptureFixture[
 
 
 def test_quiet_says_nothing() -> None:
-    with a_terminal() as terminal, watching(quiet=True) as watch:
-        watch.planned(FakePlan())  # type: ignore[arg-type]
-        watch.warned("A remark.")
-        watch.resumed(3)
-        watch.began("a")
-        watch.finished("a", 1.0, 1.0)
+    with a_terminal() as terminal, watching(quiet=True) as progress:
+        progress.planned(FakePlan())  # type: ignore[arg-type]
+        progress.warned("A remark.")
+        progress.resumed(3)
+        progress.began("a")
+        progress.finished("a", 1.0, 1.0)
 
     assert terminal.getvalue() == ""
 
 
 def test_plan_resumption_and_warnings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with watching(quiet=False) as watch:
-        watch.planned(FakePlan())  # type: ignore[arg-type]
-        watch.resumed(1)
-        watch.warned("The delta is as large as the weights.")
+    with watching(quiet=False) as progress:
+        progress.planned(FakePlan())  # type: ignore[arg-type]
+        progress.resumed(1)
+        progress.warned("The delta is as large as the weights.")
 
     assert capsys.readouterr().err.splitlines() == [
         "2 matrices to measure, 2.5 MB to read, about 1 min 30 s.",
@@ -108,8 +108,8 @@ def test_plan_resumption_and_warnings_are_told(capsys: pytest.CaptureFixture[str
 
 
 def test_hostile_names_do_not_reach_the_terminal() -> None:
-    with a_terminal() as terminal, watching(quiet=False) as watch:
-        watch.began("\x1b[2J\x07\u202e" + "x" * 500)
+    with a_terminal() as terminal, watching(quiet=False) as progress:
+        progress.began("\x1b[2J\x07\u202e" + "x" * 500)
 
     assert not {"\x07", "\u202e"} & set(terminal.getvalue())
     assert "\x1b[2J" not in terminal.getvalue()

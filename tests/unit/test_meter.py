@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from deltarank.checkpoints import Pair, Piece, Traffic
-from deltarank.runtime import Meter, Watch
+from deltarank.runtime import ProgressListener, Throughput
 from deltarank.runtime import throughput as _meter
 
 
-class Heard(Watch):
+class Heard(ProgressListener):
     def __init__(self) -> None:
         self.said: list[tuple[int, int, float]] = []
 
@@ -34,7 +34,7 @@ def a_pair(base: Any, finetune: Any, file: str) -> Pair:
 
 def test_local_runs_hear_nothing() -> None:
     heard, sides = Heard(), (a_side(None), a_side(None))
-    Meter(sides, [a_pair(*sides, "a")], heard).tick()
+    Throughput(sides, [a_pair(*sides, "a")], heard).tick()
 
     assert heard.said == []
 
@@ -47,7 +47,7 @@ def test_bytes_count_from_the_start_of_the_work_and_speed_from_the_last_seconds(
     traffic = Traffic(frozenset({"a"}))
     traffic.count(received=5000)  # headers
     heard, sides = Heard(), (a_side(traffic), a_side(None))
-    meter = Meter(sides, [a_pair(*sides, file) for file in ("a", "b", "worked out")], heard)
+    meter = Throughput(sides, [a_pair(*sides, file) for file in ("a", "b", "worked out")], heard)
     for _ in range(60):
         now += 1.0
         traffic.count(received=1 if now <= 30 else 3)
@@ -61,7 +61,7 @@ def test_bytes_count_from_the_start_of_the_work_and_speed_from_the_last_seconds(
 def test_more_than_was_foreseen_is_the_whole() -> None:
     traffic = Traffic(frozenset({"a"}))
     heard, sides = Heard(), (a_side(traffic), a_side(None))
-    meter = Meter(sides, [a_pair(*sides, "a")], heard)
+    meter = Throughput(sides, [a_pair(*sides, "a")], heard)
     traffic.count(received=170)
     meter.tick()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deltarank.errors import ResultsError
 from deltarank.results import (
     DEFAULT_RANKS,
-    LEGAL_RANKS,
+    SERVABLE_RANKS,
     AuditRow,
     Loss,
     MatrixResult,
@@ -313,4 +313,4 @@ def test_short_names(ref: str, name: str) -> None:
 
 
 def test_default_ranks_are_legal() -> None:
-    assert set(DEFAULT_RANKS) <= set(LEGAL_RANKS)
+    assert set(DEFAULT_RANKS) <= set(SERVABLE_RANKS)

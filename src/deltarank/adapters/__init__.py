@@ -1,8 +1,8 @@
 """Adapters: the only room that knows PEFT's names, and what servers make of them. PEFT itself is never imported.
 
-open_adapter(folder) -> Adapter                configuration and header read and checked, no tensor
+open_adapter(folder) -> LoraAdapter                configuration and header read and checked, no tensor
 apply(adapter, targets, server=...) -> Applied what it changes, tensor by tensor, from headers alone
-Effect(adapter, changes, ...)                  the numbers that it adds, some rows at a time
+LoraUpdate(adapter, changes, ...)                  the numbers that it adds, some rows at a time
 server(name) -> Server                        the rules of servers.json, dated and with sources
 Budget                                        where the whole change went
 exact_targets, factor_keys, write_weights ... how an adapter is written
@@ -15,8 +15,8 @@ from deltarank.adapters.as_checkpoint import factors_of, is_adapted, open_finetu
 from deltarank.adapters.budget import Budget, LeftOut, Spent
 from deltarank.adapters.config_write import adapter_config
 from deltarank.adapters.keys import bias_key, exact_targets, factor_keys, is_module, module_of, type_of, whole_key
-from deltarank.adapters.read import Adapter, Harm, Kind, Part, Stray, open_adapter
-from deltarank.adapters.server_semantics import habits_of
+from deltarank.adapters.read import Kind, LoadEffect, LoraAdapter, Part, UnusedTensor, open_adapter
+from deltarank.adapters.server_semantics import semantics_of
 from deltarank.adapters.servers import (
     DEFAULT_SERVER,
     Server,
@@ -30,8 +30,8 @@ from deltarank.adapters.servers import (
     taken_for_experts,
     words_for,
 )
-from deltarank.adapters.targets import Landing
-from deltarank.adapters.update import Effect
+from deltarank.adapters.targets import Placement
+from deltarank.adapters.update import LoraUpdate
 from deltarank.adapters.write import (
     ABOUT,
     CARD,
@@ -55,23 +55,23 @@ __all__ = [
     "DEFAULT_SERVER",
     "PICTURE",
     "WEIGHTS",
-    "Adapter",
     "Applied",
     "Budget",
     "Change",
-    "Effect",
     "Fill",
-    "Harm",
     "Kind",
-    "Landing",
     "LeftOut",
+    "LoadEffect",
+    "LoraAdapter",
+    "LoraUpdate",
     "NewBias",
     "Part",
+    "Placement",
     "Server",
     "Spent",
     "Stack",
     "Stored",
-    "Stray",
+    "UnusedTensor",
     "adapter_config",
     "apply",
     "bias_key",
@@ -80,7 +80,6 @@ __all__ = [
     "factor_keys",
     "factors_from",
     "factors_of",
-    "habits_of",
     "interleaved",
     "is_adapted",
     "is_module",
@@ -91,6 +90,7 @@ __all__ = [
     "open_finetune",
     "router_in_peft",
     "rules_date",
+    "semantics_of",
     "server",
     "server_names",
     "taken_for_experts",

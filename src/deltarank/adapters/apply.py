@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from deltarank.adapters.config_read import LoraConfig, scale_of
-from deltarank.adapters.read import Adapter, Harm, Kind, Part, Stray
-from deltarank.adapters.server_semantics import IGNORES, TAKES, Habits, habit_of, habits_of, refuse
+from deltarank.adapters.read import Kind, LoadEffect, LoraAdapter, Part, UnusedTensor
+from deltarank.adapters.server_semantics import IGNORES, TAKES, ServerSemantics, habit_of, refuse, semantics_of
 from deltarank.adapters.servers import kind_of, router_in_files, taken_for_experts
 from deltarank.adapters.target_parameters import spread
-from deltarank.adapters.targets import Landing, Map, Target, land
+from deltarank.adapters.targets import Map, Placement, Target, land
 from deltarank.checkpoints import Pair, as_expert
 from deltarank.errors import AdapterError
 from deltarank.results import count, listing
@@ -29,7 +29,7 @@ _NO_TENSOR = "the checkpoints have no such tensor in common"
 class Change:
     """A part that is added, and by what its product is multiplied (1 for what is no product)."""
 
-    landing: Landing
+    placement: Placement
     scale: float
 
 
@@ -48,37 +48,37 @@ class Applied:
 
     changes          by the name of the tensor that they change, in the order in which they are added
     biases           what is added beside what the checkpoints have
-    strays           what of the file changes nothing, and why
+    unused           what of the file changes nothing, and why
     notes            what the server does otherwise than PEFT, a sentence each
     """
 
     changes: Mapping[str, tuple[Change, ...]]
-    strays: tuple[Stray, ...]
+    unused: tuple[UnusedTensor, ...]
     notes: tuple[str, ...]
     biases: tuple[NewBias, ...] = ()
 
     def refuse_broken(self) -> None:
         """Raises AdapterError (slug "adapter-refused") where PEFT would load nothing of it, or random numbers."""
-        for stray in self.strays:
-            if stray.harm is not Harm.NONE:
+        for entry in self.unused:
+            if entry.effect is not LoadEffect.NONE:
                 raise AdapterError(
-                    f"PEFT does not load this adapter as it is: {ascii(stray.name)[1:-1]}: {stray.reason}.",
+                    f"PEFT does not load this adapter as it is: {ascii(entry.name)[1:-1]}: {entry.reason}.",
                     cure="Download or copy the adapter again, or save it again with PEFT's `save_pretrained`.",
                     slug="adapter-refused",
                 )
 
-    def notes_on_biases(self, adapter: Adapter) -> list[str]:
+    def notes_on_biases(self, adapter: LoraAdapter) -> list[str]:
         """For whoever has no place for them."""
         number = sum(not adapter.is_padding(bias.part.up.name) for bias in self.biases)
         left = f"{count(number, 'bias', 'biases')} of the adapter left out: the base has none to add to"
         return [left] if number else []
 
 
-def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, config: Mapping[str, Any]) -> Applied:
+def apply(adapter: LoraAdapter, targets: Iterable[Target], *, server: str | None, config: Mapping[str, Any]) -> Applied:
     """Lays an adapter over the tensors that two checkpoints share.
 
     Args:
-        server: whose habits count; None is PEFT.
+        server: whose semantics count; None is PEFT.
         config: config.json of the base.
 
     Raises:
@@ -86,37 +86,39 @@ def apply(adapter: Adapter, targets: Iterable[Target], *, server: str | None, co
         AdapterError: (slug "adapter-refused") the server does not load this; (slug "adapter-wrong-base") most of it
             fits nothing here.
     """
-    habits = habits_of(server)
-    refuse(adapter, habits)
+    semantics = semantics_of(server)
+    refuse(adapter, semantics)
     tensors = Map(targets)
-    landings, strays = _land_all(adapter, tensors, config)
-    biases, unread = _new_biases(adapter, tensors, habits)
-    strays += unread
-    kept: list[Landing] = []
+    placements, unused = _land_all(adapter, tensors, config)
+    biases, unread = _new_biases(adapter, tensors, semantics)
+    unused += unread
+    kept: list[Placement] = []
     confused = _confused(tensors, config)
-    for landing in landings:
-        stray = _why_not(adapter, landing.part, habits, confused)
-        if stray is None:
-            kept.append(landing)
+    for placement in placements:
+        entry = _why_not(adapter, placement.part, semantics, confused)
+        if entry is None:
+            kept.append(placement)
         else:
-            strays.append(stray)
-    if habits.all_layers:
-        kept, dropped = _whole_types(kept, tensors, habits)
-        strays += dropped
+            unused.append(entry)
+    if semantics.all_layers:
+        kept, dropped = _whole_types(kept, tensors, semantics)
+        unused += dropped
     changes: dict[str, tuple[Change, ...]] = {}
-    for landing in sorted(kept, key=lambda each: each.part.is_lora):
-        before = changes.get(landing.target.name, ())
-        changes[landing.target.name] = (*before, Change(landing, _scale(adapter, landing.part, habits)))
-    told = (*(_weighed(stray, adapter, tensors) for stray in adapter.strays), *strays)
-    notes = (*_notes(adapter, habits), *_untouched(adapter, tensors))
+    for placement in sorted(kept, key=lambda each: each.part.is_lora):
+        before = changes.get(placement.target.name, ())
+        changes[placement.target.name] = (*before, Change(placement, _scale(adapter, placement.part, semantics)))
+    told = (*(_weighed(entry, adapter, tensors) for entry in adapter.unused), *unused)
+    notes = (*_notes(adapter, semantics), *_untouched(adapter, tensors))
     return Applied(changes, tuple(dict.fromkeys(told)), notes, tuple(biases))
 
 
-def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tuple[list[Landing], list[Stray]]:
+def _land_all(
+    adapter: LoraAdapter, tensors: Map, config: Mapping[str, Any]
+) -> tuple[list[Placement], list[UnusedTensor]]:
     """Raises AdapterError if more than half of the adapter lands nowhere."""
-    landings: list[Landing] = []
+    placements: list[Placement] = []
     found_parts = list(spread(adapter.parts, adapter.config, tensors))
-    strays = [each for each in found_parts if isinstance(each, Stray)]
+    unused = [each for each in found_parts if isinstance(each, UnusedTensor)]
     parts = [each for each in found_parts if isinstance(each, Part)]
     for part in parts:
         target = tensors.find(part.tensor) or tensors.find(_in_files(part, config))
@@ -131,14 +133,14 @@ def _land_all(adapter: Adapter, tensors: Map, config: Mapping[str, Any]) -> tupl
             if _is_apart(part, tensors)
             else _NO_TENSOR
         )
-        if isinstance(found, Landing):
-            landings.append(found)
+        if isinstance(found, Placement):
+            placements.append(found)
         else:
             harmless = target is None or _is_passed_over(part, adapter.config) or _may_be_longer(part, target)
-            strays.append(Stray(part.up.name, found, Harm.NONE if harmless else Harm.REFUSED))
-    if len(landings) <= len(strays):
-        _refuse_stranger(adapter, strays, len(landings) + len(strays))
-    return landings, strays
+            unused.append(UnusedTensor(part.up.name, found, LoadEffect.NONE if harmless else LoadEffect.REFUSED))
+    if len(placements) <= len(unused):
+        _refuse_stranger(adapter, unused, len(placements) + len(unused))
+    return placements, unused
 
 
 def _may_be_longer(part: Part, target: Target) -> bool:
@@ -155,23 +157,27 @@ def _is_apart(part: Part, tensors: Map) -> bool:
     return expert is not None and bool(tensors.stacks_of(expert[0]))
 
 
-def _new_biases(adapter: Adapter, tensors: Map, habits: Habits) -> tuple[list[NewBias], list[Stray]]:
+def _new_biases(
+    adapter: LoraAdapter, tensors: Map, semantics: ServerSemantics
+) -> tuple[list[NewBias], list[UnusedTensor]]:
     """Biases beside the factors of modules that have none."""
     biases: list[NewBias] = []
-    strays: list[Stray] = []
+    unused: list[UnusedTensor] = []
     for part in adapter.parts:
         beside = _beside(part, tensors)
         if beside is None or tensors.find(part.tensor) is not None:
             continue
-        stray = _why_not(adapter, part, habits, frozenset())
-        if stray is None and part.up.shape not in {(side,) for side in beside.base.shape}:
+        entry = _why_not(adapter, part, semantics, frozenset())
+        if entry is None and part.up.shape not in {(side,) for side in beside.base.shape}:
             sides = " x ".join(map(str, part.up.shape)) or "a number"
-            stray = Stray(part.up.name, f"{sides} does not fit {' x '.join(map(str, beside.shape))}", Harm.REFUSED)
-        if stray is None:
-            biases.append(NewBias(part, beside, _scale(adapter, part, habits)))
+            entry = UnusedTensor(
+                part.up.name, f"{sides} does not fit {' x '.join(map(str, beside.shape))}", LoadEffect.REFUSED
+            )
+        if entry is None:
+            biases.append(NewBias(part, beside, _scale(adapter, part, semantics)))
         else:
-            strays.append(stray)
-    return biases, strays
+            unused.append(entry)
+    return biases, unused
 
 
 def _beside(part: Part, tensors: Map) -> Target | None:
@@ -185,24 +191,24 @@ def _in_files(part: Part, config: Mapping[str, Any]) -> str:
     return f"{router_in_files(module, config)}.{leaf}"
 
 
-def _refuse_stranger(adapter: Adapter, strays: list[Stray], parts: int) -> NoReturn:
+def _refuse_stranger(adapter: LoraAdapter, unused: list[UnusedTensor], parts: int) -> NoReturn:
     if not adapter.parts:
-        first = adapter.strays[0] if adapter.strays else Stray("the file", "it holds no tensor")
+        first = adapter.unused[0] if adapter.unused else UnusedTensor("the file", "it holds no tensor")
         raise AdapterError(
             f"The adapter changes nothing: {ascii(first.name)[:120]}: {first.reason}.",
             cure="Give an adapter that PEFT's `save_pretrained` wrote.",
             slug="adapter-empty",
         )
-    if strays[0].reason == _APART:
+    if unused[0].reason == _APART:
         raise AdapterError(
-            f"{len(strays):,} of {count(parts, 'part')} of the adapter cannot be laid over these checkpoints, such as "
-            f"{ascii(strays[0].name)[:120]}: {strays[0].reason}.",
+            f"{len(unused):,} of {count(parts, 'part')} of the adapter cannot be laid over these checkpoints, such as "
+            f"{ascii(unused[0].name)[:120]}: {unused[0].reason}.",
             cure="Give a base or a finetune that holds its experts one by one, as most on the Hub do.",
             slug="adapter-experts-apart",
         )
     raise AdapterError(
-        f"This adapter does not belong to this base: {len(strays):,} of {count(parts, 'part')} fit "
-        f"nothing in it, such as {ascii(strays[0].name)[:120]}: {strays[0].reason}.",
+        f"This adapter does not belong to this base: {len(unused):,} of {count(parts, 'part')} fit "
+        f"nothing in it, such as {ascii(unused[0].name)[:120]}: {unused[0].reason}.",
         cure=f"Give the base that it was made for; its adapter_config.json names {adapter.config.base or 'none'}.",
         slug="adapter-wrong-base",
     )
@@ -214,25 +220,27 @@ def _confused(tensors: Map, config: Mapping[str, Any]) -> frozenset[str]:
     return taken_for_experts(config) if has_experts else frozenset()
 
 
-def _why_not(adapter: Adapter, part: Part, habits: Habits, confused: frozenset[str]) -> Stray | None:
+def _why_not(
+    adapter: LoraAdapter, part: Part, semantics: ServerSemantics, confused: frozenset[str]
+) -> UnusedTensor | None:
     """Why a part that fits changes nothing."""
-    if not habits.is_peft:
-        ignored = habit_of(part, habits) if not part.is_lora else habits.stacks if part.slot else TAKES
+    if not semantics.is_peft:
+        ignored = habit_of(part, semantics) if not part.is_lora else semantics.stacks if part.slot else TAKES
         if part.kind is Kind.EMBEDDING:
-            ignored = habits.inputs
-        return None if ignored is TAKES else Stray(part.up.name, f"{habits.title} passes it over")
+            ignored = semantics.inputs
+        return None if ignored is TAKES else UnusedTensor(part.up.name, f"{semantics.title} passes it over")
     if (reason := _why_passed_over(part, adapter.config)) is not None:
-        return Stray(part.up.name, reason)
+        return UnusedTensor(part.up.name, reason)
     is_expert = kind_of(part.tensor) == "expert"
     if part.module.rpartition(".")[2] in confused and part.is_lora and not (part.bare or is_expert):
         reason = (
             "PEFT (0.21) takes modules of this name for single experts of such a model, and puts nothing on this one"
         )
-        return Stray(part.up.name, reason)
+        return UnusedTensor(part.up.name, reason)
     stated = adapter.config.rank_of(part.module)
     if part.is_lora and stated != part.rank:
         reason = f"of rank {part.rank:,} in the file and {stated:,} in adapter_config.json"
-        return Stray(part.up.name, reason, Harm.REFUSED)
+        return UnusedTensor(part.up.name, reason, LoadEffect.REFUSED)
     return None
 
 
@@ -251,19 +259,19 @@ def _why_passed_over(part: Part, config: LoraConfig) -> str | None:
     return None if aimed else "target_modules does not name its module, so PEFT passes it over"
 
 
-def _weighed(stray: Stray, adapter: Adapter, tensors: Map) -> Stray:
+def _weighed(entry: UnusedTensor, adapter: LoraAdapter, tensors: Map) -> UnusedTensor:
     """What is half or of no shape harms only where PEFT would put it."""
-    is_there = adapter.config.aims_at(stray.module) and tensors.find(f"{stray.module}.weight") is not None
-    return stray if stray.harm is Harm.NONE or is_there else replace(stray, harm=Harm.NONE)
+    is_there = adapter.config.aims_at(entry.module) and tensors.find(f"{entry.module}.weight") is not None
+    return entry if entry.effect is LoadEffect.NONE or is_there else replace(entry, effect=LoadEffect.NONE)
 
 
-def _untouched(adapter: Adapter, tensors: Map) -> Iterator[str]:
+def _untouched(adapter: LoraAdapter, tensors: Map) -> Iterator[str]:
     """Matrices that the configuration aims at and that the file has nothing for."""
     config = adapter.config
     if config.targets.all or config.targets.unread or config.some_layers:
         return
     told = {tensors.find(part.tensor) for part in adapter.parts}
-    told |= {tensors.find(f"{stray.module}.weight") for stray in adapter.strays if stray.module}
+    told |= {tensors.find(f"{entry.module}.weight") for entry in adapter.unused if entry.module}
     names = [target.name.removesuffix(".weight") for target in tensors.targets if _is_linear(target)]
     found = [name for name in names if config.aims_at(name) and tensors.find(f"{name}.weight") not in told]
     if found:
@@ -278,43 +286,46 @@ def _is_linear(target: Target) -> bool:
     return isinstance(target, Pair) and target.name.endswith(".weight") and kind_of(name) is None
 
 
-def _scale(adapter: Adapter, part: Part, habits: Habits) -> float:
+def _scale(adapter: LoraAdapter, part: Part, semantics: ServerSemantics) -> float:
     config = adapter.config
     if part.kind is Kind.WHOLE:
         return 1.0
-    rslora = config.rslora and habits.rslora is TAKES
-    if habits.scale == "patterns":
+    rslora = config.rslora and semantics.rslora is TAKES
+    if semantics.scale == "patterns":
         return scale_of(config.alpha_of(part.module), config.rank_of(part.module), rslora=rslora)
-    rank = part.rank if habits.scale == "tensor" and part.rank else config.rank
+    rank = part.rank if semantics.scale == "tensor" and part.rank else config.rank
     return scale_of(config.alpha, rank, rslora=rslora)
 
 
-def _whole_types(landings: list[Landing], tensors: Map, habits: Habits) -> tuple[list[Landing], list[Stray]]:
+def _whole_types(
+    placements: list[Placement], tensors: Map, semantics: ServerSemantics
+) -> tuple[list[Placement], list[UnusedTensor]]:
     """Without the modules of which a layer is missing."""
     layers: dict[str, set[int | None]] = {}
     for target in tensors.targets:
         if isinstance(target, Pair):
             layers.setdefault(target.module, set()).add(target.layer)
-    for landing in landings:
-        if isinstance(landing.target, Pair):
-            layers[landing.target.module].discard(landing.target.layer)
-    dropped = [x for x in landings if isinstance(x.target, Pair) and layers[x.target.module]]
-    kept = [x for x in landings if x not in dropped]
-    reason = f"a layer of this module is missing, so {habits.title} drops all of them"
-    return kept, [Stray(x.part.up.name, reason) for x in dropped]
+    for placement in placements:
+        if isinstance(placement.target, Pair):
+            layers[placement.target.module].discard(placement.target.layer)
+    dropped = [x for x in placements if isinstance(x.target, Pair) and layers[x.target.module]]
+    kept = [x for x in placements if x not in dropped]
+    reason = f"a layer of this module is missing, so {semantics.title} drops all of them"
+    return kept, [UnusedTensor(x.part.up.name, reason) for x in dropped]
 
 
-def _notes(adapter: Adapter, habits: Habits) -> Iterator[str]:
+def _notes(adapter: LoraAdapter, semantics: ServerSemantics) -> Iterator[str]:
     config = adapter.config
     if config.targets.unread or config.excluded.unread:
         yield "target_modules is an expression too involved to be run: every tensor of the file is taken as meant"
     if config.unknown:
         names = listing(list(config.unknown), most=3)
         yield f"adapter_config.json has fields that PEFT 0.21 does not know, and they were passed over: {names}"
-    if config.alpha_pattern and habits.scale != "patterns":
-        yield f"{habits.title} passes alpha_pattern over{habits.unless}: one alpha ({config.alpha:g}) for all matrices"
-    if config.rank_pattern and habits.scale != "patterns":
-        ranks = "the rank of each tensor" if habits.scale == "tensor" else f"one rank ({config.rank})"
-        yield f"{habits.title} passes rank_pattern over{habits.unless}: scales follow {ranks}"
-    if config.rslora and habits.rslora is IGNORES:
-        yield f"{habits.title} ignores use_rslora: it multiplies by alpha / r where alpha / sqrt(r) is meant"
+    if config.alpha_pattern and semantics.scale != "patterns":
+        yield f"{semantics.title} passes alpha_pattern over{semantics.unless}: "
+            f"one alpha ({config.alpha:g}) for all matrices"
+    if config.rank_pattern and semantics.scale != "patterns":
+        ranks = "the rank of each tensor" if semantics.scale == "tensor" else f"one rank ({config.rank})"
+        yield f"{semantics.title} passes rank_pattern over{semantics.unless}: scales follow {ranks}"
+    if config.rslora and semantics.rslora is IGNORES:
+        yield f"{semantics.title} ignores use_rslora: it multiplies by alpha / r where alpha / sqrt(r) is meant"

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters.apply import Change, apply
-from deltarank.adapters.read import Adapter, open_adapter
-from deltarank.adapters.update import Effect
+from deltarank.adapters.read import LoraAdapter, open_adapter
+from deltarank.adapters.update import LoraUpdate
 from deltarank.adapters.write import CONFIG
 from deltarank.checkpoints import (
     Checkpoint,
-    Leftover,
     Pair,
     Piece,
+    SummedTensor,
     TensorInfo,
     adapter_folder,
     open_checkpoint,
@@ -76,7 +76,7 @@ def open_finetune(
         raise
 
 
-def _adapted(base: Checkpoint, adapter: Adapter, reference: Reference) -> Checkpoint:
+def _adapted(base: Checkpoint, adapter: LoraAdapter, reference: Reference) -> Checkpoint:
     bare = Checkpoint(
         reference=reference,
         tensors=base.tensors,
@@ -85,22 +85,22 @@ def _adapted(base: Checkpoint, adapter: Adapter, reference: Reference) -> Checkp
         fingerprint=f"{base.fingerprint} {adapter.file.fingerprint} {_mark(adapter)}",
     )
     pairing = pair_checkpoints(base, bare)
-    targets: tuple[Pair | Leftover, ...] = (*pairing.pairs, *pairing.leftovers)
+    targets: tuple[Pair | SummedTensor, ...] = (*pairing.pairs, *pairing.summed)
     applied = apply(adapter, targets, server=None, config=base.config)
     applied.refuse_broken()
     source = AdaptedSource(base, adapter, applied.changes)
-    strays = [ascii(stray.name)[1:-1] for stray in applied.strays]
+    unused = [ascii(entry.name)[1:-1] for entry in applied.unused]
     notes = [f"the finetune is the base with a LoRA of {count(len(applied.changes), 'tensor')}, added in float32"]
     notes += applied.notes_on_biases(adapter)
-    if strays:
-        reason = applied.strays[0].reason
-        names = listing(strays, most=2)
-        notes.append(f"{count(len(strays), 'tensor')} of the adapter changes nothing: {names} ({reason})")
+    if unused:
+        reason = applied.unused[0].reason
+        names = listing(unused, most=2)
+        notes.append(f"{count(len(unused), 'tensor')} of the adapter changes nothing: {names} ({reason})")
     tensors = {**base.tensors, **source.tensors}
     return replace(bare, source=source, tensors=tensors, notes=(*notes, *applied.notes))
 
 
-def _mark(adapter: Adapter) -> str:
+def _mark(adapter: LoraAdapter) -> str:
     """Changes with the configuration: it has the scales."""
     return hashlib.sha256((Path(adapter.folder) / CONFIG).read_bytes()).hexdigest()
 
@@ -120,18 +120,18 @@ class _Changed:
 class AdaptedSource:
     """The base's files, and one that is not there, in which the changed tensors lie as plain float32."""
 
-    def __init__(self, base: Checkpoint, adapter: Adapter, changes: Mapping[str, Sequence[Change]]) -> None:
+    def __init__(self, base: Checkpoint, adapter: LoraAdapter, changes: Mapping[str, Sequence[Change]]) -> None:
         self._base = base.source
         self._adapter = adapter
         self._changes = dict(changes)
         self._file = f"{next(iter(adapter.file.source.files))} {MERGED}"
         self._changed: dict[str, _Changed] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        self._effects: OrderedDict[str, Effect] = OrderedDict()
+        self._effects: OrderedDict[str, LoraUpdate] = OrderedDict()
         self._lock = threading.Lock()
         start = 0
         for name, (first, *_) in self._changes.items():
-            part = first.landing.target.base
+            part = first.placement.target.base
             info = base.tensors[part.tensor]
             if info.name not in self.tensors:
                 rows, columns = part.shape
@@ -188,23 +188,23 @@ class AdaptedSource:
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Left (rows, k) and right (k, columns) in float64, whose product is all that is added; None if more is."""
         changes = self._changes.get(name, ())
-        if not changes or any(not change.landing.part.is_lora for change in changes):
+        if not changes or any(not change.placement.part.is_lora for change in changes):
             return None
         products = [self._product(change) for change in changes]
         return torch.cat([left for left, _ in products], dim=1), torch.cat([right for _, right in products])
 
     def _product(self, change: Change) -> tuple[Tensor, Tensor]:
-        part = change.landing.part
+        part = change.placement.part
         down, up = (factor.to(torch.float64) for factor in self._adapter.factors(part))
-        left, right = (down.T, up.T) if change.landing.transposed else (up, down)
-        rows = change.landing.target.base.shape[0]
+        left, right = (down.T, up.T) if change.placement.transposed else (up, down)
+        rows = change.placement.target.base.shape[0]
         return change.scale * left[:rows], right
 
-    def _effect(self, name: str) -> Effect:
+    def _effect(self, name: str) -> LoraUpdate:
         with self._lock:
             found = self._effects.pop(name, None)
             if found is None:
-                found = Effect(self._adapter, self._changes[name], device=torch.device("cpu"), dtype=torch.float32)
+                found = LoraUpdate(self._adapter, self._changes[name], device=torch.device("cpu"), dtype=torch.float32)
             self._effects[name] = found
             while len(self._effects) > _MOST_KEPT:
                 self._effects.popitem(last=False)

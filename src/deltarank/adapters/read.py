@@ -80,7 +80,7 @@ class Part:
         return rows // self.slot[1] if self.slot else rows
 
 
-class Harm(Enum):
+class LoadEffect(Enum):
     """What a tensor that fits nothing does to the rest, as PEFT (0.21) loads it."""
 
     NONE = "none"
@@ -89,20 +89,20 @@ class Harm(Enum):
 
 
 @dataclass(frozen=True)
-class Stray:
+class UnusedTensor:
     """A tensor (or what should be one) that adds nothing of its own, and why.
 
-    module       that PEFT would look for it on, if there is one to do harm to
+    module       that PEFT would look for it on, if there is one to do effect to
     """
 
     name: str
     reason: str
-    harm: Harm = Harm.NONE
+    effect: LoadEffect = LoadEffect.NONE
     module: str = ""
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LoraAdapter:
     """A LoRA on disk. Close it, or use it in a `with`.
 
     folder, commit   what it was asked for by; the commit of a Hub id
@@ -110,7 +110,7 @@ class Adapter:
 
     config: LoraConfig
     parts: tuple[Part, ...]
-    strays: tuple[Stray, ...]
+    unused: tuple[UnusedTensor, ...]
     file: Checkpoint = field(repr=False)
     folder: str
     commit: str | None = None
@@ -168,7 +168,7 @@ class Adapter:
         return found
 
 
-def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) -> Adapter:
+def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) -> LoraAdapter:
     """Reads the configuration and the header; no tensor.
 
     Args:
@@ -192,11 +192,11 @@ def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) ->
         _refuse_without_weights(home, named)
     file = open_checkpoint(home / WEIGHTS)
     try:
-        parts, strays = _sorted_out(file.tensors)
+        parts, unused = _sorted_out(file.tensors)
     except BaseException:
         file.close()
         raise
-    return Adapter(config, parts, strays, file, named, commit)
+    return LoraAdapter(config, parts, unused, file, named, commit)
 
 
 def _config_of(home: Path, named: str) -> bytes:
@@ -234,25 +234,25 @@ _FOREIGN = (".lora_", ".token_adapter.")
 _INNER = ".base_layer."
 
 
-def _sorted_out(tensors: Mapping[str, TensorInfo]) -> tuple[tuple[Part, ...], tuple[Stray, ...]]:
+def _sorted_out(tensors: Mapping[str, TensorInfo]) -> tuple[tuple[Part, ...], tuple[UnusedTensor, ...]]:
     found = list(_read_keys(tensors))
-    return tuple(x for x in found if isinstance(x, Part)), tuple(x for x in found if isinstance(x, Stray))
+    return tuple(x for x in found if isinstance(x, Part)), tuple(x for x in found if isinstance(x, UnusedTensor))
 
 
-def _read_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[Part | Stray]:
-    """Each tensor ends in one part, or is a stray."""
+def _read_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[Part | UnusedTensor]:
+    """Each tensor ends in one part, or is a entry."""
     for key, info in tensors.items():
         if info.dtype not in PLAIN:
-            yield Stray(key, f"stored as {info.dtype!a}, which holds no plain numbers")
+            yield UnusedTensor(key, f"stored as {info.dtype!a}, which holds no plain numbers")
         elif not key.startswith(PREFIX):
-            yield Stray(key, _NO_PREFIX)
+            yield UnusedTensor(key, _NO_PREFIX)
         elif (pair := _factor(key)) is not None:
             yield from _joined(key, *pair, tensors)
         elif key.endswith(_BIAS):
             module = key[len(PREFIX) : -len(_BIAS)]
             yield Part(Kind.BIAS, module, f"{module}.bias", info)
         elif any(mark in key for mark in _FOREIGN):
-            yield Stray(key, "no factor that PEFT's plain LoRA has")
+            yield UnusedTensor(key, "no factor that PEFT's plain LoRA has")
         else:
             name = key[len(PREFIX) :].replace(_INNER, ".")
             yield Part(Kind.WHOLE, name.rsplit(".", 1)[0], name, info, wrapped=_INNER in key)
@@ -268,7 +268,9 @@ def _factor(key: str) -> tuple[Kind, str, str] | None:
     return None
 
 
-def _joined(key: str, kind: Kind, module: str, other: str, tensors: Mapping[str, TensorInfo]) -> Iterator[Part | Stray]:
+def _joined(
+    key: str, kind: Kind, module: str, other: str, tensors: Mapping[str, TensorInfo]
+) -> Iterator[Part | UnusedTensor]:
     """A pair of factors, told once, at its A; or half of one."""
     partner = tensors.get(other)
     if partner is None or partner.dtype not in PLAIN:
@@ -277,18 +279,18 @@ def _joined(key: str, kind: Kind, module: str, other: str, tensors: Mapping[str,
     is_down = "_A" in key[len(PREFIX) + len(module) :]
     down, up = (tensors[key], partner) if is_down else (partner, tensors[key])
     if (reason := _misshapen(down.shape, up.shape)) is not None:
-        yield Stray(key, reason, Harm.REFUSED, module)
+        yield UnusedTensor(key, reason, LoadEffect.REFUSED, module)
     elif is_down:
         yield Part(kind, module, f"{module}.weight", up, down)
 
 
-def _half(key: str, kind: Kind, module: str, other: str) -> Stray:
+def _half(key: str, kind: Kind, module: str, other: str) -> UnusedTensor:
     """PEFT begins with one factor of zeros and one that is random: A, or B of an embedding."""
     is_random = "_A" in other[len(PREFIX) + len(module) :] if kind is Kind.LINEAR else "embedding_B" in other
-    return Stray(
+    return UnusedTensor(
         key,
         f"its other half, {ascii(other)[1:-1]}, is missing",
-        Harm.RANDOM if is_random else Harm.NONE,
+        LoadEffect.RANDOM if is_random else LoadEffect.NONE,
         module,
     )
 

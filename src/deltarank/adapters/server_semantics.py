@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from deltarank.adapters.read import Adapter, Kind, Part
+from deltarank.adapters.read import Kind, LoraAdapter, Part
 from deltarank.adapters.servers import Server
 from deltarank.adapters.servers import server as server_rules
 from deltarank.errors import AdapterError
@@ -30,7 +30,7 @@ _NO_INPUT_FACTORS = frozenset({"lorax"})
 
 
 @dataclass(frozen=True)
-class Habits:
+class ServerSemantics:
     """How a server reads an adapter, by the rules of servers.json.
 
     scale            "patterns": a matrix's own alpha and rank by the configuration; "config": one for all;
@@ -60,7 +60,7 @@ class Habits:
         return self.title == _TITLE
 
     @classmethod
-    def of(cls, rules: Server) -> Habits:
+    def of(cls, rules: Server) -> ServerSemantics:
         wholes = Habit(rules.modules_to_save)
         return cls(
             title=rules.title,
@@ -78,42 +78,42 @@ class Habits:
         )
 
 
-def habits_of(name: str | None) -> Habits:
+def semantics_of(name: str | None) -> ServerSemantics:
     """Raises UsageError (slug "bad-server") for a server that nobody knows."""
-    return Habits.of(server_rules(name or PEFT))
+    return ServerSemantics.of(server_rules(name or PEFT))
 
 
-def refuse(adapter: Adapter, habits: Habits) -> None:
-    reasons = list(_refusals(adapter, habits))
+def refuse(adapter: LoraAdapter, semantics: ServerSemantics) -> None:
+    reasons = list(_refusals(adapter, semantics))
     if reasons:
         raise AdapterError(
-            f"{_loader(habits)} this adapter: {listing(reasons, most=4)}.",
+            f"{_loader(semantics)} this adapter: {listing(reasons, most=4)}.",
             cure="Leave out --server to measure it as PEFT applies it, or make one with `deltarank extract --server`.",
             slug="adapter-refused",
         )
 
 
-def _loader(habits: Habits) -> str:
-    return "Not every server loads" if habits.title == "every server" else f"{habits.title} does not load"
+def _loader(semantics: ServerSemantics) -> str:
+    return "Not every server loads" if semantics.title == "every server" else f"{semantics.title} does not load"
 
 
-def _refusals(adapter: Adapter, habits: Habits) -> Iterator[str]:
+def _refusals(adapter: LoraAdapter, semantics: ServerSemantics) -> Iterator[str]:
     loras = [part for part in adapter.parts if part.is_lora]
     highest = max([adapter.config.rank, *(part.rank for part in loras)])
-    if habits.most_rank is not None and highest > habits.most_rank:
-        yield f"it has rank {highest:,}, and the highest possible is {habits.most_rank}"
-    wholes = [part for part in adapter.parts if part.kind is Kind.WHOLE and habit_of(part, habits) is REFUSES]
-    if wholes or (adapter.config.modules_to_save and habits.wholes is REFUSES):
+    if semantics.most_rank is not None and highest > semantics.most_rank:
+        yield f"it has rank {highest:,}, and the highest possible is {semantics.most_rank}"
+    wholes = [part for part in adapter.parts if part.kind is Kind.WHOLE and habit_of(part, semantics) is REFUSES]
+    if wholes or (adapter.config.modules_to_save and semantics.wholes is REFUSES):
         named = [ascii(part.tensor)[1:-1][:80] for part in wholes] or list(adapter.config.modules_to_save)
         yield f"it holds whole tensors ({listing(named, most=2)})"
     biases = any(part.kind is Kind.BIAS for part in adapter.parts) or adapter.config.bias != "none"
-    if habits.biases is REFUSES and (biases or adapter.config.lora_bias):
+    if semantics.biases is REFUSES and (biases or adapter.config.lora_bias):
         yield "it holds biases"
-    if habits.stacks is REFUSES and adapter.config.parameters:
+    if semantics.stacks is REFUSES and adapter.config.parameters:
         yield "it has LoRAs on bare parameters (fused experts)"
-    if habits.rslora is REFUSES and adapter.config.rslora:
+    if semantics.rslora is REFUSES and adapter.config.rslora:
         yield "it is rank-stabilised (use_rslora)"
-    if habits.patterns is REFUSES:
+    if semantics.patterns is REFUSES:
         if adapter.config.has_patterns:
             yield "it has a rank_pattern or an alpha_pattern"
         if (mixed := _mixed(loras)) is not None:
@@ -130,9 +130,9 @@ def _mixed(loras: Iterable[Part]) -> str | None:
     return None
 
 
-def habit_of(part: Part, habits: Habits) -> Habit:
+def habit_of(part: Part, semantics: ServerSemantics) -> Habit:
     """Of a whole tensor or a bias."""
     if part.kind is Kind.BIAS or part.tensor.endswith(".bias"):
-        return habits.biases
+        return semantics.biases
     is_norm = part.module.rsplit(".", 1)[-1].endswith("norm")
-    return habits.norms if is_norm else habits.wholes
+    return semantics.norms if is_norm else semantics.wholes

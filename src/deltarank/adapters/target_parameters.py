@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from deltarank.adapters.config_read import LoraConfig
-from deltarank.adapters.read import Harm, Kind, Part, Stray
+from deltarank.adapters.read import Kind, LoadEffect, Part, UnusedTensor
 from deltarank.adapters.targets import Fused, Map, Stack
 
 _WRAPPER = ".base_layer"
 
 
-def spread(parts: Sequence[Part], config: LoraConfig, tensors: Map) -> Iterator[Part | Stray]:
+def spread(parts: Sequence[Part], config: LoraConfig, tensors: Map) -> Iterator[Part | UnusedTensor]:
     """The parts, those on bare parameters by the names of these; what is meant for experts, expert by expert."""
     for part in parts:
         found = _meant(part, config, tensors) if config.parameters and part.kind is Kind.LINEAR else None
@@ -30,7 +30,7 @@ def spread(parts: Sequence[Part], config: LoraConfig, tensors: Map) -> Iterator[
             yield from found
 
 
-def _meant(part: Part, config: LoraConfig, tensors: Map) -> Sequence[Part | Stray] | None:
+def _meant(part: Part, config: LoraConfig, tensors: Map) -> Sequence[Part | UnusedTensor] | None:
     """None for a part on a module."""
     module = part.module
     while module.endswith(_WRAPPER):
@@ -47,7 +47,7 @@ def _meant(part: Part, config: LoraConfig, tensors: Map) -> Sequence[Part | Stra
         (one,) = fitting
         return _slices(part, one) if isinstance(one, Stack) else _singles(part, one)
     reason = "several parameters could be meant" if fitting else f"its shape fits no targeted parameter of {module}"
-    return [Stray(part.up.name, reason, Harm.NONE if fitting else Harm.REFUSED)]
+    return [UnusedTensor(part.up.name, reason, LoadEffect.NONE if fitting else LoadEffect.REFUSED)]
 
 
 def _fits(part: Part, stack: Stack | Fused) -> bool:
@@ -59,9 +59,9 @@ def _fits(part: Part, stack: Stack | Fused) -> bool:
     return sides == set(stack.slices[0].base.shape) and part.down.shape[0] % len(stack.slices) == 0
 
 
-def _singles(part: Part, stack: Fused) -> list[Part | Stray]:
+def _singles(part: Part, stack: Fused) -> list[Part | UnusedTensor]:
     """Gate has the first rows of each expert, up the rest."""
-    found: list[Part | Stray] = []
+    found: list[Part | UnusedTensor] = []
     for number, targets in enumerate(stack.parts):
         slot, first = (number, len(stack.parts)), 0
         for target in targets:
@@ -71,7 +71,7 @@ def _singles(part: Part, stack: Fused) -> list[Part | Stray]:
     return found
 
 
-def _slices(part: Part, stack: Stack) -> list[Part | Stray]:
+def _slices(part: Part, stack: Stack) -> list[Part | UnusedTensor]:
     experts = len(stack.slices)
     return [
         replace(part, module=stack.name, tensor=f"{stack.name}[{number}]", bare=True, slot=(number, experts))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.adapters.read import Kind, Part
-from deltarank.checkpoints import Leftover, Pair, as_expert, without_wrappers
+from deltarank.checkpoints import Pair, SummedTensor, as_expert, without_wrappers
 
-Target = Leftover | Pair
+Target = SummedTensor | Pair
 
 MOST_RANKS = 4
 """Times the longer side: factors of a higher rank would take more memory than the tensor that they are for."""
@@ -22,7 +22,7 @@ _CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
 
 @dataclass(frozen=True)
-class Landing:
+class Placement:
     """A part and the tensor that it changes.
 
     transposed       the tensor is stored as inputs x outputs: what is added is (B A)'
@@ -116,29 +116,29 @@ def _core(name: str) -> str:
     return ".".join(without_wrappers(name.split(".")))
 
 
-def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -> Landing | str:
+def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -> Placement | str:
     """The part at its tensor; or why it does not fit, in words."""
     rows, columns = shape = target.base.shape
     if part.kind is Kind.BIAS:
-        return Landing(part, target, False) if _is_vector(part, shape) else _differs(part, target)
+        return Placement(part, target, False) if _is_vector(part, shape) else _differs(part, target)
     if part.kind is Kind.WHOLE:
-        return Landing(part, target, False) if _covers(part.up.shape, target) else _differs(part, target)
+        return Placement(part, target, False) if _covers(part.up.shape, target) else _differs(part, target)
     assert part.down is not None
     if part.rank > MOST_RANKS * max(shape):
         return f"a rank of {part.rank:,} is far beyond a matrix of {rows} x {columns}"
     inputs, outputs = part.down.shape[1], part.outputs
     if part.kind is Kind.EMBEDDING:
         fits = outputs == columns and inputs >= rows
-        return Landing(part, target, True) if fits else _differs(part, target)
+        return Placement(part, target, True) if fits else _differs(part, target)
     straight, turned = (outputs, inputs) == shape, (inputs, outputs) == shape
     if not (straight or turned):
         return _differs(part, target)
     if part.slot is not None and straight and turned:
-        return Landing(part, target, model_type in _INPUTS_FIRST)
+        return Placement(part, target, model_type in _INPUTS_FIRST)
     if straight and turned:
         is_head = part.module.rsplit(".", 1)[-1] == "lm_head"
-        return Landing(part, target, not is_head and (fan_in_fan_out or str(model_type) in _CONV1D))
-    return Landing(part, target, turned)
+        return Placement(part, target, not is_head and (fan_in_fan_out or str(model_type) in _CONV1D))
+    return Placement(part, target, turned)
 
 
 def _is_vector(part: Part, shape: tuple[int, int]) -> bool:

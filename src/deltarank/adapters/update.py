@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters.apply import Change
-from deltarank.adapters.read import Adapter, Kind
+from deltarank.adapters.read import Kind, LoraAdapter
 from deltarank.checkpoints import Piece
 
 
-class Effect:
+class LoraUpdate:
     """L = the sum of `changes`, shaped (rows, columns) as the tensor is stored, in `dtype` on `device`.
 
     Factors are held whole, as thin as they are; of their product there are never more rows than were asked for.
@@ -23,10 +23,12 @@ class Effect:
     """
 
     def __init__(
-        self, adapter: Adapter, changes: Sequence[Change], *, device: torch.device, dtype: torch.dtype
+        self, adapter: LoraAdapter, changes: Sequence[Change], *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._products = [_Product(adapter, change, device, dtype) for change in changes if change.landing.part.is_lora]
-        self._rows = [_Rows(adapter, change) for change in changes if not change.landing.part.is_lora]
+        self._products = [
+            _Product(adapter, change, device, dtype) for change in changes if change.placement.part.is_lora
+        ]
+        self._rows = [_Rows(adapter, change) for change in changes if not change.placement.part.is_lora]
 
     def rows(self, first: int, base: Tensor) -> Tensor:
         """Rows `first` to `first + len(base)` of L; `base` holds these rows of W0, in L's type and place."""
@@ -41,9 +43,9 @@ class Effect:
 class _Product:
     """scale * B A, or its transpose."""
 
-    def __init__(self, adapter: Adapter, change: Change, device: torch.device, dtype: torch.dtype) -> None:
-        down, up = (factor.to(device, dtype) for factor in adapter.factors(change.landing.part))
-        self._left, self._right = (down.T, up.T) if change.landing.transposed else (up, down)
+    def __init__(self, adapter: LoraAdapter, change: Change, device: torch.device, dtype: torch.dtype) -> None:
+        down, up = (factor.to(device, dtype) for factor in adapter.factors(change.placement.part))
+        self._left, self._right = (down.T, up.T) if change.placement.transposed else (up, down)
         self._scale = change.scale
 
     def add_to(self, added: Tensor, first: int) -> None:
@@ -53,8 +55,8 @@ class _Product:
 class _Rows:
     """A tensor stored whole, which takes the base's place; or a bias, which is added to it."""
 
-    def __init__(self, adapter: Adapter, change: Change) -> None:
-        part, columns = change.landing.part, change.landing.target.base.shape[1]
+    def __init__(self, adapter: LoraAdapter, change: Change) -> None:
+        part, columns = change.placement.part, change.placement.target.base.shape[1]
         shape = (math.prod(part.up.shape) // max(columns, 1), columns)
         self._piece = Piece.of(part.up, adapter.file.source, shape)
         self._scale = change.scale

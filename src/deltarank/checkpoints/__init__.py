@@ -1,7 +1,7 @@
 """Checkpoints: references, headers, pairing, reading. The only room that knows files and the Hub.
 
 open_checkpoint(ref) -> Checkpoint             headers read and checked, no tensor
-pair_checkpoints(base, finetune) -> Pairing    the plan: pairs, leftovers, skipped, notes
+pair_checkpoints(base, finetune) -> Pairing    the plan: pairs, summed, skipped, notes
 chunks(pair.base, pair.finetune)               rows of both sides, through reused buffers
 """
 
@@ -16,19 +16,19 @@ from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.pairing.fused_experts import as_expert
 from deltarank.checkpoints.pairing.names import without_wrappers
 from deltarank.checkpoints.pairing.pair import pair_checkpoints
-from deltarank.checkpoints.pieces import PLAIN, Leftover, Pair, Pairing, Piece
+from deltarank.checkpoints.pieces import PLAIN, Pair, Pairing, Piece, SummedTensor
 from deltarank.checkpoints.source import LocalSource, Source
 
 __all__ = [
     "PLAIN",
     "Checkpoint",
-    "Leftover",
     "LocalSource",
     "Lookahead",
     "Pair",
     "Pairing",
     "Piece",
     "Source",
+    "SummedTensor",
     "TensorInfo",
     "Traffic",
     "adapter_folder",

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints.pieces import Leftover, Pair, Piece
+from deltarank.checkpoints.pieces import Pair, Piece, SummedTensor
 
 BYTES_AHEAD = 64_000_000
 MOST_PAIRS_AHEAD = 256
@@ -66,7 +66,7 @@ class _Side:
         return self._bytes[:length].view(piece.dtype).view(rows, piece.shape[1])
 
 
-def interrupt(pairs: Iterable[Pair | Leftover]) -> None:
+def interrupt(pairs: Iterable[Pair | SummedTensor]) -> None:
     """Whoever reads these over a network is not waited for: its reads fail soon."""
     for source in {id(piece.source): piece.source for pair in pairs for piece in (pair.base, pair.finetune)}.values():
         source.interrupt()
@@ -75,7 +75,7 @@ def interrupt(pairs: Iterable[Pair | Leftover]) -> None:
 class Lookahead:
     """Announces pairs before they are read, so that the disk or the network works while we compute."""
 
-    def __init__(self, pairs: Sequence[Pair | Leftover]) -> None:
+    def __init__(self, pairs: Sequence[Pair | SummedTensor]) -> None:
         self._pairs = pairs
         self._sizes = [0, *accumulate(pair.nbytes for pair in pairs)]
         self._announced = 0
@@ -95,7 +95,7 @@ class Lookahead:
         return distance <= least or (ahead < BYTES_AHEAD and distance <= MOST_PAIRS_AHEAD)
 
 
-def will_need(pair: Pair | Leftover) -> None:
+def will_need(pair: Pair | SummedTensor) -> None:
     """Tells both sides that this pair is read soon."""
     for piece in pair.pieces:
         piece.source.will_need(piece.file, piece.start, piece.nbytes)

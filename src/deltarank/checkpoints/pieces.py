@@ -109,7 +109,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
+class SummedTensor:
     """Not measured, but both sides have it, so its change can be summed. `shape` is that of the part compared."""
 
     name: str
@@ -139,6 +139,6 @@ class Pairing:
     """The plan: what is measured, what is only summed, what is not read, and what the user should know."""
 
     pairs: tuple[Pair, ...]
-    leftovers: tuple[Leftover, ...]
+    summed: tuple[SummedTensor, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]

@@ -86,15 +86,15 @@ def _compared(base: Path, finetune: Path, run: Path, *, force: bool, quiet: bool
     import deltarank
     from deltarank.cli.progress import watching
 
-    with watching(quiet) as watch:
-        return deltarank.compare(base, finetune, ranks=RANKS, output=run, force=force, watch=watch)
+    with watching(quiet) as progress:
+        return deltarank.compare(base, finetune, ranks=RANKS, output=run, force=force, progress=progress)
 
 
 def _spoken(base: Path, finetune: Path, reading: Reading, run: Path, *, force: bool, quiet: bool) -> Results:
     import deltarank
     from deltarank.cli.progress import watching
 
-    with watching(quiet) as watch:
+    with watching(quiet) as progress:
         return deltarank.outputs(
             base,
             finetune,
@@ -108,7 +108,7 @@ def _spoken(base: Path, finetune: Path, reading: Reading, run: Path, *, force: b
             batch=BATCH,
             output=run,
             force=force,
-            watch=watch,
+            progress=progress,
         )
 
 

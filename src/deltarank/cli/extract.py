@@ -18,7 +18,7 @@ from deltarank.errors import UsageError
 from deltarank.results import count, percent
 
 if TYPE_CHECKING:
-    from deltarank.jobs.extract import Adapter
+    from deltarank.jobs.extract import ExtractedAdapter
 
 SERVERS = ("portable", "vllm", "sglang", "lorax", "llama.cpp", "peft")
 
@@ -113,13 +113,13 @@ def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> No
     with drawing_ahead():
         with loading():
             from deltarank.cli.progress import watching
-        with watching(quiet) as watch:
-            adapter = deltarank.extract(**job, command=command, draw=adapter_picture, watch=watch)
+        with watching(quiet) as progress:
+            adapter = deltarank.extract(**job, command=command, draw=adapter_picture, progress=progress)
     out(adapter.to_json() if as_json else "\n".join(map(one_line, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
 
 
-def _lines(adapter: Adapter) -> list[str]:
+def _lines(adapter: ExtractedAdapter) -> list[str]:
     """The sentence, the budget, and by module what is kept."""
     from deltarank.adapters import words_for
 
@@ -136,5 +136,5 @@ def _lines(adapter: Adapter) -> list[str]:
     return lines
 
 
-def _fates(adapter: Adapter) -> list[str]:
+def _fates(adapter: ExtractedAdapter) -> list[str]:
     return ["kept", f"truncated at rank {adapter.rank}", "lost to rounding A and B", "left out"]

@@ -19,7 +19,7 @@ from deltarank.cli.report import report
 from deltarank.cli.streams import complain, forget_stdout, printable
 from deltarank.cli.verify import verify
 from deltarank.errors import DeltarankError
-from deltarank.system import wait_politely
+from deltarank.system import limit_openmp_spinning
 
 __all__ = ["main"]
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Expected failures are printed as a message and a cure; what nobody expected keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    wait_politely()
+    limit_openmp_spinning()
     try:
         code = deltarank.main(arguments, prog_name="deltarank", standalone_mode=False, obj=tuple(arguments))
     except DeltarankError as error:

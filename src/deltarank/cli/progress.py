@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from deltarank.cli.streams import one_line, say
 from deltarank.results import count, duration, size
-from deltarank.runtime import Plan, Watch
+from deltarank.runtime import Plan, ProgressListener
 
 SECONDS_BETWEEN_LINES = 30.0
 """In a log that nobody watches, more lines than this hide the others."""
@@ -23,10 +23,10 @@ _BAR = "{desc}{percentage:3.0f} % |{bar}| {postfix}"
 
 
 @contextmanager
-def watching(quiet: bool) -> Iterator[Watch]:
-    """The watch that suits this stderr. What is said after it stands on a line of its own."""
+def watching(quiet: bool) -> Iterator[ProgressListener]:
+    """The progress that suits this stderr. What is said after it stands on a line of its own."""
     if quiet or sys.stderr is None:  # None: closed by the shell
-        yield Watch()
+        yield ProgressListener()
     elif not sys.stderr.isatty():
         yield Lines()
     else:
@@ -37,7 +37,7 @@ def watching(quiet: bool) -> Iterator[Watch]:
             bar.close()
 
 
-class _Spoken(Watch):
+class _Spoken(ProgressListener):
     """Tells the plan and what is worth knowing beforehand."""
 
     def planned(self, plan: Plan) -> None:

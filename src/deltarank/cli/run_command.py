@@ -56,8 +56,10 @@ def run(measure: Callable[..., Results], job: dict[str, Any], manner: Manner, *,
     with report_ahead():
         with loading():
             from deltarank.cli.progress import watching
-        with watching(manner.quiet) as watch:
-            results = measure(**job, output=manner.output, force=manner.force, command=manner.command, watch=watch)
+        with watching(manner.quiet) as progress:
+            results = measure(
+                **job, output=manner.output, force=manner.force, command=manner.command, progress=progress
+            )
         try:
             written = write_report([results], manner.output)
         finally:  # a page that failed takes no hour's work with it

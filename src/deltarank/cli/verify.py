@@ -52,8 +52,8 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
     with loading():
         from deltarank.cli.progress import watching
 
-    with watching(quiet) as watch:
-        found = deltarank.verify(**job, watch=watch)
+    with watching(quiet) as progress:
+        found = deltarank.verify(**job, progress=progress)
     tell = sayer(quiet)
     for note in found.notes:
         tell(f"Note: {note}")

@@ -45,8 +45,8 @@ def find_base(refs: Sequence[str], job: Mapping[str, Any], *, as_json: bool, qui
 
     kept = {name: job[name] for name in ("revision", "include", "exclude", "device")}
     fetch = "stream" if job["fetch"] == "auto" else job["fetch"]  # a sample: nobody wants three models on the disk
-    with watching(quiet) as watch:
-        choice = deltarank.which_base(refs[:-1], refs[-1], fetch=fetch, watch=watch, **kept)
+    with watching(quiet) as progress:
+        choice = deltarank.which_base(refs[:-1], refs[-1], fetch=fetch, progress=progress, **kept)
     out(choice.to_json() if as_json else "\n".join(map(one_line, lines(choice))))
 
 

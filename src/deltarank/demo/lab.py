@@ -14,7 +14,7 @@ from typing import Any
 
 from deltarank.demo.recipe import Recipe
 from deltarank.errors import OutputError
-from deltarank.system import quietly, wait_politely
+from deltarank.system import limit_openmp_spinning, silence_logging
 
 LAB_VERSION = 1
 """To be raised when a change of code moves the weights: a lab of another version is not used again."""
@@ -118,8 +118,8 @@ def build_by(
         say(f"Using the lab in {folder}, trained earlier with seed {seed}.")
         return found
     _check_free(target, force)
-    wait_politely()
-    with quietly():  # PEFT imports every quantiser there is, and some talk
+    limit_openmp_spinning()
+    with silence_logging():  # PEFT imports every quantiser there is, and some talk
         from deltarank.demo.build import build
 
     with _whole_or_nothing(target) as partial:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltarank.divergence.attribution import Swap, attribution_of
+from deltarank.divergence.attribution import PartMeasurement, attribution_of
 from deltarank.divergence.chat_files import AnyTokenizer
 from deltarank.divergence.prompts import Prompt, read_prompts
 from deltarank.divergence.summary import logits_of
@@ -14,8 +14,8 @@ __all__ = [
     "Answer",
     "AnyTokenizer",
     "Document",
+    "PartMeasurement",
     "Prompt",
-    "Swap",
     "TokenStats",
     "attribution_of",
     "logits_of",

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from scipy.stats import spearmanr
 
 from deltarank.divergence.token_stats import TokenStats
-from deltarank.results import Attribution, Part
+from deltarank.results import AttributionResult, Part
 
 _FEWEST = 3
 
 
 @dataclass(frozen=True)
-class Swap:
+class PartMeasurement:
     """One part, what its weights lose at rank r, and what the model then says.
 
     lost, energy     ||D - D_r||^2 and ||D||^2 of its matrices
@@ -30,14 +30,14 @@ class Swap:
 
 
 def attribution_of(
-    rank: int, unit: str, text: str, swaps: Sequence[Swap], together: Mapping[str, TokenStats]
-) -> Attribution:
+    rank: int, unit: str, text: str, swaps: Sequence[PartMeasurement], together: Mapping[str, TokenStats]
+) -> AttributionResult:
     """The parts by their KLD, the largest first; Spearman's rank correlation (1904) of weight loss and KLD."""
     whole = math.fsum(swap.lost for swap in swaps)
     parts = sorted((_part(swap, whole) for swap in swaps), key=lambda part: -part.kld)
     all_at_once = mean_kld(together)
     total = math.fsum(part.kld for part in parts)
-    return Attribution(
+    return AttributionResult(
         rank=rank,
         unit=unit,
         text=text,
@@ -48,7 +48,7 @@ def attribution_of(
     )
 
 
-def _part(swap: Swap, whole: float) -> Part:
+def _part(swap: PartMeasurement, whole: float) -> Part:
     return Part(
         name=swap.name,
         layer=swap.layer,

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 from deltarank.models.generate import check_room, fitting, generate, own_document
-from deltarank.models.load import Blueprint, Home, blueprint, file_names, load, output_head, stream, tokenizer_of
-from deltarank.models.predict import LOGITS_AT_ONCE, Head, Predictor, Window, batches, told_of_memory
-from deltarank.models.prediction_store import Kept
+from deltarank.models.load import (
+    ModelFolder,
+    ModelSkeleton,
+    file_names,
+    load,
+    model_skeleton,
+    output_head,
+    stream,
+    tokenizer_of,
+)
+from deltarank.models.predict import LOGITS_AT_ONCE, Head, Predictor, Window, batches, translate_out_of_memory
+from deltarank.models.prediction_store import PredictionStore
 from deltarank.models.quantise import yardstick
-from deltarank.models.tokenizers import difference, moved_tokens
+from deltarank.models.tokenizers import changed_token_ids, difference
 from deltarank.models.weights import Edit, Weights, read_piece
 
 __all__ = [
     "LOGITS_AT_ONCE",
-    "Blueprint",
     "Edit",
     "Head",
-    "Home",
-    "Kept",
+    "ModelFolder",
+    "ModelSkeleton",
+    "PredictionStore",
     "Predictor",
     "Weights",
     "Window",
     "batches",
-    "blueprint",
+    "changed_token_ids",
     "check_room",
     "difference",
     "file_names",
     "fitting",
     "generate",
     "load",
-    "moved_tokens",
+    "model_skeleton",
     "output_head",
     "own_document",
     "read_piece",
     "stream",
     "tokenizer_of",
-    "told_of_memory",
+    "translate_out_of_memory",
     "yardstick",
 ]

@@ -21,7 +21,7 @@ from deltarank.checkpoints import Checkpoint
 from deltarank.errors import CheckpointError, JobError, UsageError
 from deltarank.models.weights import Weights, strange_dtypes
 from deltarank.results import listing
-from deltarank.system import import_quietly
+from deltarank.system import import_silently
 
 AnyModel = Any
 """A transformers model: its class is that of the architecture."""
@@ -30,20 +30,20 @@ AnyModel = Any
 AutoModelForCausalLM: Any = _AutoModel
 logging: Any = _logging
 
-import_quietly("transformers.quantizers.auto")  # loading a model does so; it pulls in every quantiser there is
+import_silently("transformers.quantizers.auto")  # loading a model does so; it pulls in every quantiser there is
 
 _CURE_HOME = "Give a folder as transformers saves it, with config.json and the tokenizer's files beside the weights."
 
 
 @dataclass(frozen=True)
-class Home:
+class ModelFolder:
     """Where a checkpoint's configuration and tokenizer are: a folder, or a repository on the Hub at a commit."""
 
     place: str
     revision: str | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Home:
+    def of(cls, checkpoint: Checkpoint) -> ModelFolder:
         reference = checkpoint.reference
         path = Path(reference.ref).expanduser()
         if path.exists():
@@ -57,13 +57,13 @@ class Home:
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModelSkeleton:
     """All that makes a model of a checkpoint but its numbers.
 
     skeleton         on the meta device: names and shapes, no memory
     """
 
-    home: Home
+    home: ModelFolder
     config: Any
     skeleton: AnyModel
     trusted: bool
@@ -87,7 +87,7 @@ class Blueprint:
         return sum(weight.numel() for weight in self.skeleton.parameters())
 
 
-def blueprint(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Blueprint:
+def model_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> ModelSkeleton:
     """Reads configurations, and no weights.
 
     Raises:
@@ -95,7 +95,7 @@ def blueprint(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Blu
         UsageError: (slug "remote-code") it can only be built by a program that came with it.
         JobError: (slug "quantised-model") its numbers are stored in a way that needs a library of its own.
     """
-    home = Home.of(checkpoint)
+    home = ModelFolder.of(checkpoint)
     _refuse_quantised(checkpoint)
     if "auto_map" in checkpoint.config and not trust_remote_code:
         _refuse_remote_code(checkpoint)
@@ -112,7 +112,7 @@ def blueprint(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Blu
             cure=_CURE_HOME + " A newer transformers may know an architecture that this one does not.",
             slug="not-a-language-model",
         ) from error
-    return Blueprint(home, config, skeleton, trust_remote_code)
+    return ModelSkeleton(home, config, skeleton, trust_remote_code)
 
 
 def _refuse_remote_code(checkpoint: Checkpoint) -> None:
@@ -146,7 +146,7 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
     )
 
 
-def tokenizer_of(home: Home, *, trust_remote_code: bool = False) -> Any:
+def tokenizer_of(home: ModelFolder, *, trust_remote_code: bool = False) -> Any:
     """Raises CheckpointError (slug "no-tokenizer") if there is none, or it cannot be read."""
     try:
         with _quietly():
@@ -159,7 +159,7 @@ def tokenizer_of(home: Home, *, trust_remote_code: bool = False) -> Any:
         ) from error
 
 
-def load(plan: Blueprint, weights: Weights, *, dtype: torch.dtype, device: torch.device) -> AnyModel:
+def load(plan: ModelSkeleton, weights: Weights, *, dtype: torch.dtype, device: torch.device) -> AnyModel:
     """The model whole on `device`, in evaluation mode, as `from_pretrained` of a folder with these numbers would be.
 
     Raises:
@@ -178,7 +178,7 @@ def load(plan: Blueprint, weights: Weights, *, dtype: torch.dtype, device: torch
     return _finished(model, plan)
 
 
-def _refuse_incomplete(plan: Blueprint, missing: Any) -> None:
+def _refuse_incomplete(plan: ModelSkeleton, missing: Any) -> None:
     if missing:
         raise CheckpointError(
             f"{plan.home.place!a} lacks {listing([ascii(name) for name in sorted(missing)], most=3)}: the model of its "
@@ -188,7 +188,7 @@ def _refuse_incomplete(plan: Blueprint, missing: Any) -> None:
         )
 
 
-def _finished(model: AnyModel, plan: Blueprint) -> AnyModel:
+def _finished(model: AnyModel, plan: ModelSkeleton) -> AnyModel:
     """With the tokens that end an answer, which stand in a file of their own."""
     try:
         with _quietly():
@@ -202,7 +202,7 @@ def _finished(model: AnyModel, plan: Blueprint) -> AnyModel:
 class Streamed(Mapping[str, Tensor]):
     """A model's parameters by its own names, each made anew whenever it is asked for."""
 
-    def __init__(self, plan: Blueprint, weights: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, plan: ModelSkeleton, weights: Weights, dtype: torch.dtype) -> None:
         self._weights, self._dtype = weights, dtype
         self._names = _names(plan, weights)
 
@@ -217,7 +217,7 @@ class Streamed(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _names(plan: Blueprint, weights: Weights) -> dict[str, str]:
+def _names(plan: ModelSkeleton, weights: Weights) -> dict[str, str]:
     """From the model's names to those of the files.
 
     Raises:
@@ -250,7 +250,9 @@ def _has(weights: Weights, name: str, shape: tuple[int, ...]) -> bool:
     return info is not None and tuple(info.shape) == shape
 
 
-def stream(plan: Blueprint, weights: Weights, *, dtype: torch.dtype, device: torch.device) -> tuple[AnyModel, Streamed]:
+def stream(
+    plan: ModelSkeleton, weights: Weights, *, dtype: torch.dtype, device: torch.device
+) -> tuple[AnyModel, Streamed]:
     """The model with no memory of its own, and its numbers: they are made when a layer is run, and dropped after it.
 
     Slow, for every forward pass reads the whole checkpoint; but a model of any size passes through.
@@ -270,7 +272,7 @@ def stream(plan: Blueprint, weights: Weights, *, dtype: torch.dtype, device: tor
     return _finished(cpu_offload(model, execution_device=device, state_dict=numbers), plan), numbers
 
 
-def output_head(plan: Blueprint, numbers: Streamed) -> tuple[Tensor | None, Tensor | None]:
+def output_head(plan: ModelSkeleton, numbers: Streamed) -> tuple[Tensor | None, Tensor | None]:
     """The weight and bias of a streamed model's output head, which it does not hold."""
     head = plan.skeleton.get_output_embeddings()
     name = next((name for name, module in plan.skeleton.named_modules() if module is head), "")
@@ -278,7 +280,7 @@ def output_head(plan: Blueprint, numbers: Streamed) -> tuple[Tensor | None, Tens
     return numbers.get(weight), numbers.get(bias)
 
 
-def file_names(plan: Blueprint, weights: Weights) -> dict[str, str] | None:
+def file_names(plan: ModelSkeleton, weights: Weights) -> dict[str, str] | None:
     """From the model's names to the files', where each of its tensors is one of theirs; else None."""
     try:
         return _names(plan, weights)

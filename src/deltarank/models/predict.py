@@ -95,7 +95,7 @@ class Predictor:
         Raises:
             JobError: (slug "out-of-memory") the batch does not fit.
         """
-        with told_of_memory(len(windows), self._device):
+        with translate_out_of_memory(len(windows), self._device):
             if self._checked is None:
                 self._checked = self._is_plain(windows[:1])
             kept = self._hidden(windows) if self._checked else self._logits(windows)
@@ -161,7 +161,7 @@ def _hooked(module: Any, hook: Any) -> Iterator[None]:
 
 
 @contextmanager
-def told_of_memory(batch: int, device: torch.device) -> Iterator[None]:
+def translate_out_of_memory(batch: int, device: torch.device) -> Iterator[None]:
     """A want of memory, in our words."""
     try:
         yield

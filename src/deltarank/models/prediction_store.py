@@ -14,7 +14,7 @@ from deltarank.models.predict import Head
 _HEAD = "head.safetensors"
 
 
-class Kept:
+class PredictionStore:
     """A folder of hidden states, a file a document, and the head that turns them into logits.
 
     Raises:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deltarank.errors import UsageError
-from deltarank.system import import_quietly
+from deltarank.system import import_silently
 
 _LEFT_ALONE = re.compile(
     r"(^|\.)(embed\w*|\w*embeddings?|\w*_embed|wte|wpe|lm_head|embed_out|output_layer|\w*norm\w*|ln_\w+"
@@ -113,7 +113,7 @@ def _fp8(weight: Tensor) -> Tensor:
 def _bitsandbytes() -> Any:
     """Its functions; its remarks about kernels that it would like to have on a CPU are not the user's business."""
     try:
-        return import_quietly("bitsandbytes.functional")
+        return import_silently("bitsandbytes.functional")
     except (ImportError, OSError, RuntimeError) as error:
         raise UsageError(
             f"the yardstick 'nf4' needs bitsandbytes, which cannot be loaded: {error}.",

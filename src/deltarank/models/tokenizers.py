@@ -7,7 +7,7 @@ from typing import Any
 from deltarank.results import count, listing
 
 
-def moved_tokens(ours: Any, theirs: Any) -> list[str]:
+def changed_token_ids(ours: Any, theirs: Any) -> list[str]:
     """Tokens that both know by unlike numbers: a text in the one's numbers is another text to the other."""
     here, there = ours.get_vocab(), theirs.get_vocab()
     return sorted(token for token, number in here.items() if there.get(token, number) != number)
@@ -16,7 +16,7 @@ def moved_tokens(ours: Any, theirs: Any) -> list[str]:
 def difference(ours: Any, theirs: Any) -> str | None:
     """How their tokenizer differs from ours, in words; None if it does not."""
     here, there = ours.get_vocab(), theirs.get_vocab()
-    moved = moved_tokens(ours, theirs)
+    moved = changed_token_ids(ours, theirs)
     added, missing = sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys())
     ways = [
         f"{count(len(tokens), 'token')} {how} (such as {_shown(tokens)})"

@@ -41,7 +41,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Lazy:
+class LazyTensor:
     """One tensor that is made when it is indexed, as safetensors' slices are."""
 
     weights: Weights
@@ -52,7 +52,7 @@ class Lazy:
 
 
 @dataclass(frozen=True)
-class Weights(Mapping[str, Lazy]):
+class Weights(Mapping[str, LazyTensor]):
     """A checkpoint's tensors by their names in its files, some of them edited.
 
     device           where edits are computed and tensors are handed over
@@ -70,10 +70,10 @@ class Weights(Mapping[str, Lazy]):
             by_tensor.setdefault(edit.piece.tensor, []).append(edit)
         return cls(checkpoint, by_tensor, device)
 
-    def __getitem__(self, name: str) -> Lazy:
+    def __getitem__(self, name: str) -> LazyTensor:
         if name not in self.checkpoint.tensors:
             raise KeyError(name)
-        return Lazy(self, name)
+        return LazyTensor(self, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.checkpoint.tensors)

@@ -6,7 +6,7 @@ from deltarank.results.codec import check_fields
 from deltarank.results.formatting import count, duration, figure, listing, percent, percents, size
 from deltarank.results.matrix import (
     DEFAULT_RANKS,
-    LEGAL_RANKS,
+    SERVABLE_RANKS,
     AuditRow,
     Loss,
     MatrixResult,
@@ -20,10 +20,10 @@ from deltarank.results.matrix import (
     headline_rank,
 )
 from deltarank.results.outputs import (
-    Attribution,
+    AttributionResult,
     BlindBound,
-    Candidate,
     CandidateKind,
+    CandidateResult,
     Divergence,
     DocumentScore,
     Excerpt,
@@ -42,12 +42,12 @@ from deltarank.results.run import Results, matrix_from_plain, matrix_to_plain, s
 
 __all__ = [
     "DEFAULT_RANKS",
-    "LEGAL_RANKS",
-    "Attribution",
+    "SERVABLE_RANKS",
+    "AttributionResult",
     "AuditRow",
     "BlindBound",
-    "Candidate",
     "CandidateKind",
+    "CandidateResult",
     "Divergence",
     "DocumentScore",
     "Excerpt",

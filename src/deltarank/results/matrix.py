@@ -15,7 +15,7 @@ from typing import Any, Self
 FORMAT_VERSION = 1
 # 1: the first format (2026-11).
 
-LEGAL_RANKS: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+SERVABLE_RANKS: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM accepts (its `max_lora_rank`, read 2026-11)."""
 
 DEFAULT_RANKS: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 320, 512)

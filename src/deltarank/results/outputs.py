@@ -157,7 +157,7 @@ class Writing:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateResult:
     """Something that is served in place of the finetune."""
 
     name: str
@@ -218,7 +218,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Attribution:
+class AttributionResult:
     """Which parts matter at one rank, and whether the loss in the weights foretells it.
 
     rank_correlation   Spearman's, of `lost` and `kld` over the parts; None under three parts
@@ -240,16 +240,16 @@ class Outputs:
 
     reference: str
     texts: tuple[Text, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidateResult, ...]
     again: Writing | None = None
     samples: tuple[Sample, ...] = ()
     excerpts: tuple[Excerpt, ...] = ()
-    attribution: tuple[Attribution, ...] = ()
+    attribution: tuple[AttributionResult, ...] = ()
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def candidate(self, name: str) -> Candidate:
+    def candidate(self, name: str) -> CandidateResult:
         """Raises KeyError if no candidate has this name."""
         for candidate in self.candidates:
             if candidate.name == name:

@@ -16,11 +16,11 @@ from deltarank.runtime.plan import (
     step_lines,
     total_memory,
 )
-from deltarank.runtime.progress import Watch
-from deltarank.runtime.run_folder import IDENTITY, RESULTS, Journal, Record, as_output_error, differences
-from deltarank.runtime.solver_options import Settings
-from deltarank.runtime.throughput import Meter
-from deltarank.runtime.workers import Crew
+from deltarank.runtime.progress import ProgressListener
+from deltarank.runtime.run_folder import IDENTITY, RESULTS, Record, RunFolder, as_output_error, differences
+from deltarank.runtime.solver_options import SolverOptions
+from deltarank.runtime.throughput import Throughput
+from deltarank.runtime.workers import WorkerPool
 
 __all__ = [
     "FIXED_MEMORY",
@@ -29,15 +29,15 @@ __all__ = [
     "READ_RATE",
     "RESULTS",
     "Clock",
-    "Crew",
-    "Journal",
-    "Meter",
     "Pace",
     "Plan",
+    "ProgressListener",
     "Record",
-    "Settings",
+    "RunFolder",
+    "SolverOptions",
     "Step",
-    "Watch",
+    "Throughput",
+    "WorkerPool",
     "as_output_error",
     "differences",
     "make_plan",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from deltarank.runtime.progress import Watch
+from deltarank.runtime.progress import ProgressListener
 
 
 class Pace:
     """Adds up work in seconds as a plan foretold them."""
 
-    def __init__(self, watch: Watch, whole: float) -> None:
-        self._watch, self._whole = watch, max(whole, 1e-9)
+    def __init__(self, progress: ProgressListener, whole: float) -> None:
+        self._progress, self._whole = progress, max(whole, 1e-9)
         self._done = self._skipped = 0.0
         self._started = time.perf_counter()
 
@@ -22,4 +22,4 @@ class Pace:
         fresh = self._done - self._skipped
         pace = (time.perf_counter() - self._started) / fresh if fresh > 0 else 1.0
         left = max(self._whole - self._done, 0.0)
-        self._watch.finished(name, left * pace, min(self._done / self._whole, 1.0))
+        self._progress.finished(name, left * pace, min(self._done / self._whole, 1.0))

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
+from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
 from deltarank.errors import JobError
 from deltarank.results import Outcome, Reference, Skipped, count, duration, listing, size
-from deltarank.runtime.solver_options import Settings
+from deltarank.runtime.solver_options import SolverOptions
 from deltarank.spectra import chosen, exact_seconds, krylov_memory, krylov_seconds, rates
 
 READ_RATE = 1.2e9
@@ -36,7 +36,7 @@ class Step:
     memory: float
 
 
-Foretell = Callable[[Pair, Settings], Step]
+Foretell = Callable[[Pair, SolverOptions], Step]
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Plan:
 
     base: Reference
     finetune: Reference
-    settings: Settings
+    settings: SolverOptions
     steps: tuple[Step, ...]
     pairing: Pairing
     notes: tuple[str, ...]
 
     @property
     def read_bytes(self) -> int:
-        read: tuple[Pair | Leftover, ...] = (*self.pairing.pairs, *self.pairing.leftovers)
+        read: tuple[Pair | SummedTensor, ...] = (*self.pairing.pairs, *self.pairing.summed)
         return sum(each.nbytes for each in read)
 
     @property
@@ -63,7 +63,7 @@ class Plan:
         return math.fsum(step.seconds for step in self.steps) + self.read_bytes / READ_RATE
 
     @property
-    def benches(self) -> int:
+    def parallel_matrices(self) -> int:
         """How many matrices are measured at a time: two, where a second one stays within the promised memory."""
         two = math.fsum(sorted((step.memory for step in self.steps), reverse=True)[:2])
         largest = max((4.0 * step.pair.entries for step in self.steps), default=0.0)
@@ -73,7 +73,9 @@ class Plan:
     @property
     def peak_memory(self) -> float:
         """Bytes."""
-        return FIXED_MEMORY + math.fsum(sorted((step.memory for step in self.steps), reverse=True)[: self.benches])
+        return FIXED_MEMORY + math.fsum(
+            sorted((step.memory for step in self.steps), reverse=True)[: self.parallel_matrices]
+        )
 
     def lines(self) -> list[str]:
         entries = sum(step.pair.entries for step in self.steps)
@@ -124,7 +126,7 @@ class Plan:
 
 
 def make_plan(
-    base: Checkpoint, finetune: Checkpoint, pairing: Pairing, settings: Settings, *, step: Foretell | None = None
+    base: Checkpoint, finetune: Checkpoint, pairing: Pairing, settings: SolverOptions, *, step: Foretell | None = None
 ) -> Plan:
     """The plan of a pass over two checkpoints.
 
@@ -141,7 +143,7 @@ def make_plan(
     return plan
 
 
-def measuring(pair: Pair, settings: Settings) -> Step:
+def measuring(pair: Pair, settings: SolverOptions) -> Step:
     """What measuring one matrix at all asked ranks costs."""
     rows, columns = pair.shape
     device = settings.torch_device
@@ -154,7 +156,7 @@ def measuring(pair: Pair, settings: Settings) -> Step:
     return Step(pair, solver, seconds, _memory(pair, solver, settings))
 
 
-def _memory(pair: Pair, solver: str, settings: Settings) -> float:
+def _memory(pair: Pair, solver: str, settings: SolverOptions) -> float:
     """The delta; then the Gram matrix and the solver's copy of it, or what Krylov iteration needs."""
     number = settings.torch_dtype.itemsize
     side = min(pair.shape)
@@ -215,8 +217,8 @@ def step_lines(steps: tuple[Step, ...]) -> Iterator[str]:
         )
 
 
-def _left_out(pairing: Pairing) -> tuple[Leftover | Skipped, ...]:
-    return (*pairing.leftovers, *pairing.skipped)
+def _left_out(pairing: Pairing) -> tuple[SummedTensor | Skipped, ...]:
+    return (*pairing.summed, *pairing.skipped)
 
 
 def _left_out_lines(pairing: Pairing) -> Iterator[str]:
@@ -228,7 +230,7 @@ def _left_out_lines(pairing: Pairing) -> Iterator[str]:
 
 
 def _shared_lines(pairing: Pairing) -> Iterator[str]:
-    both: tuple[Pair | Leftover, ...] = (*pairing.pairs, *pairing.leftovers)
+    both: tuple[Pair | SummedTensor, ...] = (*pairing.pairs, *pairing.summed)
     shared = [each for each in both if len(each.pieces) == 1]
     if shared:
         yield f"identical: {count(len(shared), 'tensor')} of files known to be the same on both sides, read once"

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from deltarank.runtime.plan import Plan
 
 
-class Watch:
+class ProgressListener:
     """Overwrite what you want to hear of; by default nothing is done."""
 
     def planned(self, plan: Plan) -> None:

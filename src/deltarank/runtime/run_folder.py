@@ -23,7 +23,7 @@ IDENTITY, LINES, RESULTS = "run.json", "matrices.jsonl", "results.json"
 Record = Mapping[str, Any]
 
 
-class Journal:
+class RunFolder:
     """The folder of one run, opened for it alone. Use it in a `with`."""
 
     def __init__(self, folder: Path, identity: Record) -> None:
@@ -31,7 +31,7 @@ class Journal:
         self._identity = identity
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -17,7 +17,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Settings:
+class SolverOptions:
     """Everything that moves a number. Two runs with equal settings on equal inputs end with equal numbers."""
 
     ranks: tuple[int, ...]
@@ -39,7 +39,7 @@ class Settings:
         device: str,
         include: Sequence[str],
         exclude: Sequence[str],
-    ) -> Settings:
+    ) -> SolverOptions:
         """The settings, ranks sorted and each once.
 
         Raises:

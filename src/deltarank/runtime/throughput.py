@@ -6,24 +6,27 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from deltarank.checkpoints import Checkpoint, Leftover, Pair, Piece
-from deltarank.runtime.progress import Watch
+from deltarank.checkpoints import Checkpoint, Pair, Piece, SummedTensor
+from deltarank.runtime.progress import ProgressListener
 
 WINDOW = 20.0
 """Seconds over which the speed is taken: a line's speed changes in hours."""
 
 
-class Meter:
-    """Tells the watch of bytes and speed; says nothing where nothing is streamed."""
+class Throughput:
+    """Tells the progress of bytes and speed; says nothing where nothing is streamed."""
 
     def __init__(
-        self, checkpoints: tuple[Checkpoint, Checkpoint], pairs: Iterable[Pair | Leftover], watch: Watch
+        self,
+        checkpoints: tuple[Checkpoint, Checkpoint],
+        pairs: Iterable[Pair | SummedTensor],
+        progress: ProgressListener,
     ) -> None:
         self._counts = [each.traffic for each in checkpoints if each.traffic is not None]
         pieces = [piece for pair in pairs for piece in pair.pieces]
         self._whole = sum(piece.to_read for each in checkpoints for piece in pieces if _is_streamed(piece, each))
         self._before = self._received()
-        self._watch = watch
+        self._progress = progress
         self._seen = deque([(time.monotonic(), self._before)])
 
     def tick(self) -> None:
@@ -36,7 +39,7 @@ class Meter:
         then, less = self._seen[0]
         speed = (received - less) / (now - then) if now > then else 0.0
         done = received - self._before
-        self._watch.streamed(done, max(self._whole, done), speed)
+        self._progress.streamed(done, max(self._whole, done), speed)
 
     def _received(self) -> int:
         return sum(count.received for count in self._counts)

@@ -1,4 +1,4 @@
-"""Two benches side by side, each with half of the threads.
+"""Two parallel_matrices side by side, each with half of the threads.
 
 While one reads, the other computes, on a GPU too; and two matrices on a thread each keep two cores busier than one
 matrix on two threads, which wait for each other at every step (measured: 1.5 times as fast at rank 64, 1.25 times with
@@ -27,12 +27,12 @@ class Worker(Protocol[_Result]):
     def results(self, steps: Sequence[Step]) -> list[_Result]: ...
 
 
-class Crew(Generic[_Result]):
-    """So many benches, of which each takes the next matrix when it is done."""
+class WorkerPool(Generic[_Result]):
+    """So many parallel_matrices, of which each takes the next matrix when it is done."""
 
-    def __init__(self, make: Callable[[], Worker[_Result]], benches: int) -> None:
+    def __init__(self, make: Callable[[], Worker[_Result]], parallel_matrices: int) -> None:
         self._make = make
-        self._benches = benches
+        self._benches = parallel_matrices
         self._local = threading.local()
         self._stopped = threading.Event()
 
@@ -70,16 +70,16 @@ class Crew(Generic[_Result]):
 
     def _begin(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._local.bench = self._make()
+        self._local.measurer = self._make()
 
     def _work(self, group: Sequence[Step], number: int, ahead: Lookahead) -> list[_Result]:
         """The system is told what is needed next: its disk, or the network, works while we compute."""
         if self._stopped.is_set():
             raise CancelledError
         ahead.reached(number, least=len(group) - 1 + self._benches)
-        bench: Worker[_Result] = self._local.bench
+        measurer: Worker[_Result] = self._local.measurer
         try:
-            return bench.results(group)
+            return measurer.results(group)
         except BaseException:
             self._stopped.set()
             raise

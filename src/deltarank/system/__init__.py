@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from deltarank.system.quiet_imports import import_quietly, quietly
-from deltarank.system.threads import wait_politely
+from deltarank.system.quiet_imports import import_silently, silence_logging
+from deltarank.system.threads import limit_openmp_spinning
 
 __all__ = [
-    "import_quietly",
-    "quietly",
-    "wait_politely",
+    "import_silently",
+    "limit_openmp_spinning",
+    "silence_logging",
 ]

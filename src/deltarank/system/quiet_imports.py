@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def silence_logging() -> Iterator[None]:
     """Nothing under an error is logged, and no warning shown: not in a user's terminal, whose business it is not."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -23,7 +23,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def import_quietly(name: str) -> ModuleType:
+def import_silently(name: str) -> ModuleType:
     """Raises what importing it raises."""
-    with quietly():
+    with silence_logging():
         return import_module(name)

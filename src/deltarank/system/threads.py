@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 
-def wait_politely() -> None:
+def limit_openmp_spinning() -> None:
     """Makes idle threads sleep soon, if torch is not yet loaded: its OpenMP otherwise spins while it waits.
 
     Measured on two cores with other busy programs: a training step of 140 ms takes 3.7 s, and after this 0.3 s; a

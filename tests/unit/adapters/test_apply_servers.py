@@ -43,7 +43,7 @@ def applied(
     made.write_adapter(folder, weights, **{"r": 4, "lora_alpha": 8, **config})
     with open_adapter(folder) as lora, open_checkpoint(pair[0]) as before, open_checkpoint(pair[1]) as after:
         pairing = pair_checkpoints(before, after)
-        return apply(lora, (*pairing.pairs, *pairing.leftovers), server=server, config=before.config)
+        return apply(lora, (*pairing.pairs, *pairing.summed), server=server, config=before.config)
 
 
 def scales(found: Applied) -> dict[str, float]:
@@ -101,8 +101,8 @@ def test_lorax_drops_a_module_that_lacks_a_layer(pair: tuple[Path, Path], tmp_pa
     found = applied(pair, tmp_path, weights, "lorax")
 
     assert set(scales(found)) == {"0.self_attn.o", "1.self_attn.o"}
-    assert [stray.name for stray in found.strays] == ["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
-    assert "LoRAX drops" in found.strays[0].reason
+    assert [entry.name for entry in found.unused] == ["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
+    assert "LoRAX drops" in found.unused[0].reason
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_whole_tensors(pair: tuple[Path, Path], tmp_path: Path, server: str, doe
     else:
         found = applied(pair, tmp_path, weights, server, **options)
         assert ("lm_head.weight" in found.changes) == (does == "takes")
-        assert len(found.strays) == (does == "ignores")
+        assert len(found.unused) == (does == "ignores")
 
 
 def test_llama_cpp_takes_norms_and_forgets_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
     found = applied(pair, tmp_path, q_and_o() | {"base_model.model.model.norm.weight": torch.ones(32)}, "llama.cpp")
 
-    assert [stray.name for stray in found.strays] == ["base_model.model.model.norm.weight"]
+    assert [entry.name for entry in found.unused] == ["base_model.model.model.norm.weight"]
 
 
 @pytest.mark.parametrize(("server", "config"), [("vllm", {"bias": "all"}), ("llama.cpp", {"lora_bias": True})])
@@ -182,7 +182,7 @@ def test_factors_larger_than_their_matrix(pair: tuple[Path, Path], tmp_path: Pat
 
     found = applied(pair, tmp_path, weights, None)
 
-    assert [stray.reason for stray in found.strays] == ["a rank of 1,000 is far beyond a matrix of 16 x 32"]
+    assert [entry.reason for entry in found.unused] == ["a rank of 1,000 is far beyond a matrix of 16 x 32"]
 
 
 def test_an_adapter_of_other_names(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_few_that_fit_nothing_are_strays(pair: tuple[Path, Path], tmp_path: Pa
     found = applied(pair, tmp_path, weights, None)
 
     assert len(found.changes) == 4
-    assert sorted(stray.reason for stray in found.strays) == [
+    assert sorted(entry.reason for entry in found.unused) == [
         "99 x 4 by 4 x 32 does not fit 16 x 32",
         "the checkpoints have no such tensor in common",
     ]

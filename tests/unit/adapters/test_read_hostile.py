@@ -192,7 +192,7 @@ def test_each_stray_has_its_reason(tmp_path: Path) -> None:
         f"{STEM}m.lora_magnitude_vector": torch.ones(32),
     }
     with open_adapter(made.write_adapter(tmp_path / "a", weights)) as adapter:
-        reasons = {stray.name.removeprefix(STEM[:-6]): stray for stray in adapter.strays}
+        reasons = {entry.name.removeprefix(STEM[:-6]): entry for entry in adapter.unused}
 
     assert [part.module for part in adapter.parts] == ["model.layers.0.self_attn.q_proj"]
     assert len(reasons) == 9

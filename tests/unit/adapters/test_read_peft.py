@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import peft_adapters as made
-from deltarank.adapters import Effect, Stray, apply, open_adapter
+from deltarank.adapters import LoraUpdate, UnusedTensor, apply, open_adapter
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 
 QKV = ["q_proj", "v_proj"]
@@ -48,20 +48,20 @@ CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
 }
 
 
-def added(base: Path, tuned: Path, adapter: Path) -> tuple[dict[str, Tensor], tuple[Stray, ...]]:
+def added(base: Path, tuned: Path, adapter: Path) -> tuple[dict[str, Tensor], tuple[UnusedTensor, ...]]:
     """L of every tensor that is changed, put together from a few rows at a time."""
     whole = {}
     with open_adapter(adapter) as lora, open_checkpoint(base) as before, open_checkpoint(tuned) as after:
         pairing = pair_checkpoints(before, after)
-        targets = (*pairing.pairs, *pairing.leftovers)
+        targets = (*pairing.pairs, *pairing.summed)
         laid = apply(lora, targets, server=None, config=before.config)
         shapes = {target.name: target.shape for target in targets}
         for name, changes in laid.changes.items():
-            effect = Effect(lora, changes, device=torch.device("cpu"), dtype=torch.float64)
-            rows = made.tensors(base)[name].double().reshape(changes[0].landing.target.base.shape)
+            effect = LoraUpdate(lora, changes, device=torch.device("cpu"), dtype=torch.float64)
+            rows = made.tensors(base)[name].double().reshape(changes[0].placement.target.base.shape)
             parts = [effect.rows(first, rows[first : first + 5]) for first in range(0, len(rows), 5)]
             whole[name] = torch.cat(parts).reshape(shapes[name])
-    return whole, laid.strays
+    return whole, laid.unused
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,9 +75,9 @@ def test_what_is_added_is_what_peft_merges(case: str, tmp_path: Path) -> None:
     merged = made.merge(base, adapter, tmp_path / "merged")
     before, after = made.tensors(base), made.tensors(merged)
 
-    found, strays = added(base, merged, adapter)
+    found, unused = added(base, merged, adapter)
 
-    assert strays == ()
+    assert unused == ()
     for name, weight in before.items():
         truth = after[name].double() - weight.double()
         ours = found.get(name, torch.zeros_like(truth))
@@ -101,11 +101,11 @@ def test_what_peft_passes_over_is_passed_over(tmp_path: Path) -> None:
     merged = made.merge(base, adapter, tmp_path / "merged")
     before, after = made.tensors(base), made.tensors(merged)
 
-    found, strays = added(base, other, adapter)
+    found, unused = added(base, other, adapter)
 
     assert [name for name in before if not torch.equal(before[name], after[name])] == list(found)
     assert list(found) == ["model.layers.0.self_attn.q_proj.weight"]
-    assert {stray.name.rsplit("attn.", 1)[1]: stray.reason.split(" ")[0] for stray in strays} == {
+    assert {entry.name.rsplit("attn.", 1)[1]: entry.reason.split(" ")[0] for entry in unused} == {
         "q_proj.lora_B.bias": "adapter_config.json",
         "o_proj.lora_B.weight": "target_modules",
     }
@@ -126,9 +126,9 @@ def test_a_whole_tensor_that_nothing_names_is_loaded_all_the_same(tmp_path: Path
     merged = made.merge(base, adapter, tmp_path / "merged")
     before, after = made.tensors(base), made.tensors(merged)
 
-    found, strays = added(base, other, adapter)
+    found, unused = added(base, other, adapter)
 
-    assert [stray.name for stray in strays] == [f"{stem}.weight"]
+    assert [entry.name for entry in unused] == [f"{stem}.weight"]
     assert sorted(found) == [name for name in sorted(before) if not torch.equal(before[name], after[name])]
     for name, ours in found.items():
         assert float((ours - (after[name].double() - before[name].double())).abs().max()) < 1e-5, name
@@ -162,9 +162,9 @@ def test_a_folder_as_mergekit_writes_it(tmp_path: Path) -> None:
     merged = made.merge(base, adapter, tmp_path / "merged")
     before, after = made.tensors(base), made.tensors(merged)
 
-    found, strays = added(base, tuned, adapter)
+    found, unused = added(base, tuned, adapter)
 
-    assert strays == ()
+    assert unused == ()
     for name, weight in before.items():
         truth = after[name].double() - weight.double()
         assert float((found.get(name, torch.zeros_like(truth)) - truth).abs().max()) < 1e-6, name

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from deltarank.system import import_quietly, quietly
+from deltarank.system import import_silently, silence_logging
 
 LOADS_A_MODEL = """
 import deltarank.behaviour, torch
@@ -31,7 +31,7 @@ def test_a_model_is_loaded_without_a_word() -> None:
 
 
 def test_remarks_are_heard_again_afterwards(caplog: pytest.LogCaptureFixture) -> None:
-    with quietly():
+    with silence_logging():
         logging.getLogger("some.library").warning("kernels are missing")
         warnings.warn("this will change", FutureWarning, stacklevel=1)
         logging.getLogger("some.library").error("this is broken")
@@ -42,4 +42,4 @@ def test_remarks_are_heard_again_afterwards(caplog: pytest.LogCaptureFixture) ->
 
 def test_what_is_not_there_is_said() -> None:
     with pytest.raises(ImportError):
-        import_quietly("no_such_library")
+        import_silently("no_such_library")

@@ -11,7 +11,16 @@ import pytest
 
 from deltarank.divergence import TokenStats, logits_of
 from deltarank.jobs.outputs.verdict import sentences_of
-from deltarank.results import Attribution, Candidate, CandidateKind, Outputs, Part, Text, TwoSampleTest, Writing
+from deltarank.results import (
+    AttributionResult,
+    CandidateKind,
+    CandidateResult,
+    Outputs,
+    Part,
+    Text,
+    TwoSampleTest,
+    Writing,
+)
 
 YARDSTICKS = {"q8_0": 0.002, "q4_0": 0.08}
 KINDS = {"base": CandidateKind.BASE, "finetune again": CandidateKind.CONTROL, "whole delta": CandidateKind.CONTROL}
@@ -28,14 +37,14 @@ def documents(kld: float) -> dict[str, TokenStats]:
     return made
 
 
-def candidate(name: str, kld: float, *, base: float, own: bool = True, **changes: Any) -> Candidate:
+def candidate(name: str, kld: float, *, base: float, own: bool = True, **changes: Any) -> CandidateResult:
     kind, rank = KINDS.get(name, CandidateKind.YARDSTICK if name in YARDSTICKS else CandidateKind.MODEL), None
     if found := re.fullmatch(r"rank (\d+)", name):
         kind, rank = CandidateKind.RANK, int(found[1])
     if name == "any rank":
         kind = CandidateKind.RANK
     logits = logits_of("own answers" if own else "wiki", documents(kld), base=documents(base), own=own)
-    return Candidate(name, changes.pop("kind", kind), rank, (logits,), **changes)
+    return CandidateResult(name, changes.pop("kind", kind), rank, (logits,), **changes)
 
 
 def outputs(klds: dict[str, float], *, own: bool = True, **changes: Any) -> Outputs:
@@ -152,7 +161,7 @@ def test_the_headline_is_about_the_run_s_rank_or_the_one_nearest_64_or_what_ther
 
 def test_another_text_is_told_beside_the_finetune_s_own() -> None:
     own, wiki = (candidate("rank 64", kld, base=0.5, own=own) for kld, own in ((0.1, True), (0.2, False)))
-    both = Candidate("rank 64", CandidateKind.RANK, 64, (*wiki.logits, *own.logits))
+    both = CandidateResult("rank 64", CandidateKind.RANK, 64, (*wiki.logits, *own.logits))
     texts = (Text("wiki", 5, 200), Text("own answers", 5, 200, own=True))
     words = sentences_of(Outputs("some/finetune", texts, (both,)))
 
@@ -183,7 +192,7 @@ def test_the_dearest_part_is_named_at_the_headline_s_rank() -> None:
         return tuple(Part(name, 0, name, 0.1 + i / 100, 1.0, 0.5, 0.5) for i, name in enumerate(names))
 
     both = tuple(
-        Attribution(rank, "module", "own answers", parts(names), 0.3, 1.0, 0.83)
+        AttributionResult(rank, "module", "own answers", parts(names), 0.3, 1.0, 0.83)
         for rank, names in ((16, ["a", "b"]), (64, ["up_proj", "down_proj"]))
     )
     words = said({"base": 1.0, "rank 64": 0.1}, attribution=both)

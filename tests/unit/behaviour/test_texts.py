@@ -85,7 +85,7 @@ def test_two_paths_of_one_name_are_two_texts(tmp_path: Path) -> None:
 
 CONVERSATION = {
     "messages": [
-        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": "Be options."},
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "x=Hello"},
         {"role": "user", "content": "Bye"},
@@ -118,9 +118,9 @@ def test_a_part_of_a_conversation_in_which_nothing_is_scored_is_left_out(tmp_pat
 
 
 def test_a_template_without_system_messages_gets_it_at_the_head_of_the_user_s() -> None:
-    ids = Prompt("What now?", system="Be brief.").ids(byte_level(NO_SYSTEM))
+    ids = Prompt("What now?", system="Be options.").ids(byte_level(NO_SYSTEM))
 
-    assert BYTES.decode(ids) == "<s><|user|>Be brief.\n\nWhat now?<|assistant|>"
+    assert BYTES.decode(ids) == "<s><|user|>Be options.\n\nWhat now?<|assistant|>"
 
 
 def test_a_template_that_refuses_is_quoted() -> None:

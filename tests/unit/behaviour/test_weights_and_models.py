@@ -22,14 +22,14 @@ from deltarank.models import (
     Weights,
     Window,
     batches,
-    blueprint,
     load,
+    model_skeleton,
     output_head,
     read_piece,
     stream,
-    told_of_memory,
+    translate_out_of_memory,
 )
-from deltarank.runtime import Settings, make_plan
+from deltarank.runtime import SolverOptions, make_plan
 from tiny_architectures import DENSE, EXPERTS, tokens, write_pair
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def decomposed(before: Checkpoint, after: Checkpoint, folder: Path, rank: int = LARGEST) -> LowRank:
-    settings = Settings.checked(
+    settings = SolverOptions.checked(
         ranks=(rank,), solver="exact", tolerance=1e-4, dtype="float32", device="cpu", include=(), exclude=()
     )
     pairing = pair_checkpoints(before, after)
@@ -81,7 +81,7 @@ def plain(folder: Path) -> Tensor:
 
 def loaded(checkpoint: Checkpoint, edits: list[Edit] | None = None) -> Tensor:
     weights = Weights.of(checkpoint, edits or [], CPU)
-    return logits(load(blueprint(checkpoint), weights, dtype=torch.float32, device=CPU))
+    return logits(load(model_skeleton(checkpoint), weights, dtype=torch.float32, device=CPU))
 
 
 def test_without_edits_it_is_what_transformers_loads(pair: tuple[Path, Path]) -> None:
@@ -150,7 +150,7 @@ def test_a_rounded_edit_holds_what_a_file_of_that_type_would(llama: tuple[Path, 
 def test_streamed_it_predicts_the_same(tmp_path: Path, name: str) -> None:
     folder, _ = write_pair(ALL[name], tmp_path)
     with open_checkpoint(folder) as base:
-        plan = blueprint(base)
+        plan = model_skeleton(base)
         model, _ = stream(plan, Weights.of(base, [], CPU), dtype=torch.float32, device=CPU)
         assert torch.allclose(logits(model), plain(folder), atol=1e-6)
         held = [weight for weight in model.parameters() if not weight.is_meta]
@@ -160,7 +160,7 @@ def test_streamed_it_predicts_the_same(tmp_path: Path, name: str) -> None:
 def test_fused_experts_cannot_be_streamed(tmp_path: Path) -> None:
     folder, _ = write_pair(EXPERTS["mixtral"], tmp_path)
     with open_checkpoint(folder) as base, pytest.raises(JobError) as caught:
-        stream(blueprint(base), Weights.of(base, [], CPU), dtype=torch.float32, device=CPU)
+        stream(model_skeleton(base), Weights.of(base, [], CPU), dtype=torch.float32, device=CPU)
     assert caught.value.slug == "cannot-stream"
 
 
@@ -175,7 +175,7 @@ def windows(rows: int = 4) -> list[Window]:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_head_on_what_is_kept_gives_the_logits(llama: tuple[Path, Path], streamed: bool) -> None:
     with open_checkpoint(llama[1]) as tuned:
-        plan, weights = blueprint(tuned), Weights.of(tuned, [], CPU)
+        plan, weights = model_skeleton(tuned), Weights.of(tuned, [], CPU)
         if streamed:
             model, numbers = stream(plan, weights, dtype=torch.float32, device=CPU)
         else:
@@ -227,11 +227,11 @@ def test_each_window_is_in_one_batch_and_none_is_too_large() -> None:
 
 def test_a_batch_without_memory_says_what_to_do() -> None:
     """As torch says it on a CPU; half of the batch is advised."""
-    with pytest.raises(JobError) as caught, told_of_memory(8, CPU):
+    with pytest.raises(JobError) as caught, translate_out_of_memory(8, CPU):
         torch.empty(1 << 60, dtype=torch.uint8)
     assert caught.value.slug == "out-of-memory"
     assert "--batch 4" in caught.value.cure
-    with pytest.raises(RuntimeError, match="shape"), told_of_memory(8, CPU):
+    with pytest.raises(RuntimeError, match="shape"), translate_out_of_memory(8, CPU):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
@@ -241,7 +241,7 @@ def test_a_batch_without_memory_says_what_to_do() -> None:
 def test_a_folder_without_a_configuration_is_refused(llama: tuple[Path, Path], tmp_path: Path) -> None:
     save_file(load_file(llama[0] / "model.safetensors"), tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as base, pytest.raises(CheckpointError) as caught:
-        blueprint(base)
+        model_skeleton(base)
     assert caught.value.slug == "not-a-language-model"
 
 
@@ -253,7 +253,7 @@ def test_a_model_that_needs_its_own_program_is_refused_unless_asked_for(
         '{"model_type": "of_its_own", "auto_map": {"AutoConfig": "it.Config", "AutoModelForCausalLM": "it.Model"}}'
     )
     with open_checkpoint(tmp_path) as base, pytest.raises(UsageError) as caught:
-        blueprint(base)
+        model_skeleton(base)
     assert caught.value.slug == "remote-code"
 
 
@@ -263,7 +263,7 @@ def test_missing_tensors_are_not_made_up(llama: tuple[Path, Path], tmp_path: Pat
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((llama[0] / "config.json").read_bytes())
     with open_checkpoint(tmp_path) as base, pytest.raises(CheckpointError) as caught:
-        load(blueprint(base), Weights.of(base, [], CPU), dtype=torch.float32, device=CPU)
+        load(model_skeleton(base), Weights.of(base, [], CPU), dtype=torch.float32, device=CPU)
     assert caught.value.slug == "weights-incomplete"
     assert "up_proj" in caught.value.message
 
@@ -274,6 +274,6 @@ def test_a_quantised_checkpoint_is_refused(llama: tuple[Path, Path], tmp_path: P
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((llama[0] / "config.json").read_bytes())
     with open_checkpoint(tmp_path) as base, pytest.raises(JobError) as caught:
-        blueprint(base)
+        model_skeleton(base)
     assert caught.value.slug == "quantised-model"
     assert "I8" in caught.value.message

@@ -13,7 +13,7 @@ from scipy import stats
 from deltarank.errors import UsageError
 from deltarank.models import yardstick
 from deltarank.models.quantise import YARDSTICKS
-from deltarank.system import quietly
+from deltarank.system import silence_logging
 
 # ||rounded - W|| / ||W|| for W ~ N(0, 0.02), 1024 x 4096
 KNOWN_ERRORS = {"q8_0": 0.0054, "q4_0": 0.0858, "nf4": 0.0920, "int8": 0.0087, "fp8": 0.0265}
@@ -25,7 +25,7 @@ def normal(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 def torchao(name: str, weight: torch.Tensor) -> torch.Tensor:
     """What the library itself reads back. Its remarks about kernels for GPUs are not the test's business."""
-    with quietly():
+    with silence_logging():
         from torchao.quantization import Float8Tensor, Int8Tensor, PerRow
     kind: Any = {"int8": Int8Tensor, "fp8": Float8Tensor}[name]
     read: torch.Tensor = kind.from_hp(weight, granularity=PerRow()).dequantize()

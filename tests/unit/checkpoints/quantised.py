@@ -43,7 +43,7 @@ def decoded(folder: Path, stored: Mapping[str, Tensor], how: Any, *, name: str =
         plain = save(folder / "finetune", {name: torch.zeros(shape)})
         with open_checkpoint(plain) as after:
             plan = pair_checkpoints(before, after, include=[name + "*"])
-            rows = [read(pair, entries=entries)[0] for pair in (*plan.pairs, *plan.leftovers)]
+            rows = [read(pair, entries=entries)[0] for pair in (*plan.pairs, *plan.summed)]
     return torch.cat(rows).view(shape)
 
 

@@ -26,18 +26,18 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def planned(make: Callable[[], object], tmp_path: Path) -> Pairing:
-    """The plan, after every pair and leftover in it was read and compared with the library's reading."""
+    """The plan, after every pair and summed in it was read and compared with the library's reading."""
     folders = tiny_models.write_pair(make, tmp_path)  # type: ignore[arg-type]
     ours, theirs = stored(folders[0]), stored(folders[1])
     with open_checkpoint(folders[0]) as base, open_checkpoint(folders[1]) as finetune:
         assert len(finetune.reference.files) > 1
         plan = pair_checkpoints(base, finetune)
-        for pair in (*plan.pairs, *plan.leftovers):
+        for pair in (*plan.pairs, *plan.summed):
             fused = pair.name.endswith("]")
             at = int(pair.name[pair.name.rindex("[") + 1 : -1]) if fused else slice(None)
             for got, want in zip(read(pair), (ours[pair.base.tensor], theirs[pair.finetune.tensor]), strict=True):
                 assert torch.equal(got, (want[at] if fused else want).reshape(got.shape))
-    covered = {pair.finetune.tensor for pair in (*plan.pairs, *plan.leftovers)} | {x.name for x in plan.skipped}
+    covered = {pair.finetune.tensor for pair in (*plan.pairs, *plan.summed)} | {x.name for x in plan.skipped}
     assert set(theirs) == covered
     assert plan.skipped == ()
     return plan
@@ -57,14 +57,14 @@ def test_gpt2_is_measured_as_stored_and_says_so(tmp_path: Path) -> None:
     assert modules(plan) == {"attn.c_attn": 1, "attn.c_proj": 1, "mlp.c_fc": 1, "mlp.c_proj": 1}
     assert {(32, 96)} == {pair.shape for pair in plan.pairs if pair.module == "attn.c_attn"}
     assert any("Conv1D: inputs x outputs" in note for note in plan.notes)
-    embeddings = {x.name.split(".")[-2] for x in plan.leftovers if x.outcome is Outcome.EMBEDDING}
+    embeddings = {x.name.split(".")[-2] for x in plan.summed if x.outcome is Outcome.EMBEDDING}
     assert {"wte", "wpe"} == embeddings
 
 
 def test_a_tied_llama_has_no_head_and_no_complaint(tmp_path: Path) -> None:
     plan = planned(tiny_models.tied_llama, tmp_path)
     assert modules(plan) == ATTENTION | {"mlp.gate_proj": 1, "mlp.up_proj": 1, "mlp.down_proj": 1}
-    assert [x.name for x in plan.leftovers if x.outcome is Outcome.EMBEDDING] == ["model.embed_tokens.weight"]
+    assert [x.name for x in plan.summed if x.outcome is Outcome.EMBEDDING] == ["model.embed_tokens.weight"]
     assert plan.notes == ()
 
 
@@ -85,7 +85,7 @@ def test_fused_experts_of_gpt_oss_are_measured_slice_by_slice(tmp_path: Path) ->
     found = modules(plan)
     assert {"mlp.experts.gate_up_proj": 4, "mlp.experts.down_proj": 4, "mlp.router": 1}.items() <= found.items()
     assert "model.layers.1.mlp.experts.down_proj[3]" in {pair.name for pair in plan.pairs}
-    biases = {x.name for x in plan.leftovers if x.reason.startswith("a stack of biases")}
+    biases = {x.name for x in plan.summed if x.reason.startswith("a stack of biases")}
     assert "model.layers.0.mlp.experts.gate_up_proj_bias" in biases
 
 
@@ -98,6 +98,6 @@ def test_a_head_that_training_untied_is_compared_with_the_embedding(head: str, t
     model.save_pretrained(tmp_path / "untied")
     folders[head] = tmp_path / "untied"
     with open_checkpoint(folders["base"]) as base, open_checkpoint(folders["finetune"]) as finetune:
-        (tied,) = (x for x in pair_checkpoints(base, finetune).leftovers if x.outcome is Outcome.TIED)
+        (tied,) = (x for x in pair_checkpoints(base, finetune).summed if x.outcome is Outcome.TIED)
         assert tied.name == "lm_head.weight"
         assert {tied.base.tensor, tied.finetune.tensor} == {"lm_head.weight", "model.embed_tokens.weight"}

@@ -100,7 +100,7 @@ def model(name: str, folder: Path) -> tuple[str, dict[str, Tensor]]:
     made.save_pretrained(folder)
     with open_checkpoint(folder) as one, open_checkpoint(_nothing_like(folder)) as other:
         plan = pair_checkpoints(one, other)
-        found = {pair.name: read(pair)[0].view(pair.shape) for pair in (*plan.pairs, *plan.leftovers)}
+        found = {pair.name: read(pair)[0].view(pair.shape) for pair in (*plan.pairs, *plan.summed)}
         return architecture, {name: found[name].view(one.tensors[name].shape) for name in found}
 
 
@@ -182,7 +182,7 @@ def test_a_model_comes_back_as_transformers_saved_it(tmp_path: Path, name: str, 
         assert base.tensors.keys() == finetune.tensors.keys()
         plan = pair_checkpoints(base, finetune)
         assert not plan.skipped
-        for pair in (*plan.pairs, *plan.leftovers):
+        for pair in (*plan.pairs, *plan.summed):
             ours, theirs = read(pair, entries=500)
             if kind == "F32":
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7 if architecture.startswith("gemma") else 0)

@@ -31,7 +31,7 @@ def test_matrices_are_measured_and_the_rest_is_summed(tmp_path: Path) -> None:
     plan = pairing(*two(tmp_path, llama(), llama(seed=9)))
     modules = ("mlp.down_proj", "self_attn.k_proj", "self_attn.q_proj")
     assert [(layer, module) for layer in (0, 1) for module in modules] == [(p.layer, p.module) for p in plan.pairs]
-    assert {x.name: x.outcome for x in plan.leftovers} == {
+    assert {x.name: x.outcome for x in plan.summed} == {
         "model.embed_tokens.weight": Outcome.EMBEDDING,
         "lm_head.weight": Outcome.EMBEDDING,
         "model.norm.weight": Outcome.NOT_A_MATRIX,
@@ -54,10 +54,10 @@ def test_every_tensor_ends_somewhere(tmp_path: Path) -> None:
     finetune = {**llama(seed=9, words=50), "only.ours": numbers(2), "both.int": base["both.int"], "c": base["c"]}
     finetune["model.norm.weight"] = numbers(99)
     plan = pairing(*two(tmp_path, base, finetune))
-    seen = [x.name for x in (*plan.pairs, *plan.leftovers)]
+    seen = [x.name for x in (*plan.pairs, *plan.summed)]
     seen += [x.name for x in plan.skipped if x.outcome is not Outcome.EXTRA_ROWS]
     assert sorted(seen) == sorted({*base, *finetune})
-    assert all(x.reason for x in (*plan.leftovers, *plan.skipped))
+    assert all(x.reason for x in (*plan.summed, *plan.skipped))
 
 
 def test_skipped_tensors_say_why(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_a_longer_vocabulary_is_compared_as_far_as_both_go(grown: str, tmp_path:
     with open_checkpoint(folders[0]) as base, open_checkpoint(folders[1]) as finetune:
         plan = pair_checkpoints(base, finetune)
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
-            (leftover,) = (x for x in plan.leftovers if x.name == name)
-            assert leftover.shape == (40, 16)
-            ours, theirs = read(leftover)
+            (summed,) = (x for x in plan.summed if x.name == name)
+            assert summed.shape == (40, 16)
+            ours, theirs = read(summed)
             assert torch.equal(ours, sides["base"][name][:40])
             assert torch.equal(theirs, sides["finetune"][name][:40])
             (extra,) = (x for x in plan.skipped if x.name == name)
@@ -110,7 +110,7 @@ def test_a_head_tied_in_the_base_is_compared_with_its_embedding(tmp_path: Path) 
     folders = two(tmp_path, base, llama(seed=9))
     with open_checkpoint(folders[0]) as a, open_checkpoint(folders[1]) as b:
         plan = pair_checkpoints(a, b)
-        (tied,) = (x for x in plan.leftovers if x.outcome is Outcome.TIED)
+        (tied,) = (x for x in plan.summed if x.outcome is Outcome.TIED)
         assert tied.name == "lm_head.weight"
         assert tied.reason == "the base does not store it apart: compared with `model.embed_tokens.weight` of the base"
         assert torch.equal(read(tied)[0], base["model.embed_tokens.weight"])
@@ -122,7 +122,7 @@ def test_a_head_tied_in_the_base_is_compared_with_its_embedding(tmp_path: Path) 
 def test_a_head_tied_in_the_finetune_is_compared_with_its_embedding(tmp_path: Path) -> None:
     finetune = {name: tensor for name, tensor in llama(seed=9, words=44).items() if name != "lm_head.weight"}
     plan = pairing(*two(tmp_path, llama(), finetune, tie_word_embeddings=True))
-    (tied,) = (x for x in plan.leftovers if x.outcome is Outcome.TIED)
+    (tied,) = (x for x in plan.summed if x.outcome is Outcome.TIED)
     assert (tied.name, tied.finetune.tensor) == ("lm_head.weight", "model.embed_tokens.weight")
     assert tied.shape == (40, 16)
 
@@ -152,7 +152,7 @@ def test_slices_of_fused_experts_are_pairs(tmp_path: Path) -> None:
             assert (pair.layer, pair.module, pair.shape) == (1, "mlp.experts.gate_up_proj", (4, 6))
             assert torch.equal(read(pair)[0], base[name][i])
             assert torch.equal(read(pair)[1], finetune[name][i])
-        (bias,) = plan.leftovers
+        (bias,) = plan.summed
         assert bias.reason == "a stack of biases: a LoRA has no place for it"
 
 
@@ -161,7 +161,7 @@ def test_convolutions_are_summed_not_measured(tmp_path: Path) -> None:
     folders = two(tmp_path, llama() | conv, llama(seed=9) | conv)
     for include in ([], ["*"]):
         plan = pairing(*folders, include=include)
-        shapes = {x.name: (x.outcome, x.shape, x.base.shape) for x in plan.leftovers if x.name in conv}
+        shapes = {x.name: (x.outcome, x.shape, x.base.shape) for x in plan.summed if x.name in conv}
         assert shapes == {
             "model.layers.0.conv1d.weight": (Outcome.NOT_A_MATRIX, (32, 1, 4), (32, 4)),
             "visual.patch.weight": (Outcome.NOT_A_MATRIX, (8, 3, 2, 4, 4), (8, 96)),
@@ -171,8 +171,8 @@ def test_convolutions_are_summed_not_measured(tmp_path: Path) -> None:
 def test_a_scalar_is_one_number(tmp_path: Path) -> None:
     scale = {"scale": numbers()}
     plan = pairing(*two(tmp_path, llama() | scale, llama(seed=9) | scale))
-    (leftover,) = (x for x in plan.leftovers if x.name == "scale")
-    assert (leftover.shape, leftover.base.shape) == ((), (1, 1))
+    (summed,) = (x for x in plan.summed if x.name == "scale")
+    assert (summed.shape, summed.base.shape) == ((), (1, 1))
 
 
 def test_include_measures_what_it_names_and_reads_nothing_else(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_include_measures_what_it_names_and_reads_nothing_else(tmp_path: Path) -
         "model.layers.0.mlp.down_proj.weight": (16, 48),
         "model.layers.1.mlp.down_proj.weight": (16, 48),
     }
-    assert plan.leftovers == ()
+    assert plan.summed == ()
     assert {Outcome.EXCLUDED} == {x.outcome for x in plan.skipped}
     assert len(plan.skipped) == 5
 
@@ -195,7 +195,7 @@ def test_exclude_wins_and_leaves_the_rest_as_it_was(tmp_path: Path) -> None:
     folders = two(tmp_path, llama(), llama(seed=9))
     plan = pairing(*folders, exclude=["*layers.0.*"])
     assert {1} == {pair.layer for pair in plan.pairs}
-    assert len(plan.leftovers) == 4
+    assert len(plan.summed) == 4
     plan = pairing(*folders, include=["*q_proj*", "*k_proj*"], exclude=["*.0.*"])
     assert sorted(pair.module for pair in plan.pairs) == ["self_attn.k_proj", "self_attn.q_proj"]
 

@@ -45,7 +45,7 @@ def test_numbers_are_those_of_torch(tmp_path: Path, shards: int) -> None:
     with open_checkpoint(folder) as base, open_checkpoint(save(tmp_path / "safe", llama(seed=9))) as finetune:
         plan = pair_checkpoints(base, finetune)
         assert len(plan.pairs) == 6
-        for pair in (*plan.pairs, *plan.leftovers):
+        for pair in (*plan.pairs, *plan.summed):
             ours, theirs = read(pair)
             assert torch.equal(ours, llama()[pair.name].reshape(ours.shape))
             assert torch.equal(theirs, llama(seed=9)[pair.name].reshape(ours.shape))

@@ -35,7 +35,7 @@ def test_chunks_give_each_row_once_and_exactly(two: tuple[Path, Path], entries: 
     """Shards are cut differently in the two."""
     with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
         plan = pair_checkpoints(base, finetune)
-        for pair in (*plan.pairs, *plan.leftovers):
+        for pair in (*plan.pairs, *plan.summed):
             ours, theirs = read(pair, entries=entries)
             assert torch.equal(ours, llama()[pair.name].reshape(ours.shape))
             assert torch.equal(theirs, llama(seed=9)[pair.name].reshape(theirs.shape))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from deltarank.demo import spoken, write_reading
 from deltarank.results import (
-    Attribution,
-    Candidate,
+    AttributionResult,
     CandidateKind,
+    CandidateResult,
     Divergence,
     Interval,
     Logits,
@@ -39,7 +39,7 @@ def outputs(**kept: float) -> Outputs:
     named = {"finetune again": 1.0, "base": 0.0, **{name.replace("_", " "): share for name, share in kept.items()}}
     kinds = {"finetune again": CandidateKind.CONTROL, "base": CandidateKind.BASE}
     candidates = tuple(
-        Candidate(name, kinds.get(name, CandidateKind.RANK), logits=(logits(0.4 * (1 - share), share),))
+        CandidateResult(name, kinds.get(name, CandidateKind.RANK), logits=(logits(0.4 * (1 - share), share),))
         for name, share in named.items()
     )
     return Outputs("lab/full", (Text("pages", 2, 50), Text(OWN, 4, 100, own=True)), candidates)
@@ -89,7 +89,7 @@ def test_behaviour_stands_beside_energy() -> None:
 
 def test_it_tells_which_module_matters_and_whether_the_weights_foretold_it() -> None:
     parts = tuple(Part(name, None, name, kld, 1.0, 0.5, 0.5) for name, kld in (("mlp.up_proj", 0.1), ("q_proj", 0.2)))
-    found = replace(outputs(rank_8=0.6), attribution=(Attribution(8, "module", OWN, parts, 0.3, 1.0, -0.25),))
+    found = replace(outputs(rank_8=0.6), attribution=(AttributionResult(8, "module", OWN, parts, 0.3, 1.0, -0.25),))
     text = " ".join(spoken({"full": run(found)}))
 
     assert "q_proj alone makes the most, 0.2 nats per token" in text

@@ -11,10 +11,10 @@ import numpy as np
 from builders import HOSTILE
 
 from deltarank.results import (
-    Attribution,
+    AttributionResult,
     BlindBound,
-    Candidate,
     CandidateKind,
+    CandidateResult,
     Divergence,
     DocumentScore,
     Excerpt,
@@ -134,7 +134,7 @@ def _bounds(nats: float) -> tuple[float, float]:
     return 0.5 + one / 2, 0.5 + two / 2
 
 
-def candidate(name: str, mean: float, *, scale: float = 1.0) -> Candidate:
+def candidate(name: str, mean: float, *, scale: float = 1.0) -> CandidateResult:
     kind = _KINDS.get(name, CandidateKind.RANK)
     rank = int(name.split()[1]) if name.startswith("rank ") else None
     seed = len(name)
@@ -148,7 +148,9 @@ def candidate(name: str, mean: float, *, scale: float = 1.0) -> Candidate:
     similar = 0.55 / (1 + mean)
     test = TwoSampleTest(0.5 + min(mean, 0.4), 0.01 if mean > 0.05 else 0.42, 999)
     writing = None if kind is CandidateKind.CONTROL else Writing(8, 4, similar, 0.61, 92.0, test)
-    return Candidate(name, kind, 24 if kind is CandidateKind.ADAPTER else rank, tuple(parts), writing, seconds=12.0)
+    return CandidateResult(
+        name, kind, 24 if kind is CandidateKind.ADAPTER else rank, tuple(parts), writing, seconds=12.0
+    )
 
 
 def excerpt(text: str, words: str, seed: int = 3) -> Excerpt:
@@ -167,7 +169,7 @@ def _halves(word: str) -> list[str]:
     return [f" {word[:5]}", word[5:]] if len(word) > 5 else [f" {word}"]
 
 
-def attribution(rank: int, unit: str, parts: int = 28, layers: int = 4) -> Attribution:
+def attribution(rank: int, unit: str, parts: int = 28, layers: int = 4) -> AttributionResult:
     rng = np.random.default_rng(rank)
     modules = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
     modules += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -182,7 +184,7 @@ def attribution(rank: int, unit: str, parts: int = 28, layers: int = 4) -> Attri
         Part(name, layer, module, float(k), float(x), float(np.sqrt(x / 4)), float(x / lost.sum()))
         for (name, layer, module), x, k in zip(names, lost, kld, strict=True)
     ]
-    return Attribution(rank, unit, OWN, tuple(made), float(kld.sum() * 0.93), 1 / 0.93, 0.81)
+    return AttributionResult(rank, unit, OWN, tuple(made), float(kld.sum() * 0.93), 1 / 0.93, 0.81)
 
 
 def samples() -> tuple[Sample, ...]:

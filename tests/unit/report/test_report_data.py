@@ -81,7 +81,7 @@ class TestDial:
         assert page_data([results(model(ranks=(4, 48)), ranks=(4, 48))]).default_rank == 48
 
     def test_a_rank_that_one_run_lacks_is_unknown_there(self):
-        page = page_data([results(), results(model(ranks=(64,)), ranks=(64,), name="a/Other")])
+        page = page_data([results(), results(model(ranks=(64,)), ranks=(64,), name="a/UnfactoredTensor")])
         assert tuple(RANKS) == page.ranks
         assert [loss is not None for loss in page.runs[1].losses] == [rank == 64 for rank in RANKS]
         assert page.runs[1].cells[0].lost[0] is None

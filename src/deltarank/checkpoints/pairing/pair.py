@@ -16,7 +16,7 @@ from deltarank.checkpoints.pairing.notes import notes_on
 from deltarank.checkpoints.pairing.prefixes import match_names
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_strangers
 from deltarank.checkpoints.pairing.tied_embeddings import Tables
-from deltarank.checkpoints.pieces import PLAIN, Leftover, Pair, Pairing, Piece, hold_the_same
+from deltarank.checkpoints.pieces import PLAIN, Pair, Pairing, Piece, SummedTensor, hold_the_same
 from deltarank.results import Outcome, Skipped
 
 # Convolutions have three dimensions, too, but a short last one; an expert's matrix is wide both ways.
@@ -39,7 +39,7 @@ def pair_checkpoints(
     only summed. With `include`, what matches a glob is measured, embeddings, heads and vectors (as 1 x n) among it,
     and the rest is not read. `exclude` wins.
 
-    Every tensor of either side ends in `pairs` (a stack as its slices), in `leftovers` or in `skipped`; a vocabulary
+    Every tensor of either side ends in `pairs` (a stack as its slices), in `summed` or in `skipped`; a vocabulary
     of another length is in `skipped` once more, with its extra rows. With `experts`, fused experts of one side are
     compared with single ones of the other; such a pair is a part of a tensor, so whoever writes tensors leaves it out.
 
@@ -66,7 +66,7 @@ def pair_checkpoints(
     if not plan.pairs:
         refuse_empty(plan.skipped, selected=bool(include or exclude))
     notes = [*matches.notes, *unmatched_experts(plan.skipped), *notes_on(base, finetune, plan.pairs, sides.both)]
-    return Pairing(tuple(plan.pairs), tuple(plan.leftovers), tuple(plan.skipped), tuple(notes))
+    return Pairing(tuple(plan.pairs), tuple(plan.summed), tuple(plan.skipped), tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class _Plan:
         self._nearer = int(base.traffic is not None and finetune.traffic is None)
         self._selection = selection
         self.pairs: list[Pair] = []
-        self.leftovers: list[Leftover] = []
+        self.summed: list[SummedTensor] = []
         self.skipped: list[Skipped] = []
 
     def leave_alone(self, info: TensorInfo, outcome: Outcome, place: Place) -> None:
@@ -221,7 +221,7 @@ class _Plan:
         elif (why := _why_not_by_default(two)) is None or (asked and len(shape) <= 2):
             self.pairs.append(Pair(two.name, two.place.layer, two.place.module, *self._pieces(two, shape)))
         else:
-            self.leftovers.append(Leftover(two.name, *why, shape, *self._pieces(two, shape)))
+            self.summed.append(SummedTensor(two.name, *why, shape, *self._pieces(two, shape)))
 
     def _skip_extra_rows(self, two: _Two) -> None:
         ours, theirs = two.finetune.shape[0], two.base.shape[0]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import factors_of, is_adapted
-from deltarank.checkpoints import Leftover, Pair, chunks, rows_of
+from deltarank.checkpoints import Pair, SummedTensor, chunks, rows_of
 from deltarank.errors import CheckpointError
-from deltarank.jobs.compare.spectrum_detail import Detail
+from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
 from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
-from deltarank.runtime import Settings, Step
+from deltarank.runtime import SolverOptions, Step
 from deltarank.spectra import (
     Spectrum,
     Sums,
@@ -36,13 +36,13 @@ DIGITS = 8
 """Of a singular value in the results: float32 has seven."""
 
 
-class Bench:
+class MatrixMeasurer:
     """Measures one matrix after another, in one thread."""
 
-    def __init__(self, settings: Settings, *, matrices: int = 1) -> None:
+    def __init__(self, settings: SolverOptions, *, matrices: int = 1) -> None:
         """`matrices`: how many the run has, in all."""
         self._settings = settings
-        self._detail = Detail.of_run(matrices, settings.ranks)
+        self._detail = SpectrumDetail.of_run(matrices, settings.ranks)
         self._workspace = Workspace(settings.torch_device)
         self._on_host = Workspace()
 
@@ -118,7 +118,7 @@ class Bench:
             return _blank(pair, Outcome.NOT_FINITE, "the base holds NaN or Inf, so no loss can be stated")
         return self._filled(pair, sums, outcome, None if sums.is_zero else known)
 
-    def sums(self, pair: Leftover | Pair) -> Sums:
+    def sums(self, pair: SummedTensor | Pair) -> Sums:
         """The sums of a pair that is not kept: needs no memory to speak of.
 
         Raises:
@@ -132,7 +132,7 @@ class Bench:
 
     def audit(self, step: Step, result: MatrixResult) -> AuditRow:
         """The rank at which the result is furthest from a full SVD in float64."""
-        delta, sums = Bench(replace(self._settings, dtype="float64", device="cpu")).load(step.pair)
+        delta, sums = MatrixMeasurer(replace(self._settings, dtype="float64", device="cpu")).load(step.pair)
         energies = audited(delta).square()
         rows = [_audit_row(result, loss, energies, sums.energy) for loss in result.losses]
         return max(rows, key=lambda row: row.deviation)

@@ -17,11 +17,19 @@ from typing import Any
 import torch
 
 from deltarank.adapters import open_finetune
-from deltarank.checkpoints import Checkpoint, Leftover, Lookahead, Pair, checked_way, open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import (
+    Checkpoint,
+    Lookahead,
+    Pair,
+    SummedTensor,
+    checked_way,
+    open_checkpoint,
+    pair_checkpoints,
+)
 from deltarank.errors import CheckpointError
-from deltarank.jobs.compare.measure import Bench, stacks
+from deltarank.jobs.compare.measure import MatrixMeasurer, stacks
 from deltarank.jobs.compare.quantised_base import words_on_base
-from deltarank.jobs.compare.spectrum_detail import Detail
+from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
 from deltarank.jobs.compare.verdict import UNRELATED, judge
 from deltarank.results import (
     DEFAULT_RANKS,
@@ -36,9 +44,19 @@ from deltarank.results import (
     skipped_from_plain,
     skipped_to_plain,
 )
-from deltarank.runtime import READ_RATE, Clock, Crew, Journal, Plan, Record, Settings, Watch, make_plan
+from deltarank.runtime import (
+    READ_RATE,
+    Clock,
+    Plan,
+    ProgressListener,
+    Record,
+    RunFolder,
+    SolverOptions,
+    WorkerPool,
+    make_plan,
+)
 
-__all__ = ["Plan", "Watch", "compare", "open_results", "plan"]
+__all__ = ["Plan", "ProgressListener", "compare", "open_results", "plan"]
 
 Ref = str | os.PathLike[str]
 
@@ -67,7 +85,7 @@ def compare(
     audit: int = 0,
     force: bool = False,
     command: str | None = None,
-    watch: Watch | None = None,
+    progress: ProgressListener | None = None,
 ) -> Results:
     """Measures D = W - W0 of every matrix, and what its best rank-r approximation loses, at all `ranks` in one pass.
 
@@ -84,14 +102,14 @@ def compare(
         include, exclude: globs over tensor names. What matches `include` is measured whatever it is; exclude wins.
         audit: so many matrices, drawn by chance, are measured again in float64 by a full SVD.
         force: replaces another run in `output`.
-        watch: is told how it goes.
+        progress: is told how it goes.
 
     Raises:
         UsageError: an argument cannot be meant.
         CheckpointError, PairingError: see `deltarank.errors`.
         OutputError: `output` holds something else, or cannot be written.
     """
-    settings = Settings.checked(
+    settings = SolverOptions.checked(
         ranks=ranks,
         solver=solver,
         tolerance=tolerance,
@@ -100,23 +118,27 @@ def compare(
         include=include,
         exclude=exclude,
     )
-    watch = watch or Watch()
+    progress = progress or ProgressListener()
     with ExitStack() as stack:
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
-        after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=progress.noted))
+        after = stack.enter_context(
+            open_finetune(finetune, before, revision=revision, fetch=fetch, tell=progress.noted)
+        )
         known = make_plan(before, after, _paired(before, after, settings), settings)
         identity = _identity(before, after, settings)
-        journal = stack.enter_context(Journal(Path(output), identity)) if output is not None else None
-        run = _Run(known, Bench(settings, matrices=len(known.steps)), watch, journal, audit, (before, after))
-        if journal is not None:
-            if not force and (earlier := journal.finished) is not None:
-                run.watch.resumed(len(earlier.matrices))
+        run_folder = stack.enter_context(RunFolder(Path(output), identity)) if output is not None else None
+        run = _Run(
+            known, MatrixMeasurer(settings, matrices=len(known.steps)), progress, run_folder, audit, (before, after)
+        )
+        if run_folder is not None:
+            if not force and (earlier := run_folder.finished) is not None:
+                run.progress.resumed(len(earlier.matrices))
                 return earlier
-            detail = Detail.of_run(len(known.steps), settings.ranks)
-            run.take_over(journal.open(force=force, room=detail.nbytes * len(known.steps) + BYTES_A_PAGE))
+            detail = SpectrumDetail.of_run(len(known.steps), settings.ranks)
+            run.resume(run_folder.open(force=force, room=detail.nbytes * len(known.steps) + BYTES_A_PAGE))
         results = run.go(command)
-        if journal is not None:
-            journal.finish(results)
+        if run_folder is not None:
+            run_folder.finish(results)
         return results
 
 
@@ -140,7 +162,7 @@ def plan(
 
     Arguments and errors as there.
     """
-    settings = Settings.checked(
+    settings = SolverOptions.checked(
         ranks=ranks,
         solver=solver,
         tolerance=tolerance,
@@ -162,11 +184,11 @@ def open_results(path: Ref) -> Results:
     return Results.load(path)
 
 
-def _paired(before: Checkpoint, after: Checkpoint, settings: Settings) -> Any:
+def _paired(before: Checkpoint, after: Checkpoint, settings: SolverOptions) -> Any:
     return pair_checkpoints(before, after, include=settings.include, exclude=settings.exclude, experts=True)
 
 
-def _identity(before: Checkpoint, after: Checkpoint, settings: Settings) -> dict[str, Any]:
+def _identity(before: Checkpoint, after: Checkpoint, settings: SolverOptions) -> dict[str, Any]:
     """What has to be equal for one process to go on with another's work."""
     return {
         "tool_version": version("deltarank"),
@@ -178,19 +200,19 @@ def _identity(before: Checkpoint, after: Checkpoint, settings: Settings) -> dict
 
 @dataclass
 class _Run:
-    """One pass over a plan. Tensors come and go inside `bench`; here are numbers only."""
+    """One pass over a plan. Tensors come and go inside `measurer`; here are numbers only."""
 
     plan: Plan
-    bench: Bench
-    watch: Watch
-    journal: Journal | None
+    measurer: MatrixMeasurer
+    progress: ProgressListener
+    run_folder: RunFolder | None
     audit: int
     checkpoints: tuple[Checkpoint, Checkpoint]
     matrices: dict[str, MatrixResult] = field(default_factory=dict)
     left_out: dict[str, Skipped] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def take_over(self, records: Sequence[Record]) -> None:
+    def resume(self, records: Sequence[Record]) -> None:
         """What an earlier process finished. A line that is not one of ours is measured again."""
         for record in records:
             with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
@@ -201,13 +223,13 @@ class _Run:
                     skipped = skipped_from_plain(record)
                     self.left_out[skipped.name] = skipped
         if finished := len(self.matrices) + len(self.left_out):
-            self.watch.resumed(finished)
+            self.progress.resumed(finished)
 
     def go(self, command: str | None) -> Results:
         started = time.perf_counter()
-        self.watch.planned(self.plan)
+        self.progress.planned(self.plan)
         self._probe()
-        clock = Clock(self.plan, self.matrices.keys() | self.left_out.keys(), self.checkpoints, self.watch)
+        clock = Clock(self.plan, self.matrices.keys() | self.left_out.keys(), self.checkpoints, self.progress)
         self._measure_all(clock)
         self._sum_up_all(clock)
         return self._results(command, time.perf_counter() - started)
@@ -239,52 +261,54 @@ class _Run:
         if (known := self.matrices.get(pair.name)) is not None:
             return known.relative_norm or None
         try:
-            sums = self.bench.sums(pair)
+            sums = self.measurer.sums(pair)
         except CheckpointError:
             return None
         return math.sqrt(sums.energy / sums.base_energy) if sums.is_finite and sums.base_energy > 0 else None
 
     def _warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
-        self.watch.warned(sentence)
+        self.progress.warned(sentence)
 
     def _measure_all(self, clock: Clock) -> None:
         waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
         if waiting:
-            self.watch.began(waiting[0].pair.name)
-        crew = Crew(lambda: Bench(self.plan.settings, matrices=len(self.plan.steps)), self.plan.benches)
-        for number, (step, result) in enumerate(crew.results(stacks(waiting)), start=1):
+            self.progress.began(waiting[0].pair.name)
+        pool = WorkerPool(
+            lambda: MatrixMeasurer(self.plan.settings, matrices=len(self.plan.steps)), self.plan.parallel_matrices
+        )
+        for number, (step, result) in enumerate(pool.results(stacks(waiting)), start=1):
             self.matrices[result.name] = result
             # What failed for want of memory or a disk may work next time.
             if result.outcome not in (Outcome.FAILED, Outcome.UNREADABLE):
                 self._keep(matrix_to_plain(result))
             clock.tick(result.name, step.seconds + step.pair.nbytes / READ_RATE)
             if number < len(waiting):
-                self.watch.began(waiting[number].pair.name)
+                self.progress.began(waiting[number].pair.name)
 
     def _sum_up_all(self, clock: Clock) -> None:
-        waiting = [each for each in self.plan.pairing.leftovers if each.name not in self.left_out]
+        waiting = [each for each in self.plan.pairing.summed if each.name not in self.left_out]
         ahead = Lookahead(waiting)
-        for number, leftover in enumerate(waiting):
+        for number, summed in enumerate(waiting):
             ahead.reached(number)
-            self.watch.began(leftover.name)
-            skipped = self._summed_up(leftover)
-            self.left_out[leftover.name] = skipped
+            self.progress.began(summed.name)
+            skipped = self._summed_up(summed)
+            self.left_out[summed.name] = skipped
             if skipped.outcome is not Outcome.UNREADABLE:
                 self._keep(skipped_to_plain(skipped))
-            clock.tick(leftover.name, leftover.nbytes / READ_RATE)
+            clock.tick(summed.name, summed.nbytes / READ_RATE)
 
-    def _summed_up(self, leftover: Leftover) -> Skipped:
+    def _summed_up(self, summed: SummedTensor) -> Skipped:
         try:
-            sums = self.bench.sums(leftover)
+            sums = self.measurer.sums(summed)
         except CheckpointError as error:
-            return Skipped(leftover.name, Outcome.UNREADABLE, error.message, leftover.shape)
+            return Skipped(summed.name, Outcome.UNREADABLE, error.message, summed.shape)
         energy = sums.energy if sums.is_finite else None
-        return Skipped(leftover.name, leftover.outcome, leftover.reason, leftover.shape, energy)
+        return Skipped(summed.name, summed.outcome, summed.reason, summed.shape, energy)
 
     def _keep(self, record: Record) -> None:
-        if self.journal is not None:
-            self.journal.append(record)
+        if self.run_folder is not None:
+            self.run_folder.append(record)
 
     def _results(self, command: str | None, seconds: float) -> Results:
         matrices = tuple(self.matrices[step.pair.name] for step in self.plan.steps)
@@ -309,7 +333,7 @@ class _Run:
 
     def _skipped(self, matrices: Sequence[MatrixResult]) -> tuple[Skipped, ...]:
         """With shares: of the energy of all that both checkpoints have, as far as it was read."""
-        read = [self.left_out[leftover.name] for leftover in self.plan.pairing.leftovers]
+        read = [self.left_out[summed.name] for summed in self.plan.pairing.summed]
         whole = math.fsum([*(m.energy for m in matrices), *(s.energy or 0.0 for s in read)])
         shared = [replace(s, share=s.energy / whole) if s.energy is not None and whole > 0 else s for s in read]
         return (*shared, *self.plan.pairing.skipped)
@@ -323,8 +347,8 @@ class _Run:
         drawn = random.Random(len(measured)).sample(measured, min(self.audit, len(measured)))
         rows = []
         for step, matrix in drawn:
-            self.watch.began(f"audit of {matrix.name}")
-            rows.append(self.bench.audit(step, matrix))
+            self.progress.began(f"audit of {matrix.name}")
+            rows.append(self.measurer.audit(step, matrix))
         return tuple(rows)
 
 

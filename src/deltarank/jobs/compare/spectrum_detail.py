@@ -15,7 +15,7 @@ _BYTES = (2_000, 25, 40)
 
 
 @dataclass(frozen=True)
-class Detail:
+class SpectrumDetail:
     """Of one matrix.
 
     values    singular values, largest first; more where they stand for a low rank (`values_of`)
@@ -42,6 +42,6 @@ class Detail:
 
     @property
     def nbytes(self) -> int:
-        """Room on the disk, twice: the journal is there until the results are whole."""
+        """Room on the disk, twice: the run_folder is there until the results are whole."""
         fixed, value, point = _BYTES
         return 2 * (fixed + value * self.values + point * self.points)

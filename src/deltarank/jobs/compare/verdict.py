@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from deltarank.results import (
-    LEGAL_RANKS,
+    SERVABLE_RANKS,
     Loss,
     MatrixResult,
     Outcome,
@@ -140,10 +140,10 @@ def _needed(matrices: Sequence[MatrixResult], whole: Total) -> Iterator[str]:
 def _rank_for(error: float, matrices: Sequence[MatrixResult], whole: Total) -> str:
     enough = [loss.rank for loss in whole.losses if loss.relative_error <= error]
     if enough:
-        return f"rank {enough[0]}" + ("" if enough[0] in LEGAL_RANKS else " (which vLLM does not load)")
+        return f"rank {enough[0]}" + ("" if enough[0] in SERVABLE_RANKS else " (which vLLM does not load)")
     highest = whole.losses[-1].rank
     beyond = _estimated_rank(error, matrices)
-    if highest < LEGAL_RANKS[-1] and (beyond is None or beyond <= LEGAL_RANKS[-1]):
+    if highest < SERVABLE_RANKS[-1] and (beyond is None or beyond <= SERVABLE_RANKS[-1]):
         about = f" (about {beyond:,})" if beyond else ""
         return f"more than rank {highest}, the highest measured{about}"
     about = f" (about {beyond:,} would do)" if beyond else ""

@@ -2,10 +2,10 @@
 
 from deltarank.jobs.extract.api import extract, plan_extraction
 from deltarank.jobs.extract.plan import ExtractionPlan
-from deltarank.jobs.extract.result import Adapter
+from deltarank.jobs.extract.result import ExtractedAdapter
 
 __all__ = [
-    "Adapter",
+    "ExtractedAdapter",
     "ExtractionPlan",
     "extract",
     "plan_extraction",

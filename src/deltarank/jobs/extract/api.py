@@ -11,15 +11,15 @@ from deltarank.adapters import open_finetune
 from deltarank.checkpoints import checked_way, open_checkpoint, pair_checkpoints
 from deltarank.jobs.extract.assemble import nbytes_of
 from deltarank.jobs.extract.job import Job
-from deltarank.jobs.extract.options import Order
+from deltarank.jobs.extract.options import ExtractOptions
 from deltarank.jobs.extract.plan import ExtractionPlan
-from deltarank.jobs.extract.result import Adapter
+from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.jobs.extract.run import Draw, Run
 from deltarank.jobs.extract.staging import Staging
 from deltarank.results import figure
-from deltarank.runtime import Watch
+from deltarank.runtime import ProgressListener
 
-__all__ = ["Adapter", "ExtractionPlan", "extract", "plan_extraction"]
+__all__ = ["ExtractedAdapter", "ExtractionPlan", "extract", "plan_extraction"]
 
 Ref = str | os.PathLike[str]
 
@@ -42,8 +42,8 @@ def extract(
     force: bool = False,
     command: str | None = None,
     draw: Draw | None = None,
-    watch: Watch | None = None,
-) -> Adapter:
+    progress: ProgressListener | None = None,
+) -> ExtractedAdapter:
     """Writes the best LoRA of a rank for D = W - W0 that a server will load, and says what it loses.
 
     A and B are U sqrt(S) and sqrt(S) V' of the truncated singular value decomposition, with lora_alpha = r.
@@ -60,7 +60,7 @@ def extract(
         include, exclude, fetch: as in `compare`.
         force: replaces an adapter that lies in `output`.
         draw: makes the model card's picture, as `deltarank.report.adapter_picture` does; else the card draws in text.
-        watch: is told how it goes.
+        progress: is told how it goes.
 
     Raises:
         UsageError: an argument cannot be meant, or the server would refuse the rank.
@@ -68,7 +68,7 @@ def extract(
         JobError: there is nothing to extract, or no legal rank is good enough.
         OutputError: `output` holds something else, or cannot be written.
     """
-    order = Order.checked(
+    options = ExtractOptions.checked(
         rank=rank,
         max_error=max_error,
         server_name=server,
@@ -77,26 +77,32 @@ def extract(
         include=include,
         exclude=exclude,
     )
-    watch = watch or Watch()
+    progress = progress or ProgressListener()
     with ExitStack() as stack:
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
-        after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
-        job = Job(order, before, after, pair_checkpoints(before, after, include=include, exclude=exclude, experts=True))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=progress.noted))
+        after = stack.enter_context(
+            open_finetune(finetune, before, revision=revision, fetch=fetch, tell=progress.noted)
+        )
+        job = Job(
+            options, before, after, pair_checkpoints(before, after, include=include, exclude=exclude, experts=True)
+        )
         staging = stack.enter_context(Staging(Path(output), job.identity))
         if staging.is_finished and not force:
-            watch.noted(f"{output} holds this very adapter already: nothing was done. --force makes it anew.")
-            return Adapter.load(output)
+            progress.noted(f"{output} holds this very adapter already: nothing was done. --force makes it anew.")
+            return ExtractedAdapter.load(output)
         staging.check_output(force=force)
-        job.lay_out(order.rank or min(order.settings.ranks))  # what can be refused is refused before the place is taken
+        job.lay_out(
+            options.rank or min(options.settings.ranks)
+        )  # what can be refused is refused before the place is taken
         records = staging.open(force=force, room=0.0)
-        layout = job.lay_out(order.rank or job.fitting_rank(staging, watch))
-        if order.rank is None:
-            watch.noted(
+        layout = job.lay_out(options.rank or job.fitting_rank(staging, progress))
+        if options.rank is None:
+            progress.noted(
                 f"Rank {layout.rank} is the smallest legal one with a relative error of at most {figure(max_error)}."
             )
         staging.check_room(2 * nbytes_of(layout, job.dtype))
-        run = Run(job, layout, staging, watch, draw)
-        run.take_over(records)
+        run = Run(job, layout, staging, progress, draw)
+        run.resume(records)
         return run.go(command)
 
 
@@ -120,7 +126,7 @@ def plan_extraction(
     Arguments and errors as there.
     """
     checked_way(fetch)
-    order = Order.checked(
+    options = ExtractOptions.checked(
         rank=rank,
         max_error=max_error,
         server_name=server,
@@ -133,4 +139,4 @@ def plan_extraction(
         before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch="stream"))
         after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch="stream"))
         pairing = pair_checkpoints(before, after, include=include, exclude=exclude, experts=True)
-        return Job(order, before, after, pairing).foretell()
+        return Job(options, before, after, pairing).foretell()

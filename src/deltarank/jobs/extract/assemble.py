@@ -32,7 +32,7 @@ from deltarank.adapters import (
 )
 from deltarank.checkpoints import PLAIN, Checkpoint, TensorInfo
 from deltarank.jobs.extract.biases import bias_bytes
-from deltarank.jobs.extract.layout import EXPERT, Empty, Layout, Other, Target
+from deltarank.jobs.extract.layout import EXPERT, Empty, Layout, Target, UnfactoredTensor
 from deltarank.jobs.extract.result import AdapterMatrix
 from deltarank.jobs.extract.staging import Staging
 from deltarank.results import Outcome
@@ -52,7 +52,7 @@ class Finished:
     def live_types(self) -> set[str]:
         """Types of module of which a layer changed; all of them where nothing did: an empty adapter does not load."""
         changed = {m.path for m in self.matrices.values() if m.outcome is Outcome.MEASURED}
-        changed |= {o.beside for o in self.layout.others if o.beside and self.energies.get(o.name)}
+        changed |= {o.beside for o in self.layout.unfactored if o.beside and self.energies.get(o.name)}
         return {self._type(path) for path in changed or {t.module for t in self.layout.targets}}
 
     def _type(self, module: str) -> str:
@@ -77,26 +77,26 @@ class Finished:
     @property
     def whole_modules(self) -> list[str]:
         """What `modules_to_save` carries: modules of which a tensor changed."""
-        changed = {o.module for o in self.layout.others if o.module and self.energies.get(o.name)}
+        changed = {o.module for o in self.layout.unfactored if o.module and self.energies.get(o.name)}
         return [
-            module for module in dict.fromkeys(o.module for o in self.layout.others) if module in changed and module
+            module for module in dict.fromkeys(o.module for o in self.layout.unfactored) if module in changed and module
         ]
 
     @property
-    def carried(self) -> list[Other]:
+    def carried(self) -> list[UnfactoredTensor]:
         """The tensors of those modules."""
         modules = set(self.whole_modules)
-        return [other for other in self.layout.others if other.module in modules]
+        return [other for other in self.layout.unfactored if other.module in modules]
 
     @cached_property
-    def biases(self) -> Mapping[str, Other]:
+    def biases(self) -> Mapping[str, UnfactoredTensor]:
         """Those that are carried beside the factors of a module, by that module."""
         modules = {target.module for target in self.factored}
-        found = {o.beside: o for o in self.layout.others if o.beside in modules and self.energies.get(o.name)}
+        found = {o.beside: o for o in self.layout.unfactored if o.beside in modules and self.energies.get(o.name)}
         return {module: other for module, other in found.items() if module is not None}
 
-    def _energy(self, other: Other) -> float | None:
-        """None for what only one side has, such as the added rows of a vocabulary of which the others were read."""
+    def _energy(self, other: UnfactoredTensor) -> float | None:
+        """None for what only one side has, such as the added rows of a vocabulary of which the unfactored were read."""
         return self.energies.get(other.name) if other.pair is not None else None
 
     def budget(self) -> Budget:
@@ -107,7 +107,7 @@ class Finished:
         carried = {other.name for other in self.carried}
         left = [
             (LeftOut(o.name, o.kind, o.reason, None), energy)
-            for o in self.layout.others
+            for o in self.layout.unfactored
             if o.name not in carried | biases and (energy := self._energy(o)) != 0.0
         ]
         failed = [m for m in self.matrices.values() if m.written is None]
@@ -189,8 +189,8 @@ def _holder(target: Target, finished: Finished) -> str:
     assert target.slot is not None
     module, _, leaf = target.module.rpartition(".")
     here = {t.module.rpartition(".")[2] for t in finished.factored if t.slot and t.module.rpartition(".")[0] == module}
-    order = [name for name in target.slot.stack.parameters if name in here]
-    return module + ".base_layer" * (len(order) - 1 - order.index(leaf))
+    options = [name for name in target.slot.stack.parameters if name in here]
+    return module + ".base_layer" * (len(options) - 1 - options.index(leaf))
 
 
 def _stacked(module: str, target: Target, paths: Sequence[Path | None], dtype: torch.dtype) -> tuple[Stored, Stored]:
@@ -252,7 +252,9 @@ def nbytes_of(layout: Layout, dtype: torch.dtype) -> float:
     """Bytes that the adapter takes at most."""
     sides = [*((t.sides, t.rank) for t in layout.targets), *((e.sides, layout.rank) for e in layout.empties)]
     factors = sum((outputs + inputs) * rank for (outputs, inputs), rank in sides) * dtype.itemsize
-    if any(other.beside for other in layout.others):
+    if any(other.beside for other in layout.unfactored):
         factors += sum(target.sides[0] for target in layout.targets) * dtype.itemsize
-    whole = [other.pair.nbytes / 2 * (2 if other.head else 1) for other in layout.others if other.module and other.pair]
+    whole = [
+        other.pair.nbytes / 2 * (2 if other.head else 1) for other in layout.unfactored if other.module and other.pair
+    ]
     return float(factors + sum(whole))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import Fill
-from deltarank.checkpoints import Leftover, Pair, chunks
-from deltarank.jobs.extract.layout import Other
+from deltarank.checkpoints import Pair, SummedTensor, chunks
+from deltarank.jobs.extract.layout import UnfactoredTensor
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class BiasLoss:
     lost: float
 
 
-def bias_loss(pair: Leftover | Pair, dtype: torch.dtype) -> BiasLoss:
+def bias_loss(pair: SummedTensor | Pair, dtype: torch.dtype) -> BiasLoss:
     """What storing the change of a bias in `dtype` loses.
 
     Raises:
@@ -34,7 +34,7 @@ def bias_loss(pair: Leftover | Pair, dtype: torch.dtype) -> BiasLoss:
     return BiasLoss(energy, lost)
 
 
-def bias_bytes(other: Other, dtype: torch.dtype) -> Fill:
+def bias_bytes(other: UnfactoredTensor, dtype: torch.dtype) -> Fill:
     """The change of a bias as it is written."""
 
     def fill(first: int, block: memoryview) -> None:
@@ -45,7 +45,7 @@ def bias_bytes(other: Other, dtype: torch.dtype) -> Fill:
     return fill
 
 
-def _changes(pair: Leftover | Pair) -> Iterator[Tensor]:
+def _changes(pair: SummedTensor | Pair) -> Iterator[Tensor]:
     """In float64, some rows at a time."""
     for _, base, finetune in chunks(pair.base, pair.finetune):
         yield finetune.double() - base.double()

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from deltarank.adapters import write_factors
 from deltarank.errors import CheckpointError
-from deltarank.jobs.compare import Bench
+from deltarank.jobs.compare import MatrixMeasurer
 from deltarank.jobs.extract.layout import Target
 from deltarank.jobs.extract.result import AdapterMatrix
 from deltarank.results import Loss, Outcome
-from deltarank.runtime import Settings, Step, as_output_error
+from deltarank.runtime import SolverOptions, Step, as_output_error
 from deltarank.spectra import Factors, Sums, Workspace, factors, residual_energy
 
 
@@ -28,9 +28,9 @@ class Extractor:
     """
 
     def __init__(
-        self, settings: Settings, targets: Mapping[str, Target], dtype: torch.dtype, place: Callable[[str], Path]
+        self, settings: SolverOptions, targets: Mapping[str, Target], dtype: torch.dtype, place: Callable[[str], Path]
     ) -> None:
-        self._bench = Bench(settings)
+        self._measurer = MatrixMeasurer(settings)
         self._workspace = Workspace(settings.torch_device)
         self._targets = targets
         self._dtype = dtype
@@ -47,7 +47,7 @@ class Extractor:
         """
         target = self._targets[step.pair.name]
         try:
-            delta, sums = self._bench.load(step.pair)
+            delta, sums = self._measurer.load(step.pair)
             return self._extracted(target, delta, sums)
         except CheckpointError as error:
             return blank(target, Outcome.UNREADABLE, error.message)

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing
+from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
 from deltarank.errors import JobError
 from deltarank.jobs.compare import compare
 from deltarank.jobs.extract.assemble import nbytes_of
-from deltarank.jobs.extract.layout import Layout, Other, lay_out
-from deltarank.jobs.extract.options import Order, check_reach
+from deltarank.jobs.extract.layout import Layout, UnfactoredTensor, lay_out
+from deltarank.jobs.extract.options import ExtractOptions, check_reach
 from deltarank.jobs.extract.plan import ExtractionPlan, at_most
 from deltarank.jobs.extract.staging import Staging
 from deltarank.results import Outcome, Total, listing
-from deltarank.runtime import Plan, Settings, Step, Watch, make_plan
+from deltarank.runtime import Plan, ProgressListener, SolverOptions, Step, make_plan
 from deltarank.spectra import factors_cost
 
 
@@ -26,14 +26,14 @@ from deltarank.spectra import factors_cost
 class Job:
     """Two checkpoints and what is to be made of them."""
 
-    order: Order
+    options: ExtractOptions
     before: Checkpoint
     after: Checkpoint
     pairing: Pairing
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        return self.order.stored_dtype(self.pairing)
+        return self.options.stored_dtype(self.pairing)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -42,48 +42,48 @@ class Job:
             "tool_version": version("deltarank"),
             "base": self.before.fingerprint,
             "finetune": self.after.fingerprint,
-            "settings": self.order.to_plain(),
+            "settings": self.options.to_plain(),
         }
 
     def lay_out(self, rank: int) -> Layout:
         """Raises JobError (slug "nothing-to-extract") if the server takes nothing of it."""
-        asked = bool(self.order.settings.include)
-        layout = lay_out(self.before, self.after, self.pairing, self.order.server, rank, asked=asked)
+        asked = bool(self.options.settings.include)
+        layout = lay_out(self.before, self.after, self.pairing, self.options.server, rank, asked=asked)
         if not layout.targets:
-            read = [other for other in layout.others if other.pair is not None] or layout.others
+            read = [other for other in layout.unfactored if other.pair is not None] or layout.unfactored
             kinds = listing(sorted({other.reason for other in read if other.reason}), most=3)
             raise JobError(
                 f"nothing is left to extract: {kinds}.",
                 cure="Look at --include and --exclude, or choose another --server.",
                 slug="nothing-to-extract",
             )
-        if self.order.rank is not None:
+        if self.options.rank is not None:
             check_reach(layout)
         return layout
 
     def plan(self, layout: Layout) -> Plan:
         pairs = tuple(target.pair for target in layout.targets)
-        others = tuple(_as_leftover(other) for other in layout.others if other.pair is not None)
-        settings = replace(self.order.settings, ranks=(layout.rank,))
-        rest = replace(self.pairing, pairs=pairs, leftovers=others)
+        unfactored = tuple(_as_leftover(other) for other in layout.unfactored if other.pair is not None)
+        settings = replace(self.options.settings, ranks=(layout.rank,))
+        rest = replace(self.pairing, pairs=pairs, summed=unfactored)
         return make_plan(self.before, self.after, rest, settings, step=_factoring)
 
     def foretell(self) -> ExtractionPlan:
         """What `extract` would do, from headers alone."""
-        layout = self.lay_out(at_most(self.order, self.lay_out(self.order.rank or 1).targets))
-        searching = make_plan(self.before, self.after, self.pairing, self.order.settings).seconds
+        layout = self.lay_out(at_most(self.options, self.lay_out(self.options.rank or 1).targets))
+        searching = make_plan(self.before, self.after, self.pairing, self.options.settings).seconds
         return ExtractionPlan(
-            order=self.order,
+            options=self.options,
             layout=layout,
             work=self.plan(layout),
             dtype=str(self.dtype).removeprefix("torch."),
             adapter_bytes=nbytes_of(layout, self.dtype),
-            searching=0.0 if self.order.rank else searching,
+            searching=0.0 if self.options.rank else searching,
         )
 
-    def fitting_rank(self, staging: Staging, watch: Watch) -> int:
+    def fitting_rank(self, staging: Staging, progress: ProgressListener) -> int:
         """Measures the loss at every legal rank, as `compare` does, and keeps what was measured."""
-        order = self.order
+        options = self.options
         wanted = {target.pair.name for target in self.lay_out(1).targets}
         measured = compare(
             self.before.reference.ref,
@@ -91,26 +91,26 @@ class Job:
             base_revision=self.before.reference.revision,
             revision=self.after.reference.revision,
             fetch="stream" if self.before.traffic or self.after.traffic else "auto",
-            ranks=order.settings.ranks,
+            ranks=options.settings.ranks,
             solver="exact",
-            device=order.settings.device,
-            include=order.settings.include,
-            exclude=order.settings.exclude,
+            device=options.settings.device,
+            include=options.settings.include,
+            exclude=options.settings.exclude,
             output=staging.side_run,
-            watch=watch,
+            progress=progress,
         )
-        return order.fitting(Total.of(m for m in measured.matrices if m.name in wanted))
+        return options.fitting(Total.of(m for m in measured.matrices if m.name in wanted))
 
 
-def _factoring(pair: Pair, settings: Settings) -> Step:
+def _factoring(pair: Pair, settings: SolverOptions) -> Step:
     """What making the factors of one matrix costs."""
     cost = factors_cost(*pair.shape, max(settings.ranks), settings.torch_device)
     return Step(pair, cost.way, cost.seconds, cost.memory)
 
 
-def _as_leftover(other: Other) -> Leftover:
+def _as_leftover(other: UnfactoredTensor) -> SummedTensor:
     pair = other.pair
     assert pair is not None
-    if isinstance(pair, Leftover):
+    if isinstance(pair, SummedTensor):
         return pair
-    return Leftover(pair.name, Outcome.EXCLUDED, other.reason, pair.shape, pair.base, pair.finetune)
+    return SummedTensor(pair.name, Outcome.EXCLUDED, other.reason, pair.shape, pair.base, pair.finetune)

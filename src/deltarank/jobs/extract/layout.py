@@ -17,7 +17,7 @@ from deltarank.adapters import (
     type_of,
     words_for,
 )
-from deltarank.checkpoints import Checkpoint, Leftover, Pair, Pairing, TensorInfo
+from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor, TensorInfo
 from deltarank.results import Outcome
 
 _NO_HEAD = "the output head is tied to it: an adapter that brings one of them whole would untie them"
@@ -76,7 +76,7 @@ class Empty:
 
 
 @dataclass(frozen=True)
-class Other:
+class UnfactoredTensor:
     """A tensor that gets no factors. `pair` is what to sum its change from, where both sides have it.
 
     module   the module that `modules_to_save` may carry it with
@@ -87,7 +87,7 @@ class Other:
     name: str
     kind: str
     reason: str
-    pair: Pair | Leftover | None
+    pair: Pair | SummedTensor | None
     module: str | None = None
     beside: str | None = None
     head: str | None = None
@@ -100,19 +100,19 @@ class Other:
 
 @dataclass(frozen=True)
 class Layout:
-    """The plan of an adapter. Every tensor of either side is in `targets` or in `others`."""
+    """The plan of an adapter. Every tensor of either side is in `targets` or in `unfactored`."""
 
     server: Server
     rank: int
     targets: tuple[Target, ...]
-    others: tuple[Other, ...]
+    unfactored: tuple[UnfactoredTensor, ...]
     empties: tuple[Empty, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
 
     @property
-    def summed(self) -> tuple[Pair | Leftover, ...]:
+    def summed(self) -> tuple[Pair | SummedTensor, ...]:
         """What is read for its change alone."""
-        return tuple(other.pair for other in self.others if other.pair is not None)
+        return tuple(other.pair for other in self.unfactored if other.pair is not None)
 
 
 def lay_out(
@@ -124,22 +124,22 @@ def lay_out(
         asked: what is measured was named by the user (`--include`).
     """
     targets: list[Target] = []
-    others = [*_leftovers(base, finetune, pairing, server), *_skipped(pairing)]
+    unfactored = [*_leftovers(base, finetune, pairing, server), *_skipped(pairing)]
     for pair in pairing.pairs:
         found = _placed(pair, base, server, rank, asked)
         if isinstance(found, Target):
             targets.append(found)
         else:
-            others.append(found)
+            unfactored.append(found)
     targets, notes = _told_apart(targets, base, server)
     if not _experts_are_whole(base, targets, by_words=server.name == "peft"):
-        others += [_refused(target, server) for target in targets if target.is_expert]
+        unfactored += [_refused(target, server) for target in targets if target.is_expert]
         targets = [target for target in targets if not target.is_expert]
-    others = _with_factors(others, targets, server)
-    return Layout(server, rank, tuple(targets), tuple(others), tuple(_empties(base, targets, server)), tuple(notes))
+    unfactored = _with_factors(unfactored, targets, server)
+    return Layout(server, rank, tuple(targets), tuple(unfactored), tuple(_empties(base, targets, server)), tuple(notes))
 
 
-def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool) -> Target | Other:
+def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool) -> Target | UnfactoredTensor:
     """Where a matrix goes; or why it gets no factors."""
     tensor = pair.base.tensor
     slot = _slot(pair, base)
@@ -149,7 +149,7 @@ def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool
         return _router(pair.name, pair, base)
     if why is not None or module is None or not is_module(module):
         kind, reason = why or ("parameter", "no weight of a module by its name, so no adapter can be put on it")
-        return Other(pair.name, kind, reason, pair)
+        return UnfactoredTensor(pair.name, kind, reason, pair)
     # Single experts are fused by PEFT, which knows one rank for them.
     has_own = server.patterns == "honoured" and (slot is not None or kind_of(tensor) != EXPERT)
     own = min(rank, *pair.shape) if has_own else rank
@@ -157,12 +157,12 @@ def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool
     return Target(pair, module, own, transposed, bare=slot is not None, slot=slot)
 
 
-def _router(name: str, pair: Pair | Leftover, base: Checkpoint) -> Other:
+def _router(name: str, pair: Pair | SummedTensor, base: Checkpoint) -> UnfactoredTensor:
     """Carried whole: it has a row for each expert, which a LoRA would seldom make smaller."""
     module = router_in_peft(pair.base.tensor.rpartition(".")[0], base.config)
     if module is None or not is_module(module):
-        return Other(name, ROUTER, f"a router of a model of which {_UNKNOWN}", pair)
-    return Other(name, ROUTER, "", pair, module)
+        return UnfactoredTensor(name, ROUTER, f"a router of a model of which {_UNKNOWN}", pair)
+    return UnfactoredTensor(name, ROUTER, "", pair, module)
 
 
 def _own_name(pair: Pair, base: Checkpoint) -> str:
@@ -244,10 +244,12 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _with_factors(others: Sequence[Other], targets: Sequence[Target], server: Server) -> list[Other]:
+def _with_factors(
+    unfactored: Sequence[UnfactoredTensor], targets: Sequence[Target], server: Server
+) -> list[UnfactoredTensor]:
     """A bias whose module has factors goes with them, where the server takes that."""
     if server.bias != "honoured":
-        return list(others)
+        return list(unfactored)
     outputs = {target.module: target.sides[0] for target in targets}
     is_bare = any(target.bare or target.is_expert for target in targets)
     reason = f"{server.title} takes no biases beside factors on bare parameters (experts)" if is_bare else ""
@@ -255,18 +257,18 @@ def _with_factors(others: Sequence[Other], targets: Sequence[Target], server: Se
         replace(other, reason=reason, beside=None if is_bare else module)
         if (module := _module_of_bias(other)) is not None and _shape(other) == (1, outputs.get(module))
         else other
-        for other in others
+        for other in unfactored
     ]
 
 
-def _module_of_bias(other: Other) -> str | None:
-    if other.kind != "bias" or not isinstance(other.pair, Leftover):
+def _module_of_bias(other: UnfactoredTensor) -> str | None:
+    if other.kind != "bias" or not isinstance(other.pair, SummedTensor):
         return None
     module, _, leaf = other.pair.base.tensor.rpartition(".")
     return module if leaf == "bias" else None
 
 
-def _shape(other: Other) -> tuple[int, int] | None:
+def _shape(other: UnfactoredTensor) -> tuple[int, int] | None:
     return other.pair.base.shape if other.pair is not None else None
 
 
@@ -276,32 +278,32 @@ def _experts_are_whole(base: Checkpoint, targets: Iterable[Target], *, by_words:
     experts = [target for target in targets if target.is_expert]
     leaves = {target.leaf for target in experts if not target.bare}
     stored = sum(info.entries for name, info in base.tensors.items() if kind_of(name) == EXPERT and len(info.shape) > 1)
-    others = {target.leaf for target in targets if not target.is_expert and not target.bare}
-    return stored == sum(target.pair.entries for target in experts) and not (by_words and leaves & others)
+    unfactored = {target.leaf for target in targets if not target.is_expert and not target.bare}
+    return stored == sum(target.pair.entries for target in experts) and not (by_words and leaves & unfactored)
 
 
-def _refused(target: Target, server: Server) -> Other:
+def _refused(target: Target, server: Server) -> UnfactoredTensor:
     reason = f"{server.title} takes all experts as they are or none, and some were left out or share their names"
-    return Other(target.pair.name, EXPERT, reason, target.pair)
+    return UnfactoredTensor(target.pair.name, EXPERT, reason, target.pair)
 
 
-def _leftovers(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, server: Server) -> Iterator[Other]:
+def _leftovers(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, server: Server) -> Iterator[UnfactoredTensor]:
     has_head = any(kind_of(name) == "lm_head" for name in finetune.tensors)
     head = None if has_head else _tied_head(base)
-    for each in pairing.leftovers:
+    for each in pairing.summed:
         kind = kind_of(each.name) or ("tied" if each.outcome is Outcome.TIED else "other tensors")
         module = each.base.tensor.rpartition(".")[0]
         whole = server.carries.get(kind) == "whole" and is_module(module) and each.name in finetune.tensors
         if whole and kind == ROUTER:
             yield _router(each.name, each, base)
         elif whole and head and kind == "embedding" and module.endswith(".embed_tokens"):
-            yield Other(each.name, kind, "", each, module, head=head)
+            yield UnfactoredTensor(each.name, kind, "", each, module, head=head)
         elif whole and (each.outcome is Outcome.TIED or (kind == "embedding" and not has_head)):
-            yield Other(each.name, kind, _NO_HEAD, each)
+            yield UnfactoredTensor(each.name, kind, _NO_HEAD, each)
         elif whole:
-            yield Other(each.name, kind, "", each, module)
+            yield UnfactoredTensor(each.name, kind, "", each, module)
         else:
-            yield Other(each.name, kind, _reason(kind, server), each)
+            yield UnfactoredTensor(each.name, kind, _reason(kind, server), each)
 
 
 def _tied_head(base: Checkpoint) -> str | None:
@@ -312,11 +314,11 @@ def _tied_head(base: Checkpoint) -> str | None:
     return "lm_head" if is_known and not has_own and base.config.get("tie_word_embeddings") is not False else None
 
 
-def _skipped(pairing: Pairing) -> Iterator[Other]:
+def _skipped(pairing: Pairing) -> Iterator[UnfactoredTensor]:
     for each in pairing.skipped:
         is_vocabulary = each.outcome in _ONE_SIDED and kind_of(each.name) in ("embedding", "lm_head")
         kind = "added tokens" if is_vocabulary else each.outcome.value
-        yield Other(each.name, kind, each.reason, None)
+        yield UnfactoredTensor(each.name, kind, each.reason, None)
 
 
 def _empties(base: Checkpoint, targets: list[Target], server: Server) -> Iterator[Empty]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from deltarank.adapters import PICTURE, rules_date, server, words_for
-from deltarank.jobs.extract.result import Adapter
+from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.results import Reference, count, percent, size
 
 _BAR = 40
 _MOST_NAMES = 60
 
 
-def model_card(adapter: Adapter, *, picture: bool = False) -> str:
+def model_card(adapter: ExtractedAdapter, *, picture: bool = False) -> str:
     """Markdown, with the front matter that the Hub reads.
 
     Args:
@@ -30,14 +30,14 @@ def model_card(adapter: Adapter, *, picture: bool = False) -> str:
     return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
 
 
-def _front(adapter: Adapter) -> Iterator[str]:
+def _front(adapter: ExtractedAdapter) -> Iterator[str]:
     yield from ("---", "library_name: peft", "tags:", "- lora", "- deltarank")
     if adapter.base.revision is not None:  # a folder on someone's disk is no model of the Hub
         yield f"base_model: {_plain(adapter.base.ref)}"
     yield "---"
 
 
-def _head(adapter: Adapter) -> Iterator[str]:
+def _head(adapter: ExtractedAdapter) -> Iterator[str]:
     yield f"# {_plain(adapter.finetune.short_name)} as a LoRA of rank {adapter.rank}"
     yield ""
     yield (
@@ -46,7 +46,7 @@ def _head(adapter: Adapter) -> Iterator[str]:
     )
 
 
-def _chart(adapter: Adapter, picture: bool) -> Iterator[str]:
+def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:
     """The budget as a picture, or as bars of text."""
     if picture:
         yield from ("## Where the change went", "", f"![This LoRA {_plain(adapter.sentence)}.]({PICTURE})")
@@ -61,7 +61,7 @@ def _chart(adapter: Adapter, picture: bool) -> Iterator[str]:
     yield "```"
 
 
-def _modules(adapter: Adapter) -> Iterator[str]:
+def _modules(adapter: ExtractedAdapter) -> Iterator[str]:
     yield from (
         "## By module",
         "",
@@ -72,7 +72,7 @@ def _modules(adapter: Adapter) -> Iterator[str]:
         yield f"| {_code(module)} | {number:,} | {percent(adapter.promised(module))} | {percent(kept)} |"
 
 
-def _left_out(adapter: Adapter) -> Iterator[str]:
+def _left_out(adapter: ExtractedAdapter) -> Iterator[str]:
     tensors = adapter.budget.tensors
     if not tensors:
         return
@@ -84,7 +84,7 @@ def _left_out(adapter: Adapter) -> Iterator[str]:
         yield f"And {count(len(tensors) - _MOST_NAMES, 'tensor')} more, all by name in `deltarank.json`."
 
 
-def _loading(adapter: Adapter) -> Iterator[str]:
+def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
     rules = server(adapter.server)
     yield from (
         "## Loading it",
@@ -108,7 +108,7 @@ def _loading(adapter: Adapter) -> Iterator[str]:
     yield f"It follows the rules of {rules.title} as read in {rules_date()}; lora_alpha is r, so its scale is 1."
 
 
-def _making(adapter: Adapter) -> Iterator[str]:
+def _making(adapter: ExtractedAdapter) -> Iterator[str]:
     settings = adapter.settings
     yield from ("## How it was made", "")
     if settings.get("command"):

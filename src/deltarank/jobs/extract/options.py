@@ -14,14 +14,14 @@ from deltarank.checkpoints import Pairing
 from deltarank.errors import JobError, UsageError
 from deltarank.jobs.extract.layout import Layout
 from deltarank.results import Total, figure, listing
-from deltarank.runtime import Settings
+from deltarank.runtime import SolverOptions
 
 AUTO = "auto"
 STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
-class Order:
+class ExtractOptions:
     """Everything that moves a number in the adapter.
 
     rank       None: the smallest legal one at which no more than `max_error` is lost
@@ -33,7 +33,7 @@ class Order:
     max_error: float | None
     server: Server
     dtype: str | None
-    settings: Settings
+    settings: SolverOptions
 
     @classmethod
     def checked(
@@ -46,7 +46,7 @@ class Order:
         device: str,
         include: Sequence[str],
         exclude: Sequence[str],
-    ) -> Order:
+    ) -> ExtractOptions:
         """Raises UsageError for what cannot be meant."""
         known = server(server_name)
         if dtype is not None and dtype not in STORED:
@@ -57,7 +57,7 @@ class Order:
             )
         fixed = _checked_rank(rank, known)
         _check_max_error(fixed, max_error)
-        settings = Settings.checked(
+        settings = SolverOptions.checked(
             ranks=[fixed] if fixed else known.candidates,
             solver="exact",
             tolerance=1e-4,

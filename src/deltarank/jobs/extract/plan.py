@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.adapters import rules_date, words_for
-from deltarank.jobs.extract.layout import Layout, Other, Target
-from deltarank.jobs.extract.options import AUTO, Order
+from deltarank.jobs.extract.layout import Layout, Target, UnfactoredTensor
+from deltarank.jobs.extract.options import AUTO, ExtractOptions
 from deltarank.results import count, figure, listing, size
 from deltarank.runtime import Plan, needs_line, reference_line, step_lines
 
@@ -26,7 +26,7 @@ class ExtractionPlan:
     With `--rank auto` the rank is not known: layout, bytes and seconds are those of the largest rank that may be taken.
     """
 
-    order: Order
+    options: ExtractOptions
     layout: Layout
     work: Plan
     dtype: str
@@ -34,13 +34,13 @@ class ExtractionPlan:
     searching: float
 
     @property
-    def carried(self) -> tuple[Other, ...]:
+    def carried(self) -> tuple[UnfactoredTensor, ...]:
         """Tensors that go into the adapter whole, if they changed."""
-        return tuple(other for other in self.layout.others if other.has_place)
+        return tuple(other for other in self.layout.unfactored if other.has_place)
 
     @property
-    def left_out(self) -> tuple[Other, ...]:
-        return tuple(other for other in self.layout.others if not other.has_place)
+    def left_out(self) -> tuple[UnfactoredTensor, ...]:
+        return tuple(other for other in self.layout.unfactored if not other.has_place)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class ExtractionPlan:
         return [
             f"base      {reference_line(self.work.base)}",
             f"finetune  {reference_line(self.work.finetune)}",
-            f"server    {self.order.server.name}: the rules of {self.order.server.title} as read in {rules_date()}",
+            f"server    {self.options.server.name}: the rules of {self.options.server.title} as read in {rules_date()}",
             f"rank      {self._rank_line()}",
             "",
             f"{count(len(self.layout.targets), 'matrix', 'matrices')} to extract, {weights:,} weights:",
@@ -70,11 +70,11 @@ class ExtractionPlan:
         ]
 
     def _rank_line(self) -> str:
-        if self.order.rank is not None:
-            return f"{self.order.rank}; A and B in {self.dtype}"
-        ranks = ", ".join(map(str, self.order.settings.ranks))
+        if self.options.rank is not None:
+            return f"{self.options.rank}; A and B in {self.dtype}"
+        ranks = ", ".join(map(str, self.options.settings.ranks))
         return (
-            f"auto: the smallest of {ranks} with a relative error of at most {figure(self.order.max_error)}; "
+            f"auto: the smallest of {ranks} with a relative error of at most {figure(self.options.max_error)}; "
             f"below, what rank {self.layout.rank} would take; A and B in {self.dtype}"
         )
 
@@ -95,9 +95,9 @@ class ExtractionPlan:
         return {
             "base": work["base"],
             "finetune": work["finetune"],
-            "settings": self.order.to_plain(),
-            "server": self.order.server.name,
-            "rank": self.order.rank or AUTO,
+            "settings": self.options.to_plain(),
+            "server": self.options.server.name,
+            "rank": self.options.rank or AUTO,
             "dtype": self.dtype,
             "matrices": [_target(target, seconds[target.pair.name]) for target in self.layout.targets],
             "zeros": [empty.module for empty in self.layout.empties],
@@ -112,12 +112,12 @@ class ExtractionPlan:
         }
 
 
-def at_most(order: Order, targets: Sequence[Target]) -> int:
+def at_most(options: ExtractOptions, targets: Sequence[Target]) -> int:
     """The rank that was asked for; with `--rank auto` the smallest legal one that holds every matrix whole."""
-    if order.rank is not None:
-        return order.rank
+    if options.rank is not None:
+        return options.rank
     largest = max((min(target.pair.shape) for target in targets), default=1)
-    ranks = order.settings.ranks
+    ranks = options.settings.ranks
     return min((rank for rank in ranks if rank >= largest), default=max(ranks))
 
 
@@ -139,17 +139,17 @@ def _modules(targets: Sequence[Target]) -> str:
     return listing(list(dict.fromkeys(target.pair.module for target in targets)), most=4)
 
 
-def _kind_lines(heading: str, others: Sequence[Other]) -> Iterator[str]:
+def _kind_lines(heading: str, unfactored: Sequence[UnfactoredTensor]) -> Iterator[str]:
     kinds: dict[str, list[str]] = {}
-    for other in others:
+    for other in unfactored:
         kinds.setdefault(other.kind, []).append(other.name)
     for kind, names in kinds.items():
         yield f"{heading}: {count(len(names), 'tensor')}, {words_for(kind)} ({listing(names, most=3)})"
 
 
-def _reason_lines(others: Sequence[Other]) -> Iterator[str]:
+def _reason_lines(unfactored: Sequence[UnfactoredTensor]) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
-    for other in others:
+    for other in unfactored:
         reasons.setdefault(other.reason, []).append(other.name)
     for reason, names in reasons.items():
         yield f"left out: {count(len(names), 'tensor')}: {reason} ({listing(names, most=3)})"

@@ -65,7 +65,7 @@ class AdapterMatrix:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class ExtractedAdapter:
     """An adapter that `extract` wrote to `folder`.
 
     dtype       of A and B: "bfloat16"
@@ -171,7 +171,9 @@ class Adapter:
         )
 
     def __repr__(self) -> str:
-        return f"<Adapter {self.finetune.short_name} - {self.base.short_name}, rank {self.rank}: {self.sentence}>"
+        return (
+            f"<ExtractedAdapter {self.finetune.short_name} - {self.base.short_name}, rank {self.rank}: {self.sentence}>"
+        )
 
 
 def _reference(reference: Reference) -> dict[str, Any]:

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 
 from deltarank.adapters import ABOUT, CARD, PICTURE
-from deltarank.checkpoints import Leftover, Pair
+from deltarank.checkpoints import Pair, SummedTensor
 from deltarank.errors import CheckpointError, DeltarankError, JobError
-from deltarank.jobs.compare import UNRELATED, Bench
+from deltarank.jobs.compare import UNRELATED, MatrixMeasurer
 from deltarank.jobs.extract.assemble import Finished, write_adapter
 from deltarank.jobs.extract.biases import bias_loss
 from deltarank.jobs.extract.factorise import Extractor
 from deltarank.jobs.extract.job import Job
 from deltarank.jobs.extract.layout import Layout
 from deltarank.jobs.extract.model_card import model_card
-from deltarank.jobs.extract.result import Adapter, AdapterMatrix
+from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
 from deltarank.jobs.extract.staging import Staging
 from deltarank.results import Outcome, listing, percent
-from deltarank.runtime import READ_RATE, Crew, Meter, Watch
+from deltarank.runtime import READ_RATE, ProgressListener, Throughput, WorkerPool
 
 Draw = Callable[[Mapping[str, Any]], bytes]
 """Makes a PNG of what an adapter says about itself, the contents of its deltarank.json."""
@@ -43,7 +43,7 @@ class Run:
     job: Job
     layout: Layout
     staging: Staging
-    watch: Watch
+    progress: ProgressListener
     draw: Draw | None = None
     matrices: dict[str, AdapterMatrix] = field(default_factory=dict)
     energies: dict[str, float | None] = field(default_factory=dict)
@@ -55,13 +55,13 @@ class Run:
         self._targets = {target.pair.name: target for target in self.layout.targets}
         self._numbers = {name: number for number, name in enumerate(self._targets)}
 
-    def take_over(self, records: Sequence[Any]) -> None:
+    def resume(self, records: Sequence[Any]) -> None:
         """What an earlier process finished, as far as its files are there; a line that is not ours is passed over."""
         for record in records:
             with suppress(KeyError, TypeError, ValueError, AttributeError):
                 self._take(record)
         if self.matrices or self.energies:
-            self.watch.resumed(len(self.matrices) + len(self.energies))
+            self.progress.resumed(len(self.matrices) + len(self.energies))
 
     def _take(self, record: Mapping[str, Any]) -> None:
         if "energy_of" in record:
@@ -81,9 +81,9 @@ class Run:
     def _place(self, name: str) -> Path:
         return self.staging.factors(self._numbers[name])
 
-    def go(self, command: str | None) -> Adapter:
+    def go(self, command: str | None) -> ExtractedAdapter:
         started = time.perf_counter()
-        self.watch.planned(self.plan)
+        self.progress.planned(self.plan)
         clock = _Clock(self)
         self._extract_all(clock)
         self._sum_up_all(clock)
@@ -103,40 +103,46 @@ class Run:
     def _extract_all(self, clock: _Clock) -> None:
         waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
         if waiting:
-            self.watch.began(waiting[0].pair.name)
-        crew = Crew(self._extractor, self.plan.benches)
-        for number, (_, matrix) in enumerate(crew.results([[step] for step in waiting]), start=1):
+            self.progress.began(waiting[0].pair.name)
+        pool = WorkerPool(self._extractor, self.plan.parallel_matrices)
+        for number, (_, matrix) in enumerate(pool.results([[step] for step in waiting]), start=1):
             self.matrices[matrix.name] = matrix
             # What failed for want of memory or a disk may work next time.
             if matrix.outcome not in (Outcome.FAILED, Outcome.UNREADABLE):
                 self.staging.keep(matrix.to_plain())
             clock.tick(matrix.name)
             if number < len(waiting):
-                self.watch.began(waiting[number].pair.name)
+                self.progress.began(waiting[number].pair.name)
 
     def _extractor(self) -> Extractor:
         return Extractor(self.plan.settings, self._targets, self.job.dtype, self._place)
 
     def _sum_up_all(self, clock: _Clock) -> None:
-        bench = Bench(self.plan.settings)
-        beside = {other.name for other in self.layout.others if other.beside}
-        for other in self.plan.pairing.leftovers:
+        measurer = MatrixMeasurer(self.plan.settings)
+        beside = {other.name for other in self.layout.unfactored if other.beside}
+        for other in self.plan.pairing.summed:
             if other.name in self.energies:
                 continue
-            self.watch.began(other.name)
+            self.progress.began(other.name)
             try:
-                self._sum_up(other, bench, is_bias=other.name in beside)
+                self._sum_up(other, measurer, is_bias=other.name in beside)
             except CheckpointError:
                 self.energies[other.name] = None
             clock.tick(other.name)
 
-    def _sum_up(self, other: Leftover, bench: Bench, *, is_bias: bool) -> None:
-        sums = bench.sums(other)
-        record: dict[str, Any] = {"energy_of": other.name, "energy": sums.energy if sums.is_finite else None}
+    def _sum_up(self, other: SummedTensor, measurer: MatrixMeasurer, *, is_bias: bool) -> None:
+        sums = measurer.sums(other)
+        record: dict[str, Any] = {
+            "energy_of": other.name,
+            "energy": sums.energy if sums.is_finite else None,
+        }
         if is_bias and sums.is_finite:
             loss = bias_loss(other, self.job.dtype)
             record |= {"energy": loss.energy, "rounded": loss.lost}
-        self.energies[other.name], self.rounded[other.name] = record["energy"], record.get("rounded", 0.0)
+        self.energies[other.name], self.rounded[other.name] = (
+            record["energy"],
+            record.get("rounded", 0.0),
+        )
         self.staging.keep(record)
 
     def _judge(self, finished: Finished) -> None:
@@ -177,7 +183,7 @@ class Run:
                 "PEFT cannot merge this adapter (merge_and_unload), since it carries biases and not every module has "
                 "one; --exclude '*.bias' leaves them out"
             )
-        grown = [o.name for o in self.layout.others if o.kind == "added tokens"]
+        grown = [o.name for o in self.layout.unfactored if o.kind == "added tokens"]
         if grown and any(o.kind in ("embedding", "lm_head") for o in finished.carried):
             self._warn("the vocabulary was resized: resize the base's (resize_token_embeddings) before loading")
 
@@ -186,27 +192,27 @@ class Run:
 
     def _warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
-        self.watch.warned(sentence)
+        self.progress.warned(sentence)
 
-    def _adapter(self, finished: Finished, command: str | None, seconds: float) -> Adapter:
-        order = self.job.order
-        return Adapter(
+    def _adapter(self, finished: Finished, command: str | None, seconds: float) -> ExtractedAdapter:
+        options = self.job.options
+        return ExtractedAdapter(
             folder=self.staging.output,
             base=self.plan.base,
             finetune=self.plan.finetune,
             rank=self.layout.rank,
-            server=order.server.name,
+            server=options.server.name,
             dtype=str(self.job.dtype).removeprefix("torch."),
             matrices=tuple(self.matrices[name] for name in self._targets),
             budget=finished.budget(),
-            settings={**order.to_plain(), **self._surroundings(), "seconds": round(seconds, 1), "command": command},
+            settings={**options.to_plain(), **self._surroundings(), "seconds": round(seconds, 1), "command": command},
             notes=(*self.plan.notes, *self.warnings),
             tool_version=version("deltarank"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             identity=self.staging.identity,
         )
 
-    def _drawn(self, adapter: Adapter) -> bytes | None:
+    def _drawn(self, adapter: ExtractedAdapter) -> bytes | None:
         if self.draw is None:
             return None
         try:
@@ -226,12 +232,12 @@ class _Clock:
 
     def __init__(self, run: Run) -> None:
         costs = {s.pair.name: s.seconds + s.pair.nbytes / READ_RATE for s in run.plan.steps}
-        costs |= {x.name: x.nbytes / READ_RATE for x in run.plan.pairing.leftovers}
+        costs |= {x.name: x.nbytes / READ_RATE for x in run.plan.pairing.summed}
         done = run.matrices.keys() | run.energies.keys()
-        waiting: list[Pair | Leftover] = [*(step.pair for step in run.plan.steps), *run.plan.pairing.leftovers]
+        waiting: list[Pair | SummedTensor] = [*(step.pair for step in run.plan.steps), *run.plan.pairing.summed]
         checkpoints = (run.job.before, run.job.after)
-        self._meter = Meter(checkpoints, [each for each in waiting if each.name not in done], run.watch)
-        self._watch = run.watch
+        self._meter = Throughput(checkpoints, [each for each in waiting if each.name not in done], run.progress)
+        self._progress = run.progress
         self._costs = costs
         self._whole = math.fsum(costs.values())
         self._before = math.fsum(cost for name, cost in costs.items() if name in done)
@@ -244,4 +250,4 @@ class _Clock:
         done = self._before + self._since
         pace = (time.perf_counter() - self._started) / self._since if self._since > 0 else 0.0
         share = min(done / self._whole, 1.0) if self._whole > 0 else 1.0
-        self._watch.finished(name, max(self._whole - done, 0.0) * pace, share)
+        self._progress.finished(name, max(self._whole - done, 0.0) * pace, share)

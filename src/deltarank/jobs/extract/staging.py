@@ -1,6 +1,6 @@
 """Where an adapter grows: a folder beside the output, which appears whole or not at all.
 
-OUT.partial/run.json, matrices.jsonl    what it belongs to, and a line for each finished tensor (see `_journal`)
+OUT.partial/run.json, matrices.jsonl    what it belongs to, and a line for each finished tensor (see `_run_folder`)
 OUT.partial/00017.factors               A and B of matrix 17
 OUT.partial/whole/                      the adapter while it is put together; renamed to OUT
 """
@@ -18,7 +18,7 @@ from typing import Any
 from deltarank.adapters import ABOUT, CONFIG
 from deltarank.errors import OutputError
 from deltarank.results import size
-from deltarank.runtime import Journal, Record, as_output_error
+from deltarank.runtime import Record, RunFolder, as_output_error
 
 
 class Staging:
@@ -28,13 +28,13 @@ class Staging:
         self.output = output
         self.folder = output.with_name(f"{output.name}.partial")
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self._journal = Journal(self.folder, identity)
+        self._run_folder = RunFolder(self.folder, identity)
 
     def __enter__(self) -> Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._journal.__exit__()
+        self._run_folder.__exit__()
 
     @property
     def is_finished(self) -> bool:
@@ -58,7 +58,7 @@ class Staging:
 
     def open(self, *, force: bool, room: float) -> list[Record]:
         """Claims the place for an adapter of so many bytes, and returns what an earlier process finished."""
-        return self._journal.open(force=force, room=room)
+        return self._run_folder.open(force=force, room=room)
 
     def check_room(self, room: float) -> None:
         """Raises OutputError (slug "output-unwritable") if so many bytes do not fit on the disk."""
@@ -71,7 +71,7 @@ class Staging:
             )
 
     def keep(self, record: Record) -> None:
-        self._journal.append(record)
+        self._run_folder.append(record)
 
     def factors(self, number: int) -> Path:
         """By number: a tensor's name never becomes a path."""
@@ -109,7 +109,7 @@ class Staging:
 
     def _clear(self) -> None:
         """Only what we made: whoever keeps something else in the folder keeps it."""
-        self._journal.__exit__()
+        self._run_folder.__exit__()
         for inner in ("replaced", "ranks"):
             shutil.rmtree(self.folder / inner, ignore_errors=True)
         for path in (*self.folder.glob("[0-9]*.factors*"), self.folder / "run.json", self.folder / "matrices.jsonl"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltarank.divergence import Answer, Prompt
-from deltarank.jobs.outputs.loaded_model import Turn
+from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.models import generate
 
 AT_ONCE = 8
@@ -30,7 +30,7 @@ class Answers:
     keep: Callable[[Mapping[str, Any]], None]
     _written: dict[str, dict[int, list[Answer]]] = field(default_factory=dict)
 
-    def take_over(self, record: Mapping[str, Any]) -> None:
+    def resume(self, record: Mapping[str, Any]) -> None:
         """What an earlier process wrote."""
         written = [
             Answer(record["prompt"], sample, tuple(ids), text, tuple(prompt_ids))
@@ -45,7 +45,7 @@ class Answers:
     def missing(self, who: str) -> list[int]:
         return [i for i in range(len(self.prompts)) if i not in self._written.get(who, {})]
 
-    def write(self, who: str, turn: Turn, seed: int, done: Callable[[int], None]) -> None:
+    def write(self, who: str, model: LoadedModel, seed: int, done: Callable[[int], None]) -> None:
         """Answers the prompts that are not answered yet; `done` hears how many were."""
         left = self.missing(who)
         done(len(self.prompts) - len(left))
@@ -53,12 +53,12 @@ class Answers:
         while left:
             block = _run(left, step)
             left = left[len(block) :]
-            self._answer(who, block, turn, seed)
+            self._answer(who, block, model, seed)
             done(len(block))
 
-    def _answer(self, who: str, block: Sequence[int], turn: Turn, seed: int) -> None:
+    def _answer(self, who: str, block: Sequence[int], model: LoadedModel, seed: int) -> None:
         answers = generate(
-            turn.model,
+            model.model,
             self.tokenizer,
             [self.prompts[i] for i in block],
             samples=self.samples,
@@ -72,7 +72,7 @@ class Answers:
             written = [[a.sample, list(a.ids), a.text, list(a.prompt_ids)] for a in answers if a.prompt == number]
             record = {"answers": who, "prompt": number, "written": written}
             self.keep(record)
-            self.take_over(record)
+            self.resume(record)
 
 
 def _run(numbers: Sequence[int], most: int) -> list[int]:

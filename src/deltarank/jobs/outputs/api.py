@@ -12,14 +12,14 @@ from typing import Any
 
 from deltarank.errors import DeltarankError, OutputError
 from deltarank.jobs.compare import compare
-from deltarank.jobs.outputs.candidates import Cast
+from deltarank.jobs.outputs.candidates import CandidateSet
 from deltarank.jobs.outputs.job import Job, prepared
-from deltarank.jobs.outputs.options import DEFAULT_RANKS, Brief, Ref
+from deltarank.jobs.outputs.options import DEFAULT_RANKS, OutputsOptions, Ref
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.jobs.outputs.run import Run, clear, has_scores
 from deltarank.results import DEFAULT_RANKS as WEIGHT_RANKS
 from deltarank.results import Outputs, Results, listing
-from deltarank.runtime import IDENTITY, RESULTS, Journal, Watch, as_output_error, differences
+from deltarank.runtime import IDENTITY, RESULTS, ProgressListener, RunFolder, as_output_error, differences
 
 __all__ = ["Outputs", "OutputsPlan", "outputs", "plan_outputs"]
 
@@ -54,7 +54,7 @@ def outputs(
     output: Ref | None = None,
     force: bool = False,
     command: str | None = None,
-    watch: Watch | None = None,
+    progress: ProgressListener | None = None,
 ) -> Results:
     """Measures how far what is served speaks from the finetune: in its predictions, and in what it writes.
 
@@ -79,7 +79,7 @@ def outputs(
             `outputs` is added to its results.json. The same call goes on after a process that died, and ends with the
             same numbers. Without it nothing is written.
         force: replaces other outputs in `output`, and another pair's run.
-        watch: is told how it goes.
+        progress: is told how it goes.
 
     Raises:
         UsageError: an argument cannot be meant.
@@ -87,7 +87,7 @@ def outputs(
         JobError: predictions are NaN, memory is not enough, a text cannot be read.
         OutputError: `output` holds something else, or cannot be written.
     """
-    brief = Brief.checked(
+    options = OutputsOptions.checked(
         ranks=ranks,
         adapters=adapters,
         server=server,
@@ -104,11 +104,11 @@ def outputs(
         batch=batch,
         trust_remote_code=trust_remote_code,
     )
-    watch = watch or Watch()
-    with prepared(brief, base, finetune, (base_revision, revision), fetch, watch) as job, ExitStack() as stack:
+    progress = progress or ProgressListener()
+    with prepared(options, base, finetune, (base_revision, revision), fetch, progress) as job, ExitStack() as stack:
         folder = Path(output) if output is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        weights = _weights(job, folder, force=force, command=command, watch=watch)
-        return _spoken(job, weights, folder, force=force, command=command, watch=watch)
+        weights = _weights(job, folder, force=force, command=command, progress=progress)
+        return _spoken(job, weights, folder, force=force, command=command, progress=progress)
 
 
 def plan_outputs(
@@ -135,7 +135,7 @@ def plan_outputs(
     fetch: str = "auto",
 ) -> OutputsPlan:
     """What `outputs` would do, with figures of memory and time; no weight is read. Arguments and errors as there."""
-    brief = Brief.checked(
+    options = OutputsOptions.checked(
         ranks=ranks,
         adapters=adapters,
         server=server,
@@ -152,27 +152,27 @@ def plan_outputs(
         batch=batch,
         trust_remote_code=trust_remote_code,
     )
-    with prepared(brief, base, finetune, (base_revision, revision), fetch, Watch()) as job:
+    with prepared(options, base, finetune, (base_revision, revision), fetch, ProgressListener()) as job:
         return job.plan
 
 
-def _weights(job: Job, folder: Path, *, force: bool, command: str | None, watch: Watch) -> Results:
+def _weights(job: Job, folder: Path, *, force: bool, command: str | None, progress: ProgressListener) -> Results:
     """The run's results as far as they are about weights: those that are there, or measured now."""
     if _is_of(job, folder):
         return Results.load(folder)
-    before, after = job.stage.before.reference, job.stage.after.reference
+    before, after = job.models.before.reference, job.models.after.reference
     return compare(
         before.ref,
         after.ref,
-        ranks=sorted({*WEIGHT_RANKS, *job.brief.ranks}),
+        ranks=sorted({*WEIGHT_RANKS, *job.options.ranks}),
         output=folder,
         base_revision=before.revision,
         revision=after.revision,
-        device=job.brief.settings.device,
-        fetch=job.stage.fetch,
+        device=job.options.settings.device,
+        fetch=job.models.fetch,
         force=force,
         command=command,
-        watch=watch,
+        progress=progress,
     )
 
 
@@ -182,7 +182,7 @@ def _is_of(job: Job, folder: Path) -> bool:
         identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    prints = {"base": job.stage.before.fingerprint, "finetune": job.stage.after.fingerprint}
+    prints = {"base": job.models.before.fingerprint, "finetune": job.models.after.fingerprint}
     is_same = isinstance(identity, dict) and all(identity.get(side) == mark for side, mark in prints.items())
     return is_same and (folder / RESULTS).is_file()
 
@@ -195,22 +195,24 @@ def _refuse_other(folder: Path, found: object, wanted: dict[str, Any]) -> None:
     )
 
 
-def _spoken(job: Job, weights: Results, folder: Path, *, force: bool, command: str | None, watch: Watch) -> Results:
+def _spoken(
+    job: Job, weights: Results, folder: Path, *, force: bool, command: str | None, progress: ProgressListener
+) -> Results:
     """With the outputs: those of an earlier process, or measured now and written into the run's results."""
     earlier = weights.outputs
     if not force and earlier is not None and earlier.settings.get("identity") == job.identity:
-        watch.resumed(len(earlier.candidates))
+        progress.resumed(len(earlier.candidates))
         return weights
     if earlier is not None and not force:
         _refuse_other(folder, earlier.settings.get("identity"), job.identity)
     if force:
         clear(folder / PARTIAL)
     try:
-        with Journal(folder / PARTIAL, job.identity) as journal, Cast(job.stage) as cast:
-            records = journal.open(force=force, room=job.plan.disk)
+        with RunFolder(folder / PARTIAL, job.identity) as run_folder, CandidateSet(job.models) as candidate_set:
+            records = run_folder.open(force=force, room=job.plan.disk)
             if records:
-                watch.resumed(len(records))
-            found = Run(job, cast, journal, watch).go(records)
+                progress.resumed(len(records))
+            found = Run(job, candidate_set, run_folder, progress).go(records)
     except DeltarankError as error:
         if not (isinstance(error, OutputError) or error.slug in _MAY_GO_ON or has_scores(folder / PARTIAL)):
             clear(folder / PARTIAL)  # a job that cannot be done does not stand in the way of one that can

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from deltarank.divergence import Swap, attribution_of
-from deltarank.jobs.outputs.candidates import Cast, Member
-from deltarank.jobs.outputs.loaded_model import Maker, Turn
+from deltarank.divergence import PartMeasurement, attribution_of
+from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
+from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.jobs.outputs.low_rank import LowRank
 from deltarank.jobs.outputs.scoring import Done, Scorer, TextSet
 from deltarank.models import Weights, file_names
-from deltarank.results import Attribution, CandidateKind
+from deltarank.results import AttributionResult, CandidateKind
 
 LAYER, MATRIX = "layer", "matrix"
 
 
 @dataclass(frozen=True)
-class Swaps:
+class Attribution:
     """All parts of one unit.
 
     parts            the matrices of each, by its name
@@ -28,69 +28,71 @@ class Swaps:
     read             gives what hears of tokens that were read
     """
 
-    cast: Cast
+    candidate_set: CandidateSet
     low: LowRank
     scorer: Scorer
-    maker: Maker
+    loader: ModelLoader
     parts: Mapping[str, Sequence[str]]
     unit: str
     rank: int
     first: int
     read: Callable[[str], Done]
 
-    def attributions(self, texts: Sequence[TextSet]) -> tuple[Attribution, ...]:
+    def attributions(self, texts: Sequence[TextSet]) -> tuple[AttributionResult, ...]:
         """On one text: the finetune's own where there is one."""
         text = next((each for each in texts if each.own), texts[0])
         only = frozenset(text.numbers)
         names = [name for part in self.parts.values() for name in part]
-        stage = self.cast.stage
-        member = Member("all parts", CandidateKind.MODEL, stage.plan, self.cast.part(self.low, self.rank, names))
-        with Turn(member, self.maker) as turn:
-            self.scorer.score(self.first, turn, self.read("all parts"), only=only)
+        models = self.candidate_set.models
+        candidate = Candidate(
+            "all parts", CandidateKind.MODEL, models.plan, self.candidate_set.part(self.low, self.rank, names)
+        )
+        with LoadedModel(candidate, self.loader) as model:
+            self.scorer.score(self.first, model, self.read("all parts"), only=only)
         swaps = []
-        for number, (name, turn) in enumerate(self._turns(), start=self.first + 1):
-            self.scorer.score(number, turn, self.read(name), only=only)
+        for number, (name, model) in enumerate(self._models(), start=self.first + 1):
+            self.scorer.score(number, model, self.read(name), only=only)
             swaps.append(self._swap(name, self.scorer.stats(number, text.numbers)))
         together = self.scorer.stats(self.first, text.numbers)
         return (attribution_of(self.rank, self.unit, text.name, swaps, together),)
 
-    def _turns(self) -> Iterator[tuple[str, Turn]]:
-        """A turn for each part: of one model that is written into, or of a new one each."""
-        stage = self.cast.stage
-        plain = stage.of_finetune()
-        names = None if self.maker.streams else file_names(stage.plan, plain)
+    def _models(self) -> Iterator[tuple[str, LoadedModel]]:
+        """A model for each part: of one model that is written into, or of a new one each."""
+        models = self.candidate_set.models
+        plain = models.of_finetune()
+        names = None if self.loader.streams else file_names(models.plan, plain)
         if names is None:
             for part, matrices in self.parts.items():
-                with Turn(self._member(part, matrices), self.maker) as turn:
-                    yield part, turn
+                with LoadedModel(self._member(part, matrices), self.loader) as model:
+                    yield part, model
             return
-        with Turn(Member("parts", CandidateKind.MODEL, stage.plan, plain), self.maker) as turn:
+        with LoadedModel(Candidate("parts", CandidateKind.MODEL, models.plan, plain), self.loader) as model:
             for part, matrices in self.parts.items():
-                member = self._member(part, matrices)
-                yield part, _Written(member, turn, names, plain)
+                candidate = self._member(part, matrices)
+                yield part, _Written(candidate, model, names, plain)
 
-    def _member(self, part: str, matrices: Sequence[str]) -> Member:
-        weights = self.cast.part(self.low, self.rank, matrices)
-        return Member(part, CandidateKind.MODEL, self.cast.stage.plan, weights)
+    def _member(self, part: str, matrices: Sequence[str]) -> Candidate:
+        weights = self.candidate_set.part(self.low, self.rank, matrices)
+        return Candidate(part, CandidateKind.MODEL, self.candidate_set.models.plan, weights)
 
-    def _swap(self, name: str, stats: Mapping[str, Any]) -> Swap:
+    def _swap(self, name: str, stats: Mapping[str, Any]) -> PartMeasurement:
         matrices = self.parts[name]
         lost, energy = self.low.lost(self.rank, matrices)
         pair = self.low.pairs[matrices[0]]
         layer = pair.layer if self.unit in (LAYER, MATRIX) else None
         module = None if self.unit == LAYER else pair.module
-        return Swap(name, layer, module, lost, energy, stats)
+        return PartMeasurement(name, layer, module, lost, energy, stats)
 
 
-class _Written(Turn):
-    """Another model's turn, with some of its tensors replaced while it predicts."""
+class _Written(LoadedModel):
+    """Another model's model, with some of its tensors replaced while it predicts."""
 
-    def __init__(self, member: Member, turn: Turn, names: Mapping[str, str], plain: Weights) -> None:
-        super().__init__(member, turn.maker)
-        self._turn, self._names, self._plain = turn, names, plain
+    def __init__(self, candidate: Candidate, model: LoadedModel, names: Mapping[str, str], plain: Weights) -> None:
+        super().__init__(candidate, model.loader)
+        self._turn, self._names, self._plain = model, names, plain
 
     def kept(self, windows: Sequence[Any]) -> Any:
-        self._put(self.member.weights)
+        self._put(self.candidate.weights)
         try:
             return self._turn.kept(windows)
         finally:
@@ -101,5 +103,5 @@ class _Written(Turn):
         """The tensors that the part changes, from these weights."""
         state = self._turn.model.state_dict()
         for model_name, file_name in self._names.items():
-            if file_name in self.member.weights.edits:
+            if file_name in self.candidate.weights.edits:
                 state[model_name].copy_(weights.tensor(file_name))

@@ -1,4 +1,4 @@
-"""A candidate's turn: its model is made when it is first needed, and gone before the next one's is."""
+"""A candidate's model: its model is made when it is first needed, and gone before the next one's is."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltarank.jobs.outputs.candidates import Member
-from deltarank.models import Head, Predictor, Window, load, output_head, stream, told_of_memory
+from deltarank.jobs.outputs.candidates import Candidate
+from deltarank.models import Head, Predictor, Window, load, output_head, stream, translate_out_of_memory
 
 _WORTH_COLLECTING = 10_000_000
 """Parameters. Collecting takes most of a second; Python does it itself before small models add up."""
 
 
 @dataclass(frozen=True)
-class Maker:
+class ModelLoader:
     """How models are made: whole, or streamed where they do not fit."""
 
     device: torch.device
@@ -26,44 +26,44 @@ class Maker:
     streams: bool
 
 
-class Turn:
+class LoadedModel:
     """One candidate's model, if it is needed at all. Use it in a `with`."""
 
-    def __init__(self, member: Member, maker: Maker) -> None:
-        self.member, self.maker = member, maker
+    def __init__(self, candidate: Candidate, loader: ModelLoader) -> None:
+        self.candidate, self.loader = candidate, loader
         self._model: Any = None
         self._predictor: Predictor | None = None
         self._own_head: tuple[Tensor | None, Tensor | None] = (None, None)
 
-    def __enter__(self) -> Turn:
+    def __enter__(self) -> LoadedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
         was_made = self._model is not None
         self._model = self._predictor = None
         self._own_head = (None, None)
-        if was_made and self.member.plan.parameters > _WORTH_COLLECTING:
+        if was_made and self.candidate.plan.parameters > _WORTH_COLLECTING:
             gc.collect()  # accelerate's hooks and transformers' modules point at each other
-            if self.maker.device.type == "cuda":
+            if self.loader.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     @property
     def model(self) -> Any:
         """Raises JobError (slug "out-of-memory") where it does not fit after all."""
         if self._model is None:
-            make, member = self.maker, self.member
-            with told_of_memory(1, make.device):
+            make, candidate = self.loader, self.candidate
+            with translate_out_of_memory(1, make.device):
                 if make.streams:
-                    made = stream(member.plan, member.weights, dtype=make.dtype, device=make.device)
-                    self._model, self._own_head = made[0], output_head(member.plan, made[1])
+                    made = stream(candidate.plan, candidate.weights, dtype=make.dtype, device=make.device)
+                    self._model, self._own_head = made[0], output_head(candidate.plan, made[1])
                 else:
-                    self._model = load(member.plan, member.weights, dtype=make.dtype, device=make.device)
+                    self._model = load(candidate.plan, candidate.weights, dtype=make.dtype, device=make.device)
         return self._model
 
     def kept(self, windows: Sequence[Window]) -> tuple[list[Tensor], Head]:
         """What is kept of the predictions in these windows, and the head that makes logits of it."""
         model = self.model
         if self._predictor is None:
-            self._predictor = Predictor(model, self.maker.device)
+            self._predictor = Predictor(model, self.loader.device)
         kept = self._predictor.kept(windows)
         return kept, self._predictor.head(*self._own_head)

@@ -18,10 +18,10 @@ from torch import Tensor
 from deltarank.adapters import kind_of, write_factors
 from deltarank.checkpoints import Pair
 from deltarank.errors import CheckpointError, JobError
-from deltarank.jobs.compare import Bench
+from deltarank.jobs.compare import MatrixMeasurer
 from deltarank.models import Edit, read_piece
 from deltarank.results import Outcome
-from deltarank.runtime import Settings, Step
+from deltarank.runtime import SolverOptions, Step
 from deltarank.spectra import Factors, Workspace, factors
 
 _NUMBER = torch.float32.itemsize
@@ -80,8 +80,8 @@ class Decomposer:
         place: where the factors of a matrix, by name, are kept.
     """
 
-    def __init__(self, settings: Settings, rank: int, place: Callable[[str], Path]) -> None:
-        self._bench, self._workspace = Bench(settings), Workspace(settings.torch_device)
+    def __init__(self, settings: SolverOptions, rank: int, place: Callable[[str], Path]) -> None:
+        self._measurer, self._workspace = MatrixMeasurer(settings), Workspace(settings.torch_device)
         self._rank, self._place = rank, place
 
     def results(self, steps: Sequence[Step]) -> list[Decomposed]:
@@ -95,7 +95,7 @@ class Decomposer:
         """
         name = step.pair.name
         try:
-            delta, sums = self._bench.load(step.pair)
+            delta, sums = self._measurer.load(step.pair)
             if not sums.is_finite:
                 return Decomposed(name, Outcome.NOT_FINITE, reason=Outcome.NOT_FINITE.sentence)
             if sums.is_zero:

@@ -13,7 +13,7 @@ import torch
 
 from deltarank.errors import UsageError
 from deltarank.results import listing
-from deltarank.runtime import Settings
+from deltarank.runtime import SolverOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"
@@ -29,7 +29,7 @@ Ref = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Brief:
+class OutputsOptions:
     """Everything that moves a number. Two jobs with equal briefs on equal inputs end with equal numbers.
 
     settings         of the decomposition; its ranks are those of the candidates
@@ -38,7 +38,7 @@ class Brief:
     attribute        a unit: its parts are brought to rank r one at a time
     """
 
-    settings: Settings
+    settings: SolverOptions
     adapters: tuple[str, ...]
     server: str | None
     models: tuple[str, ...]
@@ -72,9 +72,9 @@ class Brief:
         dtype: str,
         batch: int | None,
         trust_remote_code: bool,
-    ) -> Brief:
+    ) -> OutputsOptions:
         """Raises UsageError for what cannot be meant."""
-        settings = Settings.checked(
+        settings = SolverOptions.checked(
             ranks=ranks, solver="auto", tolerance=1e-4, dtype="float32", device=device, include=(), exclude=()
         )
         _check_choice("dtype", dtype, (AUTO, *DTYPES))
@@ -126,7 +126,7 @@ class Brief:
         names = _names_of(self.models, "model")
         return tuple(f"model {name}" if name in self.adapter_names else name for name in names)
 
-    def resolved(self, stored: torch.dtype) -> Brief:
+    def resolved(self, stored: torch.dtype) -> OutputsOptions:
         """With the dtype that is meant by "auto"."""
         if self.dtype != AUTO:
             return self

@@ -13,8 +13,8 @@ import torch
 from deltarank.checkpoints import Checkpoint, Pairing
 from deltarank.jobs.outputs.answers import AT_ONCE
 from deltarank.jobs.outputs.low_rank import carried, nbytes_of
-from deltarank.jobs.outputs.options import Brief
-from deltarank.models import LOGITS_AT_ONCE, Blueprint
+from deltarank.jobs.outputs.options import OutputsOptions
+from deltarank.models import LOGITS_AT_ONCE, ModelSkeleton
 from deltarank.results import count, duration, listing, size
 from deltarank.runtime import READ_RATE, make_plan, total_memory
 
@@ -45,10 +45,10 @@ class OutputsPlan:
     room             bytes of memory on the device
     """
 
-    brief: Brief
+    options: OutputsOptions
     base: Checkpoint
     finetune: Checkpoint
-    plan: Blueprint
+    plan: ModelSkeleton
     pairing: Pairing
     candidates: tuple[str, ...]
     documents: tuple[int, ...]
@@ -59,12 +59,12 @@ class OutputsPlan:
 
     @property
     def answers(self) -> int:
-        return self.prompts * self.brief.samples
+        return self.prompts * self.options.samples
 
     @property
     def weights(self) -> int:
         """Bytes of one model in the dtype that it is run in."""
-        return self.plan.parameters * self.brief.torch_dtype.itemsize
+        return self.plan.parameters * self.options.torch_dtype.itemsize
 
     @property
     def streams(self) -> bool:
@@ -73,14 +73,14 @@ class OutputsPlan:
     @property
     def whole(self) -> float:
         """Bytes that a model needs with all of it in memory: its weights, a tensor being made, and a batch."""
-        return self.weights + self._being_made + self._batch_memory(_TOKENS_AT_ONCE.get(self.brief.device.type, 2048))
+        return self.weights + self._being_made + self._batch_memory(_TOKENS_AT_ONCE.get(self.options.device.type, 2048))
 
     @property
     def peak_memory(self) -> float:
         """Bytes on the device; streamed, there are the two output heads in place of the weights."""
         if not self.streams:
             return self.whole
-        heads = 2.0 * self.plan.vocabulary * self._hidden * self.brief.torch_dtype.itemsize
+        heads = 2.0 * self.plan.vocabulary * self._hidden * self.options.torch_dtype.itemsize
         return self._being_made + heads + self._batch_memory(_STREAMED_TOKENS)
 
     @property
@@ -88,7 +88,7 @@ class OutputsPlan:
         """Of a batch."""
         if self.streams:
             return _STREAMED_TOKENS
-        most = _TOKENS_AT_ONCE.get(self.brief.device.type, 2048)
+        most = _TOKENS_AT_ONCE.get(self.options.device.type, 2048)
         # Where the head is not the end, whole logits leave the model.
         caps = getattr(self.plan.config.get_text_config(), "final_logit_softcapping", None)
         return min(most, max(4 * LOGITS_AT_ONCE // self.plan.vocabulary, 1)) if caps else most
@@ -100,7 +100,7 @@ class OutputsPlan:
 
     def _batch_memory(self, tokens: int) -> float:
         """Some dozen vectors a token, and logits: a few at a time of those that exist in float32."""
-        return tokens * self._hidden * 24.0 * self.brief.torch_dtype.itemsize + 8.0 * 4 * LOGITS_AT_ONCE
+        return tokens * self._hidden * 24.0 * self.options.torch_dtype.itemsize + 8.0 * 4 * LOGITS_AT_ONCE
 
     @property
     def _hidden(self) -> int:
@@ -109,7 +109,7 @@ class OutputsPlan:
     @property
     def tokens(self) -> int:
         """Read by each model: what is given as text, and the finetune's answers at their longest."""
-        return sum(self.documents) + self.answers * 2 * self.brief.max_tokens
+        return sum(self.documents) + self.answers * 2 * self.options.max_tokens
 
     @property
     def file_bytes(self) -> int:
@@ -118,14 +118,14 @@ class OutputsPlan:
     @property
     def disk(self) -> float:
         """Bytes under RUN while the job goes on: factors, what is kept of predictions, scores."""
-        kept = self.tokens * (self._hidden * self.brief.torch_dtype.itemsize + 40.0 * len(self.candidates))
-        head = self.plan.vocabulary * self._hidden * self.brief.torch_dtype.itemsize
-        return nbytes_of(carried(self.pairing.pairs), max(self.brief.ranks)) + kept + head
+        kept = self.tokens * (self._hidden * self.options.torch_dtype.itemsize + 40.0 * len(self.candidates))
+        head = self.plan.vocabulary * self._hidden * self.options.torch_dtype.itemsize
+        return nbytes_of(carried(self.pairing.pairs), max(self.options.ranks)) + kept + head
 
     @cached_property
     def decomposing(self) -> float:
         """Seconds."""
-        plan = make_plan(self.base, self.finetune, self.pairing, self.brief.settings)
+        plan = make_plan(self.base, self.finetune, self.pairing, self.options.settings)
         return math.fsum(step.seconds for step in plan.steps) + plan.read_bytes / READ_RATE
 
     @property
@@ -136,7 +136,7 @@ class OutputsPlan:
     @property
     def a_token(self) -> float:
         """Seconds for a token in a pass."""
-        device, number = self.brief.device.type, self.brief.torch_dtype.itemsize
+        device, number = self.options.device.type, self.options.torch_dtype.itemsize
         flops = _FLOPS.get((device, number), _FLOPS["cpu", 4])
         passes = math.ceil(self.tokens / _STREAMED_TOKENS) * self.file_bytes / READ_RATE if self.streams else 0.0
         return 2.0 * self.plan.parameters / flops + passes / max(self.tokens, 1)
@@ -144,9 +144,9 @@ class OutputsPlan:
     @property
     def a_prompt(self) -> float:
         """Seconds to answer one prompt, all samples of it: a token reads the weights once for all in a batch."""
-        rate = _BANDWIDTH.get(self.brief.device.type, _BANDWIDTH["cpu"])
-        shared = min(self.brief.samples / (self.brief.batch or AT_ONCE), 1.0)
-        return self.brief.max_tokens * max(shared * self.weights / rate, self.brief.samples * self.a_token)
+        rate = _BANDWIDTH.get(self.options.device.type, _BANDWIDTH["cpu"])
+        shared = min(self.options.samples / (self.options.batch or AT_ONCE), 1.0)
+        return self.options.max_tokens * max(shared * self.weights / rate, self.options.samples * self.a_token)
 
     @property
     def seconds(self) -> float:
@@ -162,12 +162,13 @@ class OutputsPlan:
             *[f"note: {note}" for note in self.notes],
             "",
             f"Models are {how}: {self.figures}.",
-            f"Memory on {self.brief.device}: about {size(self.peak_memory)}; disk meanwhile: about {size(self.disk)}.",
+            f"Memory on {self.options.device}: about {size(self.peak_memory)}; "
+            f"disk meanwhile: about {size(self.disk)}.",
             f"Time, roughly: {duration(self.decomposing)} to decompose, then {models}: {duration(self.seconds)}.",
         ]
 
     def _who(self) -> list[str]:
-        weights = f"{self.plan.parameters:,} parameters, {size(self.weights)} in {self.brief.dtype}"
+        weights = f"{self.plan.parameters:,} parameters, {size(self.weights)} in {self.options.dtype}"
         return [
             f"finetune    {self.finetune.reference.ref}, {weights}",
             f"base        {self.base.reference.ref}",
@@ -176,8 +177,10 @@ class OutputsPlan:
 
     def _on_what(self) -> list[str]:
         text = f"{count(len(self.documents), 'document')}, {sum(self.documents):,} tokens" if self.documents else "none"
-        written = f"{count(self.prompts, 'prompt')} x {self.brief.samples}, up to {self.brief.max_tokens} tokens each"
-        parts = f"parts       {count(self.parts, self.brief.attribute or 'part')}, one at a time"
+        written = (
+            f"{count(self.prompts, 'prompt')} x {self.options.samples}, up to {self.options.max_tokens} tokens each"
+        )
+        parts = f"parts       {count(self.parts, self.options.attribute or 'part')}, one at a time"
         return [
             f"text        {text}",
             f"answers     {written if self.answers else 'none'}",
@@ -195,7 +198,7 @@ class OutputsPlan:
 
     def to_plain(self) -> dict[str, Any]:
         return {
-            "brief": self.brief.to_plain(),
+            "options": self.options.to_plain(),
             "candidates": list(self.candidates),
             "documents": len(self.documents),
             "tokens": self.tokens,

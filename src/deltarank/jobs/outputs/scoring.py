@@ -11,8 +11,8 @@ from torch import Tensor
 
 from deltarank.divergence import Document, TokenStats, token_stats
 from deltarank.errors import JobError
-from deltarank.jobs.outputs.loaded_model import Turn
-from deltarank.models import Head, Kept, Window, batches
+from deltarank.jobs.outputs.loaded_model import LoadedModel
+from deltarank.models import Head, PredictionStore, Window, batches
 
 Done = Callable[[int], None]
 """Hears how many tokens went through a model."""
@@ -39,10 +39,10 @@ class Scorer:
         self.documents, self._folder = documents, folder
         self.windows = [Window.of(document.ids, document.scored) for document in documents]
         self._batches = batches(self.windows, size=size, tokens=tokens)
-        self._kept = Kept(folder / "reference")
+        self._kept = PredictionStore(folder / "reference")
         self._head: Head | None = None
 
-    def refer(self, turn: Turn, done: Done) -> None:
+    def refer(self, model: LoadedModel, done: Done) -> None:
         """Keeps what the finetune predicts.
 
         Raises:
@@ -53,7 +53,7 @@ class Scorer:
             if self._kept.has_head and all(map(self._kept.has, batch)):
                 done(self._length(batch))
                 continue
-            kept, head = turn.kept([self.windows[i] for i in batch])
+            kept, head = model.kept([self.windows[i] for i in batch])
             self._check_finite(kept)
             for number, each in zip(batch, kept, strict=True):
                 self._kept.save(number, each)
@@ -61,7 +61,7 @@ class Scorer:
                 self._kept.save_head(head)
             done(self._length(batch))
 
-    def score(self, number: int, turn: Turn, done: Done, *, only: Collection[int] | None = None) -> None:
+    def score(self, number: int, model: LoadedModel, done: Done, *, only: Collection[int] | None = None) -> None:
         """Scores the documents that candidate `number` has no scores of.
 
         A document with a token that the candidate's vocabulary lacks is left out.
@@ -69,15 +69,15 @@ class Scorer:
         folder = self._folder / f"scores-{number:03}"
         folder.mkdir(parents=True, exist_ok=True)
         for batch in self._batches:
-            chosen = [i for i in batch if (only is None or i in only) and self.can_read(turn, i)]
+            chosen = [i for i in batch if (only is None or i in only) and self.can_read(model, i)]
             if any(not self._file(number, i).is_file() for i in chosen):
-                kept, head = turn.kept([self.windows[i] for i in chosen])
+                kept, head = model.kept([self.windows[i] for i in chosen])
                 for i, each in zip(chosen, kept, strict=True):
                     self._compared(i, each, head).save(self._file(number, i))
             done(self._length(batch))
 
-    def can_read(self, turn: Turn, number: int) -> bool:
-        return max(self.windows[number].ids) < turn.member.plan.vocabulary
+    def can_read(self, model: LoadedModel, number: int) -> bool:
+        return max(self.windows[number].ids) < model.candidate.plan.vocabulary
 
     def stats(self, number: int, numbers: Sequence[int]) -> dict[str, TokenStats]:
         """The scores of a candidate on these documents, by their names."""

@@ -10,11 +10,21 @@ import numpy as np
 
 from deltarank.divergence import Answer, TokenStats, logits_of, writing_of
 from deltarank.jobs.outputs.answers import Answers
-from deltarank.jobs.outputs.candidates import Member
-from deltarank.jobs.outputs.options import AGAIN, BASE, FINETUNE, Brief
+from deltarank.jobs.outputs.candidates import Candidate
+from deltarank.jobs.outputs.options import AGAIN, BASE, FINETUNE, OutputsOptions
 from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.jobs.outputs.verdict import sentences_of
-from deltarank.results import Attribution, Candidate, CandidateKind, Excerpt, Logits, Outputs, Sample, Text, Writing
+from deltarank.results import (
+    AttributionResult,
+    CandidateKind,
+    CandidateResult,
+    Excerpt,
+    Logits,
+    Outputs,
+    Sample,
+    Text,
+    Writing,
+)
 
 EXCERPTS_A_TEXT = 3
 PIECES = 400
@@ -29,20 +39,20 @@ class Material:
     """All that a finished job has."""
 
     reference: str
-    brief: Brief
-    members: Sequence[Member]
+    options: OutputsOptions
+    candidates: Sequence[Candidate]
     texts: Sequence[TextSet]
     scorer: Scorer
     answers: Answers
     tokenizer: Any
-    attribution: tuple[Attribution, ...]
+    attribution: tuple[AttributionResult, ...]
     headline: int
     notes: tuple[str, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def base_number(self) -> int:
-        return next(i for i, member in enumerate(self.members) if member.kind is CandidateKind.BASE)
+        return next(i for i, candidate in enumerate(self.candidates) if candidate.kind is CandidateKind.BASE)
 
     def stats(self, number: int, text: TextSet) -> dict[str, TokenStats]:
         return self.scorer.stats(number, text.numbers)
@@ -53,13 +63,13 @@ def findings(of: Material) -> Outputs:
     outputs = Outputs(
         reference=of.reference,
         texts=tuple(_text(of, text) for text in of.texts),
-        candidates=tuple(_candidate(of, number, member) for number, member in enumerate(of.members)),
+        candidates=tuple(_candidate(of, number, candidate) for number, candidate in enumerate(of.candidates)),
         again=_writing(of, AGAIN),
         samples=tuple(_samples(of)),
         excerpts=tuple(_excerpts(of)),
         attribution=of.attribution,
         notes=of.notes,
-        settings={**of.brief.to_plain(), "headline_rank": of.headline},
+        settings={**of.options.to_plain(), "headline_rank": of.headline},
     )
     return replace(outputs, sentences=sentences_of(outputs))
 
@@ -69,15 +79,15 @@ def _text(of: Material, text: TextSet) -> Text:
     return Text(text.name, len(documents), sum(document.tokens for document in documents), text.own)
 
 
-def _candidate(of: Material, number: int, member: Member) -> Candidate:
-    seconds = of.seconds.get(member.name)
-    return Candidate(
-        name=member.name,
-        kind=member.kind,
-        rank=member.rank,
+def _candidate(of: Material, number: int, candidate: Candidate) -> CandidateResult:
+    seconds = of.seconds.get(candidate.name)
+    return CandidateResult(
+        name=candidate.name,
+        kind=candidate.kind,
+        rank=candidate.rank,
         logits=tuple(_logits(of, number)),
-        writing=_writing(of, member.name) if member.kind is not CandidateKind.CONTROL else None,
-        note=member.note,
+        writing=_writing(of, candidate.name) if candidate.kind is not CandidateKind.CONTROL else None,
+        note=candidate.note,
         seconds=None if seconds is None else round(seconds, 1),
     )
 
@@ -88,19 +98,19 @@ def _logits(of: Material, number: int) -> Iterator[Logits]:
         stats = of.stats(number, text)
         if stats:
             base = of.stats(of.base_number, text)
-            yield logits_of(text.name, stats, base=base, own=text.own, seed=of.brief.seed)
+            yield logits_of(text.name, stats, base=base, own=text.own, seed=of.options.seed)
 
 
 def _writing(of: Material, name: str) -> Writing | None:
     reference, written = of.answers.of(FINETUNE), of.answers.of(name)
     if not reference or not written:
         return None
-    return writing_of(reference, written, seed=of.brief.seed)
+    return writing_of(reference, written, seed=of.options.seed)
 
 
 def _samples(of: Material) -> Iterator[Sample]:
     """One answer of each to a prompt. "finetune" has the seed of the candidates, "finetune again" the other one."""
-    names = [member.name for member in of.members if member.kind is not CandidateKind.CONTROL]
+    names = [candidate.name for candidate in of.candidates if candidate.kind is not CandidateKind.CONTROL]
     columns = {FINETUNE: AGAIN, AGAIN: FINETUNE, **{name: name for name in names}}
     firsts = {shown: _first_answers(of.answers.of(who)) for shown, who in columns.items()}
     for number, prompt in enumerate(of.answers.prompts[:SAMPLES]):
@@ -128,8 +138,8 @@ def _coloured(of: Material) -> dict[str, int]:
     """The base, the headline's rank, other ranks, adapters, models; controls and yardsticks last."""
     order = [BASE, f"rank {of.headline}"]
     kinds = (CandidateKind.ADAPTER, CandidateKind.MODEL, CandidateKind.RANK, CandidateKind.YARDSTICK)
-    order += [member.name for kind in kinds for member in of.members if member.kind is kind]
-    numbers = {member.name: i for i, member in enumerate(of.members)}
+    order += [candidate.name for kind in kinds for candidate in of.candidates if candidate.kind is kind]
+    numbers = {candidate.name: i for i, candidate in enumerate(of.candidates)}
     return {name: numbers[name] for name in list(dict.fromkeys(order))[:COLOURED]}
 
 

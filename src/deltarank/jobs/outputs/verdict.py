@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deltarank.results import (
-    Candidate,
     CandidateKind,
+    CandidateResult,
     Interval,
     Logits,
     Outputs,
@@ -61,9 +61,9 @@ class _Found:
     """What was found on one text. `subject` is whom the headline is about."""
 
     text: Text
-    subject: Candidate
+    subject: CandidateResult
     logits: dict[str, Logits]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidateResult, ...]
 
     @classmethod
     def on(cls, outputs: Outputs, text: Text) -> _Found | None:
@@ -73,10 +73,10 @@ class _Found:
         subject = _subject(outputs, scored)
         return cls(text, subject, logits, scored) if subject else None
 
-    def of(self, *kinds: CandidateKind) -> list[Candidate]:
+    def of(self, *kinds: CandidateKind) -> list[CandidateResult]:
         return [each for each in self.candidates if each.kind in kinds]
 
-    def kld(self, candidate: Candidate) -> float:
+    def kld(self, candidate: CandidateResult) -> float:
         return self.logits[candidate.name].kld.mean
 
     @property
@@ -203,7 +203,7 @@ class _Found:
             yield f"Controls read {listing(read)} nats per token: a smaller difference says nothing."
 
 
-def _subject(outputs: Outputs, scored: tuple[Candidate, ...]) -> Candidate | None:
+def _subject(outputs: Outputs, scored: tuple[CandidateResult, ...]) -> CandidateResult | None:
     """The headline's rank, or the one nearest to 64, or the first adapter, model, or the base."""
     ranks = [each for each in scored if each.kind is CandidateKind.RANK and each.rank]
     if ranks:
@@ -213,7 +213,7 @@ def _subject(outputs: Outputs, scored: tuple[Candidate, ...]) -> Candidate | Non
     return next((each for kind in order for each in scored if each.kind is kind), None)
 
 
-def _writings(subject: Candidate, again: Writing | None) -> Iterator[str]:
+def _writings(subject: CandidateResult, again: Writing | None) -> Iterator[str]:
     mine = subject.writing
     if mine is None or mine.test is None or again is None or again.test is None:
         return
@@ -233,7 +233,7 @@ def _tested(test: TwoSampleTest) -> str:
     return f"{percent(test.accuracy)} (p = {figure(test.p_value)})"
 
 
-def _attributions(outputs: Outputs, subject: Candidate) -> Iterator[str]:
+def _attributions(outputs: Outputs, subject: CandidateResult) -> Iterator[str]:
     """At the rank nearest to the headline's."""
     known = [each for each in outputs.attribution if each.parts]
     if not known:
@@ -272,7 +272,7 @@ def _times(ratio: float) -> str:
     return "twice" if 1.9 <= ratio <= 2.1 else f"{figure(ratio)} times"
 
 
-def _name(candidate: Candidate, *, inside: bool = False) -> str:
+def _name(candidate: CandidateResult, *, inside: bool = False) -> str:
     kind = {CandidateKind.ADAPTER: "the adapter ", CandidateKind.MODEL: "the model ", CandidateKind.BASE: "the "}
     name = f"{kind.get(candidate.kind, '')}{_short(candidate.name)}"
     return name if inside else name[:1].upper() + name[1:]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltarank.adapters import Effect
-from deltarank.checkpoints import Leftover, Pair, chunks
+from deltarank.adapters import LoraUpdate
+from deltarank.checkpoints import Pair, SummedTensor, chunks
 from deltarank.spectra import Sums, Workspace, energy_of, subtract
 
 
@@ -35,7 +35,7 @@ class Overlap:
 
 
 def overlap(
-    target: Leftover | Pair, effect: Effect | None, workspace: Workspace, *, keep: Tensor | None
+    target: SummedTensor | Pair, effect: LoraUpdate | None, workspace: Workspace, *, keep: Tensor | None
 ) -> tuple[Sums, Overlap]:
     """One pass over a tensor of both checkpoints.
 

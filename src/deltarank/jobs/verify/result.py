@@ -162,7 +162,7 @@ class FitKind(StrEnum):
 class Verification:
     """What an adapter does to a base, beside what finetuning did. `sentences[0]` is the headline.
 
-    server           whose habits it was applied by; None for PEFT's
+    server           whose semantics it was applied by; None for PEFT's
     unused           what of its file changes nothing
     """
 

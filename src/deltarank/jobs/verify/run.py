@@ -17,32 +17,40 @@ from importlib.metadata import version
 import torch
 
 from deltarank.adapters import (
-    Adapter,
     Applied,
     Change,
-    Effect,
-    Harm,
     Kind,
+    LoadEffect,
+    LoraAdapter,
+    LoraUpdate,
     NewBias,
-    Stray,
+    UnusedTensor,
     apply,
-    habits_of,
     open_adapter,
     open_finetune,
+    semantics_of,
 )
-from deltarank.checkpoints import Checkpoint, Leftover, Lookahead, Pair, interrupt, open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import (
+    Checkpoint,
+    Lookahead,
+    Pair,
+    SummedTensor,
+    interrupt,
+    open_checkpoint,
+    pair_checkpoints,
+)
 from deltarank.errors import CheckpointError
 from deltarank.jobs.verify.overlap import overlap
 from deltarank.jobs.verify.result import FitKind, How, Tally, TensorFit, Unused, Verification
 from deltarank.jobs.verify.verdict import NEW_BIAS, judge_fit, uncounted
 from deltarank.results import Outcome
-from deltarank.runtime import FIXED_MEMORY, PROMISED_MEMORY, Settings, Watch
+from deltarank.runtime import FIXED_MEMORY, PROMISED_MEMORY, ProgressListener, SolverOptions
 from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure, noise_edge
 
 __all__ = ["FitKind", "How", "Tally", "TensorFit", "Unused", "Verification", "verify"]
 
 Ref = str | os.PathLike[str]
-Target = Pair | Leftover
+Target = Pair | SummedTensor
 
 TOLERANCE = 1e-5
 """Of the best possible, in cosine distance: so that "within 0.01 % of optimal" can be said."""
@@ -64,7 +72,7 @@ def verify(
     adapter_revision: str | None = None,
     fetch: str = "auto",
     device: str = "cpu",
-    watch: Watch | None = None,
+    progress: ProgressListener | None = None,
 ) -> Verification:
     """Measures what a LoRA on disk makes of the base: ||W - (W0 + L)||^2, tensor by tensor, beside the least possible.
 
@@ -73,38 +81,40 @@ def verify(
         adapter: a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it; or a Hub id.
         server: "vllm", "sglang", "lorax", "llama.cpp": as that server would apply it; "portable": as none of them
             refuses it; "peft" or None: as PEFT does.
-        watch: is told how it goes.
+        progress: is told how it goes.
 
     Raises:
         UsageError: an argument cannot be meant.
         AdapterError: the adapter cannot be read, is refused by the server, or is of another base.
         CheckpointError, PairingError: see `deltarank.errors`.
     """
-    habits = habits_of(server)
-    settings = Settings.checked(
+    semantics = semantics_of(server)
+    settings = SolverOptions.checked(
         ranks=(1,), solver="auto", tolerance=TOLERANCE, dtype="float32", device=device, include=(), exclude=()
     )
-    watch = watch or Watch()
+    progress = progress or ProgressListener()
     with ExitStack() as stack:
         lora = stack.enter_context(open_adapter(adapter, revision=adapter_revision))
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=watch.noted))
-        after = stack.enter_context(open_finetune(finetune, before, revision=revision, fetch=fetch, tell=watch.noted))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=progress.noted))
+        after = stack.enter_context(
+            open_finetune(finetune, before, revision=revision, fetch=fetch, tell=progress.noted)
+        )
         pairing = pair_checkpoints(before, after, experts=True)
-        targets: tuple[Target, ...] = (*pairing.pairs, *pairing.leftovers)
+        targets: tuple[Target, ...] = (*pairing.pairs, *pairing.summed)
         applied = apply(lora, targets, server=server, config=before.config)
         alone = {each.name for each in pairing.skipped}
         biases = [bias for bias in applied.biases if not lora.is_padding(bias.part.up.name)]
-        rows = _Scales(lora, applied, settings, watch).weigh(targets)
+        rows = _Scales(lora, applied, settings, progress).weigh(targets)
         rows += tuple(_new_bias(lora, bias) for bias in biases if bias.part.tensor not in alone)
-        one_sided = [Stray(bias.part.up.name, _ONE_SIDED) for bias in biases if bias.part.tensor in alone]
-        strays = [stray for stray in (*applied.strays, *one_sided) if not lora.is_padding(stray.name)]
-        unused = tuple(Unused(stray.name, stray.reason) for stray in strays)
+        one_sided = [UnusedTensor(bias.part.up.name, _ONE_SIDED) for bias in biases if bias.part.tensor in alone]
+        unused = [entry for entry in (*applied.unused, *one_sided) if not lora.is_padding(entry.name)]
+        unused = tuple(Unused(entry.name, entry.reason) for entry in ignored)
         kind, sentences = judge_fit(
             rows,
             unused,
-            [stray for stray in strays if stray.harm is not Harm.NONE],
+            [entry for entry in ignored if entry.effect is not LoadEffect.NONE],
             name=lora.reference.short_name,
-            server=habits.title if server else None,
+            server=semantics.title if server else None,
             made_for=lora.config.base,
         )
         return Verification(
@@ -125,8 +135,10 @@ def verify(
 class _Scales:
     """Weighs tensors, two at a time where memory allows it, a thread each. Tensors stay inside; out come numbers."""
 
-    def __init__(self, adapter: Adapter, applied: Applied, settings: Settings, watch: Watch) -> None:
-        self.adapter, self.applied, self.settings, self.watch = adapter, applied, settings, watch
+    def __init__(
+        self, adapter: LoraAdapter, applied: Applied, settings: SolverOptions, progress: ProgressListener
+    ) -> None:
+        self.adapter, self.applied, self.settings, self.progress = adapter, applied, settings, progress
         self._local = threading.local()
 
     def weigh(self, targets: Sequence[Target]) -> tuple[TensorFit, ...]:
@@ -145,7 +157,7 @@ class _Scales:
                 rows[target.name] = job.result()
                 done += target.nbytes
                 pace = (time.perf_counter() - started) / done if done else 0.0
-                self.watch.finished(target.name, (whole - done) * pace, done / whole if whole else 1.0)
+                self.progress.finished(target.name, (whole - done) * pace, done / whole if whole else 1.0)
         except BaseException:
             interrupt(targets)
             raise
@@ -178,7 +190,9 @@ class _Scales:
         rank = _rank(changes)
         effect = None
         if changes:
-            effect = Effect(self.adapter, changes, device=self.settings.torch_device, dtype=self.settings.torch_dtype)
+            effect = LoraUpdate(
+                self.adapter, changes, device=self.settings.torch_device, dtype=self.settings.torch_dtype
+            )
         keep = None
         if rank and rank < min(target.base.shape) and target.entries <= MOST_ENTRIES:
             keep = workspace.lend("delta", target.base.shape, self.settings.torch_dtype)
@@ -227,11 +241,11 @@ def _hands(targets: Sequence[Target], device: torch.device, threads: int) -> int
 
 def _rank(changes: Sequence[Change]) -> int | None:
     """The highest rank that what is added can have; None if there is no bound."""
-    parts = [change.landing.part for change in changes]
+    parts = [change.placement.part for change in changes]
     return sum(part.rank for part in parts) if all(part.is_lora for part in parts) else None
 
 
-def _new_bias(adapter: Adapter, bias: NewBias) -> TensorFit:
+def _new_bias(adapter: LoraAdapter, bias: NewBias) -> TensorFit:
     """Of a module that has none in either checkpoint: all of it leads away."""
     target, values = bias.beside, bias.scale * adapter.numbers(bias.part.up).to(torch.float64)
     energy = float(values.square().sum())
@@ -251,7 +265,7 @@ def _new_bias(adapter: Adapter, bias: NewBias) -> TensorFit:
 def _longer(applied: Applied, base: Checkpoint) -> Iterator[str]:
     """Vocabularies that grew."""
     for change in (change for changes in applied.changes.values() for change in changes):
-        part, tensor = change.landing.part, change.landing.target.base.tensor
+        part, tensor = change.placement.part, change.placement.target.base.tensor
         ours, theirs = part.up.shape, base.tensors[tensor].shape if tensor in base.tensors else ()
         if part.kind is Kind.WHOLE and len(ours) == len(theirs) == 2 and ours[0] > theirs[0]:
             yield (
@@ -263,7 +277,7 @@ def _longer(applied: Applied, base: Checkpoint) -> Iterator[str]:
 def _how(changes: Sequence[Change]) -> How:
     if not changes:
         return How.NONE
-    return How.LORA if all(change.landing.part.is_lora for change in changes) else How.WHOLE
+    return How.LORA if all(change.placement.part.is_lora for change in changes) else How.WHOLE
 
 
 def _blank(target: Target, changes: Sequence[Change], outcome: Outcome, reason: str) -> TensorFit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deltarank.adapters import Harm, Stray
+from deltarank.adapters import LoadEffect, UnusedTensor
 from deltarank.jobs.verify.result import FitKind, How, Tally, TensorFit, Unused, touched_of, whole_of
 from deltarank.results import Outcome, Skipped, count, figure, listing, percent
 
@@ -28,7 +28,7 @@ NEAR = ((1e-4, "0.01"), (1e-3, "0.1"), (1e-2, "1"))
 def judge_fit(
     rows: Sequence[TensorFit],
     unused: Sequence[Unused],
-    harmful: Sequence[Stray],
+    harmful: Sequence[UnusedTensor],
     *,
     name: str,
     server: str | None,
@@ -39,7 +39,7 @@ def judge_fit(
     Args:
         harmful: what of its file keeps the rest from being loaded as it is.
         name: what a reader calls it.
-        server: whose habits it was applied by.
+        server: whose semantics it was applied by.
         made_for: the base that its configuration names, or "".
     """
     whole, touched = whole_of(rows), touched_of(rows)
@@ -70,17 +70,18 @@ def _kind(rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> FitKind:
 
 
 _HARMS = {
-    Harm.REFUSED: "PEFT loads nothing of an adapter with such a tensor; the figures are of what the rest would do.",
-    Harm.RANDOM: "PEFT puts random numbers in its place, others each time; the figures are without them.",
+    LoadEffect.REFUSED: "PEFT loads nothing of an adapter with such a tensor; "
+    "the figures are of what the rest would do.",
+    LoadEffect.RANDOM: "PEFT puts random numbers in its place, others each time; the figures are without them.",
 }
 _AGAIN = "Download or copy the adapter again, or save it again with PEFT's `save_pretrained`."
 
 
-def _harm(subject: str, harmful: Sequence[Stray]) -> Iterator[str]:
+def _harm(subject: str, harmful: Sequence[UnusedTensor]) -> Iterator[str]:
     first = harmful[0]
     more = f" (and {count(len(harmful) - 1, 'other tensor')} like it)" if len(harmful) > 1 else ""
     yield f"{subject} cannot work: {first.name}: {first.reason}{more}."
-    yield f"{_HARMS[first.harm]} {_AGAIN}"
+    yield f"{_HARMS[first.effect]} {_AGAIN}"
 
 
 def _broken(rows: Sequence[TensorFit]) -> list[TensorFit]:

@@ -16,9 +16,9 @@ from typing import Any
 
 from deltarank.checkpoints import Checkpoint, Pair, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError, JobError, PairingError, UsageError
-from deltarank.jobs.compare import UNRELATED, Bench
+from deltarank.jobs.compare import UNRELATED, MatrixMeasurer
 from deltarank.results import Reference, count, listing, percent
-from deltarank.runtime import Settings, Watch
+from deltarank.runtime import ProgressListener, SolverOptions
 from deltarank.spectra import Sums
 
 __all__ = ["BaseChoice", "BaseKind", "CandidateBase", "which_base"]
@@ -110,7 +110,7 @@ def which_base(
     exclude: Sequence[str] = (),
     fetch: str = "stream",
     device: str = "cpu",
-    watch: Watch | None = None,
+    progress: ProgressListener | None = None,
 ) -> BaseChoice:
     """Holds a finetune against each candidate in the same few matrices: ||W - W0|| / ||W0|| is least for its base.
 
@@ -126,7 +126,7 @@ def which_base(
         seed: of the draw.
         include, exclude: globs over tensor names to draw from.
         fetch: what becomes of a Hub model that is not in the cache: only the sample is read by "stream".
-        watch: is told how it goes.
+        progress: is told how it goes.
 
     Raises:
         UsageError: an argument cannot be meant.
@@ -134,16 +134,16 @@ def which_base(
         JobError: (slug "no-candidate") no candidate can be compared with it.
     """
     settings = _settings(candidates, matrices, device, include, exclude)
-    watch = watch or Watch()
+    progress = progress or ProgressListener()
     with ExitStack() as stack:
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=watch.noted))
-        sides = [_side(ref, after, settings, fetch, watch, stack) for ref in candidates]
+        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=progress.noted))
+        sides = [_side(ref, after, settings, fetch, progress, stack) for ref in candidates]
         if not any(side.pairs for side in sides):
             raise _no_candidate(sides, after)
         names = _drawn(sides, random.Random(seed))
-        bench, kind, base, sentence = Bench(settings), BaseKind.NONE, None, ""
+        measurer, kind, base, sentence = MatrixMeasurer(settings), BaseKind.NONE, None, ""
         for number in (matrices, MORE * matrices):
-            _read(sides, names[:number], bench, watch, most=MORE * matrices)
+            _read(sides, names[:number], measurer, progress, most=MORE * matrices)
             kind, base, sentence = _decided([side.candidate for side in sides], after.reference.short_name)
             if kind is not BaseKind.TOO_CLOSE:
                 break
@@ -152,7 +152,7 @@ def which_base(
 
 def _settings(
     candidates: Sequence[Ref], matrices: int, device: str, include: Sequence[str], exclude: Sequence[str]
-) -> Settings:
+) -> SolverOptions:
     if isinstance(candidates, str | os.PathLike) or not candidates:
         raise UsageError(
             "no list of candidates was given.",
@@ -163,7 +163,7 @@ def _settings(
         raise UsageError(
             f"a sample of {matrices} matrices was asked for.", cure="Read at least one.", slug="no-candidate"
         )
-    return Settings.checked(
+    return SolverOptions.checked(
         ranks=(1,),
         solver="auto",
         tolerance=1e-4,
@@ -198,11 +198,13 @@ def _norm(sums: Sums) -> float | None:
     return math.sqrt(ratio) if math.isfinite(ratio) else None
 
 
-def _side(ref: Ref, after: Checkpoint, settings: Settings, fetch: str, watch: Watch, stack: ExitStack) -> _Side:
+def _side(
+    ref: Ref, after: Checkpoint, settings: SolverOptions, fetch: str, progress: ProgressListener, stack: ExitStack
+) -> _Side:
     """A candidate that is missing, or of another shape, is no reason not to look at the others."""
     side = _Side(CandidateBase(Reference(os.fspath(ref))))
     try:
-        before = stack.enter_context(open_checkpoint(ref, fetch=fetch, tell=watch.noted))
+        before = stack.enter_context(open_checkpoint(ref, fetch=fetch, tell=progress.noted))
         side.candidate = CandidateBase(before.reference)
         pairing = pair_checkpoints(before, after, include=settings.include, exclude=settings.exclude, experts=True)
         side.pairs = {pair.name: pair for pair in pairing.pairs}
@@ -235,20 +237,22 @@ def _drawn(sides: Sequence[_Side], random: random.Random) -> list[str]:
     return [name for name in chain.from_iterable(zip_longest(*columns)) if name is not None]
 
 
-def _read(sides: Sequence[_Side], names: Sequence[str], bench: Bench, watch: Watch, *, most: int) -> None:
+def _read(
+    sides: Sequence[_Side], names: Sequence[str], measurer: MatrixMeasurer, progress: ProgressListener, *, most: int
+) -> None:
     """The sums of these matrices that are not known yet. One that is not finite is read, and not counted."""
     started = time.perf_counter()
     for done, name in enumerate(names, start=1):
         for side in sides:
             if name in side.sums or name not in side.pairs:
                 continue
-            watch.began(f"{name} of {side.candidate.reference.short_name}")
+            progress.began(f"{name} of {side.candidate.reference.short_name}")
             try:
-                side.sums[name] = bench.sums(side.pairs[name])
+                side.sums[name] = measurer.sums(side.pairs[name])
             except CheckpointError as error:
                 side.fail(error.message)
         pace = (time.perf_counter() - started) / done
-        watch.finished(name, pace * (len(names) - done), done / most)
+        progress.finished(name, pace * (len(names) - done), done / most)
     _set_aside(sides)
 
 

@@ -11,7 +11,7 @@ from deltarank.report.view.outputs_build import output_ranks, outputs_view
 from deltarank.report.view.page import PageData, RunView
 from deltarank.report.view.provenance import left_out, origin
 from deltarank.report.view.text import clean, short
-from deltarank.results import LEGAL_RANKS, Loss, Results, VerdictKind, headline_rank
+from deltarank.results import SERVABLE_RANKS, Loss, Results, VerdictKind, headline_rank
 
 _KINDS = {
     VerdictKind.IDENTICAL: "identical",
@@ -40,7 +40,7 @@ def page_data(runs: Sequence[Results]) -> PageData:
         title=" · ".join(labels),
         runs=views,
         ranks=ranks,
-        legal=tuple(rank in LEGAL_RANKS for rank in ranks),
+        legal=tuple(rank in SERVABLE_RANKS for rank in ranks),
         default=_default(ranks, runs),
         headlines=headlines(ranks, views),
         figures=figures(ranks, views, modules),

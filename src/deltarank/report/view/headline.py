@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from deltarank.report.view.modules import Module
 from deltarank.report.view.page import Phrase, RunView
 from deltarank.report.view.text import kept_percent, lost_percent, unbroken
-from deltarank.results import LEGAL_RANKS, Loss, figure, percent
+from deltarank.results import SERVABLE_RANKS, Loss, figure, percent
 
 MOST_NAMED = 3
 """More runs than these are counted rather than named."""
@@ -87,7 +87,7 @@ def _figures(rank: int, place: int, run: RunView, modules: Sequence[Module]) -> 
     if len(known) > 1 and loss.relative_error > 0:
         lost, row = max(known, key=lambda pair: pair[0])
         parts.append(f"{modules[row.module].label} loses most: {percent(lost)}.")
-    if rank not in LEGAL_RANKS:
+    if rank not in SERVABLE_RANKS:
         parts.append(f"vLLM loads no adapter of rank {rank}.")
     return unbroken(" ".join(parts))
 

@@ -19,7 +19,7 @@ class Group(StrEnum):
 
     @property
     def heading(self) -> str:
-        return {Group.MLP: "MLP", Group.ATTENTION: "Attention", Group.OTHER: "Other modules"}[self]
+        return {Group.MLP: "MLP", Group.ATTENTION: "Attention", Group.OTHER: "UnfactoredTensor modules"}[self]
 
 
 _ROOMS = (

@@ -21,7 +21,7 @@ from deltarank.report.view.outputs_page import (
 from deltarank.report.view.outputs_sentences import attribution_sentence, rank_line
 from deltarank.report.view.text import clean, clean_lines, rounded, short
 from deltarank.report.view.text_diff import difference, words_of
-from deltarank.results import Attribution, CandidateKind, Excerpt, Outputs, Part, Sample
+from deltarank.results import AttributionResult, CandidateKind, Excerpt, Outputs, Part, Sample
 
 MOST_EXCERPTS = 12
 MOST_PIECES = 400
@@ -168,7 +168,7 @@ def _cut(text: str) -> str:
     return clean_lines(text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…")
 
 
-def _attribution(attribution: Attribution) -> AttributionView:
+def _attribution(attribution: AttributionResult) -> AttributionView:
     kld = math.fsum(part.kld for part in attribution.parts)
     by_kld = sorted(attribution.parts, key=lambda part: -part.kld)[:MOST_PARTS]
     parts = tuple(_part(part, kld) for part in by_kld)

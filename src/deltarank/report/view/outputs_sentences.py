@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltarank.report.view.outputs_page import CandidateView, Dialled, TextView
 from deltarank.report.view.text import clean, share_percent, unbroken
-from deltarank.results import Attribution, CandidateKind, Logits, figure, percent
+from deltarank.results import AttributionResult, CandidateKind, Logits, figure, percent
 
 
 def rank_line(
@@ -41,7 +41,7 @@ def _beside(logits: Logits, candidates: Sequence[CandidateView], place: int) -> 
     return f" (nearer than {farther[0]})" if farther else ""
 
 
-def attribution_sentence(attribution: Attribution) -> str:
+def attribution_sentence(attribution: AttributionResult) -> str:
     """What was done, whether the parts add up, and whether the loss in the weights foretells the KLD."""
     one = f"One {clean(attribution.unit)} at a time was brought to rank {attribution.rank}, the rest left as finetuned"
     parts = [f"{one}. All of them at once: {figure(attribution.together)} nats per token."]
