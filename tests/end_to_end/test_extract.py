@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import deltarank._assembly
-import deltarank._extractor
 import numpy as np
 import pytest
 import torch
@@ -27,6 +25,8 @@ from transformers import AutoModelForCausalLM
 import deltarank
 from deltarank.cli import main
 from deltarank.errors import DeltarankError, JobError, OutputError, ResultsError
+from deltarank.jobs.extract import assemble as assemble_module
+from deltarank.jobs.extract import factorise as factorise_module
 from deltarank.results import Outcome
 from tiny_architectures import DENSE, EXPERTS, VOCABULARY, tokens, write_pair
 
@@ -606,7 +606,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folders: Mapping[str,
 def test_a_full_disk_midway_is_told_and_the_run_goes_on(
     folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair, real, written = (folders["base"], folders["full"]), deltarank._extractor.write_factors, []
+    pair, real, written = (folders["base"], folders["full"]), factorise_module.write_factors, []
 
     def fills_up(path: Path, a: torch.Tensor, b: torch.Tensor) -> None:
         if len(written) == 3:
@@ -615,7 +615,7 @@ def test_a_full_disk_midway_is_told_and_the_run_goes_on(
         real(path, a, b)
 
     with monkeypatch.context() as patch:
-        patch.setattr(deltarank._extractor, "write_factors", fills_up)
+        patch.setattr(factorise_module, "write_factors", fills_up)
         with pytest.raises(OutputError, match="No space left") as full:
             deltarank.extract(*pair, rank=8, output=tmp_path / "a")
 
@@ -640,7 +640,7 @@ def test_a_full_disk_at_the_end_leaves_no_half_adapter(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(deltarank._assembly, "write_json", fills_up)
+        patch.setattr(assemble_module, "write_json", fills_up)
         with pytest.raises(OutputError, match="No space left"):
             deltarank.extract(*pair, rank=8, output=tmp_path / "a")
 

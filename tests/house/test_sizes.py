@@ -10,17 +10,15 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-LONGEST_MODULE = 350
+LONGEST_MODULE = 360
 LONGEST_FUNCTION = 60
-LARGE = {"results.py"}
-"""The contract: it is read as one."""
 
 
 def shown(path: Path) -> str:
     return path.relative_to(SOURCE).as_posix()
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if shown(path) not in LARGE], ids=shown)
+@pytest.mark.parametrize("path", MODULES, ids=shown)
 def test_a_module_is_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matrices import MAKERS, SIZES, case, pair, stored_delta
 
-from deltarank.spectra import Factors, Workspace, factors, factors_cost, rates, residual_energy, subtract
+from deltarank.spectra import Factors, Workspace, factorise, factors_cost, rates, residual_energy, subtract
 from deltarank.spectra.low_precision import has_fast_int8
 
 RANKS = (1, 8, 64)
@@ -22,7 +22,7 @@ def delta_of(base: torch.Tensor, finetune: torch.Tensor) -> tuple[torch.Tensor, 
 
 def made(base: torch.Tensor, finetune: torch.Tensor, rank: int) -> Factors:
     delta, energy = delta_of(base, finetune)
-    return factors(delta, rank, energy=energy, workspace=Workspace())
+    return factorise(delta, rank, energy=energy, workspace=Workspace())
 
 
 def product(found: Factors) -> np.ndarray:
@@ -139,7 +139,7 @@ def test_at_full_rank_nothing_is_lost(size: tuple[int, int], rank: int) -> None:
 def test_the_delta_is_left_as_it_is() -> None:
     delta, energy = delta_of(*pair("power law", (300, 700), torch.float32))
     before = delta.clone()
-    factors(delta, 16, energy=energy, workspace=Workspace())
+    factorise(delta, 16, energy=energy, workspace=Workspace())
 
     assert torch.equal(before, delta)
 
@@ -147,7 +147,7 @@ def test_the_delta_is_left_as_it_is() -> None:
 def test_what_rounding_costs_is_measured_on_the_rounded_factors() -> None:
     base, finetune = pair("flat", (700, 300), torch.bfloat16)
     delta, energy = delta_of(base, finetune)
-    found = factors(delta, 64, energy=energy, workspace=Workspace())
+    found = factorise(delta, 64, energy=energy, workspace=Workspace())
     b, a = found.left.bfloat16(), found.right.bfloat16()
     lost = residual_energy(delta, b, a, Workspace())
     truth = ((stored_delta(base, finetune) - b.double().numpy() @ a.double().numpy()) ** 2).sum()

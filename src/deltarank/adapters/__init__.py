@@ -10,7 +10,7 @@ exact_targets, factor_keys, write_weights ... how an adapter is written
 
 from __future__ import annotations
 
-from deltarank.adapters.apply import Applied, Change, NewBias, apply
+from deltarank.adapters.apply import Applied, Change, NewBias, apply_adapter
 from deltarank.adapters.as_checkpoint import factors_of, is_adapted, open_finetune
 from deltarank.adapters.budget import Budget, LeftOut, Spent
 from deltarank.adapters.config_write import adapter_config
@@ -73,7 +73,7 @@ __all__ = [
     "Stored",
     "UnusedTensor",
     "adapter_config",
-    "apply",
+    "apply_adapter",
     "bias_key",
     "end_to_end",
     "exact_targets",

@@ -74,7 +74,9 @@ class Applied:
         return [left] if number else []
 
 
-def apply(adapter: LoraAdapter, targets: Iterable[Target], *, server: str | None, config: Mapping[str, Any]) -> Applied:
+def apply_adapter(
+    adapter: LoraAdapter, targets: Iterable[Target], *, server: str | None, config: Mapping[str, Any]
+) -> Applied:
     """Lays an adapter over the tensors that two checkpoints share.
 
     Args:
@@ -322,8 +324,10 @@ def _notes(adapter: LoraAdapter, semantics: ServerSemantics) -> Iterator[str]:
         names = listing(list(config.unknown), most=3)
         yield f"adapter_config.json has fields that PEFT 0.21 does not know, and they were passed over: {names}"
     if config.alpha_pattern and semantics.scale != "patterns":
-        yield f"{semantics.title} passes alpha_pattern over{semantics.unless}: "
-            f"one alpha ({config.alpha:g}) for all matrices"
+        yield (
+            f"{semantics.title} passes alpha_pattern over{semantics.unless}: one alpha ({config.alpha:g}) for all "
+            "matrices"
+        )
     if config.rank_pattern and semantics.scale != "patterns":
         ranks = "the rank of each tensor" if semantics.scale == "tensor" else f"one rank ({config.rank})"
         yield f"{semantics.title} passes rank_pattern over{semantics.unless}: scales follow {ranks}"

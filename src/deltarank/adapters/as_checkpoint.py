@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deltarank.adapters.apply import Change, apply
+from deltarank.adapters.apply import Change, apply_adapter
 from deltarank.adapters.read import LoraAdapter, open_adapter
 from deltarank.adapters.update import LoraUpdate
 from deltarank.adapters.write import CONFIG
@@ -86,7 +86,7 @@ def _adapted(base: Checkpoint, adapter: LoraAdapter, reference: Reference) -> Ch
     )
     pairing = pair_checkpoints(base, bare)
     targets: tuple[Pair | SummedTensor, ...] = (*pairing.pairs, *pairing.summed)
-    applied = apply(adapter, targets, server=None, config=base.config)
+    applied = apply_adapter(adapter, targets, server=None, config=base.config)
     applied.refuse_broken()
     source = AdaptedSource(base, adapter, applied.changes)
     unused = [ascii(entry.name)[1:-1] for entry in applied.unused]

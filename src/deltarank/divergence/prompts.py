@@ -64,7 +64,7 @@ def read_prompts(path: Path | None) -> list[Prompt]:
 
 def builtin_prompts() -> list[Prompt]:
     """Of several kinds, with roleplay that has lore to honour."""
-    written = resources.files("deltarank.behaviour").joinpath("prompts.json").read_text(encoding="utf-8")
+    written = resources.files("deltarank.divergence").joinpath("prompts.json").read_text(encoding="utf-8")
     return [Prompt(each["text"], each["category"], each.get("system")) for each in json.loads(written)]
 
 

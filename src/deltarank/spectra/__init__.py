@@ -6,9 +6,9 @@ from deltarank.spectra.batched import measure_stack, stack_size
 from deltarank.spectra.choose import SOLVERS, chosen, make_solver
 from deltarank.spectra.cost_model import exact_seconds, krylov_memory, krylov_seconds, rates
 from deltarank.spectra.delta import Sums, energy_of, subtract, subtract_stack
-from deltarank.spectra.factors import Cost, Factors, factors, factors_cost, residual_energy
+from deltarank.spectra.factors import Cost, Factors, factorise, factors_cost, residual_energy
 from deltarank.spectra.low_rank_product import product_spectrum, product_sums
-from deltarank.spectra.measure import audited, measure
+from deltarank.spectra.measure import audited, measure_spectrum
 from deltarank.spectra.noise_edge import noise_edge
 from deltarank.spectra.spectrum import Level, Spectrum
 from deltarank.spectra.workspace import Workspace
@@ -25,12 +25,12 @@ __all__ = [
     "chosen",
     "energy_of",
     "exact_seconds",
-    "factors",
+    "factorise",
     "factors_cost",
     "krylov_memory",
     "krylov_seconds",
     "make_solver",
-    "measure",
+    "measure_spectrum",
     "measure_stack",
     "noise_edge",
     "product_spectrum",

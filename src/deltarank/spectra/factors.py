@@ -58,7 +58,7 @@ class Factors:
     lost: float
 
 
-def factors(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) -> Factors:
+def factorise(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) -> Factors:
     """The truncated singular value decomposition of `delta`, (rows, columns), which is left as it is.
 
     The leading subspace is that of the Gram matrix, or of a Krylov space where that is faster (large matrices, or

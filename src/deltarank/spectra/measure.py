@@ -17,7 +17,7 @@ CLIFF = 0.1
 MOST_LEVELS = 3
 
 
-def measure(
+def measure_spectrum(
     delta: Tensor, energy: float, *, ranks: tuple[int, ...], solver: Solver, edge: float, workspace: Workspace
 ) -> Spectrum:
     """The spectrum of `delta`, (rows, columns), which is overwritten.

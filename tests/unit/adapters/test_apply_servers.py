@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import peft_adapters as made
-from deltarank.adapters import Applied, apply, open_adapter, server_names
+from deltarank.adapters import Applied, apply_adapter, open_adapter, server_names
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import AdapterError, UsageError
 
@@ -43,7 +43,7 @@ def applied(
     made.write_adapter(folder, weights, **{"r": 4, "lora_alpha": 8, **config})
     with open_adapter(folder) as lora, open_checkpoint(pair[0]) as before, open_checkpoint(pair[1]) as after:
         pairing = pair_checkpoints(before, after)
-        return apply(lora, (*pairing.pairs, *pairing.summed), server=server, config=before.config)
+        return apply_adapter(lora, (*pairing.pairs, *pairing.summed), server=server, config=before.config)
 
 
 def scales(found: Applied) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import peft_adapters as made
-from deltarank.adapters import LoraUpdate, UnusedTensor, apply, open_adapter
+from deltarank.adapters import LoraUpdate, UnusedTensor, apply_adapter, open_adapter
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 
 QKV = ["q_proj", "v_proj"]
@@ -54,7 +54,7 @@ def added(base: Path, tuned: Path, adapter: Path) -> tuple[dict[str, Tensor], tu
     with open_adapter(adapter) as lora, open_checkpoint(base) as before, open_checkpoint(tuned) as after:
         pairing = pair_checkpoints(before, after)
         targets = (*pairing.pairs, *pairing.summed)
-        laid = apply(lora, targets, server=None, config=before.config)
+        laid = apply_adapter(lora, targets, server=None, config=before.config)
         shapes = {target.name: target.shape for target in targets}
         for name, changes in laid.changes.items():
             effect = LoraUpdate(lora, changes, device=torch.device("cpu"), dtype=torch.float64)

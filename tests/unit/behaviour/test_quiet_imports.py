@@ -12,14 +12,14 @@ import pytest
 from deltarank.system import import_silently, silence_logging
 
 LOADS_A_MODEL = """
-import deltarank.behaviour, torch
+import deltarank.models, torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 sizes = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 config = LlamaConfig(**sizes)
 weights = AutoModelForCausalLM.from_config(config).state_dict()
-deltarank.behaviour._model.logging.disable_progress_bar()
+deltarank.models.load.logging.disable_progress_bar()
 AutoModelForCausalLM.from_config(config).from_pretrained(None, config=config, state_dict=weights)
-deltarank.behaviour.yardstick("nf4")
+deltarank.models.yardstick("nf4")
 """
 
 

@@ -11,9 +11,9 @@ from accelerate import cpu_offload
 from scipy import stats
 
 import tiny_architectures
-from deltarank.divergence import Prompt
+from deltarank.divergence import Answer, Prompt
 from deltarank.errors import UsageError
-from deltarank.models import Answer, generate, own_document
+from deltarank.models import generate, own_document
 from unit.behaviour.some_tokenizers import with_spaces_in_front
 
 TOKENIZER = with_spaces_in_front()

@@ -12,10 +12,9 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from deltarank.divergence import writing_of
+from deltarank.divergence import Answer, writing_of
 from deltarank.divergence.classifier import fitted_weights, held_out_scores
 from deltarank.divergence.writing import cosine, two_sample_test, words
-from deltarank.models import Answer
 
 VOCABULARY = [f"w{i}" for i in range(400)]
 

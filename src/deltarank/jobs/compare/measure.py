@@ -22,7 +22,7 @@ from deltarank.spectra import (
     Workspace,
     audited,
     make_solver,
-    measure,
+    measure_spectrum,
     measure_stack,
     noise_edge,
     product_spectrum,
@@ -163,7 +163,7 @@ class MatrixMeasurer:
             step.solver, self._workspace, tolerance=self._settings.tolerance, seed=zlib.crc32(pair.name.encode())
         )
         edge = noise_edge(sums.rounding_energy, *pair.shape)
-        return measure(
+        return measure_spectrum(
             delta, sums.energy, ranks=self._settings.ranks, solver=solver, edge=edge, workspace=self._workspace
         )
 

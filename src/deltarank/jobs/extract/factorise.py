@@ -16,7 +16,7 @@ from deltarank.jobs.extract.layout import Target
 from deltarank.jobs.extract.result import AdapterMatrix
 from deltarank.results import Loss, Outcome
 from deltarank.runtime import SolverOptions, Step, as_output_error
-from deltarank.spectra import Factors, Sums, Workspace, factors, residual_energy
+from deltarank.spectra import Factors, Sums, Workspace, factorise, residual_energy
 
 
 class Extractor:
@@ -61,7 +61,7 @@ class Extractor:
         known = replace(blank(target, Outcome.IDENTICAL), energy=sums.energy, base_energy=sums.base_energy)
         if sums.is_zero:
             return replace(known, losses=(_loss(target, 0.0, 0.0),), written=_loss(target, 0.0, 0.0))
-        found = factors(delta, target.rank, energy=sums.energy, workspace=self._workspace)
+        found = factorise(delta, target.rank, energy=sums.energy, workspace=self._workspace)
         a, b = _stored(found, target, self._dtype)
         left, right = (a.T, b.T) if target.transposed else (b, a)
         lost = residual_energy(delta, left, right, self._workspace)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltarank.adapters import LoraAdapter, LoraUpdate, apply, open_adapter
+from deltarank.adapters import LoraAdapter, LoraUpdate, apply_adapter, open_adapter
 from deltarank.checkpoints import PLAIN, Checkpoint, Pair, Pairing, Piece, SummedTensor, open_checkpoint
 from deltarank.jobs.outputs.low_rank import LowRank
 from deltarank.jobs.outputs.options import AGAIN, ANY_RANK, BASE, WHOLE
@@ -100,7 +100,7 @@ class CandidateSet:
         """The base with an adapter from disk on it, as PEFT or `server` applies it."""
         models = self.models
         lora = self._open.enter_context(open_adapter(folder))
-        applied = apply(lora, models.targets, server=server, config=models.before.config)
+        applied = apply_adapter(lora, models.targets, server=server, config=models.before.config)
         applied.refuse_broken()
         places = {target.name: target for target in models.targets}
         edits = [

@@ -22,7 +22,7 @@ from deltarank.jobs.compare import MatrixMeasurer
 from deltarank.models import Edit, read_piece
 from deltarank.results import Outcome
 from deltarank.runtime import SolverOptions, Step
-from deltarank.spectra import Factors, Workspace, factors
+from deltarank.spectra import Factors, Workspace, factorise
 
 _NUMBER = torch.float32.itemsize
 
@@ -100,7 +100,7 @@ class Decomposer:
                 return Decomposed(name, Outcome.NOT_FINITE, reason=Outcome.NOT_FINITE.sentence)
             if sums.is_zero:
                 return Decomposed(name, Outcome.IDENTICAL)
-            found = factors(delta, self._rank, energy=sums.energy, workspace=self._workspace)
+            found = factorise(delta, self._rank, energy=sums.energy, workspace=self._workspace)
         except CheckpointError as error:
             return Decomposed(name, Outcome.UNREADABLE, reason=error.message)
         except (MemoryError, RuntimeError, ArithmeticError, ValueError) as error:

@@ -162,8 +162,7 @@ class OutputsPlan:
             *[f"note: {note}" for note in self.notes],
             "",
             f"Models are {how}: {self.figures}.",
-            f"Memory on {self.options.device}: about {size(self.peak_memory)}; "
-            f"disk meanwhile: about {size(self.disk)}.",
+            f"Memory on {self.options.device}: about {size(self.peak_memory)}; disk: about {size(self.disk)}.",
             f"Time, roughly: {duration(self.decomposing)} to decompose, then {models}: {duration(self.seconds)}.",
         ]
 

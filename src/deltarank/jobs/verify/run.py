@@ -25,7 +25,7 @@ from deltarank.adapters import (
     LoraUpdate,
     NewBias,
     UnusedTensor,
-    apply,
+    apply_adapter,
     open_adapter,
     open_finetune,
     semantics_of,
@@ -45,7 +45,7 @@ from deltarank.jobs.verify.result import FitKind, How, Tally, TensorFit, Unused,
 from deltarank.jobs.verify.verdict import NEW_BIAS, judge_fit, uncounted
 from deltarank.results import Outcome
 from deltarank.runtime import FIXED_MEMORY, PROMISED_MEMORY, ProgressListener, SolverOptions
-from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure, noise_edge
+from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure_spectrum, noise_edge
 
 __all__ = ["FitKind", "How", "Tally", "TensorFit", "Unused", "Verification", "verify"]
 
@@ -101,13 +101,13 @@ def verify(
         )
         pairing = pair_checkpoints(before, after, experts=True)
         targets: tuple[Target, ...] = (*pairing.pairs, *pairing.summed)
-        applied = apply(lora, targets, server=server, config=before.config)
+        applied = apply_adapter(lora, targets, server=server, config=before.config)
         alone = {each.name for each in pairing.skipped}
         biases = [bias for bias in applied.biases if not lora.is_padding(bias.part.up.name)]
         rows = _Scales(lora, applied, settings, progress).weigh(targets)
         rows += tuple(_new_bias(lora, bias) for bias in biases if bias.part.tensor not in alone)
         one_sided = [UnusedTensor(bias.part.up.name, _ONE_SIDED) for bias in biases if bias.part.tensor in alone]
-        unused = [entry for entry in (*applied.unused, *one_sided) if not lora.is_padding(entry.name)]
+        ignored = [entry for entry in (*applied.unused, *one_sided) if not lora.is_padding(entry.name)]
         unused = tuple(Unused(entry.name, entry.reason) for entry in ignored)
         kind, sentences = judge_fit(
             rows,
@@ -227,7 +227,9 @@ class _Scales:
             seed=zlib.crc32(target.name.encode()),
         )
         edge = noise_edge(sums.rounding_energy, rows, columns)
-        return measure(keep, sums.energy, ranks=(rank,), solver=solver, edge=edge, workspace=workspace).lost(rank)
+        return measure_spectrum(keep, sums.energy, ranks=(rank,), solver=solver, edge=edge, workspace=workspace).lost(
+            rank
+        )
 
 
 def _hands(targets: Sequence[Target], device: torch.device, threads: int) -> int:

@@ -1,0 +1,226 @@
+"""The rooms of the package: what stands at its root, what each room may import, and that no import goes in a circle."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
+MODULES = sorted(SOURCE.rglob("*.py"))
+JOBS = ("compare", "extract", "outputs", "verify", "which_base")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a room may import: other rooms of ours, and packages of others beside the standard library."""
+
+    rooms: frozenset[str]
+    packages: frozenset[str]
+
+
+def rule(rooms: str, packages: str = "") -> Rule:
+    return Rule(frozenset(rooms.split()), frozenset(packages.split()))
+
+
+RULES = {
+    "": rule("", "lazy_loader"),
+    "__main__": rule("cli"),
+    "errors": rule(""),
+    "system": rule("errors"),
+    "results": rule("errors system", "msgspec"),
+    "spectra": rule("errors results system", "torch numpy scipy"),
+    # gguf: its table of names and its decoding of ggml's types, once a GGUF file is opened
+    "checkpoints": rule("errors results system", "torch numpy huggingface_hub hf_xet safetensors gguf"),
+    "divergence": rule("errors results system", "torch numpy scipy sklearn"),
+    "adapters": rule("errors results system checkpoints", "torch numpy"),
+    "models": rule(
+        "errors results system checkpoints divergence",
+        "torch transformers accelerate safetensors numpy gguf bitsandbytes",
+    ),
+    "runtime": rule("errors results system checkpoints spectra adapters", "torch"),
+    "report": rule("errors results system", "jinja2 markupsafe vl_convert"),
+    "jobs": rule("errors"),
+    "jobs.compare": rule("errors results system checkpoints spectra adapters runtime", "torch"),
+    "jobs.verify": rule("errors results system checkpoints spectra adapters runtime", "torch"),
+    "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
+    "jobs.extract": rule("errors results system checkpoints spectra adapters runtime jobs.compare", "torch"),
+    "jobs.outputs": rule(
+        "errors results system checkpoints spectra adapters runtime divergence models jobs.compare", "torch numpy"
+    ),
+    "demo": rule("errors results system", "torch transformers peft numpy safetensors tqdm"),
+    "cli": rule(
+        " errors results system runtime report demo adapters " + " ".join(f"jobs.{job}" for job in JOBS), "click tqdm"
+    ),
+}
+
+HEAVY = ("torch", "transformers", "peft", "altair", "vl_convert", "huggingface_hub", "numpy", "scipy", "sklearn")
+
+
+@dataclass(frozen=True)
+class Import:
+    """A module named in an import statement, wherever it stands, and the name taken from it, if any."""
+
+    module: str
+    name: str | None
+    line: int
+
+    @property
+    def is_ours(self) -> bool:
+        return self.module.partition(".")[0] == "deltarank"
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Imports inside functions count, too; those for type checkers alone do not run, and do not."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unread = {id(n) for node in ast.walk(tree) if _is_for_types_only(node) for n in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in unread:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, None, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import hides which room it enters"
+            yield from (Import(node.module or "", alias.name, node.lineno) for alias in node.names)
+
+
+def _is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def room_of(module: str) -> str:
+    """The room of a dotted name: "deltarank.jobs.compare.run" -> "jobs.compare"; "" is the package itself."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2] if parts[:1] == ["jobs"] else parts[:1])
+
+
+def module_of(path: Path) -> str:
+    parts = ["deltarank", *path.relative_to(SOURCE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def test_the_root_holds_the_front_the_errors_and_rooms() -> None:
+    found = {path.name for path in SOURCE.iterdir() if path.name != "__pycache__"}
+    files = {name for name in found if (SOURCE / name).is_file()}
+
+    assert files == {"__init__.py", "__init__.pyi", "__main__.py", "errors.py", "py.typed"}
+    assert all((SOURCE / name / "__init__.py").is_file() for name in found - files)
+
+
+def test_every_room_has_a_rule() -> None:
+    assert {room_of(module_of(path)) for path in MODULES} == set(RULES)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=shown)
+def test_a_room_imports_only_its_own_dependencies(path: Path) -> None:
+    allowed = RULES[room_of(module_of(path))].packages | sys.stdlib_module_names
+    strangers = {
+        f"line {x.line}: {x.module}" for x in imports(path) if not x.is_ours and x.module.split(".")[0] not in allowed
+    }
+
+    assert strangers == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=shown)
+def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
+    here = room_of(module_of(path))
+    entered = {(room_of(x.module), x.line) for x in imports(path) if x.is_ours and x.module != "deltarank"}
+    wrong = {(room, line) for room, line in entered if room != here and room not in RULES[here].rooms}
+
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=shown)
+def test_a_room_is_entered_through_its_init(path: Path) -> None:
+    here = room_of(module_of(path))
+    past = {
+        f"line {x.line}: {x.module}"
+        for x in imports(path)
+        if x.is_ours and (room := room_of(x.module)) not in ("", here) and x.module != f"deltarank.{room}"
+    }
+
+    assert past == set()
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """File by file, lazy imports counted; a room's `__init__` is the files that it imports from."""
+    names = {module_of(path): path for path in MODULES}
+    graph = {
+        module: {
+            x.module if f"{x.module}.{x.name}" not in names else f"{x.module}.{x.name}"
+            for x in imports(path)
+            if x.is_ours
+        }
+        - {module, "deltarank"}
+        for module, path in names.items()
+    }
+
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_no_class_is_defined_twice() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(shown(path))
+
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
+def test_no_name_hides_a_module() -> None:
+    """A function `measure` offered by a room that has a file measure.py would stand in the way of the file."""
+    hidden = {
+        f"{shown(path)}: {x.name}"
+        for path in MODULES
+        if path.name == "__init__.py"
+        for x in imports(path)
+        if x.is_ours and x.module != "deltarank" and (path.parent / f"{x.name}.py").exists()
+    }
+
+    assert hidden == set()
+
+
+def test_files_inside_rooms_have_plain_names() -> None:
+    assert [shown(path) for path in MODULES if path.name.startswith("_") and not path.name.startswith("__")] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compare", "--help"], ["demo", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from deltarank.cli import main; code = main(sys.argv[1:]); "
+        f"print('loaded:', *(name for name in {HEAVY!r} if name in sys.modules)); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1].strip() == "loaded:"
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = f"import sys, deltarank; dir(deltarank); print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="no account of a child's time here")
+def test_help_takes_under_300_ms_of_processor_time() -> None:
+    def seconds() -> float:
+        child = subprocess.Popen([sys.executable, "-m", "deltarank", "--help"], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_utime + usage.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3
