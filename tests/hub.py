@@ -448,8 +448,8 @@ from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import DeltarankError
 
 if "WAITS" in os.environ:  # the same tries as ever, with shorter waits between them
-    from deltarank.checkpoints import _patience
-    _patience.FIRST_WAIT, _patience.LONGEST_WAIT = 0.01, float(os.environ["WAITS"])
+    from deltarank.checkpoints.hub import retry
+    retry.FIRST_WAIT, retry.LONGEST_WAIT = 0.01, float(os.environ["WAITS"])
 
 def describe(ref, revision=None, fetch="download"):
     told = []

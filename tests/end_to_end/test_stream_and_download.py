@@ -205,7 +205,7 @@ _KILLER = """
 import json, os, signal, sys, time, traceback
 import huggingface_hub, torch
 from huggingface_hub import HfApi, snapshot_download
-from deltarank.compare import compare
+from deltarank.jobs.compare import compare
 
 def begin(output):
     pid = os.fork()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 import deltarank
-from deltarank.adapters import Adapter, open_adapter
+from deltarank.adapters import LoraAdapter, open_adapter
 from deltarank.adapters.config_read import LoraConfig, parse_config
 from fuzz.hostile import JSON, WORDS, as_json, cases, spoilt, survives, torn
 
@@ -100,7 +100,7 @@ def filled(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 @given(weights=torn(save(FACTORS)))
 @cases(100)
 def test_a_file_of_factors_with_other_bytes(weights: bytes, tmp_path: Path) -> None:
-    def action() -> Adapter:
+    def action() -> LoraAdapter:
         with open_adapter(write(tmp_path / "a", as_json(CONFIG), weights)) as adapter:
             return adapter
 

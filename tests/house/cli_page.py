@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from deltarank.cli import main as cli
+from deltarank.cli import deltarank as GROUP
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
-GROUP = cli.deltarank
 
 _HEAD = """\
 # The command line

@@ -8,7 +8,7 @@ chunks(pair.base, pair.finetune)               rows of both sides, through reuse
 from __future__ import annotations
 
 from deltarank.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from deltarank.checkpoints.chunks import Lookahead, chunks, interrupt, rows_of, will_need
+from deltarank.checkpoints.chunks import Lookahead, interrupt, read_chunks, rows_of, will_need
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.hub.adapter_folder import adapter_folder
 from deltarank.checkpoints.hub.fetch import checked_way, fetch_small
@@ -34,11 +34,11 @@ __all__ = [
     "adapter_folder",
     "as_expert",
     "checked_way",
-    "chunks",
     "fetch_small",
     "interrupt",
     "open_checkpoint",
     "pair_checkpoints",
+    "read_chunks",
     "rows_of",
     "will_need",
     "without_wrappers",

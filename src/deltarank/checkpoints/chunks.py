@@ -15,7 +15,7 @@ BYTES_AHEAD = 64_000_000
 MOST_PAIRS_AHEAD = 256
 
 
-def chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor, Tensor]]:
+def read_chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (first row, rows of the base, rows of the finetune), in the stored types, in order, each row once.
 
     The tensors lie in host memory and hold until the next step, which overwrites them. A step has about `entries`

@@ -9,7 +9,7 @@ from deltarank.spectra.delta import Sums, energy_of, subtract, subtract_stack
 from deltarank.spectra.factors import Cost, Factors, factorise, factors_cost, residual_energy
 from deltarank.spectra.low_rank_product import product_spectrum, product_sums
 from deltarank.spectra.measure import audited, measure_spectrum
-from deltarank.spectra.noise_edge import noise_edge
+from deltarank.spectra.noise import noise_edge
 from deltarank.spectra.spectrum import Level, Spectrum
 from deltarank.spectra.workspace import Workspace
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deltarank.checkpoints import Pair, Pairing, SummedTensor, chunks, open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import Pair, Pairing, SummedTensor, open_checkpoint, pair_checkpoints, read_chunks
 from deltarank.checkpoints.formats.safetensors_header import BITS
 
 Tensors = Mapping[str, Tensor]
@@ -85,5 +85,5 @@ def pairing(base: Path, finetune: Path, **globs: Sequence[str]) -> Pairing:
 
 def read(pair: Pair | SummedTensor, *, entries: int = 50) -> tuple[Tensor, Tensor]:
     """Both sides whole, put together from chunks."""
-    steps = [(a.clone(), b.clone()) for _, a, b in chunks(pair.base, pair.finetune, entries=entries)]
+    steps = [(a.clone(), b.clone()) for _, a, b in read_chunks(pair.base, pair.finetune, entries=entries)]
     return torch.cat([a for a, _ in steps]), torch.cat([b for _, b in steps])

@@ -13,8 +13,16 @@ import pytest
 import torch
 from files import llama, numbers, read, save
 
-from deltarank.checkpoints import LocalSource, Lookahead, Pair, chunks, open_checkpoint, pair_checkpoints, will_need
-from deltarank.checkpoints import chunks as chunks_module
+from deltarank.checkpoints import (
+    LocalSource,
+    Lookahead,
+    Pair,
+    open_checkpoint,
+    pair_checkpoints,
+    read_chunks,
+    will_need,
+)
+from deltarank.checkpoints import read_chunks as chunks_module
 from deltarank.checkpoints import source as source_module
 from deltarank.errors import CheckpointError
 
@@ -62,7 +70,7 @@ def test_special_numbers_come_out_bit_for_bit(tmp_path: Path) -> None:
 def test_the_buffers_are_the_same_at_every_step(two: tuple[Path, Path]) -> None:
     with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
         pair = pair_checkpoints(base, finetune).pairs[0]
-        places = {(a.data_ptr(), b.data_ptr()) for _, a, b in chunks(pair.base, pair.finetune, entries=16)}
+        places = {(a.data_ptr(), b.data_ptr()) for _, a, b in read_chunks(pair.base, pair.finetune, entries=16)}
     assert len(places) == 1
 
 
@@ -71,7 +79,7 @@ def test_first_rows_and_sizes_follow_from_the_number_of_entries(two: tuple[Path,
         (pair,) = (
             p for p in pair_checkpoints(base, finetune).pairs if p.name.endswith("layers.0.self_attn.q_proj.weight")
         )
-        steps = [(first, tuple(a.shape)) for first, a, _ in chunks(pair.base, pair.finetune, entries=100)]
+        steps = [(first, tuple(a.shape)) for first, a, _ in read_chunks(pair.base, pair.finetune, entries=100)]
     assert steps == [(0, (6, 16)), (6, (6, 16)), (12, (4, 16))]
 
 
@@ -79,7 +87,7 @@ def test_shapes_must_agree(two: tuple[Path, Path]) -> None:
     with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
         one, other = itertools.islice(pair_checkpoints(base, finetune).pairs, 2)
         with pytest.raises(ValueError, match="shapes differ"):
-            next(chunks(one.base, other.finetune))
+            next(read_chunks(one.base, other.finetune))
 
 
 def test_a_file_that_became_shorter_is_unreadable(two: tuple[Path, Path]) -> None:
@@ -179,7 +187,7 @@ def test_reading_asks_for_two_buffers_and_no_more(tmp_path: Path) -> None:
     with open_checkpoint(one) as base, open_checkpoint(other) as finetune:
         (pair,) = pair_checkpoints(base, finetune).pairs
         tracemalloc.start()
-        for _ in chunks(pair.base, pair.finetune, entries=4096):
+        for _ in read_chunks(pair.base, pair.finetune, entries=4096):
             pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -195,7 +203,7 @@ def _resident(kind: str) -> int:
 
 
 def _read(pair: Pair) -> None:
-    for _ in chunks(pair.base, pair.finetune):
+    for _ in read_chunks(pair.base, pair.finetune):
         pass
 
 

@@ -25,7 +25,7 @@ NO_CHART: Spec = {"mark": "no such mark"}
 HOLDS_ONE = """
 import sys, time
 from deltarank.report import drawing_ahead
-from deltarank.report._drawing import _helpers
+from deltarank.report.drawing.draw import _helpers
 try:
     with drawing_ahead():
         print(_helpers[-1]._process.pid, flush=True)

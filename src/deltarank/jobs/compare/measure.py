@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import factors_of, is_adapted
-from deltarank.checkpoints import Pair, SummedTensor, chunks, rows_of
+from deltarank.checkpoints import Pair, SummedTensor, read_chunks, rows_of
 from deltarank.errors import CheckpointError
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
 from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
@@ -93,7 +93,7 @@ class MatrixMeasurer:
         size = (len(pairs), *pairs[0].shape)
         before, after = (self._on_host.lend(side, size, getattr(pairs[0], side).dtype) for side in ("base", "finetune"))
         for i, pair in enumerate(pairs):
-            for first, base, finetune in chunks(pair.base, pair.finetune):
+            for first, base, finetune in read_chunks(pair.base, pair.finetune):
                 before[i, first : first + len(base)] = base
                 after[i, first : first + len(finetune)] = finetune
         deltas = self._workspace.lend("deltas", size, self._settings.torch_dtype)
@@ -125,7 +125,7 @@ class MatrixMeasurer:
             CheckpointError: it cannot be read.
         """
         total = Sums()
-        for _, base, finetune in chunks(pair.base, pair.finetune):
+        for _, base, finetune in read_chunks(pair.base, pair.finetune):
             out = self._workspace.lend("chunk", tuple(finetune.shape), self._settings.torch_dtype)
             total += subtract(base, finetune, out=out, workspace=self._workspace)
         return total.coarser(pair.finetune.error)
@@ -141,7 +141,7 @@ class MatrixMeasurer:
         """Reads a pair as its delta, into a buffer that the next one overwrites."""
         delta = self._workspace.lend("delta", pair.shape, self._settings.torch_dtype)
         total = Sums()
-        for first, base, finetune in chunks(pair.base, pair.finetune):
+        for first, base, finetune in read_chunks(pair.base, pair.finetune):
             out = delta[first : first + len(finetune)]
             total += subtract(base, finetune, out=out, workspace=self._workspace)
         return delta, total.coarser(pair.finetune.error)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import Fill
-from deltarank.checkpoints import Pair, SummedTensor, chunks
+from deltarank.checkpoints import Pair, SummedTensor, read_chunks
 from deltarank.jobs.extract.layout import UnfactoredTensor
 
 
@@ -47,5 +47,5 @@ def bias_bytes(other: UnfactoredTensor, dtype: torch.dtype) -> Fill:
 
 def _changes(pair: SummedTensor | Pair) -> Iterator[Tensor]:
     """In float64, some rows at a time."""
-    for _, base, finetune in chunks(pair.base, pair.finetune):
+    for _, base, finetune in read_chunks(pair.base, pair.finetune):
         yield finetune.double() - base.double()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import LoraUpdate
-from deltarank.checkpoints import Pair, SummedTensor, chunks
+from deltarank.checkpoints import Pair, SummedTensor, read_chunks
 from deltarank.spectra import Sums, Workspace, energy_of, subtract
 
 
@@ -48,7 +48,7 @@ def overlap(
     """
     sums, seen = Sums(), Overlap()
     dtype = torch.float32 if keep is None else keep.dtype
-    for first, base, finetune in chunks(target.base, target.finetune):
+    for first, base, finetune in read_chunks(target.base, target.finetune):
         out = workspace.lend("delta rows", base.shape, dtype) if keep is None else keep[first : first + len(base)]
         before = base.to(workspace.device, dtype)
         part = subtract(base, finetune, out=out, workspace=workspace)

@@ -154,7 +154,7 @@ class _Helper:
 def _started() -> _Helper | None:
     if not sys.executable or getattr(sys, "frozen", False):  # a program that is no Python would start itself again
         return None
-    command = [sys.executable, "-P", str(Path(__file__).with_name("_helper.py"))]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("worker_process.py"))]
     try:
         return _Helper(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

@@ -1,6 +1,6 @@
 """Draws what comes in: a line of Vega-Lite on stdin, a line with its SVG on stdout, until stdin ends.
 
-A line that says null asks for the script that the page needs. `_drawing` starts this as a file of its own, so
+A line that says null asks for the script that the page needs. `draw.py` starts this as a file of its own, so
 that it is ready soon: nothing of deltarank is imported here.
 """
 
