@@ -103,7 +103,7 @@ def test_signs_that_stdout_cannot_write_are_replaced(monkeypatch: pytest.MonkeyP
 
 COLLECTS = """
 import gc, sys, weakref
-from deltarank.cli._load import loading
+from deltarank.cli.loading import loading
 
 class Ring: pass
 
@@ -131,7 +131,7 @@ def test_the_collector_works_again_after_loading(how: str) -> None:
 
 SWALLOWS = """
 import signal
-from deltarank.cli._load import loading
+from deltarank.cli.loading import loading
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:

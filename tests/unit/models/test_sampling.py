@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from scipy import stats
-from unit.behaviour.some_tokenizers import with_spaces_in_front
+from some_tokenizers import with_spaces_in_front
 
 import tiny_architectures
 from deltarank.divergence import Answer, Prompt
