@@ -22,7 +22,7 @@ from deltarank.checkpoints import (
     read_chunks,
     will_need,
 )
-from deltarank.checkpoints import read_chunks as chunks_module
+from deltarank.checkpoints import chunks as chunks_module
 from deltarank.checkpoints import source as source_module
 from deltarank.errors import CheckpointError
 

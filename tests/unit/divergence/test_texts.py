@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from some_tokenizers import FORGETS, NO_SYSTEM, byte_level, with_spaces_in_front
 
 from deltarank.divergence import Document, Prompt, read_prompts, read_texts
 from deltarank.divergence.prompts import builtin_prompts
 from deltarank.errors import DeltarankError, JobError, UsageError
+from some_tokenizers import FORGETS, NO_SYSTEM, byte_level, with_spaces_in_front
 
 BYTES = byte_level()
 PLAIN = byte_level(None)

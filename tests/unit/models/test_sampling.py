@@ -9,12 +9,12 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from scipy import stats
-from some_tokenizers import with_spaces_in_front
 
 import tiny_architectures
 from deltarank.divergence import Answer, Prompt
 from deltarank.errors import UsageError
 from deltarank.models import generate, own_document
+from some_tokenizers import with_spaces_in_front
 
 TOKENIZER = with_spaces_in_front()
 PROMPTS = [Prompt("the cat"), Prompt("a mat for the dog sat"), Prompt("the"), Prompt("on the mat and the cat")]
