@@ -15,7 +15,7 @@ from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import default_output, print_plan, quieten_the_hub
 from deltarank.cli.streams import one_line, out, sayer
 from deltarank.errors import UsageError
-from deltarank.results import count, percent
+from deltarank.results import count, format_table, percent
 
 if TYPE_CHECKING:
     from deltarank.jobs.extract import ExtractedAdapter
@@ -124,16 +124,22 @@ def _lines(adapter: ExtractedAdapter) -> list[str]:
     from deltarank.adapters import words_for
 
     budget = adapter.budget
-    lines = [f"{adapter.sentence}.", ""]
-    lines += [f"{share:>12}  {words}" for share, words in zip(budget.percents, _fates(adapter), strict=True)]
-    for kind, (number, share) in budget.by_kind().items():
-        lines.append(f"{percent(share):>16}  {words_for(kind)}, {count(number, 'tensor')}")
-    lines += ["", "kept of each module's change, as written:"]
-    lines += [
-        f"{percent(kept):>12}  {module}, {count(number, 'matrix', 'matrices')}"
-        for module, number, kept in adapter.modules
+    kinds = [
+        (percent(share), f"{words_for(kind)}, {count(number, 'tensor')}")
+        for kind, (number, share) in budget.by_kind().items()
     ]
-    return lines
+    modules = [
+        (percent(kept), f"{module}, {count(number, 'matrix', 'matrices')}") for module, number, kept in adapter.modules
+    ]
+    return [
+        f"{adapter.sentence}.",
+        "",
+        *format_table(list(zip(budget.percents, _fates(adapter), strict=True)), align="><", minimum=(12,)),
+        *format_table(kinds, align="><", minimum=(16,)),
+        "",
+        "kept of each module's change, as written:",
+        *format_table(modules, align="><", minimum=(12,)),
+    ]
 
 
 def _fates(adapter: ExtractedAdapter) -> list[str]:

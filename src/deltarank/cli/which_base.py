@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from deltarank.cli.loading import loading
 from deltarank.cli.streams import one_line, out
 from deltarank.errors import UsageError
+from deltarank.results import format_table
 
 if TYPE_CHECKING:
     from deltarank.jobs.which_base import BaseChoice
@@ -54,6 +55,4 @@ def lines(choice: BaseChoice) -> list[str]:
     from deltarank.jobs.which_base import table
 
     rows = [("candidate", "change / weights", "in single matrices"), *table(choice)]
-    first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
-    drawn = [f"  {name:<{first}}  {norm:>{second}}  {more}".rstrip() for name, norm, more in rows]
-    return [f"finetune: {choice.finetune.ref}", "", *drawn, "", choice.sentence]
+    return [f"finetune: {choice.finetune.ref}", "", *format_table(rows, align="<><", indent=2), "", choice.sentence]

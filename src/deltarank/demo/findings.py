@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from deltarank.demo.recipe import Recipe
-from deltarank.results import Loss, MatrixResult, Results, Total, figure, listing, percent
+from deltarank.results import Loss, MatrixResult, Results, Total, figure, format_table, listing, percent
 
 TITLES = {"lora": "LoRA, merged", "full": "full finetune", "merge": "merge of two"}
 LIMIT = 0.1
@@ -41,16 +41,21 @@ def _part_of(module: str) -> str:
     return _O if module.endswith("o_proj") else _QKV
 
 
-def _table(parts: Mapping[str, Mapping[str, Total]], rank: int) -> Iterator[str]:
-    yield f"What a LoRA of rank {rank} loses of each finetune: cosine distance, and how much of the energy is gone."
-    yield ""
-    yield _row("", [TITLES[name] for name in parts])
-    for part in (_EVERYTHING, _MLP, _O, _QKV):
-        yield _row(part, [_cell(totals[part].loss(rank)) for totals in parts.values()])
+def _table(parts: Mapping[str, Mapping[str, Total]], rank: int) -> list[str]:
+    rows = [
+        [part, *(_cell(totals[part].loss(rank)) for totals in parts.values())] for part in (_EVERYTHING, _MLP, _O, _QKV)
+    ]
+    return finetunes_side_by_side(
+        f"What a LoRA of rank {rank} loses of each finetune: cosine distance, and how much of the energy is gone.",
+        parts,
+        rows,
+    )
 
 
-def _row(label: str, cells: Sequence[str]) -> str:
-    return (f"  {label:<20}" + "".join(f"{cell:>20}" for cell in cells)).rstrip()
+def finetunes_side_by_side(heading: str, finetunes: Iterable[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table under its heading: one column for each finetune. The first cell of a row is its label."""
+    header = ["", *(TITLES[name] for name in finetunes)]
+    return [heading, "", *format_table([header, *rows], align="<>", minimum=(20, 19), gap=1, indent=2)]
 
 
 def _cell(loss: Loss) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from deltarank.demo.findings import TITLES
+from deltarank.demo.findings import TITLES, finetunes_side_by_side
 from deltarank.demo.recipe import Recipe
 from deltarank.results import CandidateKind, Logits, Outputs, Results, figure, listing, percent
 
@@ -36,16 +36,13 @@ def _own(outputs: Outputs) -> dict[str, Logits]:
     }
 
 
-def _table(own: Mapping[str, Mapping[str, Logits]]) -> Iterator[str]:
-    yield "How far what it says is from its finetune, on the finetune's own answers: nats per token, behaviour kept."
-    yield ""
-    yield _row("", [TITLES[name] for name in own])
-    for candidate in dict.fromkeys(name for rows in own.values() for name in rows):
-        yield _row(candidate, [_cell(rows.get(candidate)) for rows in own.values()])
-
-
-def _row(label: str, cells: Sequence[str]) -> str:
-    return (f"  {label:<20}" + "".join(f"{cell:>20}" for cell in cells)).rstrip()
+def _table(own: Mapping[str, Mapping[str, Logits]]) -> list[str]:
+    candidates = dict.fromkeys(name for rows in own.values() for name in rows)
+    return finetunes_side_by_side(
+        "How far what it says is from its finetune, on the finetune's own answers: nats per token, behaviour kept.",
+        own,
+        [[candidate, *(_cell(rows.get(candidate)) for rows in own.values())] for candidate in candidates],
+    )
 
 
 def _cell(logits: Logits | None) -> str:

@@ -39,6 +39,7 @@ from deltarank.results.outputs import (
     Writing,
 )
 from deltarank.results.run import Results, matrix_from_plain, matrix_to_plain, skipped_from_plain, skipped_to_plain
+from deltarank.results.text_table import format_table
 
 __all__ = [
     "DEFAULT_RANKS",
@@ -75,6 +76,7 @@ __all__ = [
     "count",
     "duration",
     "figure",
+    "format_table",
     "headline_rank",
     "listing",
     "matrix_from_plain",
