@@ -22,8 +22,8 @@ class Rates:
     square: float = 0.0
 
 
-# Two cores of an AMD EPYC (Zen 4), float32, torch 2.13 with MKL, 2026-11: see benchmarks/history. Only their ratios decide,
-# and they are constants so that the same settings choose the same solver on every machine of a kind.
+# Two cores of an AMD EPYC (Zen 4), float32, torch 2.13 with MKL, 2026-11: see benchmarks/history. Only their ratios
+# decide, and they are constants so that the same settings choose the same solver on every machine of a kind.
 _CPU = Rates(symmetric=360e9, eigenvalues=60e9, skinny=100e9, small=60e9)
 _CPU_BFLOAT16 = replace(_CPU, skinny=280e9)
 _CPU_INT8 = replace(_CPU_BFLOAT16, rounded=1300e9, square=400e9)
