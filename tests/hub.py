@@ -453,7 +453,7 @@ if "WAITS" in os.environ:  # the same tries as ever, with shorter waits between 
 
 def describe(ref, revision=None, fetch="download"):
     told = []
-    with open_checkpoint(ref, revision=revision, fetch=fetch, tell=told.append) as c:
+    with open_checkpoint(ref, revision=revision, fetch=fetch, on_note=told.append) as c:
         return {"told": told, "traffic": c.traffic and (c.traffic.requests, c.traffic.received),
                 "ref": c.reference.ref, "revision": c.reference.revision, "files": dict(c.reference.files),
                 "tensors": {n: t.shape for n, t in c.tensors.items()}, "config": c.config,
@@ -466,7 +466,7 @@ def pair(base, finetune, fetch="download"):
 def read(ref, fetch, *tensors):
     # SHA-256 of each tensor (of all if none is named), and the sentences heard on the way.
     told = []
-    with open_checkpoint(ref, fetch=fetch, tell=told.append) as c:
+    with open_checkpoint(ref, fetch=fetch, on_note=told.append) as c:
         found = {}
         for name in tensors or c.tensors:
             info = c.tensors[name]

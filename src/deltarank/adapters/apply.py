@@ -16,7 +16,7 @@ from deltarank.adapters.server_semantics import IGNORES, TAKES, ServerSemantics,
 from deltarank.adapters.servers import kind_of, router_in_files, taken_for_experts
 from deltarank.adapters.target_parameters import spread
 from deltarank.adapters.targets import Map, Placement, Target, land
-from deltarank.checkpoints import Pair, as_expert
+from deltarank.checkpoints import Pair, parse_expert_name
 from deltarank.errors import AdapterError
 from deltarank.results import count, listing
 
@@ -155,7 +155,7 @@ def _may_be_longer(part: Part, target: Target) -> bool:
 
 def _is_apart(part: Part, tensors: Map) -> bool:
     """Whether a part is for a single expert of those that share a tensor."""
-    expert = as_expert(part.tensor)
+    expert = parse_expert_name(part.tensor)
     return expert is not None and bool(tensors.stacks_of(expert[0]))
 
 

@@ -28,10 +28,10 @@ from deltarank.checkpoints import (
     Piece,
     SummedTensor,
     TensorInfo,
-    adapter_folder,
+    find_adapter_folder,
     open_checkpoint,
     pair_checkpoints,
-    rows_of,
+    read_rows,
 )
 from deltarank.errors import CheckpointError
 from deltarank.results import Reference, count, listing
@@ -53,7 +53,7 @@ def open_finetune(
     *,
     revision: str | None,
     fetch: str,
-    tell: Callable[[str], None] = lambda sentence: None,
+    on_note: Callable[[str], None] = lambda sentence: None,
 ) -> Checkpoint:
     """A checkpoint, or an adapter of PEFT on `base`. Close it before the base.
 
@@ -62,9 +62,9 @@ def open_finetune(
         AdapterError: the adapter cannot be read, is of a kind that is not read, or is of another base.
     """
     try:
-        return open_checkpoint(ref, revision=revision, fetch=fetch, tell=tell)
+        return open_checkpoint(ref, revision=revision, fetch=fetch, on_note=on_note)
     except CheckpointError as error:
-        found = adapter_folder(ref, revision) if error.slug in NO_CHECKPOINT else None
+        found = find_adapter_folder(ref, revision) if error.slug in NO_CHECKPOINT else None
         if found is None:
             raise
     folder, name, commit = found
@@ -164,7 +164,7 @@ class AdaptedSource:
         skip, done = place - first * row, 0
         for begin in range(first - first % changed.height, last, changed.height):
             of_one = max(first, begin), min(last, begin + changed.height)
-            for at, rows in rows_of(changed.piece, *of_one, entries=_STEP):
+            for at, rows in read_rows(changed.piece, *of_one, entries=_STEP):
                 values = self._merged(changed, begin, at, rows.to(torch.float32))
                 flat = values.contiguous().view(-1).view(torch.uint8)[skip:]
                 taken = min(len(flat), buffer.nbytes - done)
@@ -176,14 +176,14 @@ class AdaptedSource:
         name = changed.names.get(begin // changed.height)
         return base if name is None else self._effect(name).rows(at - begin, base).add_(base)
 
-    def will_need(self, file: str, start: int, length: int) -> None:
+    def prefetch(self, file: str, start: int, length: int) -> None:
         if file != self._file:
-            self._base.will_need(file, start, length)
+            self._base.prefetch(file, start, length)
             return
         name = self._names[bisect.bisect_right(self._starts, start) - 1]
         piece, place = self._changed[name].piece, start - self.tensors[name].start
         size = piece.dtype.itemsize
-        self._base.will_need(piece.file, piece.start + place // _FLOAT * size, length // _FLOAT * size)
+        self._base.prefetch(piece.file, piece.start + place // _FLOAT * size, length // _FLOAT * size)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Left (rows, k) and right (k, columns) in float64, whose product is all that is added; None if more is."""
@@ -220,8 +220,8 @@ class AdaptedSource:
         owned = file in self.files and file not in self._base.files
         return (self._adapter.file.source if owned else self._base).identity(file)
 
-    def stamp(self, file: str) -> str:
-        return self._adapter.file.source.stamp(file) if file in self.files else self._base.stamp(file)
+    def fingerprint(self, file: str) -> str:
+        return self._adapter.file.source.fingerprint(file) if file in self.files else self._base.fingerprint(file)
 
     def close(self) -> None:
         """The adapter's file; the base belongs to who opened it."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters.config_read import CONFIG, MAX_CONFIG, LoraConfig, parse_config
-from deltarank.checkpoints import PLAIN, Checkpoint, TensorInfo, fetch_small, open_checkpoint
+from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo, fetch_files, open_checkpoint
 from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Reference
 
@@ -135,12 +135,12 @@ class LoraAdapter:
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         if info.nbytes:
             self.file.source.read_into(info.file, info.start, raw.numpy().data)
-        return raw.view(PLAIN[info.dtype]).view(info.shape)
+        return raw.view(FLOAT_DTYPES[info.dtype]).view(info.shape)
 
     def is_padding(self, name: str) -> bool:
         """Whether a tensor is a bias of zeros: PEFT wants one beside all factors, if beside any."""
         info = self.file.tensors.get(name)
-        if info is None or not name.endswith(_BIAS) or info.dtype not in PLAIN or info.nbytes > _LONGEST_BIAS:
+        if info is None or not name.endswith(_BIAS) or info.dtype not in FLOAT_DTYPES or info.nbytes > _LONGEST_BIAS:
             return False
         return not self.numbers(info).any()
 
@@ -181,7 +181,7 @@ def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) ->
     """
     named = os.fspath(ref)
     try:
-        home, commit = fetch_small(ref, (CONFIG, WEIGHTS), revision=revision)
+        home, commit = fetch_files(ref, (CONFIG, WEIGHTS), revision=revision)
     except CheckpointError as error:
         if error.slug == "no-such-checkpoint":
             _refuse_without(named, "there is no such folder")
@@ -242,7 +242,7 @@ def _sorted_out(tensors: Mapping[str, TensorInfo]) -> tuple[tuple[Part, ...], tu
 def _read_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[Part | UnusedTensor]:
     """Each tensor ends in one part, or is a entry."""
     for key, info in tensors.items():
-        if info.dtype not in PLAIN:
+        if info.dtype not in FLOAT_DTYPES:
             yield UnusedTensor(key, f"stored as {info.dtype!a}, which holds no plain numbers")
         elif not key.startswith(PREFIX):
             yield UnusedTensor(key, _NO_PREFIX)
@@ -273,7 +273,7 @@ def _joined(
 ) -> Iterator[Part | UnusedTensor]:
     """A pair of factors, told once, at its A; or half of one."""
     partner = tensors.get(other)
-    if partner is None or partner.dtype not in PLAIN:
+    if partner is None or partner.dtype not in FLOAT_DTYPES:
         yield _half(key, kind, module, other)
         return
     is_down = "_A" in key[len(PREFIX) + len(module) :]

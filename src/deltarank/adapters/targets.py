@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.adapters.read import Kind, Part
-from deltarank.checkpoints import Pair, SummedTensor, as_expert, without_wrappers
+from deltarank.checkpoints import Pair, SummedTensor, parse_expert_name, strip_wrappers
 
 Target = SummedTensor | Pair
 
@@ -79,7 +79,7 @@ class Map:
                 stacks = self._stacks.setdefault(_core(name.rpartition(".")[0]), {})
                 stacks.setdefault(name.rpartition(".")[2], []).append(target)
             names = {target.name} if is_slice else {target.name, target.base.tensor}
-            for holder, number, part in filter(None, map(as_expert, names)):
+            for holder, number, part in filter(None, map(parse_expert_name, names)):
                 self._singles.setdefault(_core(holder), {})[number, part] = target
             for name in names:
                 self._exact.setdefault(name, target)
@@ -113,7 +113,7 @@ class Map:
 
 
 def _core(name: str) -> str:
-    return ".".join(without_wrappers(name.split(".")))
+    return ".".join(strip_wrappers(name.split(".")))
 
 
 def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -> Placement | str:

@@ -8,38 +8,38 @@ chunks(pair.base, pair.finetune)               rows of both sides, through reuse
 from __future__ import annotations
 
 from deltarank.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from deltarank.checkpoints.chunks import Lookahead, interrupt, read_chunks, rows_of, will_need
+from deltarank.checkpoints.chunks import Prefetcher, interrupt_reads, prefetch, read_chunks, read_rows
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.hub.adapter_folder import adapter_folder
-from deltarank.checkpoints.hub.fetch import checked_way, fetch_small
+from deltarank.checkpoints.hub.adapter_folder import find_adapter_folder
+from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files
 from deltarank.checkpoints.hub.http_ranges import Traffic
-from deltarank.checkpoints.pairing.fused_experts import as_expert
-from deltarank.checkpoints.pairing.names import without_wrappers
+from deltarank.checkpoints.pairing.fused_experts import parse_expert_name
+from deltarank.checkpoints.pairing.names import strip_wrappers
 from deltarank.checkpoints.pairing.pair import pair_checkpoints
-from deltarank.checkpoints.pieces import PLAIN, Pair, Pairing, Piece, SummedTensor
+from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor
 from deltarank.checkpoints.source import LocalSource, Source
 
 __all__ = [
-    "PLAIN",
+    "FLOAT_DTYPES",
     "Checkpoint",
     "LocalSource",
-    "Lookahead",
     "Pair",
     "Pairing",
     "Piece",
+    "Prefetcher",
     "Source",
     "SummedTensor",
     "TensorInfo",
     "Traffic",
-    "adapter_folder",
-    "as_expert",
-    "checked_way",
-    "fetch_small",
-    "interrupt",
+    "check_fetch_mode",
+    "fetch_files",
+    "find_adapter_folder",
+    "interrupt_reads",
     "open_checkpoint",
     "pair_checkpoints",
+    "parse_expert_name",
+    "prefetch",
     "read_chunks",
-    "rows_of",
-    "will_need",
-    "without_wrappers",
+    "read_rows",
+    "strip_wrappers",
 ]

@@ -15,7 +15,7 @@ from deltarank.checkpoints.folder import find_weights
 from deltarank.checkpoints.formats.header_of_file import read_tensors
 from deltarank.checkpoints.formats.registry import decoded, fingerprint_of
 from deltarank.checkpoints.formats.safetensors_header import LIKELY_HEADER, TensorInfo
-from deltarank.checkpoints.hub.fetch import Fetched, checked_way
+from deltarank.checkpoints.hub.fetch import Fetched, check_fetch_mode
 from deltarank.checkpoints.hub.fetch import fetch as fetch_model
 from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.references import HubRef, parse_ref
@@ -61,7 +61,7 @@ def open_checkpoint(
     *,
     revision: str | None = None,
     fetch: str = "auto",
-    tell: Callable[[str], None] = lambda sentence: None,
+    on_note: Callable[[str], None] = lambda sentence: None,
 ) -> Checkpoint:
     """Finds a checkpoint, on this machine or on the Hub, and checks its headers.
 
@@ -69,7 +69,7 @@ def open_checkpoint(
         ref: a folder, a file of weights, a shard index, or `org/name[@revision]` on the Hub.
         fetch: what becomes of a model that is not in the Hub's cache. "download": into the cache, whole. "stream": read
             by byte ranges when it is needed, and not kept. "auto": download where the disk then keeps 5 GB free.
-        tell: hears sentences: how a model is fetched, and why it takes long.
+        on_note: called with sentences about the fetch: downloaded or streamed, and what it waits for.
 
     Raises:
         UsageError: the reference cannot be meant.
@@ -77,10 +77,10 @@ def open_checkpoint(
         HeaderError: a header or an index is not to be trusted.
     """
     found = parse_ref(ref, revision)
-    way = checked_way(fetch)
+    way = check_fetch_mode(fetch)
     try:
         if isinstance(found, HubRef):
-            return _open(fetch_model(found, way, tell), found.ref)
+            return _open(fetch_model(found, way, on_note), found.ref)
         weights = find_weights(found.path)
         return _open(Fetched(weights, None, LocalSource(weights.folder, weights.files)), found.ref)
     except HeaderError as error:
@@ -119,9 +119,9 @@ def _read_headers(source: Source) -> tuple[list[TensorInfo], str]:
     files = list(source.files)
     for number, file in enumerate(files):
         for near in files[number + (HEADERS_AHEAD if number else 0) : number + HEADERS_AHEAD + 1]:
-            source.will_need(near, 0, LIKELY_HEADER)
+            source.prefetch(near, 0, LIKELY_HEADER)
         header, found = read_tensors(source, file)
-        for part in (file.encode(), source.stamp(file).encode(), header):
+        for part in (file.encode(), source.fingerprint(file).encode(), header):
             digest.update(len(part).to_bytes(8, "little") + part)
         tensors.extend(found)
     return tensors, digest.hexdigest()

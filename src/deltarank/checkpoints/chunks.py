@@ -29,7 +29,7 @@ def read_chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iter
         raise ValueError(f"shapes differ: {base.shape} and {finetune.shape}")
     pieces = (base,) if base is finetune else (base, finetune)  # one: known to hold the same, and read once
     for piece in pieces:
-        piece.source.will_need(piece.file, piece.start, piece.nbytes)
+        piece.source.prefetch(piece.file, piece.start, piece.nbytes)
     rows, columns = base.shape
     step = min(rows, max(1, entries // max(columns, 1)))
     sides = [_Side(piece, step) for piece in pieces]
@@ -38,7 +38,7 @@ def read_chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iter
         yield first, read[0], read[-1]
 
 
-def rows_of(piece: Piece, first: int, last: int, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor]]:
+def read_rows(piece: Piece, first: int, last: int, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor]]:
     """Yields (first row, rows) of one piece, as `chunks` does of two.
 
     Raises:
@@ -66,13 +66,13 @@ class _Side:
         return self._bytes[:length].view(piece.dtype).view(rows, piece.shape[1])
 
 
-def interrupt(pairs: Iterable[Pair | SummedTensor]) -> None:
+def interrupt_reads(pairs: Iterable[Pair | SummedTensor]) -> None:
     """Whoever reads these over a network is not waited for: its reads fail soon."""
     for source in {id(piece.source): piece.source for pair in pairs for piece in (pair.base, pair.finetune)}.values():
         source.interrupt()
 
 
-class Lookahead:
+class Prefetcher:
     """Announces pairs before they are read, so that the disk or the network works while we compute."""
 
     def __init__(self, pairs: Sequence[Pair | SummedTensor]) -> None:
@@ -81,21 +81,21 @@ class Lookahead:
         self._announced = 0
         self._lock = threading.Lock()
 
-    def reached(self, number: int, *, least: int = 1) -> None:
-        """The pair of this number is taken in hand: the next `least` are announced, and more up to 64 MB."""
+    def reached(self, number: int, *, at_least: int = 1) -> None:
+        """The pair of this number is taken in hand: the next `at_least` are announced, and more up to 64 MB."""
         with self._lock:
-            while self._announced < len(self._pairs) and self._is_near(number, least):
-                will_need(self._pairs[self._announced])
+            while self._announced < len(self._pairs) and self._is_near(number, at_least):
+                prefetch(self._pairs[self._announced])
                 self._announced += 1
 
-    def _is_near(self, number: int, least: int) -> bool:
+    def _is_near(self, number: int, at_least: int) -> bool:
         """Whether the next that was not announced is to be."""
         distance = self._announced - number
         ahead = self._sizes[self._announced] - self._sizes[number + 1]
-        return distance <= least or (ahead < BYTES_AHEAD and distance <= MOST_PAIRS_AHEAD)
+        return distance <= at_least or (ahead < BYTES_AHEAD and distance <= MOST_PAIRS_AHEAD)
 
 
-def will_need(pair: Pair | SummedTensor) -> None:
+def prefetch(pair: Pair | SummedTensor) -> None:
     """Tells both sides that this pair is read soon."""
     for piece in pair.pieces:
-        piece.source.will_need(piece.file, piece.start, piece.nbytes)
+        piece.source.prefetch(piece.file, piece.start, piece.nbytes)

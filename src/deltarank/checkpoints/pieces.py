@@ -12,7 +12,7 @@ from deltarank.checkpoints.formats.storage import Storage
 from deltarank.checkpoints.source import Source
 from deltarank.results import Outcome, Skipped
 
-PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The types that hold plain weights, by the format's words."""
 
 
@@ -32,7 +32,7 @@ class Piece:
     @classmethod
     def of(cls, info: TensorInfo, source: Source, shape: tuple[int, int], *, skip: int = 0) -> Piece:
         """The part of a tensor that begins `skip` numbers after its first."""
-        dtype = PLAIN[info.dtype]
+        dtype = FLOAT_DTYPES[info.dtype]
         return cls(
             info.name, info.file, info.start + skip * dtype.itemsize, dtype, shape, source, info.storage, info.density
         )
@@ -46,7 +46,7 @@ class Piece:
         return self.entries * self.dtype.itemsize
 
     @property
-    def to_read(self) -> int:
+    def stored_nbytes(self) -> int:
         """Bytes on disk; `nbytes` is what they become."""
         return round(self.nbytes * self.density)
 
@@ -95,7 +95,7 @@ class Pair:
     @property
     def nbytes(self) -> int:
         """Bytes to read, of both sides."""
-        return sum(piece.to_read for piece in self.pieces)
+        return sum(piece.stored_nbytes for piece in self.pieces)
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -126,7 +126,7 @@ class SummedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes to read, of both sides."""
-        return sum(piece.to_read for piece in self.pieces)
+        return sum(piece.stored_nbytes for piece in self.pieces)
 
     @property
     def pieces(self) -> tuple[Piece, ...]:

@@ -35,13 +35,13 @@ class Source(Protocol):
             CheckpointError: (slug "unreadable") the file is shorter than that, or cannot be read.
         """
 
-    def will_need(self, file: str, start: int, length: int) -> None:
+    def prefetch(self, file: str, start: int, length: int) -> None:
         """A hint that these bytes will be read soon. Does nothing where nothing can be done."""
 
     def identity(self, file: str) -> str:
         """Equal for two files only if they are the same bytes, known without reading them."""
 
-    def stamp(self, file: str) -> str:
+    def fingerprint(self, file: str) -> str:
         """Differs once the file was changed, and stays when the machine is started again."""
 
     def interrupt(self) -> None:
@@ -75,7 +75,7 @@ class LocalSource:
     def identity(self, file: str) -> str:
         return self._identities[file]
 
-    def stamp(self, file: str) -> str:
+    def fingerprint(self, file: str) -> str:
         return self._stamps[file]
 
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
@@ -92,7 +92,7 @@ class LocalSource:
         if done < flat.nbytes:
             raise unreadable(self._paths[file], "it became shorter since its header was read")
 
-    def will_need(self, file: str, start: int, length: int) -> None:
+    def prefetch(self, file: str, start: int, length: int) -> None:
         if not hasattr(os, "posix_fadvise"):
             return
         try:

@@ -12,7 +12,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints import PLAIN, Checkpoint, Piece, TensorInfo
+from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Piece, TensorInfo
 
 _OTHERS = {
     "BOOL": torch.bool,
@@ -22,7 +22,7 @@ _OTHERS = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
-_DTYPES = {**PLAIN, **_OTHERS}
+_DTYPES = {**FLOAT_DTYPES, **_OTHERS}
 
 Change = Callable[[Tensor], Tensor]
 """Takes a matrix in float32 and gives what stands in its place; it may write into what it was given."""
@@ -125,5 +125,6 @@ def strange_dtypes(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         name: info.dtype
         for name, info in checkpoint.tensors.items()
-        if info.dtype not in _DTYPES or (info.dtype not in PLAIN and len(info.shape) > 1 and name.endswith("weight"))
+        if info.dtype not in _DTYPES
+        or (info.dtype not in FLOAT_DTYPES and len(info.shape) > 1 and name.endswith("weight"))
     }

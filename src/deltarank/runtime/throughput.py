@@ -24,7 +24,7 @@ class Throughput:
     ) -> None:
         self._counts = [each.traffic for each in checkpoints if each.traffic is not None]
         pieces = [piece for pair in pairs for piece in pair.pieces]
-        self._whole = sum(piece.to_read for each in checkpoints for piece in pieces if _is_streamed(piece, each))
+        self._whole = sum(piece.stored_nbytes for each in checkpoints for piece in pieces if _is_streamed(piece, each))
         self._before = self._received()
         self._progress = progress
         self._seen = deque([(time.monotonic(), self._before)])

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from deltarank.checkpoints import Lookahead, interrupt
+from deltarank.checkpoints import Prefetcher, interrupt_reads
 from deltarank.runtime.plan import Step
 
 _Result = TypeVar("_Result")
@@ -47,7 +47,7 @@ class WorkerPool(Generic[_Result]):
         share = max(threads // self._benches, 1)
         pool = ThreadPoolExecutor(self._benches, "deltarank", self._begin, (share,))
         pairs = [step.pair for group in groups for step in group]
-        ahead = Lookahead(pairs)
+        ahead = Prefetcher(pairs)
         starts = accumulate(map(len, groups), initial=0)
         try:
             jobs: dict[Future[list[_Result]], Sequence[Step]] = {
@@ -62,7 +62,7 @@ class WorkerPool(Generic[_Result]):
             if failures:
                 raise failures[0]
         except BaseException:
-            interrupt(pairs)
+            interrupt_reads(pairs)
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -72,11 +72,11 @@ class WorkerPool(Generic[_Result]):
         torch.set_num_threads(threads)
         self._local.measurer = self._make()
 
-    def _work(self, group: Sequence[Step], number: int, ahead: Lookahead) -> list[_Result]:
+    def _work(self, group: Sequence[Step], number: int, ahead: Prefetcher) -> list[_Result]:
         """The system is told what is needed next: its disk, or the network, works while we compute."""
         if self._stopped.is_set():
             raise CancelledError
-        ahead.reached(number, least=len(group) - 1 + self._benches)
+        ahead.reached(number, at_least=len(group) - 1 + self._benches)
         measurer: Worker[_Result] = self._local.measurer
         try:
             return measurer.results(group)

@@ -47,11 +47,11 @@ def test_any_order_of_reads_gives_the_bytes(announced: str, readers: int) -> Non
     ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=3)
     for start, length in parts:
         if announced in ("all", "each twice"):
-            ahead.will_need("x", start, length)
+            ahead.prefetch("x", start, length)
         if announced == "each twice":
-            ahead.will_need("x", start + length // 2, length)
+            ahead.prefetch("x", start + length // 2, length)
         if announced == "others":
-            ahead.will_need("x", start + 500, 600)
+            ahead.prefetch("x", start + 500, 600)
     chance.shuffle(parts)
     wrong: list[int] = []
 
@@ -74,11 +74,11 @@ def test_neighbours_are_one_request_and_nothing_comes_twice() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
     line.gate.clear()
-    ahead.will_need("x", 0, 100)  # while this is under way, the others gather
+    ahead.prefetch("x", 0, 100)  # while this is under way, the others gather
     while not line.asked:
         pass
     for start in range(100, 30_100, 100):
-        ahead.will_need("x", start, 100)
+        ahead.prefetch("x", start, 100)
     line.gate.set()
     for start in range(0, 30_100, 100):
         assert read(ahead, start, 100) == CONTENT[start : start + 100]
@@ -91,11 +91,11 @@ def test_neighbours_are_found_whatever_the_order_in_which_they_are_announced() -
     line = Line()
     ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
     line.gate.clear()
-    ahead.will_need("x", 0, 10)
+    ahead.prefetch("x", 0, 10)
     while not line.asked:
         pass
     for start in (1000, 3000, 5000, 2000, 4000, 6000):
-        ahead.will_need("x", start, 1000)
+        ahead.prefetch("x", start, 1000)
     line.gate.set()
     for start in (1000, 3000, 5000, 2000, 4000, 6000):
         assert read(ahead, start, 1000) == CONTENT[start : start + 1000]
@@ -107,11 +107,11 @@ def test_a_small_gap_is_read_over_and_a_large_one_is_not() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
     line.gate.clear()
-    ahead.will_need("x", 0, 10)
+    ahead.prefetch("x", 0, 10)
     while not line.asked:
         pass
     for start, length in ((1000, 5000), (6100, 1000), (7400, 1000)):
-        ahead.will_need("x", start, length)
+        ahead.prefetch("x", start, length)
     line.gate.set()
     for start, length in ((0, 10), (1000, 5000), (6100, 1000), (7400, 1000)):
         assert read(ahead, start, length) == CONTENT[start : start + length]
@@ -124,7 +124,7 @@ def test_a_small_gap_is_read_over_and_a_large_one_is_not() -> None:
 def test_memory_is_bounded_whatever_is_announced() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=4)
-    ahead.will_need("x", 0, len(CONTENT))
+    ahead.prefetch("x", 0, len(CONTENT))
     for start in range(0, len(CONTENT), 500):
         assert read(ahead, start, 500) == CONTENT[start : start + 500]
     assert ahead.most_held <= 8000 + 2000  # one reader may be before its fetchers
@@ -136,10 +136,10 @@ def test_a_reader_does_not_wait_behind_what_nobody_reads(monkeypatch: pytest.Mon
     monkeypatch.setattr(_ahead, "STALE", 20)
     line = Line()
     ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=2)
-    ahead.will_need("x", 0, 8000)
+    ahead.prefetch("x", 0, 8000)
     while sum(end - start for start, end in line.asked) < 8000:
         pass
-    ahead.will_need("x", 50_000, 40_000)
+    ahead.prefetch("x", 50_000, 40_000)
     for start in range(50_000, 90_000, 500):
         assert read(ahead, start, 500) == CONTENT[start : start + 500]
     assert ahead.most_held <= 10_000
@@ -151,7 +151,7 @@ def test_a_failed_fetch_fails_its_reader_and_nobody_else() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=2)
     line.broken = True
-    ahead.will_need("x", 0, 2000)
+    ahead.prefetch("x", 0, 2000)
     with pytest.raises(ConnectionError, match="down"):
         read(ahead, 0, 10)
     line.broken = False
@@ -162,7 +162,7 @@ def test_a_failed_fetch_fails_its_reader_and_nobody_else() -> None:
 def test_what_is_dropped_is_fetched_again() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch)
-    ahead.will_need("x", 0, 1000)
+    ahead.prefetch("x", 0, 1000)
     assert read(ahead, 0, 10) == CONTENT[:10]
     ahead.drop("x")
     assert read(ahead, 10, 10) == CONTENT[10:20]
@@ -173,11 +173,11 @@ def test_what_is_dropped_is_fetched_again() -> None:
 def test_closing_ends_the_threads_and_lets_go_of_the_memory() -> None:
     before = threading.active_count()
     ahead = ReadAhead(Line().fetch, fetchers=3)
-    ahead.will_need("x", 0, 1000)
+    ahead.prefetch("x", 0, 1000)
     assert threading.active_count() > before
     ahead.close()
     ahead.close()
-    ahead.will_need("x", 0, 1000)
+    ahead.prefetch("x", 0, 1000)
     assert threading.active_count() == before
 
 
@@ -185,7 +185,7 @@ def test_a_reader_that_waits_is_let_go_when_the_program_stops() -> None:
     line = Line()
     line.gate.clear()
     ahead = ReadAhead(line.fetch, fetchers=1)
-    ahead.will_need("x", 0, 1000)
+    ahead.prefetch("x", 0, 1000)
     while not line.asked:
         pass
     failed: list[type[BaseException]] = []

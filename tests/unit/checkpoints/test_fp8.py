@@ -151,7 +151,7 @@ def test_scales_in_another_shard_are_found(tmp_path: Path) -> None:
     with open_checkpoint(base) as before, open_checkpoint(save(tmp_path / "b", {NAME: weights(40, 24)})) as after:
         (pair,) = pair_checkpoints(before, after).pairs
         buffer = bytearray(pair.base.nbytes)
-        pair.base.source.will_need(pair.base.file, pair.base.start, pair.base.nbytes)
+        pair.base.source.prefetch(pair.base.file, pair.base.start, pair.base.nbytes)
         pair.base.source.read_into(pair.base.file, pair.base.start, memoryview(buffer))
 
     found = torch.frombuffer(buffer, dtype=torch.float32).view(40, 24)

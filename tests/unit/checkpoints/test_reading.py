@@ -15,12 +15,12 @@ from files import llama, numbers, read, save
 
 from deltarank.checkpoints import (
     LocalSource,
-    Lookahead,
     Pair,
+    Prefetcher,
     open_checkpoint,
     pair_checkpoints,
+    prefetch,
     read_chunks,
-    will_need,
 )
 from deltarank.checkpoints import chunks as chunks_module
 from deltarank.checkpoints import source as source_module
@@ -106,7 +106,7 @@ def test_a_file_that_went_away_is_unreadable(two: tuple[Path, Path]) -> None:
     with pytest.raises(CheckpointError) as caught:
         source.read_into("model-00001-of-00002.safetensors", 0, memoryview(bytearray(4)))
     assert caught.value.slug == "unreadable"
-    source.will_need("model-00001-of-00002.safetensors", 0, 4)
+    source.prefetch("model-00001-of-00002.safetensors", 0, 4)
     source.close()
 
 
@@ -143,7 +143,7 @@ def test_without_positioned_reads_the_same_bytes_come(tmp_path: Path, monkeypatc
         thread.start()
     for thread in threads:
         thread.join()
-    source.will_need("x", 0, 10)
+    source.prefetch("x", 0, 10)
     source.close()
     assert wrong == []
 
@@ -157,7 +157,7 @@ def test_more_files_than_may_stay_open(tmp_path: Path, monkeypatch: pytest.Monke
     source = LocalSource(tmp_path, names)
     for name in names * 2:
         buffer = bytearray(len(name))
-        source.will_need(name, 0, 1)
+        source.prefetch(name, 0, 1)
         source.read_into(name, 0, memoryview(buffer))
         assert name.encode() == bytes(buffer)
     assert _open_files() <= before + 2
@@ -178,7 +178,7 @@ def test_a_forgotten_source_closes_its_files(tmp_path: Path) -> None:
 def test_hints_never_fail(two: tuple[Path, Path]) -> None:
     with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
         for pair in pair_checkpoints(base, finetune).pairs:
-            will_need(pair)
+            prefetch(pair)
 
 
 def test_reading_asks_for_two_buffers_and_no_more(tmp_path: Path) -> None:
@@ -235,15 +235,15 @@ def test_what_comes_next_is_announced_before_the_present_is_computed(
 ) -> None:
     """So the disk, or the network, works while a solver does."""
     told: list[tuple[int, int]] = []
-    whole = LocalSource.will_need
+    whole = LocalSource.prefetch
     monkeypatch.setattr(
-        LocalSource, "will_need", lambda self, file, at, n: (told.append((at, n)), whole(self, file, at, n))[1]
+        LocalSource, "prefetch", lambda self, file, at, n: (told.append((at, n)), whole(self, file, at, n))[1]
     )
     with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
         pairs = pair_checkpoints(base, finetune).pairs
         told.clear()
-        ahead = Lookahead(pairs)
-        ahead.reached(0, least=2)
+        ahead = Prefetcher(pairs)
+        ahead.reached(0, at_least=2)
         assert {(pair.base.start, pair.base.nbytes) for pair in pairs[:3]} <= set(told)
         for number in range(1, len(pairs)):
             ahead.reached(number)
@@ -257,7 +257,7 @@ def test_no_more_is_announced_than_may_be_held(
     monkeypatch.setattr(chunks_module, "BYTES_AHEAD", most)
     with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
         pairs = pair_checkpoints(base, finetune).pairs
-        ahead = Lookahead(pairs)
+        ahead = Prefetcher(pairs)
         ahead.reached(0)
         held = sum(pair.nbytes for pair in pairs[1 : ahead._announced])
     assert ahead._announced >= 2

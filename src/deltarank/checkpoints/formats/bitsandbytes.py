@@ -70,7 +70,7 @@ def find_bnb(tensors: Mapping[str, TensorInfo], parts: Parts) -> Found:
     """Weights with a `quant_state` (4 bits), and weights of int8 with an `SCB` (8 bits)."""
     found = Found()
     states = [name for name in tensors if _STATE in name]
-    parts.will_need(tensors[name] for name in states)
+    parts.prefetch(tensors[name] for name in states)
     for state in states:
         name, _, kind = state.partition(_STATE)
         found.used.update({state, name, *(name + part for part in _PARTS)} & tensors.keys())

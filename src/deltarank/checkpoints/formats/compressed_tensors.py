@@ -24,7 +24,7 @@ def find_compressed(tensors: Tensors, how: Mapping[str, Any], parts: Parts) -> F
     """`weight_packed` (int32: whole numbers; bytes: fp4), and weights of int8 or of fp4 that have a `weight_scale`."""
     found = Found()
     packed = [name.removesuffix(_PACKED) for name in tensors if name.endswith(_PACKED)]
-    parts.will_need(tensors[f"{stem}.weight_shape"] for stem in packed if f"{stem}.weight_shape" in tensors)
+    parts.prefetch(tensors[f"{stem}.weight_shape"] for stem in packed if f"{stem}.weight_shape" in tensors)
     for stem in packed:
         _put(found, stem, _unpacked(stem, tensors, how, parts), tensors, stem + _PACKED)
     for name, info in tensors.items():

@@ -96,9 +96,9 @@ class Parts:
             self._source.read_into(info.file, info.start + start, found.numpy().data)
         return found
 
-    def will_need(self, infos: Iterable[TensorInfo]) -> None:
+    def prefetch(self, infos: Iterable[TensorInfo]) -> None:
         for info in infos:
-            self._source.will_need(info.file, info.start, info.nbytes)
+            self._source.prefetch(info.file, info.start, info.nbytes)
 
     def _read(self, info: TensorInfo, start: int, length: int) -> Tensor:
         raw = torch.empty(length, dtype=torch.uint8)
@@ -223,13 +223,13 @@ class DecodedSource:
             for each in range(first, last, step):
                 yield place, each, min(each + step, last)
 
-    def will_need(self, file: str, start: int, length: int) -> None:
+    def prefetch(self, file: str, start: int, length: int) -> None:
         if file not in self._places:
-            self._inner.will_need(file, start, length)
+            self._inner.prefetch(file, start, length)
             return
         for place, first, last in self._whole_spans(file, start, length):
             for part in place.decoder.parts:
-                self._inner.will_need(part.file, *_share(part, first, last, place.rows))
+                self._inner.prefetch(part.file, *_share(part, first, last, place.rows))
 
     def _whole_spans(self, file: str, start: int, length: int) -> Iterable[tuple[_Place, int, int]]:
         spans: dict[str, tuple[_Place, int, int]] = {}
@@ -241,8 +241,8 @@ class DecodedSource:
         """Parts may come from several files, so a decoded file is like no other."""
         return f"decoded {id(self)} {file}" if file in self._places else self._inner.identity(file)
 
-    def stamp(self, file: str) -> str:
-        return self._inner.stamp(file.removesuffix(" (decoded)") if file in self._places else file)
+    def fingerprint(self, file: str) -> str:
+        return self._inner.fingerprint(file.removesuffix(" (decoded)") if file in self._places else file)
 
     def interrupt(self) -> None:
         self._inner.interrupt()

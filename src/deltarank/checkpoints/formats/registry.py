@@ -19,7 +19,7 @@ from deltarank.checkpoints.formats.gpt_oss_experts import find_experts
 from deltarank.checkpoints.formats.gptq import find_gptq
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.formats.storage import Storage
-from deltarank.checkpoints.pieces import PLAIN
+from deltarank.checkpoints.pieces import FLOAT_DTYPES
 from deltarank.checkpoints.source import Source
 from deltarank.errors import CheckpointError
 from deltarank.results import count
@@ -63,7 +63,7 @@ def _refuse_unknown(tensors: Tensors, method: object) -> None:
     """
     if not isinstance(method, str) or method in METHODS:
         return
-    packed = [name for name, info in tensors.items() if info.dtype not in PLAIN and len(info.shape) > 1]
+    packed = [name for name, info in tensors.items() if info.dtype not in FLOAT_DTYPES and len(info.shape) > 1]
     if packed:
         raise CheckpointError(
             f"The checkpoint is quantised by {shown(method, most=40)} ({count(len(packed), 'matrix', 'matrices')}, "

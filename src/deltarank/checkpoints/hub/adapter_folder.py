@@ -12,7 +12,7 @@ CONFIG = "adapter_config.json"
 _FILES = (CONFIG, "adapter_model.safetensors", "adapter_model.bin")
 
 
-def adapter_folder(ref: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str | None] | None:
+def find_adapter_folder(ref: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str | None] | None:
     """The adapter's folder, what it is called, and its commit on the Hub; None if there is none.
 
     Raises:

@@ -68,7 +68,7 @@ def fetch(ref: HubRef, how: Fetch, tell: Tell) -> Fetched:
     return Fetched(weights, commit, LocalSource(folder, weights.files))
 
 
-def fetch_small(ref: str | os.PathLike[str], names: Sequence[str], *, revision: str | None) -> tuple[Path, str | None]:
+def fetch_files(ref: str | os.PathLike[str], names: Sequence[str], *, revision: str | None) -> tuple[Path, str | None]:
     """A folder that holds those of these files which there are: one on this machine, or one in the Hub's cache.
 
     Returns it with the commit that it is, which only what comes from the Hub has.
@@ -156,7 +156,7 @@ def _refuse_to_stream(ref: HubRef) -> Fetched:
     )
 
 
-def checked_way(how: str) -> Fetch:
+def check_fetch_mode(how: str) -> Fetch:
     """Raises:
     UsageError: (slug "bad-fetch") no such way.
     """

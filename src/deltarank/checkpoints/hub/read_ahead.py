@@ -1,6 +1,6 @@
 """Byte ranges fetched before they are read: several at a time, in the order announced, in bounded memory.
 
-What is announced (`will_need`) is cut into blocks; neighbours are joined, so that many small tensors are one request.
+What is announced (`prefetch`) is cut into blocks; neighbours are joined, so that many small tensors are one request.
 Each block is dropped once it was read. A reader never waits for room: what it asks for and nobody has begun to fetch is
 fetched at once, whatever is held.
 """
@@ -77,7 +77,7 @@ class ReadAhead:
         self.most_held = 0
         """Bytes, the most that were ever held."""
 
-    def will_need(self, file: str, start: int, length: int) -> None:
+    def prefetch(self, file: str, start: int, length: int) -> None:
         """Announces bytes; what is here, on its way or announced already is not announced twice."""
         with self._changed:
             if self._closed:

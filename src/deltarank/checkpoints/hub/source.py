@@ -57,13 +57,13 @@ class HubSource:
     def identity(self, file: str) -> str:
         return f"blob {self._listed[file].digest}"
 
-    def stamp(self, file: str) -> str:
+    def fingerprint(self, file: str) -> str:
         return self.identity(file)
 
-    def will_need(self, file: str, start: int, length: int) -> None:
+    def prefetch(self, file: str, start: int, length: int) -> None:
         if file in self._small:
             start, length = 0, 0 if file in self._whole else self._listed[file].size
-        self._ahead.will_need(file, start, max(min(length, self._listed[file].size - start), 0))
+        self._ahead.prefetch(file, start, max(min(length, self._listed[file].size - start), 0))
 
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         flat = buffer.cast("B") if buffer.nbytes else buffer
@@ -127,14 +127,14 @@ class PooledSource:
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
         self._of[file].read_into(file, start, buffer)
 
-    def will_need(self, file: str, start: int, length: int) -> None:
-        self._of[file].will_need(file, start, length)
+    def prefetch(self, file: str, start: int, length: int) -> None:
+        self._of[file].prefetch(file, start, length)
 
     def identity(self, file: str) -> str:
         return self._of[file].identity(file)
 
-    def stamp(self, file: str) -> str:
-        return self._of[file].stamp(file)
+    def fingerprint(self, file: str) -> str:
+        return self._of[file].fingerprint(file)
 
     def interrupt(self) -> None:
         for source in self._sources:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from deltarank.checkpoints.escape import shown
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.pairing.prefixes import core
-from deltarank.checkpoints.pieces import PLAIN
+from deltarank.checkpoints.pieces import FLOAT_DTYPES
 from deltarank.results import Outcome, Skipped, count
 
 Tensors = Mapping[str, TensorInfo]
@@ -77,7 +77,7 @@ def match_experts(base: Tensors, finetune: Tensors, names: Mapping[str, str]) ->
     return Experts(renamed, tuple(slices), taken, tuple(_notes(len(renamed), len(into_base), len(into_ours))))
 
 
-def as_expert(name: str) -> tuple[str, int, str] | None:
+def parse_expert_name(name: str) -> tuple[str, int, str] | None:
     """(P.experts, 7, "gate_proj") of the name of a single expert's matrix, as transformers 5 calls it."""
     found = _EXPERT.fullmatch(_plain(name))
     return (found[1], int(found[2]), found[3]) if found else None
@@ -140,7 +140,7 @@ def _sliced(singles: Tensors, stacks: Tensors) -> Iterator[tuple[str, TensorInfo
 
 
 def _is_plain(info: TensorInfo) -> bool:
-    return info.dtype in PLAIN and info.storage is None
+    return info.dtype in FLOAT_DTYPES and info.storage is None
 
 
 def _part(info: TensorInfo, number: int, shape: tuple[int, int], parts: tuple[str, ...]) -> TensorInfo:

@@ -78,10 +78,10 @@ class Namer:
         parts = name.split(".")
         at = self._layer_at(parts)
         if at is None:
-            module = _module(without_wrappers(parts))
+            module = _module(strip_wrappers(parts))
             return Place(None, module, _vocabulary(module))
         stack = tuple(parts[:at])
-        label = [] if stack == self._main else without_wrappers(stack[:-1])
+        label = [] if stack == self._main else strip_wrappers(stack[:-1])
         return Place(int(parts[at]), _module([*label, *parts[at + 1 :]]), None)
 
     def _layer_at(self, parts: Sequence[str]) -> int | None:
@@ -96,7 +96,7 @@ class Namer:
         return None
 
 
-def without_wrappers(parts: Sequence[str]) -> list[str]:
+def strip_wrappers(parts: Sequence[str]) -> list[str]:
     """The parts after the leading wrappers; the last part is never one."""
     first = 0
     while first < len(parts) - 1 and parts[first] in WRAPPERS:

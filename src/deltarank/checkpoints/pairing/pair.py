@@ -16,7 +16,7 @@ from deltarank.checkpoints.pairing.notes import notes_on
 from deltarank.checkpoints.pairing.prefixes import match_names
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_strangers
 from deltarank.checkpoints.pairing.tied_embeddings import Tables
-from deltarank.checkpoints.pieces import PLAIN, Pair, Pairing, Piece, SummedTensor, hold_the_same
+from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor, hold_the_same
 from deltarank.results import Outcome, Skipped
 
 # Convolutions have three dimensions, too, but a short last one; an expert's matrix is wide both ways.
@@ -254,7 +254,7 @@ def _as_rows(shape: tuple[int, ...]) -> tuple[int, int]:
 def _obstacle(two: _Two) -> tuple[Outcome, str] | None:
     """Why there is no difference to take, if there is none."""
     for side, info in (("base", two.base), ("finetune", two.finetune)):
-        if info.dtype not in PLAIN:
+        if info.dtype not in FLOAT_DTYPES:
             why = info.storage.obstacle if info.storage else None
             return Outcome.NOT_FLOATING, f"stored as {shown(info.dtype)} in the {side}, {why or _NOT_PLAIN}"
     if two.base.shape != two.finetune.shape and not two.has_other_rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.pairing.names import Place, Vocabulary
-from deltarank.checkpoints.pieces import PLAIN
+from deltarank.checkpoints.pieces import FLOAT_DTYPES
 
 _PARTNER = {Vocabulary.HEAD: Vocabulary.INPUT, Vocabulary.INPUT: Vocabulary.HEAD}
 
@@ -36,7 +36,11 @@ class Tables:
 
 
 def _fits(partner: TensorInfo, info: TensorInfo) -> bool:
-    return len(partner.shape) == len(info.shape) == 2 and partner.shape[1] == info.shape[1] and partner.dtype in PLAIN
+    return (
+        len(partner.shape) == len(info.shape) == 2
+        and partner.shape[1] == info.shape[1]
+        and partner.dtype in FLOAT_DTYPES
+    )
 
 
 def _says_tied(config: Mapping[str, Any]) -> bool | None:

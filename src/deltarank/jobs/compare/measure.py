@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import factors_of, is_adapted
-from deltarank.checkpoints import Pair, SummedTensor, read_chunks, rows_of
+from deltarank.checkpoints import Pair, SummedTensor, read_chunks, read_rows
 from deltarank.errors import CheckpointError
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
 from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
@@ -110,7 +110,7 @@ class MatrixMeasurer:
             return _blank(pair, Outcome.NOT_FINITE, "the adapter holds NaN or Inf, so no loss can be stated")
         known = product_spectrum(left, right)
         sums = Sums()
-        for first, base in rows_of(pair.base, 0, pair.shape[0]):
+        for first, base in read_rows(pair.base, 0, pair.shape[0]):
             sums += product_sums(base, left[first : first + len(base)], right, self._workspace)
         sums = replace(sums, energy=known.energy)
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED

@@ -19,10 +19,10 @@ import torch
 from deltarank.adapters import open_finetune
 from deltarank.checkpoints import (
     Checkpoint,
-    Lookahead,
     Pair,
+    Prefetcher,
     SummedTensor,
-    checked_way,
+    check_fetch_mode,
     open_checkpoint,
     pair_checkpoints,
 )
@@ -120,9 +120,9 @@ def compare(
     )
     progress = progress or ProgressListener()
     with ExitStack() as stack:
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=progress.noted))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, on_note=progress.noted))
         after = stack.enter_context(
-            open_finetune(finetune, before, revision=revision, fetch=fetch, tell=progress.noted)
+            open_finetune(finetune, before, revision=revision, fetch=fetch, on_note=progress.noted)
         )
         known = make_plan(before, after, _paired(before, after, settings), settings)
         identity = _identity(before, after, settings)
@@ -171,7 +171,7 @@ def plan(
         include=include,
         exclude=exclude,
     )
-    checked_way(fetch)
+    check_fetch_mode(fetch)
     with (
         open_checkpoint(base, revision=base_revision, fetch="stream") as before,
         open_finetune(finetune, before, revision=revision, fetch="stream") as after,
@@ -288,7 +288,7 @@ class _Run:
 
     def _sum_up_all(self, clock: Clock) -> None:
         waiting = [each for each in self.plan.pairing.summed if each.name not in self.left_out]
-        ahead = Lookahead(waiting)
+        ahead = Prefetcher(waiting)
         for number, summed in enumerate(waiting):
             ahead.reached(number)
             self.progress.began(summed.name)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from deltarank.adapters import open_finetune
-from deltarank.checkpoints import checked_way, open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import check_fetch_mode, open_checkpoint, pair_checkpoints
 from deltarank.jobs.extract.assemble import nbytes_of
 from deltarank.jobs.extract.job import Job
 from deltarank.jobs.extract.options import ExtractOptions
@@ -79,9 +79,9 @@ def extract(
     )
     progress = progress or ProgressListener()
     with ExitStack() as stack:
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=progress.noted))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, on_note=progress.noted))
         after = stack.enter_context(
-            open_finetune(finetune, before, revision=revision, fetch=fetch, tell=progress.noted)
+            open_finetune(finetune, before, revision=revision, fetch=fetch, on_note=progress.noted)
         )
         job = Job(
             options, before, after, pair_checkpoints(before, after, include=include, exclude=exclude, experts=True)
@@ -125,7 +125,7 @@ def plan_extraction(
 
     Arguments and errors as there.
     """
-    checked_way(fetch)
+    check_fetch_mode(fetch)
     options = ExtractOptions.checked(
         rank=rank,
         max_error=max_error,

@@ -30,7 +30,7 @@ from deltarank.adapters import (
     write_json,
     write_weights,
 )
-from deltarank.checkpoints import PLAIN, Checkpoint, TensorInfo
+from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo
 from deltarank.jobs.extract.biases import bias_bytes
 from deltarank.jobs.extract.layout import EXPERT, Empty, Layout, Target, UnfactoredTensor
 from deltarank.jobs.extract.result import AdapterMatrix
@@ -228,7 +228,9 @@ def _whole(finished: Finished, finetune: Checkpoint) -> Iterator[Stored]:
         leaf = other.name.rpartition(".")[2]
         for module in (other.module, other.head):  # PEFT wants what is tied twice
             if module is not None:
-                yield Stored(whole_key(f"{module}.{leaf}"), PLAIN[info.dtype], info.shape, _bytes_of(info, finetune))
+                yield Stored(
+                    whole_key(f"{module}.{leaf}"), FLOAT_DTYPES[info.dtype], info.shape, _bytes_of(info, finetune)
+                )
 
 
 def _companions(finished: Finished, base: Checkpoint) -> Iterator[Stored]:
@@ -237,8 +239,10 @@ def _companions(finished: Finished, base: Checkpoint) -> Iterator[Stored]:
     carried = {o.pair.base.tensor for o in finished.carried if o.pair is not None}
     for name, info in base.tensors.items():
         holder, _, leaf = name.rpartition(".")
-        if holder in modules and name not in carried and info.dtype in PLAIN:
-            yield Stored(whole_key(f"{modules[holder]}.{leaf}"), PLAIN[info.dtype], info.shape, _bytes_of(info, base))
+        if holder in modules and name not in carried and info.dtype in FLOAT_DTYPES:
+            yield Stored(
+                whole_key(f"{modules[holder]}.{leaf}"), FLOAT_DTYPES[info.dtype], info.shape, _bytes_of(info, base)
+            )
 
 
 def _bytes_of(info: TensorInfo, checkpoint: Checkpoint) -> Fill:

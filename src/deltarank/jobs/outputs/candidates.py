@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import LoraAdapter, LoraUpdate, apply_adapter, open_adapter
-from deltarank.checkpoints import PLAIN, Checkpoint, Pair, Pairing, Piece, SummedTensor, open_checkpoint
+from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Pair, Pairing, Piece, SummedTensor, open_checkpoint
 from deltarank.jobs.outputs.low_rank import LowRank
 from deltarank.jobs.outputs.options import AGAIN, ANY_RANK, BASE, WHOLE
 from deltarank.models import Edit, ModelSkeleton, Weights, model_skeleton, read_piece
@@ -130,7 +130,7 @@ class CandidateSet:
         edits = [
             Edit(piece, ruler.round)
             for tensor, info in models.after.tensors.items()
-            if info.dtype in PLAIN and len(info.shape) > 1 and ruler.applies(tensor, info.shape)
+            if info.dtype in FLOAT_DTYPES and len(info.shape) > 1 and ruler.applies(tensor, info.shape)
             for piece in (Piece.of(info, models.after.source, (info.entries // info.shape[-1], info.shape[-1])),)
         ]
         return Candidate(name, CandidateKind.YARDSTICK, models.plan, models.of_finetune(edits), note=ruler.note)

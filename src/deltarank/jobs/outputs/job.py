@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltarank.adapters import CONFIG, open_adapter
-from deltarank.checkpoints import PLAIN, Checkpoint, open_checkpoint, pair_checkpoints
+from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, open_checkpoint, pair_checkpoints
 from deltarank.divergence import Document, Prompt, read_prompts, read_texts
 from deltarank.errors import CheckpointError, UsageError
 from deltarank.jobs.outputs.candidates import ModelPair
@@ -77,10 +77,10 @@ def prepared(
     """Raises what `deltarank.outputs` says. `revisions`: the base's and the finetune's."""
     ours, theirs = revisions
     with (
-        open_checkpoint(base, revision=ours, fetch=fetch, tell=progress.noted) as before,
-        open_checkpoint(finetune, revision=theirs, fetch=fetch, tell=progress.noted) as after,
+        open_checkpoint(base, revision=ours, fetch=fetch, on_note=progress.noted) as before,
+        open_checkpoint(finetune, revision=theirs, fetch=fetch, on_note=progress.noted) as after,
     ):
-        yield _planned(options.resolved(stored_dtype(after, PLAIN)), before, after, fetch)
+        yield _planned(options.resolved(stored_dtype(after, FLOAT_DTYPES)), before, after, fetch)
 
 
 def _planned(options: OutputsOptions, before: Checkpoint, after: Checkpoint, fetch: str) -> Job:

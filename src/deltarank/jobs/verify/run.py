@@ -32,10 +32,10 @@ from deltarank.adapters import (
 )
 from deltarank.checkpoints import (
     Checkpoint,
-    Lookahead,
     Pair,
+    Prefetcher,
     SummedTensor,
-    interrupt,
+    interrupt_reads,
     open_checkpoint,
     pair_checkpoints,
 )
@@ -95,9 +95,9 @@ def verify(
     progress = progress or ProgressListener()
     with ExitStack() as stack:
         lora = stack.enter_context(open_adapter(adapter, revision=adapter_revision))
-        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, tell=progress.noted))
+        before = stack.enter_context(open_checkpoint(base, revision=base_revision, fetch=fetch, on_note=progress.noted))
         after = stack.enter_context(
-            open_finetune(finetune, before, revision=revision, fetch=fetch, tell=progress.noted)
+            open_finetune(finetune, before, revision=revision, fetch=fetch, on_note=progress.noted)
         )
         pairing = pair_checkpoints(before, after, experts=True)
         targets: tuple[Target, ...] = (*pairing.pairs, *pairing.summed)
@@ -148,7 +148,7 @@ class _Scales:
         pool = ThreadPoolExecutor(hands, "deltarank", self._begin, (max(threads // hands, 1),))
         whole = math.fsum(target.nbytes for target in targets)
         rows: dict[str, TensorFit] = {}
-        ahead = Lookahead(targets)
+        ahead = Prefetcher(targets)
         done, started = 0.0, time.perf_counter()
         try:
             jobs = {pool.submit(self._ahead, i, ahead, hands, target): target for i, target in enumerate(targets)}
@@ -159,7 +159,7 @@ class _Scales:
                 pace = (time.perf_counter() - started) / done if done else 0.0
                 self.progress.finished(target.name, (whole - done) * pace, done / whole if whole else 1.0)
         except BaseException:
-            interrupt(targets)
+            interrupt_reads(targets)
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -170,9 +170,9 @@ class _Scales:
         torch.set_num_threads(threads)
         self._local.workspace = Workspace(self.settings.torch_device)
 
-    def _ahead(self, number: int, ahead: Lookahead, hands: int, target: Target) -> TensorFit:
+    def _ahead(self, number: int, ahead: Prefetcher, hands: int, target: Target) -> TensorFit:
         """While this one is weighed, the next come."""
-        ahead.reached(number, least=hands)
+        ahead.reached(number, at_least=hands)
         return self._row(target)
 
     def _row(self, target: Target) -> TensorFit:

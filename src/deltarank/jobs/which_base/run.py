@@ -136,7 +136,7 @@ def which_base(
     settings = _settings(candidates, matrices, device, include, exclude)
     progress = progress or ProgressListener()
     with ExitStack() as stack:
-        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, tell=progress.noted))
+        after = stack.enter_context(open_checkpoint(finetune, revision=revision, fetch=fetch, on_note=progress.noted))
         sides = [_side(ref, after, settings, fetch, progress, stack) for ref in candidates]
         if not any(side.pairs for side in sides):
             raise _no_candidate(sides, after)
@@ -204,7 +204,7 @@ def _side(
     """A candidate that is missing, or of another shape, is no reason not to look at the others."""
     side = _Side(CandidateBase(Reference(os.fspath(ref))))
     try:
-        before = stack.enter_context(open_checkpoint(ref, fetch=fetch, tell=progress.noted))
+        before = stack.enter_context(open_checkpoint(ref, fetch=fetch, on_note=progress.noted))
         side.candidate = CandidateBase(before.reference)
         pairing = pair_checkpoints(before, after, include=settings.include, exclude=settings.exclude, experts=True)
         side.pairs = {pair.name: pair for pair in pairing.pairs}
