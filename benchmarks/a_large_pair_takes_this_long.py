@@ -34,7 +34,7 @@ NAME = Path(__file__).stem
 MODES = {
     "rank 64": ("--ranks", "64"),
     "rank 128": ("--ranks", "128"),
-    "all legal ranks, exact": ("--solver", "exact"),
+    "all servable ranks, exact": ("--solver", "exact"),
 }
 WORDS = ("few_words", "many_words")
 ARTICLE = "the article's pipeline"

@@ -6,7 +6,7 @@ Claimed: |cosine distance - truth| <= 2e-4 with `auto`, <= 1e-6 with `exact`, an
 stored in float32 a relative energy lost <= 1e-8 at every rank >= k. Ends with status 1 if one of these is broken.
 
 Every spectrum is written at every size into two real checkpoint pairs, one in float32 and one in bf16, with a Gaussian
-base 33 times as large as the delta, and measured with every solver, once at all legal ranks and once at rank 64
+base 33 times as large as the delta, and measured with every solver, once at all servable ranks and once at rank 64
 alone, where `auto` may choose otherwise. The truth is numpy's SVD in float64 of what was stored.
 """
 
@@ -36,7 +36,7 @@ FULL_SIZE = (2048, 8192)
 FULL_SIZE_SPECTRA = ("gaussian_bulk", "bulk_and_spikes", "clustered", "many_repeated", "planted_16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SOLVERS = ("auto", "exact", "krylov")
-ASKED = {"rank 64": [64], "legal ranks": list(SERVABLE_RANKS)}
+ASKED = {"rank 64": [64], "servable ranks": list(SERVABLE_RANKS)}
 RELATIVE_NORM = 0.03
 CLAIMED_DEVIATION = {"auto": 2e-4, "exact": 1e-6, "krylov": math.inf}
 CLAIMED_LOST = 1e-8

@@ -4,8 +4,8 @@
 
 Claimed, on two cores (printed beside what was seen, never asserted: times are the machine's):
   Llama shape, 16 layers: rank 64 at least 25x the article's pipeline and 15x mergekit-extract-lora;
-                         all legal ranks, exact, at least 10x the article's pipeline
-  one layer of 12B:      rank 128 at least 40x the article's pipeline; all legal ranks, exact, at least 15x
+                         all servable ranks, exact, at least 10x the article's pipeline
+  one layer of 12B:      rank 128 at least 40x the article's pipeline; all servable ranks, exact, at least 15x
 
 Both deltarank runs stand before and after every peer's run; a ratio divides by the mean of its two neighbours, and the
 median of these ratios is stated. All files are read once beforehand, so the disk is in nobody's time. What each
@@ -28,7 +28,7 @@ from _contest import NOTABLE_OTHERS, Contest, Contestant, Figures, disturbance, 
 from _shapes import Pair, ensure
 
 ARTICLE, MERGEKIT, MODELDELTA = "the article's pipeline", "mergekit-extract-lora", "modeldelta"
-EXACT = "deltarank, all legal ranks, exact"
+EXACT = "deltarank, all servable ranks, exact"
 NAME = Path(__file__).stem
 
 

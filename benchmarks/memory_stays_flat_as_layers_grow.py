@@ -33,7 +33,7 @@ CASES: tuple[Case, ...] = (
     ("70b", 1, "bf16"),
 )
 QUICK_CASES: tuple[Case, ...] = (("small", 2, "bf16"), ("small", 4, "bf16"), ("small", 2, "fp32"))
-MODES = {"rank 64": ("--ranks", "64"), "all legal ranks, exact": ("--solver", "exact")}
+MODES = {"rank 64": ("--ranks", "64"), "all servable ranks, exact": ("--solver", "exact")}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ MOST_OVERREAD = 1.05
 Case = tuple[str, int, str]
 CASES: tuple[Case, ...] = (("llama", 4, "bf16"), ("12b", 1, "bf16"))
 QUICK_CASES: tuple[Case, ...] = (("small", 2, "bf16"),)
-MODES = {"rank 64": ("--ranks", "64"), "all legal ranks, exact": ("--solver", "exact")}
+MODES = {"rank 64": ("--ranks", "64"), "all servable ranks, exact": ("--solver", "exact")}
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from transformers import (
 
 import deltarank
 import peft_adapters as made
-from deltarank.adapters import kind_of
 from deltarank.errors import AdapterError
 from deltarank.jobs.verify.result import How
 from deltarank.results import Outcome
+from deltarank.servers import kind_of_tensor
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 RANK = 6
@@ -91,7 +91,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
 
 def routers(base: Path) -> list[str]:
     """By name: a glob that matches nothing is refused, and not every model has one."""
-    return [name for name in load_file(base / "model.safetensors") if kind_of(name) == "router"]
+    return [name for name in load_file(base / "model.safetensors") if kind_of_tensor(name) == "router"]
 
 
 def best(before: Tensor, after: Tensor, rank: int) -> Tensor:

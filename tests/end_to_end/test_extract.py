@@ -437,7 +437,7 @@ def test_verify_measures_what_extract_and_compare_promise(
 # Ranks --------------------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_smallest_legal_rank_that_is_good_enough(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_auto_takes_the_smallest_servable_rank_that_is_good_enough(folders: Mapping[str, Path], tmp_path: Path) -> None:
     losses = deltarank.compare(folders["base"], folders["full"], ranks=[8, 16, 32]).totals.losses
     allowed = (losses[0].relative_error + losses[1].relative_error) / 2
     adapter = deltarank.extract(folders["base"], folders["full"], rank="auto", max_error=allowed, output=tmp_path / "a")
@@ -454,7 +454,7 @@ def test_auto_says_if_there_is_no_such_rank(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="even rank 512") as none:
         deltarank.extract(*pair, rank="auto", max_error=0.001, output=tmp_path / "a", server="vllm")
 
-    assert none.value.slug == "no-legal-rank"
+    assert none.value.slug == "no-servable-rank"
     assert not (tmp_path / "a").exists()
 
 
@@ -730,7 +730,7 @@ def test_the_command_again_says_that_nothing_was_done(
     told = capsys.readouterr().err
 
     assert codes == [0, 0]
-    assert told.count("Rank 8 is the smallest legal one with a relative error of at most 0.9.") == 1
+    assert told.count("Rank 8 is the smallest servable one with a relative error of at most 0.9.") == 1
     assert told.count("holds this very adapter already: nothing was done") == 1
 
 
@@ -783,10 +783,10 @@ def test_the_command_prints_json(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["-r", "48"], 2, "legal are 8, 16, 32"),
+        (["-r", "48"], 2, "servable ranks are 8, 16, 32"),
         (["-r", "lots"], 2, "--rank: 'lots' is not one rank"),
         (["-r", "0"], 2, "--rank: '0' is not one rank, a whole number from 1 up"),
-        (["-r", "1024", "--server", "vllm"], 2, "legal are 1, 8, 16, 32, 64, 128, 256, 320 and 512"),
+        (["-r", "1024", "--server", "vllm"], 2, "servable ranks are 1, 8, 16, 32, 64, 128, 256, 320 and 512"),
         (["-r", "33", "--server", "peft"], 2, "no matrix here has a rank over 32"),
         (["-r", "8,16"], 2, "not one rank"),
         (["-r", "auto"], 2, "--max-error"),

@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM
 
 import peft_adapters as made
-from deltarank.adapters import server
 from deltarank.cli import main
+from deltarank.servers import get_server
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "extract-verify-serve.md"
 
@@ -71,4 +71,4 @@ def test_the_page_shows_the_commands_that_model_cards_show() -> None:
     text = "\n".join(blocks("sh"))
 
     for name in ("vllm", "sglang", "llama.cpp"):
-        assert server(name).serve.format(base="base", adapter="adapter", rank=64) in text
+        assert get_server(name).serve_command.format(base="base", adapter="adapter", rank=64) in text

@@ -23,8 +23,8 @@ from transformers import (
 
 import deltarank
 import peft_adapters as made
-from deltarank.adapters import kind_of
 from deltarank.jobs.verify.result import How
+from deltarank.servers import kind_of_tensor
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 _FEW = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -46,7 +46,7 @@ MAKES: Mapping[str, Callable[[], PreTrainedModel]] = {
 
 
 def routers_of(folder: Path) -> list[str]:
-    return [name for name in load_file(folder / "model.safetensors") if kind_of(name) == "router"]
+    return [name for name in load_file(folder / "model.safetensors") if kind_of_tensor(name) == "router"]
 
 
 def with_routers(base: Path, finetune: Path, folder: Path) -> Path:

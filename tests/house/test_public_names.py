@@ -34,7 +34,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize(
     "room",
-    ["adapters", "checkpoints", "cli", "demo", "divergence", "models", "report", "results", "runtime", "spectra"],
+    "adapters checkpoints cli demo divergence models report results runtime servers spectra".split(),
 )
 def test_every_room_names_what_it_offers(room: str) -> None:
     module = importlib.import_module(f"deltarank.{room}")

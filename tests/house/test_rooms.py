@@ -40,7 +40,8 @@ RULES = {
     # gguf: its table of names and its decoding of ggml's types, once a GGUF file is opened
     "checkpoints": rule("errors results system", "torch numpy huggingface_hub hf_xet safetensors gguf"),
     "divergence": rule("errors results system", "torch numpy scipy sklearn"),
-    "adapters": rule("errors results system checkpoints", "torch numpy"),
+    "servers": rule("errors results system"),
+    "adapters": rule("errors results system checkpoints servers", "torch numpy"),
     "models": rule(
         "errors results system checkpoints divergence",
         "torch transformers accelerate safetensors numpy gguf bitsandbytes",
@@ -51,13 +52,14 @@ RULES = {
     "jobs.compare": rule("errors results system checkpoints spectra adapters runtime", "torch"),
     "jobs.verify": rule("errors results system checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
-    "jobs.extract": rule("errors results system checkpoints spectra adapters runtime jobs.compare", "torch"),
+    "jobs.extract": rule("errors results system checkpoints servers spectra adapters runtime jobs.compare", "torch"),
     "jobs.outputs": rule(
-        "errors results system checkpoints spectra adapters runtime divergence models jobs.compare", "torch numpy"
+        "errors results system checkpoints servers spectra adapters runtime divergence models jobs.compare",
+        "torch numpy",
     ),
     "demo": rule("errors results system", "torch transformers peft numpy safetensors tqdm"),
     "cli": rule(
-        " errors results system runtime report demo adapters " + " ".join(f"jobs.{job}" for job in JOBS), "click tqdm"
+        " errors results system servers runtime report demo " + " ".join(f"jobs.{job}" for job in JOBS), "click tqdm"
     ),
 }
 

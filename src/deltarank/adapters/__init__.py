@@ -17,19 +17,6 @@ from deltarank.adapters.config_write import adapter_config
 from deltarank.adapters.keys import bias_key, exact_targets, factor_keys, is_module, module_of, type_of, whole_key
 from deltarank.adapters.read import Kind, LoadEffect, LoraAdapter, Part, UnusedTensor, open_adapter
 from deltarank.adapters.server_semantics import semantics_of
-from deltarank.adapters.servers import (
-    DEFAULT_SERVER,
-    Server,
-    Stack,
-    is_transposed,
-    kind_of,
-    router_in_peft,
-    rules_date,
-    server,
-    server_names,
-    taken_for_experts,
-    words_for,
-)
 from deltarank.adapters.targets import Placement
 from deltarank.adapters.update import LoraUpdate
 from deltarank.adapters.write import (
@@ -52,7 +39,6 @@ __all__ = [
     "ABOUT",
     "CARD",
     "CONFIG",
-    "DEFAULT_SERVER",
     "PICTURE",
     "WEIGHTS",
     "Applied",
@@ -67,9 +53,7 @@ __all__ = [
     "NewBias",
     "Part",
     "Placement",
-    "Server",
     "Spent",
-    "Stack",
     "Stored",
     "UnusedTensor",
     "adapter_config",
@@ -83,20 +67,12 @@ __all__ = [
     "interleaved",
     "is_adapted",
     "is_module",
-    "is_transposed",
-    "kind_of",
     "module_of",
     "open_adapter",
     "open_finetune",
-    "router_in_peft",
-    "rules_date",
     "semantics_of",
-    "server",
-    "server_names",
-    "taken_for_experts",
     "type_of",
     "whole_key",
-    "words_for",
     "write_factors",
     "write_json",
     "write_weights",

@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 from deltarank.adapters.config_read import LoraConfig, scale_of
 from deltarank.adapters.read import Kind, LoadEffect, LoraAdapter, Part, UnusedTensor
 from deltarank.adapters.server_semantics import IGNORES, TAKES, ServerSemantics, habit_of, refuse, semantics_of
-from deltarank.adapters.servers import kind_of, router_in_files, taken_for_experts
 from deltarank.adapters.target_parameters import spread
 from deltarank.adapters.targets import Map, Placement, Target, land
 from deltarank.checkpoints import Pair, parse_expert_name
 from deltarank.errors import AdapterError
 from deltarank.results import count, listing
+from deltarank.servers import kind_of_tensor, modules_fused_by_peft, router_in_files
 
 _HEADS = frozenset({"lm_head.weight"})
 _APART = "the checkpoints have all experts of a layer in one tensor, and this is for a single one"
@@ -147,7 +147,7 @@ def _land_all(
 
 def _may_be_longer(part: Part, target: Target) -> bool:
     """Of two vocabularies the shorter one is compared: what is longer may fit the base all the same."""
-    if kind_of(part.tensor) != "lm_head" or part.down is None:
+    if kind_of_tensor(part.tensor) != "lm_head" or part.down is None:
         return False
     rows, columns = target.base.shape
     return part.up.shape[0] > rows and part.down.shape[1] == columns
@@ -218,8 +218,8 @@ def _refuse_stranger(adapter: LoraAdapter, unused: list[UnusedTensor], parts: in
 
 def _confused(tensors: Map, config: Mapping[str, Any]) -> frozenset[str]:
     """The last words by which PEFT takes modules for experts; empty for a model that has none in its files."""
-    has_experts = any(kind_of(target.base.tensor) == "expert" for target in tensors.targets)
-    return taken_for_experts(config) if has_experts else frozenset()
+    has_experts = any(kind_of_tensor(target.base.tensor) == "expert" for target in tensors.targets)
+    return modules_fused_by_peft(config) if has_experts else frozenset()
 
 
 def _why_not(
@@ -233,7 +233,7 @@ def _why_not(
         return None if ignored is TAKES else UnusedTensor(part.up.name, f"{semantics.title} passes it over")
     if (reason := _why_passed_over(part, adapter.config)) is not None:
         return UnusedTensor(part.up.name, reason)
-    is_expert = kind_of(part.tensor) == "expert"
+    is_expert = kind_of_tensor(part.tensor) == "expert"
     if part.module.rpartition(".")[2] in confused and part.is_lora and not (part.bare or is_expert):
         reason = (
             "PEFT (0.21) takes modules of this name for single experts of such a model, and puts nothing on this one"
@@ -285,7 +285,7 @@ def _untouched(adapter: LoraAdapter, tensors: Map) -> Iterator[str]:
 
 def _is_linear(target: Target) -> bool:
     name = target.base.tensor
-    return isinstance(target, Pair) and target.name.endswith(".weight") and kind_of(name) is None
+    return isinstance(target, Pair) and target.name.endswith(".weight") and kind_of_tensor(name) is None
 
 
 def _scale(adapter: LoraAdapter, part: Part, semantics: ServerSemantics) -> float:

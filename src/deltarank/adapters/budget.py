@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from deltarank.adapters.servers import Server, words_for
 from deltarank.results import count, listing, percents
+from deltarank.servers import Server, kind_in_words
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,19 @@ class Budget:
             parts.append(f"{left_out} in {tensors} that {self._why(server)}")
         unknown = [tensor.kind for tensor in self.tensors if tensor.share is None]
         if unknown:
-            names = listing([words_for(kind) for kind in dict.fromkeys(unknown)], most=4)
+            names = listing([kind_in_words(kind) for kind in dict.fromkeys(unknown)], most=4)
             parts.append(f"{count(len(unknown), 'tensor')} not counted ({names})")
         return "; ".join(parts)
 
     def _why(self, server: Server) -> str:
         """What the server does with the kinds that are left out, each by name."""
         kinds = list(self.by_kind())
-        asked = [words_for(kind) for kind in kinds if server.carries.get(kind) == "asked"]
-        never = [words_for(kind) for kind in kinds if server.carries.get(kind) != "asked"]
+        asked = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) == "on request"]
+        never = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) != "on request"]
         takes = f"takes if included by name ({listing(asked)})"
         if not never:
             return f"{server.title} {takes}"
-        return f"{server.leaves_out} ({listing(never, most=4)})" + (f" or {takes}" if asked else "")
+        return f"{server.omission} ({listing(never, most=4)})" + (f" or {takes}" if asked else "")
 
     @property
     def percents(self) -> list[str]:
@@ -121,7 +121,7 @@ class Budget:
             "left_out": self.left_out,
             "energy": self.energy,
             "kinds": [
-                {"kind": words_for(kind), "tensors": number, "share": share}
+                {"kind": kind_in_words(kind), "tensors": number, "share": share}
                 for kind, (number, share) in self.by_kind().items()
             ],
             "tensors": [{"name": t.name, "kind": t.kind, "reason": t.reason, "share": t.share} for t in self.tensors],

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from deltarank.adapters.read import Kind, LoraAdapter, Part
-from deltarank.adapters.servers import Server
-from deltarank.adapters.servers import server as server_rules
 from deltarank.errors import AdapterError
 from deltarank.results import listing
+from deltarank.servers import Server, get_server
 
 
 class Habit(Enum):
@@ -72,15 +71,15 @@ class ServerSemantics:
             norms=IGNORES if rules.name in _FORGETS_NORMS else wholes,
             biases=Habit(rules.bias),
             inputs=IGNORES if rules.name in _NO_INPUT_FACTORS else TAKES,
-            stacks=Habit(rules.stacks),
-            all_layers=rules.wants_whole_types,
-            unless=f" ({rules.patterns_read_by})" if rules.patterns_read_by else "",
+            stacks=Habit(rules.fused_experts),
+            all_layers=rules.needs_every_layer,
+            unless=f" ({rules.patterns_exception})" if rules.patterns_exception else "",
         )
 
 
 def semantics_of(name: str | None) -> ServerSemantics:
     """Raises UsageError (slug "bad-server") for a server that nobody knows."""
-    return ServerSemantics.of(server_rules(name or PEFT))
+    return ServerSemantics.of(get_server(name or PEFT))
 
 
 def refuse(adapter: LoraAdapter, semantics: ServerSemantics) -> None:

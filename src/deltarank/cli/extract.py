@@ -16,11 +16,10 @@ from deltarank.cli.run_command import default_output, print_plan, quieten_the_hu
 from deltarank.cli.streams import one_line, out, sayer
 from deltarank.errors import UsageError
 from deltarank.results import count, format_table, percent
+from deltarank.servers import DEFAULT_SERVER, kind_in_words, server_names
 
 if TYPE_CHECKING:
     from deltarank.jobs.extract import ExtractedAdapter
-
-SERVERS = ("portable", "vllm", "sglang", "lorax", "llama.cpp", "peft")
 
 
 @click.command(short_help="Write the best LoRA that a server will load.")
@@ -31,7 +30,7 @@ SERVERS = ("portable", "vllm", "sglang", "lorax", "llama.cpp", "peft")
     "--max-error",
     type=float,
     metavar="X",
-    help="With --rank auto: the smallest legal rank with ||D - D_r|| / ||D|| of at most this.",
+    help="With --rank auto: the smallest servable rank with ||D - D_r|| / ||D|| of at most this.",
 )
 @click.option(
     "-o",
@@ -42,8 +41,8 @@ SERVERS = ("portable", "vllm", "sglang", "lorax", "llama.cpp", "peft")
 )
 @click.option(
     "--server",
-    type=click.Choice(SERVERS),
-    default="portable",
+    type=click.Choice(server_names()),
+    default=DEFAULT_SERVER,
     show_default=True,
     help="Whose rules hold; portable: all of them at once.",
 )
@@ -121,11 +120,9 @@ def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> No
 
 def _lines(adapter: ExtractedAdapter) -> list[str]:
     """The sentence, the budget, and by module what is kept."""
-    from deltarank.adapters import words_for
-
     budget = adapter.budget
     kinds = [
-        (percent(share), f"{words_for(kind)}, {count(number, 'tensor')}")
+        (percent(share), f"{kind_in_words(kind)}, {count(number, 'tensor')}")
         for kind, (number, share) in budget.by_kind().items()
     ]
     modules = [

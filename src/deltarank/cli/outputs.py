@@ -12,6 +12,7 @@ import deltarank
 from deltarank.cli.fetch_option import fetch_option
 from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import Manner, default_output, print_plan, quieten_the_hub, run
+from deltarank.servers import server_names
 
 RANKS = (16, 64, 256)
 
@@ -35,7 +36,7 @@ RANKS = (16, 64, 256)
 @click.option("--adapter", "adapters", multiple=True, metavar="DIR", help="The base with this adapter; repeatable.")
 @click.option(
     "--server",
-    type=click.Choice(["portable", "vllm", "sglang", "lorax", "llama.cpp", "peft"]),
+    type=click.Choice(server_names()),
     help="Apply adapters as this server would.  [default: as PEFT does]",
 )
 @click.option("--model", "models", multiple=True, metavar="REF", help="Another checkpoint; repeatable.")

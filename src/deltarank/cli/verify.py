@@ -13,6 +13,7 @@ from deltarank.cli.loading import loading
 from deltarank.cli.run_command import quieten_the_hub
 from deltarank.cli.streams import one_line, out, sayer, width
 from deltarank.results import count, figure, percent
+from deltarank.servers import server_names
 
 if TYPE_CHECKING:
     from deltarank.jobs.verify import Tally, Verification
@@ -27,7 +28,7 @@ _COLUMN = 9
 @click.argument("adapter")
 @click.option(
     "--server",
-    type=click.Choice(["portable", "vllm", "sglang", "lorax", "llama.cpp", "peft"]),
+    type=click.Choice(server_names()),
     help="Apply it as this server would; portable: as none of them refuses it.  [default: as PEFT does]",
 )
 @click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")

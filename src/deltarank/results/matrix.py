@@ -18,8 +18,8 @@ FORMAT_VERSION = 1
 SERVABLE_RANKS: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM accepts (its `max_lora_rank`, read 2026-11)."""
 
-DEFAULT_RANKS: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 320, 512)
-
+DEFAULT_RANKS: tuple[int, ...] = SERVABLE_RANKS[1:]
+"""The ranks that are measured by default: those that every server accepts."""
 
 PREFERRED_RANK = 64
 """What hosts of many adapters use: the rank that a headline is about."""

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import peft_adapters as made
-from deltarank.adapters import Applied, apply_adapter, open_adapter, server_names
+from deltarank.adapters import Applied, apply_adapter, open_adapter
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import AdapterError, UsageError
+from deltarank.servers import server_names
 
 ATTENTION = "model.layers.{}.self_attn.{}_proj"
 

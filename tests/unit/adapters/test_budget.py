@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.adapters import Budget, LeftOut, Spent, server
+from deltarank.adapters import Budget, LeftOut, Spent
+from deltarank.servers import get_server
 
 ENERGIES = st.floats(0, 1e6)
 
@@ -36,7 +37,7 @@ def test_it_says_in_words_where_the_change_went() -> None:
     others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "lm_head"), 4.0), (left("tokens", "added tokens"), None)]
     budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
 
-    assert budget.sentence(server("vllm"), 64) == (
+    assert budget.sentence(get_server("vllm"), 64) == (
         "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 3 tensors that vLLM cannot load "
         "(norms) or takes if included by name (lm_head); 1 tensor not counted (added tokens)"
     )
@@ -45,7 +46,7 @@ def test_it_says_in_words_where_the_change_went() -> None:
 def test_what_a_server_takes_if_included_is_not_said_to_be_impossible() -> None:
     budget = Budget.of([Spent(9.0, 0.0, 0.0)], [], [(left("h", "lm_head"), 1.0)])
 
-    assert budget.sentence(server("vllm"), 8) == (
+    assert budget.sentence(get_server("vllm"), 8) == (
         "keeps 90 % of the change; 10 % in 1 tensor that vLLM takes if included by name (lm_head)"
     )
 
@@ -54,7 +55,7 @@ def test_what_a_server_never_takes_is_named() -> None:
     others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "embedding"), 4.0)]
     budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
 
-    assert budget.sentence(server("portable"), 64) == (
+    assert budget.sentence(get_server("portable"), 64) == (
         "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 3 tensors that a portable adapter leaves out "
         "(embeddings and norms)"
     )
@@ -70,7 +71,7 @@ def test_of_no_change_all_is_kept() -> None:
     budget = Budget.of([Spent(0.0, 0.0, 0.0)], [], [(left("u"), None)])
 
     assert (budget.kept, budget.truncated, budget.rounded, budget.left_out) == (1, 0, 0, 0)
-    assert budget.sentence(server("peft"), 8) == "changes nothing, since both checkpoints hold the same numbers"
+    assert budget.sentence(get_server("peft"), 8) == "changes nothing, since both checkpoints hold the same numbers"
 
 
 @pytest.mark.parametrize("server_name", ["portable", "vllm"])
@@ -78,4 +79,4 @@ def test_it_comes_back_equal(server_name: str) -> None:
     budget = Budget.of([Spent(9.0, 2.0, 3.0)], [1.0], [(left("a"), 2.0), (left("b"), None)])
 
     assert Budget.from_plain(budget.to_plain()) == budget
-    assert Budget.from_plain(budget.to_plain()).sentence(server(server_name), 8)
+    assert Budget.from_plain(budget.to_plain()).sentence(get_server(server_name), 8)

@@ -312,5 +312,5 @@ def test_short_names(ref: str, name: str) -> None:
     assert Reference(ref).short_name == name
 
 
-def test_default_ranks_are_legal() -> None:
+def test_default_ranks_are_servable() -> None:
     assert set(DEFAULT_RANKS) <= set(SERVABLE_RANKS)

@@ -53,7 +53,7 @@ def extract(
             be a LoRA of PEFT on the base.
         output: the adapter's folder, which appears whole or not at all. Finished matrices are kept beside it, in
             OUTPUT.partial: the same call goes on after a process that died.
-        rank: a legal one for the server, or "auto", the smallest at which `max_error` is kept.
+        rank: one that the server accepts, or "auto", the smallest at which `max_error` is kept.
         max_error: ||D - D_r|| / ||D|| over all matrices that are extracted; with "auto" only.
         server: whose rules hold: portable (every server's at once), vllm, sglang, lorax, llama.cpp, peft.
         dtype: of A and B, bfloat16, float16 or float32; by default the finetune's.
@@ -65,7 +65,7 @@ def extract(
     Raises:
         UsageError: an argument cannot be meant, or the server would refuse the rank.
         CheckpointError, PairingError: see `deltarank.errors`.
-        JobError: there is nothing to extract, or no legal rank is good enough.
+        JobError: there is nothing to extract, or no servable rank is good enough.
         OutputError: `output` holds something else, or cannot be written.
     """
     options = ExtractOptions.checked(
@@ -98,7 +98,7 @@ def extract(
         layout = job.lay_out(options.rank or job.fitting_rank(staging, progress))
         if options.rank is None:
             progress.noted(
-                f"Rank {layout.rank} is the smallest legal one with a relative error of at most {figure(max_error)}."
+                f"Rank {layout.rank} is the smallest servable one with a relative error of at most {figure(max_error)}."
             )
         staging.check_room(2 * nbytes_of(layout, job.dtype))
         run = Run(job, layout, staging, progress, draw)

@@ -24,7 +24,6 @@ from deltarank.adapters import (
     factor_keys,
     factors_from,
     interleaved,
-    kind_of,
     type_of,
     whole_key,
     write_json,
@@ -36,6 +35,7 @@ from deltarank.jobs.extract.layout import EXPERT, Empty, Layout, Target, Unfacto
 from deltarank.jobs.extract.result import AdapterMatrix
 from deltarank.jobs.extract.staging import Staging
 from deltarank.results import Outcome
+from deltarank.servers import kind_of_tensor
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Finished:
 
     def _type(self, module: str) -> str:
         """Experts come together or not at all."""
-        return EXPERT if kind_of(f"{module}.weight") == EXPERT else type_of(module)
+        return EXPERT if kind_of_tensor(f"{module}.weight") == EXPERT else type_of(module)
 
     @cached_property
     def factored(self) -> list[Target]:
@@ -67,7 +67,7 @@ class Finished:
 
     def _has_place(self, target: Target) -> bool:
         known = self.matrices[target.pair.name].outcome in (Outcome.MEASURED, Outcome.IDENTICAL)
-        return known or target.is_expert or self.layout.server.wants_whole_types
+        return known or target.is_expert or self.layout.server.needs_every_layer
 
     @property
     def empties(self) -> list[Empty]:

@@ -82,7 +82,7 @@ class Job:
         )
 
     def fitting_rank(self, staging: Staging, progress: ProgressListener) -> int:
-        """Measures the loss at every legal rank, as `compare` does, and keeps what was measured."""
+        """Measures the loss at every servable rank, as `compare` does, and keeps what was measured."""
         options = self.options
         wanted = {target.pair.name for target in self.lay_out(1).targets}
         measured = compare(

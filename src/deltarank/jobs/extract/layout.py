@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from deltarank.adapters import (
-    Server,
-    Stack,
-    is_module,
-    is_transposed,
-    kind_of,
-    module_of,
-    router_in_peft,
-    taken_for_experts,
-    type_of,
-    words_for,
-)
+from deltarank.adapters import is_module, module_of, type_of
 from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor, TensorInfo
 from deltarank.results import Outcome
+from deltarank.servers import (
+    ExpertLayout,
+    Server,
+    is_transposed,
+    kind_in_words,
+    kind_of_tensor,
+    modules_fused_by_peft,
+    router_in_peft,
+)
 
 _NO_HEAD = "the output head is tied to it: an adapter that brings one of them whole would untie them"
 EXPERT, ROUTER = "expert", "router"
@@ -31,7 +29,7 @@ class Slot:
 
     index: int
     experts: int
-    stack: Stack
+    stack: ExpertLayout
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Target:
 
     @property
     def is_expert(self) -> bool:
-        return kind_of(self.pair.base.tensor) == EXPERT
+        return kind_of_tensor(self.pair.base.tensor) == EXPERT
 
     @property
     def leaf(self) -> str:
@@ -151,7 +149,7 @@ def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool
         kind, reason = why or ("parameter", "no weight of a module by its name, so no adapter can be put on it")
         return UnfactoredTensor(pair.name, kind, reason, pair)
     # Single experts are fused by PEFT, which knows one rank for them.
-    has_own = server.patterns == "honoured" and (slot is not None or kind_of(tensor) != EXPERT)
+    has_own = server.patterns == "honoured" and (slot is not None or kind_of_tensor(tensor) != EXPERT)
     own = min(rank, *pair.shape) if has_own else rank
     transposed = slot.stack.inputs_first if slot else is_transposed(tensor, base.config)
     return Target(pair, module, own, transposed, bare=slot is not None, slot=slot)
@@ -175,7 +173,7 @@ def _is_slice(pair: Pair) -> bool:
 
 
 def _slot(pair: Pair, base: Checkpoint) -> Slot | None:
-    stack = Stack.of(pair.base.tensor, base.config) if _is_slice(pair) else None
+    stack = ExpertLayout.of(pair.base.tensor, base.config) if _is_slice(pair) else None
     if stack is None:
         return None
     return Slot(int(pair.name.rpartition("[")[2].rstrip("]")), base.tensors[pair.base.tensor].shape[0], stack)
@@ -183,13 +181,13 @@ def _slot(pair: Pair, base: Checkpoint) -> Slot | None:
 
 def _why_not(pair: Pair, base: Checkpoint, server: Server, slot: Slot | None, asked: bool) -> tuple[str, str] | None:
     """(kind, reason) for a matrix that was paired and gets no factors."""
-    kind, tensor = kind_of(pair.base.tensor), pair.base.tensor
+    kind, tensor = kind_of_tensor(pair.base.tensor), pair.base.tensor
     how = server.carries.get(kind or "")
     if kind is None and not _is_slice(pair) and len(base.tensors[tensor].shape) != 2:
         return "other tensors", "not a matrix: a LoRA has no place for it"
     if kind == EXPERT or _is_slice(pair):
         return _why_no_expert(pair, base, server, slot, asked)
-    return None if kind is None or how in ("asked", "factors") else (kind, _reason(kind, server))
+    return None if kind is None or how in ("on request", "factors") else (kind, _reason(kind, server))
 
 
 def _why_no_expert(
@@ -198,32 +196,32 @@ def _why_no_expert(
     how = server.carries.get(EXPERT)
     if how is None:
         return EXPERT, _reason(EXPERT, server)
-    if how == "asked" and not asked:
+    if how == "on request" and not asked:
         return EXPERT, _reason(EXPERT, server)
     if _is_slice(pair):
         known = slot is not None and slot.experts > 1
         return None if known else (EXPERT, f"one of several matrices in one tensor, stored in a way that {_UNKNOWN}")
-    is_fused = _own_name(pair, base).rpartition(".")[0].rpartition(".")[2] in taken_for_experts(base.config)
-    return None if is_fused or how == "asked" else (EXPERT, f"a single expert of a model of which {_UNKNOWN}")
+    is_fused = _own_name(pair, base).rpartition(".")[0].rpartition(".")[2] in modules_fused_by_peft(base.config)
+    return None if is_fused or how == "on request" else (EXPERT, f"a single expert of a model of which {_UNKNOWN}")
 
 
 _UNKNOWN = "it is not known how PEFT reaches it"
 
 
 def _reason(kind: str, server: Server) -> str:
-    if server.carries.get(kind) == "asked":
-        return f"{words_for(kind)}, which {server.title} takes in some versions only: if included by name"
+    if server.carries.get(kind) == "on request":
+        return f"{kind_in_words(kind)}, which {server.title} takes in some versions only: if included by name"
     if kind == "bias" and server.bias == "honoured":
         return f"a bias that lies beside no factors of a linear module, so {server.title} has no place for it"
-    return f"{server.leaves_out} {words_for(kind)}"
+    return f"{server.omission} {kind_in_words(kind)}"
 
 
 def _told_apart(targets: list[Target], base: Checkpoint, server: Server) -> tuple[list[Target], list[str]]:
     """PEFT takes modules by their last word for experts. Others that bear it are reached as bare parameters by PEFT;
     who writes for a server, too, is told."""
-    names = taken_for_experts(base.config)
+    names = modules_fused_by_peft(base.config)
     alike = [target for target in targets if target.leaf in names and not target.is_expert]
-    if not alike or not any(kind_of(name) == EXPERT for name in base.tensors):
+    if not alike or not any(kind_of_tensor(name) == EXPERT for name in base.tensors):
         return targets, []
     if server.name != "peft":
         leaves = sorted({f"{target.pair.module}" for target in alike})
@@ -277,7 +275,9 @@ def _experts_are_whole(base: Checkpoint, targets: Iterable[Target], *, by_words:
     their last word, no other module may go by it."""
     experts = [target for target in targets if target.is_expert]
     leaves = {target.leaf for target in experts if not target.bare}
-    stored = sum(info.entries for name, info in base.tensors.items() if kind_of(name) == EXPERT and len(info.shape) > 1)
+    stored = sum(
+        info.entries for name, info in base.tensors.items() if kind_of_tensor(name) == EXPERT and len(info.shape) > 1
+    )
     unfactored = {target.leaf for target in targets if not target.is_expert and not target.bare}
     return stored == sum(target.pair.entries for target in experts) and not (by_words and leaves & unfactored)
 
@@ -288,10 +288,10 @@ def _refused(target: Target, server: Server) -> UnfactoredTensor:
 
 
 def _leftovers(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, server: Server) -> Iterator[UnfactoredTensor]:
-    has_head = any(kind_of(name) == "lm_head" for name in finetune.tensors)
+    has_head = any(kind_of_tensor(name) == "lm_head" for name in finetune.tensors)
     head = None if has_head else _tied_head(base)
     for each in pairing.summed:
-        kind = kind_of(each.name) or ("tied" if each.outcome is Outcome.TIED else "other tensors")
+        kind = kind_of_tensor(each.name) or ("tied" if each.outcome is Outcome.TIED else "other tensors")
         module = each.base.tensor.rpartition(".")[0]
         whole = server.carries.get(kind) == "whole" and is_module(module) and each.name in finetune.tensors
         if whole and kind == ROUTER:
@@ -310,20 +310,20 @@ def _tied_head(base: Checkpoint) -> str | None:
     """The output head that the base takes from its input embedding; None where PEFT would not find it."""
     classes = base.config.get("architectures")
     is_known = isinstance(classes, list) and any(str(name).endswith("ForCausalLM") for name in classes)
-    has_own = any(kind_of(name) == "lm_head" for name in base.tensors)
+    has_own = any(kind_of_tensor(name) == "lm_head" for name in base.tensors)
     return "lm_head" if is_known and not has_own and base.config.get("tie_word_embeddings") is not False else None
 
 
 def _skipped(pairing: Pairing) -> Iterator[UnfactoredTensor]:
     for each in pairing.skipped:
-        is_vocabulary = each.outcome in _ONE_SIDED and kind_of(each.name) in ("embedding", "lm_head")
+        is_vocabulary = each.outcome in _ONE_SIDED and kind_of_tensor(each.name) in ("embedding", "lm_head")
         kind = "added tokens" if is_vocabulary else each.outcome.value
         yield UnfactoredTensor(each.name, kind, each.reason, None)
 
 
 def _empties(base: Checkpoint, targets: list[Target], server: Server) -> Iterator[Empty]:
     """Layers of a type that is targeted which are not targets themselves (excluded, say)."""
-    if not server.wants_whole_types:
+    if not server.needs_every_layer:
         return
     types = {type_of(target.module) for target in targets}
     taken = {target.module for target in targets}

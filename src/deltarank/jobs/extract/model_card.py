@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deltarank.adapters import PICTURE, rules_date, server, words_for
+from deltarank.adapters import PICTURE
 from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.results import Reference, count, percent, size
+from deltarank.servers import get_server, kind_in_words, rules_date
 
 _BAR = 40
 _MOST_NAMES = 60
@@ -53,7 +54,7 @@ def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:
         return
     budget = adapter.budget
     rows = [("kept", budget.kept), ("truncated", budget.truncated), ("rounded", budget.rounded)]
-    rows += [(words_for(kind), share) for kind, (_, share) in budget.by_kind().items()]
+    rows += [(kind_in_words(kind), share) for kind, (_, share) in budget.by_kind().items()]
     width = max(len(_plain(word)) for word, _ in rows)
     yield from ("## Where the change went", "", "Shares of ||W - W0||^2, summed over all tensors of both.", "", "```")
     for word, share in rows:
@@ -85,7 +86,7 @@ def _left_out(adapter: ExtractedAdapter) -> Iterator[str]:
 
 
 def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
-    rules = server(adapter.server)
+    rules = get_server(adapter.server)
     yield from (
         "## Loading it",
         "",
@@ -97,11 +98,11 @@ def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
     yield f"base = AutoModelForCausalLM.from_pretrained({_plain(adapter.base.ref)!r})"
     yield 'model = PeftModel.from_pretrained(base, "this folder")'
     yield "```"
-    if rules.serve and rules.name != "peft":
+    if rules.serve_command and rules.name != "peft":
         yield ""
         yield from (
             "```",
-            rules.serve.format(base=_plain(adapter.base.ref), adapter="this-folder", rank=adapter.rank),
+            rules.serve_command.format(base=_plain(adapter.base.ref), adapter="this-folder", rank=adapter.rank),
             "```",
         )
     yield ""

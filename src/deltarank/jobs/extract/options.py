@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from deltarank.adapters import Server, server
 from deltarank.checkpoints import Pairing
 from deltarank.errors import JobError, UsageError
 from deltarank.jobs.extract.layout import Layout
 from deltarank.results import Total, figure, listing
 from deltarank.runtime import SolverOptions
+from deltarank.servers import Server, get_server
 
 AUTO = "auto"
 STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -24,7 +24,7 @@ STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 class ExtractOptions:
     """Everything that moves a number in the adapter.
 
-    rank       None: the smallest legal one at which no more than `max_error` is lost
+    rank       None: the smallest servable rank at which no more than `max_error` is lost
     max_error  ||D - D_r|| / ||D|| over all matrices that are extracted
     dtype      of A and B; None: that in which most weights of the finetune are stored
     """
@@ -48,7 +48,7 @@ class ExtractOptions:
         exclude: Sequence[str],
     ) -> ExtractOptions:
         """Raises UsageError for what cannot be meant."""
-        known = server(server_name)
+        known = get_server(server_name)
         if dtype is not None and dtype not in STORED:
             raise UsageError(
                 f"{dtype!r} is not a dtype of an adapter.",
@@ -58,7 +58,7 @@ class ExtractOptions:
         fixed = _checked_rank(rank, known)
         _check_max_error(fixed, max_error)
         settings = SolverOptions.checked(
-            ranks=[fixed] if fixed else known.candidates,
+            ranks=[fixed] if fixed else known.candidate_ranks,
             solver="exact",
             tolerance=1e-4,
             dtype="float32",
@@ -91,10 +91,10 @@ class ExtractOptions:
         return most if most in STORED.values() else torch.float32
 
     def fitting(self, totals: Total) -> int:
-        """The smallest legal rank at which `totals` loses no more than `max_error`.
+        """The smallest servable rank at which `totals` loses no more than `max_error`.
 
         Raises:
-            JobError: (slug "no-legal-rank") there is none.
+            JobError: (slug "no-servable-rank") there is none.
         """
         assert self.max_error is not None
         losses = sorted(totals.losses, key=lambda loss: loss.rank)
@@ -106,15 +106,15 @@ class ExtractOptions:
             f"even rank {last.rank}, the largest for {self.server.title}, has a relative error of "
             f"{figure(last.relative_error)}; at most {figure(self.max_error)} was asked for.",
             cure=f"Allow --max-error {math.ceil(100 * last.relative_error) / 100:g}, or give a --rank.",
-            slug="no-legal-rank",
+            slug="no-servable-rank",
         )
 
 
 def check_reach(layout: Layout) -> None:
-    """Raises UsageError (slug "rank-beyond-matrices") where a smaller legal rank holds every matrix whole."""
+    """Raises UsageError (slug "rank-beyond-matrices") where a smaller servable rank holds every matrix whole."""
     largest = max(min(target.pair.shape) for target in layout.targets)
-    legal = layout.server.ranks
-    enough = largest if legal is None else min((rank for rank in legal if rank >= largest), default=layout.rank)
+    servable = layout.server.ranks
+    enough = largest if servable is None else min((rank for rank in servable if rank >= largest), default=layout.rank)
     if layout.rank > enough:
         raise UsageError(
             f"rank {layout.rank} was asked for, and no matrix here has a rank over {largest}.",
@@ -132,7 +132,7 @@ def _checked_rank(rank: int | str, known: Server) -> int | None:
             cure="Give a rank such as 64.",
             slug="bad-ranks",
         )
-    known.refuse_rank(rank)
+    known.check_rank(rank)
     return rank
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltarank.adapters import rules_date, words_for
 from deltarank.jobs.extract.layout import Layout, Target, UnfactoredTensor
 from deltarank.jobs.extract.options import AUTO, ExtractOptions
 from deltarank.results import count, figure, listing, size
 from deltarank.runtime import Plan, needs_line, reference_line, step_lines
+from deltarank.servers import kind_in_words, rules_date
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ExtractionPlan:
 
 
 def at_most(options: ExtractOptions, targets: Sequence[Target]) -> int:
-    """The rank that was asked for; with `--rank auto` the smallest legal one that holds every matrix whole."""
+    """The rank that was asked for; with `--rank auto` the smallest servable rank that holds every matrix whole."""
     if options.rank is not None:
         return options.rank
     largest = max((min(target.pair.shape) for target in targets), default=1)
@@ -144,7 +144,7 @@ def _kind_lines(heading: str, unfactored: Sequence[UnfactoredTensor]) -> Iterato
     for other in unfactored:
         kinds.setdefault(other.kind, []).append(other.name)
     for kind, names in kinds.items():
-        yield f"{heading}: {count(len(names), 'tensor')}, {words_for(kind)} ({listing(names, most=3)})"
+        yield f"{heading}: {count(len(names), 'tensor')}, {kind_in_words(kind)} ({listing(names, most=3)})"
 
 
 def _reason_lines(unfactored: Sequence[UnfactoredTensor]) -> Iterator[str]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from deltarank.adapters import ABOUT, Budget, server
+from deltarank.adapters import ABOUT, Budget
 from deltarank.errors import ResultsError
 from deltarank.results import Loss, Outcome, Reference, check_fields
+from deltarank.servers import get_server
 
 FORMAT_VERSION = 1
 # 1: the first format (2026-11).
@@ -90,7 +91,7 @@ class ExtractedAdapter:
     @property
     def sentence(self) -> str:
         """The budget in plain words."""
-        return self.budget.sentence(server(self.server), self.rank)
+        return self.budget.sentence(get_server(self.server), self.rank)
 
     @property
     def modules(self) -> list[tuple[str, int, float]]:

@@ -169,7 +169,7 @@ class Run:
     def _warn_of_the_server(self, finished: Finished) -> None:
         for note in self.layout.notes:
             self._warn(note)
-        above = self.layout.server.warn_above
+        above = self.layout.server.rank_warning
         if above is not None and self.layout.rank > above[0]:
             self._warn(above[1])
         if self.layout.empties:

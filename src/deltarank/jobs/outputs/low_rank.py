@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltarank.adapters import kind_of, write_factors
+from deltarank.adapters import write_factors
 from deltarank.checkpoints import Pair
 from deltarank.errors import CheckpointError, JobError
 from deltarank.jobs.compare import MatrixMeasurer
 from deltarank.models import Edit, read_piece
 from deltarank.results import Outcome
 from deltarank.runtime import SolverOptions, Step
+from deltarank.servers import kind_of_tensor
 from deltarank.spectra import Factors, Workspace, factorise
 
 _NUMBER = torch.float32.itemsize
@@ -166,7 +167,7 @@ class LowRank:
 
 def carried(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """The matrices that a served LoRA has factors for: no router, no output head, no embedding."""
-    return tuple(pair for pair in pairs if kind_of(pair.base.tensor) in (None, "expert"))
+    return tuple(pair for pair in pairs if kind_of_tensor(pair.base.tensor) in (None, "expert"))
 
 
 def refuse_failures(found: Mapping[str, Decomposed]) -> None:

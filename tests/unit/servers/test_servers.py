@@ -6,13 +6,8 @@ import re
 
 import pytest
 
-from deltarank.adapters import is_transposed, kind_of, rules_date, server, server_names, words_for
-from deltarank.cli.extract import SERVERS
 from deltarank.errors import UsageError
-
-
-def test_the_command_offers_the_servers_that_have_rules() -> None:
-    assert list(SERVERS) == server_names()
+from deltarank.servers import get_server, is_transposed, kind_in_words, kind_of_tensor, rules_date, server_names
 
 
 def test_the_rules_are_dated() -> None:
@@ -21,26 +16,26 @@ def test_the_rules_are_dated() -> None:
 
 @pytest.mark.parametrize("name", server_names())
 def test_each_server_has_sources_and_words_that_are_known(name: str) -> None:
-    rules = server(name)
+    rules = get_server(name)
 
     assert rules.sources
     assert rules.scale in {"config", "tensor", "patterns"}
     for word in (rules.patterns, rules.rslora, rules.bias, rules.modules_to_save):
         assert word in {"honoured", "ignored", "refused"}
-    assert rules.coverage in {"any", "whole types"}
-    assert set(rules.carries.values()) <= {"whole", "factors", "asked"}
-    assert list(rules.candidates) == sorted(rules.candidates)
+    assert rules.coverage in {"any", "every layer"}
+    assert set(rules.carries.values()) <= {"whole", "factors", "on request"}
+    assert list(rules.candidate_ranks) == sorted(rules.candidate_ranks)
 
 
-def test_a_portable_adapter_is_legal_everywhere() -> None:
-    for rank in server("portable").candidates:
+def test_every_server_accepts_the_ranks_of_a_portable_adapter() -> None:
+    for rank in get_server("portable").candidate_ranks:
         for name in server_names():
-            server(name).refuse_rank(rank)
+            get_server(name).check_rank(rank)
 
 
-def test_an_illegal_rank_is_refused_with_the_legal_ones() -> None:
-    with pytest.raises(UsageError, match="legal are 1, 8, 16, 32, 64, 128, 256, 320 and 512") as refused:
-        server("vllm").refuse_rank(48)
+def test_a_rank_that_is_not_servable_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match="servable ranks are 1, 8, 16, 32, 64, 128, 256, 320 and 512") as refused:
+        get_server("vllm").check_rank(48)
 
     assert refused.value.slug == "illegal-rank"
     assert "--rank 64" in refused.value.cure
@@ -48,7 +43,7 @@ def test_an_illegal_rank_is_refused_with_the_legal_ones() -> None:
 
 def test_an_unknown_server_is_refused() -> None:
     with pytest.raises(UsageError, match="'tgi'") as refused:
-        server("tgi")
+        get_server("tgi")
 
     assert refused.value.slug == "bad-server"
 
@@ -75,12 +70,12 @@ def test_an_unknown_server_is_refused() -> None:
     ],
 )
 def test_kinds_of_tensors_are_told_by_name(name: str, kind: str | None) -> None:
-    assert kind_of(name) == kind
+    assert kind_of_tensor(name) == kind
 
 
 def test_kinds_have_words() -> None:
-    assert words_for("norm") == "norms"
-    assert words_for("added tokens") == "added tokens"
+    assert kind_in_words("norm") == "norms"
+    assert kind_in_words("added tokens") == "added tokens"
 
 
 def test_a_conv1d_is_known_by_model_and_name() -> None:

@@ -1,0 +1,31 @@
+"""What servers do with a LoRA in PEFT's format: the rules of `servers.json`, dated and with their sources.
+
+This room needs no torch, so that the command line can list the servers without loading it.
+"""
+
+from __future__ import annotations
+
+from deltarank.servers.model_families import (
+    ExpertLayout,
+    is_transposed,
+    modules_fused_by_peft,
+    router_in_files,
+    router_in_peft,
+)
+from deltarank.servers.rules import DEFAULT_SERVER, Server, get_server, rules_date, server_names
+from deltarank.servers.tensor_kinds import kind_in_words, kind_of_tensor
+
+__all__ = [
+    "DEFAULT_SERVER",
+    "ExpertLayout",
+    "Server",
+    "get_server",
+    "is_transposed",
+    "kind_in_words",
+    "kind_of_tensor",
+    "modules_fused_by_peft",
+    "router_in_files",
+    "router_in_peft",
+    "rules_date",
+    "server_names",
+]

@@ -1,0 +1,65 @@
+"""How PEFT reaches the unusual tensors of some model families: fused experts, routers and transposed weights."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltarank.servers.data import compile_globs, load_data
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Experts that share one tensor, (experts, ...), which PEFT reaches as a bare parameter of their module.
+
+    parameters    all such parameters of the module, in the order in which the model registers them
+    inputs_first  each expert is stored as inputs x outputs
+    """
+
+    parameters: tuple[str, ...]
+    inputs_first: bool
+
+    @classmethod
+    def of(cls, tensor: str, config: Mapping[str, Any]) -> ExpertLayout | None:
+        """The layout of a tensor of the model with this config.json; None where it is not known."""
+        module, _, leaf = tensor.rpartition(".")
+        for row in load_data()["fused_experts"]:
+            applies = config.get("model_type") in row["model_types"] and leaf in row["parameters"]
+            if applies and fnmatch.fnmatchcase(module, row["container"]):
+                return cls(tuple(row["parameters"]), row["inputs_first"])
+        return None
+
+
+def modules_fused_by_peft(config: Mapping[str, Any]) -> frozenset[str]:
+    """The last components of the module names that PEFT takes for single experts of this model, and fuses."""
+    return frozenset(name for row in _families("fused_by_peft", config) for name in row["names"])
+
+
+def router_in_peft(module: str, config: Mapping[str, Any]) -> str | None:
+    """The name by which PEFT reaches a router, given its name in files or in PEFT; None where it is not known."""
+    for row in _families("routers", config):
+        for end in (row["in_files"], row["in_peft"]):
+            if module.endswith(f".{end}"):
+                return module.removesuffix(end) + str(row["in_peft"])
+    return None
+
+
+def router_in_files(module: str, config: Mapping[str, Any]) -> str:
+    """The name that files have for one of PEFT's routers; any other module keeps its name."""
+    for row in _families("routers", config):
+        if module.endswith(f".{row['in_peft']}"):
+            return module.removesuffix(row["in_peft"]) + str(row["in_files"])
+    return module
+
+
+def _families(table: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for row in load_data()[table]["families"] if config.get("model_type") in row["model_types"]]
+
+
+def is_transposed(tensor: str, config: Mapping[str, Any]) -> bool:
+    """Whether this model stores this matrix as inputs x outputs."""
+    rule = load_data()["transposed"]
+    is_known = config.get("model_type") in rule["model_types"]
+    return is_known and any(pattern.match(tensor) for pattern in compile_globs(rule["names"]))

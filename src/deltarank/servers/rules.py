@@ -1,0 +1,115 @@
+"""The rules of one server, as `servers.json` states them.
+
+ranks             "any"; "vllm", the ranks that vLLM accepts (`results.SERVABLE_RANKS`); "default", the ranks that
+                  every server accepts (`results.DEFAULT_RANKS`)
+scale             what B A is multiplied by: "config", lora_alpha / r of the configuration, for all tensors; "tensor",
+                  lora_alpha / the rank of each tensor; "patterns", as rank_pattern and alpha_pattern say
+patterns, rslora, bias, modules_to_save, fused_experts (factors of experts that share a tensor, `target_parameters`)
+                  "honoured", "ignored" (the adapter loads without it), or "refused" (the adapter does not load)
+coverage          "any" subset of modules, or "every layer" of each type of module that the adapter has
+carries           kind of tensor -> how: "whole" (in modules_to_save), "factors", or "on request" (factors, if
+                  `--include` names it). Plain linear modules are always carried; other kinds are not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltarank.errors import UsageError
+from deltarank.results import DEFAULT_RANKS, SERVABLE_RANKS, listing
+from deltarank.servers.data import load_data
+
+DEFAULT_SERVER = "portable"
+
+_RANKS = {"any": None, "vllm": SERVABLE_RANKS, "default": DEFAULT_RANKS}
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server's rules, in the words above.
+
+    ranks               the servable ranks; None: any rank
+    rank_warning        (rank, sentence) about what happens above this rank; the adapter still loads
+    patterns_exception  the versions that do not treat patterns as `patterns` says; "" where none is known
+    serve_command       a command with {base}, {adapter} and {rank}; "" where there is none
+    """
+
+    name: str
+    title: str
+    ranks: tuple[int, ...] | None
+    scale: str
+    patterns: str
+    rslora: str
+    bias: str
+    modules_to_save: str
+    fused_experts: str
+    coverage: str
+    carries: Mapping[str, str]
+    rank_warning: tuple[int, str] | None
+    serve_command: str
+    sources: tuple[str, ...]
+    patterns_exception: str = ""
+
+    @classmethod
+    def from_rules(cls, name: str, rules: Mapping[str, Any]) -> Server:
+        warning = rules.get("rank_warning")
+        converted = {
+            "ranks": _RANKS[rules["ranks"]],
+            "rank_warning": (warning["above"], warning["sentence"]) if warning else None,
+            "sources": tuple(rules["sources"]),
+        }
+        return cls(name=name, **{**rules, **converted})
+
+    @property
+    def needs_every_layer(self) -> bool:
+        return self.coverage == "every layer"
+
+    @property
+    def omission(self) -> str:
+        """The beginning of a sentence that lists what an adapter for this server does not hold."""
+        if self.name == DEFAULT_SERVER:
+            return "a portable adapter leaves out"
+        return "this adapter leaves out" if self.name == "peft" else f"{self.title} cannot load"
+
+    @property
+    def candidate_ranks(self) -> tuple[int, ...]:
+        """The ranks that `--rank auto` chooses from."""
+        return self.ranks or DEFAULT_RANKS
+
+    def check_rank(self, rank: int) -> None:
+        """Raises UsageError (slug "illegal-rank") for a rank that this server does not load."""
+        if self.ranks is not None and rank not in self.ranks:
+            near = min(self.ranks, key=lambda servable: (servable < rank, abs(servable - rank)))
+            raise UsageError(
+                f"Rank {rank} is not accepted by {self.title} (--server {self.name}); "
+                f"servable ranks are {listing([str(servable) for servable in self.ranks], most=20)}.",
+                cure=f"Use --rank {near}. A matrix of a lower rank is padded with zeros, which costs only disk space.",
+                slug="illegal-rank",
+            )
+
+
+def get_server(name: str) -> Server:
+    """The rules of one server.
+
+    Raises:
+        UsageError: (slug "bad-server") there are no rules for a server of this name.
+    """
+    servers = load_data()["servers"]
+    if name not in servers:
+        raise UsageError(
+            f"There is no server {name!r} in the list of known servers.",
+            cure=f"Choose one of {listing(server_names())}.",
+            slug="bad-server",
+        )
+    return Server.from_rules(name, servers[name])
+
+
+def server_names() -> list[str]:
+    return list(load_data()["servers"])
+
+
+def rules_date() -> str:
+    """When the rules were read from the servers' sources: "2026-11"."""
+    return str(load_data()["read"])
