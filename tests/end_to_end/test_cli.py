@@ -46,7 +46,7 @@ def run(
     """`deltarank` with these words, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("deltarank.report.page.write.begin_drawing", lambda chart: lambda: b"not drawn")
+        monkeypatch.setattr("deltarank.report.page.write.start_drawing", lambda chart: lambda: b"not drawn")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def call(*words: object) -> Done:

@@ -105,11 +105,11 @@ def _parse_rank(text: str) -> int | str:
 
 
 def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> None:
-    from deltarank.report import adapter_picture, drawing_ahead
+    from deltarank.report import adapter_picture, drawing_process
 
     tell = sayer(quiet)
     tell(f"The adapter goes to {job['output']}.")
-    with drawing_ahead():
+    with drawing_process():
         with loading():
             from deltarank.cli.progress import watching
         with watching(quiet) as progress:

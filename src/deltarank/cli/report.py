@@ -26,7 +26,7 @@ def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool
 
     RUN is a folder that `deltarank compare` wrote, or its results.json. Nothing is measured. Prints the page's path.
     """
-    from deltarank.report import report_ahead, write_report
+    from deltarank.report import report_process, write_report
     from deltarank.results import Results
 
     results = [Results.load(run) for run in runs]
@@ -35,7 +35,7 @@ def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool
     own = len(runs) == 1 and target.resolve() == folders[0].resolve()
     if not (own or force):
         refuse_to_replace(target)
-    with report_ahead():
+    with report_process():
         written = write_report(results, target)
     out(str(target / "report.html"))
     say_written(written, sayer(quiet))

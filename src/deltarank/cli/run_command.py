@@ -49,11 +49,11 @@ def run(measure: Callable[..., Results], job: dict[str, Any], manner: Manner, *,
 
     `measure` looks the library's function up when it is called: that loads torch, and the first line should not wait.
     """
-    from deltarank.report import report_ahead, write_report
+    from deltarank.report import report_process, write_report
 
     tell = sayer(manner.quiet)
     tell(f"Results go to {manner.output}.{remark}")
-    with report_ahead():
+    with report_process():
         with loading():
             from deltarank.cli.progress import watching
         with watching(manner.quiet) as progress:

@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from deltarank.report import report_ahead
-from deltarank.report.drawing import vega_bundle as _library
-from deltarank.report.drawing.draw import _helpers
+from deltarank.report import report_process
+from deltarank.report.drawing import vega_bundle as module
+from deltarank.report.drawing.draw import _current
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    _library.vega.cache_clear()
+    module.vega_bundle.cache_clear()
     yield tmp_path / "deltarank"
-    _library.vega.cache_clear()
+    module.vega_bundle.cache_clear()
 
 
 def again() -> str:
-    _library.vega.cache_clear()
-    return _library.vega()
+    module.vega_bundle.cache_clear()
+    return module.vega_bundle()
 
 
 def test_it_is_kept_and_read_back_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = _library.vega()
-    monkeypatch.setattr(_library, "_made", lambda: pytest.fail("made twice"))
+    made = module.vega_bundle()
+    monkeypatch.setattr(module, "_make", lambda: pytest.fail("made twice"))
 
     assert again() == made
     assert len(list(folder.iterdir())) == 1
@@ -35,7 +35,7 @@ def test_it_is_kept_and_read_back_equal(folder: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("damage", [b"", b"alert(1)", b"// 00\nalert(1)", b"\xff\xfe"])
 def test_a_damaged_or_altered_one_is_made_again(folder: Path, damage: bytes) -> None:
-    made = _library.vega()
+    made = module.vega_bundle()
     (kept,) = folder.iterdir()
     kept.write_bytes(damage)
 
@@ -46,29 +46,29 @@ def test_a_damaged_or_altered_one_is_made_again(folder: Path, damage: bytes) -> 
 def test_a_folder_that_cannot_be_written_costs_time_only(folder: Path) -> None:
     folder.write_text("in the way")
 
-    assert "vega" in _library.vega()
+    assert "vega" in module.vega_bundle()
 
 
 def test_a_helper_makes_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = _library.vega()
+    made = module.vega_bundle()
     (kept,) = folder.iterdir()
     kept.unlink()
-    with monkeypatch.context() as patch, report_ahead():
-        patch.setattr(_library, "_made_here", lambda: pytest.fail("made here"))
+    with monkeypatch.context() as patch, report_process():
+        patch.setattr(module, "_make_here", lambda: pytest.fail("made here"))
         assert again() == made
 
     assert kept.exists()
 
 
 def test_a_helper_that_dies_over_it_is_not_missed(folder: Path) -> None:
-    made = _library.vega()
+    made = module.vega_bundle()
     (kept,) = folder.iterdir()
     kept.unlink()
-    with report_ahead():
-        _helpers[-1]._process.kill()
+    with report_process():
+        _current()._process.kill()
         assert again() == made
 
 
 def test_it_cannot_end_its_element(folder: Path) -> None:
-    assert "</script" not in _library.vega()
-    assert "<!--" not in _library.vega()
+    assert "</script" not in module.vega_bundle()
+    assert "<!--" not in module.vega_bundle()

@@ -1,9 +1,12 @@
-"""Vega-Lite into PNGs: by a helper that was started ahead, as far as it can help, or else here.
+"""Draws Vega-Lite charts as PNG, with a second process where there is one.
 
-vl_convert's engine takes 0.35 s to start, and holds Python's lock while it works. A helper is a process of its own: it
-starts on a second core while torch is imported, and draws one picture while another is painted here. And where the
-engine cannot start, it ends its process with a trap (seen: an address space of 64 GB under `ulimit -v`): that is the
-helper then, and not whoever has results to print.
+The engine of vl_convert takes 0.35 s to start and holds Python's lock while it works. A drawing process starts on a
+second core while torch is imported, and draws one picture while this process turns another into pixels. Where the
+engine cannot start, it kills its process with a trap (seen with an address space of 64 GB under `ulimit -v`): then the
+drawing process dies, and not the one that has results to print.
+
+Each thread has a drawing process of its own. So answers come in the order of the requests, and no thread ends the
+process that another is using.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,141 +26,148 @@ from deltarank.report.charts.vega import Spec
 
 SCALE = 2
 
-_TRAPS = {
+_CRASHES = {
     -getattr(signal, name) for name in ("SIGTRAP", "SIGILL", "SIGABRT", "SIGSEGV", "SIGBUS") if hasattr(signal, name)
 }
-"""How a process ends that V8 could not go on in."""
+"""Exit statuses of a process whose V8 gave up."""
 
-_helpers: list[_Helper] = []
-"""The one at hand, if any, is the last."""
+_thread = threading.local()
 
 
 @contextmanager
-def drawing_ahead() -> Iterator[None]:
-    """Has a helper ready for the pictures that are drawn inside: the one at hand, if there is one.
+def drawing_process() -> Iterator[None]:
+    """Keeps a drawing process ready for the pictures that this thread draws in the block; a nested block shares it.
 
-    It holds about 80 MB, is idle until it is asked, prints nothing, and ends with the block. Where none can be
-    started, and when it is killed, pictures are drawn as they are without it.
+    The process holds about 80 MB, is idle until it gets a request, prints nothing, and ends with the block. If it
+    cannot start, or is killed, pictures are drawn in this process.
     """
-    helper = None if _helpers else _started()
-    if helper is None:
+    process = None if _current() else _start()
+    if process is None:
         yield
         return
-    _helpers.append(helper)
+    _thread.process = process
     try:
         yield
     finally:
-        _helpers.remove(helper)
-        helper.end()
+        _thread.process = None
+        process.end()
 
 
-def begin_drawing(chart: Spec) -> Callable[[], bytes]:
-    """Has the drawing begun, if there is a helper. What comes back gives the PNG, and waits for it.
+def start_drawing(chart: Spec) -> Callable[[], bytes]:
+    """Starts drawing in this thread's drawing process, if there is one.
 
-    That raises OutputError where the engine gives up, if there was a helper to find it out.
+    Returns:
+        A function that waits for the picture and returns it as PNG. It raises OutputError where the engine crashed
+        the drawing process, and ValueError where the chart is not valid.
     """
-    helper = _helpers[-1] if _helpers else None
-    drawn = helper.asked(chart) if helper else None
+    process = _current()
+    request = process.request(chart) if process else None
 
-    def finished() -> bytes:
+    def finish() -> bytes:
         import vl_convert
 
-        svg = drawn.result() if drawn is not None else None
+        svg = request.result() if request else None
         if svg is None:
-            _refuse_if_trapped(helper)
+            _raise_if_crashed(process)
             return bytes(vl_convert.vegalite_to_png(chart, scale=SCALE, allowed_base_urls=[]))
         return bytes(vl_convert.svg_to_png(svg, scale=SCALE))
 
-    return finished
+    return finish
 
 
-def begin_script() -> None:
-    """Has the page's script made, if there is a helper and it was not begun: that takes 1.5 s."""
-    if _helpers and _helpers[-1].script is None:
-        _helpers[-1].script = _helpers[-1].asked(None)
+def start_bundle() -> None:
+    """Has this thread's drawing process, if any, make the page's Vega script (1.5 s), unless that has begun."""
+    process = _current()
+    if process and process.bundle is None:
+        process.bundle = process.request(None)
 
 
-def finished_script() -> str | None:
-    """What came of it, if it was begun.
+def finish_bundle() -> str | None:
+    """The Vega script of this thread's drawing process; None if there is none.
 
     Raises:
-        OutputError: the engine gave up.
+        OutputError: the engine crashed the drawing process.
     """
-    begun = _helpers[-1].script if _helpers else None
-    script = begun.result() if begun is not None else None
+    process = _current()
+    script = process.bundle.result() if process and process.bundle else None
     if script is None:
-        _refuse_if_trapped(_helpers[-1] if _helpers else None)
+        _raise_if_crashed(process)
     return script
 
 
-def _refuse_if_trapped(helper: _Helper | None) -> None:
-    if helper and helper.was_trapped:
+def _current() -> _DrawingProcess | None:
+    """This thread's drawing process."""
+    return getattr(_thread, "process", None)
+
+
+def _raise_if_crashed(process: _DrawingProcess | None) -> None:
+    if process and process.has_crashed:
         raise OutputError(
-            "nothing can be drawn: the engine of vl_convert (V8) gave up, and took its process with it.",
-            cure="It reserves much address space when it starts: lift such a limit (`ulimit -v unlimited`), or draw "
-            "the page elsewhere, with `deltarank report RUN`: results.json is whole.",
+            "cannot draw: the JavaScript engine of vl_convert (V8) crashed when it started.",
+            cure="It reserves much address space: lift the limit (`ulimit -v unlimited`), or draw the page on another "
+            "machine with `deltarank report RUN`. results.json is complete.",
             slug="no-drawing",
         )
 
 
-class _Helper:
-    """The process, and a thread for each way of talking with it: neither waits for the other's pipe."""
+class _DrawingProcess:
+    """The process, and one thread each for writing to it and reading from it: neither waits for the other's pipe."""
 
-    script: Future[str | None] | None = None
+    bundle: Future[str | None] | None = None
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-        self._asking = ThreadPoolExecutor(1, "deltarank-asks")
-        self._hearing = ThreadPoolExecutor(1, "deltarank-hears")
-        self._is_over = False
+        self._writer = ThreadPoolExecutor(1, "deltarank-draw-write")
+        self._reader = ThreadPoolExecutor(1, "deltarank-draw-read")
+        self._has_ended = False
 
     @property
-    def was_trapped(self) -> bool:
-        """Whether the engine ended it, as it would end whoever tried in its place."""
-        if self._is_over:
+    def has_crashed(self) -> bool:
+        """Whether the engine crashed it, as it would crash any process that tries."""
+        if self._has_ended:
             with suppress(subprocess.TimeoutExpired):
-                return self._process.wait(timeout=60) in _TRAPS
+                return self._process.wait(timeout=60) in _CRASHES
         return False
 
-    def asked(self, chart: Spec | None) -> Future[str | None]:
-        """The chart as SVG, or the script; None if nothing came of it."""
-        self._asking.submit(self._ask, json.dumps(chart).encode() + b"\n")
-        return self._hearing.submit(self._hear)
+    def request(self, chart: Spec | None) -> Future[str | None]:
+        """The chart as SVG, or the Vega script for None. The result is None if that failed."""
+        self._writer.submit(self._send, json.dumps(chart).encode() + b"\n")
+        return self._reader.submit(self._receive)
 
-    def _ask(self, line: bytes) -> None:
+    def _send(self, line: bytes) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError, ValueError):  # it has died, or was ended: whoever listens will notice
+        with suppress(OSError, ValueError):  # it has died or was ended: the reader will notice
             self._process.stdin.write(line)
             self._process.stdin.flush()
 
-    def _hear(self) -> str | None:
+    def _receive(self) -> str | None:
         assert self._process.stdout is not None
         try:
             line = self._process.stdout.readline()
-            self._is_over = not line
+            self._has_ended = not line
             answer = json.loads(line)
         except (OSError, ValueError):
             return None
         return answer if isinstance(answer, str) else None
 
     def end(self) -> None:
-        """At once: it holds nothing that could be lost."""
+        """Kills the process: it holds nothing that could be lost."""
         self._process.kill()
         self._process.wait()
-        for talking in (self._asking, self._hearing):
-            talking.shutdown(cancel_futures=True)
+        for executor in (self._writer, self._reader):
+            executor.shutdown(cancel_futures=True)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with suppress(OSError):  # what was not sent is sent now, to nobody
+            with suppress(OSError):  # closing flushes what was not sent, to a dead process
                 pipe.close()
 
 
-def _started() -> _Helper | None:
-    if not sys.executable or getattr(sys, "frozen", False):  # a program that is no Python would start itself again
+def _start() -> _DrawingProcess | None:
+    if not sys.executable or getattr(sys, "frozen", False):  # a frozen program would start itself again
         return None
     command = [sys.executable, "-P", str(Path(__file__).with_name("worker_process.py"))]
     try:
-        return _Helper(
+        return _DrawingProcess(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         )
     except OSError:

@@ -1,6 +1,6 @@
 """Vega, Vega-Lite and Vega-Embed as one script, from vl_convert.
 
-Making it takes 1.5 s, and it is the same for one version of vl_convert: it is kept in the user's cache folder.
+Making it takes 1.5 s, and it is the same for one version of vl_convert: the user's cache folder keeps it.
 """
 
 from __future__ import annotations
@@ -13,41 +13,40 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from deltarank.report.drawing.draw import begin_script, drawing_ahead, finished_script
+from deltarank.report.drawing.draw import drawing_process, finish_bundle, start_bundle
 
 
 @cache
-def vega() -> str:
-    """The script, safe to stand inside an element."""
-    script = _kept() or _made()
+def vega_bundle() -> str:
+    """The script, safe inside a script element."""
+    script = _cached() or _make()
     # Neither occurs today; either would end the script element early, wherever in the code it stood.
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def begin() -> None:
-    """Has it made meanwhile, if there is a helper and none is kept."""
-    with suppress(OSError, RuntimeError):  # no home
-        if not _place().exists():
-            begin_script()
+def prepare_vega_bundle() -> None:
+    """Has this thread's drawing process, if any, make the script unless it is cached."""
+    with suppress(OSError, RuntimeError):  # there is no home folder
+        if not _cache_file().exists():
+            start_bundle()
 
 
-def _made() -> str:
-    with drawing_ahead():
-        begin_script()
-        script = finished_script() or _made_here()
-    _keep(script)
+def _make() -> str:
+    with drawing_process():
+        start_bundle()
+        script = finish_bundle() or _make_here()
+    _write_cache(script)
     return script
 
 
-def _made_here() -> str:
+def _make_here() -> str:
     import vl_convert
 
     script: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # None is its default
     return script
 
 
-def cache_folder() -> Path:
-    """Where programs of this user keep what they can make again."""
+def _cache_folder() -> Path:
     if home := os.environ.get("XDG_CACHE_HOME"):
         return Path(home, "deltarank")
     if sys.platform == "darwin":
@@ -57,27 +56,27 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "deltarank"
 
 
-def _place() -> Path:
-    return cache_folder() / f"vega-{version('vl-convert-python')}.js"
+def _cache_file() -> Path:
+    return _cache_folder() / f"vega-{version('vl-convert-python')}.js"
 
 
-def _kept() -> str | None:
-    """What was kept, if its first line still is the hash of the rest: a torn or altered file is made again."""
+def _cached() -> str | None:
+    """The cached script, if its first line is the hash of the rest: a torn or altered file is made again."""
     try:
-        first, _, script = _place().read_bytes().decode().partition("\n")
+        first, _, script = _cache_file().read_bytes().decode().partition("\n")
     except (OSError, ValueError, RuntimeError):
         return None
     return script if script and first == _seal(script) else None
 
 
-def _keep(script: str) -> None:
-    """Beside its place and renamed; a folder that cannot be written costs time, nothing else."""
+def _write_cache(script: str) -> None:
+    """Writes beside the file and renames. A folder that cannot be written costs time, nothing else."""
     try:
-        place = _place()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        file = _cache_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         partial.write_bytes(f"{_seal(script)}\n{script}".encode())
-        partial.replace(place)
+        partial.replace(file)
     except (OSError, ValueError, RuntimeError):
         return
 

@@ -1,7 +1,7 @@
-"""Draws what comes in: a line of Vega-Lite on stdin, a line with its SVG on stdout, until stdin ends.
+"""The drawing process: reads a line of Vega-Lite from stdin, answers with a line of SVG on stdout, until stdin ends.
 
-A line that says null asks for the script that the page needs. `draw.py` starts this as a file of its own, so
-that it is ready soon: nothing of deltarank is imported here.
+A line with null requests the Vega script of the page. `draw.py` runs this file by its path: it imports nothing of
+deltarank, to be ready soon.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import signal
 import sys
 from typing import Any
 
-FIRST = {
+_WARM_UP = {
     "data": {"values": [{"name": "a", "size": 1}]},
     "mark": "bar",
     "encoding": {"x": {"field": "size", "type": "quantitative"}, "y": {"field": "name"}},
 }
-"""Drawn for nobody: what has to be loaded is loaded then."""
+"""Drawn first, so that everything is loaded when a request comes."""
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that is printed may stand among the answers
-    _answer(FIRST)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing printed may mix with the answers
+    _answer(_WARM_UP)
     for line in sys.stdin.buffer:
         answers.write(json.dumps(_answer(json.loads(line))).encode() + b"\n")
         answers.flush()
 
 
 def _answer(chart: Any) -> str | None:
-    """None where it cannot be had: whoever asked tries it again and hears why."""
+    """None for an invalid chart: the parent process draws it again and reports why."""
     import vl_convert
 
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from deltarank.report.charts.frame import framed
 from deltarank.report.charts.theme import INKS
-from deltarank.report.drawing.draw import begin_drawing, drawing_ahead
+from deltarank.report.drawing.draw import drawing_process, start_drawing
 from deltarank.report.view.text import clean, short, unbroken
 from deltarank.results import percent
 
@@ -69,8 +69,8 @@ def adapter_picture(about: Mapping[str, Any]) -> bytes:
         f"Shares of the whole change, ||W - W0||², of {names}",
         styles=[],
     )
-    with drawing_ahead():
-        return begin_drawing(picture)()
+    with drawing_process():
+        return start_drawing(picture)()
 
 
 def _last_word(reference: Mapping[str, Any]) -> str:

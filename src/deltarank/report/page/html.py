@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from deltarank.report.charts.theme import RAMP
-from deltarank.report.drawing.vega_bundle import vega
+from deltarank.report.drawing.vega_bundle import vega_bundle
 from deltarank.report.view.build import page_data
 from deltarank.report.view.headline import headlines, plain
 from deltarank.report.view.page import PageData
@@ -39,7 +39,7 @@ def render_page(page: PageData) -> str:
 
     from deltarank.report.page.payload import embedded, layer_groups, payload
 
-    style, library, script = _resource("page.css"), vega(), _resource("page.js")
+    style, library, script = _resource("page.css"), vega_bundle(), _resource("page.js")
     if page.spoken:
         style, script = style + _resource("outputs.css"), _resource("outputs.js") + script
     return (

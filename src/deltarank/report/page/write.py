@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deltarank.errors import OutputError
-from deltarank.report.drawing.draw import begin_drawing, drawing_ahead
-from deltarank.report.drawing.vega_bundle import begin as begin_library
+from deltarank.report.drawing.draw import drawing_process, start_drawing
+from deltarank.report.drawing.vega_bundle import prepare_vega_bundle
 from deltarank.report.page.html import render_page
 from deltarank.report.view.build import page_data
 from deltarank.report.view.page import PageData
@@ -16,10 +16,10 @@ from deltarank.results import Results
 
 
 @contextmanager
-def report_ahead() -> Iterator[None]:
-    """Has a helper ready for a report that is written inside (`drawing_ahead`)."""
-    with drawing_ahead():
-        begin_library()
+def report_process() -> Iterator[None]:
+    """As `drawing_process`, for a report that this thread writes in the block: the Vega script is prepared too."""
+    with drawing_process():
+        prepare_vega_bundle()
         yield
 
 
@@ -33,7 +33,7 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
         ValueError: there is no run.
     """
     page = page_data(runs)
-    with report_ahead():
+    with report_process():
         made = _made(page)
     target = Path(folder)
     try:
@@ -51,7 +51,7 @@ def _made(page: PageData) -> dict[str, bytes]:
     """File name -> contents: the page is written while the pictures are drawn."""
     from deltarank.report.page.posters import pictures
 
-    drawings = {name: begin_drawing(picture) for name, picture in pictures(page).items()}
+    drawings = {name: start_drawing(picture) for name, picture in pictures(page).items()}
     made = {"report.html": render_page(page).encode("utf-8")}
     return made | {name: finished() for name, finished in drawings.items()}
 
