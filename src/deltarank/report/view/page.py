@@ -69,7 +69,7 @@ class MatrixRow:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutGroup:
     """Tensors that were left out for one reason. `share` is None where none of them was read."""
 
     sentence: str
@@ -116,7 +116,7 @@ class RunView:
     cells: tuple[Cell, ...]
     matrices: tuple[MatrixRow, ...]
     unlisted: int
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOutGroup, ...]
     origin: Origin
     outputs: OutputsView | None
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from deltarank.report.view.page import AuditLine, LeftOut, Origin
+from deltarank.report.view.page import AuditLine, LeftOutGroup, Origin
 from deltarank.report.view.text import clean
 from deltarank.results import Outcome, Reference, Results, count, duration, figure, listing, size
 
@@ -17,7 +17,7 @@ MOST_NAMES = 400
 _TOLD_APART = {"ranks", "solver", "tolerance", "dtype", "device", "include", "exclude", "seconds", "command"}
 
 
-def left_out(run: Results) -> tuple[LeftOut, ...]:
+def left_out(run: Results) -> tuple[LeftOutGroup, ...]:
     """Tensors without a loss by outcome, those that hold most of the change first."""
     groups: dict[Outcome, list[tuple[str, str, float | None]]] = {}
     for matrix in run.matrices:
@@ -29,10 +29,10 @@ def left_out(run: Results) -> tuple[LeftOut, ...]:
     return tuple(sorted(made, key=lambda group: (-(group.share or 0.0), -group.count)))
 
 
-def _left_out(outcome: Outcome, rows: list[tuple[str, str, float | None]]) -> LeftOut:
+def _left_out(outcome: Outcome, rows: list[tuple[str, str, float | None]]) -> LeftOutGroup:
     shares = [share for _, _, share in rows if share is not None]
     names = tuple((clean(name), "" if reason == outcome.sentence else clean(reason)) for name, reason, _ in rows)
-    return LeftOut(
+    return LeftOutGroup(
         sentence=outcome.sentence,
         count=len(rows),
         share=math.fsum(shares) if shares else None,
