@@ -11,68 +11,78 @@ exact_targets, factor_keys, write_weights ... how an adapter is written
 from __future__ import annotations
 
 from deltarank.adapters.apply import Applied, Change, NewBias, apply_adapter
-from deltarank.adapters.as_checkpoint import factors_of, is_adapted, open_finetune
-from deltarank.adapters.budget import Budget, LeftOut, Spent
+from deltarank.adapters.as_checkpoint import is_adapted, low_rank_factors, open_finetune
+from deltarank.adapters.budget import Budget, LeftOut, MatrixEnergies
 from deltarank.adapters.config_write import adapter_config
-from deltarank.adapters.keys import bias_key, exact_targets, factor_keys, is_module, module_of, type_of, whole_key
-from deltarank.adapters.read import Kind, LoadEffect, LoraAdapter, Part, UnusedTensor, open_adapter
+from deltarank.adapters.file_names import (
+    BUDGET_PICTURE_FILE,
+    CONFIG_FILE,
+    METADATA_FILE,
+    MODEL_CARD_FILE,
+    WEIGHTS_FILE,
+)
+from deltarank.adapters.keys import (
+    bias_key,
+    exact_targets,
+    factor_keys,
+    is_module_path,
+    module_path,
+    module_type,
+    whole_tensor_key,
+)
+from deltarank.adapters.read import AdapterPart, LoadEffect, LoraAdapter, PartKind, UnusedTensor, open_adapter
 from deltarank.adapters.server_semantics import semantics_of
 from deltarank.adapters.targets import Placement
 from deltarank.adapters.update import LoraUpdate
 from deltarank.adapters.write import (
-    ABOUT,
-    CARD,
-    CONFIG,
-    PICTURE,
-    WEIGHTS,
-    Fill,
-    Stored,
-    end_to_end,
-    factors_from,
-    interleaved,
+    FillBuffer,
+    StreamedTensor,
+    fill_from_file,
+    fill_from_files,
+    fill_interleaved,
     write_factors,
     write_json,
     write_weights,
 )
 
 __all__ = [
-    "ABOUT",
-    "CARD",
-    "CONFIG",
-    "PICTURE",
-    "WEIGHTS",
+    "BUDGET_PICTURE_FILE",
+    "CONFIG_FILE",
+    "METADATA_FILE",
+    "MODEL_CARD_FILE",
+    "WEIGHTS_FILE",
+    "AdapterPart",
     "Applied",
     "Budget",
     "Change",
-    "Fill",
-    "Kind",
+    "FillBuffer",
     "LeftOut",
     "LoadEffect",
     "LoraAdapter",
     "LoraUpdate",
+    "MatrixEnergies",
     "NewBias",
-    "Part",
+    "PartKind",
     "Placement",
-    "Spent",
-    "Stored",
+    "StreamedTensor",
     "UnusedTensor",
     "adapter_config",
     "apply_adapter",
     "bias_key",
-    "end_to_end",
     "exact_targets",
     "factor_keys",
-    "factors_from",
-    "factors_of",
-    "interleaved",
+    "fill_from_file",
+    "fill_from_files",
+    "fill_interleaved",
     "is_adapted",
-    "is_module",
-    "module_of",
+    "is_module_path",
+    "low_rank_factors",
+    "module_path",
+    "module_type",
     "open_adapter",
     "open_finetune",
     "semantics_of",
-    "type_of",
-    "whole_key",
+    "whole_tensor_key",
     "write_factors",
     "write_json",
     "write_weights",

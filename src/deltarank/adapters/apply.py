@@ -10,11 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from deltarank.adapters.config_read import LoraConfig, scale_of
-from deltarank.adapters.read import Kind, LoadEffect, LoraAdapter, Part, UnusedTensor
-from deltarank.adapters.server_semantics import IGNORES, TAKES, ServerSemantics, habit_of, refuse, semantics_of
-from deltarank.adapters.target_parameters import spread
-from deltarank.adapters.targets import Map, Placement, Target, land
+from deltarank.adapters.config_read import LoraConfig, lora_scale
+from deltarank.adapters.read import AdapterPart, LoadEffect, LoraAdapter, PartKind, UnusedTensor
+from deltarank.adapters.server_semantics import (
+    IGNORES,
+    TAKES,
+    ServerSemantics,
+    check_loadable,
+    handling_of,
+    semantics_of,
+)
+from deltarank.adapters.target_parameters import expand_parameters
+from deltarank.adapters.targets import Placement, Target, TensorIndex, place_part
 from deltarank.checkpoints import Pair, parse_expert_name
 from deltarank.errors import AdapterError
 from deltarank.results import count, listing
@@ -37,7 +44,7 @@ class Change:
 class NewBias:
     """A bias for a module that has none in the checkpoints (`lora_bias`). `beside` is that module's matrix."""
 
-    part: Part
+    part: AdapterPart
     beside: Target
     scale: float
 
@@ -89,8 +96,8 @@ def apply_adapter(
             fits nothing here.
     """
     semantics = semantics_of(server)
-    refuse(adapter, semantics)
-    tensors = Map(targets)
+    check_loadable(adapter, semantics)
+    tensors = TensorIndex(targets)
     placements, unused = _land_all(adapter, tensors, config)
     biases, unread = _new_biases(adapter, tensors, semantics)
     unused += unread
@@ -115,21 +122,21 @@ def apply_adapter(
 
 
 def _land_all(
-    adapter: LoraAdapter, tensors: Map, config: Mapping[str, Any]
+    adapter: LoraAdapter, tensors: TensorIndex, config: Mapping[str, Any]
 ) -> tuple[list[Placement], list[UnusedTensor]]:
     """Raises AdapterError if more than half of the adapter lands nowhere."""
     placements: list[Placement] = []
-    found_parts = list(spread(adapter.parts, adapter.config, tensors))
+    found_parts = list(expand_parameters(adapter.parts, adapter.config, tensors))
     unused = [each for each in found_parts if isinstance(each, UnusedTensor)]
-    parts = [each for each in found_parts if isinstance(each, Part)]
+    parts = [each for each in found_parts if isinstance(each, AdapterPart)]
     for part in parts:
         target = tensors.find(part.tensor) or tensors.find(_in_files(part, config))
-        if target is None and adapter.config.ties and part.kind is Kind.WHOLE and part.tensor in _HEADS:
+        if target is None and adapter.config.ties and part.kind is PartKind.WHOLE and part.tensor in _HEADS:
             continue  # the copy of an embedding that the base's output head is tied to
         if target is None and _beside(part, tensors) is not None:
             continue  # see `_new_biases`
         found = (
-            land(part, target, fan_in_fan_out=adapter.config.fan_in_fan_out, model_type=config.get("model_type"))
+            place_part(part, target, fan_in_fan_out=adapter.config.fan_in_fan_out, model_type=config.get("model_type"))
             if target is not None
             else _APART
             if _is_apart(part, tensors)
@@ -145,7 +152,7 @@ def _land_all(
     return placements, unused
 
 
-def _may_be_longer(part: Part, target: Target) -> bool:
+def _may_be_longer(part: AdapterPart, target: Target) -> bool:
     """Of two vocabularies the shorter one is compared: what is longer may fit the base all the same."""
     if kind_of_tensor(part.tensor) != "lm_head" or part.down is None:
         return False
@@ -153,14 +160,14 @@ def _may_be_longer(part: Part, target: Target) -> bool:
     return part.up.shape[0] > rows and part.down.shape[1] == columns
 
 
-def _is_apart(part: Part, tensors: Map) -> bool:
+def _is_apart(part: AdapterPart, tensors: TensorIndex) -> bool:
     """Whether a part is for a single expert of those that share a tensor."""
     expert = parse_expert_name(part.tensor)
     return expert is not None and bool(tensors.stacks_of(expert[0]))
 
 
 def _new_biases(
-    adapter: LoraAdapter, tensors: Map, semantics: ServerSemantics
+    adapter: LoraAdapter, tensors: TensorIndex, semantics: ServerSemantics
 ) -> tuple[list[NewBias], list[UnusedTensor]]:
     """Biases beside the factors of modules that have none."""
     biases: list[NewBias] = []
@@ -182,12 +189,12 @@ def _new_biases(
     return biases, unused
 
 
-def _beside(part: Part, tensors: Map) -> Target | None:
+def _beside(part: AdapterPart, tensors: TensorIndex) -> Target | None:
     """The matrix of the module that a bias is for."""
-    return tensors.find(f"{part.module}.weight") if part.kind is Kind.BIAS else None
+    return tensors.find(f"{part.module}.weight") if part.kind is PartKind.BIAS else None
 
 
-def _in_files(part: Part, config: Mapping[str, Any]) -> str:
+def _in_files(part: AdapterPart, config: Mapping[str, Any]) -> str:
     """PEFT knows routers by the names of modules, which are not always those in files."""
     module, _, leaf = part.tensor.rpartition(".")
     return f"{router_in_files(module, config)}.{leaf}"
@@ -216,19 +223,19 @@ def _refuse_stranger(adapter: LoraAdapter, unused: list[UnusedTensor], parts: in
     )
 
 
-def _confused(tensors: Map, config: Mapping[str, Any]) -> frozenset[str]:
+def _confused(tensors: TensorIndex, config: Mapping[str, Any]) -> frozenset[str]:
     """The last words by which PEFT takes modules for experts; empty for a model that has none in its files."""
     has_experts = any(kind_of_tensor(target.base.tensor) == "expert" for target in tensors.targets)
     return modules_fused_by_peft(config) if has_experts else frozenset()
 
 
 def _why_not(
-    adapter: LoraAdapter, part: Part, semantics: ServerSemantics, confused: frozenset[str]
+    adapter: LoraAdapter, part: AdapterPart, semantics: ServerSemantics, confused: frozenset[str]
 ) -> UnusedTensor | None:
     """Why a part that fits changes nothing."""
     if not semantics.is_peft:
-        ignored = habit_of(part, semantics) if not part.is_lora else semantics.stacks if part.slot else TAKES
-        if part.kind is Kind.EMBEDDING:
+        ignored = handling_of(part, semantics) if not part.is_lora else semantics.stacks if part.slot else TAKES
+        if part.kind is PartKind.EMBEDDING:
             ignored = semantics.inputs
         return None if ignored is TAKES else UnusedTensor(part.up.name, f"{semantics.title} passes it over")
     if (reason := _why_passed_over(part, adapter.config)) is not None:
@@ -246,28 +253,28 @@ def _why_not(
     return None
 
 
-def _is_passed_over(part: Part, config: LoraConfig) -> bool:
+def _is_passed_over(part: AdapterPart, config: LoraConfig) -> bool:
     return _why_passed_over(part, config) is not None
 
 
-def _why_passed_over(part: Part, config: LoraConfig) -> str | None:
+def _why_passed_over(part: AdapterPart, config: LoraConfig) -> str | None:
     """Why PEFT does not look at a part at all."""
-    if part.kind is Kind.BIAS and not config.lora_bias:
+    if part.kind is PartKind.BIAS and not config.lora_bias:
         return "adapter_config.json does not say lora_bias, so PEFT passes it over"
-    if part.kind is Kind.WHOLE:
+    if part.kind is PartKind.WHOLE:
         hidden = config.aims_at(part.module) and not (part.wrapped or config.saves(part.module))
         return "its module has a LoRA and is not in modules_to_save, so PEFT passes it over" if hidden else None
     aimed = config.aims_at_parameter(part.module) if part.bare else config.aims_at(part.module)
     return None if aimed else "target_modules does not name its module, so PEFT passes it over"
 
 
-def _weighed(entry: UnusedTensor, adapter: LoraAdapter, tensors: Map) -> UnusedTensor:
+def _weighed(entry: UnusedTensor, adapter: LoraAdapter, tensors: TensorIndex) -> UnusedTensor:
     """What is half or of no shape harms only where PEFT would put it."""
     is_there = adapter.config.aims_at(entry.module) and tensors.find(f"{entry.module}.weight") is not None
     return entry if entry.effect is LoadEffect.NONE or is_there else replace(entry, effect=LoadEffect.NONE)
 
 
-def _untouched(adapter: LoraAdapter, tensors: Map) -> Iterator[str]:
+def _untouched(adapter: LoraAdapter, tensors: TensorIndex) -> Iterator[str]:
     """Matrices that the configuration aims at and that the file has nothing for."""
     config = adapter.config
     if config.targets.all or config.targets.unread or config.some_layers:
@@ -288,19 +295,19 @@ def _is_linear(target: Target) -> bool:
     return isinstance(target, Pair) and target.name.endswith(".weight") and kind_of_tensor(name) is None
 
 
-def _scale(adapter: LoraAdapter, part: Part, semantics: ServerSemantics) -> float:
+def _scale(adapter: LoraAdapter, part: AdapterPart, semantics: ServerSemantics) -> float:
     config = adapter.config
-    if part.kind is Kind.WHOLE:
+    if part.kind is PartKind.WHOLE:
         return 1.0
     rslora = config.rslora and semantics.rslora is TAKES
     if semantics.scale == "patterns":
-        return scale_of(config.alpha_of(part.module), config.rank_of(part.module), rslora=rslora)
+        return lora_scale(config.alpha_of(part.module), config.rank_of(part.module), rslora=rslora)
     rank = part.rank if semantics.scale == "tensor" and part.rank else config.rank
-    return scale_of(config.alpha, rank, rslora=rslora)
+    return lora_scale(config.alpha, rank, rslora=rslora)
 
 
 def _whole_types(
-    placements: list[Placement], tensors: Map, semantics: ServerSemantics
+    placements: list[Placement], tensors: TensorIndex, semantics: ServerSemantics
 ) -> tuple[list[Placement], list[UnusedTensor]]:
     """Without the modules of which a layer is missing."""
     layers: dict[str, set[int | None]] = {}

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters.apply import Change, apply_adapter
+from deltarank.adapters.file_names import CONFIG_FILE
 from deltarank.adapters.read import LoraAdapter, open_adapter
 from deltarank.adapters.update import LoraUpdate
-from deltarank.adapters.write import CONFIG
 from deltarank.checkpoints import (
     Checkpoint,
     Pair,
@@ -102,7 +102,7 @@ def _adapted(base: Checkpoint, adapter: LoraAdapter, reference: Reference) -> Ch
 
 def _mark(adapter: LoraAdapter) -> str:
     """Changes with the configuration: it has the scales."""
-    return hashlib.sha256((Path(adapter.folder) / CONFIG).read_bytes()).hexdigest()
+    return hashlib.sha256((Path(adapter.folder) / CONFIG_FILE).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def is_adapted(pair: Pair) -> bool:
     return pair.finetune.file.endswith(MERGED) and isinstance(pair.finetune.source, AdaptedSource)
 
 
-def factors_of(pair: Pair) -> tuple[Tensor, Tensor] | None:
+def low_rank_factors(pair: Pair) -> tuple[Tensor, Tensor] | None:
     """The factors of a delta that has them, if they are thinner than half of its matrix; else it is solved as it is."""
     source = pair.finetune.source
     if not isinstance(source, AdaptedSource):

@@ -12,7 +12,7 @@ from deltarank.servers import Server, kind_in_words
 
 
 @dataclass(frozen=True)
-class Spent:
+class MatrixEnergies:
     """What became of the energy of one matrix that was extracted: ||D||^2, ||D - D_r||^2, ||D - B A as written||^2."""
 
     energy: float
@@ -53,7 +53,9 @@ class Budget:
     energy: float = 0.0
 
     @classmethod
-    def of(cls, spent: Iterable[Spent], carried: Iterable[float], left: Sequence[tuple[LeftOut, float | None]]) -> Self:
+    def of(
+        cls, spent: Iterable[MatrixEnergies], carried: Iterable[float], left: Sequence[tuple[LeftOut, float | None]]
+    ) -> Self:
         """From the energies of matrices, of tensors carried whole, and of those left out (None: unknown)."""
         spent = list(spent)
         out = math.fsum(energy or 0.0 for _, energy in left)

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from deltarank.adapters.patterns import Globs, Patterns, Unfit, ends_of
+from deltarank.adapters.file_names import CONFIG_FILE
+from deltarank.adapters.patterns import InvalidField, ModulePatterns, ModuleSelector, name_suffixes
 from deltarank.errors import AdapterError
 from deltarank.results import listing
 
-CONFIG = "adapter_config.json"
 MAX_CONFIG = 16_000_000
 """Bytes. A pattern for each of 70,000 experts takes about 7 MB."""
 
@@ -67,14 +67,14 @@ class LoraConfig:
     rank: int
     alpha: float
     rslora: bool
-    rank_pattern: Patterns
-    alpha_pattern: Patterns
+    rank_pattern: ModulePatterns
+    alpha_pattern: ModulePatterns
     fan_in_fan_out: bool
     bias: str
     lora_bias: bool
     modules_to_save: tuple[str, ...]
-    targets: Globs
-    excluded: Globs
+    targets: ModuleSelector
+    excluded: ModuleSelector
     parameters: frozenset[str] = frozenset()
     ties: bool = False
     some_layers: bool = False
@@ -95,14 +95,14 @@ class LoraConfig:
         return self.targets.cover(module) and not (self.excluded and self.excluded.cover(module))
 
     def aims_at_parameter(self, name: str) -> bool:
-        return any(end in self.parameters for end in ends_of(name))
+        return any(end in self.parameters for end in name_suffixes(name))
 
     def saves(self, module: str) -> bool:
         """PEFT compares the ends of names, without a dot before them."""
         return any(module.endswith(name) for name in self.modules_to_save)
 
 
-def scale_of(alpha: float, rank: int, *, rslora: bool) -> float:
+def lora_scale(alpha: float, rank: int, *, rslora: bool) -> float:
     """alpha / r, or alpha / sqrt(r) with rank stabilisation (Kalajdzievski 2023)."""
     return alpha / (math.sqrt(rank) if rslora else rank)
 
@@ -122,8 +122,8 @@ def parse_config(text: bytes) -> LoraConfig:
             rank=_rank(data.get("r", 8), "r"),
             alpha=_number(data.get("lora_alpha", 8), "lora_alpha"),
             rslora=_flag(data, "use_rslora"),
-            rank_pattern=Patterns({k: _rank(v, "rank_pattern") for k, v in ranks.items()}),
-            alpha_pattern=Patterns({k: _number(v, "alpha_pattern") for k, v in alphas.items()}),
+            rank_pattern=ModulePatterns({k: _rank(v, "rank_pattern") for k, v in ranks.items()}),
+            alpha_pattern=ModulePatterns({k: _number(v, "alpha_pattern") for k, v in alphas.items()}),
             fan_in_fan_out=_flag(data, "fan_in_fan_out"),
             bias=_word(data.get("bias", "none")),
             lora_bias=_flag(data, "lora_bias"),
@@ -136,7 +136,7 @@ def parse_config(text: bytes) -> LoraConfig:
             some_layers=data.get("layers_to_transform") is not None,
             unknown=tuple(ascii(name)[1:-1][:60] for name, value in data.items() if name not in _FIELDS and value),
         )
-    except Unfit as unfit:
+    except InvalidField as unfit:
         _refuse(f"its {unfit}")
 
 
@@ -177,54 +177,54 @@ def _refuse_unsupported(data: Mapping[str, Any]) -> None:
 
 def _rank(value: object, field: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_RANK:
-        raise Unfit(f"{field} is {ascii(value)[:40]}, which is no rank")
+        raise InvalidField(f"{field} is {ascii(value)[:40]}, which is no rank")
     return value
 
 
 def _number(value: object, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST_ALPHA:
-        raise Unfit(f"{field} is {ascii(value)[:40]}, which is no number that can be meant")
+        raise InvalidField(f"{field} is {ascii(value)[:40]}, which is no number that can be meant")
     return float(value)
 
 
 def _flag(data: Mapping[str, Any], field: str) -> bool:
     value = data.get(field, False)
     if value not in (True, False, None):
-        raise Unfit(f"{field} is {ascii(value)[:40]}, which is neither true nor false")
+        raise InvalidField(f"{field} is {ascii(value)[:40]}, which is neither true nor false")
     return bool(value)
 
 
 def _word(value: object) -> str:
     if value not in ("none", "all", "lora_only"):
-        raise Unfit(f"bias is {ascii(value)[:40]}; PEFT knows none, all and lora_only")
+        raise InvalidField(f"bias is {ascii(value)[:40]}; PEFT knows none, all and lora_only")
     return str(value)
 
 
 def _mapping(data: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     value = data.get(field) or {}
     if not isinstance(value, dict):
-        raise Unfit(f"{field} is no mapping of names")
+        raise InvalidField(f"{field} is no mapping of names")
     return value
 
 
 def _words(data: Mapping[str, Any], field: str) -> tuple[str, ...]:
     value = data.get(field) or []
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-        raise Unfit(f"{field} is no list of names")
+        raise InvalidField(f"{field} is no list of names")
     return tuple(value)
 
 
-def _globs(data: Mapping[str, Any], field: str, *, missing: bool) -> Globs:
+def _globs(data: Mapping[str, Any], field: str, *, missing: bool) -> ModuleSelector:
     """`missing`: what a configuration without this field means."""
     value = data.get(field)
     if value is None:
-        return Globs.everything() if missing else Globs.nothing()
-    return Globs.pattern(value) if isinstance(value, str) else Globs.names(_words(data, field))
+        return ModuleSelector.everything() if missing else ModuleSelector.nothing()
+    return ModuleSelector.pattern(value) if isinstance(value, str) else ModuleSelector.names(_words(data, field))
 
 
 def _refuse(what: str) -> NoReturn:
     raise AdapterError(
-        f"`{CONFIG}` cannot be understood: {what}.",
+        f"`{CONFIG_FILE}` cannot be understood: {what}.",
         cure="Download or copy the adapter again, or save it again with PEFT's `save_pretrained`.",
         slug="adapter-bad-config",
     ) from None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the model's tensors."""
+
 _WEIGHT = ".weight"
 # PEFT reads names as paths of Python attributes, and some as regular expressions: nothing else is let through.
 _MODULE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -12,33 +15,33 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _MOST = 512
 
 
-def module_of(tensor: str) -> str | None:
+def module_path(tensor: str) -> str | None:
     """ "model.layers.0.mlp.up_proj.weight" -> "model.layers.0.mlp.up_proj"; None for what is no module's weight."""
     module = tensor.removesuffix(_WEIGHT)
-    return module if tensor.endswith(_WEIGHT) and is_module(module) else None
+    return module if tensor.endswith(_WEIGHT) and is_module_path(module) else None
 
 
-def is_module(name: str) -> bool:
+def is_module_path(name: str) -> bool:
     """Whether a stranger's text can be the path of a module."""
     return len(name) <= _MOST and _MODULE.fullmatch(name) is not None
 
 
 def factor_keys(module: str) -> tuple[str, str]:
     """The keys of A (r, inputs) and B (outputs, r)."""
-    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
 def bias_key(module: str) -> str:
     """The key of a bias beside the factors of a module (`lora_bias`)."""
-    return f"base_model.model.{module}.lora_B.bias"
+    return f"{PREFIX}{module}.lora_B.bias"
 
 
-def whole_key(tensor: str) -> str:
+def whole_tensor_key(tensor: str) -> str:
     """The key of a tensor that `modules_to_save` carries."""
-    return f"base_model.model.{tensor}"
+    return f"{PREFIX}{tensor}"
 
 
-def type_of(module: str) -> str:
+def module_type(module: str) -> str:
     """Equal for the same module of all layers: "model.layers.17.mlp.up_proj" -> "model.layers.#.mlp.up_proj"."""
     return _NUMBER.sub("#", module)
 

@@ -26,11 +26,11 @@ _WILD = re.compile(r"\(\?|\\[1-9]|\)\s*[*+?{]|[*+}]\s*[*+{]")
 """Lookarounds and flags, references back, repeated groups, repeats of repeats."""
 
 
-class Unfit(Exception):
+class InvalidField(Exception):
     """A field of the configuration holds something that it cannot hold."""
 
 
-def ends_of(name: str) -> Iterator[str]:
+def name_suffixes(name: str) -> Iterator[str]:
     """ "a.b.c" -> "a.b.c", "b.c", "c"."""
     yield name
     place = name.find(".")
@@ -67,7 +67,7 @@ def _ways(bare: str) -> int:
     return ways * math.prod(choices)
 
 
-class Patterns:
+class ModulePatterns:
     """rank_pattern or alpha_pattern: the first key that fits the end of a module's name decides, as in PEFT.
 
     PEFT matches `(.*\\.)?(KEY)$`. A key without signs of an expression is looked up; its dots are then dots, where PEFT
@@ -86,13 +86,13 @@ class Patterns:
             elif (tame := _tame(key)) is not None:
                 self._expressions.append((place, tame, value))
             else:
-                raise Unfit(f"patterns have a key that is no plain expression: {ascii(key)[:80]}")
+                raise InvalidField(f"patterns have a key that is no plain expression: {ascii(key)[:80]}")
 
     def __bool__(self) -> bool:
         return bool(self._plain or self._expressions)
 
     def get(self, module: str, default: float) -> float:
-        found = [self._plain[end] for end in ends_of(module) if end in self._plain]
+        found = [self._plain[end] for end in name_suffixes(module) if end in self._plain]
         if self._expressions and _is_sane(module):
             found += [(place, value) for place, tame, value in self._expressions if _fits_an_end(tame, module)]
         return min(found)[1] if found else default
@@ -109,7 +109,7 @@ def _fits_an_end(tame: re.Pattern[str], module: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Globs:
+class ModuleSelector:
     """target_modules or exclude_modules: a list of names and ends of names, or one expression.
 
     all              whatever there is
@@ -122,19 +122,19 @@ class Globs:
     unread: bool = False
 
     @classmethod
-    def everything(cls) -> Globs:
+    def everything(cls) -> ModuleSelector:
         return cls(all=True)
 
     @classmethod
-    def nothing(cls) -> Globs:
+    def nothing(cls) -> ModuleSelector:
         return cls()
 
     @classmethod
-    def names(cls, names: tuple[str, ...]) -> Globs:
+    def names(cls, names: tuple[str, ...]) -> ModuleSelector:
         return cls(ends=frozenset(names))
 
     @classmethod
-    def pattern(cls, text: str) -> Globs:
+    def pattern(cls, text: str) -> ModuleSelector:
         if text == "all-linear":
             return cls.everything()
         tame = _tame(text)
@@ -148,4 +148,4 @@ class Globs:
             return True
         if self.expression is not None:
             return _is_sane(module) and self.expression.match(module) is not None
-        return any(end in self.ends for end in ends_of(module))
+        return any(end in self.ends for end in name_suffixes(module))

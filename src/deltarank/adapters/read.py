@@ -20,20 +20,20 @@ from typing import NoReturn, Self
 import torch
 from torch import Tensor
 
-from deltarank.adapters.config_read import CONFIG, MAX_CONFIG, LoraConfig, parse_config
+from deltarank.adapters.config_read import MAX_CONFIG, LoraConfig, parse_config
+from deltarank.adapters.file_names import CONFIG_FILE, WEIGHTS_FILE
+from deltarank.adapters.keys import PREFIX
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo, fetch_files, open_checkpoint
 from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Reference
 
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 _MOST_KEPT = 4
 _LONGEST_BIAS = 1 << 24
 _PICKLED = "adapter_model.bin"
 _NO_PREFIX = f"its name does not begin with {PREFIX}, so PEFT passes it over"
 
 
-class Kind(Enum):
+class PartKind(Enum):
     """What a part of an adapter does to a tensor of the base."""
 
     LINEAR = "linear"
@@ -43,7 +43,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Part:
+class AdapterPart:
     """One change to one tensor of the base.
 
     tensor           the name of that tensor as the adapter has it: "model.layers.0.mlp.up_proj.weight"
@@ -54,7 +54,7 @@ class Part:
     slot             (number, how many): the factors are those of one of so many experts, A by rows and B by columns
     """
 
-    kind: Kind
+    kind: PartKind
     module: str
     tensor: str
     up: TensorInfo
@@ -109,7 +109,7 @@ class LoraAdapter:
     """
 
     config: LoraConfig
-    parts: tuple[Part, ...]
+    parts: tuple[AdapterPart, ...]
     unused: tuple[UnusedTensor, ...]
     file: Checkpoint = field(repr=False)
     folder: str
@@ -144,7 +144,7 @@ class LoraAdapter:
             return False
         return not self.numbers(info).any()
 
-    def factors(self, part: Part) -> tuple[Tensor, Tensor]:
+    def factors(self, part: AdapterPart) -> tuple[Tensor, Tensor]:
         """A and B of a LoRA, as stored. Those of an expert are a part of what all of them share.
 
         Raises:
@@ -181,16 +181,16 @@ def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) ->
     """
     named = os.fspath(ref)
     try:
-        home, commit = fetch_files(ref, (CONFIG, WEIGHTS), revision=revision)
+        home, commit = fetch_files(ref, (CONFIG_FILE, WEIGHTS_FILE), revision=revision)
     except CheckpointError as error:
         if error.slug == "no-such-checkpoint":
             _refuse_without(named, "there is no such folder")
         raise
     named = named.removeprefix("hf://").partition("@")[0] if commit else named
     config = parse_config(_config_of(home, named))
-    if not (home / WEIGHTS).is_file():
+    if not (home / WEIGHTS_FILE).is_file():
         _refuse_without_weights(home, named)
-    file = open_checkpoint(home / WEIGHTS)
+    file = open_checkpoint(home / WEIGHTS_FILE)
     try:
         parts, unused = _sorted_out(file.tensors)
     except BaseException:
@@ -201,10 +201,10 @@ def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) ->
 
 def _config_of(home: Path, named: str) -> bytes:
     try:
-        with (home / CONFIG).open("rb") as file:
+        with (home / CONFIG_FILE).open("rb") as file:
             return file.read(min(os.fstat(file.fileno()).st_size, MAX_CONFIG) + 1)  # what is asked for is allocated
     except OSError as error:
-        _refuse_without(named, f"{CONFIG} cannot be read ({error.strerror or error})")
+        _refuse_without(named, f"{CONFIG_FILE} cannot be read ({error.strerror or error})")
 
 
 def _refuse_without_weights(home: Path, named: str) -> NoReturn:
@@ -214,32 +214,32 @@ def _refuse_without_weights(home: Path, named: str) -> NoReturn:
             cure="Load it with PEFT on a machine that trusts it, and `save_pretrained` it: that writes safetensors.",
             slug="pickled-weights",
         )
-    _refuse_without(named, f"it has no {WEIGHTS}")
+    _refuse_without(named, f"it has no {WEIGHTS_FILE}")
 
 
 def _refuse_without(named: str, why: str) -> NoReturn:
     raise AdapterError(
         f"There is no adapter in {named!a}: {why}.",
-        cure=f"Give a folder or a Hub id that has {CONFIG} and {WEIGHTS}, as PEFT's `save_pretrained` writes them.",
+        cure=f"Give a folder or Hub id with {CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT's `save_pretrained` writes them.",
         slug="adapter-not-found",
     ) from None
 
 
 _FACTORS = (
-    (Kind.LINEAR, ".lora_A.weight", ".lora_B.weight"),
-    (Kind.EMBEDDING, ".lora_embedding_A", ".lora_embedding_B"),
+    (PartKind.LINEAR, ".lora_A.weight", ".lora_B.weight"),
+    (PartKind.EMBEDDING, ".lora_embedding_A", ".lora_embedding_B"),
 )
 _BIAS = ".lora_B.bias"
 _FOREIGN = (".lora_", ".token_adapter.")
 _INNER = ".base_layer."
 
 
-def _sorted_out(tensors: Mapping[str, TensorInfo]) -> tuple[tuple[Part, ...], tuple[UnusedTensor, ...]]:
+def _sorted_out(tensors: Mapping[str, TensorInfo]) -> tuple[tuple[AdapterPart, ...], tuple[UnusedTensor, ...]]:
     found = list(_read_keys(tensors))
-    return tuple(x for x in found if isinstance(x, Part)), tuple(x for x in found if isinstance(x, UnusedTensor))
+    return tuple(x for x in found if isinstance(x, AdapterPart)), tuple(x for x in found if isinstance(x, UnusedTensor))
 
 
-def _read_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[Part | UnusedTensor]:
+def _read_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[AdapterPart | UnusedTensor]:
     """Each tensor ends in one part, or is a entry."""
     for key, info in tensors.items():
         if info.dtype not in FLOAT_DTYPES:
@@ -250,15 +250,15 @@ def _read_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[Part | UnusedTenso
             yield from _joined(key, *pair, tensors)
         elif key.endswith(_BIAS):
             module = key[len(PREFIX) : -len(_BIAS)]
-            yield Part(Kind.BIAS, module, f"{module}.bias", info)
+            yield AdapterPart(PartKind.BIAS, module, f"{module}.bias", info)
         elif any(mark in key for mark in _FOREIGN):
             yield UnusedTensor(key, "no factor that PEFT's plain LoRA has")
         else:
             name = key[len(PREFIX) :].replace(_INNER, ".")
-            yield Part(Kind.WHOLE, name.rsplit(".", 1)[0], name, info, wrapped=_INNER in key)
+            yield AdapterPart(PartKind.WHOLE, name.rsplit(".", 1)[0], name, info, wrapped=_INNER in key)
 
 
-def _factor(key: str) -> tuple[Kind, str, str] | None:
+def _factor(key: str) -> tuple[PartKind, str, str] | None:
     """The kind, the module, and the key of the other factor."""
     for kind, down, up in _FACTORS:
         for ours, other in ((down, up), (up, down)):
@@ -269,8 +269,8 @@ def _factor(key: str) -> tuple[Kind, str, str] | None:
 
 
 def _joined(
-    key: str, kind: Kind, module: str, other: str, tensors: Mapping[str, TensorInfo]
-) -> Iterator[Part | UnusedTensor]:
+    key: str, kind: PartKind, module: str, other: str, tensors: Mapping[str, TensorInfo]
+) -> Iterator[AdapterPart | UnusedTensor]:
     """A pair of factors, told once, at its A; or half of one."""
     partner = tensors.get(other)
     if partner is None or partner.dtype not in FLOAT_DTYPES:
@@ -281,12 +281,12 @@ def _joined(
     if (reason := _misshapen(down.shape, up.shape)) is not None:
         yield UnusedTensor(key, reason, LoadEffect.REFUSED, module)
     elif is_down:
-        yield Part(kind, module, f"{module}.weight", up, down)
+        yield AdapterPart(kind, module, f"{module}.weight", up, down)
 
 
-def _half(key: str, kind: Kind, module: str, other: str) -> UnusedTensor:
+def _half(key: str, kind: PartKind, module: str, other: str) -> UnusedTensor:
     """PEFT begins with one factor of zeros and one that is random: A, or B of an embedding."""
-    is_random = "_A" in other[len(PREFIX) + len(module) :] if kind is Kind.LINEAR else "embedding_B" in other
+    is_random = "_A" in other[len(PREFIX) + len(module) :] if kind is PartKind.LINEAR else "embedding_B" in other
     return UnusedTensor(
         key,
         f"its other half, {ascii(other)[1:-1]}, is missing",

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from deltarank.adapters.read import Kind, LoraAdapter, Part
+from deltarank.adapters.read import AdapterPart, LoraAdapter, PartKind
 from deltarank.errors import AdapterError
 from deltarank.results import listing
 from deltarank.servers import Server, get_server
 
 
-class Habit(Enum):
+class Handling(Enum):
     """What a server does with something that not every adapter has."""
 
     TAKES = "honoured"
@@ -21,7 +21,7 @@ class Habit(Enum):
 
 
 PEFT, _TITLE = "peft", "PEFT"
-TAKES, IGNORES, REFUSES = Habit.TAKES, Habit.IGNORES, Habit.REFUSES
+TAKES, IGNORES, REFUSES = Handling.TAKES, Handling.IGNORES, Handling.REFUSES
 
 # What servers.json does not say: a converter that takes norms, which are then ignored; a table that takes no factors.
 _FORGETS_NORMS = frozenset({"llama.cpp"})
@@ -43,14 +43,14 @@ class ServerSemantics:
 
     title: str
     scale: str
-    patterns: Habit
-    rslora: Habit
+    patterns: Handling
+    rslora: Handling
     most_rank: int | None
-    wholes: Habit
-    norms: Habit
-    biases: Habit
-    inputs: Habit
-    stacks: Habit
+    wholes: Handling
+    norms: Handling
+    biases: Handling
+    inputs: Handling
+    stacks: Handling
     all_layers: bool
     unless: str = ""
 
@@ -60,18 +60,18 @@ class ServerSemantics:
 
     @classmethod
     def of(cls, rules: Server) -> ServerSemantics:
-        wholes = Habit(rules.modules_to_save)
+        wholes = Handling(rules.modules_to_save)
         return cls(
             title=rules.title,
             scale=rules.scale,
-            patterns=Habit(rules.patterns),
-            rslora=Habit(rules.rslora),
+            patterns=Handling(rules.patterns),
+            rslora=Handling(rules.rslora),
             most_rank=max(rules.ranks) if rules.ranks else None,
             wholes=wholes,
             norms=IGNORES if rules.name in _FORGETS_NORMS else wholes,
-            biases=Habit(rules.bias),
+            biases=Handling(rules.bias),
             inputs=IGNORES if rules.name in _NO_INPUT_FACTORS else TAKES,
-            stacks=Habit(rules.fused_experts),
+            stacks=Handling(rules.fused_experts),
             all_layers=rules.needs_every_layer,
             unless=f" ({rules.patterns_exception})" if rules.patterns_exception else "",
         )
@@ -82,7 +82,7 @@ def semantics_of(name: str | None) -> ServerSemantics:
     return ServerSemantics.of(get_server(name or PEFT))
 
 
-def refuse(adapter: LoraAdapter, semantics: ServerSemantics) -> None:
+def check_loadable(adapter: LoraAdapter, semantics: ServerSemantics) -> None:
     reasons = list(_refusals(adapter, semantics))
     if reasons:
         raise AdapterError(
@@ -101,11 +101,11 @@ def _refusals(adapter: LoraAdapter, semantics: ServerSemantics) -> Iterator[str]
     highest = max([adapter.config.rank, *(part.rank for part in loras)])
     if semantics.most_rank is not None and highest > semantics.most_rank:
         yield f"it has rank {highest:,}, and the highest possible is {semantics.most_rank}"
-    wholes = [part for part in adapter.parts if part.kind is Kind.WHOLE and habit_of(part, semantics) is REFUSES]
+    wholes = [part for part in adapter.parts if part.kind is PartKind.WHOLE and handling_of(part, semantics) is REFUSES]
     if wholes or (adapter.config.modules_to_save and semantics.wholes is REFUSES):
         named = [ascii(part.tensor)[1:-1][:80] for part in wholes] or list(adapter.config.modules_to_save)
         yield f"it holds whole tensors ({listing(named, most=2)})"
-    biases = any(part.kind is Kind.BIAS for part in adapter.parts) or adapter.config.bias != "none"
+    biases = any(part.kind is PartKind.BIAS for part in adapter.parts) or adapter.config.bias != "none"
     if semantics.biases is REFUSES and (biases or adapter.config.lora_bias):
         yield "it holds biases"
     if semantics.stacks is REFUSES and adapter.config.parameters:
@@ -119,7 +119,7 @@ def _refusals(adapter: LoraAdapter, semantics: ServerSemantics) -> Iterator[str]
             yield f"the layers of {mixed} have unlike ranks"
 
 
-def _mixed(loras: Iterable[Part]) -> str | None:
+def _mixed(loras: Iterable[AdapterPart]) -> str | None:
     """A module that has another rank in another layer."""
     ranks: dict[str, int] = {}
     for part in loras:
@@ -129,9 +129,9 @@ def _mixed(loras: Iterable[Part]) -> str | None:
     return None
 
 
-def habit_of(part: Part, semantics: ServerSemantics) -> Habit:
+def handling_of(part: AdapterPart, semantics: ServerSemantics) -> Handling:
     """Of a whole tensor or a bias."""
-    if part.kind is Kind.BIAS or part.tensor.endswith(".bias"):
+    if part.kind is PartKind.BIAS or part.tensor.endswith(".bias"):
         return semantics.biases
     is_norm = part.module.rsplit(".", 1)[-1].endswith("norm")
     return semantics.norms if is_norm else semantics.wholes

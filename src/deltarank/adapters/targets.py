@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from deltarank.adapters.read import Kind, Part
+from deltarank.adapters.read import AdapterPart, PartKind
 from deltarank.checkpoints import Pair, SummedTensor, parse_expert_name, strip_wrappers
 
 Target = SummedTensor | Pair
@@ -28,13 +28,13 @@ class Placement:
     transposed       the tensor is stored as inputs x outputs: what is added is (B A)'
     """
 
-    part: Part
+    part: AdapterPart
     target: Target
     transposed: bool
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedMatrices:
     """Matrices in one tensor, by the name that an adapter uses for it."""
 
     name: str
@@ -42,7 +42,7 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Fused:
+class SeparateExperts:
     """Single experts in files, as the tensor that transformers 5 makes of them and that PEFT puts LoRAs on.
 
     parts       of each expert, from its first row on: gate and up, or down
@@ -65,7 +65,7 @@ class Fused:
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
-class Map:
+class TensorIndex:
     """Finds tensors by the names that adapters use: as they are, or less what a wrapper put before them."""
 
     def __init__(self, targets: Iterable[Target]) -> None:
@@ -91,12 +91,12 @@ class Map:
     def find(self, tensor: str) -> Target | None:
         return self._exact.get(tensor) or self._cores.get(_core(tensor))
 
-    def stacks_of(self, module: str) -> list[Stack]:
+    def stacks_of(self, module: str) -> list[StackedMatrices]:
         """The tensors of a module that hold several matrices each."""
         held = self._stacks.get(_core(module), {})
-        return [Stack(f"{module}.{leaf}", tuple(slices)) for leaf, slices in held.items()]
+        return [StackedMatrices(f"{module}.{leaf}", tuple(slices)) for leaf, slices in held.items()]
 
-    def fused_of(self, module: str) -> list[Fused]:
+    def fused_of(self, module: str) -> list[SeparateExperts]:
         """What transformers makes of a module whose experts lie in files one by one; only what is all there."""
         held = self._singles.get(_core(module), {})
         experts = 1 + max((number for number, _ in held), default=-1)
@@ -104,7 +104,9 @@ class Map:
         for leaf, words in _FUSED.items():
             places = [[(number, word) for word in words] for number in range(experts if len(held) >= experts else 0)]
             if places and all(place in held for each in places for place in each):
-                made.append(Fused(f"{module}.{leaf}", tuple(tuple(held[place] for place in each) for each in places)))
+                made.append(
+                    SeparateExperts(f"{module}.{leaf}", tuple(tuple(held[place] for place in each) for each in places))
+                )
         return [each for each in made if each.is_even]
 
     @property
@@ -116,18 +118,18 @@ def _core(name: str) -> str:
     return ".".join(strip_wrappers(name.split(".")))
 
 
-def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -> Placement | str:
+def place_part(part: AdapterPart, target: Target, *, fan_in_fan_out: bool, model_type: Any) -> Placement | str:
     """The part at its tensor; or why it does not fit, in words."""
     rows, columns = shape = target.base.shape
-    if part.kind is Kind.BIAS:
+    if part.kind is PartKind.BIAS:
         return Placement(part, target, False) if _is_vector(part, shape) else _differs(part, target)
-    if part.kind is Kind.WHOLE:
+    if part.kind is PartKind.WHOLE:
         return Placement(part, target, False) if _covers(part.up.shape, target) else _differs(part, target)
     assert part.down is not None
     if part.rank > MOST_RANKS * max(shape):
         return f"a rank of {part.rank:,} is far beyond a matrix of {rows} x {columns}"
     inputs, outputs = part.down.shape[1], part.outputs
-    if part.kind is Kind.EMBEDDING:
+    if part.kind is PartKind.EMBEDDING:
         fits = outputs == columns and inputs >= rows
         return Placement(part, target, True) if fits else _differs(part, target)
     straight, turned = (outputs, inputs) == shape, (inputs, outputs) == shape
@@ -141,7 +143,7 @@ def land(part: Part, target: Target, *, fan_in_fan_out: bool, model_type: Any) -
     return Placement(part, target, turned)
 
 
-def _is_vector(part: Part, shape: tuple[int, int]) -> bool:
+def _is_vector(part: AdapterPart, shape: tuple[int, int]) -> bool:
     return part.up.shape == (shape[1],) and shape[0] == 1
 
 
@@ -152,7 +154,7 @@ def _covers(shape: tuple[int, ...], target: Target) -> bool:
     return shape[1:] == tuple(target.shape)[1:] and shape[0] >= target.shape[0]
 
 
-def _differs(part: Part, target: Target) -> str:
+def _differs(part: AdapterPart, target: Target) -> str:
     parts = [part.up.shape] if part.down is None else [part.up.shape, part.down.shape]
     ours = " by ".join(" x ".join(map(str, shape)) or "a number" for shape in parts)
     return f"{ours} does not fit {' x '.join(map(str, target.shape))}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters.apply import Change
-from deltarank.adapters.read import Kind, LoraAdapter
+from deltarank.adapters.read import LoraAdapter, PartKind
 from deltarank.checkpoints import Piece
 
 
@@ -60,7 +60,7 @@ class _Rows:
         shape = (math.prod(part.up.shape) // max(columns, 1), columns)
         self._piece = Piece.of(part.up, adapter.file.source, shape)
         self._scale = change.scale
-        self._replaces = part.kind is Kind.WHOLE
+        self._replaces = part.kind is PartKind.WHOLE
 
     def add_to(self, added: Tensor, first: int, base: Tensor) -> None:
         stored = self._read(first, len(added)).to(added.device, added.dtype)

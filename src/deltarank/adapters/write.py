@@ -12,33 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WEIGHTS, CONFIG, ABOUT, CARD = "adapter_model.safetensors", "adapter_config.json", "deltarank.json", "README.md"
-PICTURE = "budget.png"
-
 _WORDS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 _BLOCK = 8 << 20
 _ALIGNMENT = 8
 
-Fill = Callable[[int, memoryview], None]
+FillBuffer = Callable[[int, memoryview], None]
 """Given a position in bytes and a buffer, fills the buffer with what stands there."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class StreamedTensor:
     """A tensor to be written. `fill` brings its bytes, block by block; without one it is all zeros."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    fill: Fill | None = None
+    fill: FillBuffer | None = None
 
     @property
     def nbytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def write_weights(path: Path, tensors: Sequence[Stored]) -> None:
+def write_weights(path: Path, tensors: Sequence[StreamedTensor]) -> None:
     """A safetensors file of these tensors in this order, a few megabytes in memory at a time.
 
     Raises:
@@ -59,7 +56,7 @@ def write_weights(path: Path, tensors: Sequence[Stored]) -> None:
         os.fsync(file.fileno())
 
 
-def _header(tensors: Sequence[Stored]) -> bytes:
+def _header(tensors: Sequence[StreamedTensor]) -> bytes:
     """8 bytes of length, then JSON, padded with spaces so that the numbers begin at a multiple of 8."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
@@ -90,7 +87,7 @@ def write_factors(path: Path, a: Tensor, b: Tensor) -> None:
     partial.replace(path)
 
 
-def factors_from(path: Path, skip: int) -> Fill:
+def fill_from_file(path: Path, skip: int) -> FillBuffer:
     """Reads what `write_factors` wrote, from byte `skip` on."""
 
     def fill(first: int, block: memoryview) -> None:
@@ -106,7 +103,7 @@ def factors_from(path: Path, skip: int) -> Fill:
     return fill
 
 
-def end_to_end(paths: Sequence[Path | None], length: int) -> Fill:
+def fill_from_files(paths: Sequence[Path | None], length: int) -> FillBuffer:
     """The first `length` bytes of each of these files, one after the other; zeros where there is no file."""
 
     def fill(first: int, block: memoryview) -> None:
@@ -120,7 +117,7 @@ def end_to_end(paths: Sequence[Path | None], length: int) -> Fill:
     return fill
 
 
-def interleaved(paths: Sequence[Path | None], skip: int, shape: tuple[int, int], size: int) -> Fill:
+def fill_interleaved(paths: Sequence[Path | None], skip: int, shape: tuple[int, int], size: int) -> FillBuffer:
     """Matrices of this shape, which stand `skip` bytes into each of these files, column by column side by side.
 
     Row i holds column 0 of row i of every matrix, then column 1 of every matrix, and so on; a number has `size` bytes.
@@ -146,4 +143,4 @@ def _read_or_zero(path: Path | None, first: int, block: memoryview) -> None:
     if path is None:
         block[:] = bytes(len(block))
     else:
-        factors_from(path, first)(0, block)
+        fill_from_file(path, first)(0, block)

@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from deltarank.adapters import exact_targets, factor_keys, module_of, type_of
+from deltarank.adapters import exact_targets, factor_keys, module_path, module_type
 
 LAYERS = [
     f"model.layers.{i}.{module}.weight"
@@ -26,7 +26,7 @@ def matched_by_peft(targets: list[str], tensors: list[str]) -> list[str]:
 
 
 def test_a_module_is_a_name_less_its_last_word() -> None:
-    assert module_of("model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj"
+    assert module_path("model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_module_is_a_name_less_its_last_word() -> None:
     ],
 )
 def test_what_is_no_path_of_a_module_has_none(name: str) -> None:
-    assert module_of(name) is None
+    assert module_path(name) is None
 
 
 def test_keys_are_peft_s() -> None:
@@ -57,8 +57,8 @@ def test_keys_are_peft_s() -> None:
 
 
 def test_the_same_module_of_all_layers_is_a_type() -> None:
-    assert type_of("model.layers.3.mlp.up_proj") == type_of("model.layers.17.mlp.up_proj")
-    assert type_of("model.layers.3.mlp.up_proj") != type_of("visual.layers.3.mlp.up_proj")
+    assert module_type("model.layers.3.mlp.up_proj") == module_type("model.layers.17.mlp.up_proj")
+    assert module_type("model.layers.3.mlp.up_proj") != module_type("visual.layers.3.mlp.up_proj")
 
 
 def test_targets_are_last_words_where_these_do() -> None:

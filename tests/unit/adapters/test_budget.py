@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.adapters import Budget, LeftOut, Spent
+from deltarank.adapters import Budget, LeftOut, MatrixEnergies
 from deltarank.servers import get_server
 
 ENERGIES = st.floats(0, 1e6)
@@ -26,7 +26,7 @@ def left(name: str, kind: str = "norm") -> LeftOut:
 def test_shares_add_up_to_one(
     matrices: list[tuple[float, float, float]], carried: list[float], others: list[float | None]
 ) -> None:
-    spent = [Spent(energy, energy * lost * part, energy * lost) for energy, lost, part in matrices]
+    spent = [MatrixEnergies(energy, energy * lost * part, energy * lost) for energy, lost, part in matrices]
     budget = Budget.of(spent, carried, [(left(str(i)), energy) for i, energy in enumerate(others)])
 
     assert math.isclose(budget.kept + budget.truncated + budget.rounded + budget.left_out, 1, abs_tol=1e-9)
@@ -35,7 +35,7 @@ def test_shares_add_up_to_one(
 
 def test_it_says_in_words_where_the_change_went() -> None:
     others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "lm_head"), 4.0), (left("tokens", "added tokens"), None)]
-    budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
+    budget = Budget.of([MatrixEnergies(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(get_server("vllm"), 64) == (
         "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 3 tensors that vLLM cannot load "
@@ -44,7 +44,7 @@ def test_it_says_in_words_where_the_change_went() -> None:
 
 
 def test_what_a_server_takes_if_included_is_not_said_to_be_impossible() -> None:
-    budget = Budget.of([Spent(9.0, 0.0, 0.0)], [], [(left("h", "lm_head"), 1.0)])
+    budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [(left("h", "lm_head"), 1.0)])
 
     assert budget.sentence(get_server("vllm"), 8) == (
         "keeps 90 % of the change; 10 % in 1 tensor that vLLM takes if included by name (lm_head)"
@@ -53,7 +53,7 @@ def test_what_a_server_takes_if_included_is_not_said_to_be_impossible() -> None:
 
 def test_what_a_server_never_takes_is_named() -> None:
     others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "embedding"), 4.0)]
-    budget = Budget.of([Spent(93.0, 22.0, 22.0)], [], others)
+    budget = Budget.of([MatrixEnergies(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(get_server("portable"), 64) == (
         "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 3 tensors that a portable adapter leaves out "
@@ -68,7 +68,7 @@ def test_tensors_stand_by_share_and_those_unknown_last() -> None:
 
 
 def test_of_no_change_all_is_kept() -> None:
-    budget = Budget.of([Spent(0.0, 0.0, 0.0)], [], [(left("u"), None)])
+    budget = Budget.of([MatrixEnergies(0.0, 0.0, 0.0)], [], [(left("u"), None)])
 
     assert (budget.kept, budget.truncated, budget.rounded, budget.left_out) == (1, 0, 0, 0)
     assert budget.sentence(get_server("peft"), 8) == "changes nothing, since both checkpoints hold the same numbers"
@@ -76,7 +76,7 @@ def test_of_no_change_all_is_kept() -> None:
 
 @pytest.mark.parametrize("server_name", ["portable", "vllm"])
 def test_it_comes_back_equal(server_name: str) -> None:
-    budget = Budget.of([Spent(9.0, 2.0, 3.0)], [1.0], [(left("a"), 2.0), (left("b"), None)])
+    budget = Budget.of([MatrixEnergies(9.0, 2.0, 3.0)], [1.0], [(left("a"), 2.0), (left("b"), None)])
 
     assert Budget.from_plain(budget.to_plain()) == budget
     assert Budget.from_plain(budget.to_plain()).sentence(get_server(server_name), 8)

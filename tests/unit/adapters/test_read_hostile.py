@@ -13,7 +13,7 @@ import torch
 import peft_adapters as made
 from deltarank.adapters import open_adapter
 from deltarank.adapters.config_read import parse_config
-from deltarank.adapters.patterns import Globs, Patterns, Unfit
+from deltarank.adapters.patterns import InvalidField, ModulePatterns, ModuleSelector
 from deltarank.errors import AdapterError, DeltarankError, HeaderError
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -108,7 +108,7 @@ def test_the_first_pattern_that_fits_decides() -> None:
 
     entries = {"layers.1.mlp.up": 1, "up": 2, r"layers\.\d+\.mlp\.down": 3, "^mlp.down": 4, "own|gate": 5, "q.*": 6}
     names = ["model.layers.1.mlp.up", "x.up", "xup", "up", "layers.12.mlp.down", "mlp.down", "a.mlp.down", "a.gate"]
-    patterns = Patterns({key: float(value) for key, value in entries.items()})
+    patterns = ModulePatterns({key: float(value) for key, value in entries.items()})
 
     for name in [*names, "a.q_proj", "q", "aq", "", "layers.1.mlp.up.x"]:
         assert patterns.get(name, 0) == entries.get(get_pattern_key(entries, name), 0), name
@@ -122,13 +122,13 @@ def test_the_first_pattern_that_fits_decides() -> None:
     ],
 )
 def test_an_expression_that_could_take_years_is_not_run(key: str) -> None:
-    with pytest.raises(Unfit):
-        Patterns({key: 1.0})
-    assert Globs.pattern(key).unread
+    with pytest.raises(InvalidField):
+        ModulePatterns({key: 1.0})
+    assert ModuleSelector.pattern(key).unread
 
 
 def test_an_expression_that_is_run_ends_soon() -> None:
-    patterns = Patterns({"a*a*a*b": 1.0, "(aa|a)" * 13 + "b": 1.0, r".*\.(q|k|v|o)_proj|[(*|+?]{2}": 2.0})
+    patterns = ModulePatterns({"a*a*a*b": 1.0, "(aa|a)" * 13 + "b": 1.0, r".*\.(q|k|v|o)_proj|[(*|+?]{2}": 2.0})
     started = time.perf_counter()
 
     for name in (".".join(["a" * 60] * 3), "a" * 200, ".".join("a" * 24), "a" * 100_000, "." * 100_000):
@@ -140,8 +140,8 @@ def test_an_expression_that_is_run_ends_soon() -> None:
 def test_a_target_that_is_not_run_is_taken_as_meant() -> None:
     unsloth = r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|v_proj).*?)"
 
-    assert Globs.pattern(unsloth).cover("model.layers.0.self_attn.q_proj")
-    assert not Globs.pattern(unsloth)  # as an exclusion it covers nothing
+    assert ModuleSelector.pattern(unsloth).cover("model.layers.0.self_attn.q_proj")
+    assert not ModuleSelector.pattern(unsloth)  # as an exclusion it covers nothing
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])

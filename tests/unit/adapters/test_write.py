@@ -9,7 +9,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from deltarank.adapters import Fill, Stored, end_to_end, factors_from, interleaved, write_factors, write_weights
+from deltarank.adapters import (
+    FillBuffer,
+    StreamedTensor,
+    fill_from_file,
+    fill_from_files,
+    fill_interleaved,
+    write_factors,
+    write_weights,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -21,9 +29,9 @@ def test_safetensors_reads_what_was_kept_as_factors(tmp_path: Path, dtype: torch
     write_weights(
         out,
         [
-            Stored("a", dtype, (8, 300), factors_from(kept, 0)),
-            Stored("b", dtype, (500, 8), factors_from(kept, a.nbytes)),
-            Stored("nothing", torch.float32, (3, 5)),
+            StreamedTensor("a", dtype, (8, 300), fill_from_file(kept, 0)),
+            StreamedTensor("b", dtype, (500, 8), fill_from_file(kept, a.nbytes)),
+            StreamedTensor("nothing", torch.float32, (3, 5)),
         ],
     )
     read = load_file(out)
@@ -36,7 +44,7 @@ def test_safetensors_reads_what_was_kept_as_factors(tmp_path: Path, dtype: torch
 def test_a_transposed_view_is_kept_in_its_own_order(tmp_path: Path) -> None:
     a, b = torch.randn(300, 8).T, torch.randn(8, 500).T
     write_factors(tmp_path / "x", a, b)
-    write_weights(tmp_path / "y", [Stored("a", torch.float32, (8, 300), factors_from(tmp_path / "x", 0))])
+    write_weights(tmp_path / "y", [StreamedTensor("a", torch.float32, (8, 300), fill_from_file(tmp_path / "x", 0))])
 
     assert torch.equal(load_file(tmp_path / "y")["a"], a)
 
@@ -44,14 +52,14 @@ def test_a_transposed_view_is_kept_in_its_own_order(tmp_path: Path) -> None:
 def test_tensors_larger_than_a_block_come_whole(tmp_path: Path) -> None:
     a, b = torch.randn(3000, 1000), torch.randn(1, 3000)
     write_factors(tmp_path / "x", a, b)
-    write_weights(tmp_path / "y", [Stored("a", torch.float32, (3000, 1000), factors_from(tmp_path / "x", 0))])
+    write_weights(tmp_path / "y", [StreamedTensor("a", torch.float32, (3000, 1000), fill_from_file(tmp_path / "x", 0))])
 
     assert torch.equal(load_file(tmp_path / "y")["a"], a)
 
 
 def test_the_file_says_that_it_is_torch_s(tmp_path: Path) -> None:
     """transformers and PEFT refuse a file without it."""
-    write_weights(tmp_path / "y", [Stored("a", torch.float32, (2, 2))])
+    write_weights(tmp_path / "y", [StreamedTensor("a", torch.float32, (2, 2))])
 
     with safe_open(tmp_path / "y", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -59,7 +67,7 @@ def test_the_file_says_that_it_is_torch_s(tmp_path: Path) -> None:
 
 def test_factors_cut_short_are_an_error(tmp_path: Path) -> None:
     write_factors(tmp_path / "x", torch.zeros(2, 2), torch.zeros(2, 2))
-    stored = [Stored("a", torch.float32, (9, 9), factors_from(tmp_path / "x", 0))]
+    stored = [StreamedTensor("a", torch.float32, (9, 9), fill_from_file(tmp_path / "x", 0))]
 
     with pytest.raises(OSError, match="became shorter"):
         write_weights(tmp_path / "y", stored)
@@ -80,14 +88,14 @@ def test_factors_of_experts_are_put_together_whatever_the_blocks(
         if path is not None:
             write_factors(path, a[number], b[number])
     size = dtype.itemsize
-    below = end_to_end(paths, 2 * 5 * size)
-    beside = interleaved(paths, 2 * 5 * size, (7, 2), size)
+    below = fill_from_files(paths, 2 * 5 * size)
+    beside = fill_interleaved(paths, 2 * 5 * size, (7, 2), size)
 
     assert _filled(below, 3 * 2 * 5 * size, block) == _bytes(a)
     assert _filled(beside, 3 * 7 * 2 * size, block) == _bytes(b.permute(1, 2, 0))
 
 
-def _filled(fill: Fill, length: int, block: int) -> bytes:
+def _filled(fill: FillBuffer, length: int, block: int) -> bytes:
     buffer = bytearray(length)
     for first in range(0, length, block):
         fill(first, memoryview(buffer)[first : first + block])

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deltarank.adapters import factors_of, is_adapted
+from deltarank.adapters import is_adapted, low_rank_factors
 from deltarank.checkpoints import Pair, SummedTensor, read_chunks, read_rows
 from deltarank.errors import CheckpointError
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
@@ -102,7 +102,7 @@ class MatrixMeasurer:
 
     def _of_factors(self, pair: Pair) -> MatrixResult | None:
         """Of a delta that is stored as a product: nothing is solved, and the matrix is never formed."""
-        found = factors_of(pair)
+        found = low_rank_factors(pair)
         if found is None:
             return None
         left, right = found

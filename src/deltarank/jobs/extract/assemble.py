@@ -10,22 +10,22 @@ from pathlib import Path
 import torch
 
 from deltarank.adapters import (
-    CONFIG,
-    WEIGHTS,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     Budget,
-    Fill,
+    FillBuffer,
     LeftOut,
-    Spent,
-    Stored,
+    MatrixEnergies,
+    StreamedTensor,
     adapter_config,
     bias_key,
-    end_to_end,
     exact_targets,
     factor_keys,
-    factors_from,
-    interleaved,
-    type_of,
-    whole_key,
+    fill_from_file,
+    fill_from_files,
+    fill_interleaved,
+    module_type,
+    whole_tensor_key,
     write_json,
     write_weights,
 )
@@ -57,7 +57,7 @@ class Finished:
 
     def _type(self, module: str) -> str:
         """Experts come together or not at all."""
-        return EXPERT if kind_of_tensor(f"{module}.weight") == EXPERT else type_of(module)
+        return EXPERT if kind_of_tensor(f"{module}.weight") == EXPERT else module_type(module)
 
     @cached_property
     def factored(self) -> list[Target]:
@@ -103,7 +103,7 @@ class Finished:
         measured = [m for m in self.matrices.values() if m.written is not None and m.losses]
         biases = {other.name for other in self.biases.values()}
         spent = [_spent(matrix) for matrix in measured]
-        spent += [Spent(self.energies[name] or 0.0, 0.0, self.rounded.get(name, 0.0)) for name in biases]
+        spent += [MatrixEnergies(self.energies[name] or 0.0, 0.0, self.rounded.get(name, 0.0)) for name in biases]
         carried = {other.name for other in self.carried}
         left = [
             (LeftOut(o.name, o.kind, o.reason, None), energy)
@@ -115,10 +115,10 @@ class Finished:
         return Budget.of(spent, [self.energies[name] or 0.0 for name in carried], left)
 
 
-def _spent(matrix: AdapterMatrix) -> Spent:
+def _spent(matrix: AdapterMatrix) -> MatrixEnergies:
     assert matrix.written is not None
     lost = matrix.written.energy_lost * matrix.energy
-    return Spent(matrix.energy, min(matrix.losses[0].energy_lost * matrix.energy, lost), lost)
+    return MatrixEnergies(matrix.energy, min(matrix.losses[0].energy_lost * matrix.energy, lost), lost)
 
 
 def write_adapter(
@@ -137,7 +137,7 @@ def write_adapter(
     layout = finished.layout
     wholes = [*_whole(finished, finetune), *_companions(finished, base)]
     tensors = [*_factors(finished, staging, numbers), *_zeros(finished), *wholes]
-    write_weights(folder / WEIGHTS, tensors)
+    write_weights(folder / WEIGHTS_FILE, tensors)
     targets = finished.factored
     modules = [*(t.module for t in targets if not t.bare), *(e.module for e in finished.empties)]
     bare = {t.pair.base.tensor for t in targets if t.bare}
@@ -154,10 +154,10 @@ def write_adapter(
         bias=bool(finished.biases),
         tied=any(other.head for other in finished.carried),
     )
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG_FILE, config)
 
 
-def _factors(finished: Finished, staging: Staging, numbers: Mapping[str, int]) -> Iterator[Stored]:
+def _factors(finished: Finished, staging: Staging, numbers: Mapping[str, int]) -> Iterator[StreamedTensor]:
     stacks: dict[str, dict[int, Path | None]] = {}
     for target in finished.factored:
         is_kept = finished.matrices[target.pair.name].outcome is Outcome.MEASURED
@@ -173,12 +173,12 @@ def _factors(finished: Finished, staging: Staging, numbers: Mapping[str, int]) -
             yield from _stacked(_holder(target, finished), target, [kept[i] for i in range(len(kept))], finished.dtype)
 
 
-def _bias(finished: Finished, target: Target) -> Iterator[Stored]:
+def _bias(finished: Finished, target: Target) -> Iterator[StreamedTensor]:
     """PEFT puts a bias on every module or on none: zeros where none changed."""
     if finished.biases:
         other = finished.biases.get(target.module)
         fill = bias_bytes(other, finished.dtype) if other else None
-        yield Stored(bias_key(target.module), finished.dtype, target.sides[:1], fill)
+        yield StreamedTensor(bias_key(target.module), finished.dtype, target.sides[:1], fill)
 
 
 def _holder(target: Target, finished: Finished) -> str:
@@ -193,59 +193,69 @@ def _holder(target: Target, finished: Finished) -> str:
     return module + ".base_layer" * (len(options) - 1 - options.index(leaf))
 
 
-def _stacked(module: str, target: Target, paths: Sequence[Path | None], dtype: torch.dtype) -> tuple[Stored, Stored]:
+def _stacked(
+    module: str, target: Target, paths: Sequence[Path | None], dtype: torch.dtype
+) -> tuple[StreamedTensor, StreamedTensor]:
     """A of all experts one below the other; of B, column k of every expert side by side."""
     rank, (outputs, inputs), experts = target.rank, target.sides, len(paths)
     keys, size = factor_keys(module), dtype.itemsize
     a_bytes = rank * inputs * size
     return (
-        Stored(keys[0], dtype, (experts * rank, inputs), end_to_end(paths, a_bytes)),
-        Stored(keys[1], dtype, (outputs, rank * experts), interleaved(paths, a_bytes, (outputs, rank), size)),
+        StreamedTensor(keys[0], dtype, (experts * rank, inputs), fill_from_files(paths, a_bytes)),
+        StreamedTensor(
+            keys[1], dtype, (outputs, rank * experts), fill_interleaved(paths, a_bytes, (outputs, rank), size)
+        ),
     )
 
 
-def _zeros(finished: Finished) -> Iterator[Stored]:
+def _zeros(finished: Finished) -> Iterator[StreamedTensor]:
     for empty in finished.empties:
         yield from _two(empty.module, finished.layout.rank, *empty.sides, finished.dtype, None)
 
 
 def _two(
     module: str, rank: int, outputs: int, inputs: int, dtype: torch.dtype, path: Path | None
-) -> tuple[Stored, Stored]:
+) -> tuple[StreamedTensor, StreamedTensor]:
     keys = factor_keys(module)
-    a, b = Stored(keys[0], dtype, (rank, inputs)), Stored(keys[1], dtype, (outputs, rank))
+    a, b = StreamedTensor(keys[0], dtype, (rank, inputs)), StreamedTensor(keys[1], dtype, (outputs, rank))
     if path is None:
         return a, b
     return (
-        Stored(a.name, dtype, a.shape, factors_from(path, 0)),
-        Stored(b.name, dtype, b.shape, factors_from(path, a.nbytes)),
+        StreamedTensor(a.name, dtype, a.shape, fill_from_file(path, 0)),
+        StreamedTensor(b.name, dtype, b.shape, fill_from_file(path, a.nbytes)),
     )
 
 
-def _whole(finished: Finished, finetune: Checkpoint) -> Iterator[Stored]:
+def _whole(finished: Finished, finetune: Checkpoint) -> Iterator[StreamedTensor]:
     for other in finished.carried:
         info = finetune.tensors[other.name]
         leaf = other.name.rpartition(".")[2]
         for module in (other.module, other.head):  # PEFT wants what is tied twice
             if module is not None:
-                yield Stored(
-                    whole_key(f"{module}.{leaf}"), FLOAT_DTYPES[info.dtype], info.shape, _bytes_of(info, finetune)
+                yield StreamedTensor(
+                    whole_tensor_key(f"{module}.{leaf}"),
+                    FLOAT_DTYPES[info.dtype],
+                    info.shape,
+                    _bytes_of(info, finetune),
                 )
 
 
-def _companions(finished: Finished, base: Checkpoint) -> Iterator[Stored]:
+def _companions(finished: Finished, base: Checkpoint) -> Iterator[StreamedTensor]:
     """What else a module holds that is carried whole, as the base has it: PEFT loads all of a module or fails."""
     modules = {o.pair.base.tensor.rpartition(".")[0]: o.module for o in finished.carried if o.pair is not None}
     carried = {o.pair.base.tensor for o in finished.carried if o.pair is not None}
     for name, info in base.tensors.items():
         holder, _, leaf = name.rpartition(".")
         if holder in modules and name not in carried and info.dtype in FLOAT_DTYPES:
-            yield Stored(
-                whole_key(f"{modules[holder]}.{leaf}"), FLOAT_DTYPES[info.dtype], info.shape, _bytes_of(info, base)
+            yield StreamedTensor(
+                whole_tensor_key(f"{modules[holder]}.{leaf}"),
+                FLOAT_DTYPES[info.dtype],
+                info.shape,
+                _bytes_of(info, base),
             )
 
 
-def _bytes_of(info: TensorInfo, checkpoint: Checkpoint) -> Fill:
+def _bytes_of(info: TensorInfo, checkpoint: Checkpoint) -> FillBuffer:
     def fill(first: int, block: memoryview) -> None:
         checkpoint.source.read_into(info.file, info.start + first, block)
 

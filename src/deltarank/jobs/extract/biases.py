@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltarank.adapters import Fill
+from deltarank.adapters import FillBuffer
 from deltarank.checkpoints import Pair, SummedTensor, read_chunks
 from deltarank.jobs.extract.layout import UnfactoredTensor
 
@@ -34,7 +34,7 @@ def bias_loss(pair: SummedTensor | Pair, dtype: torch.dtype) -> BiasLoss:
     return BiasLoss(energy, lost)
 
 
-def bias_bytes(other: UnfactoredTensor, dtype: torch.dtype) -> Fill:
+def bias_bytes(other: UnfactoredTensor, dtype: torch.dtype) -> FillBuffer:
     """The change of a bias as it is written."""
 
     def fill(first: int, block: memoryview) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from deltarank.adapters import is_module, module_of, type_of
+from deltarank.adapters import is_module_path, module_path, module_type
 from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor, TensorInfo
 from deltarank.results import Outcome
 from deltarank.servers import (
@@ -142,10 +142,10 @@ def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool
     tensor = pair.base.tensor
     slot = _slot(pair, base)
     why = _why_not(pair, base, server, slot, asked)
-    module = module_of(_own_name(pair, base)) if slot is None else tensor
+    module = module_path(_own_name(pair, base)) if slot is None else tensor
     if why is not None and why[0] == ROUTER and server.carries.get(ROUTER) == "whole":
         return _router(pair.name, pair, base)
-    if why is not None or module is None or not is_module(module):
+    if why is not None or module is None or not is_module_path(module):
         kind, reason = why or ("parameter", "no weight of a module by its name, so no adapter can be put on it")
         return UnfactoredTensor(pair.name, kind, reason, pair)
     # Single experts are fused by PEFT, which knows one rank for them.
@@ -158,7 +158,7 @@ def _placed(pair: Pair, base: Checkpoint, server: Server, rank: int, asked: bool
 def _router(name: str, pair: Pair | SummedTensor, base: Checkpoint) -> UnfactoredTensor:
     """Carried whole: it has a row for each expert, which a LoRA would seldom make smaller."""
     module = router_in_peft(pair.base.tensor.rpartition(".")[0], base.config)
-    if module is None or not is_module(module):
+    if module is None or not is_module_path(module):
         return UnfactoredTensor(name, ROUTER, f"a router of a model of which {_UNKNOWN}", pair)
     return UnfactoredTensor(name, ROUTER, "", pair, module)
 
@@ -293,7 +293,7 @@ def _leftovers(base: Checkpoint, finetune: Checkpoint, pairing: Pairing, server:
     for each in pairing.summed:
         kind = kind_of_tensor(each.name) or ("tied" if each.outcome is Outcome.TIED else "other tensors")
         module = each.base.tensor.rpartition(".")[0]
-        whole = server.carries.get(kind) == "whole" and is_module(module) and each.name in finetune.tensors
+        whole = server.carries.get(kind) == "whole" and is_module_path(module) and each.name in finetune.tensors
         if whole and kind == ROUTER:
             yield _router(each.name, each, base)
         elif whole and head and kind == "embedding" and module.endswith(".embed_tokens"):
@@ -325,11 +325,11 @@ def _empties(base: Checkpoint, targets: list[Target], server: Server) -> Iterato
     """Layers of a type that is targeted which are not targets themselves (excluded, say)."""
     if not server.needs_every_layer:
         return
-    types = {type_of(target.module) for target in targets}
+    types = {module_type(target.module) for target in targets}
     taken = {target.module for target in targets}
     for name, info in base.tensors.items():
-        module = module_of(name)
-        if module is not None and len(info.shape) == 2 and module not in taken and type_of(module) in types:
+        module = module_path(name)
+        if module is not None and len(info.shape) == 2 and module not in taken and module_type(module) in types:
             yield Empty(module, _sides(name, info, base))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deltarank.adapters import PICTURE
+from deltarank.adapters import BUDGET_PICTURE_FILE
 from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.results import Reference, count, percent, size
 from deltarank.servers import get_server, kind_in_words, rules_date
@@ -50,7 +50,7 @@ def _head(adapter: ExtractedAdapter) -> Iterator[str]:
 def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:
     """The budget as a picture, or as bars of text."""
     if picture:
-        yield from ("## Where the change went", "", f"![This LoRA {_plain(adapter.sentence)}.]({PICTURE})")
+        yield from ("## Where the change went", "", f"![This LoRA {_plain(adapter.sentence)}.]({BUDGET_PICTURE_FILE})")
         return
     budget = adapter.budget
     rows = [("kept", budget.kept), ("truncated", budget.truncated), ("rounded", budget.rounded)]

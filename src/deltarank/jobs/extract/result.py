@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from deltarank.adapters import ABOUT, Budget
+from deltarank.adapters import METADATA_FILE, Budget
 from deltarank.errors import ResultsError
 from deltarank.results import Loss, Outcome, Reference, check_fields
 from deltarank.servers import get_server
@@ -140,7 +140,7 @@ class ExtractedAdapter:
         Raises:
             ResultsError: (slug "results-unreadable") there is no deltarank.json, or it cannot be read.
         """
-        path = Path(folder) / ABOUT
+        path = Path(folder) / METADATA_FILE
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format_version"] != FORMAT_VERSION:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from deltarank.adapters import ABOUT, CARD, PICTURE
+from deltarank.adapters import BUDGET_PICTURE_FILE, METADATA_FILE, MODEL_CARD_FILE
 from deltarank.checkpoints import Pair, SummedTensor
 from deltarank.errors import CheckpointError, DeltarankError, JobError
 from deltarank.jobs.compare import UNRELATED, MatrixMeasurer
@@ -94,10 +94,10 @@ class Run:
         adapter = replace(adapter, notes=(*self.plan.notes, *self.warnings))
         with self.staging.whole() as folder:
             write_adapter(folder, finished, self.staging, self.job.before, self.job.after, self._numbers)
-            (folder / ABOUT).write_text(adapter.to_json(), encoding="utf-8")
-            (folder / CARD).write_text(model_card(adapter, picture=picture is not None), encoding="utf-8")
+            (folder / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
+            (folder / MODEL_CARD_FILE).write_text(model_card(adapter, picture=picture is not None), encoding="utf-8")
             if picture is not None:
-                (folder / PICTURE).write_bytes(picture)
+                (folder / BUDGET_PICTURE_FILE).write_bytes(picture)
         return adapter
 
     def _extract_all(self, clock: _Clock) -> None:

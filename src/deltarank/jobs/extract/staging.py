@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from deltarank.adapters import ABOUT, CONFIG
+from deltarank.adapters import CONFIG_FILE, METADATA_FILE
 from deltarank.errors import OutputError
 from deltarank.results import size
 from deltarank.runtime import Record, RunFolder, as_output_error
@@ -40,7 +40,7 @@ class Staging:
     def is_finished(self) -> bool:
         """Whether this very extraction ended before."""
         try:
-            about = json.loads((self.output / ABOUT).read_text(encoding="utf-8"))
+            about = json.loads((self.output / METADATA_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return False
         return isinstance(about, dict) and about.get("identity") == self.identity
@@ -50,7 +50,7 @@ class Staging:
         found = self.output
         if not found.exists() or (found.is_dir() and not any(found.iterdir())):
             return
-        is_adapter = found.is_dir() and (found / CONFIG).is_file()
+        is_adapter = found.is_dir() and (found / CONFIG_FILE).is_file()
         if not (force and is_adapter):
             what = "holds an adapter" if is_adapter else "exists and is no adapter"
             cure = "Give -o another folder, or --force to replace it." if is_adapter else "Give -o another folder."

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deltarank.adapters import CONFIG, open_adapter
+from deltarank.adapters import CONFIG_FILE, open_adapter
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, open_checkpoint, pair_checkpoints
 from deltarank.divergence import Document, Prompt, read_prompts, read_texts
 from deltarank.errors import CheckpointError, UsageError
@@ -168,7 +168,7 @@ def _looked_at(options: OutputsOptions, tokenizer: Any, fetch: str) -> tuple[dic
     notes: list[str] = []
     for folder in options.adapters:
         with open_adapter(folder) as lora:
-            given[folder] = lora.file.fingerprint + content_of([str(Path(folder) / CONFIG)])
+            given[folder] = lora.file.fingerprint + content_of([str(Path(folder) / CONFIG_FILE)])
     for ref in options.models:
         with open_checkpoint(ref, fetch=fetch) as other:
             given[ref] = other.fingerprint

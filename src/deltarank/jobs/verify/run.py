@@ -19,11 +19,11 @@ import torch
 from deltarank.adapters import (
     Applied,
     Change,
-    Kind,
     LoadEffect,
     LoraAdapter,
     LoraUpdate,
     NewBias,
+    PartKind,
     UnusedTensor,
     apply_adapter,
     open_adapter,
@@ -269,7 +269,7 @@ def _longer(applied: Applied, base: Checkpoint) -> Iterator[str]:
     for change in (change for changes in applied.changes.values() for change in changes):
         part, tensor = change.placement.part, change.placement.target.base.tensor
         ours, theirs = part.up.shape, base.tensors[tensor].shape if tensor in base.tensors else ()
-        if part.kind is Kind.WHOLE and len(ours) == len(theirs) == 2 and ours[0] > theirs[0]:
+        if part.kind is PartKind.WHOLE and len(ours) == len(theirs) == 2 and ours[0] > theirs[0]:
             yield (
                 f"{ascii(part.tensor)[1:-1][:120]} has {ours[0]:,} rows in the adapter and {theirs[0]:,} in the base: "
                 "PEFT loads it once the base's vocabulary is resized (resize_token_embeddings)"
