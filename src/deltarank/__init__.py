@@ -9,6 +9,16 @@ The public names are listed in `__init__.pyi`. Each is imported when it is first
 not import torch.
 """
 
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public_name, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from deltarank.system import tool_version
+
+        return tool_version()
+    return _public_name(name)

@@ -21,4 +21,5 @@ from .results import Outcome as Outcome
 from .results import Results as Results
 from .results import Verdict as Verdict
 from .runtime import ProgressListener as ProgressListener
-from .system.version import __version__ as __version__
+
+__version__: str

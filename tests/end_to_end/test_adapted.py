@@ -17,8 +17,8 @@ import deltarank
 import peft_adapters as made
 import tiny_architectures as architectures
 from deltarank.errors import AdapterError, CheckpointError
-from deltarank.jobs.compare import MatrixMeasurer
 from deltarank.results import Outcome, Results
+from deltarank.runtime import DeltaReader
 from hub import FakeHub, client_environment
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -127,8 +127,8 @@ def test_the_rank_is_told_and_nothing_is_solved(base: Path, adapter: Path) -> No
 
 def test_the_matrix_is_not_formed(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     formed: list[str] = []
-    load = MatrixMeasurer.load
-    monkeypatch.setattr(MatrixMeasurer, "load", lambda self, pair: formed.append(pair.name) or load(self, pair))
+    read = DeltaReader.read
+    monkeypatch.setattr(DeltaReader, "read", lambda self, pair: formed.append(pair.name) or read(self, pair))
 
     deltarank.compare(base, adapter, include=["*q_proj*"])
 

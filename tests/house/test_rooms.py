@@ -31,7 +31,7 @@ def rule(rooms: str, packages: str = "") -> Rule:
 
 
 RULES = {
-    "": rule("", "lazy_loader"),
+    "": rule("system", "lazy_loader"),
     "__main__": rule("cli"),
     "errors": rule(""),
     "system": rule("errors"),
@@ -57,7 +57,7 @@ RULES = {
         "errors results system checkpoints servers spectra adapters runtime divergence models jobs.compare",
         "torch numpy",
     ),
-    "demo": rule("errors results system", "torch transformers peft numpy safetensors tqdm"),
+    "demo": rule("errors results system", "torch transformers peft numpy safetensors tokenizers tqdm"),
     "cli": rule(
         " errors results system servers runtime report demo " + " ".join(f"jobs.{job}" for job in JOBS), "click tqdm"
     ),

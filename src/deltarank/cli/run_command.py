@@ -57,9 +57,10 @@ def run(measure: Callable[..., Results], job: dict[str, Any], manner: Manner, *,
         with loading():
             from deltarank.cli.progress import watching
         with watching(manner.quiet) as progress:
-            results = measure(
-                **job, output=manner.output, force=manner.force, command=manner.command, progress=progress
-            )
+            from deltarank.runtime import recorded_command
+
+            with recorded_command(manner.command):
+                results = measure(**job, output=manner.output, force=manner.force, progress=progress)
         try:
             written = write_report([results], manner.output)
         finally:  # a page that failed takes no hour's work with it

@@ -1,9 +1,10 @@
-"""How a long job runs: its folder, its workers, its progress, its options and its plan."""
+"""How a long job runs: its inputs and options, its plan, its workers, its folder and its progress."""
 
-from __future__ import annotations
-
-from deltarank.runtime._clock import Clock
-from deltarank.runtime._pace import Pace
+from deltarank.runtime.delta_reader import DeltaReader
+from deltarank.runtime.failures import RETRIED_OUTCOMES, TENSOR_FAILURES, failure_outcome
+from deltarank.runtime.inputs import InputKeywords, ModelRef, PairRefs, Ref
+from deltarank.runtime.keywords import shows_keywords_of, split_keywords
+from deltarank.runtime.matrix_pass import estimate_time, matrix_pass, planned_seconds
 from deltarank.runtime.plan import (
     FIXED_MEMORY,
     PROMISED_MEMORY,
@@ -17,9 +18,19 @@ from deltarank.runtime.plan import (
     total_memory,
 )
 from deltarank.runtime.progress import ProgressListener
-from deltarank.runtime.run_folder import IDENTITY, RESULTS, Record, RunFolder, as_output_error, differences
-from deltarank.runtime.solver_options import SolverOptions
+from deltarank.runtime.provenance import current_command, now, recorded_command, run_provenance
+from deltarank.runtime.run_folder import (
+    IDENTITY,
+    RESULTS,
+    Record,
+    RunFolder,
+    as_output_error,
+    differences,
+    read_identity,
+)
+from deltarank.runtime.solver_options import SolverOptions, as_tuple, check_choice
 from deltarank.runtime.throughput import Throughput
+from deltarank.runtime.time_estimate import TimeEstimate
 from deltarank.runtime.workers import WorkerPool
 
 __all__ = [
@@ -28,21 +39,40 @@ __all__ = [
     "PROMISED_MEMORY",
     "READ_RATE",
     "RESULTS",
-    "Clock",
-    "Pace",
+    "RETRIED_OUTCOMES",
+    "TENSOR_FAILURES",
+    "DeltaReader",
+    "InputKeywords",
+    "ModelRef",
+    "PairRefs",
     "Plan",
     "ProgressListener",
     "Record",
+    "Ref",
     "RunFolder",
     "SolverOptions",
     "Step",
     "Throughput",
+    "TimeEstimate",
     "WorkerPool",
     "as_output_error",
+    "as_tuple",
+    "check_choice",
+    "current_command",
     "differences",
+    "estimate_time",
+    "failure_outcome",
     "make_plan",
+    "matrix_pass",
     "needs_line",
+    "now",
+    "planned_seconds",
+    "read_identity",
+    "recorded_command",
     "reference_line",
+    "run_provenance",
+    "shows_keywords_of",
+    "split_keywords",
     "step_lines",
     "total_memory",
 ]

@@ -1,4 +1,4 @@
-"""What a run will do, known from headers alone."""
+"""What a run will do, from the headers of the checkpoints alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from deltarank.runtime.solver_options import SolverOptions
 from deltarank.spectra import chosen, exact_seconds, krylov_memory, krylov_seconds, rates
 
 READ_RATE = 1.2e9
-"""Bytes a second to read, upcast and subtract, on two cores from a warm disk."""
+"""Bytes a second to read, upcast and subtract, on two cores from a disk whose files are cached."""
 
 FIXED_MEMORY = 600e6
-"""Python, torch and their libraries, the page's charts, and the small buffers."""
+"""Bytes that Python, torch and their libraries, the charts of the page and small buffers need."""
 
 PROMISED_MEMORY = 1e9
-"""A run takes no more than this and three times its largest matrix in float32, however many layers there are."""
+"""A run needs at most this many bytes and three times its largest matrix in float32, whatever the number of layers."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One matrix to measure."""
+    """One matrix to measure: the solver, and the seconds and bytes of memory that it is expected to take."""
 
     pair: Pair
     solver: str
@@ -36,19 +36,19 @@ class Step:
     memory: float
 
 
-Foretell = Callable[[Pair, SolverOptions], Step]
+StepPlanner = Callable[[Pair, SolverOptions], Step]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known before a tensor is read. `lines()` is for people, `to_plain()` for programs.
+    """What is known before a tensor is read. `lines()` is for people, `to_plain()` for programs.
 
-    seconds and peak_memory (bytes) are rough: the rates behind them were measured on one machine.
+    `seconds` and `peak_memory` (bytes) are estimates: the rates behind them were measured on one machine.
     """
 
     base: Reference
     finetune: Reference
-    settings: SolverOptions
+    options: SolverOptions
     steps: tuple[Step, ...]
     pairing: Pairing
     notes: tuple[str, ...]
@@ -64,10 +64,10 @@ class Plan:
 
     @property
     def parallel_matrices(self) -> int:
-        """How many matrices are measured at a time: two, where a second one stays within the promised memory."""
+        """How many matrices are measured at a time: two, if that stays within PROMISED_MEMORY."""
         two = math.fsum(sorted((step.memory for step in self.steps), reverse=True)[:2])
         largest = max((4.0 * step.pair.entries for step in self.steps), default=0.0)
-        cores = torch.get_num_threads() if self.settings.torch_device.type == "cpu" else 2
+        cores = torch.get_num_threads() if self.options.torch_device.type == "cpu" else 2
         return 2 if cores > 1 and FIXED_MEMORY + two <= PROMISED_MEMORY + 3 * largest else 1
 
     @property
@@ -82,12 +82,12 @@ class Plan:
         return [
             f"base      {reference_line(self.base)}",
             f"finetune  {reference_line(self.finetune)}",
-            f"ranks     {', '.join(map(str, self.settings.ranks))}",
+            f"ranks     {', '.join(map(str, self.options.ranks))}",
             "",
             f"{count(len(self.steps), 'matrix', 'matrices')} to measure, {entries:,} weights:",
             *step_lines(self.steps),
             "",
-            *_left_out_lines(self.pairing),
+            *_not_measured_lines(self.pairing),
             *_shared_lines(self.pairing),
             *[f"note: {note}" for note in self.notes],
             needs_line(self, self.seconds),
@@ -101,7 +101,7 @@ class Plan:
                 "revision": self.finetune.revision,
                 "files": dict(self.finetune.files),
             },
-            "settings": self.settings.to_plain(),
+            "settings": self.options.to_plain(),
             "steps": [
                 {
                     "name": step.pair.name,
@@ -116,7 +116,7 @@ class Plan:
             ],
             "left_out": [
                 {"name": each.name, "outcome": each.outcome.value, "reason": each.reason, "shape": list(each.shape)}
-                for each in _left_out(self.pairing)
+                for each in _not_measured(self.pairing)
             ],
             "notes": list(self.notes),
             "peak_memory": self.peak_memory,
@@ -126,43 +126,43 @@ class Plan:
 
 
 def make_plan(
-    base: Checkpoint, finetune: Checkpoint, pairing: Pairing, settings: SolverOptions, *, step: Foretell | None = None
+    base: Checkpoint, finetune: Checkpoint, pairing: Pairing, options: SolverOptions, *, step: StepPlanner | None = None
 ) -> Plan:
     """The plan of a pass over two checkpoints.
 
     Args:
-        step: what one matrix costs; by default, what measuring it costs.
+        step: plans one matrix; by default, to measure it.
 
     Raises:
-        JobError: one matrix needs more memory than this machine has.
+        JobError: (slug "not-enough-memory") a matrix needs more memory than this machine has.
     """
-    steps = tuple((step or measuring)(pair, settings) for pair in pairing.pairs)
+    steps = tuple((step or measuring_step)(pair, options) for pair in pairing.pairs)
     notes = (*base.notes, *finetune.notes, *pairing.notes)
-    plan = Plan(base.reference, finetune.reference, settings, steps, pairing, notes)
+    plan = Plan(base.reference, finetune.reference, options, steps, pairing, notes)
     check_memory(plan)
     return plan
 
 
-def measuring(pair: Pair, settings: SolverOptions) -> Step:
-    """What measuring one matrix at all asked ranks costs."""
+def measuring_step(pair: Pair, options: SolverOptions) -> Step:
+    """The cost of measuring one matrix at all ranks of the options."""
     rows, columns = pair.shape
-    device = settings.torch_device
-    solver = chosen(settings.solver, rows, columns, settings.ranks, device, tolerance=settings.tolerance)
-    known = rates(device, settings.tolerance)
+    device = options.torch_device
+    solver = chosen(options.solver, rows, columns, options.ranks, device, tolerance=options.tolerance)
+    known = rates(device, options.tolerance)
     if solver == "exact":
         seconds = exact_seconds(rows, columns, known)
     else:
-        seconds = krylov_seconds(rows, columns, max(settings.ranks), known)
-    return Step(pair, solver, seconds, _memory(pair, solver, settings))
+        seconds = krylov_seconds(rows, columns, max(options.ranks), known)
+    return Step(pair, solver, seconds, _memory(pair, solver, options))
 
 
-def _memory(pair: Pair, solver: str, settings: SolverOptions) -> float:
-    """The delta; then the Gram matrix and the solver's copy of it, or what Krylov iteration needs."""
-    number = settings.torch_dtype.itemsize
+def _memory(pair: Pair, solver: str, options: SolverOptions) -> float:
+    """Bytes for the delta, and for the Gram matrix and the solver's copy of it or for the Krylov space."""
+    number = options.torch_dtype.itemsize
     side = min(pair.shape)
     if solver == "exact":
         return number * (pair.entries + 2.0 * side * side)
-    return krylov_memory(*pair.shape, max(settings.ranks), rates(settings.torch_device, settings.tolerance), number)
+    return krylov_memory(*pair.shape, max(options.ranks), rates(options.torch_device, options.tolerance), number)
 
 
 def total_memory() -> int | None:
@@ -176,7 +176,7 @@ def total_memory() -> int | None:
 def check_memory(plan: Plan) -> None:
     """Raises JobError (slug "not-enough-memory")."""
     held = total_memory()
-    if held is None or plan.settings.torch_device.type == "cuda" or plan.peak_memory <= held:
+    if held is None or plan.options.torch_device.type == "cuda" or plan.peak_memory <= held:
         return
     largest = max(plan.steps, key=lambda step: step.memory)
     raise JobError(
@@ -189,7 +189,15 @@ def check_memory(plan: Plan) -> None:
 
 def needs_line(plan: Plan, seconds: float) -> str:
     memory = f"about {size(plan.peak_memory)}{_of_memory()}"
-    return f"To read: {size(plan.read_bytes)}. Peak memory: {memory}. Time on two cores: {duration(seconds)}."
+    return f"To read: {size(plan.read_bytes)}. Peak memory: {memory}. Estimated time: {_time(plan.options, seconds)}."
+
+
+def _time(options: SolverOptions, seconds: float) -> str:
+    """The rates of a CPU were measured on two cores; those of other devices are rough."""
+    if options.torch_device.type != "cpu":
+        return f"{duration(seconds)} on {options.device}, roughly"
+    threads = torch.get_num_threads()
+    return f"{duration(seconds)} on 2 CPU threads" + (f" (this run uses {threads})" if threads != 2 else "")
 
 
 def _of_memory() -> str:
@@ -198,7 +206,7 @@ def _of_memory() -> str:
 
 
 def reference_line(reference: Reference) -> str:
-    """Which checkpoint, at which commit, how large."""
+    """One line: the reference, its commit, its number of files and its size."""
     revision = f" at {reference.revision}" if reference.revision else ""
     return f"{reference.ref}{revision}, {count(len(reference.files), 'file')}, {size(sum(reference.files.values()))}"
 
@@ -217,20 +225,20 @@ def step_lines(steps: tuple[Step, ...]) -> Iterator[str]:
         )
 
 
-def _left_out(pairing: Pairing) -> tuple[SummedTensor | Skipped, ...]:
+def _not_measured(pairing: Pairing) -> tuple[SummedTensor | Skipped, ...]:
     return (*pairing.summed, *pairing.skipped)
 
 
-def _left_out_lines(pairing: Pairing) -> Iterator[str]:
+def _not_measured_lines(pairing: Pairing) -> Iterator[str]:
     groups: dict[Outcome, list[str]] = {}
-    for each in _left_out(pairing):
+    for each in _not_measured(pairing):
         groups.setdefault(each.outcome, []).append(each.name)
     for outcome, names in groups.items():
-        yield f"left out: {count(len(names), 'tensor')}: {outcome.sentence} ({listing(names, most=3)})"
+        yield f"not measured: {count(len(names), 'tensor')}: {outcome.sentence} ({listing(names, most=3)})"
 
 
 def _shared_lines(pairing: Pairing) -> Iterator[str]:
     both: tuple[Pair | SummedTensor, ...] = (*pairing.pairs, *pairing.summed)
     shared = [each for each in both if len(each.pieces) == 1]
     if shared:
-        yield f"identical: {count(len(shared), 'tensor')} of files known to be the same on both sides, read once"
+        yield f"identical: {count(len(shared), 'tensor')} in files known to be the same on both sides, read once"

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it."""
+"""What a job reports while it runs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ if TYPE_CHECKING:
 
 
 class ProgressListener:
-    """Overwrite what you want to hear of; by default nothing is done."""
+    """Receives the progress of a job. Override the methods that you need; by default they do nothing."""
 
     def planned(self, plan: Plan) -> None:
-        """Before anything is read."""
+        """The plan, before anything is read."""
 
     def resumed(self, finished: int) -> None:
-        """So many tensors were found finished."""
+        """An earlier process left so many finished tensors."""
 
     def noted(self, sentence: str) -> None:
-        """How the run goes about it: what is downloaded or streamed, what it waits for."""
+        """How the job proceeds: what is downloaded or streamed, what it waits for."""
 
     def streamed(self, received: int, whole: int, speed: float) -> None:
-        """Bytes that came over the line so far, of so many, at so many a second; before `finished`."""
+        """Bytes received so far, bytes to receive in all, and bytes a second. Called before `finished`."""
 
     def warned(self, sentence: str) -> None:
-        """Something that the user should know before the run ends."""
+        """Something that the user should know before the job ends."""
 
     def began(self, name: str) -> None:
-        """A tensor is taken in hand."""
+        """Work on a tensor has begun."""
 
     def finished(self, name: str, seconds_left: float, share_done: float) -> None:
-        """A tensor is done; `share_done` is of the work, 0 to 1."""
+        """Work on a tensor has ended. `share_done` is the share of all work, from 0 to 1."""

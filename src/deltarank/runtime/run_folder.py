@@ -1,8 +1,8 @@
-"""A run's folder: what was finished is kept, whatever ends the process.
+"""The folder of a run, which keeps finished work whatever ends the process, so that the run can be resumed.
 
-run.json         the inputs and settings: what makes another process's work fit to go on with
-matrices.jsonl   a line for each finished tensor, while the run goes on
-results.json     at the end, whole; then matrices.jsonl goes
+run.json         inputs and options: a run is resumed only if they are equal
+matrices.jsonl   one line for each finished tensor, while the run lasts
+results.json     written whole at the end; matrices.jsonl is removed then
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 class RunFolder:
-    """The folder of one run, opened for it alone. Use it in a `with`."""
+    """The folder of one run. One process at a time may open it. Use it in a `with`."""
 
     def __init__(self, folder: Path, identity: Record) -> None:
         self.folder = folder
@@ -40,19 +40,22 @@ class RunFolder:
             self._file = None
 
     def open(self, *, force: bool, room: float) -> list[Record]:
-        """Claims the folder and returns what an earlier process finished.
+        """Locks the folder and returns the records of an earlier process.
 
         Args:
-            force: what another run left here is removed.
+            force: removes what another run left here.
             room: bytes that the results will take.
 
         Raises:
-            OutputError: the folder holds something else, another run, or one that is going on; or it cannot be written.
+            OutputError: the folder holds something else, another run, or one that another process is writing; or it
+                cannot be written.
         """
         with as_output_error(self.folder):
             if self.folder.exists() and not self.folder.is_dir():
                 raise OutputError(
-                    f"{self.folder} is a file.", cure="Give -o a folder that does not exist yet.", slug="output-exists"
+                    f"{self.folder} is a file.",
+                    cure="Give -o a folder, or a path that does not exist yet.",
+                    slug="output-exists",
                 )
             if force:
                 self._clear()
@@ -61,25 +64,30 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_room(room)
             _write_whole(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
-            return self._take_over()
+            return self._open_records()
 
     @property
     def finished(self) -> Results | None:
-        """The results, if this very run ended before."""
+        """The results, if this run was finished before; else None."""
         path = self.folder / RESULTS
-        return Results.load(path) if path.is_file() and self._read_identity() == self._identity else None
+        return Results.load(path) if path.is_file() and read_identity(self.folder) == self._identity else None
 
     def append(self, record: Record) -> None:
-        """Keeps a finished tensor: one write, so that a killed process leaves at most a torn last line."""
+        """Adds a record in one write: a killed process leaves at most an incomplete last line."""
         assert self._file is not None, "open() comes first"
         with as_output_error(self.folder):
             self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())
             self._file.flush()
 
-    def finish(self, results: Results) -> None:
-        """Writes results.json and lets the lines go."""
+    def save(self, results: Results) -> None:
+        """Writes results.json, whole or not at all."""
         with as_output_error(self.folder):
             results.save(self.folder / RESULTS)
+
+    def finish(self, results: Results) -> None:
+        """Writes results.json and removes the records."""
+        self.save(results)
+        with as_output_error(self.folder):
             self.__exit__()
             (self.folder / LINES).unlink(missing_ok=True)
 
@@ -87,27 +95,19 @@ class RunFolder:
         for name in (RESULTS, LINES, IDENTITY):
             (self.folder / name).unlink(missing_ok=True)
 
-    def _read_identity(self) -> Any:
-        try:
-            return json.loads((self.folder / IDENTITY).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError):
-            return {}  # torn or foreign: not ours
-
     def _check_identity(self) -> None:
-        found = self._read_identity()
+        found = read_identity(self.folder)
         if found is None:
             if self.folder.is_dir() and (names := sorted(path.name for path in self.folder.iterdir())):
                 raise OutputError(
-                    f"{self.folder} exists and holds {listing(names, most=3)}, but no run that could go on.",
+                    f"{self.folder} exists and holds {listing(names, most=3)}, but no run to resume.",
                     cure="Give -o another folder, or --force to write into this one.",
                     slug="output-exists",
                 )
         elif found != self._identity:
             changed = differences(found, self._identity)
             raise OutputError(
-                f"{self.folder} holds another run: {listing(changed)}.",
+                f"{self.folder} already contains a run with other inputs or options: {listing(changed)}.",
                 cure="Give -o another folder, or --force to replace that run.",
                 slug="run-differs",
             )
@@ -116,15 +116,15 @@ class RunFolder:
         free = shutil.disk_usage(self.folder).free
         if free < room:
             raise OutputError(
-                f"{self.folder} has {size(free)} of free disk; the results take about {size(room)}.",
-                cure="Make room, or give -o a folder on another disk.",
+                f"the disk of {self.folder} has {size(free)} left; the results take about {size(room)}.",
+                cure="Free some space, or choose another disk with -o.",
                 slug="output-unwritable",
             )
 
-    def _take_over(self) -> list[Record]:
-        """Reads the finished lines, cuts off a torn one, and goes on behind them."""
+    def _open_records(self) -> list[Record]:
+        """Reads the complete lines, and cuts off an incomplete one, so that new records follow them."""
         self._file = (self.folder / LINES).open("a+b", buffering=0)
-        _claim(self._file, self.folder)
+        _lock(self._file, self.folder)
         self._file.seek(0)
         records: list[Record] = []
         good = 0
@@ -148,8 +148,8 @@ def _parsed(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
-def _claim(file: IO[bytes], folder: Path) -> None:
-    """One process a folder, where the system has such locks; they go with the process, however it ends."""
+def _lock(file: IO[bytes], folder: Path) -> None:
+    """Keeps other processes out, where the system has such locks. The lock ends with the process."""
     try:
         import fcntl
     except ImportError:
@@ -159,35 +159,45 @@ def _claim(file: IO[bytes], folder: Path) -> None:
     except BlockingIOError:
         raise OutputError(
             f"another process is writing to {folder}.",
-            cure="Wait for it, or give -o another folder.",
+            cure="Wait until it has finished, or give -o another folder.",
             slug="output-busy",
         ) from None
     except OSError:
         return  # a file system without locks
 
 
+def read_identity(folder: Path) -> Any:
+    """The contents of run.json; None if there is none, {} if it cannot be read."""
+    try:
+        return json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        return {}
+
+
 def differences(found: Any, wanted: Record) -> list[str]:
-    """Names of what changed, for a person."""
+    """The inputs and options that differ between two identities, in words."""
     if not isinstance(found, dict):
-        return ["not one of deltarank's"]
+        return ["its run.json was not written by deltarank"]
     changed = []
     for key in sorted({*found, *wanted}):
         before, after = found.get(key), wanted.get(key)
         if before == after:
             continue
         if key == "given" and isinstance(before, dict) and isinstance(after, dict):
-            # Hashes of files, which tell a person nothing.
+            # Hashes of files: only that they differ can be said.
             names = (name for name in sorted({*before, *after}) if before.get(name) != after.get(name))
             changed += [f"the {name} changed" if name in ("texts", "prompts") else f"{name} changed" for name in names]
         elif isinstance(before, dict) and isinstance(after, dict):
             changed += [
-                f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
+                f"{name}: {before.get(name)!r} there, {after.get(name)!r} requested"
                 for name in sorted({*before, *after})
                 if before.get(name) != after.get(name)
             ]
         else:
-            changed.append(f"the {key} changed" if key in ("base", "finetune") else f"{key} was {before!r}")
-    return [each if len(each) < 200 else each[:200] + "..." for each in changed] or ["it cannot be read"]
+            changed.append(f"the {key} changed" if key in ("base", "finetune") else f"{key}: {before!r} there")
+    return [each if len(each) < 200 else each[:200] + "..." for each in changed] or ["its run.json cannot be read"]
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -1,62 +1,63 @@
-"""What a run was asked for, checked before anything is read."""
+"""The options that decide what is measured and how: ranks, solver, tolerance, precision, device, tensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from deltarank.errors import UsageError
-from deltarank.results import listing
+from deltarank.results import DEFAULT_RANKS, listing
 from deltarank.spectra import SOLVERS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SolverOptions:
-    """Everything that moves a number. Two runs with equal settings on equal inputs end with equal numbers."""
+    """Two runs with equal solver options on equal inputs end with equal numbers.
 
-    ranks: tuple[int, ...]
-    solver: str
-    tolerance: float
-    dtype: str
-    device: str
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
+    ranks      the ranks to measure; stored sorted, each once
+    solver     "exact" (all singular values), "krylov" (the leading ones, to `tolerance`), or "auto", the faster
+    tolerance  how far a cosine distance may be off with krylov
+    dtype      the precision of the computation: "float32" or "float64"
+    device     where to compute: "cpu", "cuda", "cuda:1", "mps"
+    include    globs over tensor names; a tensor that matches is measured whatever it is
+    exclude    globs over tensor names to leave out; these win over `include`
 
-    @classmethod
-    def checked(
-        cls,
-        *,
-        ranks: Sequence[int],
-        solver: str,
-        tolerance: float,
-        dtype: str,
-        device: str,
-        include: Sequence[str],
-        exclude: Sequence[str],
-    ) -> SolverOptions:
-        """The settings, ranks sorted and each once.
+    Raises:
+        UsageError: a value is not usable.
+    """
 
-        Raises:
-            UsageError: one of them cannot be meant.
-        """
-        _check_choice("solver", solver, SOLVERS)
-        _check_choice("dtype", dtype, tuple(DTYPES))
-        if not (0 < tolerance < 1) or not math.isfinite(tolerance):
+    ranks: tuple[int, ...] = DEFAULT_RANKS
+    solver: str = "auto"
+    tolerance: float = 1e-4
+    dtype: str = "float32"
+    device: str = "cpu"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("solver", self.solver, SOLVERS)
+        check_choice("dtype", self.dtype, tuple(DTYPES))
+        if not (0 < self.tolerance < 1) or not math.isfinite(self.tolerance):
             raise UsageError(
-                f"a tolerance of {tolerance} was asked for; it is a difference of cosine distances, between 0 and 1.",
+                f"the tolerance {self.tolerance} is not between 0 and 1; it is a difference of cosine distances.",
                 cure="Give --tolerance a small number such as 1e-4.",
                 slug="bad-tolerance",
             )
-        _check_device(device, dtype)
-        return cls(
-            _checked_ranks(ranks), solver, float(tolerance), dtype, str(device), _globs(include), _globs(exclude)
-        )
+        _check_device(self.device, self.dtype)
+        self._set("ranks", _sorted_ranks(self.ranks))
+        self._set("tolerance", float(self.tolerance))
+        self._set("device", str(self.device))
+        self._set("include", as_tuple(self.include))
+        self._set("exclude", as_tuple(self.exclude))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen; its values are normalised once, here
 
     @property
     def torch_device(self) -> torch.device:
@@ -67,39 +68,35 @@ class SolverOptions:
         return DTYPES[self.dtype]
 
     def to_plain(self) -> dict[str, Any]:
-        return {
-            "ranks": list(self.ranks),
-            "solver": self.solver,
-            "tolerance": self.tolerance,
-            "dtype": self.dtype,
-            "device": self.device,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-        }
+        """The options above, of a subclass too: what its own fields add does not change a number."""
+        plain = {field.name: getattr(self, field.name) for field in fields(SolverOptions)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
-def _globs(given: Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def as_tuple(values: str | Sequence[str]) -> tuple[str, ...]:
+    """One string, or several."""
+    return (values,) if isinstance(values, str) else tuple(values)
 
 
-def _checked_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UsageError (slug "bad-OPTION") for a value that is none of the choices."""
+    if value not in choices:
+        raise UsageError(
+            f"{value!r} is not a {option}.",
+            cure=f"Choose one of {listing(list(choices))}.",
+            slug=f"bad-{option}",
+        )
+
+
+def _sorted_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
     wrong = [r for r in ranks if isinstance(r, bool) or not isinstance(r, int) or r < 1]
     if wrong or not ranks:
         raise UsageError(
-            f"{wrong[0]!r} is not a rank; ranks are whole numbers from 1." if wrong else "no rank was asked for.",
+            f"{wrong[0]!r} is not a rank; ranks are whole numbers from 1." if wrong else "no rank was given.",
             cure="Give ranks such as 16,64,128.",
             slug="bad-ranks",
         )
     return tuple(sorted(set(ranks)))
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UsageError(
-            f"{value!r} is not a {name}.",
-            cure=f"Choose one of {listing(list(known))}.",
-            slug=f"bad-{name}",
-        )
 
 
 def _check_device(device: str, dtype: str) -> None:
@@ -110,17 +107,17 @@ def _check_device(device: str, dtype: str) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"the device {device!r} cannot be used here: {reason[:200]}",
-            cure=f"Use one of {listing(_devices())}.",
+            cure=f"Use one of {listing(_available_devices())}.",
             slug="bad-device",
         ) from None
     if kind == "mps" and dtype == "float64":
-        raise UsageError("mps knows no float64.", cure="Use --dtype float32, or --device cpu.", slug="bad-device")
+        raise UsageError("mps has no float64.", cure="Use --dtype float32, or --device cpu.", slug="bad-device")
 
 
-def _devices() -> list[str]:
-    found = ["cpu"]
+def _available_devices() -> list[str]:
+    devices = ["cpu"]
     if torch.cuda.is_available():
-        found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
-        found.append("mps")
-    return found
+        devices.append("mps")
+    return devices

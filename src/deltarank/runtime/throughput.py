@@ -1,4 +1,4 @@
-"""What a run has streamed so far, how fast, and how much there is to come."""
+"""Bytes that a job has streamed, how fast, and how many are still to come."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from deltarank.checkpoints import Checkpoint, Pair, Piece, SummedTensor
 from deltarank.runtime.progress import ProgressListener
 
 WINDOW = 20.0
-"""Seconds over which the speed is taken: a line's speed changes in hours."""
+"""Seconds over which the speed is averaged: the speed of a connection changes within hours."""
 
 
 class Throughput:
-    """Tells the progress of bytes and speed; says nothing where nothing is streamed."""
+    """Reports bytes and speed; reports nothing where nothing is streamed."""
 
     def __init__(
         self,
         checkpoints: tuple[Checkpoint, Checkpoint],
-        pairs: Iterable[Pair | SummedTensor],
+        waiting: Iterable[Pair | SummedTensor],
         progress: ProgressListener,
     ) -> None:
+        """`waiting`: the tensors that are still to be read."""
         self._counts = [each.traffic for each in checkpoints if each.traffic is not None]
-        pieces = [piece for pair in pairs for piece in pair.pieces]
+        pieces = [piece for pair in waiting for piece in pair.pieces]
         self._whole = sum(piece.stored_nbytes for each in checkpoints for piece in pieces if _is_streamed(piece, each))
         self._before = self._received()
         self._progress = progress
-        self._seen = deque([(time.monotonic(), self._before)])
+        self._samples = deque([(time.monotonic(), self._before)])
 
-    def tick(self) -> None:
+    def report(self) -> None:
         if not self._counts:
             return
         now, received = time.monotonic(), self._received()
-        self._seen.append((now, received))
-        while len(self._seen) > 2 and now - self._seen[0][0] > WINDOW:
-            self._seen.popleft()
-        then, less = self._seen[0]
+        self._samples.append((now, received))
+        while len(self._samples) > 2 and now - self._samples[0][0] > WINDOW:
+            self._samples.popleft()
+        then, less = self._samples[0]
         speed = (received - less) / (now - then) if now > then else 0.0
         done = received - self._before
         self._progress.streamed(done, max(self._whole, done), speed)

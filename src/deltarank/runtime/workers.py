@@ -1,8 +1,8 @@
-"""Two parallel_matrices side by side, each with half of the threads.
+"""A pool of worker threads, each with an equal share of the cores.
 
-While one reads, the other computes, on a GPU too; and two matrices on a thread each keep two cores busier than one
-matrix on two threads, which wait for each other at every step (measured: 1.5 times as fast at rank 64, 1.25 times with
-all values, 2048 x 8192), and ten times as long when another program takes part of a core.
+While one worker reads, the other computes, on a GPU too. On two cores, two matrices on a thread each are measured 1.5
+times as fast (rank 64, 2048 x 8192; 1.25 times for all singular values) as one matrix on two threads, which wait for
+each other at every step; and ten times as fast when another program takes part of a core.
 """
 
 from __future__ import annotations
@@ -15,52 +15,59 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from deltarank.checkpoints import Prefetcher, interrupt_reads
-from deltarank.runtime.plan import Step
+from deltarank.checkpoints import Pair, Prefetcher, SummedTensor, interrupt_reads
 
+
+class Task(Protocol):
+    """A tensor to work on."""
+
+    @property
+    def pair(self) -> Pair | SummedTensor: ...
+
+
+_Task = TypeVar("_Task", bound=Task)
+_Handled = TypeVar("_Handled", bound=Task, contravariant=True)
 _Result = TypeVar("_Result")
+_Given = TypeVar("_Given", covariant=True)
 
 
-class Worker(Protocol[_Result]):
-    """Takes one matrix after another in hand, or several at once, in one thread, with buffers of its own."""
+class Worker(Protocol[_Handled, _Given]):
+    """Works on one group of tasks after another, in one thread, with buffers of its own."""
 
-    def results(self, steps: Sequence[Step]) -> list[_Result]: ...
+    def results(self, tasks: Sequence[_Handled]) -> Sequence[_Given]: ...
 
 
-class WorkerPool(Generic[_Result]):
-    """So many parallel_matrices, of which each takes the next matrix when it is done."""
+class WorkerPool(Generic[_Task, _Result]):
+    """Runs groups of tasks on `workers` threads. No result depends on the number of workers or on the order.
 
-    def __init__(self, make: Callable[[], Worker[_Result]], parallel_matrices: int) -> None:
-        self._make = make
-        self._benches = parallel_matrices
+    Args:
+        make_worker: called once in each thread.
+        workers: threads; each of them uses torch.get_num_threads() / workers threads for linear algebra.
+    """
+
+    def __init__(self, make_worker: Callable[[], Worker[_Task, _Result]], workers: int) -> None:
+        self._make_worker = make_worker
+        self._workers = workers
         self._local = threading.local()
         self._stopped = threading.Event()
 
-    def results(self, groups: Sequence[Sequence[Step]]) -> Iterator[tuple[Step, _Result]]:
-        """A result for each step, as they are done. What is measured does not depend on the order.
+    def results(self, groups: Sequence[Sequence[_Task]]) -> Iterator[tuple[_Task, _Result]]:
+        """Yields each task with its result, as they are finished. A worker takes a whole group at a time.
 
-        A worker takes a group at a time.
-
-        What a worker raises ends the run once all that was finished has been handed out.
+        Raises:
+            Exception: the first that a worker raised, after the results of all finished groups were yielded.
         """
         threads = torch.get_num_threads()
-        share = max(threads // self._benches, 1)
-        pool = ThreadPoolExecutor(self._benches, "deltarank", self._begin, (share,))
-        pairs = [step.pair for group in groups for step in group]
-        ahead = Prefetcher(pairs)
+        share = max(threads // self._workers, 1)
+        pool = ThreadPoolExecutor(self._workers, "deltarank", self._start_worker, (share,))
+        pairs = [task.pair for group in groups for task in group]
+        prefetcher = Prefetcher(pairs)
         starts = accumulate(map(len, groups), initial=0)
         try:
-            jobs: dict[Future[list[_Result]], Sequence[Step]] = {
-                pool.submit(self._work, group, i, ahead): group for group, i in zip(groups, starts, strict=False)
+            futures = {
+                pool.submit(self._work, group, i, prefetcher): group for group, i in zip(groups, starts, strict=False)
             }
-            failures = []
-            for job in as_completed(jobs):
-                if (failure := job.exception()) is None:
-                    yield from zip(jobs.pop(job), job.result(), strict=True)
-                elif not isinstance(failure, CancelledError):
-                    failures.append(failure)
-            if failures:
-                raise failures[0]
+            yield from _as_finished(futures)
         except BaseException:
             interrupt_reads(pairs)
             raise
@@ -68,18 +75,33 @@ class WorkerPool(Generic[_Result]):
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
 
-    def _begin(self, threads: int) -> None:
+    def _start_worker(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._local.measurer = self._make()
+        self._local.worker = self._make_worker()
 
-    def _work(self, group: Sequence[Step], number: int, ahead: Prefetcher) -> list[_Result]:
-        """The system is told what is needed next: its disk, or the network, works while we compute."""
+    def _work(self, group: Sequence[_Task], number: int, prefetcher: Prefetcher) -> Sequence[_Result]:
+        """Announces the next reads first, so that the disk or the network works while this thread computes."""
         if self._stopped.is_set():
             raise CancelledError
-        ahead.reached(number, at_least=len(group) - 1 + self._benches)
-        measurer: Worker[_Result] = self._local.measurer
+        prefetcher.reached(number, at_least=len(group) - 1 + self._workers)
+        worker: Worker[_Task, _Result] = self._local.worker
         try:
-            return measurer.results(group)
+            return worker.results(group)
         except BaseException:
             self._stopped.set()
             raise
+
+
+def _as_finished(
+    futures: dict[Future[Sequence[_Result]], Sequence[_Task]],
+) -> Iterator[tuple[_Task, _Result]]:
+    failures = []
+    for future in as_completed(futures):
+        group = futures.pop(future)
+        failure = future.exception()
+        if failure is None:
+            yield from zip(group, future.result(), strict=True)
+        elif not isinstance(failure, CancelledError):
+            failures.append(failure)
+    if failures:
+        raise failures[0]

@@ -10,7 +10,7 @@ import torch
 
 from deltarank.checkpoints import Pair, Piece, Traffic
 from deltarank.runtime import ProgressListener, Throughput
-from deltarank.runtime import throughput as _meter
+from deltarank.runtime import throughput as throughput_module
 
 
 class Heard(ProgressListener):
@@ -34,7 +34,7 @@ def a_pair(base: Any, finetune: Any, file: str) -> Pair:
 
 def test_local_runs_hear_nothing() -> None:
     heard, sides = Heard(), (a_side(None), a_side(None))
-    Throughput(sides, [a_pair(*sides, "a")], heard).tick()
+    Throughput(sides, [a_pair(*sides, "a")], heard).report()
 
     assert heard.said == []
 
@@ -43,7 +43,7 @@ def test_bytes_count_from_the_start_of_the_work_and_speed_from_the_last_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(_meter.time, "monotonic", lambda: now)
+    monkeypatch.setattr(throughput_module.time, "monotonic", lambda: now)
     traffic = Traffic(frozenset({"a"}))
     traffic.count(received=5000)  # headers
     heard, sides = Heard(), (a_side(traffic), a_side(None))
@@ -51,7 +51,7 @@ def test_bytes_count_from_the_start_of_the_work_and_speed_from_the_last_seconds(
     for _ in range(60):
         now += 1.0
         traffic.count(received=1 if now <= 30 else 3)
-        meter.tick()
+        meter.report()
 
     # "b" lies in the cache, and the finetune on the disk.
     assert heard.said[0] == (1, 200, 1.0)
@@ -63,6 +63,6 @@ def test_more_than_was_foreseen_is_the_whole() -> None:
     heard, sides = Heard(), (a_side(traffic), a_side(None))
     meter = Throughput(sides, [a_pair(*sides, "a")], heard)
     traffic.count(received=170)
-    meter.tick()
+    meter.report()
 
     assert heard.said[0][:2] == (170, 170)

@@ -1,4 +1,4 @@
-"""Where one matrix is measured: buffers that are used again, a pair read into them, a solver run on them."""
+"""Measures one matrix: reads the pair, solves for the spectrum of its difference, states the loss at every rank."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import is_adapted, low_rank_factors
-from deltarank.checkpoints import Pair, SummedTensor, read_chunks, read_rows
-from deltarank.errors import CheckpointError
+from deltarank.checkpoints import Pair, read_chunks, read_rows
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
-from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
-from deltarank.runtime import SolverOptions, Step
+from deltarank.results import Loss, MatrixResult, Outcome
+from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
 from deltarank.spectra import (
     Spectrum,
     Sums,
     Workspace,
-    audited,
     make_solver,
     measure_spectrum,
     measure_stack,
@@ -28,48 +26,48 @@ from deltarank.spectra import (
     product_spectrum,
     product_sums,
     stack_size,
-    subtract,
     subtract_stack,
 )
 
 DIGITS = 8
-"""Of a singular value in the results: float32 has seven."""
+"""Significant digits of a singular value in the results: float32 has seven."""
 
 
 class MatrixMeasurer:
-    """Measures one matrix after another, in one thread."""
+    """Measures one matrix after another, in one thread.
 
-    def __init__(self, settings: SolverOptions, *, matrices: int = 1) -> None:
-        """`matrices`: how many the run has, in all."""
-        self._settings = settings
-        self._detail = SpectrumDetail.of_run(matrices, settings.ranks)
-        self._workspace = Workspace(settings.torch_device)
-        self._on_host = Workspace()
+    Args:
+        matrices: the number of matrices of the run: of many, less of each spectrum is stored.
+    """
+
+    def __init__(self, options: SolverOptions, *, matrices: int = 1) -> None:
+        self._options = options
+        self._detail = SpectrumDetail.of_run(matrices, options.ranks)
+        self._reader = DeltaReader(options)
+        self._workspace = self._reader.workspace
+        self._host_workspace = Workspace()
 
     def result(self, step: Step) -> MatrixResult:
-        """A matrix that fails is a result too."""
+        """A matrix that cannot be read or computed gives a result with that outcome."""
         started = time.perf_counter()
         try:
-            result = self._of_factors(step.pair) or self._measured(step, *self.load(step.pair))
-        except CheckpointError as error:
-            result = _blank(step.pair, Outcome.UNREADABLE, error.message)
-        except (MemoryError, RuntimeError, ArithmeticError, ValueError) as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            result = _blank(step.pair, Outcome.FAILED, reason[:300])
+            result = self._from_factors(step.pair) or self._measured(step, *self._reader.read(step.pair))
+        except TENSOR_FAILURES as error:
+            result = _without_figures(step.pair, *failure_outcome(error))
         return replace(result, seconds=round(time.perf_counter() - started, 4))
 
     def results(self, steps: Sequence[Step]) -> list[MatrixResult]:
-        """Those of several matrices of one kind (`stacks`), at once if they are small.
+        """The results of a group of `group_small_matrices`, computed at once if they are small.
 
-        One small matrix alone goes the same way, so that its numbers do not depend on who its neighbours were.
+        A single small matrix goes the same way, so that no number depends on which matrices share its group.
         """
-        if _most(steps[0]) == 1 or any(is_adapted(step.pair) for step in steps):
+        if _group_size(steps[0]) == 1 or any(is_adapted(step.pair) for step in steps):
             return [self.result(step) for step in steps]
         started = time.perf_counter()
         try:
             found = self._stacked(steps)
-        except (CheckpointError, MemoryError, RuntimeError, ArithmeticError, ValueError):
-            return [self.result(step) for step in steps]  # to find out which of them it is
+        except TENSOR_FAILURES:
+            return [self.result(step) for step in steps]  # finds out which of them failed
         seconds = round((time.perf_counter() - started) / len(steps), 6)
         return [replace(result, seconds=seconds) for result in found]
 
@@ -77,37 +75,39 @@ class MatrixMeasurer:
         deltas, sums = self._load_stack([step.pair for step in steps])
         for delta, each in zip(deltas, sums, strict=True):
             if not each.is_finite:
-                delta.zero_()  # eigenvalues of the others are asked for in the same breath
+                delta.zero_()  # the eigenvalues of all of the group are computed in one call
         shape = steps[0].pair.shape
         spectra = measure_stack(
             deltas,
             [each.energy for each in sums],
-            ranks=self._settings.ranks,
+            ranks=self._options.ranks,
             edges=[noise_edge(each.rounding_energy, *shape) for each in sums],
             workspace=self._workspace,
         )
         return [self._measured(*each) for each in zip(steps, deltas, sums, spectra, strict=True)]
 
     def _load_stack(self, pairs: Sequence[Pair]) -> tuple[Tensor, list[Sums]]:
-        """As `load`: (n, rows, columns)."""
+        """Deltas of matrices of one shape, (n, rows, columns), and the sums of each."""
         size = (len(pairs), *pairs[0].shape)
-        before, after = (self._on_host.lend(side, size, getattr(pairs[0], side).dtype) for side in ("base", "finetune"))
+        before, after = (
+            self._host_workspace.lend(side, size, getattr(pairs[0], side).dtype) for side in ("base", "finetune")
+        )
         for i, pair in enumerate(pairs):
             for first, base, finetune in read_chunks(pair.base, pair.finetune):
                 before[i, first : first + len(base)] = base
                 after[i, first : first + len(finetune)] = finetune
-        deltas = self._workspace.lend("deltas", size, self._settings.torch_dtype)
+        deltas = self._workspace.lend("deltas", size, self._options.torch_dtype)
         sums = subtract_stack(before, after, out=deltas, workspace=self._workspace)
         return deltas, [each.coarser(pair.finetune.error) for each, pair in zip(sums, pairs, strict=True)]
 
-    def _of_factors(self, pair: Pair) -> MatrixResult | None:
-        """Of a delta that is stored as a product: nothing is solved, and the matrix is never formed."""
+    def _from_factors(self, pair: Pair) -> MatrixResult | None:
+        """For a finetune that is a LoRA on the base: nothing is solved, and the delta is never formed; else None."""
         found = low_rank_factors(pair)
         if found is None:
             return None
         left, right = found
         if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
-            return _blank(pair, Outcome.NOT_FINITE, "the adapter holds NaN or Inf, so no loss can be stated")
+            return _without_figures(pair, Outcome.NOT_FINITE, "the adapter holds NaN or Inf, so no loss can be stated")
         known = product_spectrum(left, right)
         sums = Sums()
         for first, base in read_rows(pair.base, 0, pair.shape[0]):
@@ -115,62 +115,34 @@ class MatrixMeasurer:
         sums = replace(sums, energy=known.energy)
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
         if not sums.is_finite:
-            return _blank(pair, Outcome.NOT_FINITE, "the base holds NaN or Inf, so no loss can be stated")
-        return self._filled(pair, sums, outcome, None if sums.is_zero else known)
-
-    def sums(self, pair: SummedTensor | Pair) -> Sums:
-        """The sums of a pair that is not kept: needs no memory to speak of.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
-        total = Sums()
-        for _, base, finetune in read_chunks(pair.base, pair.finetune):
-            out = self._workspace.lend("chunk", tuple(finetune.shape), self._settings.torch_dtype)
-            total += subtract(base, finetune, out=out, workspace=self._workspace)
-        return total.coarser(pair.finetune.error)
-
-    def audit(self, step: Step, result: MatrixResult) -> AuditRow:
-        """The rank at which the result is furthest from a full SVD in float64."""
-        delta, sums = MatrixMeasurer(replace(self._settings, dtype="float64", device="cpu")).load(step.pair)
-        energies = audited(delta).square()
-        rows = [_audit_row(result, loss, energies, sums.energy) for loss in result.losses]
-        return max(rows, key=lambda row: row.deviation)
-
-    def load(self, pair: Pair) -> tuple[Tensor, Sums]:
-        """Reads a pair as its delta, into a buffer that the next one overwrites."""
-        delta = self._workspace.lend("delta", pair.shape, self._settings.torch_dtype)
-        total = Sums()
-        for first, base, finetune in read_chunks(pair.base, pair.finetune):
-            out = delta[first : first + len(finetune)]
-            total += subtract(base, finetune, out=out, workspace=self._workspace)
-        return delta, total.coarser(pair.finetune.error)
+            return _without_figures(pair, Outcome.NOT_FINITE, "the base holds NaN or Inf, so no loss can be stated")
+        return self._with_figures(pair, sums, outcome, None if sums.is_zero else known)
 
     def _measured(self, step: Step, delta: Tensor, sums: Sums, known: Spectrum | None = None) -> MatrixResult:
-        """`known`: what was found of it already."""
+        """`known`: the spectrum, if it has been computed."""
         pair = step.pair
         if not sums.is_finite:
             side = "base" if not torch.isfinite(torch.tensor(sums.base_energy)) else "finetune"
-            return _blank(pair, Outcome.NOT_FINITE, f"the {side} holds NaN or Inf, so no loss can be stated")
+            return _without_figures(pair, Outcome.NOT_FINITE, f"the {side} holds NaN or Inf, so no loss can be stated")
         if sums.is_zero:
-            return self._filled(pair, sums, Outcome.IDENTICAL, None)
+            return self._with_figures(pair, sums, Outcome.IDENTICAL, None)
         spectrum = known or self._spectrum(step, delta, sums)
-        return self._filled(pair, sums, Outcome.MEASURED, spectrum)
+        return self._with_figures(pair, sums, Outcome.MEASURED, spectrum)
 
     def _spectrum(self, step: Step, delta: Tensor, sums: Sums) -> Spectrum:
         pair = step.pair
         solver = make_solver(
-            step.solver, self._workspace, tolerance=self._settings.tolerance, seed=zlib.crc32(pair.name.encode())
+            step.solver, self._workspace, tolerance=self._options.tolerance, seed=zlib.crc32(pair.name.encode())
         )
         edge = noise_edge(sums.rounding_energy, *pair.shape)
         return measure_spectrum(
-            delta, sums.energy, ranks=self._settings.ranks, solver=solver, edge=edge, workspace=self._workspace
+            delta, sums.energy, ranks=self._options.ranks, solver=solver, edge=edge, workspace=self._workspace
         )
 
-    def _filled(self, pair: Pair, sums: Sums, outcome: Outcome, spectrum: Spectrum | None) -> MatrixResult:
+    def _with_figures(self, pair: Pair, sums: Sums, outcome: Outcome, spectrum: Spectrum | None) -> MatrixResult:
         base_norm = sums.base_energy**0.5
         result = replace(
-            _blank(pair, outcome),
+            _without_figures(pair, outcome),
             relative_norm=sums.energy**0.5 / base_norm if base_norm > 0 else None,
             mean_abs=sums.absolute / sums.entries,
             frobenius=sums.energy**0.5,
@@ -180,7 +152,7 @@ class MatrixMeasurer:
                 Loss.from_energy(
                     rank, lost=spectrum.lost(rank) if spectrum else 0.0, total=sums.energy, entries=sums.entries
                 )
-                for rank in self._settings.ranks
+                for rank in self._options.ranks
             ),
         )
         return self._with_spectrum(result, sums, spectrum) if spectrum else result
@@ -188,7 +160,7 @@ class MatrixMeasurer:
     def _with_spectrum(self, result: MatrixResult, sums: Sums, spectrum: Spectrum) -> MatrixResult:
         edge = noise_edge(sums.rounding_energy, result.shape[0], result.shape[1])
         signal_rank = spectrum.signal_rank(edge)
-        kept = self._detail.values_of(signal_rank, result.max_rank, self._settings.ranks)
+        kept = self._detail.values_of(signal_rank, result.max_rank, self._options.ranks)
         return replace(
             result,
             stable_rank=spectrum.stable_rank,
@@ -201,30 +173,30 @@ class MatrixMeasurer:
         )
 
 
-def _most(step: Step) -> int:
-    """How many like it are measured at once."""
+def _group_size(step: Step) -> int:
+    """How many matrices of this kind are measured at once."""
     return stack_size(*step.pair.shape) if step.solver == "exact" else 1
 
 
-def stacks(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
-    """Small matrices of one kind together, as many as are measured at once; each larger one by itself.
+def group_small_matrices(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
+    """Groups small matrices of one kind, as many as are measured at once; a larger matrix is a group of its own.
 
-    Nearly in the order given: a stack goes where its last member stands.
+    The order is nearly that of `steps`: a group stands at the place of its last member.
     """
     groups: list[tuple[Step, ...]] = []
     waiting: dict[object, list[Step]] = {}
     for step in steps:
         pair = step.pair
-        most = _most(step)
-        members = waiting.setdefault((pair.shape, pair.base.dtype, pair.finetune.dtype, most), [])
+        size = _group_size(step)
+        members = waiting.setdefault((pair.shape, pair.base.dtype, pair.finetune.dtype, size), [])
         members.append(step)
-        if len(members) >= most:
+        if len(members) >= size:
             groups.append(tuple(members))
             members.clear()
     return [*groups, *(tuple(members) for members in waiting.values() if members)]
 
 
-def _blank(pair: Pair, outcome: Outcome, reason: str | None = None) -> MatrixResult:
+def _without_figures(pair: Pair, outcome: Outcome, reason: str | None = None) -> MatrixResult:
     return MatrixResult(
         name=pair.name,
         layer=pair.layer,
@@ -235,9 +207,3 @@ def _blank(pair: Pair, outcome: Outcome, reason: str | None = None) -> MatrixRes
         max_rank=min(pair.shape),
         reason=reason,
     )
-
-
-def _audit_row(result: MatrixResult, loss: Loss, energies: Tensor, energy: float) -> AuditRow:
-    tail = float(energies.flip(0).cumsum(0).flip(0)[loss.rank]) if loss.rank < len(energies) else 0.0
-    truth = Loss.from_energy(loss.rank, lost=tail, total=energy, entries=result.entries)
-    return AuditRow(result.name, loss.rank, loss.cosine_distance, truth.cosine_distance)

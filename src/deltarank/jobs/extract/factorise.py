@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import write_factors
-from deltarank.errors import CheckpointError
-from deltarank.jobs.compare import MatrixMeasurer
 from deltarank.jobs.extract.layout import Target
 from deltarank.jobs.extract.result import AdapterMatrix
 from deltarank.results import Loss, Outcome
-from deltarank.runtime import SolverOptions, Step, as_output_error
+from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, as_output_error, failure_outcome
 from deltarank.spectra import Factors, Sums, Workspace, factorise, residual_energy
 
 
@@ -30,7 +28,7 @@ class Extractor:
     def __init__(
         self, settings: SolverOptions, targets: Mapping[str, Target], dtype: torch.dtype, place: Callable[[str], Path]
     ) -> None:
-        self._measurer = MatrixMeasurer(settings)
+        self._reader = DeltaReader(settings)
         self._workspace = Workspace(settings.torch_device)
         self._targets = targets
         self._dtype = dtype
@@ -47,13 +45,10 @@ class Extractor:
         """
         target = self._targets[step.pair.name]
         try:
-            delta, sums = self._measurer.load(step.pair)
+            delta, sums = self._reader.read(step.pair)
             return self._extracted(target, delta, sums)
-        except CheckpointError as error:
-            return blank(target, Outcome.UNREADABLE, error.message)
-        except (MemoryError, RuntimeError, ArithmeticError, ValueError) as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return blank(target, Outcome.FAILED, reason[:300])
+        except TENSOR_FAILURES as error:
+            return blank(target, *failure_outcome(error))
 
     def _extracted(self, target: Target, delta: Tensor, sums: Sums) -> AdapterMatrix:
         if not sums.is_finite:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
 from deltarank.errors import JobError
-from deltarank.jobs.compare import compare
+from deltarank.jobs.compare import CompareJob, CompareOptions
 from deltarank.jobs.extract.assemble import nbytes_of
 from deltarank.jobs.extract.layout import Layout, UnfactoredTensor, lay_out
 from deltarank.jobs.extract.options import ExtractOptions, check_reach
@@ -20,6 +19,7 @@ from deltarank.jobs.extract.staging import Staging
 from deltarank.results import Outcome, Total, listing
 from deltarank.runtime import Plan, ProgressListener, SolverOptions, Step, make_plan
 from deltarank.spectra import factors_cost
+from deltarank.system import tool_version
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What has to be equal for one process to go on with another's work."""
         return {
-            "tool_version": version("deltarank"),
+            "tool_version": tool_version(),
             "base": self.before.fingerprint,
             "finetune": self.after.fingerprint,
             "settings": self.options.to_plain(),
@@ -85,20 +85,8 @@ class Job:
         """Measures the loss at every servable rank, as `compare` does, and keeps what was measured."""
         options = self.options
         wanted = {target.pair.name for target in self.lay_out(1).targets}
-        measured = compare(
-            self.before.reference.ref,
-            self.after.reference.ref,
-            base_revision=self.before.reference.revision,
-            revision=self.after.reference.revision,
-            fetch="stream" if self.before.traffic or self.after.traffic else "auto",
-            ranks=options.settings.ranks,
-            solver="exact",
-            device=options.settings.device,
-            include=options.settings.include,
-            exclude=options.settings.exclude,
-            output=staging.side_run,
-            progress=progress,
-        )
+        compared = CompareJob(self.before, self.after, CompareOptions(**vars(options.settings)))
+        measured = compared.run(staging.side_run, progress=progress)
         return options.fitting(Total.of(m for m in measured.matrices if m.name in wanted))
 
 

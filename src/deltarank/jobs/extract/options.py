@@ -13,7 +13,7 @@ from deltarank.checkpoints import Pairing
 from deltarank.errors import JobError, UsageError
 from deltarank.jobs.extract.layout import Layout
 from deltarank.results import Total, figure, listing
-from deltarank.runtime import SolverOptions
+from deltarank.runtime import SolverOptions, as_tuple
 from deltarank.servers import Server, get_server
 
 AUTO = "auto"
@@ -57,14 +57,12 @@ class ExtractOptions:
             )
         fixed = _checked_rank(rank, known)
         _check_max_error(fixed, max_error)
-        settings = SolverOptions.checked(
-            ranks=[fixed] if fixed else known.candidate_ranks,
+        settings = SolverOptions(
+            ranks=(fixed,) if fixed else tuple(known.candidate_ranks),
             solver="exact",
-            tolerance=1e-4,
-            dtype="float32",
             device=device,
-            include=include,
-            exclude=exclude,
+            include=as_tuple(include),
+            exclude=as_tuple(exclude),
         )
         return cls(fixed, max_error, known, dtype, settings)
 

@@ -8,16 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deltarank.adapters import BUDGET_PICTURE_FILE, METADATA_FILE, MODEL_CARD_FILE
-from deltarank.checkpoints import Pair, SummedTensor
+from deltarank.checkpoints import SummedTensor
 from deltarank.errors import CheckpointError, DeltarankError, JobError
-from deltarank.jobs.compare import UNRELATED, MatrixMeasurer
+from deltarank.jobs.compare import UNRELATED
 from deltarank.jobs.extract.assemble import Finished, write_adapter
 from deltarank.jobs.extract.biases import bias_loss
 from deltarank.jobs.extract.factorise import Extractor
@@ -27,7 +26,16 @@ from deltarank.jobs.extract.model_card import model_card
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
 from deltarank.jobs.extract.staging import Staging
 from deltarank.results import Outcome, listing, percent
-from deltarank.runtime import READ_RATE, ProgressListener, Throughput, WorkerPool
+from deltarank.runtime import (
+    READ_RATE,
+    RETRIED_OUTCOMES,
+    DeltaReader,
+    ProgressListener,
+    TimeEstimate,
+    estimate_time,
+    matrix_pass,
+)
+from deltarank.system import tool_version
 
 Draw = Callable[[Mapping[str, Any]], bytes]
 """Makes a PNG of what an adapter says about itself, the contents of its deltarank.json."""
@@ -84,9 +92,11 @@ class Run:
     def go(self, command: str | None) -> ExtractedAdapter:
         started = time.perf_counter()
         self.progress.planned(self.plan)
-        clock = _Clock(self)
-        self._extract_all(clock)
-        self._sum_up_all(clock)
+        finished_before = self.matrices.keys() | self.energies.keys()
+        checkpoints = (self.job.before, self.job.after)
+        estimate = estimate_time(self.plan, finished_before, checkpoints, self.progress)
+        self._extract_all(estimate)
+        self._sum_up_all(estimate)
         finished = Finished(self.layout, self.matrices, self.energies, self.rounded, self.job.dtype)
         self._judge(finished)
         adapter = self._adapter(finished, command, time.perf_counter() - started)
@@ -100,38 +110,37 @@ class Run:
                 (folder / BUDGET_PICTURE_FILE).write_bytes(picture)
         return adapter
 
-    def _extract_all(self, clock: _Clock) -> None:
+    def _extract_all(self, estimate: TimeEstimate) -> None:
         waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
-        if waiting:
-            self.progress.began(waiting[0].pair.name)
-        pool = WorkerPool(self._extractor, self.plan.parallel_matrices)
-        for number, (_, matrix) in enumerate(pool.results([[step] for step in waiting]), start=1):
+        for matrix in matrix_pass(
+            [[step] for step in waiting],
+            self._extractor,
+            workers=self.plan.parallel_matrices,
+            progress=self.progress,
+            estimate=estimate,
+        ):
             self.matrices[matrix.name] = matrix
-            # What failed for want of memory or a disk may work next time.
-            if matrix.outcome not in (Outcome.FAILED, Outcome.UNREADABLE):
+            if matrix.outcome not in RETRIED_OUTCOMES:
                 self.staging.keep(matrix.to_plain())
-            clock.tick(matrix.name)
-            if number < len(waiting):
-                self.progress.began(waiting[number].pair.name)
 
     def _extractor(self) -> Extractor:
-        return Extractor(self.plan.settings, self._targets, self.job.dtype, self._place)
+        return Extractor(self.plan.options, self._targets, self.job.dtype, self._place)
 
-    def _sum_up_all(self, clock: _Clock) -> None:
-        measurer = MatrixMeasurer(self.plan.settings)
+    def _sum_up_all(self, estimate: TimeEstimate) -> None:
+        reader = DeltaReader(self.plan.options)
         beside = {other.name for other in self.layout.unfactored if other.beside}
         for other in self.plan.pairing.summed:
             if other.name in self.energies:
                 continue
             self.progress.began(other.name)
             try:
-                self._sum_up(other, measurer, is_bias=other.name in beside)
+                self._sum_up(other, reader, is_bias=other.name in beside)
             except CheckpointError:
                 self.energies[other.name] = None
-            clock.tick(other.name)
+            estimate.add(other.name, other.nbytes / READ_RATE)
 
-    def _sum_up(self, other: SummedTensor, measurer: MatrixMeasurer, *, is_bias: bool) -> None:
-        sums = measurer.sums(other)
+    def _sum_up(self, other: SummedTensor, reader: DeltaReader, *, is_bias: bool) -> None:
+        sums = reader.sums(other)
         record: dict[str, Any] = {
             "energy_of": other.name,
             "energy": sums.energy if sums.is_finite else None,
@@ -207,7 +216,7 @@ class Run:
             budget=finished.budget(),
             settings={**options.to_plain(), **self._surroundings(), "seconds": round(seconds, 1), "command": command},
             notes=(*self.plan.notes, *self.warnings),
-            tool_version=version("deltarank"),
+            tool_version=tool_version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             identity=self.staging.identity,
         )
@@ -225,29 +234,3 @@ class Run:
     def _surroundings(self) -> dict[str, Any]:
         prints = {"base": self.job.before.fingerprint, "finetune": self.job.after.fingerprint}
         return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "fingerprints": prints}
-
-
-class _Clock:
-    """Foretells the time left from the plan's costs and the time that those done have taken."""
-
-    def __init__(self, run: Run) -> None:
-        costs = {s.pair.name: s.seconds + s.pair.nbytes / READ_RATE for s in run.plan.steps}
-        costs |= {x.name: x.nbytes / READ_RATE for x in run.plan.pairing.summed}
-        done = run.matrices.keys() | run.energies.keys()
-        waiting: list[Pair | SummedTensor] = [*(step.pair for step in run.plan.steps), *run.plan.pairing.summed]
-        checkpoints = (run.job.before, run.job.after)
-        self._meter = Throughput(checkpoints, [each for each in waiting if each.name not in done], run.progress)
-        self._progress = run.progress
-        self._costs = costs
-        self._whole = math.fsum(costs.values())
-        self._before = math.fsum(cost for name, cost in costs.items() if name in done)
-        self._since = 0.0
-        self._started = time.perf_counter()
-
-    def tick(self, name: str) -> None:
-        self._since += self._costs[name]
-        self._meter.tick()
-        done = self._before + self._since
-        pace = (time.perf_counter() - self._started) / self._since if self._since > 0 else 0.0
-        share = min(done / self._whole, 1.0) if self._whole > 0 else 1.0
-        self._progress.finished(name, max(self._whole - done, 0.0) * pace, share)

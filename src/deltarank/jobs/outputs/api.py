@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltarank.errors import DeltarankError, OutputError
-from deltarank.jobs.compare import compare
+from deltarank.jobs.compare import CompareJob, CompareOptions
 from deltarank.jobs.outputs.candidates import CandidateSet
 from deltarank.jobs.outputs.job import Job, prepared
 from deltarank.jobs.outputs.options import DEFAULT_RANKS, OutputsOptions, Ref
@@ -19,7 +19,15 @@ from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.jobs.outputs.run import Run, clear, has_scores
 from deltarank.results import DEFAULT_RANKS as WEIGHT_RANKS
 from deltarank.results import Outputs, Results, listing
-from deltarank.runtime import IDENTITY, RESULTS, ProgressListener, RunFolder, as_output_error, differences
+from deltarank.runtime import (
+    IDENTITY,
+    RESULTS,
+    ProgressListener,
+    RunFolder,
+    as_output_error,
+    current_command,
+    differences,
+)
 
 __all__ = ["Outputs", "OutputsPlan", "outputs", "plan_outputs"]
 
@@ -53,7 +61,6 @@ def outputs(
     fetch: str = "auto",
     output: Ref | None = None,
     force: bool = False,
-    command: str | None = None,
     progress: ProgressListener | None = None,
 ) -> Results:
     """Measures how far what is served speaks from the finetune: in its predictions, and in what it writes.
@@ -107,8 +114,8 @@ def outputs(
     progress = progress or ProgressListener()
     with prepared(options, base, finetune, (base_revision, revision), fetch, progress) as job, ExitStack() as stack:
         folder = Path(output) if output is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        weights = _weights(job, folder, force=force, command=command, progress=progress)
-        return _spoken(job, weights, folder, force=force, command=command, progress=progress)
+        weights = _weights(job, folder, force=force, progress=progress)
+        return _spoken(job, weights, folder, force=force, progress=progress)
 
 
 def plan_outputs(
@@ -156,24 +163,12 @@ def plan_outputs(
         return job.plan
 
 
-def _weights(job: Job, folder: Path, *, force: bool, command: str | None, progress: ProgressListener) -> Results:
+def _weights(job: Job, folder: Path, *, force: bool, progress: ProgressListener) -> Results:
     """The run's results as far as they are about weights: those that are there, or measured now."""
     if _is_of(job, folder):
         return Results.load(folder)
-    before, after = job.models.before.reference, job.models.after.reference
-    return compare(
-        before.ref,
-        after.ref,
-        ranks=sorted({*WEIGHT_RANKS, *job.options.ranks}),
-        output=folder,
-        base_revision=before.revision,
-        revision=after.revision,
-        device=job.options.settings.device,
-        fetch=job.models.fetch,
-        force=force,
-        command=command,
-        progress=progress,
-    )
+    options = CompareOptions(ranks=tuple({*WEIGHT_RANKS, *job.options.ranks}), device=job.options.settings.device)
+    return CompareJob(job.models.before, job.models.after, options).run(folder, force=force, progress=progress)
 
 
 def _is_of(job: Job, folder: Path) -> bool:
@@ -195,9 +190,7 @@ def _refuse_other(folder: Path, found: object, wanted: dict[str, Any]) -> None:
     )
 
 
-def _spoken(
-    job: Job, weights: Results, folder: Path, *, force: bool, command: str | None, progress: ProgressListener
-) -> Results:
+def _spoken(job: Job, weights: Results, folder: Path, *, force: bool, progress: ProgressListener) -> Results:
     """With the outputs: those of an earlier process, or measured now and written into the run's results."""
     earlier = weights.outputs
     if not force and earlier is not None and earlier.settings.get("identity") == job.identity:
@@ -217,7 +210,7 @@ def _spoken(
         if not (isinstance(error, OutputError) or error.slug in _MAY_GO_ON or has_scores(folder / PARTIAL)):
             clear(folder / PARTIAL)  # a job that cannot be done does not stand in the way of one that can
         raise
-    settings = {**found.settings, "identity": job.identity, "command": command}
+    settings = {**found.settings, "identity": job.identity, "command": current_command()}
     results = replace(weights, outputs=replace(found, settings=settings))
     with as_output_error(folder):
         results.save(folder / RESULTS)

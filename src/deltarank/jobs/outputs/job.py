@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from deltarank.models import (
     yardstick,
 )
 from deltarank.runtime import ProgressListener
+from deltarank.system import tool_version
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Job:
         settings = self.options.to_plain()
         del settings["batch"]
         return {
-            "tool_version": version("deltarank"),
+            "tool_version": tool_version(),
             "base": self.models.before.fingerprint,
             "finetune": self.models.after.fingerprint,
             "given": dict(self.given),

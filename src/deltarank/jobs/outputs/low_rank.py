@@ -17,11 +17,10 @@ from torch import Tensor
 
 from deltarank.adapters import write_factors
 from deltarank.checkpoints import Pair
-from deltarank.errors import CheckpointError, JobError
-from deltarank.jobs.compare import MatrixMeasurer
+from deltarank.errors import JobError
 from deltarank.models import Edit, read_piece
 from deltarank.results import Outcome
-from deltarank.runtime import SolverOptions, Step
+from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
 from deltarank.servers import kind_of_tensor
 from deltarank.spectra import Factors, Workspace, factorise
 
@@ -82,7 +81,7 @@ class Decomposer:
     """
 
     def __init__(self, settings: SolverOptions, rank: int, place: Callable[[str], Path]) -> None:
-        self._measurer, self._workspace = MatrixMeasurer(settings), Workspace(settings.torch_device)
+        self._reader, self._workspace = DeltaReader(settings), Workspace(settings.torch_device)
         self._rank, self._place = rank, place
 
     def results(self, steps: Sequence[Step]) -> list[Decomposed]:
@@ -96,16 +95,15 @@ class Decomposer:
         """
         name = step.pair.name
         try:
-            delta, sums = self._measurer.load(step.pair)
+            delta, sums = self._reader.read(step.pair)
             if not sums.is_finite:
                 return Decomposed(name, Outcome.NOT_FINITE, reason=Outcome.NOT_FINITE.sentence)
             if sums.is_zero:
                 return Decomposed(name, Outcome.IDENTICAL)
             found = factorise(delta, self._rank, energy=sums.energy, workspace=self._workspace)
-        except CheckpointError as error:
-            return Decomposed(name, Outcome.UNREADABLE, reason=error.message)
-        except (MemoryError, RuntimeError, ArithmeticError, ValueError) as error:
-            return Decomposed(name, Outcome.FAILED, reason=f"{type(error).__name__}: {error}"[:300])
+        except TENSOR_FAILURES as error:
+            outcome, reason = failure_outcome(error)
+            return Decomposed(name, outcome, reason=reason)
         return self._kept(name, found, sums.energy)
 
     def _kept(self, name: str, found: Factors, energy: float) -> Decomposed:

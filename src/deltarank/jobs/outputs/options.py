@@ -74,9 +74,7 @@ class OutputsOptions:
         trust_remote_code: bool,
     ) -> OutputsOptions:
         """Raises UsageError for what cannot be meant."""
-        settings = SolverOptions.checked(
-            ranks=ranks, solver="auto", tolerance=1e-4, dtype="float32", device=device, include=(), exclude=()
-        )
+        settings = SolverOptions(ranks=tuple(ranks), device=device)
         _check_choice("dtype", dtype, (AUTO, *DTYPES))
         if attribute is not None:
             _check_choice("unit", attribute, UNITS)

@@ -22,7 +22,7 @@ from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.jobs.outputs.summary import Material, findings
 from deltarank.models import own_document, yardstick
 from deltarank.results import CandidateKind, Outputs, headline_rank
-from deltarank.runtime import Pace, ProgressListener, Record, RunFolder, WorkerPool, make_plan
+from deltarank.runtime import ProgressListener, Record, RunFolder, TimeEstimate, WorkerPool, make_plan
 
 OWN = "its own answers"
 
@@ -47,7 +47,7 @@ class Run:
             self._note(note)
 
     def go(self, records: Sequence[Record]) -> Outputs:
-        self._pace = Pace(self.progress, self.plan.seconds)
+        self._estimate = TimeEstimate(self.progress, self.plan.seconds)
         answers = self._answers(records)
         low = self._decomposed(records)
         candidates = self._candidates(low)
@@ -94,13 +94,13 @@ class Run:
         found = {each["matrix"]: Decomposed.from_plain(each) for each in records if "matrix" in each}
         found = {name: each for name, each in found.items() if not each.rank or place(name).is_file()}
         waiting = [step for step in steps if step.pair.name in numbers and step.pair.name not in found]
-        self._pace.add("decomposition", self.plan.decomposing * (len(found) / max(len(pairs), 1)), kept=True)
+        self._estimate.add("decomposition", self.plan.decomposing * (len(found) / max(len(pairs), 1)), resumed=True)
         pool = WorkerPool(lambda: Decomposer(self.options.settings, max(self.options.ranks), place), 1)
         for step, each in pool.results([[step] for step in waiting]):
             found[each.name] = each
             refuse_failures({each.name: each})
             self.run_folder.append(each.to_plain())
-            self._pace.add(step.pair.name, self.plan.decomposing / max(len(pairs), 1))
+            self._estimate.add(step.pair.name, self.plan.decomposing / max(len(pairs), 1))
         return LowRank({pair.name: pair for pair in pairs}, found, place, self.options.device)
 
     def _candidates(self, low: LowRank) -> list[Candidate]:
@@ -177,10 +177,10 @@ class Run:
 
     def _write(self, answers: Answers, who: str, model: LoadedModel, seed: int) -> None:
         self.progress.began(f"{who}: answers")
-        answers.write(who, model, seed, lambda prompts: self._pace.add(who, prompts * self.plan.a_prompt))
+        answers.write(who, model, seed, lambda prompts: self._estimate.add(who, prompts * self.plan.a_prompt))
 
     def _read(self, who: str) -> Callable[[int], None]:
-        return lambda tokens: self._pace.add(who, tokens * self.plan.a_token)
+        return lambda tokens: self._estimate.add(who, tokens * self.plan.a_token)
 
     def _swaps(self, low: LowRank, scorer: Scorer, first: int) -> Attribution:
         parts = part_names(self.models.pairing, self.options.attribute)

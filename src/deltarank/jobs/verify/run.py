@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 import torch
 
@@ -46,6 +45,7 @@ from deltarank.jobs.verify.verdict import NEW_BIAS, judge_fit, uncounted
 from deltarank.results import Outcome
 from deltarank.runtime import FIXED_MEMORY, PROMISED_MEMORY, ProgressListener, SolverOptions
 from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure_spectrum, noise_edge
+from deltarank.system import tool_version
 
 __all__ = ["FitKind", "How", "Tally", "TensorFit", "Unused", "Verification", "verify"]
 
@@ -89,9 +89,7 @@ def verify(
         CheckpointError, PairingError: see `deltarank.errors`.
     """
     semantics = semantics_of(server)
-    settings = SolverOptions.checked(
-        ranks=(1,), solver="auto", tolerance=TOLERANCE, dtype="float32", device=device, include=(), exclude=()
-    )
+    settings = SolverOptions(ranks=(1,), tolerance=TOLERANCE, device=device)
     progress = progress or ProgressListener()
     with ExitStack() as stack:
         lora = stack.enter_context(open_adapter(adapter, revision=adapter_revision))
@@ -127,7 +125,7 @@ def verify(
             notes=(*applied.notes, *_longer(applied, before), *uncounted(rows, pairing.skipped), *pairing.notes),
             kind=kind,
             sentences=sentences,
-            tool_version=version("deltarank"),
+            tool_version=tool_version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

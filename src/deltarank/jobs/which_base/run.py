@@ -16,9 +16,9 @@ from typing import Any
 
 from deltarank.checkpoints import Checkpoint, Pair, open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError, JobError, PairingError, UsageError
-from deltarank.jobs.compare import UNRELATED, MatrixMeasurer
+from deltarank.jobs.compare import UNRELATED
 from deltarank.results import Reference, count, listing, percent
-from deltarank.runtime import ProgressListener, SolverOptions
+from deltarank.runtime import DeltaReader, ProgressListener, SolverOptions, as_tuple
 from deltarank.spectra import Sums
 
 __all__ = ["BaseChoice", "BaseKind", "CandidateBase", "which_base"]
@@ -141,9 +141,9 @@ def which_base(
         if not any(side.pairs for side in sides):
             raise _no_candidate(sides, after)
         names = _drawn(sides, random.Random(seed))
-        measurer, kind, base, sentence = MatrixMeasurer(settings), BaseKind.NONE, None, ""
+        reader, kind, base, sentence = DeltaReader(settings), BaseKind.NONE, None, ""
         for number in (matrices, MORE * matrices):
-            _read(sides, names[:number], measurer, progress, most=MORE * matrices)
+            _read(sides, names[:number], reader, progress, most=MORE * matrices)
             kind, base, sentence = _decided([side.candidate for side in sides], after.reference.short_name)
             if kind is not BaseKind.TOO_CLOSE:
                 break
@@ -163,15 +163,7 @@ def _settings(
         raise UsageError(
             f"a sample of {matrices} matrices was asked for.", cure="Read at least one.", slug="no-candidate"
         )
-    return SolverOptions.checked(
-        ranks=(1,),
-        solver="auto",
-        tolerance=1e-4,
-        dtype="float32",
-        device=device,
-        include=include,
-        exclude=exclude,
-    )
+    return SolverOptions(ranks=(1,), device=device, include=as_tuple(include), exclude=as_tuple(exclude))
 
 
 @dataclass
@@ -238,7 +230,7 @@ def _drawn(sides: Sequence[_Side], random: random.Random) -> list[str]:
 
 
 def _read(
-    sides: Sequence[_Side], names: Sequence[str], measurer: MatrixMeasurer, progress: ProgressListener, *, most: int
+    sides: Sequence[_Side], names: Sequence[str], reader: DeltaReader, progress: ProgressListener, *, most: int
 ) -> None:
     """The sums of these matrices that are not known yet. One that is not finite is read, and not counted."""
     started = time.perf_counter()
@@ -248,7 +240,7 @@ def _read(
                 continue
             progress.began(f"{name} of {side.candidate.reference.short_name}")
             try:
-                side.sums[name] = measurer.sums(side.pairs[name])
+                side.sums[name] = reader.sums(side.pairs[name])
             except CheckpointError as error:
                 side.fail(error.message)
         pace = (time.perf_counter() - started) / done

@@ -1,0 +1,75 @@
+"""The library's functions: compare two checkpoints, plan a comparison, read its results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Unpack
+
+from deltarank.jobs.compare.job import CompareJob
+from deltarank.jobs.compare.options import CompareKeywords, CompareOptions
+from deltarank.results import Results
+from deltarank.runtime import InputKeywords, PairRefs, Plan, ProgressListener, Ref, shows_keywords_of, split_keywords
+
+
+@shows_keywords_of(CompareOptions, PairRefs.of)
+def compare(
+    base: Ref,
+    finetune: Ref,
+    *,
+    output: Ref | None = None,
+    force: bool = False,
+    progress: ProgressListener | None = None,
+    **keywords: Unpack[CompareKeywords],
+) -> Results:
+    """Measures D = W - W0 of every matrix, and what its best rank-r approximation loses, at all ranks in one pass.
+
+    Args:
+        base, finetune: a folder, a file of weights, or a Hub id, `org/name` or `org/name@revision`. The finetune may
+            be a LoRA adapter in PEFT's format on the base.
+        output: a folder for results.json. Finished matrices are stored there, so that the same call resumes after the
+            process died, and ends with the same numbers. Without it nothing is written.
+        force: replaces another run in `output`.
+        progress: receives the progress of the run.
+        ranks: the ranks to measure.
+        solver: "exact" (all singular values), "krylov" (the leading ones, to `tolerance`), or "auto", the faster.
+        tolerance: how far a cosine distance may be off with krylov.
+        dtype: the precision of the computation; operands are upcast to it before they are subtracted.
+        device: where to compute: "cpu", "cuda", "cuda:1", "mps".
+        include, exclude: globs over tensor names. What matches `include` is measured whatever it is; exclude wins.
+        audit: the number of random matrices to measure again by a full SVD in float64.
+        base_revision, revision: branch, tag or commit of the base and of the finetune on the Hub.
+        fetch: for a model that is not in the Hub's cache: "download", "stream" (read by byte ranges, not stored), or
+            "auto", as the free disk space allows. The numbers are the same.
+
+    Raises:
+        UsageError: an argument is not usable.
+        CheckpointError, PairingError, AdapterError: see `deltarank.errors`.
+        OutputError: `output` holds something else, or cannot be written.
+    """
+    refs, options = _parsed(base, finetune, keywords)
+    progress = progress or ProgressListener()
+    with refs.open(progress) as checkpoints:
+        folder = None if output is None else Path(output)
+        return CompareJob(*checkpoints, options).run(folder, force=force, progress=progress)
+
+
+@shows_keywords_of(CompareOptions, PairRefs.of)
+def plan(base: Ref, finetune: Ref, **keywords: Unpack[CompareKeywords]) -> Plan:
+    """What `compare` would do, from the headers alone: no tensor is read, and no model is downloaded.
+
+    Arguments and errors as for `compare`.
+    """
+    refs, options = _parsed(base, finetune, keywords)
+    with refs.without_download().open(ProgressListener()) as checkpoints:
+        return CompareJob(*checkpoints, options).plan
+
+
+def open_results(path: str | os.PathLike[str]) -> Results:
+    """Reads the folder of a run, or its results.json."""
+    return Results.load(path)
+
+
+def _parsed(base: Ref, finetune: Ref, keywords: CompareKeywords) -> tuple[PairRefs, CompareOptions]:
+    inputs, options = split_keywords(keywords, first=InputKeywords)
+    return PairRefs.of(base, finetune, **inputs), CompareOptions(**options)

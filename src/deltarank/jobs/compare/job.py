@@ -1,0 +1,224 @@
+"""A comparison of two open checkpoints: its plan, and its run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deltarank.checkpoints import Checkpoint, Pairing, Prefetcher, SummedTensor, pair_checkpoints
+from deltarank.errors import CheckpointError
+from deltarank.jobs.compare.audit import audit_matrices
+from deltarank.jobs.compare.base_check import base_warning
+from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
+from deltarank.jobs.compare.options import CompareOptions
+from deltarank.jobs.compare.quantised_base import words_on_base
+from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
+from deltarank.jobs.compare.verdict import judge
+from deltarank.results import (
+    AuditRow,
+    MatrixResult,
+    Outcome,
+    Results,
+    Skipped,
+    matrix_from_plain,
+    matrix_to_plain,
+    skipped_from_plain,
+    skipped_to_plain,
+)
+from deltarank.runtime import (
+    READ_RATE,
+    RETRIED_OUTCOMES,
+    DeltaReader,
+    Plan,
+    ProgressListener,
+    Record,
+    RunFolder,
+    TimeEstimate,
+    estimate_time,
+    make_plan,
+    matrix_pass,
+    now,
+    run_provenance,
+)
+from deltarank.system import tool_version
+
+BYTES_A_PAGE = 6_000_000
+"""Disk space for the page and the pictures of a run."""
+
+
+@dataclass(frozen=True)
+class CompareJob:
+    """Two open checkpoints and the options of their comparison."""
+
+    base: Checkpoint
+    finetune: Checkpoint
+    options: CompareOptions
+
+    @cached_property
+    def pairing(self) -> Pairing:
+        options = self.options
+        return pair_checkpoints(
+            self.base, self.finetune, include=options.include, exclude=options.exclude, experts=True
+        )
+
+    @cached_property
+    def plan(self) -> Plan:
+        return make_plan(self.base, self.finetune, self.pairing, self.options)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for one process to resume the work of another."""
+        return {
+            "tool_version": tool_version(),
+            "base": self.base.fingerprint,
+            "finetune": self.finetune.fingerprint,
+            "settings": self.options.to_plain(),
+        }
+
+    def run(self, output: Path | None, *, force: bool = False, progress: ProgressListener) -> Results:
+        """Measures all matrices, or resumes; see `deltarank.compare`.
+
+        Args:
+            output: the folder of the run; None: nothing is written.
+        """
+        if output is None:
+            return CompareRun(self, progress, None).results()
+        with RunFolder(output, self.identity) as folder:
+            if not force and (finished := folder.finished) is not None:
+                progress.resumed(len(finished.matrices))
+                return self._with_audit(finished, folder, progress)
+            detail = SpectrumDetail.of_run(len(self.plan.steps), self.options.ranks)
+            run = CompareRun(self, progress, folder)
+            run.resume(folder.open(force=force, room=detail.nbytes * len(self.plan.steps) + BYTES_A_PAGE))
+            results = run.results()
+            folder.finish(results)
+            return results
+
+    def _with_audit(self, finished: Results, folder: RunFolder, progress: ProgressListener) -> Results:
+        """The results of a finished run, audited now if a larger audit is asked for than it has."""
+        if self.options.audit <= len(finished.audit):
+            return finished
+        rows = self.audit(finished.matrices, progress)
+        if len(rows) <= len(finished.audit):
+            return finished
+        audited = replace(finished, audit=rows)
+        folder.save(audited)
+        return audited
+
+    def audit(self, matrices: Sequence[MatrixResult], progress: ProgressListener) -> tuple[AuditRow, ...]:
+        return audit_matrices(self.plan.steps, matrices, self.options.audit, self.options, progress)
+
+
+@dataclass
+class CompareRun:
+    """One pass over a plan. Tensors stay inside the workers; only numbers come here.
+
+    matrices  the results so far, by tensor name
+    skipped   the tensors of which only the size of the change is measured, by name
+    """
+
+    job: CompareJob
+    progress: ProgressListener
+    folder: RunFolder | None
+    matrices: dict[str, MatrixResult] = field(default_factory=dict)
+    skipped: dict[str, Skipped] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def resume(self, records: Sequence[Record]) -> None:
+        """Takes what an earlier process finished. A line that cannot be read is measured again."""
+        for record in records:
+            with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                if "losses" in record:
+                    matrix = matrix_from_plain(record, self.job.options.ranks)
+                    self.matrices[matrix.name] = matrix
+                else:
+                    skipped = skipped_from_plain(record)
+                    self.skipped[skipped.name] = skipped
+        if finished := len(self.matrices) + len(self.skipped):
+            self.progress.resumed(finished)
+
+    def results(self) -> Results:
+        started = time.perf_counter()
+        plan = self.job.plan
+        self.progress.planned(plan)
+        checkpoints = (self.job.base, self.job.finetune)
+        reader = DeltaReader(self.job.options)
+        if warning := base_warning(plan, reader, self.matrices, checkpoints):
+            self.warnings.append(warning)
+            self.progress.warned(warning)
+        finished = self.matrices.keys() | self.skipped.keys()
+        estimate = estimate_time(plan, finished, checkpoints, self.progress)
+        self._measure_all(estimate)
+        self._sum_all(reader, estimate)
+        return self._collected(started)
+
+    def _measure_all(self, estimate: TimeEstimate) -> None:
+        plan, options = self.job.plan, self.job.options
+        waiting = [step for step in plan.steps if step.pair.name not in self.matrices]
+        for result in matrix_pass(
+            group_small_matrices(waiting),
+            lambda: MatrixMeasurer(options, matrices=len(plan.steps)),
+            workers=plan.parallel_matrices,
+            progress=self.progress,
+            estimate=estimate,
+        ):
+            self.matrices[result.name] = result
+            if result.outcome not in RETRIED_OUTCOMES:
+                self._keep(matrix_to_plain(result))
+
+    def _sum_all(self, reader: DeltaReader, estimate: TimeEstimate) -> None:
+        waiting = [tensor for tensor in self.job.plan.pairing.summed if tensor.name not in self.skipped]
+        prefetcher = Prefetcher(waiting)
+        for number, tensor in enumerate(waiting):
+            prefetcher.reached(number)
+            self.progress.began(tensor.name)
+            skipped = _summed(tensor, reader)
+            self.skipped[tensor.name] = skipped
+            if skipped.outcome not in RETRIED_OUTCOMES:
+                self._keep(skipped_to_plain(skipped))
+            estimate.add(tensor.name, tensor.nbytes / READ_RATE)
+
+    def _keep(self, record: Record) -> None:
+        if self.folder is not None:
+            self.folder.append(record)
+
+    def _collected(self, started: float) -> Results:
+        job, plan = self.job, self.job.plan
+        matrices = tuple(self.matrices[step.pair.name] for step in plan.steps)
+        skipped = self._skipped_with_shares(matrices)
+        seconds = time.perf_counter() - started
+        return Results(
+            base=plan.base,
+            finetune=plan.finetune,
+            settings={**job.options.to_plain(), **run_provenance(seconds)},
+            matrices=matrices,
+            skipped=skipped,
+            verdict=judge(matrices, skipped, plan.finetune.short_name),
+            tool_version=tool_version(),
+            created=now(),
+            notes=(*plan.notes, *self.warnings, *words_on_base(plan.steps, self.matrices)),
+            audit=job.audit(matrices, self.progress),
+        )
+
+    def _skipped_with_shares(self, matrices: Sequence[MatrixResult]) -> tuple[Skipped, ...]:
+        """Shares are of the energy of all that both checkpoints have, as far as it could be read."""
+        pairing = self.job.plan.pairing
+        summed = [self.skipped[tensor.name] for tensor in pairing.summed]
+        whole = math.fsum([*(m.energy for m in matrices), *(s.energy or 0.0 for s in summed)])
+        shared = [replace(s, share=s.energy / whole) if s.energy is not None and whole > 0 else s for s in summed]
+        return (*shared, *pairing.skipped)
+
+
+def _summed(tensor: SummedTensor, reader: DeltaReader) -> Skipped:
+    try:
+        sums = reader.sums(tensor)
+    except CheckpointError as error:
+        return Skipped(tensor.name, Outcome.UNREADABLE, error.message, tensor.shape)
+    energy = sums.energy if sums.is_finite else None
+    return Skipped(tensor.name, tensor.outcome, tensor.reason, tensor.shape, energy)

@@ -1,0 +1,44 @@
+"""What `compare` was asked for, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltarank.errors import UsageError
+from deltarank.runtime import InputKeywords, SolverOptions
+
+
+class CompareKeywords(InputKeywords, total=False):
+    """The keywords of `deltarank.compare` and `deltarank.plan`; `CompareOptions` says what they mean."""
+
+    ranks: Sequence[int]
+    solver: str
+    tolerance: float
+    dtype: str
+    device: str
+    include: Sequence[str]
+    exclude: Sequence[str]
+    audit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(SolverOptions):
+    """The options of a comparison.
+
+    audit  the number of random matrices to measure again by a full SVD in float64
+
+    Raises:
+        UsageError: a value is not usable.
+    """
+
+    audit: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.audit < 0:
+            raise UsageError(
+                f"an audit of {self.audit} matrices was asked for.",
+                cure="Give a whole number from 0.",
+                slug="bad-number",
+            )

@@ -1,0 +1,42 @@
+"""Reads a pair of tensors as their difference, some rows at a time, into buffers that are used again."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from deltarank.checkpoints import Pair, SummedTensor, read_chunks
+from deltarank.runtime.solver_options import SolverOptions
+from deltarank.spectra import Sums, Workspace, subtract
+
+
+class DeltaReader:
+    """For one thread. `workspace` lends its other buffers to whoever computes with the delta."""
+
+    def __init__(self, options: SolverOptions) -> None:
+        self.workspace = Workspace(options.torch_device)
+        self._dtype = options.torch_dtype
+
+    def read(self, pair: Pair) -> tuple[Tensor, Sums]:
+        """D = W - W0, (rows, columns), in a buffer that the next call overwrites, and its sums.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        delta = self.workspace.lend("delta", pair.shape, self._dtype)
+        total = Sums()
+        for first, base, finetune in read_chunks(pair.base, pair.finetune):
+            rows = delta[first : first + len(finetune)]
+            total += subtract(base, finetune, out=rows, workspace=self.workspace)
+        return delta, total.coarser(pair.finetune.error)
+
+    def sums(self, pair: SummedTensor | Pair) -> Sums:
+        """The sums of D alone: D is never whole in memory.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        total = Sums()
+        for _, base, finetune in read_chunks(pair.base, pair.finetune):
+            rows = self.workspace.lend("chunk", tuple(finetune.shape), self._dtype)
+            total += subtract(base, finetune, out=rows, workspace=self.workspace)
+        return total.coarser(pair.finetune.error)

@@ -1,0 +1,63 @@
+"""One pass over the matrices of a plan, by the worker pool, with progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import TypeVar
+
+from deltarank.checkpoints import Checkpoint, Pair, SummedTensor
+from deltarank.runtime.plan import READ_RATE, Plan, Step
+from deltarank.runtime.progress import ProgressListener
+from deltarank.runtime.throughput import Throughput
+from deltarank.runtime.time_estimate import TimeEstimate
+from deltarank.runtime.workers import Worker, WorkerPool
+
+_Result = TypeVar("_Result")
+
+
+def planned_seconds(step: Step) -> float:
+    """Seconds to compute one matrix and to read it from both checkpoints."""
+    return step.seconds + step.pair.nbytes / READ_RATE
+
+
+def estimate_time(
+    plan: Plan, finished: Set[str], checkpoints: tuple[Checkpoint, Checkpoint], progress: ProgressListener
+) -> TimeEstimate:
+    """The time of a pass over a plan: its matrices, and the tensors of which only the sums are taken.
+
+    Args:
+        finished: the names of what an earlier process has done.
+    """
+    tensors: list[Pair | SummedTensor] = [*(step.pair for step in plan.steps), *plan.pairing.summed]
+    costs = {step.pair.name: planned_seconds(step) for step in plan.steps}
+    costs |= {tensor.name: tensor.nbytes / READ_RATE for tensor in plan.pairing.summed}
+    return TimeEstimate(
+        progress,
+        math.fsum(costs.values()),
+        resumed=math.fsum(cost for name, cost in costs.items() if name in finished),
+        throughput=Throughput(checkpoints, [each for each in tensors if each.name not in finished], progress),
+    )
+
+
+def matrix_pass(
+    groups: Sequence[Sequence[Step]],
+    make_worker: Callable[[], Worker[Step, _Result]],
+    *,
+    workers: int,
+    progress: ProgressListener,
+    estimate: TimeEstimate,
+) -> Iterator[_Result]:
+    """Yields a result for each step, as they are finished; see `WorkerPool`.
+
+    Progress is reported after the caller has taken a result, so that what it reports as finished has been kept.
+    """
+    names = [step.pair.name for group in groups for step in group]
+    if names:
+        progress.began(names[0])
+    pool = WorkerPool(make_worker, workers)
+    for number, (step, result) in enumerate(pool.results(groups), start=1):
+        yield result
+        estimate.add(step.pair.name, planned_seconds(step))
+        if number < len(names):
+            progress.began(names[number])
