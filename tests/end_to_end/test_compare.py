@@ -25,7 +25,7 @@ import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import OutputError
 from deltarank.jobs.compare.measure import MatrixMeasurer
-from deltarank.results import MatrixResult, Outcome, Results, VerdictKind
+from deltarank.results import MatrixResult, Outcome, Results, VerdictKind, to_plain
 from deltarank.runtime import SolverOptions, WorkerPool, make_plan
 
 Weights = Mapping[str, torch.Tensor]
@@ -431,10 +431,8 @@ def test_what_is_written_keeps_the_contract(folders: Mapping[str, Path], tmp_pat
 
 
 def test_a_matrix_result_of_every_outcome_survives_the_journal(folders: Mapping[str, Path]) -> None:
-    from deltarank.results import matrix_from_plain, matrix_to_plain
-
     measured = deltarank.compare(folders["base"], folders["full"], ranks=[4]).matrices[0]
     for outcome in Outcome:
         matrix: MatrixResult = replace(measured, outcome=outcome)
 
-        assert matrix_from_plain(json.loads(json.dumps(matrix_to_plain(matrix))), [4]) == matrix
+        assert MatrixResult.from_record(json.loads(json.dumps(to_plain(matrix))), [4]) == matrix

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from deltarank.results import count, listing, percents
+from deltarank.results import count, listing, percents, to_plain
 from deltarank.servers import Server, kind_in_words
 
 
@@ -126,14 +126,8 @@ class Budget:
                 {"kind": kind_in_words(kind), "tensors": number, "share": share}
                 for kind, (number, share) in self.by_kind().items()
             ],
-            "tensors": [{"name": t.name, "kind": t.kind, "reason": t.reason, "share": t.share} for t in self.tensors],
+            "tensors": to_plain(self.tensors),
         }
-
-    @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        tensors = (LeftOut(t["name"], t["kind"], t["reason"], t["share"]) for t in data["tensors"])
-        shares = (data["kept"], data["truncated"], data["rounded"], data["left_out"])
-        return cls(*shares, tuple(tensors), data.get("energy", 0.0))
 
 
 def _with_share(tensor: LeftOut, share: float | None) -> LeftOut:

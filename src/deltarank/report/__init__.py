@@ -8,14 +8,12 @@ from __future__ import annotations
 from deltarank.report.drawing.draw import drawing_process
 from deltarank.report.page.adapter_poster import adapter_picture
 from deltarank.report.page.html import page_html
-from deltarank.report.page.notebook import notebook_html
 from deltarank.report.page.write import report_process, write_report
 from deltarank.report.terminal.weights import terminal_summary
 
 __all__ = [
     "adapter_picture",
     "drawing_process",
-    "notebook_html",
     "page_html",
     "report_process",
     "terminal_summary",

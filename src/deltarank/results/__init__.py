@@ -1,24 +1,24 @@
-"""What a run found: frozen dataclasses of plain numbers, JSON in and out. No tensor, no torch."""
+"""The results of every job: frozen dataclasses of plain numbers that are written as JSON and read again.
+
+No tensor, no torch. Also how numbers are written for people (`percent`, `figure`, `size`, ...).
+"""
 
 from __future__ import annotations
 
-from deltarank.results.codec import check_fields
-from deltarank.results.formatting import count, duration, figure, listing, percent, percents, size
-from deltarank.results.matrix import (
-    DEFAULT_RANKS,
-    SERVABLE_RANKS,
-    AuditRow,
-    Loss,
-    MatrixResult,
-    Outcome,
-    Reference,
-    Skipped,
-    Total,
-    Totals,
-    Verdict,
-    VerdictKind,
-    headline_rank,
+from deltarank.results.codec import (
+    Count,
+    Energy,
+    Norm,
+    Rank,
+    Share,
+    StoredResult,
+    from_record,
+    parse_record,
+    read_records,
+    to_plain,
 )
+from deltarank.results.formatting import count, duration, figure, listing, percent, percents, size
+from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.outputs import (
     AttributionResult,
     BlindBound,
@@ -38,33 +38,43 @@ from deltarank.results.outputs import (
     TwoSampleTest,
     Writing,
 )
-from deltarank.results.run import Results, matrix_from_plain, matrix_to_plain, skipped_from_plain, skipped_to_plain
+from deltarank.results.ranks import DEFAULT_RANKS, PREFERRED_RANK, SERVABLE_RANKS, headline_rank
+from deltarank.results.reference import Reference
+from deltarank.results.run import AuditRow, Results, Verdict, VerdictKind
 from deltarank.results.text_table import format_table
+from deltarank.results.totals import Total, Totals
 
 __all__ = [
     "DEFAULT_RANKS",
+    "PREFERRED_RANK",
     "SERVABLE_RANKS",
     "AttributionResult",
     "AuditRow",
     "BlindBound",
     "CandidateKind",
     "CandidateResult",
+    "Count",
     "Divergence",
     "DocumentScore",
+    "Energy",
     "Excerpt",
     "Histogram",
     "Interval",
     "Logits",
     "Loss",
     "MatrixResult",
+    "Norm",
     "Outcome",
     "Outputs",
     "Part",
+    "Rank",
     "Reference",
     "Results",
     "Sample",
+    "Share",
     "Skipped",
     "Slice",
+    "StoredResult",
     "Text",
     "Total",
     "Totals",
@@ -72,18 +82,17 @@ __all__ = [
     "Verdict",
     "VerdictKind",
     "Writing",
-    "check_fields",
     "count",
     "duration",
     "figure",
     "format_table",
+    "from_record",
     "headline_rank",
     "listing",
-    "matrix_from_plain",
-    "matrix_to_plain",
+    "parse_record",
     "percent",
     "percents",
+    "read_records",
     "size",
-    "skipped_from_plain",
-    "skipped_to_plain",
+    "to_plain",
 ]

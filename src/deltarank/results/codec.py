@@ -1,88 +1,182 @@
-"""Values out of JSON, held against the annotations of the dataclass that they are for.
+"""Results as JSON: what every stored result shares, with the types of all fields checked on the way in.
 
-A file of results is passed around, so it is a stranger's, too. What does not fit is found here, by name, and not deep
-in a chart that was given a word for a number.
+A file of results is passed around, so it may have been written by anybody. What does not fit its dataclass is found
+when it is read, and the message names the field.
 """
 
 from __future__ import annotations
 
-import math
-import types
-import typing
-from collections.abc import Callable, Mapping
-from enum import Enum
-from functools import cache
-from typing import Any
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-LARGEST_INTEGER = 2**63
+import msgspec
+from msgspec import Meta
 
-_Test = Callable[[Any], bool]
+from deltarank.errors import ResultsError
+
+T = TypeVar("T")
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""How many of something."""
+
+Rank = Annotated[int, Meta(ge=1, lt=2**31)]
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+"""A part of a whole."""
+
+Norm = Annotated[float, Meta(ge=0, le=1e150)]
+"""A size of numbers. Larger ones have no squares that can be added up; no weights are of that size."""
+
+Energy = Annotated[float, Meta(ge=0, le=1e300)]
+"""The square of a norm."""
+
+_MOST_SHOWN = 300
+_ATOMS = frozenset({float, int, str, bool, type(None)})
 
 
-def check_fields(cls: type, values: Mapping[str, Any]) -> None:
-    """Raises TypeError, which names the first field whose value is not of the annotated type.
+class StoredResult:
+    """A dataclass that is written as JSON and read again.
 
-    A number is finite, and no bool; a text can be encoded.
+    Reading checks the type of every field and passes over fields that it does not know, which a later version may
+    have added. Floats are finite. Figures that follow from others are computed again, never read.
     """
-    for name, fits in _tests(cls).items():
-        if name in values and not fits(values[name]):
-            shown = ascii(values[name])
-            raise TypeError(f"{name} of a {cls.__name__} is {shown if len(shown) < 60 else shown[:60] + '...'}")
+
+    description: ClassVar[str] = "a result"
+    """What it is, for messages."""
+
+    cure: ClassVar[str] = "Run the command that wrote it again."
+
+    file_name: ClassVar[str | None] = None
+    """Its name in a folder, where it has one."""
+
+    readable_format: ClassVar[int | None] = None
+    """The `format_version` that is read, where files have one."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As dictionaries, lists, texts and numbers."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ResultsError: (slug "results-unreadable") it is something else.
+        """
+        try:
+            cls._check_format(text)
+            return cls._decoded(text)
+        except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError) as error:
+            raise cls._unreadable(f"not {cls.description}: {_one_line(error)}.") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads a file, or the folder that it stands in under its usual name.
+
+        Raises:
+            ResultsError: (slug "results-unreadable") there is none, or it is something else.
+        """
+        source = Path(path)
+        if cls.file_name is not None and source.is_dir():
+            source = source / cls.file_name
+        try:
+            text = source.read_bytes()
+        except OSError as error:
+            raise cls._unreadable(f"cannot read {source}: {error.strerror or error}.") from None
+        try:
+            return cls.from_json(text)
+        except ResultsError as error:
+            raise cls._unreadable(f"cannot read {source}: {error.message}") from None
+
+    @classmethod
+    def _decoded(cls, text: str | bytes) -> Self:
+        """Overridden where numbers have to belong together. Raises ValueError where they do not."""
+        return decode(cls, text)
+
+    @classmethod
+    def _check_format(cls, text: str | bytes) -> None:
+        if cls.readable_format is None:
+            return
+        version = decode(_Format, text).format_version
+        if version != cls.readable_format or isinstance(version, bool):
+            raise ValueError(f"format_version is {version!r}; this deltarank reads {cls.readable_format}")
+
+    @classmethod
+    def _unreadable(cls, message: str) -> ResultsError:
+        return ResultsError(message, cure=cls.cure, slug="results-unreadable")
 
 
-@cache
-def _tests(cls: type) -> dict[str, _Test]:
-    return {name: _test(hint) for name, hint in typing.get_type_hints(cls).items()}
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    format_version: Any = None
 
 
-def _test(hint: Any) -> _Test:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        some = [_test(each) for each in inner]
-        return lambda value: any(fits(value) for fits in some)
-    if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
-        each = _test(inner[0])
-        return lambda value: isinstance(value, tuple) and all(map(each, value))
-    if origin is tuple:
-        parts = [_test(each) for each in inner]
-        return lambda value: isinstance(value, tuple) and len(value) == len(parts) and all(map(_apply, parts, value))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        key, held = (_test(each) for each in inner)
-        return lambda value: isinstance(value, Mapping) and all(key(k) and held(v) for k, v in value.items())
-    return _PLAIN.get(hint) or _instance(hint)
+def decode(kind: type[T], text: str | bytes) -> T:
+    """A dataclass from JSON.
+
+    Raises:
+        msgspec.DecodeError, UnicodeError, RecursionError: it is no JSON, or a field is not of its type.
+    """
+    return msgspec.json.decode(text, type=kind)
 
 
-def _apply(fits: _Test, value: Any) -> bool:
-    return fits(value)
-
-
-def _instance(hint: Any) -> _Test:
-    kind: type = object if hint is Any else hint
-    return lambda value: isinstance(value, kind)
-
-
-def _is_text(value: Any) -> bool:
-    if not isinstance(value, str) or isinstance(value, Enum):
-        return False
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """The object on a line of JSON, its numbers finite and its texts whole; None if it is anything else."""
     try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        return False
-    return True
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
 
 
-def _is_integer(value: Any) -> bool:
-    return type(value) is int and -LARGEST_INTEGER < value < LARGEST_INTEGER
+def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
+    """A dataclass from a record of `parse_record`.
+
+    Raises:
+        ResultsError: (slug "results-unreadable") a field is missing, or not of its type.
+    """
+    try:
+        return msgspec.convert(record, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise unreadable_record(kind, error) from None
 
 
-def _is_number(value: Any) -> bool:
-    return (type(value) is float and math.isfinite(value)) or _is_integer(value)
+def read_records(kind: type[T], records: Iterable[Mapping[str, Any]], key: str) -> Iterator[T]:
+    """Those of the records that have this key, as dataclasses; what does not fit is passed over."""
+    for record in records:
+        if key in record:
+            with suppress(ResultsError):
+                yield from_record(kind, record)
 
 
-_PLAIN: dict[Any, _Test] = {
-    str: _is_text,
-    int: _is_integer,
-    float: _is_number,
-    bool: lambda value: isinstance(value, bool),
-    type(None): lambda value: value is None,
-}
+def unreadable_record(kind: type, error: Exception) -> ResultsError:
+    return ResultsError(
+        f"not a {kind.__name__}: {_one_line(error)}.", cure="Run the command again.", slug="results-unreadable"
+    )
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses and mappings as dictionaries, sequences as lists, members of an enum as their values."""
+    if type(value) in _ATOMS:
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [each if type(each) is float else to_plain(each) for each in value]
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def _one_line(error: Exception) -> str:
+    text = ascii(str(error))[1:-1].replace("\\'", "'") or type(error).__name__
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."

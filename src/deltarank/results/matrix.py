@@ -1,40 +1,16 @@
-"""What was measured of one matrix, and sums over several: plain numbers.
-
-Ratios are computed late: a total adds the energies of its matrices and divides once. Percentages are never averaged.
-"""
+"""What was measured of one matrix, in plain numbers, and what became of the tensors that were not measured."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-FORMAT_VERSION = 1
-# 1: the first format (2026-11).
+from msgspec import Meta
 
-SERVABLE_RANKS: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""LoRA ranks that vLLM accepts (its `max_lora_rank`, read 2026-11)."""
-
-DEFAULT_RANKS: tuple[int, ...] = SERVABLE_RANKS[1:]
-"""The ranks that are measured by default: those that every server accepts."""
-
-PREFERRED_RANK = 64
-"""What hosts of many adapters use: the rank that a headline is about."""
-
-
-SMALL_SIDE = 1024
-
-
-def headline_rank(ranks: Iterable[int], largest_side: int) -> int:
-    """The asked rank nearest to 64; where no matrix has a side of 1024, to a thirty-second of the largest.
-
-    At rank 64 a toy with sides of 256 loses next to nothing, and its headline would say so.
-    """
-    wished = PREFERRED_RANK if largest_side >= SMALL_SIDE else max(largest_side / 32, 1)
-    return min(ranks, key=lambda rank: abs(math.log2(rank / wished)))
+from deltarank.results.codec import Count, Norm, Rank, Share, from_record, unreadable_record
 
 
 class Outcome(StrEnum):
@@ -82,18 +58,18 @@ _SENTENCES: dict[Outcome, str] = {
 class Loss:
     """What the rank-r delta D_r loses of the delta D. All four figures follow from `energy_kept`.
 
-    rank             r, the rank that was asked for
+    rank             r
     mse              ||D - D_r||^2 / (rows * columns)
     cosine_distance  1 - cos(D, D_r) = 1 - sqrt(energy_kept)
     relative_error   ||D - D_r|| / ||D|| = sqrt(1 - energy_kept)
     energy_kept      ||D_r||^2 / ||D||^2 (Eckart and Young 1936)
     """
 
-    rank: int
-    mse: float
-    cosine_distance: float
-    relative_error: float
-    energy_kept: float
+    rank: Rank
+    mse: Annotated[float, Meta(ge=0)]
+    cosine_distance: Share
+    relative_error: Share
+    energy_kept: Share
 
     @classmethod
     def from_energy(cls, rank: int, *, lost: float, total: float, entries: int) -> Self:
@@ -120,25 +96,25 @@ class MatrixResult:
     """
 
     name: str
-    layer: int | None
+    layer: Count | None
     module: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     outcome: Outcome
     dtype: str
-    max_rank: int
+    max_rank: Count
     relative_norm: float | None = None
     mean_abs: float | None = None
-    frobenius: float | None = None
-    base_frobenius: float | None = None
+    frobenius: Norm | None = None
+    base_frobenius: Norm | None = None
     stable_rank: float | None = None
     effective_rank: float | None = None
-    signal_rank: int | None = None
-    rounding_floor: float | None = None
+    signal_rank: Count | None = None
+    rounding_floor: Norm | None = None
     noise_edge: float | None = None
     solver: str | None = None
-    singular_values: tuple[float, ...] = ()
+    singular_values: tuple[Norm, ...] = ()
     losses: tuple[Loss, ...] = ()
-    curve: tuple[tuple[int, float], ...] = ()
+    curve: tuple[tuple[Count, float], ...] = ()
     reason: str | None = None
     seconds: float | None = None
 
@@ -166,10 +142,36 @@ class MatrixResult:
         Raises:
             KeyError: this rank was not asked for.
         """
-        for loss in self.losses:
-            if loss.rank == rank:
-                return loss
-        raise KeyError(f"rank {rank} was not measured; measured: {[x.rank for x in self.losses]}")
+        return loss_at(self.losses, rank)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], ranks: Sequence[int]) -> Self:
+        """A matrix of a run at these ranks, from a line of its folder.
+
+        Raises:
+            ResultsError: (slug "results-unreadable") it is none.
+        """
+        matrix = from_record(cls, record)
+        try:
+            matrix.check(ranks)
+        except ValueError as error:
+            raise unreadable_record(cls, error) from None
+        return matrix
+
+    def check(self, ranks: Sequence[int]) -> None:
+        """Raises ValueError unless it is two-dimensional and has its losses at exactly these ranks."""
+        if len(self.shape) != 2:
+            raise ValueError(f"{self.name[:100]!r} has {len(self.shape)} dimensions, not two")
+        if self.has_losses and [loss.rank for loss in self.losses] != list(ranks):
+            raise ValueError(f"the losses of {self.name[:100]!r} are not at the ranks of the run")
+
+
+def loss_at(losses: Iterable[Loss], rank: int) -> Loss:
+    """Raises KeyError if this rank is not among them."""
+    known = {loss.rank: loss for loss in losses}
+    if rank not in known:
+        raise KeyError(f"rank {rank} was not measured; measured: {list(known)}")
+    return known[rank]
 
 
 @dataclass(frozen=True)
@@ -183,150 +185,6 @@ class Skipped:
     name: str
     outcome: Outcome
     reason: str
-    shape: tuple[int, ...] = ()
+    shape: tuple[Count, ...] = ()
     energy: float | None = None
     share: float | None = None
-
-
-@dataclass(frozen=True)
-class Total:
-    """Several matrices taken as one long vector of changes."""
-
-    matrices: int
-    entries: int
-    energy: float
-    base_energy: float
-    rounding_energy: float | None
-    losses: tuple[Loss, ...]
-
-    @classmethod
-    def of(cls, matrices: Iterable[MatrixResult]) -> Self:
-        """Adds the energies of the matrices that have losses, and divides once."""
-        rows = [m for m in matrices if m.has_losses]
-        energy = math.fsum(m.energy for m in rows)
-        floors = [m.rounding_floor * m.energy for m in rows if m.rounding_floor is not None]
-        return cls(
-            matrices=len(rows),
-            entries=sum(m.entries for m in rows),
-            energy=energy,
-            base_energy=math.fsum(m.base_energy for m in rows),
-            rounding_energy=math.fsum(floors) if len(floors) == len(rows) else None,
-            losses=_add_losses(rows, energy),
-        )
-
-    @property
-    def relative_norm(self) -> float | None:
-        """||D|| / ||W0|| over all of them; None where no number can say it."""
-        ratio = self.energy / self.base_energy if self.base_energy > 0 else math.inf
-        return math.sqrt(ratio) if math.isfinite(ratio) else None
-
-    @property
-    def rounding_floor(self) -> float | None:
-        """The share of the energy that storage rounding alone explains."""
-        if self.rounding_energy is None or self.energy <= 0:
-            return None
-        return self.rounding_energy / self.energy
-
-    def loss(self, rank: int) -> Loss:
-        for loss in self.losses:
-            if loss.rank == rank:
-                return loss
-        raise KeyError(f"rank {rank} was not measured; measured: {[x.rank for x in self.losses]}")
-
-
-def _add_losses(rows: Sequence[MatrixResult], energy: float) -> tuple[Loss, ...]:
-    if not rows:
-        return ()
-    entries = sum(m.entries for m in rows)
-    lost: dict[int, list[float]] = {loss.rank: [] for loss in rows[0].losses}
-    for row in rows:
-        for loss in row.losses:
-            lost[loss.rank].append(loss.energy_lost * row.energy)
-    return tuple(
-        Loss.from_energy(rank, lost=math.fsum(parts), total=energy, entries=entries) for rank, parts in lost.items()
-    )
-
-
-@dataclass(frozen=True)
-class Totals:
-    """The totals of a run: all measured matrices, and each module's."""
-
-    whole: Total
-    by_module: Mapping[str, Total]
-
-    @classmethod
-    def of(cls, matrices: Sequence[MatrixResult]) -> Self:
-        modules: dict[str, list[MatrixResult]] = {}
-        for matrix in matrices:
-            modules.setdefault(matrix.module, []).append(matrix)
-        return cls(Total.of(matrices), {name: Total.of(rows) for name, rows in modules.items()})
-
-    @property
-    def losses(self) -> tuple[Loss, ...]:
-        return self.whole.losses
-
-    def to_plain(self) -> dict[str, Any]:
-        return {
-            **_total_to_plain(self.whole),
-            "by_module": {name: _total_to_plain(total) for name, total in self.by_module.items()},
-        }
-
-
-def _total_to_plain(total: Total) -> dict[str, Any]:
-    return {
-        "matrices": total.matrices,
-        "entries": total.entries,
-        "energy": total.energy,
-        "relative_norm": total.relative_norm,
-        "rounding_floor": total.rounding_floor,
-        "losses": [dataclasses.asdict(loss) for loss in total.losses],
-    }
-
-
-class VerdictKind(StrEnum):
-    """What kind of delta this is."""
-
-    IDENTICAL = "identical"
-    MERGED_LORA = "merged_lora"
-    FULL = "full"
-    ROUNDING = "rounding"
-    UNRELATED = "unrelated"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer in plain words. `sentences[0]` is the headline."""
-
-    kind: VerdictKind
-    sentences: tuple[str, ...]
-    signal_rank: int | None = None
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A checkpoint as it was named and as it was found. `files` maps a file name to its size in bytes."""
-
-    ref: str
-    revision: str | None = None
-    files: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def short_name(self) -> str:
-        """The last part of the reference: what a reader calls the model."""
-        tail = self.ref.rstrip("/").rsplit("/", 1)[-1]
-        return tail.removesuffix(".safetensors") or self.ref
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """One matrix measured again in float64 by a full SVD."""
-
-    name: str
-    rank: int
-    cosine_distance: float
-    cosine_distance_float64: float
-
-    @property
-    def deviation(self) -> float:
-        return abs(self.cosine_distance - self.cosine_distance_float64)

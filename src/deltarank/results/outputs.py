@@ -1,4 +1,4 @@
-"""What `outputs` found out about behaviour: frozen dataclasses of plain numbers, JSON in and out; no torch.
+"""What `outputs` measured of behaviour, in plain numbers.
 
 All divergences are in nats per token. The finetune is the reference P, a candidate is Q: `kld` is KL(P || Q), the
 direction that llama.cpp prints; `kld_reverse` is KL(Q || P).
@@ -6,16 +6,12 @@ direction that llama.cpp prints; `kld_reverse` is KL(Q || P).
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
-from typing import Any, Self
+from typing import Any
 
-from deltarank.errors import ResultsError
+from deltarank.results.codec import Count, Rank, StoredResult
 
 
 class CandidateKind(StrEnum):
@@ -57,9 +53,9 @@ class Divergence:
 class Slice:
     """The scored tokens in [first, last) of something: a position, or the reference's probability of its top token."""
 
-    first: float
-    last: float
-    tokens: int
+    first: int | float
+    last: int | float
+    tokens: Count
     kld: float
 
 
@@ -68,7 +64,7 @@ class Histogram:
     """Tokens by log10 of their KLD: counts[i] lie in [edges[i], edges[i + 1]); what is beyond is at the ends."""
 
     edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    counts: tuple[Count, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class DocumentScore:
     """One document: how many of its tokens were scored, and their mean KLD."""
 
     name: str
-    tokens: int
+    tokens: Count
     kld: float
 
 
@@ -84,7 +80,7 @@ class DocumentScore:
 class BlindBound:
     """The most that anyone's blind score can be over a reply of so many tokens: 1/2 + TV/2, with TV bounded by KL."""
 
-    tokens: int
+    tokens: Count
     one_reply: float
     two_replies: float
 
@@ -106,8 +102,8 @@ class Logits:
     """
 
     text: str
-    tokens: int
-    documents: int
+    tokens: Count
+    documents: Count
     kld: Divergence
     kld_reverse: Divergence
     same_top_p: Interval
@@ -123,7 +119,7 @@ class Logits:
     by_position: tuple[Slice, ...] = ()
     by_confidence: tuple[Slice, ...] = ()
     histogram: Histogram | None = None
-    not_finite: int = 0
+    not_finite: Count = 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ class TwoSampleTest:
 
     accuracy: float
     p_value: float
-    permutations: int
+    permutations: Count
 
 
 @dataclass(frozen=True)
@@ -148,8 +144,8 @@ class Writing:
     words            mean length of a text
     """
 
-    prompts: int
-    samples: int
+    prompts: Count
+    samples: Count
     cosine: float
     distinct_words: float
     words: float
@@ -162,7 +158,7 @@ class CandidateResult:
 
     name: str
     kind: CandidateKind
-    rank: int | None = None
+    rank: Rank | None = None
     logits: tuple[Logits, ...] = ()
     writing: Writing | None = None
     note: str | None = None
@@ -174,8 +170,8 @@ class Text:
     """A text that was scored. own: the finetune's answers, sampled at temperature 1."""
 
     name: str
-    documents: int
-    tokens: int
+    documents: Count
+    tokens: Count
     own: bool = False
 
 
@@ -209,7 +205,7 @@ class Part:
     """
 
     name: str
-    layer: int | None
+    layer: Count | None
     module: str | None
     kld: float
     lost: float
@@ -225,7 +221,7 @@ class AttributionResult:
     together           the KLD of all parts at rank r at once; `additivity` = the sum of the parts' KLD / together
     """
 
-    rank: int
+    rank: Rank
     unit: str
     text: str
     parts: tuple[Part, ...]
@@ -235,8 +231,11 @@ class AttributionResult:
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """All that a run of `outputs` found. `sentences` are its verdict; the first is the headline."""
+class Outputs(StoredResult):
+    """All that a run of `outputs` measured. `sentences` are its verdict; the first is the headline."""
+
+    description = "the outputs of a deltarank run"
+    cure = "Run `deltarank outputs` again."
 
     reference: str
     texts: tuple[Text, ...]
@@ -255,55 +254,3 @@ class Outputs:
             if candidate.name == name:
                 return candidate
         raise KeyError(f"no candidate {name!r}; there are {[c.name for c in self.candidates]}")
-
-    def to_plain(self) -> dict[str, Any]:
-        """As dictionaries, lists and numbers: what stands under `outputs` in results.json."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
-
-    @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        """Reads what `to_plain` gave; fields that a later version added are passed over.
-
-        Raises:
-            ResultsError: it is something else.
-        """
-        try:
-            made: Self = _made(cls, data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultsError(
-                f"not the outputs of a deltarank run: {type(error).__name__}: {error}.",
-                cure="Run `deltarank outputs` again.",
-                slug="results-unreadable",
-            ) from None
-        return made
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return value.value if isinstance(value, StrEnum) else value
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _made(kind: Any, value: Any) -> Any:
-    """A value of the annotated type from plain ones."""
-    if dataclasses.is_dataclass(kind):
-        hints = _hints(kind)  # type: ignore[arg-type]
-        return kind(**{name: _made(hints[name], each) for name, each in value.items() if name in hints})  # type: ignore[operator]
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _made(next(each for each in inner if each is not types.NoneType), value)
-    if origin is tuple:
-        return tuple(_made(inner[0], each) for each in value)
-    if origin is not None and issubclass(origin, Mapping):
-        return {key: _made(inner[1], each) for key, each in value.items()}
-    return kind(value) if isinstance(kind, type) and issubclass(kind, StrEnum) else value

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deltarank.errors import OutputError
-from deltarank.results import Results, listing, size
+from deltarank.results import Results, listing, parse_record, size
 
 IDENTITY, LINES, RESULTS = "run.json", "matrices.jsonl", "results.json"
 
@@ -129,23 +129,13 @@ class RunFolder:
         records: list[Record] = []
         good = 0
         for line in self._file.read().splitlines(keepends=True):
-            record = _parsed(line)
+            record = parse_record(line) if line.endswith(b"\n") else None
             if record is None:
                 break
             records.append(record)
             good += len(line)
         self._file.truncate(good)
         return records
-
-
-def _parsed(line: bytes) -> Record | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:

@@ -1,7 +1,12 @@
-"""What the machine and its libraries need to be told: threads, memory, imports that log. Standard library only."""
+"""What other rooms need of the operating system and of Python: atomic writes, memory, threads, quiet imports.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
+from deltarank.system.atomic import write_atomically, write_bytes_atomically, write_text_atomically
+from deltarank.system.memory import memory_limit
 from deltarank.system.quiet_imports import import_silently, silence_logging
 from deltarank.system.threads import limit_openmp_spinning
 from deltarank.system.version import tool_version
@@ -9,6 +14,10 @@ from deltarank.system.version import tool_version
 __all__ = [
     "import_silently",
     "limit_openmp_spinning",
+    "memory_limit",
     "silence_logging",
     "tool_version",
+    "write_atomically",
+    "write_bytes_atomically",
+    "write_text_atomically",
 ]

@@ -1,4 +1,4 @@
-"""Libraries that talk while they are imported: of kernels that they would like to have, of what they will change."""
+"""Imports of libraries that log or warn while they are imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 
 @contextmanager
 def silence_logging() -> Iterator[None]:
-    """Nothing under an error is logged, and no warning shown: not in a user's terminal, whose business it is not."""
+    """Suppresses warnings and all log records below an error inside the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -24,6 +24,6 @@ def silence_logging() -> Iterator[None]:
 
 
 def import_silently(name: str) -> ModuleType:
-    """Raises what importing it raises."""
+    """Imports a module under `silence_logging`. Raises what importing it raises."""
     with silence_logging():
         return import_module(name)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltarank.adapters import Budget, LeftOut, MatrixEnergies
+from deltarank.results import from_record
 from deltarank.servers import get_server
 
 ENERGIES = st.floats(0, 1e6)
@@ -78,5 +79,5 @@ def test_of_no_change_all_is_kept() -> None:
 def test_it_comes_back_equal(server_name: str) -> None:
     budget = Budget.of([MatrixEnergies(9.0, 2.0, 3.0)], [1.0], [(left("a"), 2.0), (left("b"), None)])
 
-    assert Budget.from_plain(budget.to_plain()) == budget
-    assert Budget.from_plain(budget.to_plain()).sentence(get_server(server_name), 8)
+    assert from_record(Budget, budget.to_plain()) == budget
+    assert from_record(Budget, budget.to_plain()).sentence(get_server(server_name), 8)

@@ -14,7 +14,7 @@ import pytest
 from builders import HOSTILE, hostile, low_rank, model, results
 from some_outputs import KLD, OWN, WIKI, attribution, candidate, hostile_outputs, logits, outputs
 
-from deltarank.report import notebook_html, page_html, terminal_summary, write_report
+from deltarank.report import page_html, terminal_summary, write_report
 from deltarank.report.charts.outputs import ticks
 from deltarank.report.page.outputs_payload import STEPS, outputs_charts, outputs_payload
 from deltarank.report.page.payload import embedded
@@ -76,9 +76,6 @@ class TestWithout:
 
 
 class TestView:
-    def test_results_json_is_read_as_well(self):
-        assert outputs_view(outputs().to_plain(), RANKS) == outputs_view(outputs(), RANKS)
-
     def test_the_dial_takes_the_measured_rank_or_the_nearest(self):
         view = outputs_view(outputs(names=["rank 16", "rank 64", "any rank", "base"]), (8, 16, 31, 32, 64, 512))
         assert [view.candidates[d.candidate].name for d in view.dial] == [
@@ -440,15 +437,12 @@ class TestElsewhere:
         assert row.split() == ["rank", "64", "0.071", "0.0639", "to", "0.0795", "3.39", "93", "%", "89", "%"]
         assert any(line.startswith("Rank 64 is about as far from the finetune as q4_0") for line in lines)
 
-    def test_a_notebook_says_it_too(self):
-        assert "as far from the finetune as q4_0" in notebook_html(ONE)
-
     def test_one_picture_more(self, tmp_path):
         made = {path.name: path for path in write_report(THREE, tmp_path)}
         assert made["kld-by-rank.png"].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
     def test_making_the_page_needs_the_plain_numbers_only(self):
-        plain = Outputs.from_plain(json.loads(json.dumps(outputs().to_plain())))
+        plain = Outputs.from_json(outputs().to_json())
         assert page_html([replace(ONE, outputs=plain)]) == page_html([ONE])
         assert {c.kind for c in plain.candidates} == set(CandidateKind) - {CandidateKind.MODEL}
 

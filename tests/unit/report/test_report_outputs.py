@@ -1,4 +1,4 @@
-"""The terminal, the notebook and the files on disk."""
+"""The terminal and the files on disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from builders import RANKS, hostile, low_rank, model, not_finite, results
 
 from deltarank.errors import OutputError
-from deltarank.report import notebook_html, terminal_summary, write_report
+from deltarank.report import terminal_summary, write_report
 
 
 class TestTerminal:
@@ -65,25 +65,6 @@ class TestTerminal:
         text = terminal_summary(results([not_finite(m) for m in model(layers=1)]))
         assert text.startswith("Nothing could be measured.")
         assert "Left out: 7 tensors: holds NaN or Inf" in text
-
-
-class TestNotebook:
-    def test_a_small_fragment_without_script(self):
-        html = notebook_html(results(model(layers=32)))
-        assert html.startswith("<div")
-        assert len(html) < 20_000
-        assert "<script" not in html
-        assert "<style" not in html
-        assert "keeps" in html
-
-    def test_names_are_escaped(self):
-        html = notebook_html(hostile())
-        assert "<img" not in html
-        assert "&lt;img" in html
-
-    def test_results_show_themselves(self):
-        run = results()
-        assert notebook_html(run) == run._repr_html_()
 
 
 def png_size(path) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltarank.checkpoints import Checkpoint, Pairing, Prefetcher, SummedTensor, pair_checkpoints
-from deltarank.errors import CheckpointError
+from deltarank.errors import CheckpointError, ResultsError
 from deltarank.jobs.compare.audit import audit_matrices
 from deltarank.jobs.compare.base_check import base_warning
 from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
@@ -26,10 +26,8 @@ from deltarank.results import (
     Outcome,
     Results,
     Skipped,
-    matrix_from_plain,
-    matrix_to_plain,
-    skipped_from_plain,
-    skipped_to_plain,
+    from_record,
+    to_plain,
 )
 from deltarank.runtime import (
     READ_RATE,
@@ -133,12 +131,12 @@ class CompareRun:
     def resume(self, records: Sequence[Record]) -> None:
         """Takes what an earlier process finished. A line that cannot be read is measured again."""
         for record in records:
-            with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            with suppress(ResultsError):
                 if "losses" in record:
-                    matrix = matrix_from_plain(record, self.job.options.ranks)
+                    matrix = MatrixResult.from_record(record, self.job.options.ranks)
                     self.matrices[matrix.name] = matrix
                 else:
-                    skipped = skipped_from_plain(record)
+                    skipped = from_record(Skipped, record)
                     self.skipped[skipped.name] = skipped
         if finished := len(self.matrices) + len(self.skipped):
             self.progress.resumed(finished)
@@ -170,7 +168,7 @@ class CompareRun:
         ):
             self.matrices[result.name] = result
             if result.outcome not in RETRIED_OUTCOMES:
-                self._keep(matrix_to_plain(result))
+                self._keep(to_plain(result))
 
     def _sum_all(self, reader: DeltaReader, estimate: TimeEstimate) -> None:
         waiting = [tensor for tensor in self.job.plan.pairing.summed if tensor.name not in self.skipped]
@@ -181,7 +179,7 @@ class CompareRun:
             skipped = _summed(tensor, reader)
             self.skipped[tensor.name] = skipped
             if skipped.outcome not in RETRIED_OUTCOMES:
-                self._keep(skipped_to_plain(skipped))
+                self._keep(to_plain(skipped))
             estimate.add(tensor.name, tensor.nbytes / READ_RATE)
 
     def _keep(self, record: Record) -> None:

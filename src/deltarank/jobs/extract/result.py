@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from deltarank.adapters import METADATA_FILE, Budget
-from deltarank.errors import ResultsError
-from deltarank.results import Loss, Outcome, Reference, check_fields
+from deltarank.results import Count, Energy, Loss, Outcome, Rank, Reference, StoredResult, to_plain
 from deltarank.servers import get_server
 
 FORMAT_VERSION = 1
@@ -35,38 +32,34 @@ class AdapterMatrix:
 
     name: str
     path: str
-    layer: int | None
+    layer: Count | None
     module: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     outcome: Outcome
-    rank: int
-    energy: float = 0.0
-    base_energy: float = 0.0
+    rank: Count
+    energy: Energy = 0.0
+    base_energy: Energy = 0.0
     losses: tuple[Loss, ...] = ()
     written: Loss | None = None
     reason: str | None = None
 
-    def to_plain(self) -> dict[str, Any]:
-        plain = dataclasses.asdict(self)
-        return {**plain, "shape": list(self.shape), "outcome": self.outcome.value, "losses": list(plain["losses"])}
 
-    @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        """Raises KeyError, TypeError or ValueError where it is none."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {
-            **{key: value for key, value in data.items() if key in known},
-            "shape": tuple(data["shape"]),
-            "outcome": Outcome(data["outcome"]),
-            "losses": tuple(Loss(**loss) for loss in data["losses"]),
-            "written": Loss(**data["written"]) if data["written"] else None,
-        }
-        check_fields(cls, values)
-        return cls(**values)
+@dataclass(frozen=True)
+class SummedEnergy:
+    """A tensor that has no factors, as a line of the folder that the adapter grows in.
+
+    energy_of  its name
+    energy     ||D||^2; None if it is not finite
+    rounded    ||D - D as written||^2, of a bias that the adapter carries
+    """
+
+    energy_of: str
+    energy: Energy | None
+    rounded: Energy = 0.0
 
 
 @dataclass(frozen=True)
-class ExtractedAdapter:
+class ExtractedAdapter(StoredResult):
     """An adapter that `extract` wrote to `folder`.
 
     dtype       of A and B: "bfloat16"
@@ -74,10 +67,14 @@ class ExtractedAdapter:
     identity    equal for two extractions only if inputs and settings are
     """
 
-    folder: Path
+    description = "what `deltarank extract` writes about an adapter"
+    cure = "Give the folder that `deltarank extract -o` wrote."
+    file_name = METADATA_FILE
+    readable_format = FORMAT_VERSION
+
     base: Reference
     finetune: Reference
-    rank: int
+    rank: Rank
     server: str
     dtype: str
     matrices: tuple[AdapterMatrix, ...]
@@ -87,6 +84,7 @@ class ExtractedAdapter:
     tool_version: str
     created: str
     identity: str
+    folder: Path = Path()
 
     @property
     def sentence(self) -> str:
@@ -117,65 +115,29 @@ class ExtractedAdapter:
             "format_version": FORMAT_VERSION,
             "tool_version": self.tool_version,
             "created": self.created,
-            "base": _reference(self.base),
-            "finetune": _reference(self.finetune),
+            "base": to_plain(self.base),
+            "finetune": to_plain(self.finetune),
             "rank": self.rank,
             "server": self.server,
             "dtype": self.dtype,
             "sentence": self.sentence,
             "budget": self.budget.to_plain(),
-            "matrices": [matrix.to_plain() for matrix in self.matrices],
-            "settings": dict(self.settings),
+            "matrices": to_plain(self.matrices),
+            "settings": to_plain(self.settings),
             "notes": list(self.notes),
             "identity": self.identity,
         }
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n"
-
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads what an adapter says about itself.
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what an adapter says about itself, from its folder.
 
         Raises:
             ResultsError: (slug "results-unreadable") there is no deltarank.json, or it cannot be read.
         """
-        path = Path(folder) / METADATA_FILE
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"format_version is {data['format_version']!r}, not {FORMAT_VERSION}")
-            return cls._from_plain(Path(folder), data)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ResultsError(
-                f"cannot read {path}: {getattr(error, 'strerror', None) or f'{type(error).__name__}: {error}'}.",
-                cure="Give the folder that `deltarank extract -o` wrote.",
-                slug="results-unreadable",
-            ) from None
-
-    @classmethod
-    def _from_plain(cls, folder: Path, data: Mapping[str, Any]) -> Self:
-        return cls(
-            folder=folder,
-            base=Reference(**data["base"]),
-            finetune=Reference(**data["finetune"]),
-            rank=data["rank"],
-            server=data["server"],
-            dtype=data["dtype"],
-            matrices=tuple(AdapterMatrix.from_plain(matrix) for matrix in data["matrices"]),
-            budget=Budget.from_plain(data["budget"]),
-            settings=data["settings"],
-            notes=tuple(data["notes"]),
-            tool_version=data["tool_version"],
-            created=data["created"],
-            identity=data["identity"],
-        )
+        return replace(super().load(Path(path) / METADATA_FILE), folder=Path(path))
 
     def __repr__(self) -> str:
         return (
             f"<ExtractedAdapter {self.finetune.short_name} - {self.base.short_name}, rank {self.rank}: {self.sentence}>"
         )
-
-
-def _reference(reference: Reference) -> dict[str, Any]:
-    return {"ref": reference.ref, "revision": reference.revision, "files": dict(reference.files)}

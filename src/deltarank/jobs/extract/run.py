@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +22,9 @@ from deltarank.jobs.extract.factorise import Extractor
 from deltarank.jobs.extract.job import Job
 from deltarank.jobs.extract.layout import Layout
 from deltarank.jobs.extract.model_card import model_card
-from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
+from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter, SummedEnergy
 from deltarank.jobs.extract.staging import Staging
-from deltarank.results import Outcome, listing, percent
+from deltarank.results import Outcome, listing, percent, read_records, to_plain
 from deltarank.runtime import (
     READ_RATE,
     RETRIED_OUTCOMES,
@@ -65,22 +64,13 @@ class Run:
 
     def resume(self, records: Sequence[Any]) -> None:
         """What an earlier process finished, as far as its files are there; a line that is not ours is passed over."""
-        for record in records:
-            with suppress(KeyError, TypeError, ValueError, AttributeError):
-                self._take(record)
+        for summed in read_records(SummedEnergy, records, "energy_of"):
+            self.energies[summed.energy_of], self.rounded[summed.energy_of] = summed.energy, summed.rounded
+        for matrix in read_records(AdapterMatrix, records, "path"):
+            if matrix.outcome is not Outcome.MEASURED or self._is_kept(matrix.name):
+                self.matrices[matrix.name] = matrix
         if self.matrices or self.energies:
             self.progress.resumed(len(self.matrices) + len(self.energies))
-
-    def _take(self, record: Mapping[str, Any]) -> None:
-        if "energy_of" in record:
-            energy = record["energy"]
-            rounded = float(record.get("rounded", 0.0))
-            self.energies[record["energy_of"]] = None if energy is None else float(energy)
-            self.rounded[record["energy_of"]] = rounded
-            return
-        matrix = AdapterMatrix.from_plain(record)
-        if matrix.outcome is not Outcome.MEASURED or self._is_kept(matrix.name):
-            self.matrices[matrix.name] = matrix
 
     def _is_kept(self, name: str) -> bool:
         target, path = self._targets[name], self._place(name)
@@ -121,7 +111,7 @@ class Run:
         ):
             self.matrices[matrix.name] = matrix
             if matrix.outcome not in RETRIED_OUTCOMES:
-                self.staging.keep(matrix.to_plain())
+                self.staging.keep(to_plain(matrix))
 
     def _extractor(self) -> Extractor:
         return Extractor(self.plan.options, self._targets, self.job.dtype, self._place)
@@ -141,18 +131,12 @@ class Run:
 
     def _sum_up(self, other: SummedTensor, reader: DeltaReader, *, is_bias: bool) -> None:
         sums = reader.sums(other)
-        record: dict[str, Any] = {
-            "energy_of": other.name,
-            "energy": sums.energy if sums.is_finite else None,
-        }
+        summed = SummedEnergy(other.name, sums.energy if sums.is_finite else None)
         if is_bias and sums.is_finite:
             loss = bias_loss(other, self.job.dtype)
-            record |= {"energy": loss.energy, "rounded": loss.lost}
-        self.energies[other.name], self.rounded[other.name] = (
-            record["energy"],
-            record.get("rounded", 0.0),
-        )
-        self.staging.keep(record)
+            summed = SummedEnergy(other.name, loss.energy, loss.lost)
+        self.energies[other.name], self.rounded[other.name] = summed.energy, summed.rounded
+        self.staging.keep(to_plain(summed))
 
     def _judge(self, finished: Finished) -> None:
         """Raises JobError if nothing could be extracted; warns of what should be known."""

@@ -9,9 +9,24 @@ from typing import Any
 from deltarank.divergence import Answer, Prompt
 from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.models import generate
+from deltarank.results import Count, to_plain
 
 AT_ONCE = 8
 """Answers that are written side by side, if nothing else was asked for."""
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """A line of the run's folder: what one model wrote to one prompt.
+
+    answers          who wrote them
+    prompt           its number
+    written          (sample, ids, text, ids of the prompt) of each answer
+    """
+
+    answers: str
+    prompt: Count
+    written: tuple[tuple[Count, tuple[Count, ...], str, tuple[Count, ...]], ...]
 
 
 @dataclass
@@ -30,13 +45,10 @@ class Answers:
     keep: Callable[[Mapping[str, Any]], None]
     _written: dict[str, dict[int, list[Answer]]] = field(default_factory=dict)
 
-    def resume(self, record: Mapping[str, Any]) -> None:
+    def resume(self, record: AnswerRecord) -> None:
         """What an earlier process wrote."""
-        written = [
-            Answer(record["prompt"], sample, tuple(ids), text, tuple(prompt_ids))
-            for sample, ids, text, prompt_ids in record["written"]
-        ]
-        self._written.setdefault(record["answers"], {})[record["prompt"]] = written
+        written = [Answer(record.prompt, *each) for each in record.written]
+        self._written.setdefault(record.answers, {})[record.prompt] = written
 
     def of(self, who: str) -> list[Answer]:
         """Prompt after prompt."""
@@ -69,9 +81,9 @@ class Answers:
             first=block[0],
         )
         for number in block:
-            written = [[a.sample, list(a.ids), a.text, list(a.prompt_ids)] for a in answers if a.prompt == number]
-            record = {"answers": who, "prompt": number, "written": written}
-            self.keep(record)
+            written = ((a.sample, a.ids, a.text, a.prompt_ids) for a in answers if a.prompt == number)
+            record = AnswerRecord(who, number, tuple(written))
+            self.keep(to_plain(record))
             self.resume(record)
 
 

@@ -19,7 +19,7 @@ from deltarank.adapters import write_factors
 from deltarank.checkpoints import Pair
 from deltarank.errors import JobError
 from deltarank.models import Edit, read_piece
-from deltarank.results import Outcome
+from deltarank.results import Energy, Norm, Outcome
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
 from deltarank.servers import kind_of_tensor
 from deltarank.spectra import Factors, Workspace, factorise
@@ -35,11 +35,11 @@ class Decomposed:
     energy           ||D||^2; `lost` what the factors leave of it
     """
 
-    name: str
+    matrix: str
     outcome: Outcome
-    values: tuple[float, ...] = ()
-    energy: float = 0.0
-    lost: float = 0.0
+    values: tuple[Norm, ...] = ()
+    energy: Energy = 0.0
+    lost: Energy = 0.0
     reason: str | None = None
 
     @property
@@ -49,27 +49,6 @@ class Decomposed:
     def lost_at(self, rank: int) -> float:
         """||D - D_r||^2: what is lost at the largest rank, and the energies of the values that are cut off."""
         return self.lost + math.fsum(value * value for value in self.values[rank:])
-
-    def to_plain(self) -> dict[str, Any]:
-        return {
-            "matrix": self.name,
-            "outcome": self.outcome.value,
-            "values": list(self.values),
-            "energy": self.energy,
-            "lost": self.lost,
-            "reason": self.reason,
-        }
-
-    @classmethod
-    def from_plain(cls, record: Mapping[str, Any]) -> Decomposed:
-        return cls(
-            record["matrix"],
-            Outcome(record["outcome"]),
-            tuple(record["values"]),
-            record["energy"],
-            record["lost"],
-            record["reason"],
-        )
 
 
 class Decomposer:
@@ -173,7 +152,7 @@ def refuse_failures(found: Mapping[str, Decomposed]) -> None:
     bad = [each for each in found.values() if each.outcome not in (Outcome.MEASURED, Outcome.IDENTICAL)]
     if bad:
         raise JobError(
-            f"{bad[0].name!a} has no rank-r delta: {bad[0].reason}.",
+            f"{bad[0].matrix!a} has no rank-r delta: {bad[0].reason}.",
             cure="Run `deltarank compare` on the two: it says what is wrong with each matrix.",
             slug="cannot-decompose",
         )

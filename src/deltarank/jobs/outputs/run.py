@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from deltarank.divergence import Document
-from deltarank.jobs.outputs.answers import Answers
+from deltarank.jobs.outputs.answers import AnswerRecord, Answers
 from deltarank.jobs.outputs.attribution import Attribution
 from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
 from deltarank.jobs.outputs.job import Job
@@ -21,7 +21,7 @@ from deltarank.jobs.outputs.plan import part_names
 from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.jobs.outputs.summary import Material, findings
 from deltarank.models import own_document, yardstick
-from deltarank.results import CandidateKind, Outputs, headline_rank
+from deltarank.results import CandidateKind, Outputs, headline_rank, read_records, to_plain
 from deltarank.runtime import ProgressListener, Record, RunFolder, TimeEstimate, WorkerPool, make_plan
 
 OWN = "its own answers"
@@ -91,15 +91,15 @@ class Run:
         steps = make_plan(self.plan.base, self.plan.finetune, self.models.pairing, self.options.settings).steps
         numbers = {pair.name: number for number, pair in enumerate(pairs)}
         place = partial(_factor_file, self.run_folder.folder, numbers)
-        found = {each["matrix"]: Decomposed.from_plain(each) for each in records if "matrix" in each}
+        found = {each.matrix: each for each in read_records(Decomposed, records, "matrix")}
         found = {name: each for name, each in found.items() if not each.rank or place(name).is_file()}
         waiting = [step for step in steps if step.pair.name in numbers and step.pair.name not in found]
         self._estimate.add("decomposition", self.plan.decomposing * (len(found) / max(len(pairs), 1)), resumed=True)
         pool = WorkerPool(lambda: Decomposer(self.options.settings, max(self.options.ranks), place), 1)
         for step, each in pool.results([[step] for step in waiting]):
-            found[each.name] = each
-            refuse_failures({each.name: each})
-            self.run_folder.append(each.to_plain())
+            found[each.matrix] = each
+            refuse_failures({each.matrix: each})
+            self.run_folder.append(to_plain(each))
             self._estimate.add(step.pair.name, self.plan.decomposing / max(len(pairs), 1))
         return LowRank({pair.name: pair for pair in pairs}, found, place, self.options.device)
 
@@ -138,9 +138,8 @@ class Run:
             options.batch,
             self.run_folder.append,
         )
-        for record in records:
-            if "answers" in record:
-                answers.resume(record)
+        for record in read_records(AnswerRecord, records, "answers"):
+            answers.resume(record)
         return answers
 
     def _scorer(self, answers: Answers) -> tuple[list[TextSet], Scorer]:

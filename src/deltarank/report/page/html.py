@@ -119,7 +119,6 @@ def environment() -> Environment:
         "kept": lambda loss: unbroken(kept_percent(loss)),
         "lost": lambda loss: unbroken(lost_percent(loss)),
         "remains": _remains,
-        "tint": _tint,
     }
     made.globals["ramp"] = RAMP
     return made
@@ -130,14 +129,6 @@ def _remains(lost: float | None) -> str:
     if lost and 1.0 - lost == 1.0:
         return ">99.9"
     return terse_percent(None if lost is None else 1.0 - lost)
-
-
-def _tint(lost: float | None) -> str:
-    """The colour of the heat map as declarations of a style attribute; the text on it stays legible."""
-    if lost is None:
-        return ""
-    place = round(lost * (len(RAMP) - 1))
-    return f";padding:.1em .5em;background:{RAMP[place]};color:{'#1d1a20' if place < 5 else '#ffffff'}"
 
 
 def _resource(name: str) -> str:

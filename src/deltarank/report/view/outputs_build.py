@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from deltarank.report.view.outputs_page import (
@@ -40,11 +40,10 @@ REFERENCE, REFERENCE_AGAIN = "finetune", "finetune again"
 """Whose answers these are, among those of the candidates."""
 
 
-def outputs_view(outputs: Outputs | Mapping[str, Any] | None, ranks: Sequence[int]) -> OutputsView | None:
+def outputs_view(found: Outputs | None, ranks: Sequence[int]) -> OutputsView | None:
     """What the page shows of them at these ranks; None where there are none."""
-    if outputs is None:
+    if found is None:
         return None
-    found = outputs if isinstance(outputs, Outputs) else Outputs.from_plain(outputs)
     texts = tuple(TextView(_label(text.name), text.own, text.documents, text.tokens) for text in found.texts)
     start = next((i for i, text in enumerate(texts) if text.own), 0)
     candidates = _candidates(found)
@@ -72,12 +71,11 @@ def outputs_view(outputs: Outputs | Mapping[str, Any] | None, ranks: Sequence[in
     )
 
 
-def output_ranks(outputs: Outputs | Mapping[str, Any] | None) -> set[int]:
+def output_ranks(outputs: Outputs | None) -> set[int]:
     """The ranks that were held against the finetune."""
     if outputs is None:
         return set()
-    found = outputs if isinstance(outputs, Outputs) else Outputs.from_plain(outputs)
-    return {c.rank for c in found.candidates if c.kind is CandidateKind.RANK and c.rank is not None}
+    return {c.rank for c in outputs.candidates if c.kind is CandidateKind.RANK and c.rank is not None}
 
 
 def _label(name: str) -> str:

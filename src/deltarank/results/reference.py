@@ -1,0 +1,27 @@
+"""Which checkpoint was read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from deltarank.results.codec import Count
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint as it was named, and what that name stood for.
+
+    revision         the commit on the Hub; None for local files
+    files            file name -> size in bytes
+    """
+
+    ref: str
+    revision: str | None = None
+    files: Mapping[str, Count] = field(default_factory=dict)
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the reference: what a reader calls the model."""
+        tail = self.ref.rstrip("/").rsplit("/", 1)[-1]
+        return tail.removesuffix(".safetensors") or self.ref

@@ -1,0 +1,107 @@
+"""Sums over several matrices.
+
+Ratios are computed late: a total adds the energies of its matrices and divides once. Percentages are never averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from deltarank.results.codec import to_plain
+from deltarank.results.matrix import Loss, MatrixResult, loss_at
+
+
+@dataclass(frozen=True)
+class Total:
+    """Several matrices taken as one long vector of changes."""
+
+    matrices: int
+    entries: int
+    energy: float
+    base_energy: float
+    rounding_energy: float | None
+    losses: tuple[Loss, ...]
+
+    @classmethod
+    def of(cls, matrices: Iterable[MatrixResult]) -> Self:
+        """Adds the energies of the matrices that have losses, and divides once."""
+        rows = [m for m in matrices if m.has_losses]
+        energy = math.fsum(m.energy for m in rows)
+        floors = [m.rounding_floor * m.energy for m in rows if m.rounding_floor is not None]
+        return cls(
+            matrices=len(rows),
+            entries=sum(m.entries for m in rows),
+            energy=energy,
+            base_energy=math.fsum(m.base_energy for m in rows),
+            rounding_energy=math.fsum(floors) if len(floors) == len(rows) else None,
+            losses=_add_losses(rows, energy),
+        )
+
+    @property
+    def relative_norm(self) -> float | None:
+        """||D|| / ||W0|| over all of them; None where no number can say it."""
+        ratio = self.energy / self.base_energy if self.base_energy > 0 else math.inf
+        return math.sqrt(ratio) if math.isfinite(ratio) else None
+
+    @property
+    def rounding_floor(self) -> float | None:
+        """The share of the energy that storage rounding alone explains."""
+        if self.rounding_energy is None or self.energy <= 0:
+            return None
+        return self.rounding_energy / self.energy
+
+    def loss(self, rank: int) -> Loss:
+        """Raises KeyError if this rank was not measured."""
+        return loss_at(self.losses, rank)
+
+
+def _add_losses(rows: Sequence[MatrixResult], energy: float) -> tuple[Loss, ...]:
+    if not rows:
+        return ()
+    entries = sum(m.entries for m in rows)
+    lost: dict[int, list[float]] = {loss.rank: [] for loss in rows[0].losses}
+    for row in rows:
+        for loss in row.losses:
+            lost[loss.rank].append(loss.energy_lost * row.energy)
+    return tuple(
+        Loss.from_energy(rank, lost=math.fsum(parts), total=energy, entries=entries) for rank, parts in lost.items()
+    )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The totals of a run: all measured matrices, and each module's."""
+
+    whole: Total
+    by_module: Mapping[str, Total]
+
+    @classmethod
+    def of(cls, matrices: Sequence[MatrixResult]) -> Self:
+        modules: dict[str, list[MatrixResult]] = {}
+        for matrix in matrices:
+            modules.setdefault(matrix.module, []).append(matrix)
+        return cls(Total.of(matrices), {name: Total.of(rows) for name, rows in modules.items()})
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        return self.whole.losses
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            **_total_to_plain(self.whole),
+            "by_module": {name: _total_to_plain(total) for name, total in self.by_module.items()},
+        }
+
+
+def _total_to_plain(total: Total) -> dict[str, Any]:
+    return {
+        "matrices": total.matrices,
+        "entries": total.entries,
+        "energy": total.energy,
+        "relative_norm": total.relative_norm,
+        "rounding_floor": total.rounding_floor,
+        "losses": to_plain(total.losses),
+    }

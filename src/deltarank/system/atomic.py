@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields the path of a new file beside `path`, which replaces `path` when the block ends without an error.
+
+    If the block raises, the new file is removed and `path` stays as it was. Two writers never share a file: the last
+    one to end wins.
+
+    Raises:
+        OSError: the new file cannot take its place.
+    """
+    target = Path(path)
+    partial = target.with_name(f"{target.name}.{os.getpid()}-{next(_numbers)}.partial")
+    try:
+        yield partial
+        partial.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a whole file, or none. Raises OSError."""
+    with write_atomically(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a whole file in UTF-8, or none. Raises OSError."""
+    write_bytes_atomically(path, text.encode())
