@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltarank.system import write_atomically
+
 _WORDS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 _BLOCK = 8 << 20
@@ -80,11 +82,9 @@ def write_factors(path: Path, a: Tensor, b: Tensor) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    with write_atomically(path) as partial, partial.open("wb") as file:
         for matrix in (a, b):
             file.write(matrix.contiguous().cpu().view(torch.uint8).numpy().data)
-    partial.replace(path)
 
 
 def fill_from_file(path: Path, skip: int) -> FillBuffer:

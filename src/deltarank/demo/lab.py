@@ -14,7 +14,7 @@ from typing import Any
 
 from deltarank.demo.recipe import Recipe
 from deltarank.errors import OutputError
-from deltarank.system import limit_openmp_spinning, silence_logging
+from deltarank.system import limit_openmp_spinning, replace_folder, silence_logging
 
 LAB_VERSION = 1
 """To be raised when a change of code moves the weights: a lab of another version is not used again."""
@@ -193,7 +193,7 @@ def _whole_or_nothing(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        _take_place(partial, target)
+        replace_folder(partial, target)
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}.",
@@ -202,16 +202,3 @@ def _whole_or_nothing(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _take_place(partial: Path, target: Path) -> None:
-    old = partial.with_suffix(".old")
-    if target.exists():
-        target.rename(old)
-    try:
-        partial.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -6,7 +6,6 @@ The finetune is the reference P, a candidate is Q, both softmax distributions ov
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from deltarank.system import write_atomically
 
 _ENTRIES = {"cpu": 2**19, "cuda": 2**24}
 """Entries of a chunk of logits: on a CPU its handful of temporaries should stay in the cache."""
@@ -72,11 +73,9 @@ class TokenStats:
         return cls(*(np.concatenate([getattr(x, field.name) for x in parts]) for field in dataclasses.fields(cls)))
 
     def save(self, path: Path) -> None:
-        """Written beside and renamed: a file that is there is whole."""
-        beside = path.with_name(path.name + ".part")
-        with beside.open("wb") as file:
+        """Writes a whole file, or none. Raises OSError."""
+        with write_atomically(path) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **{x.name: getattr(self, x.name) for x in dataclasses.fields(self)})
-        os.replace(beside, path)  # noqa: PTH105
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deltarank.models.predict import Head
+from deltarank.system import write_atomically
 
 _HEAD = "head.safetensors"
 
@@ -51,9 +52,9 @@ class PredictionStore:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    beside = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}, beside)
-    except SafetensorError as error:  # how it reports a full disk
-        raise OSError(str(error)) from error
-    beside.replace(path)
+    whole = {name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}
+    with write_atomically(path) as partial:
+        try:
+            save_file(whole, partial)
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(str(error)) from error

@@ -15,7 +15,6 @@ from deltarank.runtime.plan import (
     needs_line,
     reference_line,
     step_lines,
-    total_memory,
 )
 from deltarank.runtime.progress import ProgressListener
 from deltarank.runtime.provenance import current_command, now, recorded_command, run_provenance
@@ -74,5 +73,4 @@ __all__ = [
     "shows_keywords_of",
     "split_keywords",
     "step_lines",
-    "total_memory",
 ]

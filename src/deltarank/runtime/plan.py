@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from deltarank.errors import JobError
 from deltarank.results import Outcome, Reference, Skipped, count, duration, listing, size
 from deltarank.runtime.solver_options import SolverOptions
 from deltarank.spectra import chosen, exact_seconds, krylov_memory, krylov_seconds, rates
+from deltarank.system import memory_limit
 
 READ_RATE = 1.2e9
 """Bytes a second to read, upcast and subtract, on two cores from a disk whose files are cached."""
@@ -165,23 +165,15 @@ def _memory(pair: Pair, solver: str, options: SolverOptions) -> float:
     return krylov_memory(*pair.shape, max(options.ranks), rates(options.torch_device, options.tolerance), number)
 
 
-def total_memory() -> int | None:
-    """Bytes of memory that this machine has, where the system says so."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def check_memory(plan: Plan) -> None:
     """Raises JobError (slug "not-enough-memory")."""
-    held = total_memory()
+    held = memory_limit()
     if held is None or plan.options.torch_device.type == "cuda" or plan.peak_memory <= held:
         return
     largest = max(plan.steps, key=lambda step: step.memory)
     raise JobError(
         f"{largest.pair.name} of shape {' x '.join(map(str, largest.pair.shape))} needs about "
-        f"{size(plan.peak_memory)}; this machine has {size(held)}.",
+        f"{size(plan.peak_memory)}; this machine or container has {size(held)}.",
         cure="Leave it out with --exclude, or use a machine with more memory.",
         slug="not-enough-memory",
     )
@@ -201,8 +193,8 @@ def _time(options: SolverOptions, seconds: float) -> str:
 
 
 def _of_memory() -> str:
-    held = total_memory()
-    return f" (this machine has {size(held)})" if held else ""
+    held = memory_limit()
+    return f" (this machine or container has {size(held)})" if held else ""
 
 
 def reference_line(reference: Reference) -> str:

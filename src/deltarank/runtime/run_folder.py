@@ -8,7 +8,6 @@ results.json     written whole at the end; matrices.jsonl is removed then
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 from deltarank.errors import OutputError
 from deltarank.results import Results, listing, parse_record, size
+from deltarank.system import write_text_atomically
 
 IDENTITY, LINES, RESULTS = "run.json", "matrices.jsonl", "results.json"
 
@@ -63,7 +63,7 @@ class RunFolder:
                 self._check_identity()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_room(room)
-            _write_whole(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
+            write_text_atomically(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
             return self._open_records()
 
     @property
@@ -188,12 +188,6 @@ def differences(found: Any, wanted: Record) -> list[str]:
         else:
             changed.append(f"the {key} changed" if key in ("base", "finetune") else f"{key}: {before!r} there")
     return [each if len(each) < 200 else each[:200] + "..." for each in changed] or ["its run.json cannot be read"]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 @contextmanager

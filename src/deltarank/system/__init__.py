@@ -5,7 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
-from deltarank.system.atomic import write_atomically, write_bytes_atomically, write_text_atomically
+from deltarank.system.atomic import replace_folder, write_atomically, write_bytes_atomically, write_text_atomically
 from deltarank.system.memory import memory_limit
 from deltarank.system.quiet_imports import import_silently, silence_logging
 from deltarank.system.threads import limit_openmp_spinning
@@ -15,6 +15,7 @@ __all__ = [
     "import_silently",
     "limit_openmp_spinning",
     "memory_limit",
+    "replace_folder",
     "silence_logging",
     "tool_version",
     "write_atomically",

@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,3 +42,22 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Writes a whole file in UTF-8, or none. Raises OSError."""
     write_bytes_atomically(path, text.encode())
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Renames the folder `new` to `target`. What stood at `target` is removed, or put back if renaming fails.
+
+    Raises:
+        OSError: `new` cannot take that place.
+    """
+    aside = new.with_name(f"{new.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        target.rename(aside)
+    try:
+        new.rename(target)
+    except OSError:
+        with suppress(OSError):
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

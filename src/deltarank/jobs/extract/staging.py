@@ -19,6 +19,7 @@ from deltarank.adapters import CONFIG_FILE, METADATA_FILE
 from deltarank.errors import OutputError
 from deltarank.results import size
 from deltarank.runtime import Record, RunFolder, as_output_error
+from deltarank.system import replace_folder
 
 
 class Staging:
@@ -90,28 +91,13 @@ class Staging:
             shutil.rmtree(whole, ignore_errors=True)
             whole.mkdir()
             yield whole
-            self._publish(whole)
-
-    def _publish(self, whole: Path) -> None:
-        aside = self.folder / "replaced"
-        shutil.rmtree(aside, ignore_errors=True)
-        if self.output.is_dir() and any(self.output.iterdir()):
-            self.output.rename(aside)
-        elif self.output.is_dir():
-            self.output.rmdir()
-        try:
-            whole.rename(self.output)
-        except OSError:
-            with suppress(OSError):
-                aside.rename(self.output)
-            raise
-        self._clear()
+            replace_folder(whole, self.output)
+            self._clear()
 
     def _clear(self) -> None:
         """Only what we made: whoever keeps something else in the folder keeps it."""
         self._run_folder.__exit__()
-        for inner in ("replaced", "ranks"):
-            shutil.rmtree(self.folder / inner, ignore_errors=True)
+        shutil.rmtree(self.folder / "ranks", ignore_errors=True)
         for path in (*self.folder.glob("[0-9]*.factors*"), self.folder / "run.json", self.folder / "matrices.jsonl"):
             path.unlink(missing_ok=True)
         with suppress(OSError):

@@ -16,7 +16,8 @@ from deltarank.jobs.outputs.low_rank import carried, nbytes_of
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.models import LOGITS_AT_ONCE, ModelSkeleton
 from deltarank.results import count, duration, listing, size
-from deltarank.runtime import READ_RATE, make_plan, total_memory
+from deltarank.runtime import READ_RATE, make_plan
+from deltarank.system import memory_limit
 
 USABLE = 0.85
 """Of the memory there is: the rest is the system's, and of tensors on their way."""
@@ -216,10 +217,10 @@ class OutputsPlan:
 
 
 def room_on(device: torch.device) -> int | None:
-    """Bytes of memory that this device has, where that can be known."""
+    """Bytes of memory that a model may take on this device, where that can be known: on CUDA, those that are free."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    return total_memory()
+        return int(torch.cuda.mem_get_info(device)[0])
+    return memory_limit()
 
 
 def stored_dtype(checkpoint: Checkpoint, known: dict[str, torch.dtype]) -> torch.dtype:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deltarank.report.drawing.draw import drawing_process, finish_bundle, start_bundle
+from deltarank.system import write_text_atomically
 
 
 @cache
@@ -74,9 +75,7 @@ def _write_cache(script: str) -> None:
     try:
         file = _cache_file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        partial.write_bytes(f"{_seal(script)}\n{script}".encode())
-        partial.replace(file)
+        write_text_atomically(file, f"{_seal(script)}\n{script}")
     except (OSError, ValueError, RuntimeError):
         return
 

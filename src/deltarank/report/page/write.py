@@ -13,6 +13,7 @@ from deltarank.report.page.html import render_page
 from deltarank.report.view.build import page_data
 from deltarank.report.view.page import PageData
 from deltarank.results import Results
+from deltarank.system import write_bytes_atomically
 
 
 @contextmanager
@@ -57,11 +58,5 @@ def _made(page: PageData) -> dict[str, bytes]:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    write_bytes_atomically(path, content)
     return path
