@@ -1,22 +1,31 @@
-"""`deltarank extract`: a LoRA that a server will load, with the loss on its label."""
+"""`deltarank extract`: write a LoRA that a server will load, and its loss budget."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import deltarank
-from deltarank.cli.fetch_option import fetch_option
 from deltarank.cli.loading import loading
+from deltarank.cli.options import (
+    device_option,
+    dry_run_option,
+    filter_options,
+    force_option,
+    input_options,
+    json_option,
+    output_option,
+    quiet_option,
+    server_option,
+)
 from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import default_output, print_plan, quieten_the_hub
 from deltarank.cli.streams import one_line, out, sayer
 from deltarank.errors import UsageError
 from deltarank.results import count, format_table, percent
-from deltarank.servers import DEFAULT_SERVER, kind_in_words, server_names
+from deltarank.servers import DEFAULT_SERVER, kind_in_words
 
 if TYPE_CHECKING:
     from deltarank.jobs.extract import ExtractedAdapter
@@ -30,64 +39,44 @@ if TYPE_CHECKING:
     "--max-error",
     type=float,
     metavar="X",
-    help="With --rank auto: the smallest servable rank with ||D - D_r|| / ||D|| of at most this.",
+    help="With --rank auto: take the smallest servable rank with a relative error ||D - D_r|| / ||D|| of at most X.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="ADAPTER",
-    help="Folder for the adapter.  [default: adapters/ and the finetune's name]",
-)
-@click.option(
-    "--server",
-    type=click.Choice(server_names()),
-    default=DEFAULT_SERVER,
-    show_default=True,
-    help="Whose rules hold; portable: all of them at once.",
-)
+@output_option("ADAPTER", "Folder for the adapter", "adapters/ and the finetune's name")
+@server_option("The server whose rules the adapter follows; portable: those of all servers.", DEFAULT_SERVER)
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Of A and B.  [default: the finetune's]",
+    help="Precision of the factors A and B.  [default: the finetune's]",
 )
-@click.option("--include", multiple=True, metavar="GLOB", help="Extract only tensors that match; may be repeated.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out tensors that match; may be repeated.")
-@click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
-@fetch_option
-@click.option(
-    "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps."
-)
-@click.option("--force", is_flag=True, help="Replace an adapter that lies in ADAPTER.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop: no tensor is read.")
-@click.option("--json", "as_json", is_flag=True, help="Print deltarank.json (or the plan) as JSON, alone, on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr.")
-@click.pass_context
+@filter_options
+@input_options
+@device_option()
+@force_option
+@dry_run_option
+@json_option("deltarank.json (or the plan)")
+@quiet_option
 def extract(
-    context: click.Context,
-    /,
     rank: str,
     output: Path | None,
     force: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
-    **job: Any,
+    **options: Any,
 ) -> None:
-    """Extract from FINETUNE, against BASE, the best LoRA of a rank that a server will load.
+    """Extract the best LoRA of a rank from FINETUNE, against BASE, that a server will load.
 
-    Writes ADAPTER in PEFT's format, whole or not at all, and says where the change went: kept, truncated, lost to
-    rounding, or in tensors that the server does not take. A run that was stopped goes on where it stopped when the same
-    command is given again.
+    Writes ADAPTER in PEFT's format, and prints where the change went: kept, truncated, lost to rounding, or in tensors
+    that the server does not load. FINETUNE may be a LoRA adapter on BASE. To resume an interrupted run, repeat the same
+    command.
     """
     quieten_the_hub(quiet)
-    job["rank"] = _parse_rank(rank)
+    options["rank"] = _parse_rank(rank)
     if dry_run:
-        print_plan(deltarank.plan_extraction(**job), as_json=as_json)
+        print_plan(deltarank.plan_extraction(**options), as_json=as_json)
         return
-    job |= {"output": output or Path("adapters", default_output(job["finetune"]).name), "force": force}
-    _run(job, as_json, quiet, command=shlex.join(["deltarank", *(context.obj or ())]))
+    options |= {"output": output or Path("adapters", default_output(options["finetune"]).name), "force": force}
+    _run(options, as_json, quiet)
 
 
 def _parse_rank(text: str) -> int | str:
@@ -104,16 +93,16 @@ def _parse_rank(text: str) -> int | str:
     return rank
 
 
-def _run(job: dict[str, Any], as_json: bool, quiet: bool, *, command: str) -> None:
+def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
     from deltarank.report import adapter_picture, drawing_process
 
     tell = sayer(quiet)
-    tell(f"The adapter goes to {job['output']}.")
+    tell(f"Writing the adapter to {options['output']}.")
     with drawing_process():
         with loading():
             from deltarank.cli.progress import watching
         with watching(quiet) as progress:
-            adapter = deltarank.extract(**job, command=command, draw=adapter_picture, progress=progress)
+            adapter = deltarank.extract(**options, draw=adapter_picture, progress=progress)
     out(adapter.to_json() if as_json else "\n".join(map(one_line, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
 

@@ -1,11 +1,12 @@
-"""The doorway: words in, exit code out. A file a verb; no maths, and nothing heavy before a verb runs.
+"""The command `deltarank` and its exit codes. Nothing heavy is imported before a subcommand runs.
 
-Results go to stdout; everything else to stderr. Exit codes: 0 done, 1 the job failed, 2 it could not be meant,
-130 stopped by the user.
+Results go to stdout, everything else to stderr. Exit codes: 0: done; 1: the job failed; 2: invalid usage;
+130: interrupted.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -18,13 +19,16 @@ from deltarank.cli.outputs import outputs
 from deltarank.cli.report import report
 from deltarank.cli.streams import complain, forget_stdout, printable
 from deltarank.cli.verify import verify
+from deltarank.cli.which_base import which_base
 from deltarank.errors import DeltarankError
-from deltarank.system import limit_openmp_spinning
+from deltarank.system import limit_openmp_spinning, recorded_command
 
 __all__ = ["main"]
 
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, the exit code that shells use."""
+
+RESUME_HINT = "Finished matrices are kept: repeat the same command to resume."
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -37,8 +41,8 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="BASE and FINETUNE are a folder, a file of weights, or a Hub id (org/name, org/name@revision); of "
-    "compare, extract and verify FINETUNE may be a LoRA on BASE.",
+    epilog="BASE and FINETUNE are a folder, a file of weights, or a Hub id (org/name or org/name@revision). compare, "
+    "extract and verify also accept a LoRA adapter as FINETUNE.",
 )
 @click.option(
     "--version",
@@ -52,19 +56,20 @@ def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""
 
 
-for verb in (compare, extract, report, demo, verify, outputs):
-    deltarank.add_command(verb)
+for command in (compare, extract, verify, outputs, which_base, report, demo):
+    deltarank.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    Expected failures are printed as a message and a cure; what nobody expected keeps its traceback.
+    Expected failures are printed as a message with a cure. Unexpected exceptions keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     limit_openmp_spinning()
     try:
-        code = deltarank.main(arguments, prog_name="deltarank", standalone_mode=False, obj=tuple(arguments))
+        with recorded_command(shlex.join(["deltarank", *arguments])):
+            code = deltarank.main(arguments, prog_name="deltarank", standalone_mode=False)
     except DeltarankError as error:
         complain(f"{printable(error.message)}\n{printable(error.cure)}\nMore: docs/messages.md#{error.slug}")
         return error.exit_code
@@ -72,10 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        goes_on = arguments[:1] in (["compare"], ["extract"], ["outputs"], ["demo"])
-        complain("stopped. Finished matrices are kept; the same command goes on." if goes_on else "stopped.")
+        complain("interrupted. " + RESUME_HINT if _can_resume(arguments) else "interrupted.")
         return INTERRUPTED
-    except SystemExit as end:  # click's way to say that the reader of our output closed the pipe (`| head`)
+    except SystemExit as end:  # raised by click when the reader of our output closed the pipe (`| head`)
         code = end.code
         forget_stdout()
     return code if isinstance(code, int) else 0
+
+
+def _can_resume(arguments: Sequence[str]) -> bool:
+    """Whether the command keeps finished work. A dry run has none."""
+    return arguments[:1] in (["compare"], ["extract"], ["outputs"], ["demo"]) and "--dry-run" not in arguments

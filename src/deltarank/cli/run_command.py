@@ -1,4 +1,4 @@
-"""What the verbs that write a run have in common: where it goes, its plan, and the way to its page."""
+"""What commands that write a run have in common: the output folder, the plan of a dry run, the page."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from deltarank.results import Results
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How to go about it and what to print; what is measured stands in the job."""
+class RunRequest:
+    """Where a run is written and what is printed; the options of the job say what is measured."""
 
     output: Path
     force: bool
     as_json: bool
     quiet: bool
-    command: str
 
 
-class Plan(Protocol):
-    """What a dry run shows."""
+class Printable(Protocol):
+    """The plan of a dry run."""
 
     def lines(self) -> list[str]: ...
 
@@ -35,41 +34,39 @@ class Plan(Protocol):
 
 
 def quieten_the_hub(quiet: bool) -> None:
-    """To be called before huggingface_hub is imported: it reads this then."""
+    """Call this before huggingface_hub is imported, which reads the variable then."""
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def print_plan(plan: Plan, *, as_json: bool) -> None:
+def print_plan(plan: Printable, *, as_json: bool) -> None:
     out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(one_line, plan.lines())))
 
 
-def run(measure: Callable[..., Results], job: dict[str, Any], manner: Manner, *, remark: str = "") -> None:
-    """Measures into the run's folder, and draws the page. `remark` is said beforehand.
+def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRequest, *, note: str = "") -> None:
+    """Measures into the folder of the run, and writes the page. `note` is printed first.
 
-    `measure` looks the library's function up when it is called: that loads torch, and the first line should not wait.
+    `measure` should look up the library's function only when it is called: that imports torch, and the first line
+    should not wait for it.
     """
     from deltarank.report import report_process, write_report
 
-    tell = sayer(manner.quiet)
-    tell(f"Results go to {manner.output}.{remark}")
+    tell = sayer(request.quiet)
+    tell(f"Writing results to {request.output}.{note}")
     with report_process():
         with loading():
             from deltarank.cli.progress import watching
-        with watching(manner.quiet) as progress:
-            from deltarank.runtime import recorded_command
-
-            with recorded_command(manner.command):
-                results = measure(**job, output=manner.output, force=manner.force, progress=progress)
+        with watching(request.quiet) as progress:
+            results = measure(**options, output=request.output, force=request.force, progress=progress)
         try:
-            written = write_report([results], manner.output)
-        finally:  # a page that failed takes no hour's work with it
-            print_results(results, manner.as_json)
-    say_written((manner.output / "results.json", *written), tell)
+            written = write_report([results], request.output)
+        finally:  # if the page fails, the results are printed all the same
+            print_results(results, request.as_json)
+    say_written((request.output / "results.json", *written), tell)
 
 
 def print_results(results: Results, as_json: bool) -> None:
-    """The results on stdout: for a reader, or whole for a program."""
+    """Prints the results on stdout, as a table with a verdict or as JSON."""
     if as_json:
         out(results.to_json())
         return
@@ -79,7 +76,7 @@ def print_results(results: Results, as_json: bool) -> None:
 
 
 def default_output(finetune: str) -> Path:
-    """`runs/` and the last word of the reference, in letters that every file system takes."""
+    """`runs/` and the last part of the reference, in letters that every file system accepts."""
     local = Path(finetune)
     if local.exists():
         name = local.resolve().name.removesuffix(".safetensors")

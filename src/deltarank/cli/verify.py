@@ -1,4 +1,4 @@
-"""`deltarank verify`: an adapter from disk, measured."""
+"""`deltarank verify`: measure an adapter from disk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltarank.cli.fetch_option import fetch_option
 from deltarank.cli.loading import loading
+from deltarank.cli.options import device_option, input_options, json_option, quiet_option, server_option
 from deltarank.cli.run_command import quieten_the_hub
 from deltarank.cli.streams import one_line, out, sayer, width
 from deltarank.results import count, figure, percent
-from deltarank.servers import server_names
 
 if TYPE_CHECKING:
     from deltarank.jobs.verify import Tally, Verification
@@ -22,29 +21,21 @@ MOST_MODULES, MOST_UNUSED = 24, 6
 _COLUMN = 9
 
 
-@click.command(short_help="Measure what an adapter makes of its base.")
+@click.command(short_help="Measure how much of a finetune an adapter holds.")
 @click.argument("base")
 @click.argument("finetune")
 @click.argument("adapter")
-@click.option(
-    "--server",
-    type=click.Choice(server_names()),
-    help="Apply it as this server would; portable: as none of them refuses it.  [default: as PEFT does]",
-)
-@click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+@server_option("Apply the adapter as this server does; portable: as none of them refuses it.", None)
+@input_options
 @click.option("--adapter-revision", metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
-@fetch_option
-@click.option(
-    "--device", default="cpu", show_default=True, metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, alone, on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr.")
+@device_option()
+@json_option("all figures")
+@quiet_option
 def verify(as_json: bool, quiet: bool, **job: Any) -> None:
-    """Measure what ADAPTER makes of BASE, beside what finetuning did and the best LoRA of the same rank.
+    """Measure how much of the change from BASE to FINETUNE a LoRA adapter holds, beside the best LoRA of its rank.
 
-    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, whoever wrote it, or such a model on
-    the Hub. Says whether it is as good as it could be, is scaled wrongly, or does not belong to BASE and FINETUNE.
+    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, from any tool, or a Hub id. The verdict
+    says whether the adapter is optimal, falls short, is scaled wrongly, or does not belong to BASE and FINETUNE.
     Nothing is written.
     """
     quieten_the_hub(quiet)

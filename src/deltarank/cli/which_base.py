@@ -1,58 +1,74 @@
-"""`deltarank compare --base-candidates A B C FINETUNE`: which of them is the base."""
+"""`deltarank which-base`: which of several candidates a finetune came from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from deltarank.cli.loading import loading
+from deltarank.cli.options import device_option, filter_options, json_option, quiet_option, revision_option
+from deltarank.cli.run_command import quieten_the_hub
 from deltarank.cli.streams import one_line, out
-from deltarank.errors import UsageError
-from deltarank.results import format_table
+from deltarank.results import format_table, percent
 
 if TYPE_CHECKING:
-    from deltarank.jobs.which_base import BaseChoice
-
-TAKEN = {"refs", "base_candidates", "revision", "fetch", "include", "exclude", "device", "as_json", "quiet"}
-"""Parameters of `compare` that mean something here."""
+    from deltarank.jobs.which_base import BaseChoice, CandidateBase
 
 
-def refuse_others(context: click.Context) -> None:
-    """Raises UsageError where an option of a measurement was given: none is made."""
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name not in TAKEN
-        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise UsageError(
-            f"--base-candidates only looks for the base: {', '.join(given)} means nothing beside it.",
-            cure="Leave it out; then compare the finetune with the base that was found. A candidate's revision is "
-            "written org/name@revision.",
-            slug="bases-only",
-        )
+@click.command("which-base", short_help="Find the base that a finetune came from.")
+@click.argument("finetune")
+@click.argument("candidates", nargs=-1, required=True, metavar="CANDIDATE...")
+@click.option(
+    "--matrices",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Matrices to read; four times as many if the answer is not clear.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random sample.")
+@revision_option
+@click.option(
+    "--download",
+    "fetch",
+    flag_value="download",
+    default="stream",
+    help="Download Hub models that are not in the cache.  [default: stream the sample only]",
+)
+@filter_options
+@device_option()
+@json_option("all figures")
+@quiet_option
+def which_base(finetune: str, candidates: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Find which CANDIDATE is the base that FINETUNE was trained from.
 
-
-def find_base(refs: Sequence[str], job: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """Prints the table and the sentence, or all of it as JSON."""
+    Reads the same few random matrices of each, and compares the size of the difference with the size of the weights.
+    A finetune differs from its base by a few per cent, from an unrelated model by about 141 %. Nothing is written.
+    The revision of a candidate is given as org/name@revision.
+    """
+    quieten_the_hub(quiet)
     import deltarank
 
     with loading():
         from deltarank.cli.progress import watching
 
-    kept = {name: job[name] for name in ("revision", "include", "exclude", "device")}
-    fetch = "stream" if job["fetch"] == "auto" else job["fetch"]  # a sample: nobody wants three models on the disk
     with watching(quiet) as progress:
-        choice = deltarank.which_base(refs[:-1], refs[-1], fetch=fetch, progress=progress, **kept)
-    out(choice.to_json() if as_json else "\n".join(map(one_line, lines(choice))))
+        choice = deltarank.which_base(finetune, candidates, progress=progress, **options)
+    out(choice.to_json() if as_json else "\n".join(map(one_line, _lines(choice))))
 
 
-def lines(choice: BaseChoice) -> list[str]:
-    from deltarank.jobs.which_base import table
+def _lines(choice: BaseChoice) -> list[str]:
+    from deltarank.jobs.which_base import distance
 
-    rows = [("candidate", "change / weights", "in single matrices"), *table(choice)]
+    nearest_first = sorted(choice.candidates, key=distance)
+    rows = [("candidate", "change / weights", "in single matrices"), *map(_row, nearest_first)]
     return [f"finetune: {choice.finetune.ref}", "", *format_table(rows, align="<><", indent=2), "", choice.sentence]
+
+
+def _row(candidate: CandidateBase) -> tuple[str, str, str]:
+    ref = candidate.reference.ref
+    if candidate.relative_norm is None:
+        return ref, "", f"not compared: {candidate.reason or 'its sample holds no finite numbers'}"
+    norms = sorted(candidate.norms.values())
+    return ref, percent(candidate.relative_norm), f"{percent(norms[0])} to {percent(norms[-1])}" if norms else ""

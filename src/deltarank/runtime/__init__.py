@@ -17,7 +17,7 @@ from deltarank.runtime.plan import (
     step_lines,
 )
 from deltarank.runtime.progress import ProgressListener
-from deltarank.runtime.provenance import current_command, now, recorded_command, run_provenance
+from deltarank.runtime.provenance import now, run_provenance
 from deltarank.runtime.run_folder import (
     IDENTITY,
     RESULTS,
@@ -57,7 +57,6 @@ __all__ = [
     "as_output_error",
     "as_tuple",
     "check_choice",
-    "current_command",
     "differences",
     "estimate_time",
     "failure_outcome",
@@ -67,7 +66,6 @@ __all__ = [
     "now",
     "planned_seconds",
     "read_identity",
-    "recorded_command",
     "reference_line",
     "run_provenance",
     "shows_keywords_of",

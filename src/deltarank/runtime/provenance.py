@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
-_command: ContextVar[str | None] = ContextVar("command", default=None)
-
-
-@contextmanager
-def recorded_command(command: str) -> Iterator[None]:
-    """Jobs that run inside this `with` write the command line into their results."""
-    token = _command.set(command)
-    try:
-        yield
-    finally:
-        _command.reset(token)
+from deltarank.system import current_command
 
 
 def run_provenance(seconds: float, **details: Any) -> dict[str, Any]:
@@ -32,11 +19,6 @@ def run_provenance(seconds: float, **details: Any) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "command": current_command(),
     }
-
-
-def current_command() -> str | None:
-    """The command line of `recorded_command`, if any."""
-    return _command.get()
 
 
 def now() -> str:

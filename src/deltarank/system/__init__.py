@@ -6,15 +6,18 @@ Standard library only.
 from __future__ import annotations
 
 from deltarank.system.atomic import replace_folder, write_atomically, write_bytes_atomically, write_text_atomically
+from deltarank.system.command import current_command, recorded_command
 from deltarank.system.memory import memory_limit
 from deltarank.system.quiet_imports import import_silently, silence_logging
 from deltarank.system.threads import limit_openmp_spinning
 from deltarank.system.version import tool_version
 
 __all__ = [
+    "current_command",
     "import_silently",
     "limit_openmp_spinning",
     "memory_limit",
+    "recorded_command",
     "replace_folder",
     "silence_logging",
     "tool_version",

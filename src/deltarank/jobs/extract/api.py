@@ -40,7 +40,6 @@ def extract(
     fetch: str = "auto",
     device: str = "cpu",
     force: bool = False,
-    command: str | None = None,
     draw: Draw | None = None,
     progress: ProgressListener | None = None,
 ) -> ExtractedAdapter:
@@ -103,7 +102,7 @@ def extract(
         staging.check_room(2 * nbytes_of(layout, job.dtype))
         run = Run(job, layout, staging, progress, draw)
         run.resume(records)
-        return run.go(command)
+        return run.go()
 
 
 def plan_extraction(

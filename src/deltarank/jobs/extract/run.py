@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deltarank.adapters import BUDGET_PICTURE_FILE, METADATA_FILE, MODEL_CARD_FILE
 from deltarank.checkpoints import SummedTensor
 from deltarank.errors import CheckpointError, DeltarankError, JobError
@@ -33,6 +31,7 @@ from deltarank.runtime import (
     TimeEstimate,
     estimate_time,
     matrix_pass,
+    run_provenance,
 )
 from deltarank.system import tool_version
 
@@ -79,7 +78,7 @@ class Run:
     def _place(self, name: str) -> Path:
         return self.staging.factors(self._numbers[name])
 
-    def go(self, command: str | None) -> ExtractedAdapter:
+    def go(self) -> ExtractedAdapter:
         started = time.perf_counter()
         self.progress.planned(self.plan)
         finished_before = self.matrices.keys() | self.energies.keys()
@@ -89,7 +88,7 @@ class Run:
         self._sum_up_all(estimate)
         finished = Finished(self.layout, self.matrices, self.energies, self.rounded, self.job.dtype)
         self._judge(finished)
-        adapter = self._adapter(finished, command, time.perf_counter() - started)
+        adapter = self._adapter(finished, time.perf_counter() - started)
         picture = self._drawn(adapter)
         adapter = replace(adapter, notes=(*self.plan.notes, *self.warnings))
         with self.staging.whole() as folder:
@@ -187,7 +186,7 @@ class Run:
         self.warnings.append(sentence)
         self.progress.warned(sentence)
 
-    def _adapter(self, finished: Finished, command: str | None, seconds: float) -> ExtractedAdapter:
+    def _adapter(self, finished: Finished, seconds: float) -> ExtractedAdapter:
         options = self.job.options
         return ExtractedAdapter(
             folder=self.staging.output,
@@ -198,7 +197,7 @@ class Run:
             dtype=str(self.job.dtype).removeprefix("torch."),
             matrices=tuple(self.matrices[name] for name in self._targets),
             budget=finished.budget(),
-            settings={**options.to_plain(), **self._surroundings(), "seconds": round(seconds, 1), "command": command},
+            settings={**options.to_plain(), **run_provenance(seconds, fingerprints=self._fingerprints())},
             notes=(*self.plan.notes, *self.warnings),
             tool_version=tool_version(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -215,6 +214,5 @@ class Run:
             self._warn(f"the card has no picture: {reason}"[:300])
             return None
 
-    def _surroundings(self) -> dict[str, Any]:
-        prints = {"base": self.job.before.fingerprint, "finetune": self.job.after.fingerprint}
-        return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "fingerprints": prints}
+    def _fingerprints(self) -> dict[str, str]:
+        return {"base": self.job.before.fingerprint, "finetune": self.job.after.fingerprint}

@@ -25,9 +25,9 @@ from deltarank.runtime import (
     ProgressListener,
     RunFolder,
     as_output_error,
-    current_command,
     differences,
 )
+from deltarank.system import current_command
 
 __all__ = ["Outputs", "OutputsPlan", "outputs", "plan_outputs"]
 

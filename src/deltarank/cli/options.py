@@ -1,0 +1,81 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from deltarank.servers import server_names
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_FETCH_MODES = {None: "auto", True: "stream", False: "download"}
+
+
+def _fetch_mode(context: click.Context, parameter: click.Parameter, value: bool | None) -> str:
+    return _FETCH_MODES[value]
+
+
+fetch_option = click.option(
+    "--stream/--download",
+    "fetch",
+    default=None,
+    callback=_fetch_mode,
+    help="For Hub models that are not in the cache: stream without saving, or download first.  [default: download if "
+    "at least 5 GB would remain free]",
+)
+
+revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
+force_option = click.option("--force", is_flag=True, help="Replace what another run left in the output folder.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan and stop; no tensor is read.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notes on stderr.")
+
+
+def input_options(function: _Function) -> _Function:
+    """BASE and FINETUNE with their revisions, and how they are fetched."""
+    base_revision = click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
+    return base_revision(revision_option(fetch_option(function)))
+
+
+def filter_options(function: _Function) -> _Function:
+    """Which tensors: --include and --exclude."""
+    include = click.option("--include", multiple=True, metavar="GLOB", help="Use only matching tensors; repeatable.")
+    exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out matching tensors; repeatable.")
+    return include(exclude(function))
+
+
+def device_option(does: str = "Where to compute") -> Callable[[_Function], _Function]:
+    return click.option(
+        "--device", default="cpu", show_default=True, metavar="NAME", help=f"{does}: cpu, cuda, cuda:1, mps."
+    )
+
+
+def output_option(metavar: str, does: str, default: str) -> Callable[[_Function], _Function]:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar=metavar,
+        help=f"{does}.  [default: {default}]",
+    )
+
+
+def ranks_option(does: str, default: tuple[int, ...]) -> Callable[[_Function], _Function]:
+    shown = ",".join(map(str, default))
+    return click.option(
+        "--ranks", multiple=True, metavar="LIST", help=f"{does}, such as 16,64; repeatable.  [default: {shown}]"
+    )
+
+
+def server_option(does: str, default: str | None) -> Callable[[_Function], _Function]:
+    """`default`: None stands for PEFT."""
+    text = does if default else f"{does}  [default: as PEFT does]"
+    return click.option(
+        "--server", type=click.Choice(server_names()), default=default, show_default=default is not None, help=text
+    )
+
+
+def json_option(what: str) -> Callable[[_Function], _Function]:
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON on stdout, and nothing else.")

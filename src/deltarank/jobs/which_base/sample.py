@@ -1,0 +1,103 @@
+"""The sample: the same few matrices of the finetune and of every candidate, read and added up."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, zip_longest
+
+from deltarank.checkpoints import Checkpoint, Pair, pair_checkpoints
+from deltarank.errors import CheckpointError, PairingError
+from deltarank.jobs.which_base.result import CandidateBase
+from deltarank.runtime import DeltaReader, ProgressListener, SolverOptions, TimeEstimate
+from deltarank.spectra import Sums
+
+
+@dataclass
+class SampledCandidate:
+    """A candidate while its sample is read. Without pairs, it cannot be compared."""
+
+    result: CandidateBase
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
+
+    def pair_with(self, base: Checkpoint, finetune: Checkpoint, options: SolverOptions) -> None:
+        """Finds the matrices of both. A candidate of another shape fails; the others are still compared."""
+        self.result = CandidateBase(base.reference)
+        try:
+            pairing = pair_checkpoints(base, finetune, include=options.include, exclude=options.exclude, experts=True)
+        except PairingError as error:
+            self.fail(error.message)
+        else:
+            self.pairs = {pair.name: pair for pair in pairing.pairs}
+
+    def fail(self, reason: str) -> None:
+        self.pairs, self.sums = {}, {}
+        self.result = CandidateBase(self.result.reference, reason=reason)
+
+    def read(self, name: str, reader: DeltaReader) -> None:
+        """Adds the sums of a matrix."""
+        try:
+            self.sums[name] = reader.sums(self.pairs[name])
+        except CheckpointError as error:
+            self.fail(error.message)
+
+    def update_norms(self) -> None:
+        """States the figures of what has been read so far."""
+        norms = {name: norm for name, each in self.sums.items() if (norm := _relative_norm(each)) is not None}
+        whole = _relative_norm(sum(self.sums.values(), Sums()))
+        self.result = replace(self.result, relative_norm=whole, norms=norms)
+
+
+def _relative_norm(sums: Sums) -> float | None:
+    """||D|| / ||W0||; None where it is not a finite number."""
+    ratio = sums.energy / sums.base_energy if sums.base_energy > 0 else math.inf
+    return math.sqrt(ratio) if math.isfinite(ratio) else None
+
+
+def shuffled_names(candidates: Sequence[SampledCandidate], seed: int) -> list[str]:
+    """Names of the matrices that all comparable candidates have: one of each module in turn, in a random order."""
+    generator = random.Random(seed)
+    known = [candidate.pairs for candidate in candidates if candidate.pairs]
+    most: Mapping[str, Pair] = max(known, key=len)
+    common = set.intersection(*(set(pairs) for pairs in known)) or set(most)
+    modules: dict[str, list[str]] = {}
+    for name in sorted(common):
+        modules.setdefault(next(pairs[name].module for pairs in known if name in pairs), []).append(name)
+    columns = list(modules.values())
+    generator.shuffle(columns)
+    for column in columns:
+        generator.shuffle(column)
+    return [name for name in chain.from_iterable(zip_longest(*columns)) if name is not None]
+
+
+def read_sample(
+    candidates: Sequence[SampledCandidate],
+    names: Sequence[str],
+    reader: DeltaReader,
+    progress: ProgressListener,
+    estimate: TimeEstimate,
+) -> None:
+    """Reads the matrices of these names that have not been read yet, and updates the figures."""
+    for name in names:
+        unread = [candidate for candidate in candidates if name in candidate.pairs and name not in candidate.sums]
+        for candidate in unread:
+            progress.began(f"{name} of {candidate.result.reference.short_name}")
+            candidate.read(name, reader)
+        if unread:
+            estimate.add(name, 1.0)
+    _leave_out_not_finite(candidates)
+
+
+def _leave_out_not_finite(candidates: Sequence[SampledCandidate]) -> None:
+    """A candidate that holds NaN or Inf fails; a matrix in which the finetune holds them counts for no candidate."""
+    for candidate in candidates:
+        if not all(math.isfinite(sums.base_energy) for sums in candidate.sums.values()):
+            candidate.fail("it holds NaN or Inf")
+    bad = {name for candidate in candidates for name, sums in candidate.sums.items() if not sums.is_finite}
+    for candidate in candidates:
+        candidate.sums |= dict.fromkeys(bad & candidate.sums.keys(), Sums())
+        if candidate.pairs:
+            candidate.update_norms()

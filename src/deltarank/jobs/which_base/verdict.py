@@ -1,0 +1,84 @@
+"""Which candidate is the base, decided from the distances, and said in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from deltarank.jobs.compare import UNRELATED
+from deltarank.jobs.which_base.result import BaseKind, CandidateBase
+from deltarank.results import count, listing, percent
+
+CLEARLY = 1.05
+"""If the next nearest is farther by this factor or more, the distance over the whole sample decides."""
+
+EQUAL = 1.001
+"""Two norms within this factor count as equal: rounding changes them as much."""
+
+ENOUGH_WINS = 6
+"""Nearer in this many matrices and farther in none: by chance alone, this happens once in 32 times."""
+
+
+def decide(candidates: Sequence[CandidateBase], name: str) -> tuple[BaseKind, CandidateBase | None, str]:
+    """The kind of answer, the base if there is one, and the sentence. `name` is what a reader calls the finetune."""
+    comparable = [each for each in candidates if each.relative_norm is not None]
+    if not comparable:
+        return BaseKind.NONE, None, f"The sample cannot tell which of these is the base of {name}."
+    nearest, *others = sorted(comparable, key=distance)
+    sample = count(len(nearest.norms), "random matrix", "random matrices")
+    if distance(nearest) >= UNRELATED:
+        return BaseKind.NONE, None, _none_sentence(nearest, name, sample, is_alone=len(candidates) == 1)
+    close = [other for other in others if not _is_nearer(nearest, other)]
+    if close:
+        return BaseKind.TOO_CLOSE, None, _close_sentence([nearest, *close], name, sample)
+    return BaseKind.FOUND, nearest, _found_sentence(nearest, others, name, sample)
+
+
+def distance(candidate: CandidateBase) -> float:
+    return math.inf if candidate.relative_norm is None else candidate.relative_norm
+
+
+def _is_nearer(one: CandidateBase, other: CandidateBase) -> bool:
+    """By a clear margin over the sample, or by a small one in matrix after matrix."""
+    both = [(norm, other.norms[name]) for name, norm in one.norms.items() if name in other.norms]
+    wins = sum(theirs > EQUAL * ours for ours, theirs in both)
+    losses = sum(ours > EQUAL * theirs for ours, theirs in both)
+    if distance(other) > CLEARLY * distance(one):
+        return wins > losses
+    return wins >= ENOUGH_WINS and not losses
+
+
+def _found_sentence(nearest: CandidateBase, others: Sequence[CandidateBase], name: str, sample: str) -> str:
+    sentence = (
+        f"{name} came from {nearest.reference.ref}: they differ by {percent(nearest.relative_norm)} of the base's norm "
+        f"in {sample}"
+    )
+    if not others:
+        return f"{sentence}."
+    return f"{sentence}. The next candidate, {others[0].reference.ref}, differs by {percent(others[0].relative_norm)}."
+
+
+def _none_sentence(nearest: CandidateBase, name: str, sample: str, *, is_alone: bool) -> str:
+    ref = nearest.reference.ref
+    differ = f"by {percent(nearest.relative_norm)} of the base's norm in {sample}, as unrelated models do"
+    if is_alone:
+        return f"{ref} is not the base of {name}: they differ {differ}."
+    return f"None of these is the base of {name}: even the nearest, {ref}, differs {differ}."
+
+
+def _close_sentence(close: Sequence[CandidateBase], name: str, sample: str) -> str:
+    names = listing([each.reference.ref for each in close], most=4)
+    if all(each.norms == close[0].norms for each in close):
+        return (
+            f"Too close to tell: {name} differs from {names} by exactly the same ({_range(close)} of the base's "
+            f"norm, in {sample}), as it does from copies of one model. Any of them serves as the base."
+        )
+    return (
+        f"Too close to tell: {name} differs from {names} by about the same ({_range(close)} of the base's norm, in "
+        f"{sample}). A merge is equally near to each of its parts."
+    )
+
+
+def _range(close: Sequence[CandidateBase]) -> str:
+    low, high = (percent(pick(map(distance, close))) for pick in (min, max))
+    return low if low == high else f"{low} to {high}"
