@@ -517,15 +517,28 @@ def test_a_hostile_name_does_not_reach_the_terminal(run: Run, tmp_path: Path) ->
         assert not {"\x1b", "\x07", "\u202e"} & set(text)
 
 
-def test_ctrl_c_says_how_to_go_on(run: Run, base: Path, full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("function", "options", "can_resume"), [("compare", (), True), ("plan", ("--dry-run",), False)]
+)
+def test_ctrl_c_says_how_to_resume(
+    run: Run,
+    base: Path,
+    full: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    options: tuple[str],
+    can_resume: bool,
+) -> None:
+    """A dry run has nothing to resume."""
+
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deltarank, "compare", stop)
-    done = run("compare", base, full, "-o", "run")
+    monkeypatch.setattr(deltarank, function, stop)
+    done = run("compare", base, full, "-o", "run", *options)
 
     assert done.code == 130
-    assert "inished matrices are kept; the same command goes on" in done.err
+    assert ("Finished matrices are kept: repeat the same command to resume." in done.err) == can_resume
 
 
 def test_what_nobody_expected_keeps_its_traceback(

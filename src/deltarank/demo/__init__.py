@@ -6,9 +6,10 @@ Importing this loads neither torch nor transformers; building a lab does.
 from __future__ import annotations
 
 from deltarank.demo.findings import findings
-from deltarank.demo.lab import Lab, Training, build_lab
+from deltarank.demo.lab import build_lab
 from deltarank.demo.outputs_findings import spoken
 from deltarank.demo.reading import Reading, write_reading
+from deltarank.demo.trained_lab import Lab, Training
 
 __all__ = [
     "Lab",

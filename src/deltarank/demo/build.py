@@ -18,10 +18,10 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from deltarank.demo import model as _model
-from deltarank.demo.lab import Lab, Training
 from deltarank.demo.recipe import Course, Recipe
-from deltarank.demo.text import Text, read_texts
+from deltarank.demo.text import TrainingText, read_texts
 from deltarank.demo.train import loss_on, train
+from deltarank.demo.trained_lab import Lab, Training
 from deltarank.results import duration, figure, size
 
 
@@ -70,11 +70,11 @@ class _Workshop:
             self._write_unseen(text)
         sizes = {name: size(len(tokens)) for name, tokens in self.train_tokens.items()}
         self.say(
-            f"Text to train on, from this Python's own library: {sizes['code']} of code, {sizes['manual']} of the "
+            f"TrainingText to train on, from this Python's own library: {sizes['code']} of code, {sizes['manual']} of the "
             f"manual behind help(), {sizes['docstrings']} of doc strings."
         )
 
-    def _write_unseen(self, text: Text) -> None:
+    def _write_unseen(self, text: TrainingText) -> None:
         path = self.folder / "texts" / f"{text.name}.txt"
         path.write_text("\n\n".join(text.held_out), encoding="utf-8", errors="replace", newline="\n")
 

@@ -6,13 +6,13 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deltarank.demo.recipe import Recipe
+from deltarank.demo.trained_lab import Lab, Training
 from deltarank.errors import OutputError
 from deltarank.system import limit_openmp_spinning, replace_folder, silence_logging
 
@@ -20,71 +20,6 @@ LAB_VERSION = 1
 """To be raised when a change of code moves the weights: a lab of another version is not used again."""
 
 RECORD = "lab.json"
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a checkpoint was trained on and what came of it.
-
-    name             the checkpoint's folder: "base", "lora", "full", "other", or "merge", which had no steps of its own
-    text             the kind of text: "code", "manual" or "docstrings"
-    loss_before      mean negative log-likelihood of unseen text of that kind, nats per byte; a finetune's before is
-                     its base's
-    loss_after       the same, of the checkpoint as stored
-    """
-
-    name: str
-    text: str
-    steps: int
-    tokens: int
-    seconds: float
-    loss_before: float
-    loss_after: float
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A base and three finetunes of it, as folders that transformers loads.
-
-    `adapter` is the LoRA before it was merged (a PEFT folder), `other` the second parent of the merge, `texts` the
-    text that no model was trained on. `losses[checkpoint][text]` is in nats per byte.
-    """
-
-    folder: Path
-    seed: int
-    parameters: int
-    seconds: float
-    trainings: tuple[Training, ...]
-    losses: Mapping[str, Mapping[str, float]]
-    reused: bool = False
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
-
-    @property
-    def lora(self) -> Path:
-        return self.folder / "lora"
-
-    @property
-    def full(self) -> Path:
-        return self.folder / "full"
-
-    @property
-    def merge(self) -> Path:
-        return self.folder / "merge"
-
-    @property
-    def adapter(self) -> Path:
-        return self.folder / "adapter"
-
-    @property
-    def other(self) -> Path:
-        return self.folder / "other"
-
-    @property
-    def texts(self) -> Path:
-        return self.folder / "texts"
 
 
 def build_lab(

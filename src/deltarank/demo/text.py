@@ -1,4 +1,4 @@
-"""Text that every Python has: the standard library's code, the manual behind `help()`, and doc strings.
+"""TrainingText that every Python has: the standard library's code, the manual behind `help()`, and doc strings.
 
 Three texts of three kinds, so that a finetune has something to learn that its base did not know. All are in an order
 that depends on names alone: the same Python gives the same bytes on every machine.
@@ -25,7 +25,7 @@ _LEAST = 20_000
 
 
 @dataclass(frozen=True)
-class Text:
+class TrainingText:
     """Documents of one kind. `held_out` is at least a tenth of them by length and is never trained on."""
 
     name: str
@@ -34,15 +34,15 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TrainingTexts:
     """`code`: modules without their doc strings; `manual`: the topics of `help()`; `docstrings`: those of a module."""
 
-    code: Text
-    manual: Text
-    docstrings: Text
+    code: TrainingText
+    manual: TrainingText
+    docstrings: TrainingText
 
 
-def read_texts(limit: int) -> Texts:
+def read_texts(limit: int) -> TrainingTexts:
     """The three texts, each cut after `limit` characters.
 
     Raises:
@@ -55,7 +55,9 @@ def read_texts(limit: int) -> Texts:
     if not manual:
         # A Python packaged without pydoc's data: two halves of the doc strings are still two texts.
         manual, docstrings = docstrings[::2], docstrings[1::2]
-    return Texts(_text("code", code, limit), _text("manual", manual, limit), _text("docstrings", docstrings, limit))
+    return TrainingTexts(
+        _text("code", code, limit), _text("manual", manual, limit), _text("docstrings", docstrings, limit)
+    )
 
 
 def split_docstrings(source: str) -> tuple[str, str]:
@@ -134,7 +136,7 @@ def _shuffled(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def _text(name: str, documents: Iterable[str], limit: int) -> Text:
+def _text(name: str, documents: Iterable[str], limit: int) -> TrainingText:
     kept = _within(documents, limit)
     total = sum(map(len, kept))
     if len(kept) < 2 or total < min(_LEAST, limit // 2):
@@ -147,7 +149,7 @@ def _text(name: str, documents: Iterable[str], limit: int) -> Text:
     while held < total / 10:
         cut -= 1
         held += len(kept[cut])
-    return Text(name, tuple(kept[:cut]), tuple(kept[cut:]))
+    return TrainingText(name, tuple(kept[:cut]), tuple(kept[cut:]))
 
 
 def _within(documents: Iterable[str], limit: int) -> list[str]:

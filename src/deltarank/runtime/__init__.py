@@ -4,7 +4,7 @@ from deltarank.runtime.delta_reader import DeltaReader
 from deltarank.runtime.failures import RETRIED_OUTCOMES, TENSOR_FAILURES, failure_outcome
 from deltarank.runtime.inputs import InputKeywords, ModelRef, PairRefs, Ref
 from deltarank.runtime.keywords import shows_keywords_of, split_keywords
-from deltarank.runtime.matrix_pass import estimate_time, matrix_pass, planned_seconds
+from deltarank.runtime.matrix_loop import estimate_time, matrix_pass, planned_seconds
 from deltarank.runtime.plan import (
     FIXED_MEMORY,
     PROMISED_MEMORY,
