@@ -70,7 +70,7 @@ class _Workshop:
             self._write_unseen(text)
         sizes = {name: size(len(tokens)) for name, tokens in self.train_tokens.items()}
         self.say(
-            f"TrainingText to train on, from this Python's own library: {sizes['code']} of code, {sizes['manual']} of the "
+            f"Text to train on, from this Python's own library: {sizes['code']} of code, {sizes['manual']} of the "
             f"manual behind help(), {sizes['docstrings']} of doc strings."
         )
 

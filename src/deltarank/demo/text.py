@@ -1,4 +1,4 @@
-"""TrainingText that every Python has: the standard library's code, the manual behind `help()`, and doc strings.
+"""Text that every Python has: the standard library's code, the manual behind `help()`, and doc strings.
 
 Three texts of three kinds, so that a finetune has something to learn that its base did not know. All are in an order
 that depends on names alone: the same Python gives the same bytes on every machine.
