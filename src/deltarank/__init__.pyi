@@ -11,7 +11,6 @@ from .jobs.outputs import Outputs as Outputs
 from .jobs.outputs import OutputsPlan as OutputsPlan
 from .jobs.outputs import outputs as outputs
 from .jobs.outputs import plan_outputs as plan_outputs
-from .jobs.verify import Verification as Verification
 from .jobs.verify import verify as verify
 from .jobs.which_base import BaseChoice as BaseChoice
 from .jobs.which_base import which_base as which_base
@@ -20,6 +19,7 @@ from .results import MatrixResult as MatrixResult
 from .results import Outcome as Outcome
 from .results import Results as Results
 from .results import Verdict as Verdict
+from .results import Verification as Verification
 from .runtime import ProgressListener as ProgressListener
 
 __version__: str

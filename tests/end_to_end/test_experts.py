@@ -31,8 +31,7 @@ from transformers import (
 import deltarank
 import peft_adapters as made
 from deltarank.errors import AdapterError
-from deltarank.jobs.verify.result import How
-from deltarank.results import Outcome
+from deltarank.results import How, Outcome
 from deltarank.servers import kind_of_tensor
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 

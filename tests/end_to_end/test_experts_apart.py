@@ -27,7 +27,7 @@ from transformers import (
 import deltarank
 import peft_adapters as made
 from deltarank.errors import AdapterError
-from deltarank.jobs.verify.result import FitKind, How
+from deltarank.results import FitKind, How
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 _FEW = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -23,7 +23,7 @@ from transformers import (
 
 import deltarank
 import peft_adapters as made
-from deltarank.jobs.verify.result import How
+from deltarank.results import How
 from deltarank.servers import kind_of_tensor
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 

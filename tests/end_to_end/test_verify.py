@@ -21,9 +21,7 @@ from transformers import AutoModelForCausalLM
 import deltarank
 import peft_adapters as made
 from deltarank.cli import main
-from deltarank.jobs.verify import Verification
-from deltarank.jobs.verify.result import FitKind, How, TensorFit
-from deltarank.results import Outcome
+from deltarank.results import FitKind, How, Outcome, TensorFit, Verification
 from tiny_architectures import DENSE, EXPERTS, write_pair
 
 RANK = 4

@@ -21,7 +21,7 @@ import peft_adapters as made
 from deltarank.adapters.config_read import _FIELDS
 from deltarank.cli import main
 from deltarank.errors import AdapterError
-from deltarank.jobs.verify.result import FitKind
+from deltarank.results import FitKind
 
 STEM = "base_model.model.model.layers.0.mlp.up_proj"
 A, B = f"{STEM}.lora_A.weight", f"{STEM}.lora_B.weight"

@@ -15,7 +15,7 @@ from deltarank.cli.streams import one_line, out, sayer, width
 from deltarank.results import count, figure, percent
 
 if TYPE_CHECKING:
-    from deltarank.jobs.verify import Tally, Verification
+    from deltarank.results import Tally, Verification
 
 MOST_MODULES, MOST_UNUSED = 24, 6
 _COLUMN = 9

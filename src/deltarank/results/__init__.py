@@ -43,6 +43,16 @@ from deltarank.results.reference import Reference
 from deltarank.results.run import AuditRow, Results, Verdict, VerdictKind
 from deltarank.results.text_table import format_table
 from deltarank.results.totals import Total, Totals
+from deltarank.results.verification import (
+    FitKind,
+    How,
+    Tally,
+    TensorFit,
+    Unused,
+    Verification,
+    touched_of,
+    whole_of,
+)
 
 __all__ = [
     "DEFAULT_RANKS",
@@ -58,7 +68,9 @@ __all__ = [
     "DocumentScore",
     "Energy",
     "Excerpt",
+    "FitKind",
     "Histogram",
+    "How",
     "Interval",
     "Logits",
     "Loss",
@@ -75,12 +87,16 @@ __all__ = [
     "Skipped",
     "Slice",
     "StoredResult",
+    "Tally",
+    "TensorFit",
     "Text",
     "Total",
     "Totals",
     "TwoSampleTest",
+    "Unused",
     "Verdict",
     "VerdictKind",
+    "Verification",
     "Writing",
     "count",
     "duration",
@@ -95,4 +111,6 @@ __all__ = [
     "read_records",
     "size",
     "to_plain",
+    "touched_of",
+    "whole_of",
 ]

@@ -40,14 +40,13 @@ from deltarank.checkpoints import (
 )
 from deltarank.errors import CheckpointError
 from deltarank.jobs.verify.overlap import overlap
-from deltarank.jobs.verify.result import FitKind, How, Tally, TensorFit, Unused, Verification
 from deltarank.jobs.verify.verdict import NEW_BIAS, judge_fit, uncounted
-from deltarank.results import Outcome
+from deltarank.results import How, Outcome, Tally, TensorFit, Unused, Verification
 from deltarank.runtime import FIXED_MEMORY, PROMISED_MEMORY, ProgressListener, SolverOptions
 from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure_spectrum, noise_edge
 from deltarank.system import tool_version
 
-__all__ = ["FitKind", "How", "Tally", "TensorFit", "Unused", "Verification", "verify"]
+__all__ = ["verify"]
 
 Ref = str | os.PathLike[str]
 Target = Pair | SummedTensor

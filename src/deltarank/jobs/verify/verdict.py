@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from deltarank.adapters import LoadEffect, UnusedTensor
-from deltarank.jobs.verify.result import FitKind, How, Tally, TensorFit, Unused, touched_of, whole_of
-from deltarank.results import Outcome, Skipped, count, figure, listing, percent
+from deltarank.results import (
+    FitKind,
+    How,
+    Outcome,
+    Skipped,
+    Tally,
+    TensorFit,
+    Unused,
+    count,
+    figure,
+    listing,
+    percent,
+    touched_of,
+    whole_of,
+)
 
 STRANGE = 0.01
 """Of what the best LoRA keeps, the best multiple of a stranger keeps less than this share: its cosine is a tenth."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from deltarank.results import Outcome, Reference
+from msgspec import Meta
+
+from deltarank.results.codec import Count, Energy, StoredResult, decode, to_plain
+from deltarank.results.matrix import Outcome
+from deltarank.results.reference import Reference
 
 FORMAT_VERSION = 1
 # 1: the first format (2026-11).
@@ -35,11 +37,11 @@ class Tally:
     inner, added     <D, L> and ||L||^2
     """
 
-    energy: float = 0.0
-    lost: float = 0.0
-    best: float | None = None
-    inner: float = 0.0
-    added: float = 0.0
+    energy: Energy = 0.0
+    lost: Energy = 0.0
+    best: Energy | None = None
+    inner: Annotated[float, Meta(ge=-1e300, le=1e300)] = 0.0
+    added: Energy = 0.0
 
     @classmethod
     def of(cls, tallies: Iterable[Tally]) -> Self:
@@ -91,7 +93,7 @@ class Tally:
 
     def to_plain(self) -> dict[str, Any]:
         return {
-            **dataclasses.asdict(self),
+            **to_plain(self),
             "share_lost": self.share_lost,
             "share_best": self.share_best,
             "excess": self.excess,
@@ -109,12 +111,12 @@ class TensorFit:
     """
 
     name: str
-    layer: int | None
+    layer: Count | None
     module: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     outcome: Outcome
     change: How
-    rank: int = 0
+    rank: Count = 0
     scale: float | None = None
     tally: Tally = field(default_factory=Tally)
     reason: str | None = None
@@ -128,14 +130,9 @@ class TensorFit:
         return self.change is not How.NONE
 
     def to_plain(self) -> dict[str, Any]:
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tally"}
-        return {
-            **plain,
-            "shape": list(self.shape),
-            "outcome": self.outcome.value,
-            "change": self.change.value,
-            **self.tally.to_plain(),
-        }
+        plain: dict[str, Any] = to_plain(self)
+        del plain["tally"]
+        return plain | self.tally.to_plain()
 
 
 @dataclass(frozen=True)
@@ -159,12 +156,16 @@ class FitKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(StoredResult):
     """What an adapter does to a base, beside what finetuning did. `sentences[0]` is the headline.
 
     server           whose semantics it was applied by; None for PEFT's
     unused           what of its file changes nothing
     """
+
+    description = "what `deltarank verify --json` prints"
+    cure = "Run `deltarank verify` again."
+    readable_format = FORMAT_VERSION
 
     base: Reference
     finetune: Reference
@@ -177,7 +178,7 @@ class Verification:
     sentences: tuple[str, ...]
     tool_version: str
     created: str
-    format_version: int = FORMAT_VERSION
+    format_version: Count = FORMAT_VERSION
 
     @cached_property
     def whole(self) -> Tally:
@@ -203,21 +204,34 @@ class Verification:
             "format_version": self.format_version,
             "tool_version": self.tool_version,
             "created": self.created,
-            "base": _reference(self.base),
-            "finetune": _reference(self.finetune),
-            "adapter": _reference(self.adapter),
+            "base": to_plain(self.base),
+            "finetune": to_plain(self.finetune),
+            "adapter": to_plain(self.adapter),
             "server": self.server,
             "kind": self.kind.value,
             "sentences": list(self.sentences),
             "whole": self.whole.to_plain(),
             "touched": self.touched.to_plain(),
             "tensors": [row.to_plain() for row in self.tensors],
-            "unused": [dataclasses.asdict(each) for each in self.unused],
+            "unused": to_plain(self.unused),
             "notes": list(self.notes),
         }
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n"
+    @classmethod
+    def _decoded(cls, text: str | bytes) -> Self:
+        """The energies of a tensor stand in its row, beside its other fields."""
+        verification, rows = decode(cls, text), decode(_EnergyRows, text).tensors
+        tensors = tuple(replace(tensor, tally=tally) for tensor, tally in zip(verification.tensors, rows, strict=True))
+        verification = replace(verification, tensors=tensors)
+        for tally in (verification.whole, verification.touched, *rows):
+            if not all(value is None or math.isfinite(value) for value in tally.to_plain().values()):
+                raise ValueError("the energies in `$.tensors` have no finite ratios")
+        return verification
+
+
+@dataclass(frozen=True)
+class _EnergyRows:
+    tensors: tuple[Tally, ...]
 
 
 def whole_of(rows: Iterable[TensorFit]) -> Tally:
@@ -226,7 +240,3 @@ def whole_of(rows: Iterable[TensorFit]) -> Tally:
 
 def touched_of(rows: Iterable[TensorFit]) -> Tally:
     return Tally.of(row.tally for row in rows if row.counts and row.change is How.LORA)
-
-
-def _reference(reference: Reference) -> dict[str, Any]:
-    return {"ref": reference.ref, "revision": reference.revision, "files": dict(reference.files)}

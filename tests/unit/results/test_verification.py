@@ -1,0 +1,65 @@
+"""What `verify` found, as JSON and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from deltarank.errors import ResultsError
+from deltarank.results import FitKind, How, Outcome, Reference, Tally, TensorFit, Unused, Verification
+
+VERIFICATION = Verification(
+    base=Reference("org/base", "abc", {"model.safetensors": 10}),
+    finetune=Reference("org/tuned"),
+    adapter=Reference("/home/me/adapter"),
+    server=None,
+    tensors=(
+        TensorFit("a", 0, "mlp", (4, 3), Outcome.MEASURED, How.LORA, 2, 0.5, Tally(4.0, 1.0, 0.5, 3.0, 2.5)),
+        TensorFit("b", None, "norm", (3,), Outcome.MEASURED, How.NONE, tally=Tally(1.0, 1.0)),
+    ),
+    unused=(Unused("c", "the model has no such module"),),
+    notes=("a note",),
+    kind=FitKind.SHORT,
+    sentences=("It keeps 75 %.",),
+    tool_version="0.1.0",
+    created="2026-11-24T00:00:00+00:00",
+)
+
+
+def test_json_gives_back_an_equal_verification(tmp_path: Path) -> None:
+    (tmp_path / "verify.json").write_text(VERIFICATION.to_json())
+    found = Verification.load(tmp_path / "verify.json")
+
+    assert found == VERIFICATION
+    assert found.to_json() == VERIFICATION.to_json()
+
+
+def test_ratios_and_sums_are_computed_again_never_read() -> None:
+    data = json.loads(VERIFICATION.to_json())
+    data["whole"]["energy"] = data["tensors"][0]["share_lost"] = 99.0
+    found = Verification.from_json(json.dumps(data))
+
+    assert found.whole.energy == 5.0
+    assert found.tensors[0].tally.share_lost == 0.25
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("energy", -1.0), ("lost", "1"), ("energy", 1e301), ("rank", True), ("inner", math.inf)]
+)
+def test_a_wrong_row_is_refused(field: str, value: object) -> None:
+    data = json.loads(VERIFICATION.to_json())
+    data["tensors"][0][field] = value
+    with pytest.raises(ResultsError) as caught:
+        Verification.from_json(json.dumps(data))
+
+    assert caught.value.slug == "results-unreadable"
+
+
+def test_ratios_that_no_number_can_say_are_refused() -> None:
+    data = json.loads(VERIFICATION.to_json())
+    data["tensors"][0] |= {"energy": 1e-320, "lost": 1e300}
+    with pytest.raises(ResultsError, match="no finite ratios"):
+        Verification.from_json(json.dumps(data))
