@@ -12,8 +12,8 @@ from .jobs.outputs import OutputsPlan as OutputsPlan
 from .jobs.outputs import outputs as outputs
 from .jobs.outputs import plan_outputs as plan_outputs
 from .jobs.verify import verify as verify
-from .jobs.which_base import BaseChoice as BaseChoice
 from .jobs.which_base import which_base as which_base
+from .results import BaseChoice as BaseChoice
 from .results import Loss as Loss
 from .results import MatrixResult as MatrixResult
 from .results import Outcome as Outcome

@@ -16,7 +16,8 @@ from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora,
 import deltarank
 from deltarank.cli import main
 from deltarank.errors import CheckpointError, JobError, UsageError
-from deltarank.jobs.which_base import BaseKind, which_base
+from deltarank.jobs.which_base import which_base
+from deltarank.results import BaseKind
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from deltarank.cli.streams import one_line, out
 from deltarank.results import format_table, percent
 
 if TYPE_CHECKING:
-    from deltarank.jobs.which_base import BaseChoice, CandidateBase
+    from deltarank.results import BaseChoice, CandidateBase
 
 
 @click.command("which-base", short_help="Find the base that a finetune came from.")
@@ -59,9 +59,7 @@ def which_base(finetune: str, candidates: tuple[str, ...], as_json: bool, quiet:
 
 
 def _lines(choice: BaseChoice) -> list[str]:
-    from deltarank.jobs.which_base import distance
-
-    nearest_first = sorted(choice.candidates, key=distance)
+    nearest_first = sorted(choice.candidates, key=lambda each: each.distance)
     rows = [("candidate", "change / weights", "in single matrices"), *map(_row, nearest_first)]
     return [f"finetune: {choice.finetune.ref}", "", *format_table(rows, align="<><", indent=2), "", choice.sentence]
 

@@ -5,6 +5,7 @@ No tensor, no torch. Also how numbers are written for people (`percent`, `figure
 
 from __future__ import annotations
 
+from deltarank.results.base_choice import BaseChoice, BaseKind, CandidateBase
 from deltarank.results.codec import (
     Count,
     Energy,
@@ -60,7 +61,10 @@ __all__ = [
     "SERVABLE_RANKS",
     "AttributionResult",
     "AuditRow",
+    "BaseChoice",
+    "BaseKind",
     "BlindBound",
+    "CandidateBase",
     "CandidateKind",
     "CandidateResult",
     "Count",

@@ -8,10 +8,9 @@ from contextlib import ExitStack
 
 from deltarank.checkpoints import Checkpoint
 from deltarank.errors import CheckpointError, JobError, UsageError
-from deltarank.jobs.which_base.result import BaseChoice, BaseKind, CandidateBase
 from deltarank.jobs.which_base.sample import SampledCandidate, read_sample, shuffled_names
 from deltarank.jobs.which_base.verdict import decide
-from deltarank.results import Reference
+from deltarank.results import BaseChoice, BaseKind, CandidateBase, Reference
 from deltarank.runtime import (
     DeltaReader,
     ModelRef,
@@ -68,8 +67,8 @@ def which_base(
         sampled = [_opened(ref, after, options, fetch, progress, stack) for ref in candidates]
         if not any(candidate.pairs for candidate in sampled):
             raise _no_candidate(sampled, after)
-        kind, base, sentence = _searched(sampled, after, options, matrices, seed, progress)
-        return BaseChoice(kind, sentence, after.reference, tuple(each.result for each in sampled), base, seed)
+        kind, sentence = _searched(sampled, after, options, matrices, seed, progress)
+        return BaseChoice(kind, sentence, after.reference, tuple(each.result for each in sampled), seed)
 
 
 def _check(candidates: Sequence[Ref], matrices: int) -> None:
@@ -104,7 +103,7 @@ def _searched(
     matrices: int,
     seed: int,
     progress: ProgressListener,
-) -> tuple[BaseKind, CandidateBase | None, str]:
+) -> tuple[BaseKind, str]:
     names, reader = shuffled_names(candidates, seed), DeltaReader(options)
     name = after.reference.short_name
     estimate = TimeEstimate(progress, float(min(matrices, len(names))))

@@ -10,7 +10,7 @@ from itertools import chain, zip_longest
 
 from deltarank.checkpoints import Checkpoint, Pair, pair_checkpoints
 from deltarank.errors import CheckpointError, PairingError
-from deltarank.jobs.which_base.result import CandidateBase
+from deltarank.results import CandidateBase
 from deltarank.runtime import DeltaReader, ProgressListener, SolverOptions, TimeEstimate
 from deltarank.spectra import Sums
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from deltarank.jobs.compare import UNRELATED
-from deltarank.jobs.which_base.result import BaseKind, CandidateBase
-from deltarank.results import count, listing, percent
+from deltarank.results import BaseKind, CandidateBase, count, listing, percent
 
 CLEARLY = 1.05
 """If the next nearest is farther by this factor or more, the distance over the whole sample decides."""
@@ -19,23 +17,19 @@ ENOUGH_WINS = 6
 """Nearer in this many matrices and farther in none: by chance alone, this happens once in 32 times."""
 
 
-def decide(candidates: Sequence[CandidateBase], name: str) -> tuple[BaseKind, CandidateBase | None, str]:
-    """The kind of answer, the base if there is one, and the sentence. `name` is what a reader calls the finetune."""
+def decide(candidates: Sequence[CandidateBase], name: str) -> tuple[BaseKind, str]:
+    """The kind of answer and the sentence. `name` is what a reader calls the finetune."""
     comparable = [each for each in candidates if each.relative_norm is not None]
     if not comparable:
-        return BaseKind.NONE, None, f"The sample cannot tell which of these is the base of {name}."
-    nearest, *others = sorted(comparable, key=distance)
+        return BaseKind.NONE, f"The sample cannot tell which of these is the base of {name}."
+    nearest, *others = sorted(comparable, key=lambda each: each.distance)
     sample = count(len(nearest.norms), "random matrix", "random matrices")
-    if distance(nearest) >= UNRELATED:
-        return BaseKind.NONE, None, _none_sentence(nearest, name, sample, is_alone=len(candidates) == 1)
+    if nearest.distance >= UNRELATED:
+        return BaseKind.NONE, _none_sentence(nearest, name, sample, is_alone=len(candidates) == 1)
     close = [other for other in others if not _is_nearer(nearest, other)]
     if close:
-        return BaseKind.TOO_CLOSE, None, _close_sentence([nearest, *close], name, sample)
-    return BaseKind.FOUND, nearest, _found_sentence(nearest, others, name, sample)
-
-
-def distance(candidate: CandidateBase) -> float:
-    return math.inf if candidate.relative_norm is None else candidate.relative_norm
+        return BaseKind.TOO_CLOSE, _close_sentence([nearest, *close], name, sample)
+    return BaseKind.FOUND, _found_sentence(nearest, others, name, sample)
 
 
 def _is_nearer(one: CandidateBase, other: CandidateBase) -> bool:
@@ -43,7 +37,7 @@ def _is_nearer(one: CandidateBase, other: CandidateBase) -> bool:
     both = [(norm, other.norms[name]) for name, norm in one.norms.items() if name in other.norms]
     wins = sum(theirs > EQUAL * ours for ours, theirs in both)
     losses = sum(ours > EQUAL * theirs for ours, theirs in both)
-    if distance(other) > CLEARLY * distance(one):
+    if other.distance > CLEARLY * one.distance:
         return wins > losses
     return wins >= ENOUGH_WINS and not losses
 
@@ -80,5 +74,5 @@ def _close_sentence(close: Sequence[CandidateBase], name: str, sample: str) -> s
 
 
 def _range(close: Sequence[CandidateBase]) -> str:
-    low, high = (percent(pick(map(distance, close))) for pick in (min, max))
+    low, high = (percent(pick(each.distance for each in close)) for pick in (min, max))
     return low if low == high else f"{low} to {high}"
