@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from deltarank.divergence.attribution import PartMeasurement, attribution_of
-from deltarank.divergence.chat_files import AnyTokenizer
-from deltarank.divergence.prompts import Prompt, read_prompts
-from deltarank.divergence.summary import logits_of
+from deltarank.divergence.attribution import PartMeasurement, summarise_attribution
+from deltarank.divergence.chat_template import Tokenizer
+from deltarank.divergence.prompts import Prompt, encode_prompts, prompts_that_fit, read_prompts
+from deltarank.divergence.summary import summarise_logits
 from deltarank.divergence.texts import Document, read_texts
-from deltarank.divergence.token_stats import TokenStats, token_stats
-from deltarank.divergence.writing import Answer, writing_of
+from deltarank.divergence.token_stats import TokenStats, compare_logits
+from deltarank.divergence.writing import Answer, summarise_writing
 
 __all__ = [
     "Answer",
-    "AnyTokenizer",
     "Document",
     "PartMeasurement",
     "Prompt",
     "TokenStats",
-    "attribution_of",
-    "logits_of",
+    "Tokenizer",
+    "compare_logits",
+    "encode_prompts",
+    "prompts_that_fit",
     "read_prompts",
     "read_texts",
-    "token_stats",
-    "writing_of",
+    "summarise_attribution",
+    "summarise_logits",
+    "summarise_writing",
 ]

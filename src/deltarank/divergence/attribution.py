@@ -1,4 +1,4 @@
-"""Which parts matter: what the finetune loses when one of them alone is brought to rank r."""
+"""Which parts of a model matter: the finetune's divergence from itself when one part alone is truncated to rank r."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from scipy.stats import spearmanr
 from deltarank.divergence.token_stats import TokenStats
 from deltarank.results import AttributionResult, Part
 
-_FEWEST = 3
+_FEWEST_PARTS = 3
+"""With fewer, a rank correlation says nothing."""
 
 
 @dataclass(frozen=True)
 class PartMeasurement:
-    """One part, what its weights lose at rank r, and what the model then says.
+    """One part of a model, truncated to rank r while everything else stays the finetune's.
 
-    lost, energy     ||D - D_r||^2 and ||D||^2 of its matrices
+    lost        ||D - D_r||^2 over the matrices of the part
+    energy      ||D||^2 over them
+    stats       per-token statistics of the resulting model, by document
     """
 
     name: str
@@ -29,47 +32,56 @@ class PartMeasurement:
     stats: Mapping[str, TokenStats]
 
 
-def attribution_of(
-    rank: int, unit: str, text: str, swaps: Sequence[PartMeasurement], together: Mapping[str, TokenStats]
+def summarise_attribution(
+    rank: int,
+    unit: str,
+    text: str,
+    measurements: Sequence[PartMeasurement],
+    all_parts: Mapping[str, TokenStats],
 ) -> AttributionResult:
-    """The parts by their KLD, the largest first; Spearman's rank correlation (1904) of weight loss and KLD."""
-    whole = math.fsum(swap.lost for swap in swaps)
-    parts = sorted((_part(swap, whole) for swap in swaps), key=lambda part: -part.kld)
-    all_at_once = mean_kld(together)
-    total = math.fsum(part.kld for part in parts)
+    """The parts by their mean KLD, largest first, and Spearman's rank correlation (1904) of weight loss and KLD.
+
+    Args:
+        all_parts: statistics, by document, of the model with all parts truncated at once.
+    """
+    total_lost = math.fsum(each.lost for each in measurements)
+    parts = sorted((_summarise_part(each, total_lost) for each in measurements), key=lambda part: -part.kld)
+    together = _mean_kld(all_parts)
+    total_kld = math.fsum(part.kld for part in parts)
     return AttributionResult(
         rank=rank,
         unit=unit,
         text=text,
         parts=tuple(parts),
-        together=all_at_once,
-        additivity=total / all_at_once if all_at_once > 0 else None,
-        rank_correlation=_spearman(parts),
+        together=together,
+        additivity=total_kld / together if together > 0 else None,
+        rank_correlation=_rank_correlation(parts),
     )
 
 
-def _part(swap: PartMeasurement, whole: float) -> Part:
+def _summarise_part(measurement: PartMeasurement, total_lost: float) -> Part:
+    lost, energy = measurement.lost, measurement.energy
     return Part(
-        name=swap.name,
-        layer=swap.layer,
-        module=swap.module,
-        kld=mean_kld(swap.stats),
-        lost=swap.lost,
-        relative_error=math.sqrt(min(swap.lost / swap.energy, 1.0)) if swap.energy > 0 else 0.0,
-        share_lost=swap.lost / whole if whole > 0 else 0.0,
+        name=measurement.name,
+        layer=measurement.layer,
+        module=measurement.module,
+        kld=_mean_kld(measurement.stats),
+        lost=lost,
+        relative_error=math.sqrt(min(lost / energy, 1.0)) if energy > 0 else 0.0,
+        share_lost=lost / total_lost if total_lost > 0 else 0.0,
     )
 
 
-def mean_kld(stats: Mapping[str, TokenStats]) -> float:
-    """Over all tokens that can be counted, in float64; 0 if there are none."""
-    kept = [each.take(each.is_finite).kld for each in stats.values()]
-    tokens = sum(map(len, kept))
-    return math.fsum(float(each.sum(dtype="float64")) for each in kept) / tokens if tokens else 0.0
+def _mean_kld(stats: Mapping[str, TokenStats]) -> float:
+    """Over all finite tokens, summed in float64; 0 if there are none."""
+    finite = [each.take(each.is_finite).kld for each in stats.values()]
+    tokens = sum(map(len, finite))
+    return math.fsum(float(each.sum(dtype="float64")) for each in finite) / tokens if tokens else 0.0
 
 
-def _spearman(parts: Sequence[Part]) -> float | None:
-    """None for fewer than three parts, or where one of the two is the same everywhere."""
+def _rank_correlation(parts: Sequence[Part]) -> float | None:
+    """None for fewer than three parts, or where weight loss or KLD is the same for all of them."""
     lost, kld = [part.lost for part in parts], [part.kld for part in parts]
-    if len(parts) < _FEWEST or len(set(lost)) == 1 or len(set(kld)) == 1:
+    if len(parts) < _FEWEST_PARTS or len(set(lost)) == 1 or len(set(kld)) == 1:
         return None
     return float(spearmanr(lost, kld).statistic)

@@ -1,65 +1,66 @@
-"""Can texts of two kinds be told apart? One logistic regression under many labellings at once."""
+"""Cross-validated logistic regression, fitted under many labellings of the same texts at once."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from deltarank.divergence.arrays import FloatArray
 
-_MOST_STEPS = 200
-_SETTLED = 1e-6
+_MAX_STEPS = 200
+_TOLERANCE = 1e-6
 
 
-def held_out_scores(features: Floats, labels: Floats, folds: NDArray[np.intp], *, strength: float) -> Floats:
-    """What a logistic regression says of each text when it was fitted to the texts of the other folds.
+def cross_validated_log_odds(
+    features: FloatArray, labels: FloatArray, folds: NDArray[np.intp], *, inverse_penalty: float
+) -> FloatArray:
+    """The log odds of label 1 for each text, from a logistic regression fitted to the texts of the other folds.
 
     Args:
         features: (texts, features).
-        labels: (texts, labellings) of 0 and 1: each column is a way to label the texts.
-        folds: (texts,): the fold of each.
-        strength: C, the weight of the likelihood beside ||w||^2 / 2.
+        labels: (texts, labellings) of 0 and 1; each column is one way to label the texts.
+        folds: (texts,), the fold of each text.
+        inverse_penalty: C of `fit_logistic_regressions`.
 
     Returns:
-        (texts, labellings): the log of the odds for label 1.
+        (texts, labellings).
     """
-    scores = np.empty(labels.shape)
-    for fitted, held_out in _splits(folds):
-        weights = fitted_weights(features[fitted], labels[fitted], strength=strength)
-        scores[held_out] = features[held_out] @ weights
-    return scores
-
-
-def _splits(folds: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    log_odds = np.empty(labels.shape)
     for fold in np.unique(folds):
-        yield folds != fold, folds == fold
+        held_out = folds == fold
+        weights = fit_logistic_regressions(features[~held_out], labels[~held_out], inverse_penalty=inverse_penalty)
+        log_odds[held_out] = features[held_out] @ weights
+    return log_odds
 
 
-def fitted_weights(features: Floats, labels: Floats, *, strength: float) -> Floats:
+def fit_logistic_regressions(features: FloatArray, labels: FloatArray, *, inverse_penalty: float) -> FloatArray:
     """For each labelling, the w that minimises ||w||^2 / 2 + C sum log(1 + exp(-y (x, w))), y = 2 label - 1.
 
-    No labelling has a Newton step of its own: the curvature of the logistic loss is at most 1/4, so that with
-    X = U S V' all share the bound 1 + C s^2 / 4 in the directions of V, and every step takes each labelling down
-    (Bohning and Lindsay 1988). A step is two products of matrices, for thousands of labellings as for one.
+    C is `inverse_penalty`, scikit-learn's C. The curvature of the logistic loss is at most 1/4, so with X = U S V' all
+    labellings share the upper bound 1 + C s^2 / 4 of the curvature in the directions of V, and a step with that bound
+    lowers each objective (Bohning and Lindsay 1988). So one step is two matrix products, for one labelling as for
+    thousands, where Newton's method would solve a system for each.
+
+    Returns:
+        (features, labellings).
     """
     left, values, right = np.linalg.svd(features, full_matrices=False)
-    kept = values > 1e-9 * max(values[:1], default=0.0)
-    turned, right = left[:, kept] * values[kept], right[kept]
-    bound = (1 + strength * values[kept] ** 2 / 4)[:, None]
+    nonzero = values > 1e-9 * max(values[:1], default=0.0)
+    rotated, right = left[:, nonzero] * values[nonzero], right[nonzero]
+    curvature = (1 + inverse_penalty * values[nonzero] ** 2 / 4)[:, None]
     weights = np.zeros((len(right), labels.shape[1]))
-    for _ in range(_MOST_STEPS):
-        residuals = labels - _sigmoid(turned @ weights)
-        step = (strength * (turned.T @ residuals) - weights) / bound
+    for _ in range(_MAX_STEPS):
+        residuals = labels - _sigmoid(rotated @ weights)
+        step = (inverse_penalty * (rotated.T @ residuals) - weights) / curvature
         weights += step
-        if np.abs(step).max(initial=0.0) < _SETTLED:
+        if np.abs(step).max(initial=0.0) < _TOLERANCE:
             break
-    found: Floats = right.T @ weights
-    return found
+    unrotated: FloatArray = right.T @ weights
+    return unrotated
 
 
-def _sigmoid(odds: Floats) -> Floats:
-    half: Floats = 0.5 * np.tanh(0.5 * odds)
-    half += 0.5
-    return half
+def _sigmoid(log_odds: FloatArray) -> FloatArray:
+    """Written with tanh, which neither overflows nor needs a case for each sign."""
+    sigmoid: FloatArray = 0.5 * np.tanh(0.5 * log_odds)
+    sigmoid += 0.5
+    return sigmoid

@@ -1,21 +1,21 @@
-"""From numbers per token to what is said of a candidate on a text: means, tails, intervals, buckets, blind bounds."""
+"""Per-token statistics summarised over a text: means, percentiles, intervals, histograms, bounds on a blind test."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltarank.divergence.bootstrap import Sums, resample
+from deltarank.divergence.arrays import FloatArray
+from deltarank.divergence.bootstrap import resample
 from deltarank.divergence.token_stats import TokenStats
 from deltarank.errors import JobError
 from deltarank.results import BlindBound, Divergence, DocumentScore, Histogram, Interval, Logits, Slice
 
 ODDS = 20.0
-"""Odds at which an ideal judge is taken to have told two models apart."""
+"""Likelihood ratio at which an ideal judge counts as having told two models apart."""
 
 REPLY_LENGTHS = (50, 200, 1000)
 CONFIDENCE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -26,79 +26,80 @@ _TOKENS, _KLD, _REVERSE, _SAME_TOP, _SQUARED_DELTA_P, _LOG_RATIO = range(6)
 """Columns of a document's sums."""
 
 
-def logits_of(
+def summarise_logits(
     text: str,
     documents: Mapping[str, TokenStats],
     *,
     base: Mapping[str, TokenStats] | None = None,
-    own: bool = False,
+    sampled_from_reference: bool = False,
     seed: int = 0,
 ) -> Logits:
-    """All that is said of one candidate on one text.
+    """The statistics of one candidate on one text.
 
     Args:
-        documents: the tokens of each document by its name. Those that are not finite are left out and counted.
-        base: the same documents' tokens with the base in the candidate's place; `kept` is paired with it, document by
-            document and token by token. None where there is no base, or the base is the reference.
-        own: the text was sampled from the reference at temperature 1: only then do the KLDs of a text's tokens add up
-            to that of the text, on which tokens to tell and blind bounds rest.
-        seed: of the bootstrap. One seed for all candidates draws the same documents for each.
+        documents: the tokens of each document, by its name. Tokens that are not finite are left out and counted.
+        base: the same documents with the base in the candidate's place. `kept` compares the two on the same documents
+            and tokens. None where there is no base.
+        sampled_from_reference: whether the reference wrote the text, sampled at temperature 1. Only then do the KLDs of
+            its tokens add up to the KLD of the text, which `tokens_to_tell` and `blind` require.
+        seed: of the bootstrap. Candidates with the same seed get the same resamples of documents.
 
     Raises:
-        JobError: no token can be counted.
+        JobError: (slug "outputs-not-finite") no token is finite.
     """
-    counted = {name: stats.take(stats.is_finite) for name, stats in documents.items() if stats.is_finite.any()}
-    left_out = sum(int((~stats.is_finite).sum()) for stats in documents.values())
-    if not counted:
+    finite = {name: stats.take(stats.is_finite) for name, stats in documents.items() if stats.is_finite.any()}
+    not_finite = sum(int((~stats.is_finite).sum()) for stats in documents.values())
+    if not finite:
         raise JobError(
-            f"no token of {text!r} can be counted: {left_out:,} of {left_out:,} have logits that are not finite.",
+            f"{text!r} cannot be scored: all {not_finite:,} tokens have a logit that is NaN or infinite.",
             cure="Use --dtype float32 (float16 overflows where bfloat16 does not), or check the checkpoint for NaN.",
             slug="outputs-not-finite",
         )
-    tokens = TokenStats.joined(list(counted.values()))
-    sums = resample(np.array([_sums(stats) for stats in counted.values()]), seed=seed)
-    mean = sums.interval(_ratio(_KLD))
+    tokens = TokenStats.joined(list(finite.values()))
+    bootstrap = resample(np.array([_sums(stats) for stats in finite.values()]), seed=seed)
+    mean = bootstrap.interval(_ratio(_KLD))
     return Logits(
         text=text,
         tokens=len(tokens),
-        documents=len(counted),
+        documents=len(finite),
         kld=_divergence(tokens.kld, mean),
-        kld_reverse=_divergence(tokens.kld_reverse, sums.interval(_ratio(_REVERSE))),
-        same_top_p=sums.interval(_ratio(_SAME_TOP)),
-        rms_delta_p=sums.interval(lambda of: np.sqrt(_ratio(_SQUARED_DELTA_P)(of))),
+        kld_reverse=_divergence(tokens.kld_reverse, bootstrap.interval(_ratio(_REVERSE))),
+        same_top_p=bootstrap.interval(_ratio(_SAME_TOP)),
+        rms_delta_p=bootstrap.interval(lambda sums: np.sqrt(_ratio(_SQUARED_DELTA_P)(sums))),
         mean_delta_p=_mean(tokens.delta_p),
-        ppl=_exp(_mean(tokens.nll)),
-        reference_ppl=_exp(_mean(tokens.reference_nll)),
-        log_ppl_ratio=sums.interval(_ratio(_LOG_RATIO)),
-        kept=_kept(documents, base, seed) if base is not None else None,
-        tokens_to_tell=tokens_to_tell(mean.value) if own else None,
-        blind=tuple(blind_bound(mean.value, length) for length in REPLY_LENGTHS) if own else (),
-        by_document=tuple(DocumentScore(name, len(x), _mean(x.kld)) for name, x in counted.items()),
-        by_position=_slices(tokens.position, tokens.kld, _position_edges(tokens.position)),
-        by_confidence=_slices(tokens.top_p, tokens.kld, CONFIDENCE_EDGES),
+        ppl=_perplexity(_mean(tokens.nll)),
+        reference_ppl=_perplexity(_mean(tokens.reference_nll)),
+        log_ppl_ratio=bootstrap.interval(_ratio(_LOG_RATIO)),
+        kept=_behaviour_kept(documents, base, seed) if base is not None else None,
+        tokens_to_tell=tokens_to_tell(mean.value) if sampled_from_reference else None,
+        blind=tuple(blind_bound(mean.value, length) for length in REPLY_LENGTHS) if sampled_from_reference else (),
+        by_document=tuple(DocumentScore(name, len(x), _mean(x.kld)) for name, x in finite.items()),
+        by_position=_mean_klds(tokens.position, tokens.kld, _position_edges(tokens.position)),
+        by_confidence=_mean_klds(tokens.top_p, tokens.kld, CONFIDENCE_EDGES),
         histogram=_histogram(tokens.kld),
-        not_finite=left_out,
+        not_finite=not_finite,
     )
 
 
 def tokens_to_tell(kld: float) -> float | None:
-    """ln 20 / kld: how many sampled tokens bring an ideal judge, who knows both models, to odds of 20 to 1.
+    """ln 20 / kld: the sampled tokens after which an ideal judge, who knows both models, reaches odds of 20 to 1.
 
-    The expected log of the likelihood ratio grows by the KLD with each token of the reference's own text (Wald 1945).
-    None for a KLD of zero: no number of tokens is enough.
+    Each token that the reference samples adds the KLD to the expected log-likelihood ratio (Wald 1945). None for a KLD
+    of zero, where no number of tokens is enough.
     """
     return math.log(ODDS) / kld if kld > 0 else None
 
 
 def blind_bound(kld: float, tokens: int) -> BlindBound:
-    """The most that any judge can score, on average, over replies of so many tokens, sampled at temperature 1.
+    """Upper bounds on any judge's expected accuracy in a blind test with replies of so many tokens, at temperature 1.
 
-    One reply, from either model with even chance: 1/2 + TV/2, where over n tokens KL = n kld (chain rule) and
-    TV <= sqrt(KL / 2) (Pinsker) and TV <= sqrt(1 - exp(-KL)) (Bretagnolle and Huber 1979).
+    One reply, from either model with equal probability: at most 1/2 + TV/2, where TV is the total variation distance.
+    Over n tokens KL = n kld (chain rule), TV <= sqrt(KL / 2) (Pinsker) and TV <= sqrt(1 - exp(-KL)) (Bretagnolle and
+    Huber 1979).
 
-    Two replies, one of each in random order: the judge tells P x Q from Q x P. TV of the pair is at most
-    1 - (1 - TV)^2, and at most sqrt(1 - exp(-2 KL)), for the affinities of the two replies multiply. Both hold with
-    KL(P || Q) alone.
+    Two replies, one of each model in random order: the judge distinguishes P x Q from Q x P. Their TV is at most
+    1 - (1 - TV)^2, and at most sqrt(1 - exp(-2 KL)), because the affinities of the two replies multiply. Both bounds
+    need KL(P || Q) only.
     """
     total = tokens * kld
     one = min(math.sqrt(total / 2), math.sqrt(-math.expm1(-total)))
@@ -107,6 +108,7 @@ def blind_bound(kld: float, tokens: int) -> BlindBound:
 
 
 def _sums(stats: TokenStats) -> list[float]:
+    """A document's sums, in the order of the column constants."""
     columns = (
         stats.kld,
         stats.kld_reverse,
@@ -117,19 +119,19 @@ def _sums(stats: TokenStats) -> list[float]:
     return [float(len(stats)), *(float(each.sum(dtype=np.float64)) for each in columns)]
 
 
-def _ratio(above: int, below: int = _TOKENS) -> Callable[[Sums], Sums]:
-    """The ratio of one sum to another, over the last axis; NaN where the other is zero."""
+def _ratio(numerator: int, denominator: int = _TOKENS) -> Callable[[FloatArray], FloatArray]:
+    """The ratio of two columns of sums, (..., sums) to (...); NaN where the denominator is zero."""
 
-    def ratio(sums: Sums) -> Sums:
-        under = np.asarray(sums[..., below])
-        found: Sums = np.divide(sums[..., above], under, out=np.full(under.shape, np.nan), where=under != 0)
-        return found
+    def ratio(sums: FloatArray) -> FloatArray:
+        below = np.asarray(sums[..., denominator])
+        quotient: FloatArray = np.divide(sums[..., numerator], below, out=np.full(below.shape, np.nan), where=below != 0)
+        return quotient
 
     return ratio
 
 
-def _kept(documents: Mapping[str, TokenStats], base: Mapping[str, TokenStats], seed: int) -> Interval | None:
-    """1 - sum of the candidate's KLD / sum of the base's, over the tokens at which both are finite."""
+def _behaviour_kept(documents: Mapping[str, TokenStats], base: Mapping[str, TokenStats], seed: int) -> Interval | None:
+    """1 - KLD of the candidate / KLD of the base, summed over the tokens at which both are finite."""
     sums = []
     for name in (name for name in documents if name in base):
         both = documents[name].is_finite & base[name].is_finite
@@ -138,41 +140,45 @@ def _kept(documents: Mapping[str, TokenStats], base: Mapping[str, TokenStats], s
             sums.append([float(each.sum(dtype=np.float64)) for each in pair])
     if not math.fsum(row[1] for row in sums):
         return None
-    return resample(np.array(sums), seed=seed).interval(lambda of: 1 - _ratio(0, 1)(of))
+    return resample(np.array(sums), seed=seed).interval(lambda pairs: 1 - _ratio(0, 1)(pairs))
 
 
 def _mean(values: NDArray[np.float32]) -> float:
     return float(values.mean(dtype=np.float64))
 
 
-def _exp(nll: float) -> float:
+def _perplexity(nll: float) -> float:
+    """exp of a mean negative log-likelihood, kept from overflowing."""
     return math.exp(min(nll, 700.0))
 
 
 def _divergence(values: NDArray[np.float32], mean: Interval) -> Divergence:
-    at = np.quantile(values.astype(np.float64), [0.5, 0.9, 0.95, 0.99, 0.999, 1.0])
-    return Divergence(mean.value, mean.low, mean.high, *(float(each) for each in at))
+    quantiles = np.quantile(values.astype(np.float64), [0.5, 0.9, 0.95, 0.99, 0.999, 1.0])
+    return Divergence(mean.value, mean.low, mean.high, *(float(each) for each in quantiles))
 
 
 def _position_edges(positions: NDArray[np.int32]) -> tuple[float, ...]:
-    """0, 16, 32, 64, ... until past the last position."""
+    """0, 16, 32, 64, ... up to the first that is beyond every position."""
     edges = [0.0, float(FIRST_POSITION_EDGE)]
     while edges[-1] <= positions.max():
         edges.append(2 * edges[-1])
     return tuple(edges)
 
 
-def _slices(places: NDArray[Any], kld: NDArray[np.float32], edges: Sequence[float]) -> tuple[Slice, ...]:
-    """The mean KLD of the tokens in each [edge, next edge), the last with its end; empty ones are left out."""
-    which = np.clip(np.searchsorted(edges, places, side="right") - 1, 0, len(edges) - 2)
+def _mean_klds(
+    values: NDArray[np.int32] | NDArray[np.float32], kld: NDArray[np.float32], edges: Sequence[float]
+) -> tuple[Slice, ...]:
+    """The mean KLD of the tokens whose value is in [edge, next edge); the last bin includes its end. No empty bins."""
+    bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     return tuple(
-        Slice(edges[i], edges[i + 1], int(chosen.sum()), _mean(kld[chosen]))
+        Slice(edges[i], edges[i + 1], int(members.sum()), _mean(kld[members]))
         for i in range(len(edges) - 1)
-        if (chosen := which == i).any()
+        if (members := bins == i).any()
     )
 
 
 def _histogram(kld: NDArray[np.float32]) -> Histogram:
+    """Of log10 KLD; what lies outside the edges is counted in the first or last bin."""
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log10(kld.astype(np.float64)), HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])
     counts, _ = np.histogram(logs, HISTOGRAM_EDGES)

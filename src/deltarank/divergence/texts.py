@@ -1,26 +1,25 @@
-"""Text to score: documents in tokens, with a mask of those that count."""
+"""Texts to score: documents as tokens, with a mask of the tokens that are scored."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltarank.divergence.chat_files import AnyTokenizer, Message, beginning, chat_ids, plain_ids
-from deltarank.errors import JobError, UsageError
-from deltarank.results import count, listing
+from deltarank.divergence.chat_template import Message, Tokenizer, bos_ids, encode_messages, encode_text
+from deltarank.divergence.text_files import messages_of, read_json_lines, read_text_file
+from deltarank.errors import UsageError
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 
 
 @dataclass(frozen=True)
 class Document:
-    """Some tokens, no more than the context asked for, and which of them are scored.
+    """Tokens that a model reads at once, at most the context, and which of them are scored.
 
     name      the file, with the line or the part of it
-    scored    scored[i]: the prediction of token i, from those before it, counts. Never the first's
+    scored    scored[i]: whether the prediction of token i from the tokens before it is scored; the first never is
     """
 
     name: str
@@ -28,187 +27,132 @@ class Document:
     scored: tuple[bool, ...]
 
     @property
-    def tokens(self) -> int:
-        """How many are scored."""
+    def scored_tokens(self) -> int:
+        """How many tokens are scored."""
         return sum(self.scored)
 
-    def pieces(self, tokenizer: AnyTokenizer) -> tuple[str, ...]:
-        """One string per token; they join to the text. Of a letter in several tokens, the last has it."""
-        return tuple(_pieces(tokenizer, self.ids))
+    def token_strings(self, tokenizer: Tokenizer) -> tuple[str, ...]:
+        """One string per token; joined, they are the text. A character of several tokens belongs to the last."""
+        return tuple(_token_strings(tokenizer, self.ids))
 
 
-def read_texts(paths: Sequence[Path], tokenizer: AnyTokenizer, *, context: int) -> list[tuple[str, list[Document]]]:
-    """The documents of each path, by the path's name.
+def read_texts(paths: Sequence[Path], tokenizer: Tokenizer, *, context: int) -> list[tuple[str, list[Document]]]:
+    """The documents of each path, with the path's name.
 
-    A .txt or .md file is one text. A .jsonl file holds a document a line: {"text": ...}, or {"messages": [{"role",
-    "content"}, ...]}, laid out by the tokenizer's chat template, of which what the assistant says is scored. A folder
-    stands for all such files in it. What is longer than `context` tokens is cut there, and each part is a document.
+    A .txt or .md file is one text. Each line of a .jsonl file is a document: {"text": ...}, or {"messages": [{"role",
+    "content"}, ...]}, which is laid out by the tokenizer's chat template and of which the assistant's messages are
+    scored. A folder stands for all such files in it. Texts longer than `context` tokens are split into several
+    documents.
 
     Raises:
-        UsageError: there is no such file, it is of another kind, or has no token that could be scored.
-        JobError: a file is not UTF-8, or a line is not what it should be.
+        UsageError: a path does not exist, is of another kind, or has no token that could be scored.
+        JobError: a file is not UTF-8, or a line is not a document.
     """
-    names = _distinct([path.name or str(path) for path in paths])
-    return [
-        (name, _with_tokens(path, [part for file in _files(path) for part in _documents(file, tokenizer, context)]))
-        for name, path in zip(names, paths, strict=True)
-    ]
+    names = _number_duplicates([path.name or str(path) for path in paths])
+    return [(name, _read_text(path, tokenizer, context)) for name, path in zip(names, paths, strict=True)]
 
 
-def cut(name: str, ids: Sequence[int], scored: Sequence[bool], *, begin: Sequence[int], context: int) -> list[Document]:
-    """Parts of at most `context` tokens, each after `begin`; those without a scored token are left out."""
-    step = max(1, context - len(begin))
-    parts = [(ids[at : at + step], scored[at : at + step]) for at in range(0, len(ids), step)]
-    made = [_document(name, begin, *part) for part in parts]
-    many = len(made) > 1
-    return [
-        Document(f"{name} ({number})" if many else name, each.ids, each.scored)
-        for number, each in enumerate(made, start=1)
-        if each.tokens
-    ]
+def _read_text(path: Path, tokenizer: Tokenizer, context: int) -> list[Document]:
+    if documents := [part for file in _text_files(path) for part in _read_documents(file, tokenizer, context)]:
+        return documents
+    raise UsageError(
+        f"{str(path)!r} is too short: it has no token that can be scored. A scored token needs one before it.",
+        cure="Give --text at least a few pages. A thousand tokens in ten documents give a usable interval.",
+        slug="text-short",
+    )
 
 
-def _document(name: str, begin: Sequence[int], ids: Sequence[int], scored: Sequence[bool]) -> Document:
-    mask = [*(False for _ in begin), *scored]
-    return Document(name, (*begin, *ids), (False, *mask[1:]))
-
-
-def _documents(file: Path, tokenizer: AnyTokenizer, context: int) -> Iterator[Document]:
+def _read_documents(file: Path, tokenizer: Tokenizer, context: int) -> Iterator[Document]:
     if file.suffix.lower() == ".jsonl":
-        for line, record in read_lines(file):
-            yield from _recorded(f"{file.name} line {line}", record, tokenizer, context)
-        return
-    ids = plain_ids(tokenizer, read_file(file))
-    yield from cut(file.name, ids, [True] * len(ids), begin=beginning(tokenizer), context=context)
+        for name, record in read_json_lines(file):
+            yield from _documents_of_record(name, record, tokenizer, context)
+    else:
+        yield from _documents_of_text(file.name, read_text_file(file), tokenizer, context)
 
 
-def _recorded(name: str, record: Mapping[str, Any], tokenizer: AnyTokenizer, context: int) -> list[Document]:
+def _documents_of_record(
+    name: str, record: Mapping[str, Any], tokenizer: Tokenizer, context: int
+) -> Iterator[Document]:
     if isinstance(text := record.get("text"), str):
-        ids = plain_ids(tokenizer, text)
-        return cut(name, ids, [True] * len(ids), begin=beginning(tokenizer), context=context)
-    ids, scored = _conversation(tokenizer, messages_of(record, name))
-    return cut(name, ids, scored, begin=(), context=context)
+        return _documents_of_text(name, text, tokenizer, context)
+    ids, scored = _encode_conversation(tokenizer, messages_of(record, name))
+    return _split(name, ids, scored, prefix=(), context=context)
 
 
-def _conversation(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-    """A conversation in tokens, and which of them the assistant says.
+def _documents_of_text(name: str, text: str, tokenizer: Tokenizer, context: int) -> Iterator[Document]:
+    ids = encode_text(tokenizer, text)
+    return _split(name, ids, [True] * len(ids), prefix=bos_ids(tokenizer), context=context)
 
-    What is said in message i is what the conversation up to it has beyond the one before it, opened for a reply. Some
-    templates rewrite earlier messages (they take out the reasoning): those are no longer what was said, nor scored.
+
+def _split(
+    name: str, ids: Sequence[int], scored: Sequence[bool], *, prefix: Sequence[int], context: int
+) -> Iterator[Document]:
+    """Parts of at most `context` tokens, each after `prefix`; those without a scored token are left out."""
+    step = max(1, context - len(prefix))
+    starts = range(0, len(ids), step)
+    for number, start in enumerate(starts, start=1):
+        mask = [*(False for _ in prefix), *scored[start : start + step]]
+        part = f"{name} ({number})" if len(starts) > 1 else name
+        document = Document(part, (*prefix, *ids[start : start + step]), (False, *mask[1:]))
+        if document.scored_tokens:
+            yield document
+
+
+def _encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    """The token ids of a conversation, and which of them the assistant writes.
+
+    The tokens of message i are those that the conversation up to it has beyond the conversation before it, opened for a
+    reply. Some templates rewrite earlier messages (they remove the reasoning). Rewritten messages are not scored: they
+    are not what the assistant wrote.
     """
-    ids = chat_ids(tokenizer, messages, reply=False)
+    ids = encode_messages(tokenizer, messages)
     scored = [False] * len(ids)
     for number, (role, _) in enumerate(messages):
         if role == "assistant":
-            before = chat_ids(tokenizer, messages[:number], reply=True) if number else []
-            after = chat_ids(tokenizer, messages[: number + 1], reply=False)
+            before = encode_messages(tokenizer, messages[:number], add_generation_prompt=True) if number else []
+            after = encode_messages(tokenizer, messages[: number + 1])
             if ids[: len(after)] == after and after[: len(before)] == before:
                 scored[len(before) : len(after)] = [True] * (len(after) - len(before))
     return ids, scored
 
 
-def messages_of(record: Mapping[str, Any], name: str) -> list[Message]:
-    """The messages of a line.
-
-    Raises:
-        JobError: it has none, or not as {"role": ..., "content": ...}.
-    """
-    try:
-        messages = [(str(each["role"]), each["content"]) for each in record["messages"]]
-        if messages and all(isinstance(content, str) for _, content in messages):
-            return messages
-    except (KeyError, TypeError):
-        pass
-    raise JobError(
-        f'{name} has neither "text" nor "messages" as {{"role": ..., "content": ...}}; it has '
-        f"{listing(sorted(map(repr, record))) or 'nothing'}.",
-        cure='Write a document a line: {"text": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}.',
-        slug="text-unreadable",
-    )
-
-
-def read_lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The objects of a .jsonl file with their line's number; empty lines are passed over.
-
-    Raises:
-        JobError: the file or a line cannot be read.
-    """
-    for number, line in enumerate(read_file(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _unreadable(file, f"line {number} is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise _unreadable(file, f"line {number} is no object in braces")
-        yield number, record
-
-
-def read_file(file: Path) -> str:
-    """Raises JobError: the file cannot be read, or is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _unreadable(file, f"byte {error.start:,} is not UTF-8") from None
-    except OSError as error:
-        raise _unreadable(file, error.strerror or str(error)) from error
-
-
-def _unreadable(file: Path, why: str) -> JobError:
-    return JobError(
-        f"{file} cannot be read: {why}.",
-        cure="Save it as UTF-8; a .jsonl file has one JSON object a line.",
-        slug="text-unreadable",
-    )
-
-
-def _files(path: Path) -> list[Path]:
+def _text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UsageError(
             f"there is no text at {str(path)!r}.",
             cure="Give --text a file (.txt, .md, .jsonl) or a folder of such files.",
             slug="text-not-found",
         )
-    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    if known := [file for file in found if file.suffix.lower() in SUFFIXES]:
-        return known
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    if readable := [file for file in files if file.suffix.lower() in SUFFIXES]:
+        return readable
     raise UsageError(
-        f"{str(path)!r} holds no text that is read: {', '.join(SUFFIXES)} are.",
-        cure="Give --text a file of one of these kinds, or a folder of such files.",
+        f"{str(path)!r} has no text in a format that can be read; these can: {', '.join(SUFFIXES)}.",
+        cure="Give --text a file in one of these formats, or a folder of such files.",
         slug="text-not-found",
     )
 
 
-def _with_tokens(path: Path, documents: list[Document]) -> list[Document]:
-    if documents:
-        return documents
-    raise UsageError(
-        f"{str(path)!r} is too short: {count(0, 'token')} of it can be scored, for each takes one before it.",
-        cure="Give --text at least a few pages; a thousand tokens in ten documents make a usable interval.",
-        slug="text-short",
-    )
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Equal names are numbered: two files of one name are two texts."""
+def _number_duplicates(names: Sequence[str]) -> list[str]:
+    """Equal names get a number each: two files of one name are two texts."""
     return [
-        name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})" for at, name in enumerate(names)
+        name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
+        for index, name in enumerate(names)
     ]
 
 
-def _pieces(tokenizer: AnyTokenizer, ids: Sequence[int]) -> Iterator[str]:
-    """Each token as what it adds to the text: decoded with the tokens before it, for spaces depend on them."""
-    before = done = 0
+def _token_strings(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[str]:
+    """What each token adds to the text: it is decoded with the token before it, on which its spaces depend."""
+    first = done = 0
     for end in range(1, len(ids) + 1):
-        told, now = (_decoded(tokenizer, ids[before:to]) for to in (done, end))
-        if now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
+        before, after = (_decode(tokenizer, ids[first:last]) for last in (done, end))
+        if after.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
             yield ""
             continue
-        yield now[len(told) :]
-        before, done = done, end
+        yield after[len(before) :]
+        first, done = done, end
 
 
-def _decoded(tokenizer: AnyTokenizer, ids: Sequence[int]) -> str:
+def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text

@@ -1,6 +1,6 @@
-"""How far apart two models' predictions are, token by token: exact over the whole vocabulary, and never below zero.
+"""Divergence of two models' next-token predictions, token by token: exact over the whole vocabulary, never negative.
 
-The finetune is the reference P, a candidate is Q, both softmax distributions over the tokens that both know.
+The finetune is the reference P, a candidate is Q: softmax distributions over the tokens of both vocabularies.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from torch import Tensor
 
 from deltarank.system import write_atomically
 
-_ENTRIES = {"cpu": 2**19, "cuda": 2**24}
-"""Entries of a chunk of logits: on a CPU its handful of temporaries should stay in the cache."""
+_LOGITS_PER_CHUNK = {"cpu": 2**19, "cuda": 2**24}
+"""By device. On a CPU a chunk's handful of temporaries should stay in the cache."""
 
-_SERIES_UNDER = 0.5
+_TAYLOR_BELOW = 0.5
+"""The |log q - log p| below which a term of the KL divergence is computed from its Taylor series."""
 
 
 @dataclass(frozen=True)
 class TokenStats:
-    """One number per scored token, numpy float32 unless said otherwise. Nats.
+    """One entry per scored token: arrays of shape (tokens,), float32 unless noted. Logarithms are natural (nats).
 
-    kld             KL(P || Q) = sum of p log(p / q): the direction that llama.cpp prints
+    kld             KL(P || Q) = sum of p log(p / q), the direction that llama.cpp prints
     kld_reverse     KL(Q || P)
-    nll             -log q(t), t the token that stands in the text
+    nll             -log q(t), where t is the token in the text
     reference_nll   -log p(t)
     delta_p         q(t) - p(t)
-    same_top        bool: both put the same token first
-    top_p           the largest p: how sure the reference is
-    position        int32: the place in the document, counted in tokens
+    same_top        bool: P and Q have the same most likely token
+    top_p           the largest p, the reference's confidence
+    position        int32: index of the token in its document
 
-    A token at which a logit is NaN or infinite upwards, or whose text token one of the two does not know, holds NaN in
-    every float: it keeps its place and is counted. A logit of minus infinity is a probability of zero.
+    Every float of a token is NaN if one of its logits is NaN or +inf, or if t is missing from one vocabulary. A logit
+    of -inf means a probability of zero.
     """
 
     kld: NDArray[np.float32]
@@ -53,98 +54,97 @@ class TokenStats:
     def __post_init__(self) -> None:
         lengths = {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"one entry per token is expected in each; got {lengths}")
+            raise ValueError(f"expected arrays of one length; got {lengths}")
 
     def __len__(self) -> int:
         return len(self.kld)
 
     @property
     def is_finite(self) -> NDArray[np.bool_]:
-        """For each token, whether it can be counted in."""
+        """For each token, whether its statistics are finite."""
         return np.isfinite(self.kld)
 
-    def take(self, chosen: Any) -> Self:
-        """Those tokens that a mask, a slice or an array of indices names."""
-        return type(self)(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+    def take(self, tokens: Any) -> Self:
+        """The tokens that a mask, a slice or an array of indices selects."""
+        return type(self)(*(getattr(self, field.name)[tokens] for field in dataclasses.fields(self)))
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """The tokens of all parts, in their order. At least one part is needed."""
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The tokens of all parts, in order. At least one part is required."""
         return cls(*(np.concatenate([getattr(x, field.name) for x in parts]) for field in dataclasses.fields(cls)))
 
     def save(self, path: Path) -> None:
-        """Writes a whole file, or none. Raises OSError."""
+        """Writes a whole .npz file, or none. Raises OSError."""
         with write_atomically(path) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **{x.name: getattr(self, x.name) for x in dataclasses.fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-            OSError, ValueError, KeyError, zipfile.BadZipFile: it is something else.
+            OSError, ValueError, KeyError, zipfile.BadZipFile: the file is missing or is another kind of file.
         """
         with np.load(path, allow_pickle=False) as arrays:
             return cls(*(arrays[field.name] for field in dataclasses.fields(cls)))
 
 
-def token_stats(
+def compare_logits(
     reference_logits: Tensor,
     logits: Tensor,
     targets: Tensor | Sequence[int],
     *,
     positions: Tensor | Sequence[int] | None = None,
 ) -> TokenStats:
-    """Compares two models on the same tokens.
+    """Compares two models' predictions of the same tokens.
 
-    Logits are upcast to float32 a few rows at a time; sums over the vocabulary are added in float64. Where the two have
-    different numbers of rows, the first that both have are compared, each renormalised over them.
+    Logits are upcast to float32 a few tokens at a time; sums over the vocabulary are accumulated in float64. If one
+    vocabulary is longer, its additional tokens are left out and the distribution is renormalised over the rest.
 
     Args:
-        reference_logits: the finetune's, (tokens, vocabulary), any floating dtype and device.
-        logits: the candidate's, (tokens, its vocabulary).
-        targets: (tokens,): the id that stands in the text after each.
-        positions: (tokens,): each token's place in its document; 0, 1, 2, ... if not given.
+        reference_logits: the finetune's logits, (tokens, vocabulary), of any floating dtype and device.
+        logits: the candidate's logits, (tokens, its vocabulary).
+        targets: (tokens,), the id of the token in the text that each row predicts.
+        positions: (tokens,), each token's index in its document; 0, 1, 2, ... by default.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not match.
     """
     tokens = len(reference_logits)
     device = reference_logits.device if reference_logits.device.type != "mps" else torch.device("cpu")  # no float64
     targets = torch.as_tensor(targets).to(device, torch.long)
     if logits.shape[:-1] != reference_logits.shape[:-1] or targets.shape != (tokens,) or logits.ndim != 2:
         raise ValueError(
-            f"logits {tuple(reference_logits.shape)} and {tuple(logits.shape)} with targets {tuple(targets.shape)}: "
-            "(tokens, vocabulary) twice and (tokens,) are expected"
+            f"got logits of shapes {tuple(reference_logits.shape)} and {tuple(logits.shape)} and targets of shape "
+            f"{tuple(targets.shape)}; expected (tokens, vocabulary) twice and (tokens,)"
         )
-    place = torch.arange(tokens) if positions is None else torch.as_tensor(positions)
-    common = min(reference_logits.shape[1], logits.shape[1])
+    position = torch.arange(tokens) if positions is None else torch.as_tensor(positions)
+    shared = min(reference_logits.shape[1], logits.shape[1])
     columns = [
-        _compared(reference_logits[rows, :common].to(device), logits[rows, :common].to(device), targets[rows])
-        for rows in _chunks(tokens, common, device.type)
+        _compare(reference_logits[rows, :shared].to(device), logits[rows, :shared].to(device), targets[rows])
+        for rows in _chunks(tokens, shared, device.type)
     ] or [[torch.zeros(0)] * 7]
-    numbers = [torch.cat(parts).cpu().numpy() for parts in zip(*columns, strict=True)]
-    same_top = numbers.pop(5).astype(np.bool_)
-    kld, kld_reverse, nll, reference_nll, delta_p, top_p = (each.astype(np.float32) for each in numbers)
-    return TokenStats(
-        kld, kld_reverse, nll, reference_nll, delta_p, same_top, top_p, place.cpu().numpy().astype(np.int32)
-    )
+    arrays = [torch.cat(parts).cpu().numpy() for parts in zip(*columns, strict=True)]
+    same_top = arrays.pop(5).astype(np.bool_)
+    kld, kld_reverse, nll, reference_nll, delta_p, top_p = (each.astype(np.float32) for each in arrays)
+    positions = position.cpu().numpy().astype(np.int32)
+    return TokenStats(kld, kld_reverse, nll, reference_nll, delta_p, same_top, top_p, positions)
 
 
 def _chunks(tokens: int, vocabulary: int, device: str) -> Iterator[slice]:
-    step = max(1, _ENTRIES.get(device, _ENTRIES["cuda"]) // max(vocabulary, 1))
+    step = max(1, _LOGITS_PER_CHUNK.get(device, _LOGITS_PER_CHUNK["cuda"]) // max(vocabulary, 1))
     return (slice(start, start + step) for start in range(0, tokens, step))
 
 
 @torch.no_grad()
-def _compared(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> list[Tensor]:
-    """kld, kld_reverse, nll, reference_nll, delta_p, same_top, top_p of a few tokens."""
+def _compare(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> list[Tensor]:
+    """The columns kld, kld_reverse, nll, reference_nll, delta_p, same_top and top_p of a few tokens."""
     log_p, p = _softmax(reference_logits)
     log_q, q = _softmax(logits)
-    known = targets < log_p.shape[1]
-    at = targets.where(known, 0)[:, None]
-    log_p_t, log_q_t = log_p.gather(1, at)[:, 0], log_q.gather(1, at)[:, 0]
-    top_p, first = p.max(-1)
+    in_vocabulary = targets < log_p.shape[1]
+    index = targets.where(in_vocabulary, 0)[:, None]
+    log_p_t, log_q_t = log_p.gather(1, index)[:, 0], log_q.gather(1, index)[:, 0]
+    top_p, top_token = p.max(-1)
     floats = [
         _divergence(log_p, log_q, p, q),
         _divergence(log_q, log_p, q, p),
@@ -153,13 +153,13 @@ def _compared(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> list
         log_q_t.exp() - log_p_t.exp(),
         top_p,
     ]
-    countable = torch.stack(floats).isfinite().all(0) & known
-    floats = [each.where(countable, torch.nan) for each in floats]
-    return [*floats[:5], (first == q.argmax(-1)) & countable, floats[5]]
+    is_finite = torch.stack(floats).isfinite().all(0) & in_vocabulary
+    floats = [each.where(is_finite, torch.nan) for each in floats]
+    return [*floats[:5], (top_token == q.argmax(-1)) & is_finite, floats[5]]
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(log of the softmax, softmax), float32; the normaliser is added in float64: a long vocabulary costs 1e-5 else."""
+    """(log-softmax, softmax) in float32. The normaliser is summed in float64: float32 loses 1e-5 on long vocabularies."""
     shifted = logits.float() - logits.amax(-1, keepdim=True).float()
     softmax = shifted.exp()
     total = softmax.sum(-1, keepdim=True, dtype=torch.float64)
@@ -167,17 +167,17 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divergence(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """KL(P || Q) of each row = sum of p (e^d - 1 - d), d = log q - log p, in float64 of float32 terms.
+    """KL(P || Q) of each row = sum of p (e^d - 1 - d), d = log q - log p: float32 terms, summed in float64.
 
-    Both sum to one, so that sum(q) - sum(p) = 0 may be added to sum(-p d). No term is then below zero, and an error c
-    in a row's normaliser moves the sum by c^2 / 2 instead of by c. For a small d, where the difference would cancel,
-    e^d is its Taylor series: d^2 / 2 (1 + d/3 (1 + d/4 (...))), within 4e-8 up to d = 1/2.
+    P and Q both sum to one, so sum(q) - sum(p) = 0 can be added to sum(-p d). Then no term is negative, and an error c
+    in a row's normaliser changes the sum by c^2 / 2 instead of by c. For a small d the difference would cancel; there
+    its Taylor series is used, d^2 / 2 (1 + d/3 (1 + d/4 (...))), exact within 4e-8 up to d = 1/2.
     """
-    d = (log_q - log_p).where(p > 0, 1.0)  # p = 0 leaves the term q, which the second form below gives for any such d
+    d = (log_q - log_p).where(p > 0, 1.0)  # where p = 0 the term is q, which `far` gives for any d outside the series
     series = torch.full_like(d, 1.0)
     for divisor in range(8, 2, -1):
         series.mul_(d).div_(divisor).add_(1.0)
     near = series.mul_(d).mul_(d).mul_(p).mul_(0.5)
     far = torch.addcmul(q - p, p, d, value=-1).clamp_(min=0.0)
-    terms = near.where(d.abs() < _SERIES_UNDER, far)
+    terms = near.where(d.abs() < _TAYLOR_BELOW, far)
     return terms.sum(-1, dtype=torch.float64)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from deltarank.models.generate import check_room, fitting, generate, own_document
-from deltarank.models.load import (
-    ModelFolder,
-    ModelSkeleton,
-    file_names,
-    load,
-    model_skeleton,
-    output_head,
-    stream,
-    tokenizer_of,
+from deltarank.models.generate import generate_answers
+from deltarank.models.load import load_model
+from deltarank.models.predict import (
+    LOGITS_PER_CHUNK,
+    Head,
+    Predictor,
+    Window,
+    batch_windows,
+    translate_out_of_memory,
 )
-from deltarank.models.predict import LOGITS_AT_ONCE, Head, Predictor, Window, batches, translate_out_of_memory
 from deltarank.models.prediction_store import PredictionStore
-from deltarank.models.quantise import yardstick
-from deltarank.models.tokenizers import changed_token_ids, difference
+from deltarank.models.quantise import Yardstick, get_yardstick
+from deltarank.models.skeleton import ModelFolder, ModelSkeleton, read_skeleton
+from deltarank.models.stream import file_tensor_names, stream_model
+from deltarank.models.tokenizers import changed_token_ids, describe_difference, load_tokenizer
 from deltarank.models.weights import Edit, Weights, read_piece
 
 __all__ = [
-    "LOGITS_AT_ONCE",
+    "LOGITS_PER_CHUNK",
     "Edit",
     "Head",
     "ModelFolder",
@@ -29,20 +29,17 @@ __all__ = [
     "Predictor",
     "Weights",
     "Window",
-    "batches",
+    "Yardstick",
+    "batch_windows",
     "changed_token_ids",
-    "check_room",
-    "difference",
-    "file_names",
-    "fitting",
-    "generate",
-    "load",
-    "model_skeleton",
-    "output_head",
-    "own_document",
+    "describe_difference",
+    "file_tensor_names",
+    "generate_answers",
+    "get_yardstick",
+    "load_model",
+    "load_tokenizer",
     "read_piece",
-    "stream",
-    "tokenizer_of",
+    "read_skeleton",
+    "stream_model",
     "translate_out_of_memory",
-    "yardstick",
 ]

@@ -1,8 +1,8 @@
-"""A model's predictions at the scored tokens: hidden states in, float32 logits out, a piece at a time.
+"""A model's predictions at the scored tokens: hidden states from the model, float32 logits from its output head.
 
-What enters the output head is a small vector; the logits that leave it are as many as the vocabulary is long. So the
-former is kept, and the head is applied again where logits are compared: nothing as large as the logits of a document
-is ever stored, and they are exact in float32 where a model would round them to its own dtype.
+The vector that enters the output head is small; the logits that leave it are as many as the vocabulary is long. So the
+inputs of the head are stored, and the head is applied again when logits are compared. Nothing as large as a document's
+logits is ever stored, and they are exact in float32, where the model would round them to its own dtype.
 """
 
 from __future__ import annotations
@@ -17,120 +17,129 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from deltarank.errors import JobError
+from deltarank.models.skeleton import AnyModel, softcaps_logits
 
-LOGITS_AT_ONCE = 1 << 25
-"""Entries of the logits that exist at one time, each side: 128 MB in float32."""
+LOGITS_PER_CHUNK = 1 << 25
+"""The most logits of one model that exist at a time: 128 MB in float32."""
 
-_WEIGHT_ROWS = 1 << 14
-_PAD = 0
+_WEIGHT_ROWS_PER_CHUNK = 1 << 14
+_TOKENS_WITHOUT_HEAD = 1 << 10
+_PADDING_ID = 0
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that a model reads at once, and which of them are predicted from those before.
+    """Tokens that a model reads at once, and the positions whose predictions are compared.
 
-    rows             positions of `ids` whose predictions are compared: that before each scored token
+    rows             indices into `ids`: the position before each scored token, at which it is predicted
     """
 
     ids: tuple[int, ...]
     rows: tuple[int, ...]
 
     @classmethod
-    def of(cls, ids: Sequence[int], scored: Sequence[bool]) -> Window:
+    def from_mask(cls, ids: Sequence[int], scored: Sequence[bool]) -> Window:
         return cls(tuple(ids), tuple(i - 1 for i in range(1, len(ids)) if scored[i]))
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The token that stands after each row."""
+        """The token after each row."""
         return tuple(self.ids[row + 1] for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output head: logits = hidden weight' + bias, in float32. None of both: what is kept are logits already."""
+    """An output head: logits = inputs weight' + bias, in float32. Without a weight its inputs are logits already."""
 
     weight: Tensor | None
     bias: Tensor | None = None
 
-    def logits(self, kept: Tensor) -> Tensor:
-        """(tokens, vocabulary) in float32, of (tokens, hidden). The weight is upcast some rows at a time."""
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(tokens, hidden) to (tokens, vocabulary) in float32. The weight is upcast some rows at a time."""
         if self.weight is None:
-            return kept.float()
-        hidden = kept.to(self.weight.device).float()
-        parts = [linear(hidden, rows.float()) for rows in torch.split(self.weight, _WEIGHT_ROWS)]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return out if self.bias is None else out.add_(self.bias.float())
+            return inputs.float()
+        hidden = inputs.to(self.weight.device).float()
+        parts = [linear(hidden, rows.float()) for rows in torch.split(self.weight, _WEIGHT_ROWS_PER_CHUNK)]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return logits if self.bias is None else logits.add_(self.bias.float())
 
     def to(self, device: torch.device) -> Head:
         return Head(*(None if each is None else each.to(device) for each in (self.weight, self.bias)))
 
     @property
-    def step(self) -> int:
-        """How many tokens' logits may exist at one time."""
-        return max(1, LOGITS_AT_ONCE // len(self.weight)) if self.weight is not None else 1 << 10
+    def tokens_per_chunk(self) -> int:
+        """How many tokens' logits may exist at a time."""
+        return max(1, LOGITS_PER_CHUNK // len(self.weight)) if self.weight is not None else _TOKENS_WITHOUT_HEAD
 
 
 class Predictor:
-    """A model that gives what is kept of its predictions: hidden states where its head is all that follows them.
+    """Runs a model and returns the inputs of its output head; its logits where more follows the head, as a softcap.
 
-    Whether it is, is found out on the first batch: the model's own logits must be the head's, to rounding.
+    Which of the two it is, is found out on the first batch: the head's outputs must be the model's logits, to rounding.
+
+    Args:
+        head: the output head, if the model does not hold its weights.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        self._model, self._device = model, device
+    def __init__(self, model: AnyModel, device: torch.device, head: Head | None = None) -> None:
+        self._model, self._device, self._given_head = model, device, head
         self._module = model.get_output_embeddings()
-        self._checked: bool | None = None
+        self._head_is_last: bool | None = None
 
-    def head(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Head:
-        """Call it once a batch was predicted. `weight`, `bias`: where the model does not hold its head's."""
-        if not self._checked:
+    @property
+    def head(self) -> Head:
+        """What turns the results of `head_inputs` into logits. Call it after the first batch."""
+        if not self._head_is_last:
             return Head(None)
-        own = (self._module.weight, getattr(self._module, "bias", None)) if weight is None else (weight, bias)
-        return Head(*(None if each is None else each.detach() for each in own))
+        weight, bias = self._module.weight, getattr(self._module, "bias", None)
+        if self._given_head is not None and self._given_head.weight is not None:
+            weight, bias = self._given_head.weight, self._given_head.bias
+        return Head(*(None if each is None else each.detach() for each in (weight, bias)))
 
     @torch.inference_mode()
-    def kept(self, windows: Sequence[Window]) -> list[Tensor]:
-        """For each window, (its rows, hidden); or (its rows, vocabulary) where the head is not all.
+    def head_inputs(self, windows: Sequence[Window]) -> list[Tensor]:
+        """For each window (its rows, hidden); or its logits, (its rows, vocabulary), where the head is not last.
 
         Raises:
             JobError: (slug "out-of-memory") the batch does not fit.
         """
-        with translate_out_of_memory(len(windows), self._device):
-            if self._checked is None:
-                self._checked = self._is_plain(windows[:1])
-            kept = self._hidden(windows) if self._checked else self._logits(windows)
+        with translate_out_of_memory(self._device, batch=len(windows)):
+            if self._head_is_last is None:
+                self._head_is_last = self._check_head(windows[:1])
+            inputs = self._run_up_to_head(windows) if self._head_is_last else self._logits(windows)
             return [
-                each[torch.tensor(window.rows, device=each.device)] for each, window in zip(kept, windows, strict=True)
+                each[torch.tensor(window.rows, device=each.device)]
+                for each, window in zip(inputs, windows, strict=True)
             ]
 
-    def _is_plain(self, windows: Sequence[Window]) -> bool:
-        """Whether logits are the head of what enters it, on a window; softcaps are seen on large logits only."""
-        if self._module is None or not hasattr(self._module, "weight") or _caps(self._model.config):
+    def _check_head(self, windows: Sequence[Window]) -> bool:
+        """Whether the head gives the model's logits. A softcap changes large logits only, so the configuration is asked."""
+        if self._module is None or not hasattr(self._module, "weight") or softcaps_logits(self._model.config):
             return False
-        seen: list[Tensor] = []
-        with _hooked(self._module, lambda _, given: seen.append(given[0])):
+        inputs: list[Tensor] = []
+        with _pre_forward_hook(self._module, lambda _, args: inputs.append(args[0])):
             logits = self._logits(windows)
-        return len(seen) == 1 and _agree(self._module(seen[0]), logits)
+        return len(inputs) == 1 and _are_close(self._module(inputs[0]), logits)
 
-    def _hidden(self, windows: Sequence[Window]) -> Tensor:
-        """What enters the head, which is then given one position only."""
-        seen: list[Tensor] = []
+    def _run_up_to_head(self, windows: Sequence[Window]) -> Tensor:
+        """The inputs of the head, which itself is run on the last position only."""
+        inputs: list[Tensor] = []
 
-        def keep(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            seen.append(given[0])
-            return (given[0][:, -1:], *given[1:])
+        def record(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            inputs.append(args[0])
+            return (args[0][:, -1:], *args[1:])
 
-        with _hooked(self._module, keep):
-            self._call(windows)
-        return seen[0]
+        with _pre_forward_hook(self._module, record):
+            self._run(windows)
+        return inputs[0]
 
     def _logits(self, windows: Sequence[Window]) -> Tensor:
-        logits: Tensor = self._call(windows).logits
+        logits: Tensor = self._run(windows).logits
         return logits.float()
 
-    def _call(self, windows: Sequence[Window]) -> Any:
+    def _run(self, windows: Sequence[Window]) -> Any:
         longest = max(len(window.ids) for window in windows)
-        ids = torch.full((len(windows), longest), _PAD)
+        ids = torch.full((len(windows), longest), _PADDING_ID)
         mask = torch.zeros_like(ids)
         for row, window in enumerate(windows):
             ids[row, : len(window.ids)] = torch.tensor(window.ids)
@@ -139,20 +148,16 @@ class Predictor:
         return self._model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def _caps(config: Any) -> bool:
-    return bool(getattr(config.get_text_config(), "final_logit_softcapping", None))
-
-
-def _agree(made: Tensor, logits: Tensor) -> bool:
-    """To the rounding of the head's dtype; a NaN agrees with a NaN."""
-    if made.shape != logits.shape:
+def _are_close(recomputed: Tensor, logits: Tensor) -> bool:
+    """To the rounding of the head's dtype; NaN equals NaN."""
+    if recomputed.shape != logits.shape:
         return False
-    most = torch.finfo(made.dtype).eps * float(logits.nan_to_num(0, 0, 0).abs().max())
-    return torch.allclose(made.to(logits), logits, rtol=0, atol=most, equal_nan=True)
+    tolerance = torch.finfo(recomputed.dtype).eps * float(logits.nan_to_num(0, 0, 0).abs().max())
+    return torch.allclose(recomputed.to(logits), logits, rtol=0, atol=tolerance, equal_nan=True)
 
 
 @contextmanager
-def _hooked(module: Any, hook: Any) -> Iterator[None]:
+def _pre_forward_hook(module: Any, hook: Any) -> Iterator[None]:
     handle = module.register_forward_pre_hook(hook)
     try:
         yield
@@ -161,38 +166,43 @@ def _hooked(module: Any, hook: Any) -> Iterator[None]:
 
 
 @contextmanager
-def translate_out_of_memory(batch: int, device: torch.device) -> Iterator[None]:
-    """A want of memory, in our words."""
+def translate_out_of_memory(device: torch.device, *, batch: int | None = None) -> Iterator[None]:
+    """Raises JobError (slug "out-of-memory") in place of what torch raises when memory runs out.
+
+    Args:
+        batch: how many texts are run together; None while a model is loaded.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
-        smaller = f"--batch {batch // 2}" if batch > 1 else "shorter texts"
+        smaller = "shorter texts, or " if batch == 1 else f"--batch {batch // 2}, or " if batch else ""
         raise JobError(
-            f"a batch of {batch} does not fit into the memory of {device}.",
-            cure=f"Use {smaller}, or --dtype bfloat16. What was finished is kept: the same command goes on.",
+            f"{'the model' if batch is None else f'a batch of {batch}'} does not fit into the memory of {device}.",
+            cure=f"Use {smaller}--dtype bfloat16. To resume, repeat the command: finished work is kept.",
             slug="out-of-memory",
         ) from error
 
 
-def batches(windows: Sequence[Window], *, size: int | None, tokens: int) -> list[list[int]]:
-    """Numbers of the windows that go through together, long ones with long ones; each once, always the same way.
+def batch_windows(windows: Sequence[Window], *, size: int | None, tokens: int) -> list[list[int]]:
+    """Indices of the windows that are run together: similar lengths together, each once, always in the same order.
 
     Args:
-        size: so many together; None: as many as make `tokens`, padding counted.
+        size: windows per batch; None: as many as fit into `tokens`.
+        tokens: the most tokens per batch, padding included.
     """
-    order = sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), i))
-    out: list[list[int]] = []
-    for i in order:
-        if out and _fits(out[-1], windows, size, tokens):
-            out[-1].append(i)
+    longest_first = sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), i))
+    batches: list[list[int]] = []
+    for index in longest_first:
+        if batches and _has_room(batches[-1], windows, size, tokens):
+            batches[-1].append(index)
         else:
-            out.append([i])
-    return out
+            batches.append([index])
+    return batches
 
 
-def _fits(batch: Sequence[int], windows: Sequence[Window], size: int | None, tokens: int) -> bool:
+def _has_room(batch: Sequence[int], windows: Sequence[Window], size: int | None, tokens: int) -> bool:
     if size is not None:
         return len(batch) < size
     return (len(batch) + 1) * len(windows[batch[0]].ids) <= tokens

@@ -1,4 +1,4 @@
-"""What is kept of the reference's predictions while candidates come and go: small files, each whole or absent."""
+"""The reference's predictions on disk, while candidates are compared with them one after another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _HEAD = "head.safetensors"
 
 
 class PredictionStore:
-    """A folder of hidden states, a file a document, and the head that turns them into logits.
+    """A folder with the inputs of the output head, one file per document, and the head that turns them into logits.
+
+    Each file is written under another name and renamed, so that it is never incomplete.
 
     Raises:
         OSError: it cannot be written.
@@ -26,29 +28,30 @@ class PredictionStore:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def has(self, number: int) -> bool:
-        return self._file(number).is_file()
+    def has(self, document: int) -> bool:
+        return self._file(document).is_file()
 
-    def save(self, number: int, kept: Tensor) -> None:
-        _save(self._file(number), {"kept": kept})
+    def save(self, document: int, head_inputs: Tensor) -> None:
+        _save(self._file(document), {"head_inputs": head_inputs})
 
-    def load(self, number: int) -> Tensor:
-        kept: Tensor = load_file(self._file(number))["kept"]
-        return kept
+    def load(self, document: int) -> Tensor:
+        head_inputs: Tensor = load_file(self._file(document))["head_inputs"]
+        return head_inputs
 
     @property
     def has_head(self) -> bool:
         return (self.folder / _HEAD).is_file()
 
     def save_head(self, head: Head) -> None:
-        _save(self.folder / _HEAD, {k: v for k, v in (("weight", head.weight), ("bias", head.bias)) if v is not None})
+        tensors = {"weight": head.weight, "bias": head.bias}
+        _save(self.folder / _HEAD, {name: each for name, each in tensors.items() if each is not None})
 
     def load_head(self) -> Head:
         tensors = load_file(self.folder / _HEAD)
         return Head(tensors.get("weight"), tensors.get("bias"))
 
-    def _file(self, number: int) -> Path:
-        return self.folder / f"{number:06}.safetensors"
+    def _file(self, document: int) -> Path:
+        return self.folder / f"{document:06}.safetensors"
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -56,5 +59,5 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with write_atomically(path) as partial:
         try:
             save_file(whole, partial)
-        except SafetensorError as error:  # how it reports a full disk
+        except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(str(error)) from error

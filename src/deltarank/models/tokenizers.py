@@ -1,36 +1,57 @@
-"""Whether two tokenizers mean the same by the same number."""
+"""Tokenizers: loaded from a checkpoint's folder, and compared by the ids of their tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from transformers import AutoTokenizer
+
+from deltarank.divergence import Tokenizer
+from deltarank.errors import CheckpointError
+from deltarank.models.skeleton import FOLDER_CURE, ModelFolder
+from deltarank.models.transformers_logging import first_line, silence_transformers
 from deltarank.results import count, listing
 
-
-def changed_token_ids(ours: Any, theirs: Any) -> list[str]:
-    """Tokens that both know by unlike numbers: a text in the one's numbers is another text to the other."""
-    here, there = ours.get_vocab(), theirs.get_vocab()
-    return sorted(token for token, number in here.items() if there.get(token, number) != number)
+_AutoTokenizer: Any = AutoTokenizer  # untyped
 
 
-def difference(ours: Any, theirs: Any) -> str | None:
-    """How their tokenizer differs from ours, in words; None if it does not."""
-    here, there = ours.get_vocab(), theirs.get_vocab()
-    moved = changed_token_ids(ours, theirs)
-    added, missing = sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys())
-    ways = [
-        f"{count(len(tokens), 'token')} {how} (such as {_shown(tokens)})"
+def load_tokenizer(folder: ModelFolder, *, trust_remote_code: bool = False) -> Tokenizer:
+    """Raises CheckpointError (slug "no-tokenizer") if there is none, or it cannot be read."""
+    try:
+        with silence_transformers():
+            return _AutoTokenizer.from_pretrained(
+                folder.name_or_path, trust_remote_code=trust_remote_code, **folder.options
+            )
+    except Exception as error:  # tokenizers, sentencepiece and their converters raise many kinds
+        raise CheckpointError(
+            f"cannot read a tokenizer from {folder.name_or_path!a}: {first_line(error)}",
+            cure=FOLDER_CURE,
+            slug="no-tokenizer",
+        ) from error
+
+
+def changed_token_ids(reference: Tokenizer, other: Tokenizer) -> list[str]:
+    """The tokens of both vocabularies that have different ids in them: the same ids are another text to the other."""
+    reference_ids, other_ids = reference.get_vocab(), other.get_vocab()
+    return sorted(token for token, number in reference_ids.items() if other_ids.get(token, number) != number)
+
+
+def describe_difference(finetune: Tokenizer, other: Tokenizer) -> str | None:
+    """How another model's tokenizer differs from the finetune's, in words; None if it does not."""
+    ours, theirs = finetune.get_vocab().keys(), other.get_vocab().keys()
+    differences = [
+        f"{count(len(tokens), 'token')} {how} (such as {_examples(tokens)})"
         for tokens, how in (
-            (moved, "have another number"),
-            (added, "are only in the finetune's"),
-            (missing, "are only in its"),
+            (changed_token_ids(finetune, other), "with a different id"),
+            (sorted(ours - theirs), "only in the finetune's"),
+            (sorted(theirs - ours), "not in the finetune's"),
         )
         if tokens
     ]
-    if not ways and getattr(ours, "chat_template", None) != getattr(theirs, "chat_template", None):
-        ways = ["the chat template is another"]
-    return listing(ways) or None
+    if not differences and getattr(finetune, "chat_template", None) != getattr(other, "chat_template", None):
+        differences = ["it has a different chat template"]
+    return listing(differences) or None
 
 
-def _shown(tokens: list[str]) -> str:
+def _examples(tokens: list[str]) -> str:
     return listing([ascii(token)[:40] for token in tokens], most=2)

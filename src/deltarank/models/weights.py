@@ -1,7 +1,4 @@
-"""The numbers of a model, made tensor by tensor when somebody asks for them.
-
-A candidate is a checkpoint and some edits of it. Nothing is held: a tensor is read, edited in float32 and handed over.
-"""
+"""A candidate's weights: a checkpoint's tensors with some edits, each read and computed only when it is asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch import Tensor
 
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Piece, TensorInfo
 
-_OTHERS = {
+_OTHER_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -22,27 +19,25 @@ _OTHERS = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
-_DTYPES = {**FLOAT_DTYPES, **_OTHERS}
-
-Change = Callable[[Tensor], Tensor]
-"""Takes a matrix in float32 and gives what stands in its place; it may write into what it was given."""
+_DTYPES = {**FLOAT_DTYPES, **_OTHER_DTYPES}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of one piece of a tensor: a whole matrix, or an expert's slice of a stack.
+    """A change of one piece of a tensor: a whole matrix, or one expert's slice of a stack.
 
-    rounded_to       the result is rounded to this type: what a file of that type would hold
+    change      takes the piece in float32 and returns its replacement; it may write into what it gets
+    round_to    the dtype to which the replacement is rounded, as a file of that dtype would hold it
     """
 
     piece: Piece
-    change: Change
-    rounded_to: torch.dtype | None = None
+    change: Callable[[Tensor], Tensor]
+    round_to: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """One tensor that is made when it is indexed, as safetensors' slices are."""
+    """A tensor that is read when it is indexed, like safetensors' slices."""
 
     weights: Weights
     name: str
@@ -53,9 +48,10 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class Weights(Mapping[str, LazyTensor]):
-    """A checkpoint's tensors by their names in its files, some of them edited.
+    """A checkpoint's tensors by their names in its files, with edits. None of them stays in memory.
 
-    device           where edits are computed and tensors are handed over
+    edits       by the name of the tensor
+    device      where edits are computed, and where the tensors are
     """
 
     checkpoint: Checkpoint = field(repr=False)
@@ -63,8 +59,8 @@ class Weights(Mapping[str, LazyTensor]):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, edits: Sequence[Edit], device: torch.device) -> Weights:
-        """Edits sorted to their tensors."""
+    def with_edits(cls, checkpoint: Checkpoint, edits: Sequence[Edit], device: torch.device) -> Weights:
+        """Groups the edits by tensor."""
         by_tensor: dict[str, list[Edit]] = {}
         for edit in edits:
             by_tensor.setdefault(edit.piece.tensor, []).append(edit)
@@ -82,10 +78,10 @@ class Weights(Mapping[str, LazyTensor]):
         return len(self.checkpoint.tensors)
 
     def tensor(self, name: str) -> Tensor:
-        """As stored, or in float32 where it was edited.
+        """The tensor in its stored dtype, or in float32 if it has edits.
 
         Raises:
-            CheckpointError: (slug "unreadable") the file became shorter, or cannot be read.
+            CheckpointError: (slug "unreadable") the file was truncated, or cannot be read.
         """
         info = self.checkpoint.tensors[name]
         stored = _read(self.checkpoint, info).to(self.device)
@@ -94,10 +90,12 @@ class Weights(Mapping[str, LazyTensor]):
             return stored
         flat = stored.float().view(-1)
         for edit in edits:
-            skip = (edit.piece.start - info.start) // edit.piece.dtype.itemsize
-            place = flat[skip : skip + edit.piece.entries]
-            made = edit.change(place.view(edit.piece.shape))
-            place.copy_(_rounded(made, edit.rounded_to).reshape(-1))
+            start = (edit.piece.start - info.start) // edit.piece.dtype.itemsize
+            piece = flat[start : start + edit.piece.entries]
+            replacement = edit.change(piece.view(edit.piece.shape))
+            if edit.round_to is not None:
+                replacement = replacement.to(edit.round_to)
+            piece.copy_(replacement.reshape(-1))
         return flat.view(info.shape)
 
 
@@ -108,23 +106,18 @@ def read_piece(piece: Piece, device: torch.device) -> Tensor:
     return raw.view(piece.dtype).view(piece.shape).to(device).float()
 
 
-def _rounded(made: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return made if dtype is None else made.to(dtype)
-
-
 def _read(checkpoint: Checkpoint, info: TensorInfo) -> Tensor:
-    """Whole, as stored."""
+    """A whole tensor, as stored."""
     raw = torch.empty(info.nbytes, dtype=torch.uint8)
     if info.nbytes:
         checkpoint.source.read_into(info.file, info.start, raw.numpy().data)
     return raw.view(_DTYPES[info.dtype]).view(info.shape)
 
 
-def strange_dtypes(checkpoint: Checkpoint) -> dict[str, str]:
-    """The matrices whose stored type holds no plain numbers, and that type in the format's words."""
+def quantised_tensors(checkpoint: Checkpoint) -> dict[str, str]:
+    """The weight matrices whose stored dtype is not a plain floating dtype, with that dtype in the file's words."""
     return {
         name: info.dtype
         for name, info in checkpoint.tensors.items()
-        if info.dtype not in _DTYPES
-        or (info.dtype not in FLOAT_DTYPES and len(info.shape) > 1 and name.endswith("weight"))
+        if info.dtype not in _DTYPES or (info.dtype not in FLOAT_DTYPES and len(info.shape) > 1 and name.endswith("weight"))
     }

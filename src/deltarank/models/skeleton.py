@@ -1,0 +1,152 @@
+"""A checkpoint's model without its weights: configuration, architecture, and names and shapes of its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers import AutoModelForCausalLM as _AutoModelForCausalLM
+
+from deltarank.checkpoints import Checkpoint
+from deltarank.errors import CheckpointError, JobError, UsageError
+from deltarank.models.transformers_logging import first_line, silence_transformers
+from deltarank.models.weights import quantised_tensors
+
+AnyModel = Any
+"""A transformers model, whose class is that of its architecture."""
+
+AutoModelForCausalLM: Any = _AutoModelForCausalLM  # untyped
+
+FOLDER_CURE = "Give a folder as transformers saves it, with config.json and the tokenizer's files beside the weights."
+
+_DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a checkpoint's configuration and tokenizer are: a local folder, or a Hub repository at a revision."""
+
+    name_or_path: str
+    revision: str | None = None
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> ModelFolder:
+        reference = checkpoint.reference
+        path = Path(reference.ref).expanduser()
+        if path.exists():
+            return cls(str(path if path.is_dir() else path.parent))
+        return cls(reference.ref.removeprefix("hf://").split("@")[0], reference.revision)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of `from_pretrained`. A local folder is never looked up on the Hub."""
+        return {"local_files_only": True} if Path(self.name_or_path).is_dir() else {"revision": self.revision}
+
+
+@dataclass(frozen=True)
+class ModelSkeleton:
+    """Everything that makes a model out of a checkpoint, except its weights.
+
+    meta_model       the model on the meta device: names and shapes that take no memory
+    """
+
+    folder: ModelFolder
+    config: Any
+    meta_model: AnyModel
+    trust_remote_code: bool
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embedding."""
+        return int(self.meta_model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def context(self) -> int:
+        """The longest text that the model takes, in tokens."""
+        text = self.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+            if isinstance(length := getattr(text, name, None), int) and length > 0:
+                return length
+        return _DEFAULT_CONTEXT
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self.meta_model.parameters())
+
+    @property
+    def hidden_size(self) -> int:
+        """0 if the configuration does not say."""
+        return int(getattr(self.config.get_text_config(), "hidden_size", 0) or 0)
+
+    @property
+    def softcaps_logits(self) -> bool:
+        return softcaps_logits(self.config)
+
+
+def softcaps_logits(config: Any) -> bool:
+    """Whether the model passes its logits through a softcap (Gemma 2), so that the output head is not its last step."""
+    return bool(getattr(config.get_text_config(), "final_logit_softcapping", None))
+
+
+def read_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> ModelSkeleton:
+    """Reads the configuration of a checkpoint, and no weights.
+
+    Raises:
+        CheckpointError: (slug "not-a-language-model") there is no configuration of a language model that transformers
+            knows.
+        UsageError: (slug "remote-code") the model can only be built by code that comes with the checkpoint.
+        JobError: (slug "quantised-model") weights are stored in a quantised format that cannot be decoded.
+    """
+    folder = ModelFolder.of_checkpoint(checkpoint)
+    _refuse_quantised(checkpoint)
+    if "auto_map" in checkpoint.config and not trust_remote_code:
+        _refuse_remote_code(checkpoint)
+    try:
+        with silence_transformers():
+            config = AutoConfig.from_pretrained(
+                folder.name_or_path, trust_remote_code=trust_remote_code, **folder.options
+            )
+            if hasattr(config, "quantization_config"):  # the model gets weights that are already dequantised
+                del config.quantization_config
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder.name_or_path!a} cannot be built as a language model: {first_line(error)}",
+            cure=FOLDER_CURE + " A newer version of transformers may know this architecture.",
+            slug="not-a-language-model",
+        ) from error
+    return ModelSkeleton(folder, config, model, trust_remote_code)
+
+
+def _refuse_remote_code(checkpoint: Checkpoint) -> None:
+    """An architecture that transformers has is built by transformers, even if the checkpoint comes with code for it."""
+    for_model: Any = AutoConfig.for_model
+    try:
+        config = for_model(str(checkpoint.config.get("model_type")))
+    except ValueError:
+        config = None
+    if config is not None and type(config) in AutoModelForCausalLM._model_mapping:
+        return
+    raise UsageError(
+        f"{checkpoint.reference.ref!a} can only be built by code that comes with the checkpoint, which is not run by "
+        "default.",
+        cure="Read the .py files beside its weights. If you trust them, add --trust-remote-code.",
+        slug="remote-code",
+    )
+
+
+def _refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Tensors that the checkpoint could not decode would be taken for plain weights."""
+    if quantised := quantised_tensors(checkpoint):
+        name, dtype = next(iter(quantised.items()))
+        raise JobError(
+            f"{checkpoint.reference.ref!a} is quantised ({name!a} is stored as {dtype!a}) in a format that cannot be "
+            "decoded here.",
+            cure="Give the checkpoint that it was made from, or dequantise it: load it with transformers and "
+            "`save_pretrained` it.",
+            slug="quantised-model",
+        )

@@ -1,0 +1,104 @@
+"""Models of any size: the weights of a layer are made when the layer runs, and dropped after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from deltarank.errors import JobError
+from deltarank.models.load import prepare_for_inference
+from deltarank.models.predict import Head
+from deltarank.models.skeleton import AnyModel, AutoModelForCausalLM, ModelSkeleton
+from deltarank.models.transformers_logging import silence_transformers
+from deltarank.models.weights import Weights
+from deltarank.results import listing
+
+
+class StreamedStateDict(Mapping[str, Tensor]):
+    """A model's tensors by their names in the model, each made anew whenever it is asked for.
+
+    Raises:
+        JobError: (slug "cannot-stream") a tensor of the model is put together from several tensors of the files.
+    """
+
+    def __init__(self, skeleton: ModelSkeleton, weights: Weights, dtype: torch.dtype) -> None:
+        self._weights, self._dtype = weights, dtype
+        self._names, missing = _match_names(skeleton, weights)
+        if missing:
+            raise JobError(
+                f"{skeleton.folder.name_or_path!a} does not fit into memory and cannot be streamed: transformers "
+                f"builds {listing([ascii(name) for name in missing], most=2)} from other tensors (fused experts, new "
+                "names).",
+                cure="Use a machine with more memory, or --dtype bfloat16.",
+                slug="cannot-stream",
+            )
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._weights.tensor(self._names[name])
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def stream_model(
+    skeleton: ModelSkeleton, weights: Weights, *, dtype: torch.dtype, device: torch.device
+) -> tuple[AnyModel, Head]:
+    """A model that holds no weights, and its output head, which the model does not hold either.
+
+    It is slow, because every forward pass reads the whole checkpoint.
+
+    Raises:
+        JobError: (slug "cannot-stream") a tensor of the model is put together from several tensors of the files.
+    """
+    from accelerate import cpu_offload, init_empty_weights
+
+    tensors = StreamedStateDict(skeleton, weights, dtype)
+    with silence_transformers(), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            skeleton.config, dtype=dtype, trust_remote_code=skeleton.trust_remote_code
+        )
+    for name, buffer in model.named_buffers():
+        if name in tensors:
+            buffer.copy_(tensors[name])
+    model.tie_weights()
+    offloaded = cpu_offload(model, execution_device=device, state_dict=tensors)
+    return prepare_for_inference(offloaded, skeleton), _read_head(skeleton, tensors)
+
+
+def _read_head(skeleton: ModelSkeleton, tensors: StreamedStateDict) -> Head:
+    head = skeleton.meta_model.get_output_embeddings()
+    name = next((name for name, module in skeleton.meta_model.named_modules() if module is head), "")
+    return Head(tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias"))
+
+
+def file_tensor_names(skeleton: ModelSkeleton, weights: Weights) -> dict[str, str] | None:
+    """The file's tensor name for each of the model's, if every tensor of the model is one of the file's; else None."""
+    names, missing = _match_names(skeleton, weights)
+    return None if missing else names
+
+
+def _match_names(skeleton: ModelSkeleton, weights: Weights) -> tuple[dict[str, str], list[str]]:
+    """The file's tensor name for each of the model's, and the model's tensors that no single one of the file's is."""
+    prefix = f"{skeleton.meta_model.base_model_prefix}."
+    tied = dict(getattr(skeleton.meta_model, "all_tied_weights_keys", None) or {})
+    names, missing = {}, []
+    for name, tensor in skeleton.meta_model.state_dict().items():
+        own = [each for each in (name, tied.get(name)) if each is not None]
+        spellings = [word for each in own for word in (each, each.removeprefix(prefix), prefix + each)]
+        match = next((each for each in spellings if _has(weights, each, tuple(tensor.shape))), None)
+        if match is None:
+            missing.append(name)
+        else:
+            names[name] = match
+    return names, missing
+
+
+def _has(weights: Weights, name: str, shape: tuple[int, ...]) -> bool:
+    info = weights.checkpoint.tensors.get(name)
+    return info is not None and tuple(info.shape) == shape
