@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import log_softmax, rel_entr
 
-from deltarank.divergence import TokenStats, token_stats
+from deltarank.divergence import TokenStats, compare_logits
 
 FLOATS = ["kld", "kld_reverse", "nll", "reference_nll", "delta_p", "top_p"]
 
@@ -63,7 +63,7 @@ def test_equal_to_scipy_in_float64(seed: int, tokens: int, vocabulary: int, scal
     reference = logits(seed, tokens, vocabulary, scale)
     candidate = reference + logits(seed + 1, tokens, vocabulary, noise)
     targets = [seed % vocabulary] * tokens
-    found, expected = token_stats(reference, candidate, targets), oracle(reference, candidate, targets)
+    found, expected = compare_logits(reference, candidate, targets), oracle(reference, candidate, targets)
 
     for name in FLOATS:
         off = np.abs(getattr(found, name) - expected[name])
@@ -75,7 +75,7 @@ def test_equal_to_scipy_in_float64(seed: int, tokens: int, vocabulary: int, scal
 @settings(max_examples=80, deadline=None)
 def test_never_below_zero(seed: int, tokens: int, vocabulary: int, scale: float, noise: float) -> None:
     reference = logits(seed, tokens, vocabulary, scale)
-    found = token_stats(reference, reference + 1e-3 * logits(seed + 1, tokens, vocabulary, noise), [0] * tokens)
+    found = compare_logits(reference, reference + 1e-3 * logits(seed + 1, tokens, vocabulary, noise), [0] * tokens)
 
     assert min(found.kld.min(), found.kld_reverse.min()) >= 0
 
@@ -84,7 +84,7 @@ def test_never_below_zero(seed: int, tokens: int, vocabulary: int, scale: float,
 @settings(max_examples=40, deadline=None)
 def test_nothing_between_equals(seed: int, tokens: int, vocabulary: int, scale: float, noise: float) -> None:
     reference = logits(seed, tokens, vocabulary, scale)
-    found = token_stats(reference, reference.clone(), [0] * tokens)
+    found = compare_logits(reference, reference.clone(), [0] * tokens)
 
     assert not found.kld.any()
     assert not found.kld_reverse.any()
@@ -99,8 +99,8 @@ def test_a_constant_added_to_logits_changes_nothing(
 ) -> None:
     reference = logits(seed, tokens, vocabulary, scale)
     candidate = reference + logits(seed + 1, tokens, vocabulary, noise)
-    plain = token_stats(reference, candidate, [0] * tokens)
-    moved = token_stats(reference - constant, candidate + constant, [0] * tokens)
+    plain = compare_logits(reference, candidate, [0] * tokens)
+    moved = compare_logits(reference - constant, candidate + constant, [0] * tokens)
 
     assert moved.kld == pytest.approx(plain.kld, rel=1e-3, abs=1e-9)
     assert moved.kld_reverse == pytest.approx(plain.kld_reverse, rel=1e-3, abs=1e-9)
@@ -112,7 +112,7 @@ def test_roles_exchanged_exchange_the_directions(
     seed: int, tokens: int, vocabulary: int, scale: float, noise: float
 ) -> None:
     one, other = logits(seed, tokens, vocabulary, scale), logits(seed + 1, tokens, vocabulary, noise)
-    there, back = token_stats(one, other, [0] * tokens), token_stats(other, one, [0] * tokens)
+    there, back = compare_logits(one, other, [0] * tokens), compare_logits(other, one, [0] * tokens)
 
     assert list(there.kld) == list(back.kld_reverse)
     assert list(there.kld_reverse) == list(back.kld)
@@ -125,10 +125,10 @@ def test_roles_exchanged_exchange_the_directions(
 def test_parts_join_to_the_whole(seed: int, cut: int) -> None:
     reference, candidate, targets = logits(seed, 20, 50, 3), logits(seed + 1, 20, 50, 3), torch.arange(20)
     parts = [
-        token_stats(reference[rows], candidate[rows], targets[rows], positions=targets[rows])
+        compare_logits(reference[rows], candidate[rows], targets[rows], positions=targets[rows])
         for rows in (slice(0, cut), slice(cut, 20))
     ]
-    whole, joined = token_stats(reference, candidate, targets), TokenStats.joined(parts)
+    whole, joined = compare_logits(reference, candidate, targets), TokenStats.concatenate(parts)
 
     assert list(joined.kld) == pytest.approx(list(whole.kld), rel=1e-6)
     assert list(joined.position) == list(whole.position) == list(range(20))
@@ -139,7 +139,7 @@ def test_a_distance_far_under_float32_rounding_is_found() -> None:
     """Logits that differ by 1e-5: KL 5e-11, which a sum of p (log p - log q) in float32 drowns in 1e-7 of noise."""
     reference = logits(0, 64, 30_000, 3)
     candidate = reference + logits(1, 64, 30_000, 1e-5)
-    found = token_stats(reference, candidate, [0] * 64)
+    found = compare_logits(reference, candidate, [0] * 64)
 
     assert float(found.kld.mean()) == pytest.approx(oracle(reference, candidate, [0] * 64)["kld"].mean(), rel=0.01)
 
@@ -147,7 +147,7 @@ def test_a_distance_far_under_float32_rounding_is_found() -> None:
 def test_a_long_vocabulary_costs_no_digits() -> None:
     reference = logits(0, 4, 150_000, 3)
     candidate = reference + logits(1, 4, 150_000, 0.05)
-    found, expected = token_stats(reference, candidate, [0] * 4), oracle(reference, candidate, [0] * 4)
+    found, expected = compare_logits(reference, candidate, [0] * 4), oracle(reference, candidate, [0] * 4)
 
     assert found.kld == pytest.approx(expected["kld"], rel=5e-6)
     assert found.nll == pytest.approx(expected["nll"], rel=1e-6)
@@ -156,7 +156,7 @@ def test_a_long_vocabulary_costs_no_digits() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_logits_of_any_dtype_are_upcast_first(dtype: torch.dtype) -> None:
     reference, candidate = logits(0, 8, 100, 3).to(dtype), logits(1, 8, 100, 3).to(dtype)
-    found = token_stats(reference, candidate, range(8))
+    found = compare_logits(reference, candidate, range(8))
 
     assert found.kld == pytest.approx(oracle(reference, candidate, list(range(8)))["kld"], rel=1e-5)
 
@@ -166,7 +166,7 @@ def test_logits_of_any_dtype_are_upcast_first(dtype: torch.dtype) -> None:
 def test_logits_that_are_not_finite_keep_their_place_as_nan(side: int, bad: float) -> None:
     both = [logits(0, 5, 30, 3), logits(1, 5, 30, 3)]
     both[side][2, 7] = bad
-    found = token_stats(both[0], both[1], [0] * 5)
+    found = compare_logits(both[0], both[1], [0] * 5)
 
     assert list(found.is_finite) == [True, True, False, True, True]
     assert all(np.isnan(getattr(found, name)[2]) for name in FLOATS)
@@ -175,23 +175,23 @@ def test_logits_that_are_not_finite_keep_their_place_as_nan(side: int, bad: floa
 
 def test_tokens_that_both_rule_out_count_for_nothing() -> None:
     reference, candidate = logits(0, 5, 40, 3), logits(1, 5, 40, 3)
-    plain = token_stats(reference[:, :30], candidate[:, :30], [0] * 5)
+    plain = compare_logits(reference[:, :30], candidate[:, :30], [0] * 5)
     for each in (reference, candidate):
         each[:, 30:] = -torch.inf
 
-    assert token_stats(reference, candidate, [0] * 5).kld == pytest.approx(plain.kld, rel=1e-6)
+    assert compare_logits(reference, candidate, [0] * 5).kld == pytest.approx(plain.kld, rel=1e-6)
 
 
 def test_a_token_that_only_the_candidate_rules_out_is_infinitely_far_and_not_counted_in() -> None:
     reference, candidate = logits(0, 5, 40, 3), logits(1, 5, 40, 3)
     candidate[:, 3] = -torch.inf
 
-    assert not token_stats(reference, candidate, [0] * 5).is_finite.any()
+    assert not compare_logits(reference, candidate, [0] * 5).is_finite.any()
 
 
 def test_vocabularies_of_two_lengths_are_compared_on_what_both_have() -> None:
     reference, candidate = logits(0, 5, 40, 3), logits(1, 5, 33, 3)
-    found = token_stats(reference, candidate, [0, 1, 2, 3, 35])
+    found = compare_logits(reference, candidate, [0, 1, 2, 3, 35])
     expected = oracle(reference[:, :33], candidate, [0, 1, 2, 3, 4])
 
     assert found.kld[:4] == pytest.approx(expected["kld"][:4], rel=1e-5)
@@ -199,7 +199,7 @@ def test_vocabularies_of_two_lengths_are_compared_on_what_both_have() -> None:
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
-    stats = token_stats(logits(0, 5, 30, 3), logits(1, 5, 30, 3), [0] * 5, positions=range(7, 12))
+    stats = compare_logits(logits(0, 5, 30, 3), logits(1, 5, 30, 3), [0] * 5, positions=range(7, 12))
     stats.save(tmp_path / "document.npz")
     again = TokenStats.load(tmp_path / "document.npz")
 
@@ -210,11 +210,11 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_no_tokens_are_no_tokens() -> None:
-    assert len(token_stats(torch.zeros(0, 9), torch.zeros(0, 9), [])) == 0
+    assert len(compare_logits(torch.zeros(0, 9), torch.zeros(0, 9), [])) == 0
 
 
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="targets"):
-        token_stats(torch.zeros(4, 9), torch.zeros(4, 9), [0] * 3)
-    with pytest.raises(ValueError, match="one entry per token"):
+        compare_logits(torch.zeros(4, 9), torch.zeros(4, 9), [0] * 3)
+    with pytest.raises(ValueError, match="one length"):
         TokenStats(*(np.zeros(n, np.float32) for n in (1, 1, 1, 1, 1, 1, 1, 2)))  # type: ignore[arg-type]

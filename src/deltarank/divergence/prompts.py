@@ -104,9 +104,7 @@ def encode_prompts(
     return encoded
 
 
-def prompts_that_fit(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, context: int
-) -> list[Prompt]:
+def prompts_that_fit(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, context: int) -> list[Prompt]:
     """The prompts that `encode_prompts` accepts.
 
     Raises:

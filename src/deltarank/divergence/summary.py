@@ -55,7 +55,7 @@ def summarise_logits(
             cure="Use --dtype float32 (float16 overflows where bfloat16 does not), or check the checkpoint for NaN.",
             slug="outputs-not-finite",
         )
-    tokens = TokenStats.joined(list(finite.values()))
+    tokens = TokenStats.concatenate(list(finite.values()))
     bootstrap = resample(np.array([_sums(stats) for stats in finite.values()]), seed=seed)
     mean = bootstrap.interval(_ratio(_KLD))
     return Logits(
@@ -124,7 +124,9 @@ def _ratio(numerator: int, denominator: int = _TOKENS) -> Callable[[FloatArray],
 
     def ratio(sums: FloatArray) -> FloatArray:
         below = np.asarray(sums[..., denominator])
-        quotient: FloatArray = np.divide(sums[..., numerator], below, out=np.full(below.shape, np.nan), where=below != 0)
+        quotient: FloatArray = np.divide(
+            sums[..., numerator], below, out=np.full(below.shape, np.nan), where=below != 0
+        )
         return quotient
 
     return ratio

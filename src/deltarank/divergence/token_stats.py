@@ -118,7 +118,7 @@ def compare_logits(
             f"got logits of shapes {tuple(reference_logits.shape)} and {tuple(logits.shape)} and targets of shape "
             f"{tuple(targets.shape)}; expected (tokens, vocabulary) twice and (tokens,)"
         )
-    position = torch.arange(tokens) if positions is None else torch.as_tensor(positions)
+    places = torch.arange(tokens) if positions is None else torch.as_tensor(positions)
     shared = min(reference_logits.shape[1], logits.shape[1])
     columns = [
         _compare(reference_logits[rows, :shared].to(device), logits[rows, :shared].to(device), targets[rows])
@@ -127,8 +127,8 @@ def compare_logits(
     arrays = [torch.cat(parts).cpu().numpy() for parts in zip(*columns, strict=True)]
     same_top = arrays.pop(5).astype(np.bool_)
     kld, kld_reverse, nll, reference_nll, delta_p, top_p = (each.astype(np.float32) for each in arrays)
-    positions = position.cpu().numpy().astype(np.int32)
-    return TokenStats(kld, kld_reverse, nll, reference_nll, delta_p, same_top, top_p, positions)
+    position = places.cpu().numpy().astype(np.int32)
+    return TokenStats(kld, kld_reverse, nll, reference_nll, delta_p, same_top, top_p, position)
 
 
 def _chunks(tokens: int, vocabulary: int, device: str) -> Iterator[slice]:
@@ -159,7 +159,7 @@ def _compare(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> list[
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(log-softmax, softmax) in float32. The normaliser is summed in float64: float32 loses 1e-5 on long vocabularies."""
+    """(log-softmax, softmax) in float32. The normaliser is summed in float64; in float32 it may be off by 1e-5."""
     shifted = logits.float() - logits.amax(-1, keepdim=True).float()
     softmax = shifted.exp()
     total = softmax.sum(-1, keepdim=True, dtype=torch.float64)

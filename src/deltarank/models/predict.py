@@ -113,7 +113,7 @@ class Predictor:
             ]
 
     def _check_head(self, windows: Sequence[Window]) -> bool:
-        """Whether the head gives the model's logits. A softcap changes large logits only, so the configuration is asked."""
+        """Whether the head gives the model's logits. A softcap shows on large logits only: the configuration tells."""
         if self._module is None or not hasattr(self._module, "weight") or softcaps_logits(self._model.config):
             return False
         inputs: list[Tensor] = []

@@ -130,8 +130,12 @@ _LEAVES = "embeddings, output head, norms, biases and routers are not quantised"
 YARDSTICKS: dict[str, Yardstick] = {
     each.name: each
     for each in (
-        Yardstick("q8_0", 8.5, f"llama.cpp's q8_0, by the gguf library; {_LEAVES}", _gguf(gguf.GGMLQuantizationType.Q8_0)),
-        Yardstick("q4_0", 4.5, f"llama.cpp's q4_0, by the gguf library; {_LEAVES}", _gguf(gguf.GGMLQuantizationType.Q4_0)),
+        Yardstick(
+            "q8_0", 8.5, f"llama.cpp's q8_0, by the gguf library; {_LEAVES}", _gguf(gguf.GGMLQuantizationType.Q8_0)
+        ),
+        Yardstick(
+            "q4_0", 4.5, f"llama.cpp's q4_0, by the gguf library; {_LEAVES}", _gguf(gguf.GGMLQuantizationType.Q4_0)
+        ),
         Yardstick("nf4", 4.5, f"bitsandbytes' nf4 in blocks of 64; {_LEAVES}", _nf4),
         Yardstick("int8", 8.0, f"int8 with one scale per row, as in torchao; {_LEAVES}", _int8),
         Yardstick("fp8", 8.0, f"fp8 (e4m3) with one scale per row, as in torchao; {_LEAVES}", _fp8),

@@ -119,5 +119,6 @@ def quantised_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         name: info.dtype
         for name, info in checkpoint.tensors.items()
-        if info.dtype not in _DTYPES or (info.dtype not in FLOAT_DTYPES and len(info.shape) > 1 and name.endswith("weight"))
+        if info.dtype not in _DTYPES
+        or (info.dtype not in FLOAT_DTYPES and len(info.shape) > 1 and name.endswith("weight"))
     }

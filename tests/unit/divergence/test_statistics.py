@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deltarank.divergence import TokenStats, logits_of
+from deltarank.divergence import TokenStats, summarise_logits
 from deltarank.divergence.bootstrap import resample
 from deltarank.divergence.summary import blind_bound, tokens_to_tell
 from deltarank.errors import JobError
@@ -41,7 +41,7 @@ def column(texts: dict[str, TokenStats], name: str) -> NDArray[np.float64]:
 
 def test_every_figure_is_numpy_s_over_all_tokens() -> None:
     candidate, base = documents(1), documents(2, size=0.4)
-    found = logits_of("held out", candidate, base=base, own=True, seed=3)
+    found = summarise_logits("held out", candidate, base=base, sampled_from_reference=True, seed=3)
     kld, nll, reference_nll, delta_p = (column(candidate, x) for x in ("kld", "nll", "reference_nll", "delta_p"))
 
     assert (found.text, found.tokens, found.documents, found.not_finite) == ("held out", sum(LENGTHS), 6, 0)
@@ -63,7 +63,7 @@ def test_every_figure_is_numpy_s_over_all_tokens() -> None:
 
 def test_buckets_hold_every_token_once() -> None:
     candidate = documents(1)
-    found = logits_of("held out", candidate)
+    found = summarise_logits("held out", candidate)
     kld, position, top_p = (column(candidate, x) for x in ("kld", "position", "top_p"))
 
     for slices, places in ((found.by_position, position), (found.by_confidence, top_p)):
@@ -83,7 +83,7 @@ def test_buckets_hold_every_token_once() -> None:
 def test_a_reference_that_is_certain_is_in_the_last_bucket_and_zeros_at_the_end_of_the_histogram() -> None:
     plain = tokens(0, 10)
     sure = TokenStats(*(np.zeros(10, np.float32),) * 5, plain.same_top, np.ones(10, np.float32), plain.position)
-    found = logits_of("held out", {"one": sure})
+    found = summarise_logits("held out", {"one": sure})
 
     assert [(each.first, each.last, each.tokens) for each in found.by_confidence] == [(0.95, 1.0, 10)]
     assert found.histogram is not None
@@ -93,7 +93,7 @@ def test_a_reference_that_is_certain_is_in_the_last_bucket_and_zeros_at_the_end_
 def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     """The same resamples, drawn one by one, and percentiles at the widened level, from their definition."""
     candidate, base = documents(1), documents(2, size=0.4)
-    found = logits_of("held out", candidate, base=base, seed=3)
+    found = summarise_logits("held out", candidate, base=base, seed=3)
     random = np.random.default_rng(3)
     means, kept = [], []
     names = list(candidate)
@@ -142,7 +142,7 @@ def test_the_interval_covers_nearly_as_often_as_it_says(clusters: int, least: fl
 
 
 def test_one_document_has_no_interval() -> None:
-    found = logits_of("held out", {"one": tokens(0, 50)}, base={"one": tokens(1, 50, 0.4)})
+    found = summarise_logits("held out", {"one": tokens(0, 50)}, base={"one": tokens(1, 50, 0.4)})
 
     assert (found.kld.low, found.kld.high) == (None, None)
     assert found.kept is not None
@@ -150,7 +150,7 @@ def test_one_document_has_no_interval() -> None:
 
 
 def test_one_seed_one_interval() -> None:
-    found = [logits_of("held out", documents(1), seed=seed) for seed in (1, 1, 2)]
+    found = [summarise_logits("held out", documents(1), seed=seed) for seed in (1, 1, 2)]
 
     assert found[0] == found[1]
     assert found[0].kld.low != found[2].kld.low
@@ -166,19 +166,19 @@ def test_the_base_keeps_nothing_and_the_reference_everything() -> None:
         for name, each in base.items()
     }  # fmt: skip
 
-    assert logits_of("held out", base, base=base).kept == Interval(0.0, 0.0, 0.0)
-    found = logits_of("held out", same, base=base, own=True)
+    assert summarise_logits("held out", base, base=base).kept == Interval(0.0, 0.0, 0.0)
+    found = summarise_logits("held out", same, base=base, sampled_from_reference=True)
     assert found.kept == Interval(1.0, 1.0, 1.0)
     assert (found.kld.mean, found.kld.low, found.kld.high, found.tokens_to_tell) == (0.0, 0.0, 0.0, None)
     assert {(each.one_reply, each.two_replies) for each in found.blind} == {(0.5, 0.5)}
-    assert logits_of("held out", same, base=same).kept is None
+    assert summarise_logits("held out", same, base=same).kept is None
 
 
 def test_kept_pairs_only_tokens_that_both_have() -> None:
     candidate, base = {"one": tokens(1, 30), "two": tokens(2, 30)}, {"one": tokens(3, 30), "two": tokens(4, 30)}
     candidate["one"].kld[4] = np.nan
     base["two"].kld[9] = np.nan
-    found = logits_of("held out", candidate, base=base)
+    found = summarise_logits("held out", candidate, base=base)
     kld, beside = column(candidate, "kld"), column(base, "kld")
     both = np.isfinite(kld) & np.isfinite(beside)
 
@@ -188,17 +188,17 @@ def test_kept_pairs_only_tokens_that_both_have() -> None:
 
 
 def test_what_rests_on_the_models_own_text_is_said_of_no_other() -> None:
-    found = logits_of("held out", documents(1), own=False)
+    found = summarise_logits("held out", documents(1), sampled_from_reference=False)
 
     assert (found.tokens_to_tell, found.blind) == (None, ())
 
 
 def test_tokens_that_are_not_finite_are_counted_and_left_out() -> None:
     texts = documents(1)
-    whole = logits_of("held out", texts)
+    whole = summarise_logits("held out", texts)
     texts["bad"] = tokens(9, 20)
     texts["bad"].kld[:] = np.nan
-    found = logits_of("held out", texts)
+    found = summarise_logits("held out", texts)
 
     assert found.not_finite == 20
     assert (found.tokens, found.documents, found.kld.mean) == (whole.tokens, whole.documents, whole.kld.mean)
@@ -208,8 +208,8 @@ def test_a_text_without_a_single_number_is_refused() -> None:
     bad = tokens(0, 5)
     bad.kld[:] = np.nan
 
-    with pytest.raises(JobError, match="5 of 5 have logits that are not finite") as caught:
-        logits_of("held out", {"one": bad})
+    with pytest.raises(JobError, match="all 5 tokens have a logit that is NaN or infinite") as caught:
+        summarise_logits("held out", {"one": bad})
     assert caught.value.slug == "outputs-not-finite"
 
 
@@ -217,7 +217,7 @@ def test_a_json_round_trip_keeps_every_digit() -> None:
     import json
     from dataclasses import asdict
 
-    found = logits_of("held out", documents(1), base=documents(2, 0.4), own=True)
+    found = summarise_logits("held out", documents(1), base=documents(2, 0.4), sampled_from_reference=True)
 
     assert isinstance(found, Logits)
     assert json.loads(json.dumps(asdict(found), allow_nan=False))["kld"]["mean"] == found.kld.mean

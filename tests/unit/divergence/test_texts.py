@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltarank.divergence import Document, Prompt, read_prompts, read_texts
-from deltarank.divergence.prompts import builtin_prompts
 from deltarank.errors import DeltarankError, JobError, UsageError
 from some_tokenizers import FORGETS, NO_SYSTEM, byte_level, with_spaces_in_front
 
@@ -42,7 +41,7 @@ def test_a_text_file_is_scored_to_its_last_token_after_a_beginning(tmp_path: Pat
     assert (document.name, said(document)) == ("a.txt", "Grüße, Welt")
     assert document.ids[0] == BYTES.bos_token_id
     assert document.scored[0] is False
-    assert document.tokens == len("Grüße, Welt".encode()) == len(document.ids) - 1
+    assert document.scored_tokens == len("Grüße, Welt".encode()) == len(document.ids) - 1
 
 
 def test_a_long_text_is_cut_into_documents_that_hold_every_token_once(
@@ -85,7 +84,7 @@ def test_two_paths_of_one_name_are_two_texts(tmp_path: Path) -> None:
 
 CONVERSATION = {
     "messages": [
-        {"role": "system", "content": "Be options."},
+        {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "x=Hello"},
         {"role": "user", "content": "Bye"},
@@ -118,13 +117,13 @@ def test_a_part_of_a_conversation_in_which_nothing_is_scored_is_left_out(tmp_pat
 
 
 def test_a_template_without_system_messages_gets_it_at_the_head_of_the_user_s() -> None:
-    ids = Prompt("What now?", system="Be options.").ids(byte_level(NO_SYSTEM))
+    ids = Prompt("What now?", system="Be kind.").ids(byte_level(NO_SYSTEM))
 
-    assert BYTES.decode(ids) == "<s><|user|>Be options.\n\nWhat now?<|assistant|>"
+    assert BYTES.decode(ids) == "<s><|user|>Be kind.\n\nWhat now?<|assistant|>"
 
 
 def test_a_template_that_refuses_is_quoted() -> None:
-    prompt = Prompt("three", before=tuple(("user", str(i)) for i in range(5)))
+    prompt = Prompt("three", history=tuple(("user", str(i)) for i in range(5)))
 
     with pytest.raises(JobError, match="too many") as caught:
         prompt.ids(byte_level(NO_SYSTEM))
@@ -140,7 +139,7 @@ def test_without_a_template_a_prompt_is_text_that_goes_on() -> None:
 @settings(max_examples=60, deadline=None)
 def test_pieces_join_to_the_text(text: str) -> None:
     ids = tuple(BYTES(text, add_special_tokens=False).input_ids)
-    pieces = Document("a", ids, (True,) * len(ids)).pieces(BYTES)
+    pieces = Document("a", ids, (True,) * len(ids)).token_strings(BYTES)
 
     assert len(pieces) == len(ids)
     assert "".join(pieces) == text
@@ -149,14 +148,14 @@ def test_pieces_join_to_the_text(text: str) -> None:
 def test_spaces_that_a_tokenizer_keeps_in_front_stay_between_the_pieces() -> None:
     tokenizer = with_spaces_in_front()
     ids = tuple(tokenizer("the cat sat on the mat", add_special_tokens=False).input_ids)
-    pieces = Document("a", ids, (True,) * len(ids)).pieces(tokenizer)
+    pieces = Document("a", ids, (True,) * len(ids)).token_strings(tokenizer)
 
     assert "".join(pieces) == "the cat sat on the mat"
     assert pieces[:3] == ("the", " cat", " sat")
 
 
 def test_half_a_letter_at_the_end_is_shown_as_what_it_is() -> None:
-    assert Document("a", (*BYTES("aé", add_special_tokens=False).input_ids[:2],), (True,) * 2).pieces(BYTES) == (
+    assert Document("a", (*BYTES("aé", add_special_tokens=False).input_ids[:2],), (True,) * 2).token_strings(BYTES) == (
         "a",
         "\N{REPLACEMENT CHARACTER}",
     )
@@ -164,12 +163,12 @@ def test_half_a_letter_at_the_end_is_shown_as_what_it_is() -> None:
 
 BAD_TEXTS = {
     "absent.txt": (None, UsageError, "text-not-found", "there is no text at"),
-    "a.pdf": (b"%PDF", UsageError, "text-not-found", ".txt, .md, .jsonl are"),
+    "a.pdf": (b"%PDF", UsageError, "text-not-found", ".txt, .md, .jsonl"),
     "empty.txt": (b"", UsageError, "text-short", "too short"),
     "latin.txt": (b"Gr\xfc\xdfe", JobError, "text-unreadable", "byte 2 is not UTF-8"),
     "half.jsonl": (b'{"text": "a"}\n{"text": ', JobError, "text-unreadable", "line 2 is not JSON"),
-    "list.jsonl": (b"[1]", JobError, "text-unreadable", "line 1 is no object"),
-    "other.jsonl": (b'{"body": "a"}', JobError, "text-unreadable", "it has 'body'"),
+    "list.jsonl": (b"[1]", JobError, "text-unreadable", "line 1 is not a JSON object"),
+    "other.jsonl": (b'{"body": "a"}', JobError, "text-unreadable", "its keys are: 'body'"),
     "content.jsonl": (b'{"messages": [{"role": "user", "content": 7}]}', JobError, "text-unreadable", "neither"),
     "no.jsonl": (b'{"messages": []}', JobError, "text-unreadable", "neither"),
     "deep.jsonl": (b"[" * 200_000, JobError, "text-unreadable", "line 1"),
@@ -189,7 +188,7 @@ def test_a_text_that_cannot_be_read_is_named_with_why(tmp_path: Path, name: str)
 
 
 def test_a_folder_without_texts_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no text that is read"):
+    with pytest.raises(UsageError, match="has no text in a format"):
         read_texts([tmp_path], BYTES, context=64)
 
 
@@ -204,7 +203,7 @@ def test_prompts_are_read_a_line_each(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "p.txt") == [Prompt("First?"), Prompt("Second?")]
     assert read_prompts(tmp_path / "p.jsonl") == [
         Prompt("A", "code", "S"),
-        Prompt("B", before=(("system", "S"),)),
+        Prompt("B", history=(("system", "S"),)),
     ]
 
 
@@ -234,10 +233,9 @@ def test_prompts_that_cannot_be_asked_are_refused(tmp_path: Path, name: str) -> 
 
 
 def test_the_built_in_prompts_are_of_every_kind_and_need_no_file() -> None:
-    prompts = builtin_prompts()
+    prompts = read_prompts(None)
     kinds = {prompt.category for prompt in prompts}
 
     assert kinds == {"chat", "fiction", "roleplay", "code", "arithmetic", "summary", "other language"}
     assert len({prompt.text for prompt in prompts}) == len(prompts) == 24
-    assert all(prompt.system for prompt in prompts if prompt.category == "roleplay")  # the lore to be honoured
-    assert read_prompts(None) == prompts
+    assert all(prompt.system for prompt in prompts if prompt.category == "roleplay")  # the lore to follow

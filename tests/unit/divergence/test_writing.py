@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from deltarank.divergence import Answer, writing_of
-from deltarank.divergence.classifier import fitted_weights, held_out_scores
-from deltarank.divergence.writing import cosine, two_sample_test, words
+from deltarank.divergence import Answer, summarise_writing
+from deltarank.divergence.classifier import cross_validated_log_odds, fit_logistic_regressions
+from deltarank.divergence.writing import mean_cosine, two_sample_test, words
 
 VOCABULARY = [f"w{i}" for i in range(400)]
 
@@ -138,7 +138,7 @@ def test_each_labelling_has_the_weights_that_sklearn_finds(strength: float) -> N
     random = np.random.default_rng(0)
     features = random.normal(size=(40, 25)) / 5
     labels = (random.random((40, 6)) < 0.5).astype(float)
-    found = fitted_weights(features, labels, strength=strength)
+    found = fit_logistic_regressions(features, labels, inverse_penalty=strength)
     for column in range(6):
         oracle = LogisticRegression(C=strength, fit_intercept=False, tol=1e-10, max_iter=10_000)
         expected = oracle.fit(features, labels[:, column]).coef_[0]
@@ -151,9 +151,9 @@ def test_no_text_is_scored_by_a_classifier_that_saw_it() -> None:
     random = np.random.default_rng(0)
     features, folds = random.normal(size=(20, 5)), np.arange(20) % 4
     labels = (random.random((20, 1)) < 0.5).astype(float)
-    before = held_out_scores(features, labels, folds, strength=1.0)
+    before = cross_validated_log_odds(features, labels, folds, inverse_penalty=1.0)
     labels[folds == 2] = 1 - labels[folds == 2]
-    after = held_out_scores(features, labels, folds, strength=1.0)
+    after = cross_validated_log_odds(features, labels, folds, inverse_penalty=1.0)
 
     assert np.array_equal(before[folds == 2], after[folds == 2])
     assert not np.isclose(before[folds != 2], after[folds != 2]).any()
@@ -176,12 +176,12 @@ def test_the_cosine_is_that_of_the_definition() -> None:
     pairs = [(i, j) for i in range(4) for j in range(4) if prompts[i] == prompts[j]]
     expected = np.mean([alike(reference[i], candidate[j]) for i, j in pairs])
 
-    assert cosine(reference, candidate, prompts) == pytest.approx(expected, rel=1e-12)
+    assert mean_cosine(reference, candidate, prompts) == pytest.approx(expected, rel=1e-12)
 
 
 def test_texts_without_a_word_are_like_each_other_and_nothing_else() -> None:
-    assert cosine(["", "..."], ["!", ""], [0, 1]) == 1.0
-    assert cosine(["", "word"], ["word", ""], [0, 1]) == 0.0
+    assert mean_cosine(["", "..."], ["!", ""], [0, 1]) == 1.0
+    assert mean_cosine(["", "word"], ["word", ""], [0, 1]) == 0.0
 
 
 def test_words_of_scripts_without_spaces_are_their_signs() -> None:
@@ -191,16 +191,18 @@ def test_words_of_scripts_without_spaces_are_their_signs() -> None:
 
 def test_a_writing_is_counted_over_the_candidate_s_texts() -> None:
     asked = [0, 0, 1, 1]
-    found = writing_of(answers(["a b", "a b c", "d", "d e"], asked), answers(["x y", "x x x", "x", ""], asked), seed=0)
+    found = summarise_writing(
+        answers(["a b", "a b c", "d", "d e"], asked), answers(["x y", "x x x", "x", ""], asked), seed=0
+    )
 
     assert (found.prompts, found.samples) == (2, 2)
     assert found.distinct_words == 2 / 6
     assert found.words == 6 / 4
     assert found.cosine == 0.0
     assert found.test is not None  # 36 labellings
-    assert writing_of(answers(["", ""], [0, 1]), answers(["", ""], [0, 1]), seed=0).distinct_words == 0.0
+    assert summarise_writing(answers(["", ""], [0, 1]), answers(["", ""], [0, 1]), seed=0).distinct_words == 0.0
 
 
 def test_answers_to_other_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="same prompts"):
-        writing_of(answers(["a", "b"], [0, 1]), answers(["a", "b"], [0, 2]), seed=0)
+        summarise_writing(answers(["a", "b"], [0, 1]), answers(["a", "b"], [0, 2]), seed=0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltarank.divergence import TokenStats, logits_of
+from deltarank.divergence import TokenStats, summarise_logits
 from deltarank.jobs.outputs.verdict import sentences_of
 from deltarank.results import (
     AttributionResult,
@@ -43,7 +43,9 @@ def candidate(name: str, kld: float, *, base: float, own: bool = True, **changes
         kind, rank = CandidateKind.RANK, int(found[1])
     if name == "any rank":
         kind = CandidateKind.RANK
-    logits = logits_of("own answers" if own else "wiki", documents(kld), base=documents(base), own=own)
+    logits = summarise_logits(
+        "own answers" if own else "wiki", documents(kld), base=documents(base), sampled_from_reference=own
+    )
     return CandidateResult(name, changes.pop("kind", kind), rank, (logits,), **changes)
 
 

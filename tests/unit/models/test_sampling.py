@@ -13,7 +13,7 @@ from scipy import stats
 import tiny_architectures
 from deltarank.divergence import Answer, Prompt
 from deltarank.errors import UsageError
-from deltarank.models import generate, own_document
+from deltarank.models import generate_answers
 from some_tokenizers import with_spaces_in_front
 
 TOKENIZER = with_spaces_in_front()
@@ -31,7 +31,7 @@ def model(name: str = "llama", *, sharpness: float = 30.0) -> Any:
 
 def answers(of: Any, prompts: list[Prompt] = PROMPTS, **settings: Any) -> list[Answer]:
     usual = {"samples": 3, "seed": 5, "max_tokens": 8, "batch": 4, "context": 32}
-    return generate(of, TOKENIZER, prompts, **{**usual, **settings})
+    return generate_answers(of, TOKENIZER, prompts, **{**usual, **settings})
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3 moe"])
@@ -39,7 +39,7 @@ def test_neither_the_batch_nor_the_order_of_prompts_moves_an_answer(name: str) -
     of = model(name)
     whole = answers(of)
 
-    assert [(each.prompt, each.sample) for each in whole] == [(p, s) for p in range(4) for s in range(3)]
+    assert [(each.prompt_index, each.sample_index) for each in whole] == [(p, s) for p in range(4) for s in range(3)]
     assert answers(of, batch=1) == answers(of, batch=64) == whole
     assert [each for at in range(4) for each in answers(of, PROMPTS[at : at + 1], first=at)] == whole
 
@@ -121,7 +121,7 @@ def test_an_answer_stops_with_its_end_and_the_end_is_scored() -> None:
 
 def test_a_document_of_its_own_scores_the_answer_and_not_the_prompt() -> None:
     answer = answers(model())[4]
-    document = own_document(answer)
+    document = answer.to_document()
 
     assert document.name == "prompt 2, answer 2"
     assert document.ids == (*answer.prompt_ids, *answer.ids)
@@ -129,6 +129,6 @@ def test_a_document_of_its_own_scores_the_answer_and_not_the_prompt() -> None:
 
 
 def test_a_prompt_that_leaves_no_room_is_named() -> None:
-    with pytest.raises(UsageError, match="prompt 9 has") as caught:
+    with pytest.raises(UsageError, match="prompt 9 is too long") as caught:
         answers(model(), [Prompt("the cat sat on the mat and the dog sat on the cat")], first=8, context=15)
     assert caught.value.slug == "prompt-length"

@@ -21,12 +21,11 @@ from deltarank.models import (
     Predictor,
     Weights,
     Window,
-    batches,
-    load,
-    model_skeleton,
-    output_head,
+    batch_windows,
+    load_model,
     read_piece,
-    stream,
+    read_skeleton,
+    stream_model,
     translate_out_of_memory,
 )
 from deltarank.runtime import SolverOptions, make_plan
@@ -80,8 +79,8 @@ def plain(folder: Path) -> Tensor:
 
 
 def loaded(checkpoint: Checkpoint, edits: list[Edit] | None = None) -> Tensor:
-    weights = Weights.of(checkpoint, edits or [], CPU)
-    return logits(load(model_skeleton(checkpoint), weights, dtype=torch.float32, device=CPU))
+    weights = Weights.with_edits(checkpoint, edits or [], CPU)
+    return logits(load_model(read_skeleton(checkpoint), weights, dtype=torch.float32, device=CPU))
 
 
 def test_without_edits_it_is_what_transformers_loads(pair: tuple[Path, Path]) -> None:
@@ -106,7 +105,7 @@ def test_a_smaller_rank_is_the_truncated_svd(llama: tuple[Path, Path], tmp_path:
     before, after = (load_file(folder / "model.safetensors") for folder in llama)
     with open_checkpoint(llama[0]) as base, open_checkpoint(llama[1]) as tuned:
         low = decomposed(base, tuned, tmp_path)
-        weights = Weights.of(base, low.edits(3), CPU)
+        weights = Weights.with_edits(base, low.edits(3), CPU)
         assert low.pairs
         for name in low.pairs:
             u, s, v = torch.linalg.svd(after[name].double() - before[name].double(), full_matrices=False)
@@ -121,7 +120,7 @@ def test_a_stack_is_edited_slice_by_slice(tmp_path: Path) -> None:
     truth = load_file(base_folder / "model.safetensors")[name]
     with open_checkpoint(base_folder) as base, open_checkpoint(tuned_folder) as tuned:
         second = next(each for each in pair_checkpoints(base, tuned).pairs if each.name == f"{name}[1]")
-        made = Weights.of(base, [Edit(second.base, lambda w: w * 2)], CPU)[name][...]
+        made = Weights.with_edits(base, [Edit(second.base, lambda w: w * 2)], CPU)[name][...]
         assert torch.equal(read_piece(second.base, CPU), truth[1])
 
     assert torch.equal(made[1], 2 * truth[1])
@@ -140,7 +139,7 @@ def test_routers_and_heads_are_not_carried(tmp_path: Path) -> None:
 def test_a_rounded_edit_holds_what_a_file_of_that_type_would(llama: tuple[Path, Path]) -> None:
     with open_checkpoint(llama[0]) as base, open_checkpoint(llama[1]) as tuned:
         piece = pair_checkpoints(base, tuned).pairs[0].base
-        made = Weights.of(base, [Edit(piece, lambda w: w / 3, torch.bfloat16)], CPU)[piece.tensor][...]
+        made = Weights.with_edits(base, [Edit(piece, lambda w: w / 3, torch.bfloat16)], CPU)[piece.tensor][...]
 
     assert made.dtype == torch.float32
     assert torch.equal(made, made.bfloat16().float())
@@ -150,8 +149,8 @@ def test_a_rounded_edit_holds_what_a_file_of_that_type_would(llama: tuple[Path, 
 def test_streamed_it_predicts_the_same(tmp_path: Path, name: str) -> None:
     folder, _ = write_pair(ALL[name], tmp_path)
     with open_checkpoint(folder) as base:
-        plan = model_skeleton(base)
-        model, _ = stream(plan, Weights.of(base, [], CPU), dtype=torch.float32, device=CPU)
+        plan = read_skeleton(base)
+        model, _ = stream_model(plan, Weights.with_edits(base, [], CPU), dtype=torch.float32, device=CPU)
         assert torch.allclose(logits(model), plain(folder), atol=1e-6)
         held = [weight for weight in model.parameters() if not weight.is_meta]
     assert held == []
@@ -160,7 +159,7 @@ def test_streamed_it_predicts_the_same(tmp_path: Path, name: str) -> None:
 def test_fused_experts_cannot_be_streamed(tmp_path: Path) -> None:
     folder, _ = write_pair(EXPERTS["mixtral"], tmp_path)
     with open_checkpoint(folder) as base, pytest.raises(JobError) as caught:
-        stream(model_skeleton(base), Weights.of(base, [], CPU), dtype=torch.float32, device=CPU)
+        stream_model(read_skeleton(base), Weights.with_edits(base, [], CPU), dtype=torch.float32, device=CPU)
     assert caught.value.slug == "cannot-stream"
 
 
@@ -169,20 +168,20 @@ def test_fused_experts_cannot_be_streamed(tmp_path: Path) -> None:
 
 def windows(rows: int = 4) -> list[Window]:
     """Of unlike lengths, so that batches are padded."""
-    return [Window.of(ids[: 12 - 2 * i].tolist(), [True] * (12 - 2 * i)) for i, ids in enumerate(tokens(rows))]
+    return [Window.from_mask(ids[: 12 - 2 * i].tolist(), [True] * (12 - 2 * i)) for i, ids in enumerate(tokens(rows))]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_head_on_what_is_kept_gives_the_logits(llama: tuple[Path, Path], streamed: bool) -> None:
     with open_checkpoint(llama[1]) as tuned:
-        plan, weights = model_skeleton(tuned), Weights.of(tuned, [], CPU)
+        plan, weights = read_skeleton(tuned), Weights.with_edits(tuned, [], CPU)
         if streamed:
-            model, numbers = stream(plan, weights, dtype=torch.float32, device=CPU)
+            model, own_head = stream_model(plan, weights, dtype=torch.float32, device=CPU)
         else:
-            model, numbers = load(plan, weights, dtype=torch.float32, device=CPU), None
-        predictor = Predictor(model, CPU)
-        kept = predictor.kept(windows())
-        head = predictor.head(*(output_head(plan, numbers) if numbers else ()))
+            model, own_head = load_model(plan, weights, dtype=torch.float32, device=CPU), None
+        predictor = Predictor(model, CPU, own_head)
+        kept = predictor.head_inputs(windows())
+        head = predictor.head
 
     assert kept[0].shape == (11, 32)
     whole = AutoModelForCausalLM.from_pretrained(llama[1], dtype=torch.float32)
@@ -203,35 +202,35 @@ def test_logits_are_kept_where_the_head_is_not_the_end(llama: tuple[Path, Path])
 
     whole.forward = capped
     predictor = Predictor(whole, CPU)
-    kept = predictor.kept(windows())
+    kept = predictor.head_inputs(windows())
 
-    assert predictor.head() == Head(None)
+    assert predictor.head == Head(None)
     with torch.inference_mode():
         truth = capped(input_ids=torch.tensor([windows()[0].ids])).logits[0, :-1]  # type: ignore[attr-defined]
-    assert torch.allclose(predictor.head().logits(kept[0]), truth, atol=1e-5)
+    assert torch.allclose(predictor.head.logits(kept[0]), truth, atol=1e-5)
 
 
 def test_only_scored_tokens_are_kept() -> None:
-    window = Window.of([5, 6, 7, 8], [False, False, True, True])
+    window = Window.from_mask([5, 6, 7, 8], [False, False, True, True])
     assert window.rows == (1, 2)
     assert window.targets == (7, 8)
 
 
 def test_each_window_is_in_one_batch_and_none_is_too_large() -> None:
-    many = [Window.of([1] * length, [True] * length) for length in (3, 9, 9, 2, 5, 9)]
-    parts = batches(many, size=None, tokens=18)
+    many = [Window.from_mask([1] * length, [True] * length) for length in (3, 9, 9, 2, 5, 9)]
+    parts = batch_windows(many, size=None, tokens=18)
     assert sorted(i for part in parts for i in part) == list(range(6))
     assert all(len(part) * max(len(many[i].ids) for i in part) <= 18 for part in parts)
-    assert [len(part) for part in batches(many, size=4, tokens=1)] == [4, 2]
+    assert [len(part) for part in batch_windows(many, size=4, tokens=1)] == [4, 2]
 
 
 def test_a_batch_without_memory_says_what_to_do() -> None:
     """As torch says it on a CPU; half of the batch is advised."""
-    with pytest.raises(JobError) as caught, translate_out_of_memory(8, CPU):
+    with pytest.raises(JobError) as caught, translate_out_of_memory(CPU, batch=8):
         torch.empty(1 << 60, dtype=torch.uint8)
     assert caught.value.slug == "out-of-memory"
     assert "--batch 4" in caught.value.cure
-    with pytest.raises(RuntimeError, match="shape"), translate_out_of_memory(8, CPU):
+    with pytest.raises(RuntimeError, match="shape"), translate_out_of_memory(CPU, batch=8):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
@@ -241,7 +240,7 @@ def test_a_batch_without_memory_says_what_to_do() -> None:
 def test_a_folder_without_a_configuration_is_refused(llama: tuple[Path, Path], tmp_path: Path) -> None:
     save_file(load_file(llama[0] / "model.safetensors"), tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as base, pytest.raises(CheckpointError) as caught:
-        model_skeleton(base)
+        read_skeleton(base)
     assert caught.value.slug == "not-a-language-model"
 
 
@@ -253,7 +252,7 @@ def test_a_model_that_needs_its_own_program_is_refused_unless_asked_for(
         '{"model_type": "of_its_own", "auto_map": {"AutoConfig": "it.Config", "AutoModelForCausalLM": "it.Model"}}'
     )
     with open_checkpoint(tmp_path) as base, pytest.raises(UsageError) as caught:
-        model_skeleton(base)
+        read_skeleton(base)
     assert caught.value.slug == "remote-code"
 
 
@@ -263,7 +262,7 @@ def test_missing_tensors_are_not_made_up(llama: tuple[Path, Path], tmp_path: Pat
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((llama[0] / "config.json").read_bytes())
     with open_checkpoint(tmp_path) as base, pytest.raises(CheckpointError) as caught:
-        load(model_skeleton(base), Weights.of(base, [], CPU), dtype=torch.float32, device=CPU)
+        load_model(read_skeleton(base), Weights.with_edits(base, [], CPU), dtype=torch.float32, device=CPU)
     assert caught.value.slug == "weights-incomplete"
     assert "up_proj" in caught.value.message
 
@@ -274,6 +273,6 @@ def test_a_quantised_checkpoint_is_refused(llama: tuple[Path, Path], tmp_path: P
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((llama[0] / "config.json").read_bytes())
     with open_checkpoint(tmp_path) as base, pytest.raises(JobError) as caught:
-        model_skeleton(base)
+        read_skeleton(base)
     assert caught.value.slug == "quantised-model"
     assert "I8" in caught.value.message

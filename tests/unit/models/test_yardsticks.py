@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from deltarank.errors import UsageError
-from deltarank.models import yardstick
+from deltarank.models import get_yardstick
 from deltarank.models.quantise import YARDSTICKS
 from deltarank.system import silence_logging
 
@@ -21,6 +21,10 @@ KNOWN_ERRORS = {"q8_0": 0.0054, "q4_0": 0.0858, "nf4": 0.0920, "int8": 0.0087, "
 
 def normal(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return 0.02 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def fake_quantise(name: str, weight: torch.Tensor) -> torch.Tensor:
+    return get_yardstick(name).fake_quantise(weight)
 
 
 def torchao(name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -35,7 +39,7 @@ def torchao(name: str, weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", YARDSTICKS)
 def test_the_error_is_the_one_that_is_known(name: str) -> None:
     weight = normal(1024, 4096)
-    rounded = yardstick(name).round(weight)
+    rounded = fake_quantise(name, weight)
 
     assert rounded.dtype == torch.float32
     assert float((rounded - weight).norm() / weight.norm()) == pytest.approx(KNOWN_ERRORS[name], rel=0.01)
@@ -47,7 +51,7 @@ def test_rows_with_a_scale_are_torchao_s_to_the_bit(name: str, shape: tuple[int,
     weight = normal(*shape)
     weight[0] *= 1000
 
-    assert torch.equal(yardstick(name).round(weight), torchao(name, weight))
+    assert torch.equal(fake_quantise(name, weight), torchao(name, weight))
 
 
 def test_q8_0_is_the_format_s_definition() -> None:
@@ -59,13 +63,13 @@ def test_q8_0_is_the_format_s_definition() -> None:
     steps = np.sign(steps) * np.floor(np.abs(steps) + np.float32(0.5))  # roundf: halves away from zero
     expected = scale.astype(np.float16).astype(np.float32) * steps
 
-    assert yardstick("q8_0").round(weight).numpy() == pytest.approx(expected.reshape(5, 64), rel=1e-6)
+    assert fake_quantise("q8_0", weight).numpy() == pytest.approx(expected.reshape(5, 64), rel=1e-6)
 
 
 def test_q4_0_is_the_format_s_definition() -> None:
     """Blocks of 32 with a float16 scale, the entry of largest magnitude at -8 (ggml's quantize_row_q4_0_ref)."""
     weight = normal(5, 64)
-    for block, read in zip(*(each.reshape(-1, 32) for each in (weight, yardstick("q4_0").round(weight))), strict=True):
+    for block, read in zip(*(each.reshape(-1, 32) for each in (weight, fake_quantise("q4_0", weight))), strict=True):
         largest = float(block[block.abs().argmax()])
         scale = np.float32(largest / -8)
         steps = np.clip(np.trunc(block.numpy() / scale + 8.5), 0, 15) - 8
@@ -85,7 +89,7 @@ def test_nf4_is_the_nearest_of_the_normal_s_quantiles(shape: tuple[int, int]) ->
     largest = np.abs(blocks).max(axis=1, keepdims=True)
     nearest = levels[np.abs(blocks[..., None] / largest[..., None] - levels).argmin(axis=-1)]
 
-    assert yardstick("nf4").round(weight).numpy() == pytest.approx((nearest * largest).reshape(shape), abs=1e-5)
+    assert fake_quantise("nf4", weight).numpy() == pytest.approx((nearest * largest).reshape(shape), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", YARDSTICKS)
@@ -94,7 +98,7 @@ def test_any_dtype_is_upcast_and_left_as_it_was(name: str, dtype: torch.dtype) -
     weight = normal(8, 64).to(dtype)
     before = weight.clone()
 
-    assert torch.equal(yardstick(name).round(weight), yardstick(name).round(weight.float()))
+    assert torch.equal(fake_quantise(name, weight), fake_quantise(name, weight.float()))
     assert torch.equal(weight, before)
 
 
@@ -103,7 +107,7 @@ def test_any_dtype_is_upcast_and_left_as_it_was(name: str, dtype: torch.dtype) -
 def test_rows_of_any_length_are_rounded_as_well_as_others(name: str, columns: int) -> None:
     weight = normal(256, columns)
 
-    error = float((yardstick(name).round(weight) - weight).norm() / weight.norm())
+    error = float((fake_quantise(name, weight) - weight).norm() / weight.norm())
     assert 0.5 * KNOWN_ERRORS[name] < error < 1.1 * KNOWN_ERRORS[name]
 
 
@@ -112,15 +116,15 @@ def test_zeros_stay_zeros(name: str) -> None:
     weight = normal(4, 64)
     weight[1] = 0
 
-    assert not yardstick(name).round(weight)[1].any()
-    assert not yardstick(name).round(torch.zeros(2, 64)).any()
+    assert not fake_quantise(name, weight)[1].any()
+    assert not fake_quantise(name, torch.zeros(2, 64)).any()
 
 
 @pytest.mark.parametrize("name", YARDSTICKS)
 def test_a_transposed_view_is_rounded_as_the_matrix_that_it_is(name: str) -> None:
     weight = normal(64, 96)
 
-    assert torch.equal(yardstick(name).round(weight.T), yardstick(name).round(weight.T.contiguous()))
+    assert torch.equal(fake_quantise(name, weight.T), fake_quantise(name, weight.T.contiguous()))
 
 
 TENSORS = {
@@ -147,7 +151,7 @@ TENSORS = {
 def test_the_matrices_of_the_layers_are_rounded_and_nothing_else(tensor: str) -> None:
     shape, expected = TENSORS[tensor]
 
-    assert {name: each.applies(tensor, shape) for name, each in YARDSTICKS.items()} == dict.fromkeys(
+    assert {name: each.applies_to(tensor, shape) for name, each in YARDSTICKS.items()} == dict.fromkeys(
         YARDSTICKS, expected
     )
 
@@ -155,16 +159,16 @@ def test_the_matrices_of_the_layers_are_rounded_and_nothing_else(tensor: str) ->
 @pytest.mark.parametrize("name", ["q8_0", "q4_0"])
 def test_a_last_block_that_is_not_full_is_rounded_by_itself(name: str) -> None:
     weight = normal(8, 80)
-    rounded = yardstick(name).round(weight)
+    rounded = fake_quantise(name, weight)
 
-    assert torch.equal(rounded[:, :64], yardstick(name).round(weight[:, :64]))
-    assert torch.equal(rounded[:, 64:], yardstick(name).round(torch.nn.functional.pad(weight[:, 64:], (0, 16)))[:, :16])
+    assert torch.equal(rounded[:, :64], fake_quantise(name, weight[:, :64]))
+    assert torch.equal(rounded[:, 64:], fake_quantise(name, torch.nn.functional.pad(weight[:, 64:], (0, 16)))[:, :16])
     assert float((rounded[:, 64:] - weight[:, 64:]).norm() / weight[:, 64:].norm()) < 1.5 * KNOWN_ERRORS[name]
 
 
 def test_an_unknown_yardstick_is_answered_with_those_there_are() -> None:
     with pytest.raises(UsageError, match="q8_0, q4_0, nf4, int8, fp8") as caught:
-        yardstick("q4_k")
+        get_yardstick("q4_k")
     assert caught.value.slug == "no-such-yardstick"
 
 
@@ -172,7 +176,7 @@ def test_a_missing_library_is_said_before_the_work(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
 
     with pytest.raises(UsageError) as caught:
-        yardstick("nf4")
+        get_yardstick("nf4")
     assert caught.value.slug == "yardstick-missing"
     assert "deltarank[yardsticks]" in caught.value.cure
-    assert yardstick("q4_0").bits == 4.5  # the others need nothing of it
+    assert get_yardstick("q4_0").bits_per_weight == 4.5  # the others need nothing of it

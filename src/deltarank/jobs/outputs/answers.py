@@ -8,7 +8,7 @@ from typing import Any
 
 from deltarank.divergence import Answer, Prompt
 from deltarank.jobs.outputs.loaded_model import LoadedModel
-from deltarank.models import generate
+from deltarank.models import generate_answers
 from deltarank.results import Count, to_plain
 
 AT_ONCE = 8
@@ -69,7 +69,7 @@ class Answers:
             done(len(block))
 
     def _answer(self, who: str, block: Sequence[int], model: LoadedModel, seed: int) -> None:
-        answers = generate(
+        answers = generate_answers(
             model.model,
             self.tokenizer,
             [self.prompts[i] for i in block],
@@ -81,7 +81,7 @@ class Answers:
             first=block[0],
         )
         for number in block:
-            written = ((a.sample, a.ids, a.text, a.prompt_ids) for a in answers if a.prompt == number)
+            written = ((a.sample_index, a.ids, a.text, a.prompt_ids) for a in answers if a.prompt_index == number)
             record = AnswerRecord(who, number, tuple(written))
             self.keep(to_plain(record))
             self.resume(record)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from deltarank.divergence import PartMeasurement, attribution_of
+from deltarank.divergence import PartMeasurement, summarise_attribution
 from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.jobs.outputs.low_rank import LowRank
 from deltarank.jobs.outputs.scoring import Done, Scorer, TextSet
-from deltarank.models import Weights, file_names
+from deltarank.models import Weights, file_tensor_names
 from deltarank.results import AttributionResult, CandidateKind
 
 LAYER, MATRIX = "layer", "matrix"
@@ -45,7 +45,7 @@ class Attribution:
         names = [name for part in self.parts.values() for name in part]
         models = self.candidate_set.models
         candidate = Candidate(
-            "all parts", CandidateKind.MODEL, models.plan, self.candidate_set.part(self.low, self.rank, names)
+            "all parts", CandidateKind.MODEL, models.skeleton, self.candidate_set.part(self.low, self.rank, names)
         )
         with LoadedModel(candidate, self.loader) as model:
             self.scorer.score(self.first, model, self.read("all parts"), only=only)
@@ -54,26 +54,26 @@ class Attribution:
             self.scorer.score(number, model, self.read(name), only=only)
             swaps.append(self._swap(name, self.scorer.stats(number, text.numbers)))
         together = self.scorer.stats(self.first, text.numbers)
-        return (attribution_of(self.rank, self.unit, text.name, swaps, together),)
+        return (summarise_attribution(self.rank, self.unit, text.name, swaps, together),)
 
     def _models(self) -> Iterator[tuple[str, LoadedModel]]:
         """A model for each part: of one model that is written into, or of a new one each."""
         models = self.candidate_set.models
         plain = models.of_finetune()
-        names = None if self.loader.streams else file_names(models.plan, plain)
+        names = None if self.loader.streams else file_tensor_names(models.skeleton, plain)
         if names is None:
             for part, matrices in self.parts.items():
                 with LoadedModel(self._member(part, matrices), self.loader) as model:
                     yield part, model
             return
-        with LoadedModel(Candidate("parts", CandidateKind.MODEL, models.plan, plain), self.loader) as model:
+        with LoadedModel(Candidate("parts", CandidateKind.MODEL, models.skeleton, plain), self.loader) as model:
             for part, matrices in self.parts.items():
                 candidate = self._member(part, matrices)
                 yield part, _Written(candidate, model, names, plain)
 
     def _member(self, part: str, matrices: Sequence[str]) -> Candidate:
         weights = self.candidate_set.part(self.low, self.rank, matrices)
-        return Candidate(part, CandidateKind.MODEL, self.candidate_set.models.plan, weights)
+        return Candidate(part, CandidateKind.MODEL, self.candidate_set.models.skeleton, weights)
 
     def _swap(self, name: str, stats: Mapping[str, Any]) -> PartMeasurement:
         matrices = self.parts[name]
@@ -91,10 +91,10 @@ class _Written(LoadedModel):
         super().__init__(candidate, model.loader)
         self._turn, self._names, self._plain = model, names, plain
 
-    def kept(self, windows: Sequence[Any]) -> Any:
+    def predict(self, windows: Sequence[Any]) -> Any:
         self._put(self.candidate.weights)
         try:
-            return self._turn.kept(windows)
+            return self._turn.predict(windows)
         finally:
             self._put(self._plain)
 

@@ -15,21 +15,17 @@ from deltarank.adapters import LoraAdapter, LoraUpdate, apply_adapter, open_adap
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Pair, Pairing, Piece, SummedTensor, open_checkpoint
 from deltarank.jobs.outputs.low_rank import LowRank
 from deltarank.jobs.outputs.options import AGAIN, ANY_RANK, BASE, WHOLE
-from deltarank.models import Edit, ModelSkeleton, Weights, model_skeleton, read_piece
+from deltarank.models import Edit, ModelSkeleton, Weights, Yardstick, read_piece, read_skeleton
 from deltarank.results import CandidateKind, listing
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate: a model that is made when its model comes.
-
-    plan             its configuration
-    weights          its numbers, tensor by tensor
-    """
+    """A model that is compared with the finetune. It is loaded only when its turn comes."""
 
     name: str
     kind: CandidateKind
-    plan: ModelSkeleton
+    skeleton: ModelSkeleton
     weights: Weights
     rank: int | None = None
     note: str | None = None
@@ -42,8 +38,8 @@ class ModelPair:
     before: Checkpoint
     after: Checkpoint
     pairing: Pairing
-    base_plan: ModelSkeleton
-    plan: ModelSkeleton
+    base_skeleton: ModelSkeleton
+    skeleton: ModelSkeleton
     device: torch.device
     trust_remote_code: bool = False
     fetch: str = "auto"
@@ -54,10 +50,10 @@ class ModelPair:
         return (*self.pairing.pairs, *self.pairing.summed)
 
     def of_finetune(self, edits: Sequence[Edit] = ()) -> Weights:
-        return Weights.of(self.after, edits, self.device)
+        return Weights.with_edits(self.after, edits, self.device)
 
     def of_base(self, edits: Sequence[Edit] = ()) -> Weights:
-        return Weights.of(self.before, edits, self.device)
+        return Weights.with_edits(self.before, edits, self.device)
 
 
 @dataclass
@@ -77,24 +73,24 @@ class CandidateSet:
         """What must read zero."""
         models = self.models
         yield Candidate(
-            AGAIN, CandidateKind.CONTROL, models.plan, models.of_finetune(), note="the same weights once more"
+            AGAIN, CandidateKind.CONTROL, models.skeleton, models.of_finetune(), note="the same weights once more"
         )
         edits = [Edit(each.finetune, _whole(each, models.device), each.finetune.dtype) for each in models.targets]
         note = "W0 + (W - W0) of every tensor, rounded once more to the type that the finetune is stored in"
-        yield Candidate(WHOLE, CandidateKind.CONTROL, models.plan, models.of_finetune(edits), note=note)
+        yield Candidate(WHOLE, CandidateKind.CONTROL, models.skeleton, models.of_finetune(edits), note=note)
 
     def base(self) -> Candidate:
-        return Candidate(BASE, CandidateKind.BASE, self.models.base_plan, self.models.of_base())
+        return Candidate(BASE, CandidateKind.BASE, self.models.base_skeleton, self.models.of_base())
 
     def ranks(self, low: LowRank, ranks: Sequence[int]) -> Iterator[Candidate]:
         """The base with D_r in the matrices that a LoRA carries; and with all of D there, which no LoRA goes beyond."""
         models = self.models
         for rank in ranks:
             weights = models.of_base(low.edits(rank))
-            yield Candidate(f"rank {rank}", CandidateKind.RANK, models.base_plan, weights, rank)
+            yield Candidate(f"rank {rank}", CandidateKind.RANK, models.base_skeleton, weights, rank)
         edits = [Edit(pair.base, _replaced(pair, models.device)) for pair in low.pairs.values()]
         note = "all of the delta in the matrices, everything else the base's: no LoRA of any rank goes beyond it"
-        yield Candidate(ANY_RANK, CandidateKind.RANK, models.base_plan, models.of_base(edits), note=note)
+        yield Candidate(ANY_RANK, CandidateKind.RANK, models.base_skeleton, models.of_base(edits), note=note)
 
     def adapter(self, folder: str | Path, server: str | None, name: str) -> Candidate:
         """The base with an adapter from disk on it, as PEFT or `server` applies it."""
@@ -115,25 +111,27 @@ class CandidateSet:
         }
         rank = ranks.pop() if len(ranks) == 1 else None
         note = "; ".join(notes) or None
-        return Candidate(name, CandidateKind.ADAPTER, models.base_plan, models.of_base(edits), rank, note)
+        return Candidate(name, CandidateKind.ADAPTER, models.base_skeleton, models.of_base(edits), rank, note)
 
     def model(self, ref: str | Path, name: str) -> Candidate:
         """Another checkpoint."""
         models = self.models
         checkpoint = self._open.enter_context(open_checkpoint(ref, fetch=models.fetch))
-        plan = model_skeleton(checkpoint, trust_remote_code=models.trust_remote_code)
-        return Candidate(name, CandidateKind.MODEL, plan, Weights.of(checkpoint, [], models.device))
+        skeleton = read_skeleton(checkpoint, trust_remote_code=models.trust_remote_code)
+        return Candidate(name, CandidateKind.MODEL, skeleton, Weights.with_edits(checkpoint, [], models.device))
 
-    def yardstick(self, name: str, ruler: Any) -> Candidate:
+    def yardstick(self, yardstick: Yardstick) -> Candidate:
         """The finetune, its matrices quantised and read back."""
         models = self.models
         edits = [
-            Edit(piece, ruler.round)
+            Edit(piece, yardstick.fake_quantise)
             for tensor, info in models.after.tensors.items()
-            if info.dtype in FLOAT_DTYPES and len(info.shape) > 1 and ruler.applies(tensor, info.shape)
+            if info.dtype in FLOAT_DTYPES and len(info.shape) > 1 and yardstick.applies_to(tensor, info.shape)
             for piece in (Piece.of(info, models.after.source, (info.entries // info.shape[-1], info.shape[-1])),)
         ]
-        return Candidate(name, CandidateKind.YARDSTICK, models.plan, models.of_finetune(edits), note=ruler.note)
+        return Candidate(
+            yardstick.name, CandidateKind.YARDSTICK, models.skeleton, models.of_finetune(edits), note=yardstick.note
+        )
 
     def part(self, low: LowRank, rank: int, names: Sequence[str]) -> Weights:
         """The finetune with some matrices alone brought to rank r."""

@@ -10,7 +10,15 @@ from typing import Any
 
 from deltarank.adapters import CONFIG_FILE, open_adapter
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, open_checkpoint, pair_checkpoints
-from deltarank.divergence import Document, Prompt, read_prompts, read_texts
+from deltarank.divergence import (
+    Document,
+    Prompt,
+    Tokenizer,
+    encode_prompts,
+    prompts_that_fit,
+    read_prompts,
+    read_texts,
+)
 from deltarank.errors import CheckpointError, UsageError
 from deltarank.jobs.outputs.candidates import ModelPair
 from deltarank.jobs.outputs.options import ANY_RANK, BASE, CONTROLS, OutputsOptions, Ref, content_of
@@ -18,12 +26,10 @@ from deltarank.jobs.outputs.plan import WINDOW, OutputsPlan, part_names, room_on
 from deltarank.models import (
     ModelFolder,
     changed_token_ids,
-    check_room,
-    difference,
-    fitting,
-    model_skeleton,
-    tokenizer_of,
-    yardstick,
+    describe_difference,
+    get_yardstick,
+    load_tokenizer,
+    read_skeleton,
 )
 from deltarank.runtime import ProgressListener
 from deltarank.system import tool_version
@@ -39,7 +45,7 @@ class Job:
 
     models: ModelPair
     plan: OutputsPlan
-    tokenizer: Any
+    tokenizer: Tokenizer
     texts: Sequence[tuple[str, Sequence[Document]]]
     prompts: Sequence[Prompt]
     given: Mapping[str, str]
@@ -85,16 +91,16 @@ def prepared(
 
 def _planned(options: OutputsOptions, before: Checkpoint, after: Checkpoint, fetch: str) -> Job:
     models = _stage(options, before, after, fetch)
-    tokenizer = tokenizer_of(models.plan.home, trust_remote_code=options.trust_remote_code)
+    tokenizer = load_tokenizer(models.skeleton.folder, trust_remote_code=options.trust_remote_code)
     given, notes = _looked_at(options, tokenizer, fetch)
-    window = min(WINDOW, models.plan.context, models.base_plan.context)
+    window = min(WINDOW, models.skeleton.context, models.base_skeleton.context)
     texts = read_texts([Path(text) for text in options.texts], tokenizer, context=window)
-    prompts, left_out = _asked(options, tokenizer, min(models.plan.context, models.base_plan.context))
+    prompts, left_out = _asked(options, tokenizer, min(models.skeleton.context, models.base_skeleton.context))
     plan = OutputsPlan(
         options=options,
         base=before,
         finetune=after,
-        plan=models.plan,
+        skeleton=models.skeleton,
         pairing=models.pairing,
         candidates=candidate_names(options),
         documents=tuple(len(document.ids) for _, documents in texts for document in documents),
@@ -108,14 +114,14 @@ def _planned(options: OutputsOptions, before: Checkpoint, after: Checkpoint, fet
     return Job(models, plan, tokenizer, texts, prompts, given)
 
 
-def _asked(options: OutputsOptions, tokenizer: Any, context: int) -> tuple[list[Prompt], list[str]]:
+def _asked(options: OutputsOptions, tokenizer: Tokenizer, context: int) -> tuple[list[Prompt], list[str]]:
     """The prompts, and a note of built-in ones that a short context has no room for; the user's own must all fit."""
     if not options.samples:
         return [], []
     found = read_prompts(Path(options.prompts) if options.prompts else None)
     room = {"max_tokens": options.max_tokens, "context": context}
-    kept = found if options.prompts else fitting(found, tokenizer, **room)
-    check_room(kept or found, tokenizer, **room)
+    kept = found if options.prompts else prompts_that_fit(found, tokenizer, **room)
+    encode_prompts(kept or found, tokenizer, **room)
     if len(kept) == len(found):
         return kept, []
     left = f"{len(found) - len(kept)} of {len(found)} built-in prompts"
@@ -125,7 +131,7 @@ def _asked(options: OutputsOptions, tokenizer: Any, context: int) -> tuple[list[
 def _stage(options: OutputsOptions, before: Checkpoint, after: Checkpoint, fetch: str) -> ModelPair:
     trust = options.trust_remote_code
     pairing = pair_checkpoints(before, after)
-    ours, theirs = (model_skeleton(each, trust_remote_code=trust) for each in (before, after))
+    ours, theirs = (read_skeleton(each, trust_remote_code=trust) for each in (before, after))
     return ModelPair(before, after, pairing, ours, theirs, options.device, trust, fetch)
 
 
@@ -143,16 +149,16 @@ def candidate_names(options: OutputsOptions) -> tuple[str, ...]:
     )
 
 
-def _of_tokenizers(models: ModelPair, tokenizer: Any) -> Iterator[str]:
+def _of_tokenizers(models: ModelPair, tokenizer: Tokenizer) -> Iterator[str]:
     """How the base's tokenizer differs: the finetune's is used for all."""
     try:
-        other = tokenizer_of(models.base_plan.home, trust_remote_code=models.trust_remote_code)
+        other = load_tokenizer(models.base_skeleton.folder, trust_remote_code=models.trust_remote_code)
     except CheckpointError:
         yield "the base has no tokenizer beside it; the finetune's is used for all"
         return
-    if (how := difference(tokenizer, other)) is not None:
+    if (how := describe_difference(tokenizer, other)) is not None:
         yield f"the base's tokenizer differs: {how}; the finetune's is used for all"
-    rows = models.base_plan.vocabulary, models.plan.vocabulary
+    rows = models.base_skeleton.vocabulary, models.skeleton.vocabulary
     if rows[0] != rows[1]:
         yield (
             f"the vocabularies differ: {rows[0]:,} tokens in the base, {rows[1]:,} in the finetune; what both have is "
@@ -160,10 +166,10 @@ def _of_tokenizers(models: ModelPair, tokenizer: Any) -> Iterator[str]:
         )
 
 
-def _looked_at(options: OutputsOptions, tokenizer: Any, fetch: str) -> tuple[dict[str, str], list[str]]:
+def _looked_at(options: OutputsOptions, tokenizer: Tokenizer, fetch: str) -> tuple[dict[str, str], list[str]]:
     """Hashes of everything that was given, and notes; what cannot be meant is refused before an hour is spent."""
     for name in options.yardsticks:
-        yardstick(name)
+        get_yardstick(name)
     given = {"texts": content_of(options.texts), "prompts": content_of([options.prompts] if options.prompts else [])}
     notes: list[str] = []
     for folder in options.adapters:
@@ -176,21 +182,21 @@ def _looked_at(options: OutputsOptions, tokenizer: Any, fetch: str) -> tuple[dic
     return given, notes
 
 
-def _of_model(ref: str, other: Checkpoint, tokenizer: Any, trust: bool) -> Iterator[str]:
-    """Raises UsageError (slug "tokenizers-differ") for a model to which our tokens are other words."""
+def _of_model(ref: str, other: Checkpoint, tokenizer: Tokenizer, trust: bool) -> Iterator[str]:
+    """Raises UsageError (slug "tokenizers-differ") for a model that gives tokens of the finetune other ids."""
     try:
-        theirs = tokenizer_of(ModelFolder.of(other), trust_remote_code=trust)
+        theirs = load_tokenizer(ModelFolder.of_checkpoint(other), trust_remote_code=trust)
     except CheckpointError:
         yield f"{ref} has no tokenizer beside it; the finetune's is used"
         return
-    if moved := changed_token_ids(tokenizer, theirs):
+    if changed := changed_token_ids(tokenizer, theirs):
         raise UsageError(
-            f"{ref!a} has another tokenizer than the finetune: {len(moved):,} tokens have another number, such as "
-            f"{moved[0]!a}.",
-            cure="Only models that read the same tokens can be compared token by token.",
+            f"{ref!a} has a different tokenizer: {len(changed):,} of its tokens have another id than in the finetune's, "
+            f"such as {changed[0]!a}.",
+            cure="Compare models with the same tokenizer: they are compared token by token.",
             slug="tokenizers-differ",
         )
-    if (how := difference(tokenizer, theirs)) is not None:
+    if (how := describe_difference(tokenizer, theirs)) is not None:
         yield f"the tokenizer of {ref} differs: {how}; the finetune's is used"
 
 

@@ -14,7 +14,7 @@ from deltarank.checkpoints import Checkpoint, Pairing
 from deltarank.jobs.outputs.answers import AT_ONCE
 from deltarank.jobs.outputs.low_rank import carried, nbytes_of
 from deltarank.jobs.outputs.options import OutputsOptions
-from deltarank.models import LOGITS_AT_ONCE, ModelSkeleton
+from deltarank.models import LOGITS_PER_CHUNK, ModelSkeleton
 from deltarank.results import count, duration, listing, size
 from deltarank.runtime import READ_RATE, make_plan
 from deltarank.system import memory_limit
@@ -49,7 +49,7 @@ class OutputsPlan:
     options: OutputsOptions
     base: Checkpoint
     finetune: Checkpoint
-    plan: ModelSkeleton
+    skeleton: ModelSkeleton
     pairing: Pairing
     candidates: tuple[str, ...]
     documents: tuple[int, ...]
@@ -65,7 +65,7 @@ class OutputsPlan:
     @property
     def weights(self) -> int:
         """Bytes of one model in the dtype that it is run in."""
-        return self.plan.parameters * self.options.torch_dtype.itemsize
+        return self.skeleton.parameters * self._itemsize
 
     @property
     def streams(self) -> bool:
@@ -81,7 +81,7 @@ class OutputsPlan:
         """Bytes on the device; streamed, there are the two output heads in place of the weights."""
         if not self.streams:
             return self.whole
-        heads = 2.0 * self.plan.vocabulary * self._hidden * self.options.torch_dtype.itemsize
+        heads = 2.0 * self.skeleton.vocabulary * self.skeleton.hidden_size * self._itemsize
         return self._being_made + heads + self._batch_memory(_STREAMED_TOKENS)
 
     @property
@@ -91,8 +91,12 @@ class OutputsPlan:
             return _STREAMED_TOKENS
         most = _TOKENS_AT_ONCE.get(self.options.device.type, 2048)
         # Where the head is not the end, whole logits leave the model.
-        caps = getattr(self.plan.config.get_text_config(), "final_logit_softcapping", None)
-        return min(most, max(4 * LOGITS_AT_ONCE // self.plan.vocabulary, 1)) if caps else most
+        whole_logits = self.skeleton.softcaps_logits
+        return min(most, max(4 * LOGITS_PER_CHUNK // self.skeleton.vocabulary, 1)) if whole_logits else most
+
+    @property
+    def _itemsize(self) -> int:
+        return self.options.torch_dtype.itemsize
 
     @property
     def _being_made(self) -> float:
@@ -101,11 +105,7 @@ class OutputsPlan:
 
     def _batch_memory(self, tokens: int) -> float:
         """Some dozen vectors a token, and logits: a few at a time of those that exist in float32."""
-        return tokens * self._hidden * 24.0 * self.options.torch_dtype.itemsize + 8.0 * 4 * LOGITS_AT_ONCE
-
-    @property
-    def _hidden(self) -> int:
-        return int(getattr(self.plan.config.get_text_config(), "hidden_size", 0) or 0)
+        return tokens * self.skeleton.hidden_size * 24.0 * self._itemsize + 8.0 * 4 * LOGITS_PER_CHUNK
 
     @property
     def tokens(self) -> int:
@@ -119,8 +119,8 @@ class OutputsPlan:
     @property
     def disk(self) -> float:
         """Bytes under RUN while the job goes on: factors, what is kept of predictions, scores."""
-        kept = self.tokens * (self._hidden * self.options.torch_dtype.itemsize + 40.0 * len(self.candidates))
-        head = self.plan.vocabulary * self._hidden * self.options.torch_dtype.itemsize
+        kept = self.tokens * (self.skeleton.hidden_size * self._itemsize + 40.0 * len(self.candidates))
+        head = self.skeleton.vocabulary * self.skeleton.hidden_size * self._itemsize
         return nbytes_of(carried(self.pairing.pairs), max(self.options.ranks)) + kept + head
 
     @cached_property
@@ -137,10 +137,10 @@ class OutputsPlan:
     @property
     def a_token(self) -> float:
         """Seconds for a token in a pass."""
-        device, number = self.options.device.type, self.options.torch_dtype.itemsize
+        device, number = self.options.device.type, self._itemsize
         flops = _FLOPS.get((device, number), _FLOPS["cpu", 4])
         passes = math.ceil(self.tokens / _STREAMED_TOKENS) * self.file_bytes / READ_RATE if self.streams else 0.0
-        return 2.0 * self.plan.parameters / flops + passes / max(self.tokens, 1)
+        return 2.0 * self.skeleton.parameters / flops + passes / max(self.tokens, 1)
 
     @property
     def a_prompt(self) -> float:
@@ -168,7 +168,7 @@ class OutputsPlan:
         ]
 
     def _who(self) -> list[str]:
-        weights = f"{self.plan.parameters:,} parameters, {size(self.weights)} in {self.options.dtype}"
+        weights = f"{self.skeleton.parameters:,} parameters, {size(self.weights)} in {self.options.dtype}"
         return [
             f"finetune    {self.finetune.reference.ref}, {weights}",
             f"base        {self.base.reference.ref}",
@@ -205,7 +205,7 @@ class OutputsPlan:
             "prompts": self.prompts,
             "answers": self.answers,
             "parts": self.parts,
-            "parameters": self.plan.parameters,
+            "parameters": self.skeleton.parameters,
             "weights": self.weights,
             "streams": self.streams,
             "room": self.room,

@@ -20,7 +20,7 @@ from deltarank.jobs.outputs.options import AGAIN, FINETUNE
 from deltarank.jobs.outputs.plan import part_names
 from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.jobs.outputs.summary import Material, findings
-from deltarank.models import own_document, yardstick
+from deltarank.models import get_yardstick
 from deltarank.results import CandidateKind, Outputs, headline_rank, read_records, to_plain
 from deltarank.runtime import ProgressListener, Record, RunFolder, TimeEstimate, WorkerPool, make_plan
 
@@ -73,7 +73,7 @@ class Run:
 
     def _refer(self, answers: Answers) -> tuple[list[TextSet], Scorer]:
         """The finetune answers, and reads everything."""
-        finetune = Candidate(FINETUNE, CandidateKind.CONTROL, self.models.plan, self.models.of_finetune())
+        finetune = Candidate(FINETUNE, CandidateKind.CONTROL, self.models.skeleton, self.models.of_finetune())
         with LoadedModel(finetune, self._loader) as model:
             if self.job.prompts:
                 self._write(answers, FINETUNE, model, self.options.seed)
@@ -113,7 +113,7 @@ class Run:
             *candidate_set.ranks(low, options.ranks),
             *(candidate_set.adapter(folder, options.server, name) for folder, name in adapters),
             *(candidate_set.model(ref, name) for ref, name in models),
-            *(candidate_set.yardstick(name, yardstick(name)) for name in options.yardsticks),
+            *(candidate_set.yardstick(get_yardstick(name)) for name in options.yardsticks),
         ]
 
     @property
@@ -134,7 +134,7 @@ class Run:
             self.job.tokenizer,
             options.samples,
             options.max_tokens,
-            min(self.models.plan.context, self.models.base_plan.context),
+            min(self.models.skeleton.context, self.models.base_skeleton.context),
             options.batch,
             self.run_folder.append,
         )
@@ -144,11 +144,11 @@ class Run:
 
     def _scorer(self, answers: Answers) -> tuple[list[TextSet], Scorer]:
         """The texts that were given, and the finetune's own."""
-        own = [own_document(answer) for answer in answers.of(FINETUNE)]
+        own = [answer.to_document() for answer in answers.of(FINETUNE)]
         given = [(name, documents, False) for name, documents in self.job.texts]
         sets: list[TextSet] = []
         documents: list[Document] = []
-        for name, some, is_own in (*given, (OWN, [each for each in own if each.tokens], True)):
+        for name, some, is_own in (*given, (OWN, [each for each in own if each.scored_tokens], True)):
             if some:
                 sets.append(TextSet(name, tuple(range(len(documents), len(documents) + len(some))), is_own))
                 documents += some

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deltarank.divergence import Answer, TokenStats, logits_of, writing_of
+from deltarank.divergence import Answer, TokenStats, summarise_logits, summarise_writing
 from deltarank.jobs.outputs.answers import Answers
 from deltarank.jobs.outputs.candidates import Candidate
 from deltarank.jobs.outputs.options import AGAIN, BASE, FINETUNE, OutputsOptions
@@ -76,7 +76,7 @@ def findings(of: Material) -> Outputs:
 
 def _text(of: Material, text: TextSet) -> Text:
     documents = [of.scorer.documents[i] for i in text.numbers]
-    return Text(text.name, len(documents), sum(document.tokens for document in documents), text.own)
+    return Text(text.name, len(documents), sum(document.scored_tokens for document in documents), text.own)
 
 
 def _candidate(of: Material, number: int, candidate: Candidate) -> CandidateResult:
@@ -98,14 +98,14 @@ def _logits(of: Material, number: int) -> Iterator[Logits]:
         stats = of.stats(number, text)
         if stats:
             base = of.stats(of.base_number, text)
-            yield logits_of(text.name, stats, base=base, own=text.own, seed=of.options.seed)
+            yield summarise_logits(text.name, stats, base=base, sampled_from_reference=text.own, seed=of.options.seed)
 
 
 def _writing(of: Material, name: str) -> Writing | None:
     reference, written = of.answers.of(FINETUNE), of.answers.of(name)
     if not reference or not written:
         return None
-    return writing_of(reference, written, seed=of.options.seed)
+    return summarise_writing(reference, written, seed=of.options.seed)
 
 
 def _samples(of: Material) -> Iterator[Sample]:
@@ -120,7 +120,7 @@ def _samples(of: Material) -> Iterator[Sample]:
 
 
 def _first_answers(answers: Sequence[Answer]) -> dict[int, str]:
-    return {answer.prompt: answer.text[:LETTERS] for answer in answers if answer.sample == 0}
+    return {answer.prompt_index: answer.text[:LETTERS] for answer in answers if answer.sample_index == 0}
 
 
 def _excerpts(of: Material) -> Iterator[Excerpt]:
@@ -131,7 +131,7 @@ def _excerpts(of: Material) -> Iterator[Excerpt]:
         for number in chosen:
             document = of.scorer.documents[number]
             klds = {name: values for name, i in coloured.items() if (values := _token_klds(of, i, number)) is not None}
-            yield Excerpt(text.name, document.name, document.pieces(of.tokenizer)[:PIECES], klds)
+            yield Excerpt(text.name, document.name, document.token_strings(of.tokenizer)[:PIECES], klds)
 
 
 def _coloured(of: Material) -> dict[str, int]:
