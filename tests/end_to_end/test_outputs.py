@@ -250,7 +250,7 @@ def test_a_model_that_does_not_fit_is_streamed_with_the_same_numbers(
     options = {"attribute": "module", "ranks": (4,), "adapters": [models / "adapter"], "yardsticks": ["q8_0"]}
     whole = outputs_of(spoken(models, **options))
     monkeypatch.setattr("deltarank.jobs.outputs.job.room_on", lambda _: 100_000)
-    monkeypatch.setattr("deltarank.jobs.outputs.loaded_model.load", _not_to_be_called)
+    monkeypatch.setattr("deltarank.jobs.outputs.loaded_model.load_model", _not_to_be_called)
     streamed = outputs_of(spoken(models, **options))
 
     for ours, theirs in zip(streamed.candidates, whole.candidates, strict=True):

@@ -17,18 +17,18 @@ from deltarank.models.quantise import Yardstick, get_yardstick
 from deltarank.models.skeleton import AnyModel, ModelFolder, ModelSkeleton, read_skeleton
 from deltarank.models.stream import file_tensor_names, stream_model
 from deltarank.models.tokenizers import changed_token_ids, describe_difference, load_tokenizer
-from deltarank.models.weights import Edit, Weights, read_piece
+from deltarank.models.weights import Edit, EditedWeights, read_piece
 
 __all__ = [
     "LOGITS_PER_CHUNK",
     "AnyModel",
     "Edit",
+    "EditedWeights",
     "Head",
     "ModelFolder",
     "ModelSkeleton",
     "PredictionStore",
     "Predictor",
-    "Weights",
     "Window",
     "Yardstick",
     "batch_windows",

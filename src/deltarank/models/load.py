@@ -13,14 +13,16 @@ from transformers import GenerationConfig
 from deltarank.errors import CheckpointError
 from deltarank.models.skeleton import AnyModel, ModelSkeleton
 from deltarank.models.transformers_logging import silence_transformers
-from deltarank.models.weights import Weights
+from deltarank.models.weights import EditedWeights
 from deltarank.results import listing
 from deltarank.system import import_silently
 
 import_silently("transformers.quantizers.auto")  # from_pretrained imports it, and with it every quantisation library
 
 
-def load_model(skeleton: ModelSkeleton, weights: Weights, *, dtype: torch.dtype, device: torch.device) -> AnyModel:
+def load_model(
+    skeleton: ModelSkeleton, weights: EditedWeights, *, dtype: torch.dtype, device: torch.device
+) -> AnyModel:
     """The whole model on `device`, in evaluation mode, as `from_pretrained` would load it from a folder.
 
     Raises:

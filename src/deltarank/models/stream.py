@@ -12,7 +12,7 @@ from deltarank.models.load import prepare_for_inference
 from deltarank.models.predict import Head
 from deltarank.models.skeleton import AnyModel, AutoModelForCausalLM, ModelSkeleton
 from deltarank.models.transformers_logging import silence_transformers
-from deltarank.models.weights import Weights
+from deltarank.models.weights import EditedWeights
 from deltarank.results import listing
 
 
@@ -23,7 +23,7 @@ class StreamedStateDict(Mapping[str, Tensor]):
         JobError: (slug "cannot-stream") a tensor of the model is put together from several tensors of the files.
     """
 
-    def __init__(self, skeleton: ModelSkeleton, weights: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, skeleton: ModelSkeleton, weights: EditedWeights, dtype: torch.dtype) -> None:
         self._weights, self._dtype = weights, dtype
         self._names, missing = _match_names(skeleton, weights)
         if missing:
@@ -47,7 +47,7 @@ class StreamedStateDict(Mapping[str, Tensor]):
 
 
 def stream_model(
-    skeleton: ModelSkeleton, weights: Weights, *, dtype: torch.dtype, device: torch.device
+    skeleton: ModelSkeleton, weights: EditedWeights, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[AnyModel, Head]:
     """A model that holds no weights, and its output head, which the model does not hold either.
 
@@ -77,13 +77,13 @@ def _read_head(skeleton: ModelSkeleton, tensors: StreamedStateDict) -> Head:
     return Head(tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias"))
 
 
-def file_tensor_names(skeleton: ModelSkeleton, weights: Weights) -> dict[str, str] | None:
+def file_tensor_names(skeleton: ModelSkeleton, weights: EditedWeights) -> dict[str, str] | None:
     """The file's tensor name for each of the model's, if every tensor of the model is one of the file's; else None."""
     names, missing = _match_names(skeleton, weights)
     return None if missing else names
 
 
-def _match_names(skeleton: ModelSkeleton, weights: Weights) -> tuple[dict[str, str], list[str]]:
+def _match_names(skeleton: ModelSkeleton, weights: EditedWeights) -> tuple[dict[str, str], list[str]]:
     """The file's tensor name for each of the model's, and the model's tensors that no single one of the file's is."""
     prefix = f"{skeleton.meta_model.base_model_prefix}."
     tied = dict(getattr(skeleton.meta_model, "all_tied_weights_keys", None) or {})
@@ -99,6 +99,6 @@ def _match_names(skeleton: ModelSkeleton, weights: Weights) -> tuple[dict[str, s
     return names, missing
 
 
-def _has(weights: Weights, name: str, shape: tuple[int, ...]) -> bool:
+def _has(weights: EditedWeights, name: str, shape: tuple[int, ...]) -> bool:
     info = weights.checkpoint.tensors.get(name)
     return info is not None and tuple(info.shape) == shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import EllipsisType
 
 import torch
@@ -39,32 +39,26 @@ class Edit:
 class LazyTensor:
     """A tensor that is read when it is indexed, like safetensors' slices."""
 
-    weights: Weights
+    weights: EditedWeights
     name: str
 
     def __getitem__(self, _: EllipsisType) -> Tensor:
         return self.weights.tensor(self.name)
 
 
-@dataclass(frozen=True)
-class Weights(Mapping[str, LazyTensor]):
+class EditedWeights(Mapping[str, LazyTensor]):
     """A checkpoint's tensors by their names in its files, with edits. None of them stays in memory.
 
-    edits       by the name of the tensor
-    device      where edits are computed, and where the tensors are
+    Args:
+        device: where edits are computed, and where the tensors are.
     """
 
-    checkpoint: Checkpoint = field(repr=False)
-    edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict, repr=False)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @classmethod
-    def with_edits(cls, checkpoint: Checkpoint, edits: Sequence[Edit], device: torch.device) -> Weights:
-        """Groups the edits by tensor."""
-        by_tensor: dict[str, list[Edit]] = {}
+    def __init__(self, checkpoint: Checkpoint, edits: Sequence[Edit], device: torch.device) -> None:
+        self.checkpoint, self.device = checkpoint, device
+        self.edits: dict[str, list[Edit]] = {}
+        """By the name of the tensor."""
         for edit in edits:
-            by_tensor.setdefault(edit.piece.tensor, []).append(edit)
-        return cls(checkpoint, by_tensor, device)
+            self.edits.setdefault(edit.piece.tensor, []).append(edit)
 
     def __getitem__(self, name: str) -> LazyTensor:
         if name not in self.checkpoint.tensors:

@@ -17,9 +17,9 @@ from deltarank.errors import CheckpointError, JobError, UsageError
 from deltarank.jobs.outputs.low_rank import Decomposer, LowRank, carried
 from deltarank.models import (
     Edit,
+    EditedWeights,
     Head,
     Predictor,
-    Weights,
     Window,
     batch_windows,
     load_model,
@@ -79,7 +79,7 @@ def plain(folder: Path) -> Tensor:
 
 
 def loaded(checkpoint: Checkpoint, edits: list[Edit] | None = None) -> Tensor:
-    weights = Weights.with_edits(checkpoint, edits or [], CPU)
+    weights = EditedWeights(checkpoint, edits or [], CPU)
     return logits(load_model(read_skeleton(checkpoint), weights, dtype=torch.float32, device=CPU))
 
 
@@ -105,7 +105,7 @@ def test_a_smaller_rank_is_the_truncated_svd(llama: tuple[Path, Path], tmp_path:
     before, after = (load_file(folder / "model.safetensors") for folder in llama)
     with open_checkpoint(llama[0]) as base, open_checkpoint(llama[1]) as tuned:
         low = decomposed(base, tuned, tmp_path)
-        weights = Weights.with_edits(base, low.edits(3), CPU)
+        weights = EditedWeights(base, low.edits(3), CPU)
         assert low.pairs
         for name in low.pairs:
             u, s, v = torch.linalg.svd(after[name].double() - before[name].double(), full_matrices=False)
@@ -120,7 +120,7 @@ def test_a_stack_is_edited_slice_by_slice(tmp_path: Path) -> None:
     truth = load_file(base_folder / "model.safetensors")[name]
     with open_checkpoint(base_folder) as base, open_checkpoint(tuned_folder) as tuned:
         second = next(each for each in pair_checkpoints(base, tuned).pairs if each.name == f"{name}[1]")
-        made = Weights.with_edits(base, [Edit(second.base, lambda w: w * 2)], CPU)[name][...]
+        made = EditedWeights(base, [Edit(second.base, lambda w: w * 2)], CPU)[name][...]
         assert torch.equal(read_piece(second.base, CPU), truth[1])
 
     assert torch.equal(made[1], 2 * truth[1])
@@ -139,7 +139,7 @@ def test_routers_and_heads_are_not_carried(tmp_path: Path) -> None:
 def test_a_rounded_edit_holds_what_a_file_of_that_type_would(llama: tuple[Path, Path]) -> None:
     with open_checkpoint(llama[0]) as base, open_checkpoint(llama[1]) as tuned:
         piece = pair_checkpoints(base, tuned).pairs[0].base
-        made = Weights.with_edits(base, [Edit(piece, lambda w: w / 3, torch.bfloat16)], CPU)[piece.tensor][...]
+        made = EditedWeights(base, [Edit(piece, lambda w: w / 3, torch.bfloat16)], CPU)[piece.tensor][...]
 
     assert made.dtype == torch.float32
     assert torch.equal(made, made.bfloat16().float())
@@ -150,7 +150,7 @@ def test_streamed_it_predicts_the_same(tmp_path: Path, name: str) -> None:
     folder, _ = write_pair(ALL[name], tmp_path)
     with open_checkpoint(folder) as base:
         plan = read_skeleton(base)
-        model, _ = stream_model(plan, Weights.with_edits(base, [], CPU), dtype=torch.float32, device=CPU)
+        model, _ = stream_model(plan, EditedWeights(base, [], CPU), dtype=torch.float32, device=CPU)
         assert torch.allclose(logits(model), plain(folder), atol=1e-6)
         held = [weight for weight in model.parameters() if not weight.is_meta]
     assert held == []
@@ -159,7 +159,7 @@ def test_streamed_it_predicts_the_same(tmp_path: Path, name: str) -> None:
 def test_fused_experts_cannot_be_streamed(tmp_path: Path) -> None:
     folder, _ = write_pair(EXPERTS["mixtral"], tmp_path)
     with open_checkpoint(folder) as base, pytest.raises(JobError) as caught:
-        stream_model(read_skeleton(base), Weights.with_edits(base, [], CPU), dtype=torch.float32, device=CPU)
+        stream_model(read_skeleton(base), EditedWeights(base, [], CPU), dtype=torch.float32, device=CPU)
     assert caught.value.slug == "cannot-stream"
 
 
@@ -174,7 +174,7 @@ def windows(rows: int = 4) -> list[Window]:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_head_on_what_is_kept_gives_the_logits(llama: tuple[Path, Path], streamed: bool) -> None:
     with open_checkpoint(llama[1]) as tuned:
-        plan, weights = read_skeleton(tuned), Weights.with_edits(tuned, [], CPU)
+        plan, weights = read_skeleton(tuned), EditedWeights(tuned, [], CPU)
         if streamed:
             model, own_head = stream_model(plan, weights, dtype=torch.float32, device=CPU)
         else:
@@ -262,7 +262,7 @@ def test_missing_tensors_are_not_made_up(llama: tuple[Path, Path], tmp_path: Pat
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((llama[0] / "config.json").read_bytes())
     with open_checkpoint(tmp_path) as base, pytest.raises(CheckpointError) as caught:
-        load_model(read_skeleton(base), Weights.with_edits(base, [], CPU), dtype=torch.float32, device=CPU)
+        load_model(read_skeleton(base), EditedWeights(base, [], CPU), dtype=torch.float32, device=CPU)
     assert caught.value.slug == "weights-incomplete"
     assert "up_proj" in caught.value.message
 

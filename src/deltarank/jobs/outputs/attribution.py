@@ -13,7 +13,7 @@ from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.jobs.outputs.low_rank import LowRank
 from deltarank.jobs.outputs.scoring import Done, Scorer, TextSet
-from deltarank.models import Weights, file_tensor_names
+from deltarank.models import EditedWeights, file_tensor_names
 from deltarank.results import AttributionResult, CandidateKind
 
 LAYER, MATRIX = "layer", "matrix"
@@ -87,7 +87,9 @@ class Attribution:
 class _Written(LoadedModel):
     """Another model's model, with some of its tensors replaced while it predicts."""
 
-    def __init__(self, candidate: Candidate, model: LoadedModel, names: Mapping[str, str], plain: Weights) -> None:
+    def __init__(
+        self, candidate: Candidate, model: LoadedModel, names: Mapping[str, str], plain: EditedWeights
+    ) -> None:
         super().__init__(candidate, model.loader)
         self._turn, self._names, self._plain = model, names, plain
 
@@ -99,7 +101,7 @@ class _Written(LoadedModel):
             self._put(self._plain)
 
     @torch.no_grad()
-    def _put(self, weights: Weights) -> None:
+    def _put(self, weights: EditedWeights) -> None:
         """The tensors that the part changes, from these weights."""
         state = self._turn.model.state_dict()
         for model_name, file_name in self._names.items():

@@ -15,7 +15,7 @@ from deltarank.adapters import LoraAdapter, LoraUpdate, apply_adapter, open_adap
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Pair, Pairing, Piece, SummedTensor, open_checkpoint
 from deltarank.jobs.outputs.low_rank import LowRank
 from deltarank.jobs.outputs.options import AGAIN, ANY_RANK, BASE, WHOLE
-from deltarank.models import Edit, ModelSkeleton, Weights, Yardstick, read_piece, read_skeleton
+from deltarank.models import Edit, EditedWeights, ModelSkeleton, Yardstick, read_piece, read_skeleton
 from deltarank.results import CandidateKind, listing
 
 
@@ -26,7 +26,7 @@ class Candidate:
     name: str
     kind: CandidateKind
     skeleton: ModelSkeleton
-    weights: Weights
+    weights: EditedWeights
     rank: int | None = None
     note: str | None = None
 
@@ -49,11 +49,11 @@ class ModelPair:
         """All that both hold."""
         return (*self.pairing.pairs, *self.pairing.summed)
 
-    def of_finetune(self, edits: Sequence[Edit] = ()) -> Weights:
-        return Weights.with_edits(self.after, edits, self.device)
+    def of_finetune(self, edits: Sequence[Edit] = ()) -> EditedWeights:
+        return EditedWeights(self.after, edits, self.device)
 
-    def of_base(self, edits: Sequence[Edit] = ()) -> Weights:
-        return Weights.with_edits(self.before, edits, self.device)
+    def of_base(self, edits: Sequence[Edit] = ()) -> EditedWeights:
+        return EditedWeights(self.before, edits, self.device)
 
 
 @dataclass
@@ -118,7 +118,7 @@ class CandidateSet:
         models = self.models
         checkpoint = self._open.enter_context(open_checkpoint(ref, fetch=models.fetch))
         skeleton = read_skeleton(checkpoint, trust_remote_code=models.trust_remote_code)
-        return Candidate(name, CandidateKind.MODEL, skeleton, Weights.with_edits(checkpoint, [], models.device))
+        return Candidate(name, CandidateKind.MODEL, skeleton, EditedWeights(checkpoint, [], models.device))
 
     def yardstick(self, yardstick: Yardstick) -> Candidate:
         """The finetune, its matrices quantised and read back."""
@@ -133,7 +133,7 @@ class CandidateSet:
             yardstick.name, CandidateKind.YARDSTICK, models.skeleton, models.of_finetune(edits), note=yardstick.note
         )
 
-    def part(self, low: LowRank, rank: int, names: Sequence[str]) -> Weights:
+    def part(self, low: LowRank, rank: int, names: Sequence[str]) -> EditedWeights:
         """The finetune with some matrices alone brought to rank r."""
         return self.models.of_finetune(low.replacements(rank, names))
 

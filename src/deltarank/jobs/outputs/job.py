@@ -191,7 +191,7 @@ def _of_model(ref: str, other: Checkpoint, tokenizer: Tokenizer, trust: bool) ->
         return
     if changed := changed_token_ids(tokenizer, theirs):
         raise UsageError(
-            f"{ref!a} has a different tokenizer: {len(changed):,} of its tokens have another id than in the finetune's, "
+            f"{ref!a} has a different tokenizer: {len(changed):,} tokens have another id than in the finetune's, "
             f"such as {changed[0]!a}.",
             cure="Compare models with the same tokenizer: they are compared token by token.",
             slug="tokenizers-differ",
