@@ -1,4 +1,4 @@
-"""A LoRA in the finetune's place: the numbers of the checkpoint that PEFT merges it into, without that checkpoint."""
+"""A LoRA as the finetune gives the numbers of the checkpoint that PEFT merges it into, without that checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def own(adapter: Path, tmp_path: Path) -> Path:
 
 
 def both(folder: Path, base: Path, **config: Any) -> tuple[Results, Results]:
-    """By the adapter's folder, and by PEFT's own merge in float32."""
+    """The results from the adapter's folder, and from PEFT's own merge in float32."""
     adapter = made.train(base, folder / "adapter", steps=2, **config)
     merged = made.merge(base, adapter, folder / "merged")
     return deltarank.compare(base, adapter), deltarank.compare(base, merged)
@@ -112,7 +112,7 @@ def test_experts_that_share_a_tensor_equal_their_merge(tmp_path: Path) -> None:
     assert {(m.solver, m.signal_rank) for m in experts} == {("factors", 2)}
 
 
-def test_the_rank_is_told_and_nothing_is_solved(base: Path, adapter: Path) -> None:
+def test_the_rank_is_known_without_a_solver(base: Path, adapter: Path) -> None:
     adapted = deltarank.compare(base, adapter)
     touched = [m for m in adapted.matrices if m.outcome is Outcome.MEASURED]
 
@@ -122,7 +122,7 @@ def test_the_rank_is_told_and_nothing_is_solved(base: Path, adapter: Path) -> No
     assert all(m.loss(8).relative_error == 0.0 for m in touched)
     assert adapted.verdict.kind == "merged_lora"
     assert adapted.verdict.signal_rank == 3
-    assert any("the base with a LoRA of 6 tensors" in note for note in adapted.notes)
+    assert any("the base with a LoRA on 6 tensors" in note for note in adapted.notes)
 
 
 def test_the_matrix_is_not_formed(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +155,7 @@ def test_an_adapter_over_a_base_in_bfloat16_is_measured_before_it_is_rounded(
 
 
 def test_what_is_extracted_from_an_adapter_is_that_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
-    """And the verification of an adapter against itself is without loss."""
-
+    """And the verification of an adapter against itself shows no loss."""
     deltarank.extract(base, adapter, output=tmp_path / "again", rank=8, dtype="float32", server="peft")
     same = deltarank.verify(base, adapter, tmp_path / "again")
     itself = deltarank.verify(base, adapter, adapter)
@@ -188,14 +187,14 @@ def test_an_adapter_is_no_base_and_belongs_to_one(base: Path, adapter: Path, tmp
 
     with pytest.raises(CheckpointError) as as_base:
         deltarank.compare(adapter, base)
-    with pytest.raises(AdapterError) as stranger:
+    with pytest.raises(AdapterError) as other_base:
         deltarank.compare(other, adapter)
 
     assert as_base.value.slug == "adapter-not-checkpoint"
-    assert stranger.value.slug == "adapter-wrong-base"
+    assert other_base.value.slug == "adapter-wrong-base"
 
 
-def test_parts_that_change_nothing_are_told(base: Path, own: Path) -> None:
+def test_parts_that_change_nothing_are_noted(base: Path, own: Path) -> None:
     tensors = load_file(own / "adapter_model.safetensors")
     key = next(name for name in tensors if "lora_A" in name)
     tensors[key.replace("layers.0", "layers.9")] = torch.ones(3, 32)
@@ -206,15 +205,17 @@ def test_parts_that_change_nothing_are_told(base: Path, own: Path) -> None:
     assert any("of the adapter changes nothing" in note for note in results.notes)
 
 
-def test_biases_for_modules_that_have_none_are_left_out_and_told(base: Path, tmp_path: Path) -> None:
+def test_biases_for_modules_that_have_none_are_left_out_with_a_note(base: Path, tmp_path: Path) -> None:
     adapter = made.train(base, tmp_path / "a", r=2, target_modules=["q_proj"], lora_bias=True)
     results = deltarank.compare(base, adapter)
 
-    assert any("2 biases of the adapter left out: the base has none to add to" in note for note in results.notes)
+    assert any(
+        "2 biases of the adapter left out: the base has no bias in these modules" in note for note in results.notes
+    )
     assert {m.module for m in results.matrices if m.frobenius} == {"self_attn.q_proj"}
 
 
-def test_a_run_goes_on_only_with_the_same_adapter(base: Path, own: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_the_same_adapter(base: Path, own: Path, tmp_path: Path) -> None:
     first = deltarank.compare(base, own, output=tmp_path / "run")
     again = deltarank.compare(base, own, output=tmp_path / "run")
     config = json.loads((own / "adapter_config.json").read_text())

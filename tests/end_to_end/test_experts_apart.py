@@ -164,10 +164,10 @@ def test_a_lora_that_peft_trained_on_fused_experts_is_read_from_single_ones(
     assert {m.name for m in measured.matrices if m.frobenius} == set(touched)
 
 
-def test_a_lora_on_single_experts_of_fused_checkpoints_is_no_stranger(tmp_path: Path) -> None:
+def test_a_lora_on_single_experts_does_not_fit_fused_checkpoints(tmp_path: Path) -> None:
     base, finetune = write_pair(MAKES["qwen3 moe"], tmp_path)
     deltarank.extract(base, finetune, **TRUNCATED, output=tmp_path / "a")
-    with pytest.raises(AdapterError, match="in one tensor, and this is for a single one") as refused:
+    with pytest.raises(AdapterError, match="in one tensor, and this one is for a single expert") as refused:
         deltarank.verify(fused(base, tmp_path / "b"), fused(finetune, tmp_path / "f"), tmp_path / "a")
 
     assert refused.value.slug == "adapter-experts-apart"

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import deltarank
 import peft_adapters as made
-from deltarank.adapters.config_read import _FIELDS
+from deltarank.adapters.config_read import KNOWN_FIELDS
 from deltarank.cli import main
 from deltarank.errors import AdapterError
 from deltarank.results import FitKind
@@ -119,7 +119,7 @@ def test_a_bias_of_a_module_that_is_not_targeted_adds_nothing(models: Path, tmp_
 
     assert not any("down_proj.lora_B" in name for name, _ in served.named_parameters())
     assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
-    assert [each.reason for each in seen.unused] == ["target_modules does not name its module, so PEFT passes it over"]
+    assert [each.reason for each in seen.unused] == ["target_modules does not name its module, so PEFT ignores it"]
 
 
 def test_a_finetune_with_a_shorter_vocabulary_breaks_no_adapter_of_the_base(models: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_without_its_a_peft_adds_random_numbers(models: Path, tmp_path: Path) ->
 
     assert float((first - second).abs().max()) > 1e-4
     assert seen.kind is FitKind.BROKEN
-    assert f"{B}: its other half, {A}, is missing" in seen.sentences[0]
+    assert f"{B}: the other factor, `{A}`, is missing" in seen.sentences[0]
     assert "random" in seen.sentences[1]
 
 
@@ -159,11 +159,11 @@ def test_a_module_without_factors_is_named(models: Path, tmp_path: Path) -> None
     assert any("missing adapter keys" in str(each.message) and STEM in str(each.message) for each in told)
     (said,) = [note for note in seen.notes if "target_modules" in note]
     assert said.startswith("target_modules names 1 matrix that the file has no factors for")
-    assert said.endswith(": model.layers.0.mlp.up_proj")
+    assert said.endswith(": `model.layers.0.mlp.up_proj`")
     assert not any("target_modules" in note for note in whole.notes)
 
 
-def test_layers_that_were_not_meant_are_not_missed(models: Path, tmp_path: Path) -> None:
+def test_layers_that_are_not_targets_are_not_missed(models: Path, tmp_path: Path) -> None:
     adapter = made.train(
         models / "base",
         tmp_path / "a",
@@ -177,20 +177,20 @@ def test_layers_that_were_not_meant_are_not_missed(models: Path, tmp_path: Path)
     assert not any("target_modules" in note for note in seen.notes)
 
 
-def test_a_field_that_nobody_knows_is_told(models: Path, tmp_path: Path) -> None:
+def test_an_unknown_field_is_noted(models: Path, tmp_path: Path) -> None:
     adapter = edited(models, tmp_path / "a", lambda t: None)
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "use_miracles": {"many": True}, "use_none": False}))
     seen = deltarank.verify(models / "base", models / "finetune", adapter)
-    notes = [note for note in seen.notes if "does not know" in note]
+    notes = [note for note in seen.notes if "PEFT 0.21 does not have" in note]
 
     assert len(notes) == 1
     assert notes[0].endswith(": use_miracles")
 
 
 @pytest.mark.skipif(not peft.__version__.startswith("0.21."), reason="the fields were read in PEFT 0.21")
-def test_the_fields_that_are_known_are_peft_s() -> None:
-    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} == _FIELDS
+def test_the_known_fields_are_those_of_peft() -> None:
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} == KNOWN_FIELDS
 
 
 def test_the_command_prints_what_is_wrong_and_a_cure(

@@ -49,8 +49,8 @@ def check_config(text: bytes) -> None:
         for name in NAMES:
             assert 1 <= config.rank_of(name) <= 1_000_000
             assert math.isfinite(config.alpha_of(name))
-            config.aims_at(name)
-            config.saves(name)
+            config.targets_module(name)
+            config.saves_module(name)
         return config
 
     survives(action)

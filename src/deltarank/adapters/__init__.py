@@ -1,11 +1,11 @@
-"""Adapters: the only room that knows PEFT's names, and what servers make of them. PEFT itself is never imported.
+"""LoRA adapters in PEFT's format: reading, applying and writing. PEFT itself is never imported.
 
-open_adapter(folder) -> LoraAdapter                configuration and header read and checked, no tensor
-apply(adapter, targets, server=...) -> Applied what it changes, tensor by tensor, from headers alone
-LoraUpdate(adapter, changes, ...)                  the numbers that it adds, some rows at a time
-server(name) -> Server                        the rules of servers.json, dated and with sources
-Budget                                        where the whole change went
-exact_targets, factor_keys, write_weights ... how an adapter is written
+open_adapter(folder) -> LoraAdapter                  its configuration and header, read and checked; no tensor
+apply_adapter(adapter, targets, ...) -> Applied      what it changes in two checkpoints, from headers alone
+LoraUpdate(adapter, changes, ...).rows(...)          the values that it adds to a tensor, some rows at a time
+open_finetune(ref, base, ...) -> Checkpoint          a finetune that may be an adapter on the base
+write_weights(path, tensors), adapter_config(...)    the files of an extracted adapter
+Budget                                               which shares of the change an adapter keeps and loses
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from deltarank.adapters.keys import (
     whole_tensor_key,
 )
 from deltarank.adapters.read import AdapterPart, LoadEffect, LoraAdapter, PartKind, UnusedTensor, open_adapter
-from deltarank.adapters.server_semantics import semantics_of
 from deltarank.adapters.targets import Placement
 from deltarank.adapters.update import LoraUpdate
 from deltarank.adapters.write import (
@@ -81,7 +80,6 @@ __all__ = [
     "module_type",
     "open_adapter",
     "open_finetune",
-    "semantics_of",
     "whole_tensor_key",
     "write_factors",
     "write_json",

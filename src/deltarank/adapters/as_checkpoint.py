@@ -1,7 +1,7 @@
-"""A LoRA as the finetune: its base, and what its factors add, seen as one more checkpoint.
+"""A LoRA as the finetune: a checkpoint whose tensors are those of the base plus what the adapter adds.
 
-W = W0 + L is worked out in float32 for the rows that are read, and is nowhere held whole. Tensors that the adapter
-leaves alone are the base's own. Where only L is wanted, its factors are handed out as they are.
+W = W0 + L is computed in float32 for the rows that are read, and is never held whole. Tensors that the adapter does not
+change are the base's own. Where only L is needed, its factors are available without forming the product.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from deltarank.checkpoints import (
     open_checkpoint,
     pair_checkpoints,
     read_rows,
+    shown,
 )
 from deltarank.errors import CheckpointError
 from deltarank.results import Reference, count, listing
 
 Ref = str | os.PathLike[str]
 
-NO_CHECKPOINT = frozenset({"adapter-not-checkpoint", "no-weights", "cannot-stream", "several-checkpoints"})
-"""Refusals of a folder or repository that may hold an adapter instead."""
+_MAY_BE_ADAPTER = frozenset({"adapter-not-checkpoint", "no-weights", "cannot-stream", "several-checkpoints"})
+"""Slugs of errors that a folder or repository can cause because it holds an adapter."""
 
-MERGED = "(base + adapter)"
-_FLOAT = 4
-_STEP = 1 << 20
-_MOST_KEPT = 4
+_SUM_FILE_SUFFIX = "(base + adapter)"
+_FLOAT_BYTES = 4
+_MAX_ENTRIES = 1 << 20
+_MAX_CACHED = 4
 
 
 def open_finetune(
@@ -55,61 +56,63 @@ def open_finetune(
     fetch: str,
     on_note: Callable[[str], None] = lambda sentence: None,
 ) -> Checkpoint:
-    """A checkpoint, or an adapter of PEFT on `base`. Close it before the base.
+    """Opens the finetune: a checkpoint, or a PEFT adapter on `base`. Close it before the base.
 
     Raises:
         UsageError, CheckpointError, HeaderError: as `open_checkpoint`.
-        AdapterError: the adapter cannot be read, is of a kind that is not read, or is of another base.
+        AdapterError: the adapter cannot be read, is of a kind that is not supported, or belongs to another base.
     """
     try:
         return open_checkpoint(ref, revision=revision, fetch=fetch, on_note=on_note)
     except CheckpointError as error:
-        found = find_adapter_folder(ref, revision) if error.slug in NO_CHECKPOINT else None
-        if found is None:
+        adapter_folder = find_adapter_folder(ref, revision) if error.slug in _MAY_BE_ADAPTER else None
+        if adapter_folder is None:
             raise
-    folder, name, commit = found
+    folder, name, commit = adapter_folder
     adapter = open_adapter(folder)
     try:
-        return _adapted(base, adapter, Reference(name, commit, dict(adapter.file.reference.files)))
+        return _sum_checkpoint(base, adapter, Reference(name, commit, dict(adapter.file.reference.files)))
     except BaseException:
         adapter.file.close()
         raise
 
 
-def _adapted(base: Checkpoint, adapter: LoraAdapter, reference: Reference) -> Checkpoint:
-    bare = Checkpoint(
+def _sum_checkpoint(base: Checkpoint, adapter: LoraAdapter, reference: Reference) -> Checkpoint:
+    unchanged = Checkpoint(
         reference=reference,
         tensors=base.tensors,
         config=base.config,
         source=AdaptedSource(base, adapter, {}),
-        fingerprint=f"{base.fingerprint} {adapter.file.fingerprint} {_mark(adapter)}",
+        fingerprint=f"{base.fingerprint} {adapter.file.fingerprint} {_config_digest(adapter)}",
     )
-    pairing = pair_checkpoints(base, bare)
+    pairing = pair_checkpoints(base, unchanged)
     targets: tuple[Pair | SummedTensor, ...] = (*pairing.pairs, *pairing.summed)
     applied = apply_adapter(adapter, targets, server=None, config=base.config)
-    applied.refuse_broken()
+    applied.check_loads_in_peft()
     source = AdaptedSource(base, adapter, applied.changes)
-    unused = [ascii(entry.name)[1:-1] for entry in applied.unused]
-    notes = [f"the finetune is the base with a LoRA of {count(len(applied.changes), 'tensor')}, added in float32"]
-    notes += applied.notes_on_biases(adapter)
+    unused = [shown(entry.name) for entry in applied.unused]
+    notes = [f"the finetune is the base with a LoRA on {count(len(applied.changes), 'tensor')}, added in float32"]
+    notes += applied.left_out_biases(adapter)
     if unused:
         reason = applied.unused[0].reason
         names = listing(unused, most=2)
-        notes.append(f"{count(len(unused), 'tensor')} of the adapter changes nothing: {names} ({reason})")
+        verb = "changes" if len(unused) == 1 else "change"
+        notes.append(f"{count(len(unused), 'tensor')} of the adapter {verb} nothing: {names} ({reason})")
     tensors = {**base.tensors, **source.tensors}
-    return replace(bare, source=source, tensors=tensors, notes=(*notes, *applied.notes))
+    return replace(unchanged, source=source, tensors=tensors, notes=(*notes, *applied.notes))
 
 
-def _mark(adapter: LoraAdapter) -> str:
-    """Changes with the configuration: it has the scales."""
+def _config_digest(adapter: LoraAdapter) -> str:
+    """Part of the fingerprint, because the configuration holds the scales."""
     return hashlib.sha256((Path(adapter.folder) / CONFIG_FILE).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
-class _Changed:
-    """A tensor of the base that an adapter changes: as rows x columns, `height` rows to each matrix that it holds.
+class _ChangedTensor:
+    """A tensor of the base that an adapter changes, as rows x columns. It holds one or more matrices of equal height.
 
-    names        what is changed, by the number of its matrix
+    height       the rows of each matrix
+    names        the names of the matrices that change, by their index in the tensor
     """
 
     piece: Piece
@@ -118,16 +121,16 @@ class _Changed:
 
 
 class AdaptedSource:
-    """The base's files, and one that is not there, in which the changed tensors lie as plain float32."""
+    """The base's files, and one virtual file that holds the changed tensors in float32."""
 
     def __init__(self, base: Checkpoint, adapter: LoraAdapter, changes: Mapping[str, Sequence[Change]]) -> None:
         self._base = base.source
         self._adapter = adapter
         self._changes = dict(changes)
-        self._file = f"{next(iter(adapter.file.source.files))} {MERGED}"
-        self._changed: dict[str, _Changed] = {}
+        self._file = f"{next(iter(adapter.file.source.files))} {_SUM_FILE_SUFFIX}"
+        self._changed: dict[str, _ChangedTensor] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        self._effects: OrderedDict[str, LoraUpdate] = OrderedDict()
+        self._updates: OrderedDict[str, LoraUpdate] = OrderedDict()
         self._lock = threading.Lock()
         start = 0
         for name, (first, *_) in self._changes.items():
@@ -136,18 +139,18 @@ class AdaptedSource:
             if info.name not in self.tensors:
                 rows, columns = part.shape
                 piece = Piece.of(info, base.source, (info.entries // columns, columns))
-                self._changed[info.name] = _Changed(piece, rows, {})
+                self._changed[info.name] = _ChangedTensor(piece, rows, {})
                 self.tensors[info.name] = TensorInfo(
-                    info.name, info.shape, "F32", self._file, start, _FLOAT * info.entries
+                    info.name, info.shape, "F32", self._file, start, _FLOAT_BYTES * info.entries
                 )
-                start += _FLOAT * info.entries
+                start += _FLOAT_BYTES * info.entries
             self._changed[info.name].names[(part.start - info.start) // part.nbytes] = name
         self._names = list(self.tensors)
         self._starts = [info.start for info in self.tensors.values()]
 
     @property
     def files(self) -> Mapping[str, int]:
-        """The adapter's own: they tell this checkpoint from its base."""
+        """The adapter's own files, which distinguish this checkpoint from its base."""
         return self._adapter.file.source.files
 
     def read_into(self, file: str, start: int, buffer: memoryview) -> None:
@@ -157,58 +160,63 @@ class AdaptedSource:
         if not buffer.nbytes:
             return
         out = torch.frombuffer(buffer, dtype=torch.uint8)
-        name = self._names[bisect.bisect_right(self._starts, start) - 1]
-        changed, place = self._changed[name], start - self.tensors[name].start
-        row = _FLOAT * changed.piece.shape[1]
-        first, last = place // row, -(-(place + buffer.nbytes) // row)
-        skip, done = place - first * row, 0
+        changed, position = self._find(start)
+        row_bytes = _FLOAT_BYTES * changed.piece.shape[1]
+        first, last = position // row_bytes, -(-(position + buffer.nbytes) // row_bytes)
+        skip, done = position - first * row_bytes, 0
         for begin in range(first - first % changed.height, last, changed.height):
-            of_one = max(first, begin), min(last, begin + changed.height)
-            for at, rows in read_rows(changed.piece, *of_one, entries=_STEP):
-                values = self._merged(changed, begin, at, rows.to(torch.float32))
+            of_one_matrix = max(first, begin), min(last, begin + changed.height)
+            for at, rows in read_rows(changed.piece, *of_one_matrix, entries=_MAX_ENTRIES):
+                values = self._add_update(changed, begin, at, rows.to(torch.float32))
                 flat = values.contiguous().view(-1).view(torch.uint8)[skip:]
                 taken = min(len(flat), buffer.nbytes - done)
                 out[done : done + taken] = flat[:taken]
                 done, skip = done + taken, 0
 
-    def _merged(self, changed: _Changed, begin: int, at: int, base: Tensor) -> Tensor:
-        """Rows from `at` on of the matrix that begins at row `begin`."""
+    def _find(self, start: int) -> tuple[_ChangedTensor, int]:
+        """The changed tensor that holds byte `start` of the virtual file, and the byte's position in it."""
+        name = self._names[bisect.bisect_right(self._starts, start) - 1]
+        return self._changed[name], start - self.tensors[name].start
+
+    def _add_update(self, changed: _ChangedTensor, begin: int, at: int, base: Tensor) -> Tensor:
+        """Rows from `at` on of the tensor; they belong to the matrix that begins at row `begin`."""
         name = changed.names.get(begin // changed.height)
-        return base if name is None else self._effect(name).rows(at - begin, base).add_(base)
+        return base if name is None else self._update(name).rows(at - begin, base).add_(base)
 
     def prefetch(self, file: str, start: int, length: int) -> None:
         if file != self._file:
             self._base.prefetch(file, start, length)
             return
-        name = self._names[bisect.bisect_right(self._starts, start) - 1]
-        piece, place = self._changed[name].piece, start - self.tensors[name].start
-        size = piece.dtype.itemsize
-        self._base.prefetch(piece.file, piece.start + place // _FLOAT * size, length // _FLOAT * size)
+        changed, position = self._find(start)
+        piece, itemsize = changed.piece, changed.piece.dtype.itemsize
+        self._base.prefetch(
+            piece.file, piece.start + position // _FLOAT_BYTES * itemsize, length // _FLOAT_BYTES * itemsize
+        )
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Left (rows, k) and right (k, columns) in float64, whose product is all that is added; None if more is."""
+        """Left (rows, k) and right (k, columns) in float64 whose product is L; None if L is not a product."""
         changes = self._changes.get(name, ())
         if not changes or any(not change.placement.part.is_lora for change in changes):
             return None
-        products = [self._product(change) for change in changes]
+        products = [self._scaled_factors(change) for change in changes]
         return torch.cat([left for left, _ in products], dim=1), torch.cat([right for _, right in products])
 
-    def _product(self, change: Change) -> tuple[Tensor, Tensor]:
+    def _scaled_factors(self, change: Change) -> tuple[Tensor, Tensor]:
         part = change.placement.part
         down, up = (factor.to(torch.float64) for factor in self._adapter.factors(part))
-        left, right = (down.T, up.T) if change.placement.transposed else (up, down)
+        left, right = (down.T, up.T) if change.placement.is_transposed else (up, down)
         rows = change.placement.target.base.shape[0]
         return change.scale * left[:rows], right
 
-    def _effect(self, name: str) -> LoraUpdate:
+    def _update(self, name: str) -> LoraUpdate:
         with self._lock:
-            found = self._effects.pop(name, None)
-            if found is None:
-                found = LoraUpdate(self._adapter, self._changes[name], device=torch.device("cpu"), dtype=torch.float32)
-            self._effects[name] = found
-            while len(self._effects) > _MOST_KEPT:
-                self._effects.popitem(last=False)
-            return found
+            update = self._updates.pop(name, None)
+            if update is None:
+                update = LoraUpdate(self._adapter, self._changes[name], device=torch.device("cpu"), dtype=torch.float32)
+            self._updates[name] = update
+            while len(self._updates) > _MAX_CACHED:
+                self._updates.popitem(last=False)
+            return update
 
     def interrupt(self) -> None:
         self._base.interrupt()
@@ -224,21 +232,21 @@ class AdaptedSource:
         return self._adapter.file.source.fingerprint(file) if file in self.files else self._base.fingerprint(file)
 
     def close(self) -> None:
-        """The adapter's file; the base belongs to who opened it."""
+        """Closes the adapter's file. Whoever opened the base closes it."""
         self._adapter.file.close()
 
 
 def is_adapted(pair: Pair) -> bool:
-    """Whether the finetune's side is worked out from an adapter."""
-    return pair.finetune.file.endswith(MERGED) and isinstance(pair.finetune.source, AdaptedSource)
+    """Whether the finetune's side of a pair is computed from an adapter."""
+    return pair.finetune.file.endswith(_SUM_FILE_SUFFIX) and isinstance(pair.finetune.source, AdaptedSource)
 
 
 def low_rank_factors(pair: Pair) -> tuple[Tensor, Tensor] | None:
-    """The factors of a delta that has them, if they are thinner than half of its matrix; else it is solved as it is."""
+    """The factors of a delta, if it is a product whose rank is at most half of the short side; else None."""
     source = pair.finetune.source
     if not isinstance(source, AdaptedSource):
         return None
-    found = source.factors(pair.name)
-    if found is None or (found[0].shape[0], found[1].shape[1]) != pair.shape:
+    factors = source.factors(pair.name)
+    if factors is None or (factors[0].shape[0], factors[1].shape[1]) != pair.shape:
         return None
-    return found if 2 * found[0].shape[1] <= min(pair.shape) else None
+    return factors if 2 * factors[0].shape[1] <= min(pair.shape) else None

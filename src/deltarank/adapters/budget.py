@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from deltarank.results import count, listing, percents, to_plain
@@ -13,9 +13,14 @@ from deltarank.servers import Server, kind_in_words
 
 @dataclass(frozen=True)
 class MatrixEnergies:
-    """What became of the energy of one matrix that was extracted: ||D||^2, ||D - D_r||^2, ||D - B A as written||^2."""
+    """The energies of one extracted matrix.
 
-    energy: float
+    total       ||D||^2
+    truncated   ||D - D_r||^2, what the rank loses
+    lost        ||D - B A||^2 with B and A as written, what rank and rounding lose
+    """
+
+    total: float
     truncated: float
     lost: float
 
@@ -24,8 +29,8 @@ class MatrixEnergies:
 class LeftOut:
     """A tensor that the adapter does not hold.
 
-    kind      "norm", "lm_head", ...; "excluded" and the like where it was not the server's doing
-    share     of the whole change; None if its change is unknown (not read, or only one side has it)
+    kind      "norm", "lm_head", ...; "excluded" and the like where the server is not the reason
+    share     of the whole change; None if its change is unknown (not read, or in one checkpoint only)
     """
 
     name: str
@@ -38,11 +43,11 @@ class LeftOut:
 class Budget:
     """Shares of ||W - W0||^2, summed over all that was read, that add up to 1.
 
-    kept         ||D||^2 - ||D - B A||^2 of the matrices that were extracted, and what was carried whole
+    kept         ||D||^2 - ||D - B A||^2 of the matrices that were extracted, and tensors that were stored whole
     truncated    ||D - D_r||^2: lost to the rank
     rounded      ||D - B A||^2 - ||D - D_r||^2: lost to the rounding of A and B
-    left_out     in tensors that the adapter does not hold, by name in `tensors`
-    energy       the whole, ||W - W0||^2
+    left_out     in tensors that the adapter does not hold, which `tensors` lists
+    energy       the whole change, ||W - W0||^2
     """
 
     kept: float
@@ -54,20 +59,26 @@ class Budget:
 
     @classmethod
     def of(
-        cls, spent: Iterable[MatrixEnergies], carried: Iterable[float], left: Sequence[tuple[LeftOut, float | None]]
+        cls,
+        matrices: Sequence[MatrixEnergies],
+        stored_whole: Sequence[float],
+        left_out: Sequence[tuple[LeftOut, float | None]],
     ) -> Self:
-        """From the energies of matrices, of tensors carried whole, and of those left out (None: unknown)."""
-        spent = list(spent)
-        out = math.fsum(energy or 0.0 for _, energy in left)
-        whole = math.fsum([*(s.energy for s in spent), *(carried := list(carried)), out])
+        """The budget from energies: of extracted matrices, of tensors stored whole, and of those left out.
+
+        Args:
+            left_out: with the energy of each; None if it is unknown.
+        """
+        absent = math.fsum(energy or 0.0 for _, energy in left_out)
+        whole = math.fsum([*(matrix.total for matrix in matrices), *stored_whole, absent])
         if whole <= 0:
-            return cls(1.0, 0.0, 0.0, 0.0, tuple(_with_share(each, e and 0.0) for each, e in left))
-        tensors = (_with_share(each, None if energy is None else energy / whole) for each, energy in left)
+            return cls(1.0, 0.0, 0.0, 0.0, tuple(replace(tensor, share=energy and 0.0) for tensor, energy in left_out))
+        tensors = (replace(tensor, share=None if energy is None else energy / whole) for tensor, energy in left_out)
         return cls(
-            kept=math.fsum([*(s.energy - s.lost for s in spent), *carried]) / whole,
-            truncated=math.fsum(s.truncated for s in spent) / whole,
-            rounded=math.fsum(s.lost - s.truncated for s in spent) / whole,
-            left_out=out / whole,
+            kept=math.fsum([*(matrix.total - matrix.lost for matrix in matrices), *stored_whole]) / whole,
+            truncated=math.fsum(matrix.truncated for matrix in matrices) / whole,
+            rounded=math.fsum(matrix.lost - matrix.truncated for matrix in matrices) / whole,
+            left_out=absent / whole,
             tensors=tuple(sorted(tensors, key=lambda t: (-(t.share or 0.0), t.share is None, t.name))),
             energy=whole,
         )
@@ -93,26 +104,26 @@ class Budget:
             parts.append(f"{rounded} lost to rounding")
         if self.left_out > 0:
             tensors = count(sum(number for number, _ in self.by_kind().values()), "tensor")
-            parts.append(f"{left_out} in {tensors} that {self._why(server)}")
+            parts.append(f"{left_out} in {tensors} that {self._omission(server)}")
         unknown = [tensor.kind for tensor in self.tensors if tensor.share is None]
         if unknown:
             names = listing([kind_in_words(kind) for kind in dict.fromkeys(unknown)], most=4)
             parts.append(f"{count(len(unknown), 'tensor')} not counted ({names})")
         return "; ".join(parts)
 
-    def _why(self, server: Server) -> str:
-        """What the server does with the kinds that are left out, each by name."""
+    def _omission(self, server: Server) -> str:
+        """Why the tensors are left out, with the names of their kinds."""
         kinds = list(self.by_kind())
-        asked = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) == "on request"]
+        on_request = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) == "on request"]
         never = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) != "on request"]
-        takes = f"takes if included by name ({listing(asked)})"
+        takes = f"takes if included by name ({listing(on_request)})"
         if not never:
             return f"{server.title} {takes}"
-        return f"{server.omission} ({listing(never, most=4)})" + (f" or {takes}" if asked else "")
+        return f"{server.omission} ({listing(never, most=4)})" + (f" or {takes}" if on_request else "")
 
     @property
     def percents(self) -> list[str]:
-        """Kept, truncated, rounded, left out, in words."""
+        """Kept, truncated, rounded and left out, as text: "71 %"."""
         return percents([self.kept, self.truncated, self.rounded, self.left_out])
 
     def to_plain(self) -> dict[str, Any]:
@@ -128,7 +139,3 @@ class Budget:
             ],
             "tensors": to_plain(self.tensors),
         }
-
-
-def _with_share(tensor: LeftOut, share: float | None) -> LeftOut:
-    return LeftOut(tensor.name, tensor.kind, tensor.reason, share)

@@ -1,4 +1,4 @@
-"""adapter_config.json, read as text from a stranger: what PEFT would make of it, or a refusal that says why."""
+"""adapter_config.json as PEFT would read it. The file is untrusted: each field that is used is checked."""
 
 from __future__ import annotations
 
@@ -9,59 +9,60 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from deltarank.adapters.file_names import CONFIG_FILE
-from deltarank.adapters.patterns import InvalidField, ModulePatterns, ModuleSelector, name_suffixes
+from deltarank.adapters.patterns import InvalidFieldError, ModulePatterns, ModuleSelector, name_suffixes
 from deltarank.errors import AdapterError
 from deltarank.results import listing
 
-MAX_CONFIG = 16_000_000
-"""Bytes. A pattern for each of 70,000 experts takes about 7 MB."""
+MAX_CONFIG_SIZE = 16_000_000
+"""In bytes. A pattern for each of 70,000 experts takes about 7 MB."""
 
-MOST_RANK = 1_000_000
-MOST_ALPHA = 1e9
+MAX_RANK = 1_000_000
+MAX_ALPHA = 1e9
 
-_MERGE = (
-    "Merge it into its base with PEFT (`merge_and_unload`, then `save_pretrained`), and give that folder to "
+_MERGE_CURE = (
+    "Merge it into its base with PEFT (`merge_and_unload`, then `save_pretrained`), and give the merged folder to "
     "`deltarank compare`."
 )
-_KINDS = {
+_UNSUPPORTED = {
     "use_dora": "DoRA, which also rescales the base's columns",
     "use_qalora": "QALoRA, which pools its inputs",
     "use_bdlora": "a block-diagonal LoRA",
-    "alora_invocation_tokens": "an activated LoRA, which works on some tokens and not on others",
+    "alora_invocation_tokens": "an activated LoRA, which applies to some tokens only",
     "kasa_config": "KaSA, which also truncates the base",
-    "monteclora_config": "a LoRA that draws samples",
+    "monteclora_config": "a Monte Carlo LoRA, which draws random samples",
     "arrow_config": "a router over several LoRAs",
-    "layer_replication": "a LoRA over a stack of repeated layers",
-    "trainable_token_indices": "a LoRA with trained tokens of its own",
+    "layer_replication": "a LoRA over repeated layers",
+    "trainable_token_indices": "a LoRA with trained token embeddings",
 }
-_MOVING = ("pissa", "olora", "corda", "lora_ga", "loftq", "mica")
-"""Ways to begin that also move the base, or that PEFT repeats when it loads the adapter."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq", "mica")
+"""Initialisations that also change the base, or that PEFT repeats when it loads the adapter."""
 
 
-_FIELDS = frozenset(
+KNOWN_FIELDS = frozenset(
     {
         *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type"),
         *("inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out"),
         *("bias", "use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern"),
         *("rank_pattern", "alpha_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config"),
         *("corda_config", "lora_ga_config", "velora_config", "qalora_group_size", "runtime_config", "lora_bias"),
-        *("target_parameters", "ensure_weight_tying", *_KINDS),
+        *("target_parameters", "ensure_weight_tying", *_UNSUPPORTED),
     }
 )
-"""Of PEFT 0.21 and before. What a later one adds may move numbers."""
+"""The fields of PEFT up to 0.21. A field of a later version may change the numbers."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What of the configuration moves a number.
+    """The fields of the configuration that decide what is added to the base.
 
-    rank, alpha      of every module that no pattern names
-    targets          the modules that PEFT puts a LoRA on; a tensor for another one is passed over
-    ties             an embedding that is saved whole takes the output head along, of which the file has a copy
-    some_layers      targets are meant in some layers only (`layers_to_transform`)
-    unknown          fields that no version of PEFT read here has, and that are set
-    base             the model that it says it was made for; "" where it says none
-    parameters       ends of the names of bare parameters that have a LoRA (`target_parameters`)
+    rank, alpha      for modules that no pattern matches
+    targets          the modules that PEFT puts a LoRA on; it ignores factors of any other module
+    excluded         modules that are not targets, although `targets` matches them
+    parameters       suffixes of the names of bare parameters that have a LoRA (`target_parameters`)
+    ties_weights     an embedding that is saved whole is also used as the output head; the file has a copy for the head
+    selects_layers   only some layers are targets (`layers_to_transform`)
+    unknown          fields that are set and that no known version of PEFT has
+    base             the model that the adapter was made for, as it says; "" if it names none
     """
 
     rank: int
@@ -76,8 +77,8 @@ class LoraConfig:
     targets: ModuleSelector
     excluded: ModuleSelector
     parameters: frozenset[str] = frozenset()
-    ties: bool = False
-    some_layers: bool = False
+    ties_weights: bool = False
+    selects_layers: bool = False
     unknown: tuple[str, ...] = ()
     base: str = ""
 
@@ -91,14 +92,14 @@ class LoraConfig:
     def alpha_of(self, module: str) -> float:
         return self.alpha_pattern.get(module, self.alpha)
 
-    def aims_at(self, module: str) -> bool:
-        return self.targets.cover(module) and not (self.excluded and self.excluded.cover(module))
+    def targets_module(self, module: str) -> bool:
+        return self.targets.matches(module) and not (self.excluded and self.excluded.matches(module))
 
-    def aims_at_parameter(self, name: str) -> bool:
-        return any(end in self.parameters for end in name_suffixes(name))
+    def targets_parameter(self, name: str) -> bool:
+        return any(suffix in self.parameters for suffix in name_suffixes(name))
 
-    def saves(self, module: str) -> bool:
-        """PEFT compares the ends of names, without a dot before them."""
+    def saves_module(self, module: str) -> bool:
+        """Whether `modules_to_save` names it. PEFT compares the ends of names, with or without a dot before them."""
         return any(module.endswith(name) for name in self.modules_to_save)
 
 
@@ -108,123 +109,128 @@ def lora_scale(alpha: float, rank: int, *, rslora: bool) -> float:
 
 
 def parse_config(text: bytes) -> LoraConfig:
-    """Raises AdapterError.
+    """Reads the text of an adapter_config.json.
 
-    adapter-bad-config: not the JSON of a configuration; adapter-not-lora: of another method;
-    adapter-unsupported: of a LoRA that is more than scale * B A.
+    Raises:
+        AdapterError: (slug "adapter-bad-config") the text is not the JSON of a configuration; (slug
+            "adapter-not-lora") the adapter is not a LoRA; (slug "adapter-unsupported") it is a LoRA that is more than
+            scale * B A.
     """
-    data = _object(text)
-    _refuse_others(data)
-    _refuse_unsupported(data)
+    data = _parse_object(text)
+    _check_is_lora(data)
+    _check_is_supported(data)
     try:
-        ranks, alphas = _mapping(data, "rank_pattern"), _mapping(data, "alpha_pattern")
+        ranks, alphas = _read_mapping(data, "rank_pattern"), _read_mapping(data, "alpha_pattern")
         return LoraConfig(
-            rank=_rank(data.get("r", 8), "r"),
-            alpha=_number(data.get("lora_alpha", 8), "lora_alpha"),
-            rslora=_flag(data, "use_rslora"),
-            rank_pattern=ModulePatterns({k: _rank(v, "rank_pattern") for k, v in ranks.items()}),
-            alpha_pattern=ModulePatterns({k: _number(v, "alpha_pattern") for k, v in alphas.items()}),
-            fan_in_fan_out=_flag(data, "fan_in_fan_out"),
-            bias=_word(data.get("bias", "none")),
-            lora_bias=_flag(data, "lora_bias"),
-            modules_to_save=_words(data, "modules_to_save"),
-            targets=_globs(data, "target_modules", missing=True),
-            excluded=_globs(data, "exclude_modules", missing=False),
-            parameters=frozenset(_words(data, "target_parameters")),
-            ties=_flag(data, "ensure_weight_tying"),
+            rank=_check_rank(data.get("r", 8), "r"),
+            alpha=_check_number(data.get("lora_alpha", 8), "lora_alpha"),
+            rslora=_read_flag(data, "use_rslora"),
+            rank_pattern=ModulePatterns({k: _check_rank(v, "rank_pattern") for k, v in ranks.items()}),
+            alpha_pattern=ModulePatterns({k: _check_number(v, "alpha_pattern") for k, v in alphas.items()}),
+            fan_in_fan_out=_read_flag(data, "fan_in_fan_out"),
+            bias=_check_bias(data.get("bias", "none")),
+            lora_bias=_read_flag(data, "lora_bias"),
+            modules_to_save=_read_names(data, "modules_to_save"),
+            targets=_read_selector(data, "target_modules", default=ModuleSelector(selects_all=True)),
+            excluded=_read_selector(data, "exclude_modules", default=ModuleSelector()),
+            parameters=frozenset(_read_names(data, "target_parameters")),
+            ties_weights=_read_flag(data, "ensure_weight_tying"),
             base=ascii(base)[1:-1][:120] if isinstance(base := data.get("base_model_name_or_path"), str) else "",
-            some_layers=data.get("layers_to_transform") is not None,
-            unknown=tuple(ascii(name)[1:-1][:60] for name, value in data.items() if name not in _FIELDS and value),
+            selects_layers=data.get("layers_to_transform") is not None,
+            unknown=tuple(ascii(name)[1:-1][:60] for name, value in data.items() if name not in KNOWN_FIELDS and value),
         )
-    except InvalidField as unfit:
-        _refuse(f"its {unfit}")
+    except InvalidFieldError as error:
+        _raise_bad_config(str(error))
 
 
-def _object(text: bytes) -> Mapping[str, Any]:
-    if len(text) > MAX_CONFIG:
-        _refuse(f"it has more than {MAX_CONFIG:,} bytes")
+def _parse_object(text: bytes) -> Mapping[str, Any]:
+    if len(text) > MAX_CONFIG_SIZE:
+        _raise_bad_config(f"it has more than {MAX_CONFIG_SIZE:,} bytes")
     try:
         data = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
-        _refuse("it is not JSON")
+        _raise_bad_config("it is not JSON")
     if not isinstance(data, dict):
-        _refuse("it is not a JSON object")
+        _raise_bad_config("it is not a JSON object")
     return data
 
 
-def _refuse_others(data: Mapping[str, Any]) -> None:
+def _check_is_lora(data: Mapping[str, Any]) -> None:
     kind = data.get("peft_type")
     if kind is None:
-        _refuse("it names no peft_type, such as LORA")
+        _raise_bad_config('it has no peft_type, such as "LORA"')
     if kind != "LORA":
         raise AdapterError(
-            f"The adapter is of PEFT's type {ascii(kind)[:60]}; LORA is read.", cure=_MERGE, slug="adapter-not-lora"
+            f"The adapter has the PEFT type {ascii(kind)[:60]}; only LORA is supported.",
+            cure=_MERGE_CURE,
+            slug="adapter-not-lora",
         )
 
 
-def _refuse_unsupported(data: Mapping[str, Any]) -> None:
-    found = [f"`{field}`: {what}" for field, what in _KINDS.items() if data.get(field)]
+def _check_is_supported(data: Mapping[str, Any]) -> None:
+    reasons = [f"`{field}`: {what}" for field, what in _UNSUPPORTED.items() if data.get(field)]
     start = data.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_MOVING):
-        found.append(f"`init_lora_weights` {ascii(start)[:40]}: it changes the base, too")
-    if found:
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        reasons.append(f"`init_lora_weights` {ascii(start)[:40]}: it also changes the base")
+    if reasons:
         raise AdapterError(
-            f"The adapter is more than a scaled product of two factors ({listing(found, most=3)}).",
-            cure=_MERGE,
+            f"The adapter is more than a scaled product of two factors ({listing(reasons, most=3)}).",
+            cure=_MERGE_CURE,
             slug="adapter-unsupported",
         )
 
 
-def _rank(value: object, field: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_RANK:
-        raise InvalidField(f"{field} is {ascii(value)[:40]}, which is no rank")
+def _check_rank(value: object, field: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
+        raise InvalidFieldError(f"{field} is {ascii(value)[:40]}; a whole number from 1 to {MAX_RANK:,} was expected")
     return value
 
 
-def _number(value: object, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST_ALPHA:
-        raise InvalidField(f"{field} is {ascii(value)[:40]}, which is no number that can be meant")
+def _check_number(value: object, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_ALPHA:
+        raise InvalidFieldError(f"{field} is {ascii(value)[:40]}; a number of at most {MAX_ALPHA:g} was expected")
     return float(value)
 
 
-def _flag(data: Mapping[str, Any], field: str) -> bool:
+def _read_flag(data: Mapping[str, Any], field: str) -> bool:
     value = data.get(field, False)
     if value not in (True, False, None):
-        raise InvalidField(f"{field} is {ascii(value)[:40]}, which is neither true nor false")
+        raise InvalidFieldError(f"{field} is {ascii(value)[:40]}; true or false was expected")
     return bool(value)
 
 
-def _word(value: object) -> str:
+def _check_bias(value: object) -> str:
     if value not in ("none", "all", "lora_only"):
-        raise InvalidField(f"bias is {ascii(value)[:40]}; PEFT knows none, all and lora_only")
+        raise InvalidFieldError(f"bias is {ascii(value)[:40]}; none, all or lora_only was expected")
     return str(value)
 
 
-def _mapping(data: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+def _read_mapping(data: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     value = data.get(field) or {}
     if not isinstance(value, dict):
-        raise InvalidField(f"{field} is no mapping of names")
+        raise InvalidFieldError(f"{field} is not a mapping from names to numbers")
     return value
 
 
-def _words(data: Mapping[str, Any], field: str) -> tuple[str, ...]:
+def _read_names(data: Mapping[str, Any], field: str) -> tuple[str, ...]:
     value = data.get(field) or []
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-        raise InvalidField(f"{field} is no list of names")
+        raise InvalidFieldError(f"{field} is not a list of names")
     return tuple(value)
 
 
-def _globs(data: Mapping[str, Any], field: str, *, missing: bool) -> ModuleSelector:
-    """`missing`: what a configuration without this field means."""
+def _read_selector(data: Mapping[str, Any], field: str, *, default: ModuleSelector) -> ModuleSelector:
     value = data.get(field)
     if value is None:
-        return ModuleSelector.everything() if missing else ModuleSelector.nothing()
-    return ModuleSelector.pattern(value) if isinstance(value, str) else ModuleSelector.names(_words(data, field))
+        return default
+    if isinstance(value, str):
+        return ModuleSelector.from_expression(value)
+    return ModuleSelector(suffixes=frozenset(_read_names(data, field)))
 
 
-def _refuse(what: str) -> NoReturn:
+def _raise_bad_config(reason: str) -> NoReturn:
     raise AdapterError(
-        f"`{CONFIG_FILE}` cannot be understood: {what}.",
+        f"`{CONFIG_FILE}` is invalid: {reason}.",
         cure="Download or copy the adapter again, or save it again with PEFT's `save_pretrained`.",
         slug="adapter-bad-config",
     ) from None

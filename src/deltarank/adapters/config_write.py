@@ -1,4 +1,4 @@
-"""adapter_config.json: what PEFT and the servers read first."""
+"""The contents of adapter_config.json for an extracted adapter."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def adapter_config(
     bias: bool = False,
     tied: bool = False,
 ) -> dict[str, Any]:
-    """The configuration of an adapter with lora_alpha = r, so that every reader scales by 1.
+    """A configuration with lora_alpha = r, so that every reader scales the product B A by 1.
 
     Args:
-        base, revision: what it is to be loaded on.
+        base, revision: the model that the adapter is for.
         targets: `target_modules`.
-        transposed: the targets store inputs x outputs.
-        ranks: modules of another rank than `rank`; each with an alpha that is its rank.
+        transposed: whether the targets store inputs x outputs (`fan_in_fan_out`).
+        ranks: modules with a rank other than `rank`; their alpha equals their rank.
         whole: `modules_to_save`.
         model: the model's own config.json.
-        parameters: `target_parameters`, bare parameters that have factors.
-        bias: `lora_bias`: each module of `targets` has a bias beside its factors.
-        tied: `ensure_weight_tying`: an embedding in `whole` takes the output head along.
+        parameters: `target_parameters`, the bare parameters that have factors.
+        bias: `lora_bias`, whether the modules in `targets` have a bias beside their factors.
+        tied: `ensure_weight_tying`, whether an embedding in `whole` is also the output head.
     """
-    # Few readers know these, and some refuse what they do not know: they are named only where they are needed.
+    # Few readers know these fields, and some refuse unknown ones, so they are written only where they are needed.
     rare = {"target_parameters": list(parameters), "lora_bias": bias, "ensure_weight_tying": tied}
     return {
         "peft_type": "LORA",
@@ -67,7 +67,7 @@ def adapter_config(
 
 
 def _task(model: Mapping[str, Any]) -> str | None:
-    """By the model's class; a language model where nothing is said, which is what servers serve."""
+    """By the model's class; a causal language model if the class is not known, because servers serve those."""
     classes = model.get("architectures")
     if not isinstance(classes, list) or not classes:
         return "CAUSAL_LM"

@@ -1,6 +1,6 @@
-"""An adapter's folder as it lies on disk: its configuration, its tensors sorted into parts, and its numbers on demand.
+"""An adapter on disk: its configuration, its tensors grouped into parts, and their values on demand.
 
-Nothing here knows who wrote it. Keys are PEFT's:
+Any program may have written it. The keys of tensors are PEFT's:
 
     base_model.model.NAME.lora_A.weight            (r, inputs)       with lora_B.weight (outputs, r)
     base_model.model.NAME.lora_B.bias              (outputs,)        `lora_bias`
@@ -20,17 +20,17 @@ from typing import NoReturn, Self
 import torch
 from torch import Tensor
 
-from deltarank.adapters.config_read import MAX_CONFIG, LoraConfig, parse_config
+from deltarank.adapters.config_read import MAX_CONFIG_SIZE, LoraConfig, parse_config
 from deltarank.adapters.file_names import CONFIG_FILE, WEIGHTS_FILE
 from deltarank.adapters.keys import PREFIX
-from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo, fetch_files, open_checkpoint
+from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo, dimensions, fetch_files, open_checkpoint, shown
 from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Reference
 
-_MOST_KEPT = 4
-_LONGEST_BIAS = 1 << 24
-_PICKLED = "adapter_model.bin"
-_NO_PREFIX = f"its name does not begin with {PREFIX}, so PEFT passes it over"
+_MAX_CACHED = 4
+_MAX_BIAS_BYTES = 1 << 24
+_PICKLED_WEIGHTS_FILE = "adapter_model.bin"
+_NO_PREFIX = f"its name does not begin with {PREFIX}, so PEFT ignores it"
 
 
 class PartKind(Enum):
@@ -46,12 +46,13 @@ class PartKind(Enum):
 class AdapterPart:
     """One change to one tensor of the base.
 
-    tensor           the name of that tensor as the adapter has it: "model.layers.0.mlp.up_proj.weight"
-    down, up         A and B of a LoRA; of a bias or a whole tensor, `up` alone
-    wrapped          the tensor lies inside a module that has a LoRA (`base_layer`)
-    bare             of a LoRA that PEFT puts on a parameter (`target_parameters`); `module` is then the parameter
-    rows             of B, where it is meant for a part of what B makes: for the gate of gate and up
-    slot             (number, how many): the factors are those of one of so many experts, A by rows and B by columns
+    module           the module of that tensor; of a bare parameter, the parameter itself
+    tensor           the name of that tensor as the adapter spells it: "model.layers.0.mlp.up_proj.weight"
+    down, up         A and B of a LoRA; a bias or a whole tensor has `up` only
+    is_wrapped       the tensor is inside a module that also has a LoRA (`base_layer`)
+    is_parameter     the LoRA is on a bare parameter (`target_parameters`)
+    expert           (index, number of experts) where all experts share A, split by rows, and B, split by columns
+    rows             the rows of B that belong to this tensor, where B also covers another one (gate and up)
     """
 
     kind: PartKind
@@ -59,14 +60,14 @@ class AdapterPart:
     tensor: str
     up: TensorInfo
     down: TensorInfo | None = None
-    wrapped: bool = False
-    bare: bool = False
-    slot: tuple[int, int] | None = None
+    is_wrapped: bool = False
+    is_parameter: bool = False
+    expert: tuple[int, int] | None = None
     rows: tuple[int, int] | None = None
 
     @property
     def outputs(self) -> int:
-        """Of B."""
+        """The number of rows of B for this tensor."""
         return self.rows[1] - self.rows[0] if self.rows else self.up.shape[0]
 
     @property
@@ -75,13 +76,13 @@ class AdapterPart:
 
     @property
     def rank(self) -> int:
-        """Of the factors as stored; 0 of anything but a LoRA."""
+        """The rank of the factors as stored; 0 for anything but a LoRA."""
         rows = self.down.shape[0] if self.down is not None else 0
-        return rows // self.slot[1] if self.slot else rows
+        return rows // self.expert[1] if self.expert else rows
 
 
 class LoadEffect(Enum):
-    """What a tensor that fits nothing does to the rest, as PEFT (0.21) loads it."""
+    """What an unused tensor does to the rest of the adapter when PEFT (0.21) loads it."""
 
     NONE = "none"
     REFUSED = "refused"
@@ -90,9 +91,9 @@ class LoadEffect(Enum):
 
 @dataclass(frozen=True)
 class UnusedTensor:
-    """A tensor (or what should be one) that adds nothing of its own, and why.
+    """A tensor of the file that changes nothing, and why.
 
-    module       that PEFT would look for it on, if there is one to do effect to
+    module       the module that PEFT would look for it on; "" if `effect` does not depend on one
     """
 
     name: str
@@ -105,7 +106,7 @@ class UnusedTensor:
 class LoraAdapter:
     """A LoRA on disk. Close it, or use it in a `with`.
 
-    folder, commit   what it was asked for by; the commit of a Hub id
+    folder, commit   the folder or Hub id that it was opened by; the commit of a Hub id
     """
 
     config: LoraConfig
@@ -114,7 +115,7 @@ class LoraAdapter:
     file: Checkpoint = field(repr=False)
     folder: str
     commit: str | None = None
-    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __enter__(self) -> Self:
         return self
@@ -126,11 +127,11 @@ class LoraAdapter:
     def reference(self) -> Reference:
         return Reference(self.folder, self.commit, dict(self.file.reference.files))
 
-    def numbers(self, info: TensorInfo) -> Tensor:
-        """A tensor of the file, whole, as stored.
+    def read(self, info: TensorInfo) -> Tensor:
+        """A whole tensor of the file, as stored.
 
         Raises:
-            CheckpointError: (slug "unreadable") the file became shorter, or cannot be read.
+            CheckpointError: (slug "unreadable") the file was cut short, or cannot be read.
         """
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         if info.nbytes:
@@ -138,88 +139,90 @@ class LoraAdapter:
         return raw.view(FLOAT_DTYPES[info.dtype]).view(info.shape)
 
     def is_padding(self, name: str) -> bool:
-        """Whether a tensor is a bias of zeros: PEFT wants one beside all factors, if beside any."""
+        """Whether a tensor is a bias of zeros: PEFT needs a bias beside all factors, if beside any."""
         info = self.file.tensors.get(name)
-        if info is None or not name.endswith(_BIAS) or info.dtype not in FLOAT_DTYPES or info.nbytes > _LONGEST_BIAS:
+        if info is None or not name.endswith(_BIAS) or info.dtype not in FLOAT_DTYPES or info.nbytes > _MAX_BIAS_BYTES:
             return False
-        return not self.numbers(info).any()
+        return not self.read(info).any()
 
     def factors(self, part: AdapterPart) -> tuple[Tensor, Tensor]:
-        """A and B of a LoRA, as stored. Those of an expert are a part of what all of them share.
+        """A and B of a LoRA, as stored. Those of an expert are slices of what all experts share.
 
         Raises:
-            CheckpointError: as `numbers`.
+            CheckpointError: as for `read`.
         """
         assert part.down is not None
-        if part.slot is None:
-            return self.numbers(part.down), self.numbers(part.up)
-        number, experts = part.slot
-        first = number * part.rank
-        up = self._shared(part.up)[slice(*part.rows) if part.rows else slice(None), number::experts]
-        return self._shared(part.down)[first : first + part.rank], up
+        if part.expert is None:
+            return self.read(part.down), self.read(part.up)
+        index, experts = part.expert
+        first = index * part.rank
+        up = self._read_shared(part.up)[slice(*part.rows) if part.rows else slice(None), index::experts]
+        return self._read_shared(part.down)[first : first + part.rank], up
 
-    def _shared(self, info: TensorInfo) -> Tensor:
-        """Experts come one after the other: what they share is read once, and the last few such tensors are kept."""
-        found = self._kept.get(info.name)
-        if found is None:
-            found = self._kept[info.name] = self.numbers(info)
-            for name in list(self._kept)[:-_MOST_KEPT]:
-                self._kept.pop(name, None)
-        return found
+    def _read_shared(self, info: TensorInfo) -> Tensor:
+        """Experts come one after the other, so what they share is read once: the last few such tensors are cached."""
+        tensor = self._cache.get(info.name)
+        if tensor is None:
+            tensor = self._cache[info.name] = self.read(info)
+            for name in list(self._cache)[:-_MAX_CACHED]:
+                self._cache.pop(name, None)
+        return tensor
 
 
 def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) -> LoraAdapter:
-    """Reads the configuration and the header; no tensor.
+    """Opens an adapter: reads its configuration and the header of its weights, but no tensor.
 
     Args:
-        ref: a folder, or `org/name[@revision]` on the Hub, of which these two files are downloaded into the cache.
+        ref: a folder, or `org/name[@revision]` on the Hub, from which the two files are downloaded into the cache.
 
     Raises:
-        UsageError: a revision that cannot apply.
-        AdapterError: there is none, or it is of a kind that is not read.
-        CheckpointError, HeaderError: its file cannot be read, or is not to be trusted.
+        UsageError: a revision was given for a folder, or twice.
+        AdapterError: there is no adapter, or it is of a kind that is not supported.
+        CheckpointError, HeaderError: the weights cannot be read, or their header is invalid.
     """
-    named = os.fspath(ref)
+    name = os.fspath(ref)
     try:
         home, commit = fetch_files(ref, (CONFIG_FILE, WEIGHTS_FILE), revision=revision)
     except CheckpointError as error:
         if error.slug == "no-such-checkpoint":
-            _refuse_without(named, "there is no such folder")
+            _raise_not_found(name, "there is no such folder")
         raise
-    named = named.removeprefix("hf://").partition("@")[0] if commit else named
-    config = parse_config(_config_of(home, named))
+    name = name.removeprefix("hf://").partition("@")[0] if commit else name
+    config = parse_config(_read_config(home, name))
     if not (home / WEIGHTS_FILE).is_file():
-        _refuse_without_weights(home, named)
+        _raise_no_weights(home, name)
     file = open_checkpoint(home / WEIGHTS_FILE)
     try:
-        parts, unused = _sorted_out(file.tensors)
+        parts, unused = _group(file.tensors)
     except BaseException:
         file.close()
         raise
-    return LoraAdapter(config, parts, unused, file, named, commit)
+    return LoraAdapter(config, parts, unused, file, name, commit)
 
 
-def _config_of(home: Path, named: str) -> bytes:
+def _read_config(home: Path, name: str) -> bytes:
     try:
         with (home / CONFIG_FILE).open("rb") as file:
-            return file.read(min(os.fstat(file.fileno()).st_size, MAX_CONFIG) + 1)  # what is asked for is allocated
+            return file.read(
+                min(os.fstat(file.fileno()).st_size, MAX_CONFIG_SIZE) + 1
+            )  # read() allocates what it is asked for
     except OSError as error:
-        _refuse_without(named, f"{CONFIG_FILE} cannot be read ({error.strerror or error})")
+        _raise_not_found(name, f"{CONFIG_FILE} cannot be read ({error.strerror or error})")
 
 
-def _refuse_without_weights(home: Path, named: str) -> NoReturn:
-    if (home / _PICKLED).is_file():
+def _raise_no_weights(home: Path, name: str) -> NoReturn:
+    if (home / _PICKLED_WEIGHTS_FILE).is_file():
         raise AdapterError(
-            f"{_PICKLED} in {named!a} is pickled. Opening it can run a hidden program, so it was not opened.",
-            cure="Load it with PEFT on a machine that trusts it, and `save_pretrained` it: that writes safetensors.",
+            f"{_PICKLED_WEIGHTS_FILE} in {name!a} is a pickle, which can run arbitrary code; it was not opened.",
+            cure="If you trust it, load it with PEFT and save it with `save_pretrained`, which writes safetensors.",
             slug="pickled-weights",
         )
-    _refuse_without(named, f"it has no {WEIGHTS_FILE}")
+    _raise_not_found(name, f"it has no {WEIGHTS_FILE}")
 
 
-def _refuse_without(named: str, why: str) -> NoReturn:
+def _raise_not_found(name: str, reason: str) -> NoReturn:
     raise AdapterError(
-        f"There is no adapter in {named!a}: {why}.",
+        f"There is no adapter in {name!a}: {reason}.",
         cure=f"Give a folder or Hub id with {CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT's `save_pretrained` writes them.",
         slug="adapter-not-found",
     ) from None
@@ -230,36 +233,37 @@ _FACTORS = (
     (PartKind.EMBEDDING, ".lora_embedding_A", ".lora_embedding_B"),
 )
 _BIAS = ".lora_B.bias"
-_FOREIGN = (".lora_", ".token_adapter.")
-_INNER = ".base_layer."
+_OTHER_METHODS = (".lora_", ".token_adapter.")
+_BASE_LAYER = ".base_layer."
 
 
-def _sorted_out(tensors: Mapping[str, TensorInfo]) -> tuple[tuple[AdapterPart, ...], tuple[UnusedTensor, ...]]:
-    found = list(_read_keys(tensors))
-    return tuple(x for x in found if isinstance(x, AdapterPart)), tuple(x for x in found if isinstance(x, UnusedTensor))
+def _group(tensors: Mapping[str, TensorInfo]) -> tuple[tuple[AdapterPart, ...], tuple[UnusedTensor, ...]]:
+    entries = list(_interpret_keys(tensors))
+    parts = tuple(entry for entry in entries if isinstance(entry, AdapterPart))
+    return parts, tuple(entry for entry in entries if isinstance(entry, UnusedTensor))
 
 
-def _read_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[AdapterPart | UnusedTensor]:
-    """Each tensor ends in one part, or is a entry."""
+def _interpret_keys(tensors: Mapping[str, TensorInfo]) -> Iterator[AdapterPart | UnusedTensor]:
+    """Each tensor belongs to one part, or is unused."""
     for key, info in tensors.items():
         if info.dtype not in FLOAT_DTYPES:
-            yield UnusedTensor(key, f"stored as {info.dtype!a}, which holds no plain numbers")
+            yield UnusedTensor(key, f"stored as {info.dtype!a}, which is not a floating-point type")
         elif not key.startswith(PREFIX):
             yield UnusedTensor(key, _NO_PREFIX)
-        elif (pair := _factor(key)) is not None:
-            yield from _joined(key, *pair, tensors)
+        elif (factor := _parse_factor(key)) is not None:
+            yield from _pair_factors(key, *factor, tensors)
         elif key.endswith(_BIAS):
             module = key[len(PREFIX) : -len(_BIAS)]
             yield AdapterPart(PartKind.BIAS, module, f"{module}.bias", info)
-        elif any(mark in key for mark in _FOREIGN):
-            yield UnusedTensor(key, "no factor that PEFT's plain LoRA has")
+        elif any(mark in key for mark in _OTHER_METHODS):
+            yield UnusedTensor(key, "it is not a factor of a plain LoRA")
         else:
-            name = key[len(PREFIX) :].replace(_INNER, ".")
-            yield AdapterPart(PartKind.WHOLE, name.rsplit(".", 1)[0], name, info, wrapped=_INNER in key)
+            name = key[len(PREFIX) :].replace(_BASE_LAYER, ".")
+            yield AdapterPart(PartKind.WHOLE, name.rsplit(".", 1)[0], name, info, is_wrapped=_BASE_LAYER in key)
 
 
-def _factor(key: str) -> tuple[PartKind, str, str] | None:
-    """The kind, the module, and the key of the other factor."""
+def _parse_factor(key: str) -> tuple[PartKind, str, str] | None:
+    """The kind of part, the module, and the key of the other factor; None for a key of another form."""
     for kind, down, up in _FACTORS:
         for ours, other in ((down, up), (up, down)):
             if key.endswith(ours):
@@ -268,40 +272,36 @@ def _factor(key: str) -> tuple[PartKind, str, str] | None:
     return None
 
 
-def _joined(
+def _pair_factors(
     key: str, kind: PartKind, module: str, other: str, tensors: Mapping[str, TensorInfo]
 ) -> Iterator[AdapterPart | UnusedTensor]:
-    """A pair of factors, told once, at its A; or half of one."""
+    """The part that a pair of factors makes, yielded once, at the key of A; or an unused tensor."""
     partner = tensors.get(other)
     if partner is None or partner.dtype not in FLOAT_DTYPES:
-        yield _half(key, kind, module, other)
+        yield _unpaired(key, kind, module, other)
         return
     is_down = "_A" in key[len(PREFIX) + len(module) :]
     down, up = (tensors[key], partner) if is_down else (partner, tensors[key])
-    if (reason := _misshapen(down.shape, up.shape)) is not None:
+    if (reason := _shape_error(down.shape, up.shape)) is not None:
         yield UnusedTensor(key, reason, LoadEffect.REFUSED, module)
     elif is_down:
         yield AdapterPart(kind, module, f"{module}.weight", up, down)
 
 
-def _half(key: str, kind: PartKind, module: str, other: str) -> UnusedTensor:
-    """PEFT begins with one factor of zeros and one that is random: A, or B of an embedding."""
+def _unpaired(key: str, kind: PartKind, module: str, other: str) -> UnusedTensor:
+    """A missing factor keeps its initial value in PEFT: zeros, or random for A, and for B of an embedding."""
     is_random = "_A" in other[len(PREFIX) + len(module) :] if kind is PartKind.LINEAR else "embedding_B" in other
     return UnusedTensor(
         key,
-        f"its other half, {ascii(other)[1:-1]}, is missing",
+        f"the other factor, {shown(other)}, is missing",
         LoadEffect.RANDOM if is_random else LoadEffect.NONE,
         module,
     )
 
 
-def _misshapen(down: tuple[int, ...], up: tuple[int, ...]) -> str | None:
+def _shape_error(down: tuple[int, ...], up: tuple[int, ...]) -> str | None:
     if len(down) != 2 or len(up) != 2 or 0 in (*down, *up):
-        return f"A is {_sides(down)} and B {_sides(up)}: two matrices are wanted"
+        return f"A has the shape {dimensions(down)} and B {dimensions(up)}; two non-empty matrices were expected"
     if down[0] != up[1]:
-        return f"A is of rank {down[0]:,} and B of rank {up[1]:,}"
+        return f"A has rank {down[0]:,} and B has rank {up[1]:,}"
     return None
-
-
-def _sides(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a single number"

@@ -1,11 +1,11 @@
-"""LoRAs that PEFT puts on bare parameters (`target_parameters`): experts that share one tensor, above all.
+"""LoRAs that PEFT puts on bare parameters (`target_parameters`), most often experts that share one tensor.
 
 For a parameter of (experts, ...) PEFT stores A as (experts * r, inputs), expert by expert, and B as (outputs, r *
 experts), where column k of every expert comes before column k + 1 of any. Several parameters of one module are wrapped
-one in the other, so that the file says `base_layer` and not which parameter is meant: that is seen from the shapes.
+one in the other, so that the file says `base_layer` and not which parameter is meant: the shapes decide.
 
-Transformers 5 makes one tensor of experts that lie in files one by one (Mixtral, Qwen3-MoE): of a LoRA on that tensor,
-each matrix in the files gets its rows.
+Transformers 5 fuses experts that are separate in files (Mixtral, Qwen3-MoE) into one tensor. Of a LoRA on that tensor,
+each matrix in the files gets its own rows.
 """
 
 from __future__ import annotations
@@ -23,59 +23,61 @@ _WRAPPER = ".base_layer"
 def expand_parameters(
     parts: Sequence[AdapterPart], config: LoraConfig, tensors: TensorIndex
 ) -> Iterator[AdapterPart | UnusedTensor]:
-    """The parts, those on bare parameters by the names of these; what is meant for experts, expert by expert."""
+    """The parts, with those on bare parameters under the parameter's name, and those on experts split by expert."""
     for part in parts:
-        found = _meant(part, config, tensors) if config.parameters and part.kind is PartKind.LINEAR else None
-        if found is None:
+        expanded = _expand(part, config, tensors) if config.parameters and part.kind is PartKind.LINEAR else None
+        if expanded is None:
             yield part
         else:
-            yield from found
+            yield from expanded
 
 
-def _meant(part: AdapterPart, config: LoraConfig, tensors: TensorIndex) -> Sequence[AdapterPart | UnusedTensor] | None:
+def _expand(part: AdapterPart, config: LoraConfig, tensors: TensorIndex) -> Sequence[AdapterPart | UnusedTensor] | None:
     """None for a part on a module."""
     module = part.module
     while module.endswith(_WRAPPER):
         module = module.removesuffix(_WRAPPER)
-    own = f"{module}.weight"
-    if config.aims_at_parameter(own) and tensors.find(own) is not None:
-        return [replace(part, module=own, tensor=own, bare=True)]
-    held: list[StackedMatrices | SeparateExperts] = [*tensors.stacks_of(module)] or [*tensors.fused_of(module)]
-    stacks = [stack for stack in held if config.aims_at_parameter(stack.name)]
-    if not stacks:
+    weight = f"{module}.weight"
+    if config.targets_parameter(weight) and tensors.find(weight) is not None:
+        return [replace(part, module=weight, tensor=weight, is_parameter=True)]
+    candidates: list[StackedMatrices | SeparateExperts] = [*tensors.stacked_in(module)] or [*tensors.fused_in(module)]
+    targeted = [candidate for candidate in candidates if config.targets_parameter(candidate.name)]
+    if not targeted:
         return None
-    fitting = [stack for stack in stacks if _fits(part, stack)]
+    fitting = [candidate for candidate in targeted if _fits(part, candidate)]
     if len(fitting) == 1:
         (one,) = fitting
-        return _slices(part, one) if isinstance(one, StackedMatrices) else _singles(part, one)
-    reason = "several parameters could be meant" if fitting else f"its shape fits no targeted parameter of {module}"
+        return _split_stacked(part, one) if isinstance(one, StackedMatrices) else _split_fused(part, one)
+    reason = "it fits several targeted parameters" if fitting else f"its shape fits no targeted parameter of {module}"
     return [UnusedTensor(part.up.name, reason, LoadEffect.NONE if fitting else LoadEffect.REFUSED)]
 
 
-def _fits(part: AdapterPart, stack: StackedMatrices | SeparateExperts) -> bool:
+def _fits(part: AdapterPart, candidate: StackedMatrices | SeparateExperts) -> bool:
     assert part.down is not None
-    if isinstance(stack, SeparateExperts):
-        whole = part.down.shape[0] % len(stack.parts) == 0
-        return whole and (part.up.shape[0], part.down.shape[1]) == stack.shape
+    if isinstance(candidate, SeparateExperts):
+        is_divisible = part.down.shape[0] % len(candidate.experts) == 0
+        return is_divisible and (part.up.shape[0], part.down.shape[1]) == candidate.shape
     sides = {part.up.shape[0], part.down.shape[1]}
-    return sides == set(stack.slices[0].base.shape) and part.down.shape[0] % len(stack.slices) == 0
+    return sides == set(candidate.slices[0].base.shape) and part.down.shape[0] % len(candidate.slices) == 0
 
 
-def _singles(part: AdapterPart, stack: SeparateExperts) -> list[AdapterPart | UnusedTensor]:
+def _split_fused(part: AdapterPart, fused: SeparateExperts) -> list[AdapterPart | UnusedTensor]:
     """Gate has the first rows of each expert, up the rest."""
-    found: list[AdapterPart | UnusedTensor] = []
-    for number, targets in enumerate(stack.parts):
-        slot, first = (number, len(stack.parts)), 0
+    parts: list[AdapterPart | UnusedTensor] = []
+    for index, targets in enumerate(fused.experts):
+        expert, first = (index, len(fused.experts)), 0
         for target in targets:
             rows = (first, first + target.base.shape[0])
-            found.append(replace(part, module=stack.name, tensor=target.name, bare=True, slot=slot, rows=rows))
+            parts.append(
+                replace(part, module=fused.name, tensor=target.name, is_parameter=True, expert=expert, rows=rows)
+            )
             first = rows[1]
-    return found
+    return parts
 
 
-def _slices(part: AdapterPart, stack: StackedMatrices) -> list[AdapterPart | UnusedTensor]:
-    experts = len(stack.slices)
+def _split_stacked(part: AdapterPart, stacked: StackedMatrices) -> list[AdapterPart | UnusedTensor]:
+    number = len(stacked.slices)
     return [
-        replace(part, module=stack.name, tensor=f"{stack.name}[{number}]", bare=True, slot=(number, experts))
-        for number in range(experts)
+        replace(part, module=stacked.name, tensor=f"{stacked.name}[{i}]", is_parameter=True, expert=(i, number))
+        for i in range(number)
     ]

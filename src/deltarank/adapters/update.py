@@ -1,4 +1,4 @@
-"""The numbers that an adapter adds to one tensor, some rows at a time."""
+"""The values that an adapter adds to one tensor, some rows at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deltarank.checkpoints import Piece
 class LoraUpdate:
     """L = the sum of `changes`, shaped (rows, columns) as the tensor is stored, in `dtype` on `device`.
 
-    Factors are held whole, as thin as they are; of their product there are never more rows than were asked for.
+    The thin factors are held whole; of their product, only the rows that are asked for are computed.
 
     Raises:
         CheckpointError: (slug "unreadable") a factor cannot be read.
@@ -25,15 +25,14 @@ class LoraUpdate:
     def __init__(
         self, adapter: LoraAdapter, changes: Sequence[Change], *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._products = [
-            _Product(adapter, change, device, dtype) for change in changes if change.placement.part.is_lora
-        ]
-        self._rows = [_Rows(adapter, change) for change in changes if not change.placement.part.is_lora]
+        loras = [change for change in changes if change.placement.part.is_lora]
+        self._products = [_Product(adapter, change, device, dtype) for change in loras]
+        self._stored = [_StoredTensor(adapter, change) for change in changes if not change.placement.part.is_lora]
 
     def rows(self, first: int, base: Tensor) -> Tensor:
-        """Rows `first` to `first + len(base)` of L; `base` holds these rows of W0, in L's type and place."""
+        """Rows `first` to `first + len(base)` of L; `base` holds these rows of W0, in L's dtype and on its device."""
         added = torch.zeros_like(base)
-        for stored in self._rows:
+        for stored in self._stored:
             stored.add_to(added, first, base)
         for product in self._products:
             product.add_to(added, first)
@@ -45,15 +44,15 @@ class _Product:
 
     def __init__(self, adapter: LoraAdapter, change: Change, device: torch.device, dtype: torch.dtype) -> None:
         down, up = (factor.to(device, dtype) for factor in adapter.factors(change.placement.part))
-        self._left, self._right = (down.T, up.T) if change.placement.transposed else (up, down)
+        self._left, self._right = (down.T, up.T) if change.placement.is_transposed else (up, down)
         self._scale = change.scale
 
     def add_to(self, added: Tensor, first: int) -> None:
         added.addmm_(self._left[first : first + len(added)], self._right, alpha=self._scale)
 
 
-class _Rows:
-    """A tensor stored whole, which takes the base's place; or a bias, which is added to it."""
+class _StoredTensor:
+    """A whole tensor, which replaces the base's; or a bias, which is added to it."""
 
     def __init__(self, adapter: LoraAdapter, change: Change) -> None:
         part, columns = change.placement.part, change.placement.target.base.shape[1]
@@ -71,7 +70,7 @@ class _Rows:
 
     def _read(self, first: int, rows: int) -> Tensor:
         piece = self._piece
-        row = piece.shape[1] * piece.dtype.itemsize
-        raw = torch.empty(rows * row, dtype=torch.uint8)
-        piece.source.read_into(piece.file, piece.start + first * row, raw.numpy().data)
+        row_bytes = piece.shape[1] * piece.dtype.itemsize
+        raw = torch.empty(rows * row_bytes, dtype=torch.uint8)
+        piece.source.read_into(piece.file, piece.start + first * row_bytes, raw.numpy().data)
         return raw.view(piece.dtype).view(rows, piece.shape[1])

@@ -1,4 +1,4 @@
-"""An adapter's files, written so that memory stays small however large they are."""
+"""The files of an adapter, written in small blocks, so that memory does not grow with their size."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from deltarank.system import write_atomically
 
-_WORDS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
-_INTEGERS = {2: torch.int16, 4: torch.int32}
-_BLOCK = 8 << 20
+_DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+_INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
+_BLOCK_BYTES = 8 << 20
 _ALIGNMENT = 8
 
 FillBuffer = Callable[[int, memoryview], None]
-"""Given a position in bytes and a buffer, fills the buffer with what stands there."""
+"""Given a position in bytes and a buffer, fills the buffer with the bytes from that position on."""
 
 
 @dataclass(frozen=True)
 class StreamedTensor:
-    """A tensor to be written. `fill` brings its bytes, block by block; without one it is all zeros."""
+    """A tensor to be written block by block. `fill` provides its bytes; without it, the tensor is all zeros."""
 
     name: str
     dtype: torch.dtype
@@ -38,17 +38,17 @@ class StreamedTensor:
 
 
 def write_weights(path: Path, tensors: Sequence[StreamedTensor]) -> None:
-    """A safetensors file of these tensors in this order, a few megabytes in memory at a time.
+    """Writes a safetensors file of these tensors in this order, with a few megabytes in memory at a time.
 
     Raises:
         OSError: it cannot be written.
     """
-    buffer = memoryview(bytearray(_BLOCK))
+    buffer = memoryview(bytearray(_BLOCK_BYTES))
     with path.open("wb") as file:
         file.write(_header(tensors))
         for tensor in tensors:
-            for first in range(0, tensor.nbytes, _BLOCK):
-                block = buffer[: min(_BLOCK, tensor.nbytes - first)]
+            for first in range(0, tensor.nbytes, _BLOCK_BYTES):
+                block = buffer[: min(_BLOCK_BYTES, tensor.nbytes - first)]
                 if tensor.fill is None:
                     block[:] = bytes(len(block))
                 else:
@@ -59,14 +59,18 @@ def write_weights(path: Path, tensors: Sequence[StreamedTensor]) -> None:
 
 
 def _header(tensors: Sequence[StreamedTensor]) -> bytes:
-    """8 bytes of length, then JSON, padded with spaces so that the numbers begin at a multiple of 8."""
+    """8 bytes of length, then JSON, padded with spaces so that the tensors begin at a multiple of 8."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
+    start = 0
     for tensor in tensors:
-        end = place + tensor.nbytes
-        offsets = [place, end]
-        entries[tensor.name] = {"dtype": _WORDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        place = end
+        end = start + tensor.nbytes
+        offsets = [start, end]
+        entries[tensor.name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
+        start = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
@@ -77,7 +81,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_factors(path: Path, a: Tensor, b: Tensor) -> None:
-    """The bytes of A and then of B, whole or not at all.
+    """Writes the bytes of A and then of B; the file appears whole or not at all.
 
     Raises:
         OSError: it cannot be written.
@@ -88,7 +92,7 @@ def write_factors(path: Path, a: Tensor, b: Tensor) -> None:
 
 
 def fill_from_file(path: Path, skip: int) -> FillBuffer:
-    """Reads what `write_factors` wrote, from byte `skip` on."""
+    """The bytes of a file of `write_factors`, from byte `skip` on."""
 
     def fill(first: int, block: memoryview) -> None:
         with path.open("rb", buffering=0) as file:
@@ -97,43 +101,47 @@ def fill_from_file(path: Path, skip: int) -> FillBuffer:
             while done < len(block):
                 got = file.readinto(block[done:])
                 if not got:
-                    raise OSError(f"{path.name} became shorter since it was written")
+                    raise OSError(f"{path.name} was cut short after it was written")
                 done += got
 
     return fill
 
 
 def fill_from_files(paths: Sequence[Path | None], length: int) -> FillBuffer:
-    """The first `length` bytes of each of these files, one after the other; zeros where there is no file."""
+    """The first `length` bytes of each file, one after the other; zeros in place of a file that is None."""
 
     def fill(first: int, block: memoryview) -> None:
         done = 0
         while done < len(block):
-            number, skip = divmod(first + done, length)
+            index, skip = divmod(first + done, length)
             part = block[done : done + length - skip]
-            _read_or_zero(paths[number], skip, part)
+            _read_or_zero(paths[index], skip, part)
             done += len(part)
 
     return fill
 
 
 def fill_interleaved(paths: Sequence[Path | None], skip: int, shape: tuple[int, int], size: int) -> FillBuffer:
-    """Matrices of this shape, which stand `skip` bytes into each of these files, column by column side by side.
+    """The matrices that begin at byte `skip` of each file, interleaved by column; zeros in place of None.
 
-    Row i holds column 0 of row i of every matrix, then column 1 of every matrix, and so on; a number has `size` bytes.
+    Row i holds entry (i, 0) of every matrix, then entry (i, 1) of every matrix, and so on.
+
+    Args:
+        shape: rows and columns of each matrix.
+        size: bytes of an entry.
     """
     rows, columns = shape
-    length, word = columns * len(paths) * size, _INTEGERS[size]
+    row_bytes, dtype = columns * len(paths) * size, _INTEGER_OF_SIZE[size]
 
     def fill(first: int, block: memoryview) -> None:
-        top, bottom = first // length, min(-(-(first + len(block)) // length), rows)
-        whole = torch.zeros(bottom - top, columns, len(paths), dtype=word)
-        part = torch.empty(bottom - top, columns, dtype=word)
-        for number, path in enumerate(paths):
+        top, bottom = first // row_bytes, min(-(-(first + len(block)) // row_bytes), rows)
+        whole = torch.zeros(bottom - top, columns, len(paths), dtype=dtype)
+        part = torch.empty(bottom - top, columns, dtype=dtype)
+        for i, path in enumerate(paths):
             if path is not None:
                 _read_or_zero(path, skip + top * columns * size, part.numpy().data.cast("B"))
-                whole[:, :, number] = part
-        start = first - top * length
+                whole[:, :, i] = part
+        start = first - top * row_bytes
         block[:] = whole.numpy().data.cast("B")[start : start + len(block)]
 
     return fill

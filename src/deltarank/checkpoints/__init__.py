@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from deltarank.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from deltarank.checkpoints.chunks import Prefetcher, interrupt_reads, prefetch, read_chunks, read_rows
+from deltarank.checkpoints.escape import dimensions, shown
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.hub.adapter_folder import find_adapter_folder
 from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files
@@ -32,6 +33,7 @@ __all__ = [
     "TensorInfo",
     "Traffic",
     "check_fetch_mode",
+    "dimensions",
     "fetch_files",
     "find_adapter_folder",
     "interrupt_reads",
@@ -41,5 +43,6 @@ __all__ = [
     "prefetch",
     "read_chunks",
     "read_rows",
+    "shown",
     "strip_wrappers",
 ]

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from deltarank.servers.model_families import (
     ExpertLayout,
+    is_conv1d_model,
     is_transposed,
     modules_fused_by_peft,
     router_in_files,
     router_in_peft,
 )
-from deltarank.servers.rules import DEFAULT_SERVER, Server, get_server, rules_date, server_names
+from deltarank.servers.rules import DEFAULT_SERVER, PEFT, Handling, Server, get_server, rules_date, server_names
 from deltarank.servers.tensor_kinds import kind_in_words, kind_of_tensor
 
 __all__ = [
     "DEFAULT_SERVER",
+    "PEFT",
     "ExpertLayout",
+    "Handling",
     "Server",
     "get_server",
+    "is_conv1d_model",
     "is_transposed",
     "kind_in_words",
     "kind_of_tensor",

@@ -58,8 +58,12 @@ def _families(table: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in load_data()[table]["families"] if config.get("model_type") in row["model_types"]]
 
 
+def is_conv1d_model(config: Mapping[str, Any]) -> bool:
+    """Whether the model's linear layers are transformers' Conv1D, which stores inputs x outputs."""
+    return config.get("model_type") in load_data()["transposed"]["model_types"]
+
+
 def is_transposed(tensor: str, config: Mapping[str, Any]) -> bool:
     """Whether this model stores this matrix as inputs x outputs."""
-    rule = load_data()["transposed"]
-    is_known = config.get("model_type") in rule["model_types"]
-    return is_known and any(pattern.match(tensor) for pattern in compile_globs(rule["names"]))
+    patterns = compile_globs(load_data()["transposed"]["names"])
+    return is_conv1d_model(config) and any(pattern.match(tensor) for pattern in patterns)

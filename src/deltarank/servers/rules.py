@@ -4,7 +4,8 @@ ranks             "any"; "vllm", the ranks that vLLM accepts (`results.SERVABLE_
                   every server accepts (`results.DEFAULT_RANKS`)
 scale             what B A is multiplied by: "config", lora_alpha / r of the configuration, for all tensors; "tensor",
                   lora_alpha / the rank of each tensor; "patterns", as rank_pattern and alpha_pattern say
-patterns, rslora, bias, modules_to_save, fused_experts (factors of experts that share a tensor, `target_parameters`)
+patterns, rslora, bias, modules_to_save, norms (among modules_to_save, if different), embedding_factors, fused_experts
+(factors of experts that share a tensor, `target_parameters`)
                   "honoured", "ignored" (the adapter loads without it), or "refused" (the adapter does not load)
 coverage          "any" subset of modules, or "every layer" of each type of module that the adapter has
 carries           kind of tensor -> how: "whole" (in modules_to_save), "factors", or "on request" (factors, if
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from deltarank.errors import UsageError
@@ -23,7 +25,17 @@ from deltarank.servers.data import load_data
 
 DEFAULT_SERVER = "portable"
 
+PEFT = "peft"
+
 _RANKS = {"any": None, "vllm": SERVABLE_RANKS, "default": DEFAULT_RANKS}
+
+
+class Handling(StrEnum):
+    """What a server does with something that not every adapter has."""
+
+    HONOURED = "honoured"
+    IGNORED = "ignored"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,13 @@ class Server:
     title: str
     ranks: tuple[int, ...] | None
     scale: str
-    patterns: str
-    rslora: str
-    bias: str
-    modules_to_save: str
-    fused_experts: str
+    patterns: Handling
+    rslora: Handling
+    bias: Handling
+    modules_to_save: Handling
+    norms: Handling
+    embedding_factors: Handling
+    fused_experts: Handling
     coverage: str
     carries: Mapping[str, str]
     rank_warning: tuple[int, str] | None
@@ -55,12 +69,29 @@ class Server:
     @classmethod
     def from_rules(cls, name: str, rules: Mapping[str, Any]) -> Server:
         warning = rules.get("rank_warning")
-        converted = {
-            "ranks": _RANKS[rules["ranks"]],
-            "rank_warning": (warning["above"], warning["sentence"]) if warning else None,
-            "sources": tuple(rules["sources"]),
-        }
-        return cls(name=name, **{**rules, **converted})
+        return cls(
+            name=name,
+            title=rules["title"],
+            ranks=_RANKS[rules["ranks"]],
+            scale=rules["scale"],
+            patterns=Handling(rules["patterns"]),
+            rslora=Handling(rules["rslora"]),
+            bias=Handling(rules["bias"]),
+            modules_to_save=Handling(rules["modules_to_save"]),
+            norms=Handling(rules.get("norms", rules["modules_to_save"])),
+            embedding_factors=Handling(rules.get("embedding_factors", Handling.HONOURED)),
+            fused_experts=Handling(rules["fused_experts"]),
+            coverage=rules["coverage"],
+            carries=rules["carries"],
+            rank_warning=(warning["above"], warning["sentence"]) if warning else None,
+            serve_command=rules["serve_command"],
+            sources=tuple(rules["sources"]),
+            patterns_exception=rules.get("patterns_exception", ""),
+        )
+
+    @property
+    def is_peft(self) -> bool:
+        return self.name == PEFT
 
     @property
     def needs_every_layer(self) -> bool:
@@ -71,7 +102,12 @@ class Server:
         """The beginning of a sentence that lists what an adapter for this server does not hold."""
         if self.name == DEFAULT_SERVER:
             return "a portable adapter leaves out"
-        return "this adapter leaves out" if self.name == "peft" else f"{self.title} cannot load"
+        return "this adapter leaves out" if self.is_peft else f"{self.title} cannot load"
+
+    @property
+    def max_rank(self) -> int | None:
+        """The highest servable rank; None: any rank."""
+        return max(self.ranks) if self.ranks else None
 
     @property
     def candidate_ranks(self) -> tuple[int, ...]:

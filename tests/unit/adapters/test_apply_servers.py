@@ -143,7 +143,7 @@ def test_vllm_has_a_highest_rank(pair: tuple[Path, Path], tmp_path: Path) -> Non
 def test_lorax_wants_one_rank(pair: tuple[Path, Path], tmp_path: Path) -> None:
     weights = factors(ATTENTION.format(0, "q")) | factors(ATTENTION.format(1, "q"), rank=2)
 
-    with pytest.raises(AdapterError, match="q_proj have unlike ranks"):
+    with pytest.raises(AdapterError, match="`q_proj` have different ranks"):
         applied(pair, tmp_path, weights, "lorax")
 
 
@@ -183,7 +183,7 @@ def test_factors_larger_than_their_matrix(pair: tuple[Path, Path], tmp_path: Pat
 
     found = applied(pair, tmp_path, weights, None)
 
-    assert [entry.reason for entry in found.unused] == ["a rank of 1,000 is far beyond a matrix of 16 x 32"]
+    assert [entry.reason for entry in found.unused] == ["its rank of 1,000 is far too high for a matrix of 16 x 32"]
 
 
 def test_an_adapter_of_other_names(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_an_adapter_of_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert caught.value.slug == "adapter-empty"
 
 
-def test_a_few_that_fit_nothing_are_strays(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_few_that_fit_nothing_are_unused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     weights = q_and_o() | factors("model.layers.7.self_attn.q_proj") | factors(ATTENTION.format(0, "k"), side=99)
 
     found = applied(pair, tmp_path, weights, None)
@@ -206,5 +206,5 @@ def test_a_few_that_fit_nothing_are_strays(pair: tuple[Path, Path], tmp_path: Pa
     assert len(found.changes) == 4
     assert sorted(entry.reason for entry in found.unused) == [
         "99 x 4 by 4 x 32 does not fit 16 x 32",
-        "the checkpoints have no such tensor in common",
+        "the two checkpoints have no such tensor in common",
     ]

@@ -13,7 +13,7 @@ import torch
 import peft_adapters as made
 from deltarank.adapters import open_adapter
 from deltarank.adapters.config_read import parse_config
-from deltarank.adapters.patterns import InvalidField, ModulePatterns, ModuleSelector
+from deltarank.adapters.patterns import InvalidFieldError, ModulePatterns, ModuleSelector
 from deltarank.errors import AdapterError, DeltarankError, HeaderError
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -99,7 +99,7 @@ def test_a_configuration_without_anything_is_peft_s_default() -> None:
     config = parse_config(b'{"peft_type": "LORA"}')
 
     assert (config.rank, config.alpha, config.rslora) == (8, 8.0, False)
-    assert config.aims_at("any.module")
+    assert config.targets_module("any.module")
 
 
 def test_the_first_pattern_that_fits_decides() -> None:
@@ -122,9 +122,9 @@ def test_the_first_pattern_that_fits_decides() -> None:
     ],
 )
 def test_an_expression_that_could_take_years_is_not_run(key: str) -> None:
-    with pytest.raises(InvalidField):
+    with pytest.raises(InvalidFieldError):
         ModulePatterns({key: 1.0})
-    assert ModuleSelector.pattern(key).unread
+    assert ModuleSelector.from_expression(key).not_run
 
 
 def test_an_expression_that_is_run_ends_soon() -> None:
@@ -140,8 +140,8 @@ def test_an_expression_that_is_run_ends_soon() -> None:
 def test_a_target_that_is_not_run_is_taken_as_meant() -> None:
     unsloth = r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|v_proj).*?)"
 
-    assert ModuleSelector.pattern(unsloth).cover("model.layers.0.self_attn.q_proj")
-    assert not ModuleSelector.pattern(unsloth)  # as an exclusion it covers nothing
+    assert ModuleSelector.from_expression(unsloth).matches("model.layers.0.self_attn.q_proj")
+    assert not ModuleSelector.from_expression(unsloth)  # as an exclusion it covers nothing
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
@@ -178,7 +178,7 @@ def test_a_folder_that_is_none(name: str, tmp_path: Path) -> None:
         open_adapter(tmp_path / name)
 
 
-def test_each_stray_has_its_reason(tmp_path: Path) -> None:
+def test_each_unused_tensor_has_its_reason(tmp_path: Path) -> None:
     weights = {
         **factors(),
         "model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 32),
@@ -198,7 +198,7 @@ def test_each_stray_has_its_reason(tmp_path: Path) -> None:
     assert len(reasons) == 9
     assert "begin with" in reasons["model.layers.0.mlp.up_proj.lora_A.weight"].reason
     assert "missing" in reasons["q_projx.lora_A.weight"].reason
-    assert "rank 2 and B of rank 3" in reasons["q_projy.lora_A.weight"].reason
-    assert "two matrices" in reasons["q_projz.lora_A.weight"].reason
+    assert "rank 2 and B has rank 3" in reasons["q_projy.lora_A.weight"].reason
+    assert "two non-empty matrices" in reasons["q_projz.lora_A.weight"].reason
     assert "I8" in reasons["q_proji.lora_A.weight"].reason
     assert "missing" in reasons["q_proji.lora_B.weight"].reason

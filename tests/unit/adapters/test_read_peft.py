@@ -57,9 +57,9 @@ def added(base: Path, tuned: Path, adapter: Path) -> tuple[dict[str, Tensor], tu
         laid = apply_adapter(lora, targets, server=None, config=before.config)
         shapes = {target.name: target.shape for target in targets}
         for name, changes in laid.changes.items():
-            effect = LoraUpdate(lora, changes, device=torch.device("cpu"), dtype=torch.float64)
+            update = LoraUpdate(lora, changes, device=torch.device("cpu"), dtype=torch.float64)
             rows = made.tensors(base)[name].double().reshape(changes[0].placement.target.base.shape)
-            parts = [effect.rows(first, rows[first : first + 5]) for first in range(0, len(rows), 5)]
+            parts = [update.rows(first, rows[first : first + 5]) for first in range(0, len(rows), 5)]
             whole[name] = torch.cat(parts).reshape(shapes[name])
     return whole, laid.unused
 

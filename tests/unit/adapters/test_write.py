@@ -69,7 +69,7 @@ def test_factors_cut_short_are_an_error(tmp_path: Path) -> None:
     write_factors(tmp_path / "x", torch.zeros(2, 2), torch.zeros(2, 2))
     stored = [StreamedTensor("a", torch.float32, (9, 9), fill_from_file(tmp_path / "x", 0))]
 
-    with pytest.raises(OSError, match="became shorter"):
+    with pytest.raises(OSError, match="was cut short"):
         write_weights(tmp_path / "y", stored)
 
 

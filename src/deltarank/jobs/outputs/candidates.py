@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import LoraAdapter, LoraUpdate, apply_adapter, open_adapter
-from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Pair, Pairing, Piece, SummedTensor, open_checkpoint
+from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Pair, Pairing, Piece, SummedTensor, open_checkpoint, shown
 from deltarank.jobs.outputs.low_rank import LowRank
 from deltarank.jobs.outputs.options import AGAIN, ANY_RANK, BASE, WHOLE
 from deltarank.models import Edit, EditedWeights, ModelSkeleton, Yardstick, read_piece, read_skeleton
@@ -97,14 +97,14 @@ class CandidateSet:
         models = self.models
         lora = self._open.enter_context(open_adapter(folder))
         applied = apply_adapter(lora, models.targets, server=server, config=models.before.config)
-        applied.refuse_broken()
+        applied.check_loads_in_peft()
         places = {target.name: target for target in models.targets}
         edits = [
             Edit(places[name].base, _adapted(lora, changes, models.device)) for name, changes in applied.changes.items()
         ]
-        notes = [*applied.notes, *applied.notes_on_biases(lora)]
+        notes = [*applied.notes, *applied.left_out_biases(lora)]
         if applied.unused:
-            names = listing([ascii(entry.name)[1:-1] for entry in applied.unused], most=2)
+            names = listing([shown(entry.name) for entry in applied.unused], most=2)
             notes.append(f"passed over: {names}: {applied.unused[0].reason}")
         ranks = {
             c.placement.part.rank for changes in applied.changes.values() for c in changes if c.placement.part.is_lora

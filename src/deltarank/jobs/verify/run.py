@@ -27,7 +27,6 @@ from deltarank.adapters import (
     apply_adapter,
     open_adapter,
     open_finetune,
-    semantics_of,
 )
 from deltarank.checkpoints import (
     Checkpoint,
@@ -37,12 +36,14 @@ from deltarank.checkpoints import (
     interrupt_reads,
     open_checkpoint,
     pair_checkpoints,
+    shown,
 )
 from deltarank.errors import CheckpointError
 from deltarank.jobs.verify.overlap import overlap
 from deltarank.jobs.verify.verdict import NEW_BIAS, judge_fit, uncounted
 from deltarank.results import How, Outcome, Tally, TensorFit, Unused, Verification
 from deltarank.runtime import FIXED_MEMORY, PROMISED_MEMORY, ProgressListener, SolverOptions
+from deltarank.servers import PEFT, get_server
 from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure_spectrum, noise_edge
 from deltarank.system import tool_version
 
@@ -87,7 +88,7 @@ def verify(
         AdapterError: the adapter cannot be read, is refused by the server, or is of another base.
         CheckpointError, PairingError: see `deltarank.errors`.
     """
-    semantics = semantics_of(server)
+    rules = get_server(server or PEFT)
     settings = SolverOptions(ranks=(1,), tolerance=TOLERANCE, device=device)
     progress = progress or ProgressListener()
     with ExitStack() as stack:
@@ -111,7 +112,7 @@ def verify(
             unused,
             [entry for entry in ignored if entry.effect is not LoadEffect.NONE],
             name=lora.reference.short_name,
-            server=semantics.title if server else None,
+            server=rules.title if server else None,
             made_for=lora.config.base,
         )
         return Verification(
@@ -246,7 +247,7 @@ def _rank(changes: Sequence[Change]) -> int | None:
 
 def _new_bias(adapter: LoraAdapter, bias: NewBias) -> TensorFit:
     """Of a module that has none in either checkpoint: all of it leads away."""
-    target, values = bias.beside, bias.scale * adapter.numbers(bias.part.up).to(torch.float64)
+    target, values = bias.weight, bias.scale * adapter.read(bias.part.up).to(torch.float64)
     energy = float(values.square().sum())
     is_finite = math.isfinite(energy)
     return TensorFit(
@@ -268,7 +269,7 @@ def _longer(applied: Applied, base: Checkpoint) -> Iterator[str]:
         ours, theirs = part.up.shape, base.tensors[tensor].shape if tensor in base.tensors else ()
         if part.kind is PartKind.WHOLE and len(ours) == len(theirs) == 2 and ours[0] > theirs[0]:
             yield (
-                f"{ascii(part.tensor)[1:-1][:120]} has {ours[0]:,} rows in the adapter and {theirs[0]:,} in the base: "
+                f"{shown(part.tensor)} has {ours[0]:,} rows in the adapter and {theirs[0]:,} in the base: "
                 "PEFT loads it once the base's vocabulary is resized (resize_token_embeddings)"
             )
 
