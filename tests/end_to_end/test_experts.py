@@ -31,7 +31,7 @@ from transformers import (
 import deltarank
 import peft_adapters as made
 from deltarank.errors import AdapterError
-from deltarank.results import How, Outcome
+from deltarank.results import Outcome, TensorChange
 from deltarank.servers import kind_of_tensor
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
@@ -140,14 +140,14 @@ def test_verify_measures_what_extract_promises(
 ) -> None:
     adapter = deltarank.extract(*pairs(name), rank=RANK, server="peft", output=tmp_path / "a")
     seen = deltarank.verify(*pairs(name), tmp_path / "a")
-    tallies = {row.name: row.tally for row in seen.tensors if row.change is How.LORA}
+    rows = {row.name: row.energies for row in seen.tensors if row.change is TensorChange.LORA}
 
     assert seen.unused == ()
-    assert tallies.keys() == {m.name for m in adapter.matrices}
+    assert rows.keys() == {m.name for m in adapter.matrices}
     assert seen.whole.share_lost == pytest.approx(1 - adapter.budget.kept, rel=1e-6)
     for matrix in adapter.matrices:
         assert matrix.written is not None
-        assert tallies[matrix.name].share_lost == pytest.approx(matrix.written.energy_lost, rel=1e-5)
+        assert rows[matrix.name].share_lost == pytest.approx(matrix.written.energy_lost, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFUSED)
@@ -237,7 +237,7 @@ def test_vllm_takes_experts_that_are_asked_for(pairs: Callable[[str], tuple[Path
     assert reasons == {"experts, which vLLM takes in some versions only: if included by name"}
     assert sum(".experts." in m.name for m in adapter.matrices) == 2 * 2 * 4
     assert seen.unused == ()
-    assert {row.name for row in seen.tensors if row.change is How.LORA} == {m.name for m in adapter.matrices}
+    assert {row.name for row in seen.tensors if row.change is TensorChange.LORA} == {m.name for m in adapter.matrices}
 
 
 def test_a_trained_lora_on_experts_is_read_as_peft_merges_it(
@@ -256,7 +256,7 @@ def test_a_trained_lora_on_experts_is_read_as_peft_merges_it(
     adapter = made.train(base, tmp_path / "trained", **config)
     merged = made.merge(base, adapter, tmp_path / "merged")
     seen = deltarank.verify(base, merged, adapter)
-    touched = {row.name: row for row in seen.tensors if row.change is How.LORA}
+    touched = {row.name: row for row in seen.tensors if row.change is TensorChange.LORA}
 
     assert seen.unused == ()
     assert len(touched) == 2 + 2 * 4 + 4

@@ -27,7 +27,7 @@ from transformers import (
 import deltarank
 import peft_adapters as made
 from deltarank.errors import AdapterError
-from deltarank.results import FitKind, How
+from deltarank.results import FitKind, TensorChange
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
 _FEW = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -154,12 +154,12 @@ def test_a_lora_that_peft_trained_on_fused_experts_is_read_from_single_ones(
     adapter = made.train(base, tmp_path / "trained", r=2, lora_alpha=6, **targets)
     merged = made.merge(base, adapter, tmp_path / "merged")
     seen = deltarank.verify(base, merged, adapter)
-    touched = {row.name: row for row in seen.tensors if row.change is How.LORA}
+    touched = {row.name: row for row in seen.tensors if row.change is TensorChange.LORA}
     measured = deltarank.compare(base, adapter, ranks=[2, 4])
 
     assert seen.unused == ()
     assert len(touched) == 2 * (1 + 4 * 3)
-    assert all(row.tally.energy > 0 for row in touched.values())
+    assert all(row.energies.energy > 0 for row in touched.values())
     assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
     assert {m.name for m in measured.matrices if m.frobenius} == set(touched)
 

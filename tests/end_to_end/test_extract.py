@@ -420,16 +420,16 @@ def test_verify_measures_what_extract_and_compare_promise(
     adapter = deltarank.extract(*pair, rank=8, output=tmp_path / "a", server=server, dtype=dtype)
     seen = deltarank.verify(*pair, tmp_path / "a", server=None if server == "peft" else server)
     promised = {m.name: m.loss(8) for m in deltarank.compare(*pair, ranks=[8]).matrices}
-    measured = {tensor.name: tensor.tally for tensor in seen.tensors}
+    measured = {tensor.name: tensor.energies for tensor in seen.tensors}
 
     assert seen.unused == ()
     assert seen.whole.share_lost == pytest.approx(1 - adapter.budget.kept, rel=1e-6)
     for matrix in adapter.matrices:
-        tally = measured[matrix.name]
+        energies = measured[matrix.name]
         assert matrix.written is not None
-        assert tally.share_lost == pytest.approx(matrix.written.energy_lost, rel=1e-6)
-        assert tally.share_best == pytest.approx(matrix.losses[0].energy_lost, rel=1e-5)
-        assert tally.share_lost == pytest.approx(
+        assert energies.share_lost == pytest.approx(matrix.written.energy_lost, rel=1e-6)
+        assert energies.share_best == pytest.approx(matrix.losses[0].energy_lost, rel=1e-5)
+        assert energies.share_lost == pytest.approx(
             promised[matrix.name].energy_lost, rel=1e-5 if dtype == "float32" else 1e-4
         )
 

@@ -91,10 +91,10 @@ def test_rounding_of_biases_is_in_the_budget_and_verify_agrees(
     written = load_file(tmp_path / "a" / "adapter_model.safetensors")
     name = "transformer.h.0.mlp.c_fc"
     change = after[f"{name}.bias"].double() - before[f"{name}.bias"].double()
-    tally = next(row.tally for row in seen.tensors if row.name == f"{name}.bias")
+    energies = next(row.energies for row in seen.tensors if row.name == f"{name}.bias")
 
     assert torch.equal(written[f"base_model.model.{name}.lora_B.bias"], change.bfloat16())
-    assert tally.lost == pytest.approx(float((change - change.bfloat16().double()).square().sum()), rel=1e-3)
+    assert energies.lost == pytest.approx(float((change - change.bfloat16().double()).square().sum()), rel=1e-3)
     assert 1 - adapter.budget.kept == pytest.approx(seen.whole.share_lost or 0, rel=1e-5)
     assert seen.unused == ()
 

@@ -23,7 +23,7 @@ from transformers import (
 
 import deltarank
 import peft_adapters as made
-from deltarank.results import How
+from deltarank.results import TensorChange
 from deltarank.servers import kind_of_tensor
 from tiny_architectures import EXPERTS, SIZES, logits, write_pair
 
@@ -69,7 +69,7 @@ def test_peft_gives_back_the_finetune_s_routers(name: str, merged: bool, tmp_pat
 
     assert adapter.budget.kept == 1
     assert adapter.budget.tensors == ()
-    assert {row.name for row in seen.tensors if row.change is How.WHOLE} == set(routers_of(base))
+    assert {row.name for row in seen.tensors if row.change is TensorChange.WHOLE} == set(routers_of(base))
     assert (seen.whole.lost, seen.unused) == (0, ())
     assert float((logits(base, tmp_path / "a", merged=merged) - truth).abs().max()) < 1e-6
     assert float((plain - truth).abs().max()) > 1e-4
@@ -116,7 +116,7 @@ def test_a_trained_router_is_read_as_peft_merges_it(tmp_path: Path) -> None:
     adapter = made.train(base, tmp_path / "a", r=2, target_modules=["q_proj"], modules_to_save=["gate"])
     merged = made.merge(base, adapter, tmp_path / "merged")
     seen = deltarank.verify(base, merged, adapter)
-    whole = {row.name for row in seen.tensors if row.change is How.WHOLE and row.tally.energy > 0}
+    whole = {row.name for row in seen.tensors if row.change is TensorChange.WHOLE and row.energies.energy > 0}
 
     assert seen.unused == ()
     assert whole == {f"model.layers.{layer}.block_sparse_moe.gate.weight" for layer in (0, 1)}

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 import deltarank
 import peft_adapters as made
 from deltarank.cli import main
-from deltarank.results import FitKind, How, Outcome, TensorFit, Verification
+from deltarank.results import FitKind, Outcome, TensorChange, TensorFit, Verification
 from tiny_architectures import DENSE, EXPERTS, write_pair
 
 RANK = 4
@@ -61,7 +61,7 @@ def verified(models: Path, adapter: Path | str, **options: Any) -> Verification:
 
 
 def loras(found: Verification) -> list[TensorFit]:
-    return [row for row in found.tensors if row.change is How.LORA]
+    return [row for row in found.tensors if row.change is TensorChange.LORA]
 
 
 def delta(models: Path, name: str) -> np.ndarray:
@@ -83,21 +83,21 @@ def test_every_figure_is_numpy_s(models: Path) -> None:
 
         assert row.rank == RANK
         assert row.scale == 3 / RANK
-        assert row.tally.energy == pytest.approx(float((d**2).sum()), rel=1e-5)
-        assert row.tally.lost == pytest.approx(float(((d - added) ** 2).sum()), rel=1e-5)
-        assert row.tally.added == pytest.approx(float((added**2).sum()), rel=1e-5)
-        assert row.tally.inner == pytest.approx(float((d * added).sum()), abs=1e-5 * row.tally.energy)
-        assert row.tally.best == pytest.approx(float((values[RANK:] ** 2).sum()), rel=1e-5)
+        assert row.energies.energy == pytest.approx(float((d**2).sum()), rel=1e-5)
+        assert row.energies.lost == pytest.approx(float(((d - added) ** 2).sum()), rel=1e-5)
+        assert row.energies.added == pytest.approx(float((added**2).sum()), rel=1e-5)
+        assert row.energies.inner == pytest.approx(float((d * added).sum()), abs=1e-5 * row.energies.energy)
+        assert row.energies.best == pytest.approx(float((values[RANK:] ** 2).sum()), rel=1e-5)
 
 
 def test_what_is_left_alone_counts_in_the_whole(models: Path) -> None:
     found = verified(models, "best")
 
-    alone = [row for row in found.tensors if row.change is How.NONE]
+    alone = [row for row in found.tensors if row.change is TensorChange.NONE]
     assert {row.name for row in alone} == {name for name in made.tensors(models / "base") if "_proj" not in name}
     energies = {name: float((delta(models, name) ** 2).sum()) for name in made.tensors(models / "base")}
     assert found.whole.energy == pytest.approx(math.fsum(energies.values()), rel=1e-6)
-    lost = math.fsum(row.tally.lost for row in loras(found)) + math.fsum(energies[row.name] for row in alone)
+    lost = math.fsum(row.energies.lost for row in loras(found)) + math.fsum(energies[row.name] for row in alone)
     assert found.whole.lost == pytest.approx(lost, rel=1e-6)
 
 
@@ -111,8 +111,8 @@ def test_the_best_lora_is_optimal_and_loses_what_compare_promised(models: Path) 
     assert found.touched.scaled_by == pytest.approx(1, abs=1e-5)
     for row in loras(found):
         loss = next(m for m in promised.matrices if m.name == row.name).loss(RANK)
-        assert row.tally.share_lost == pytest.approx(loss.energy_lost, rel=1e-5)
-        assert row.tally.share_best == pytest.approx(loss.energy_lost, rel=1e-5)
+        assert row.energies.share_lost == pytest.approx(loss.energy_lost, rel=1e-5)
+        assert row.energies.share_best == pytest.approx(loss.energy_lost, rel=1e-5)
 
 
 def test_a_trained_lora_gives_back_what_peft_merged(models: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_trained_lora_gives_back_what_peft_merged(models: Path) -> None:
     assert found.kind is FitKind.OPTIMAL
     assert found.whole.share_lost < 1e-9
     assert "keeps over 99.9 %" in found.sentences[0]
-    assert {row.outcome for row in found.tensors if row.change is How.NONE} == {Outcome.IDENTICAL}
+    assert {row.outcome for row in found.tensors if row.change is TensorChange.NONE} == {Outcome.IDENTICAL}
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, 1.25])
@@ -194,7 +194,7 @@ def test_a_server_serves_what_peft_merges_of_what_it_reads(case: str, models: Pa
 
     assert right.kind is FitKind.OPTIMAL
     assert seen.whole.lost == pytest.approx(sum(lost.values()), rel=1e-4, abs=1e-9)
-    assert {round(row.tally.scaled_by or 0, 3) for row in loras(seen)} - {1.0} == set(factors)
+    assert {round(row.energies.scaled_by or 0, 3) for row in loras(seen)} - {1.0} == set(factors)
     assert seen.kind is (FitKind.MISSCALED if factors else FitKind.OPTIMAL)
     if len(factors) == 1:
         assert "scaled wrongly by 0.5" in seen.sentences[1]
@@ -326,8 +326,8 @@ def test_modules_to_save_keep_all(models: Path, tmp_path: Path) -> None:
     found = verified(models, write_best(models, tmp_path, weights=weights, modules_to_save=["lm_head"]))
 
     head = next(row for row in found.tensors if row.name == "lm_head.weight")
-    assert head.change is How.WHOLE
-    assert head.tally.share_lost < 1e-9
+    assert head.change is TensorChange.WHOLE
+    assert head.energies.share_lost < 1e-9
 
 
 def test_what_peft_saved_whole_counts_in_the_whole_change(models: Path, tmp_path: Path) -> None:
@@ -378,10 +378,10 @@ def test_biases_that_the_base_lacks_lead_away_by_what_peft_adds(models: Path, tm
         if name.endswith(("q_proj", "up_proj"))
     }
     seen = deltarank.verify(base, finetune, adapter)
-    found = {row.name: row.tally for row in seen.tensors if row.name.endswith(".bias")}
+    found = {row.name: row.energies for row in seen.tensors if row.name.endswith(".bias")}
 
     assert len(added) == 4
-    assert {name: tally.added for name, tally in found.items()} == pytest.approx(added, rel=1e-5)
+    assert {name: energies.added for name, energies in found.items()} == pytest.approx(added, rel=1e-5)
     assert seen.whole.lost == pytest.approx(sum(added.values()), rel=1e-5)
     assert seen.touched.share_lost == pytest.approx(0, abs=1e-9)
     assert seen.unused == ()

@@ -15,7 +15,7 @@ from deltarank.cli.streams import one_line, out, sayer, width
 from deltarank.results import count, figure, percent
 
 if TYPE_CHECKING:
-    from deltarank.results import Tally, Verification
+    from deltarank.results import FitEnergies, Verification
 
 MOST_MODULES, MOST_UNUSED = 24, 6
 _COLUMN = 9
@@ -72,14 +72,14 @@ def _wrapped(sentence: str, columns: int) -> list[str]:
     return [line.replace("\u00a0", " ") for line in lines]
 
 
-def _table(modules: list[tuple[str, Tally]], columns: int) -> Iterator[str]:
+def _table(modules: list[tuple[str, FitEnergies]], columns: int) -> Iterator[str]:
     """Energy kept in percent, the best possible beside it."""
     shown = modules[:MOST_MODULES]
     heads = ("kept", "best", "scaled by")
     room = min(max(len(one_line(name)) for name, _ in [*shown, ("module", None)]), columns - (_COLUMN + 1) * len(heads))
     yield _row("module", room, heads)
-    for name, tally in shown:
-        cells = (_kept(tally.share_lost), _kept(tally.share_best), figure(tally.scaled_by, unknown="-"))
+    for name, energies in shown:
+        cells = (_kept(energies.share_lost), _kept(energies.share_best), figure(energies.scaled_by, unknown="-"))
         yield _row(one_line(name), room, cells)
     if len(modules) > len(shown):
         yield f"({count(len(modules) - len(shown), 'module')} with smaller changes not shown)"

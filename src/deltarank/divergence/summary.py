@@ -12,7 +12,7 @@ from deltarank.divergence.arrays import FloatArray
 from deltarank.divergence.bootstrap import resample
 from deltarank.divergence.token_stats import TokenStats
 from deltarank.errors import JobError
-from deltarank.results import BlindBound, Divergence, DocumentScore, Histogram, Interval, Logits, Slice
+from deltarank.results import BlindBound, Divergence, DocumentScore, Histogram, Interval, Logits, SliceScore
 
 ODDS = 20.0
 """Likelihood ratio at which an ideal judge counts as having told two models apart."""
@@ -169,11 +169,11 @@ def _position_edges(positions: NDArray[np.int32]) -> tuple[float, ...]:
 
 def _mean_klds(
     values: NDArray[np.int32] | NDArray[np.float32], kld: NDArray[np.float32], edges: Sequence[float]
-) -> tuple[Slice, ...]:
+) -> tuple[SliceScore, ...]:
     """The mean KLD of the tokens whose value is in [edge, next edge); the last bin includes its end. No empty bins."""
     bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     return tuple(
-        Slice(edges[i], edges[i + 1], int(members.sum()), _mean(kld[members]))
+        SliceScore(edges[i], edges[i + 1], int(members.sum()), _mean(kld[members]))
         for i in range(len(edges) - 1)
         if (members := bins == i).any()
     )

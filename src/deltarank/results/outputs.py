@@ -50,7 +50,7 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Slice:
+class SliceScore:
     """The scored tokens in [first, last) of something: a position, or the reference's probability of its top token."""
 
     first: int | float
@@ -116,8 +116,8 @@ class Logits:
     tokens_to_tell: float | None = None
     blind: tuple[BlindBound, ...] = ()
     by_document: tuple[DocumentScore, ...] = ()
-    by_position: tuple[Slice, ...] = ()
-    by_confidence: tuple[Slice, ...] = ()
+    by_position: tuple[SliceScore, ...] = ()
+    by_confidence: tuple[SliceScore, ...] = ()
     histogram: Histogram | None = None
     not_finite: Count = 0
 

@@ -1,4 +1,4 @@
-"""What an adapter does to a base, in plain numbers: a row for each tensor, and sums of rows."""
+"""What an adapter does to a base, beside what finetuning did: a row for each tensor, and sums of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 # 1: the first format (2026-11).
 
 
-class How(StrEnum):
+class TensorChange(StrEnum):
     """How an adapter changes a tensor."""
 
     LORA = "lora"
@@ -28,12 +28,12 @@ class How(StrEnum):
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Energies over one tensor or several, of D = W - W0 and of what the adapter adds, L.
+class FitEnergies:
+    """How well what an adapter adds, L, fits D = W - W0, over one tensor or several.
 
     energy           ||D||^2
     lost             ||D - L||^2
-    best             the least ||D - X||^2 of any X of the adapter's rank; None if it was not computed
+    best             the least ||D - X||^2 over all X of the adapter's rank; None if it was not computed
     inner, added     <D, L> and ||L||^2
     """
 
@@ -44,9 +44,9 @@ class Tally:
     added: Energy = 0.0
 
     @classmethod
-    def of(cls, tallies: Iterable[Tally]) -> Self:
-        """Sums; `best` is known if it is known of all."""
-        rows = list(tallies)
+    def of(cls, rows: Iterable[FitEnergies]) -> Self:
+        """The sums; `best` is None if it is None in any row."""
+        rows = list(rows)
         bests = [row.best for row in rows if row.best is not None]
         return cls(
             energy=math.fsum(row.energy for row in rows),
@@ -58,7 +58,7 @@ class Tally:
 
     @property
     def share_lost(self) -> float | None:
-        """||D - L||^2 / ||D||^2: over 1 where the adapter leads away from the finetune."""
+        """||D - L||^2 / ||D||^2; over 1 where the adapter moves the base away from the finetune."""
         return self.lost / self.energy if self.energy > 0 else None
 
     @property
@@ -68,7 +68,7 @@ class Tally:
 
     @property
     def excess(self) -> float | None:
-        """How much more of the change is lost than had to be: 0 for the best LoRA, up to rounding."""
+        """`share_lost` - `share_best`: what the best LoRA of the same ranks would not have lost."""
         if self.share_lost is None or self.share_best is None:
             return None
         return max(self.share_lost - self.share_best, 0.0)
@@ -115,28 +115,28 @@ class TensorFit:
     module: str
     shape: tuple[Count, ...]
     outcome: Outcome
-    change: How
+    change: TensorChange
     rank: Count = 0
     scale: float | None = None
-    tally: Tally = field(default_factory=Tally)
+    energies: FitEnergies = field(default_factory=FitEnergies)
     reason: str | None = None
 
     @property
-    def counts(self) -> bool:
+    def is_compared(self) -> bool:
         return self.outcome in (Outcome.MEASURED, Outcome.IDENTICAL)
 
     @property
     def is_touched(self) -> bool:
-        return self.change is not How.NONE
+        return self.change is not TensorChange.NONE
 
     def to_plain(self) -> dict[str, Any]:
         plain: dict[str, Any] = to_plain(self)
-        del plain["tally"]
-        return plain | self.tally.to_plain()
+        del plain["energies"]
+        return plain | self.energies.to_plain()
 
 
 @dataclass(frozen=True)
-class Unused:
+class IgnoredTensor:
     """A tensor of the adapter's file that changes nothing, and why."""
 
     name: str
@@ -172,7 +172,7 @@ class Verification(StoredResult):
     adapter: Reference
     server: str | None
     tensors: tuple[TensorFit, ...]
-    unused: tuple[Unused, ...]
+    unused: tuple[IgnoredTensor, ...]
     notes: tuple[str, ...]
     kind: FitKind
     sentences: tuple[str, ...]
@@ -181,23 +181,23 @@ class Verification(StoredResult):
     format_version: Count = FORMAT_VERSION
 
     @cached_property
-    def whole(self) -> Tally:
-        """Everything that both checkpoints have, whether the adapter touches it or not."""
-        return whole_of(self.tensors)
+    def whole(self) -> FitEnergies:
+        """All tensors that both checkpoints have, whether the adapter changes them or not."""
+        return compared_energies(self.tensors)
 
     @cached_property
-    def touched(self) -> Tally:
+    def touched(self) -> FitEnergies:
         """The matrices that have a LoRA."""
-        return touched_of(self.tensors)
+        return touched_energies(self.tensors)
 
     @cached_property
-    def by_module(self) -> Mapping[str, Tally]:
-        """Those with a LoRA, by module."""
-        modules: dict[str, list[Tally]] = {}
+    def by_module(self) -> Mapping[str, FitEnergies]:
+        """The matrices that have a LoRA, by module."""
+        modules: dict[str, list[FitEnergies]] = {}
         for row in self.tensors:
-            if row.counts and row.change is How.LORA:
-                modules.setdefault(row.module, []).append(row.tally)
-        return {name: Tally.of(tallies) for name, tallies in modules.items()}
+            if row.is_compared and row.change is TensorChange.LORA:
+                modules.setdefault(row.module, []).append(row.energies)
+        return {name: FitEnergies.of(rows) for name, rows in modules.items()}
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -221,22 +221,24 @@ class Verification(StoredResult):
     def _decoded(cls, text: str | bytes) -> Self:
         """The energies of a tensor stand in its row, beside its other fields."""
         verification, rows = decode(cls, text), decode(_EnergyRows, text).tensors
-        tensors = tuple(replace(tensor, tally=tally) for tensor, tally in zip(verification.tensors, rows, strict=True))
+        tensors = tuple(
+            replace(tensor, energies=energies) for tensor, energies in zip(verification.tensors, rows, strict=True)
+        )
         verification = replace(verification, tensors=tensors)
-        for tally in (verification.whole, verification.touched, *rows):
-            if not all(value is None or math.isfinite(value) for value in tally.to_plain().values()):
+        for energies in (verification.whole, verification.touched, *rows):
+            if not all(value is None or math.isfinite(value) for value in energies.to_plain().values()):
                 raise ValueError("the energies in `$.tensors` have no finite ratios")
         return verification
 
 
 @dataclass(frozen=True)
 class _EnergyRows:
-    tensors: tuple[Tally, ...]
+    tensors: tuple[FitEnergies, ...]
 
 
-def whole_of(rows: Iterable[TensorFit]) -> Tally:
-    return Tally.of(row.tally for row in rows if row.counts)
+def compared_energies(rows: Iterable[TensorFit]) -> FitEnergies:
+    return FitEnergies.of(row.energies for row in rows if row.is_compared)
 
 
-def touched_of(rows: Iterable[TensorFit]) -> Tally:
-    return Tally.of(row.tally for row in rows if row.counts and row.change is How.LORA)
+def touched_energies(rows: Iterable[TensorFit]) -> FitEnergies:
+    return FitEnergies.of(row.energies for row in rows if row.is_compared and row.change is TensorChange.LORA)

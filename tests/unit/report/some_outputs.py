@@ -24,7 +24,7 @@ from deltarank.results import (
     Outputs,
     Part,
     Sample,
-    Slice,
+    SliceScore,
     Text,
     TwoSampleTest,
     Writing,
@@ -91,11 +91,11 @@ def histogram(values: np.ndarray) -> Histogram:
     return Histogram(tuple(float(e) for e in edges), tuple(int(c) for c in counts))
 
 
-def slices(values: np.ndarray, edges: Sequence[float], tilt: float) -> tuple[Slice, ...]:
+def slices(values: np.ndarray, edges: Sequence[float], tilt: float) -> tuple[SliceScore, ...]:
     parts = np.array_split(values, len(edges) - 1)
     weights = np.linspace(tilt, 2 - tilt, len(parts))
     return tuple(
-        Slice(first, last, len(part), float(values.mean() * weight))
+        SliceScore(first, last, len(part), float(values.mean() * weight))
         for first, last, part, weight in zip(edges, edges[1:], parts, weights, strict=False)
     )
 

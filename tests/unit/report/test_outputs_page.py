@@ -32,7 +32,7 @@ from deltarank.report.view.outputs_chart_rows import (
 )
 from deltarank.report.view.outputs_page import AGAIN
 from deltarank.report.view.outputs_tables import HEADINGS, kept_table, logits_lines, notes_of, writing_lines
-from deltarank.results import CandidateKind, Interval, Outputs, Sample, Slice
+from deltarank.results import CandidateKind, Interval, Outputs, Sample, SliceScore
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ONE = results(model(layers=2), outputs=outputs())
@@ -228,7 +228,9 @@ class TestRows:
         assert token_rows(replace(found, histogram=None)) == []
 
     def test_slices_say_where_and_how_many(self):
-        rows = slice_rows((Slice(0, 0.25, 30, 0.4), Slice(0.25, 0.5, 0, 0.0), Slice(0.5, 1, 90, 0.1)), position=False)
+        rows = slice_rows(
+            (SliceScore(0, 0.25, 30, 0.4), SliceScore(0.25, 0.5, 0, 0.0), SliceScore(0.5, 1, 90, 0.1)), position=False
+        )
         assert [(row["label"], row["share"], row["kld"]) for row in rows] == [
             ("0–25", "25 %", 0.4),
             ("50–100", "75 %", 0.1),
@@ -390,7 +392,7 @@ class TestPage:
 
     def test_the_script_gets_numbers_and_no_nan(self):
         made = outputs()
-        strange = replace(made.candidates[2].logits[0], by_position=(Slice(0, 16, 5, math.nan),), ppl=math.inf)
+        strange = replace(made.candidates[2].logits[0], by_position=(SliceScore(0, 16, 5, math.nan),), ppl=math.inf)
         odd = replace(made, candidates=(*made.candidates[:2], replace(made.candidates[2], logits=(strange,))))
         data = outputs_payload(page_data([results(model(layers=1), outputs=odd)]))
         json.loads(embedded(data), parse_constant=pytest.fail)

@@ -21,7 +21,7 @@ from deltarank.results import (
     Outputs,
     Part,
     Sample,
-    Slice,
+    SliceScore,
     Text,
     TwoSampleTest,
     Writing,
@@ -44,8 +44,8 @@ LOGITS = Logits(
     tokens_to_tell=30.0,
     blind=(BlindBound(100, 0.7, 0.8),),
     by_document=(DocumentScore("a", 40, 0.1),),
-    by_position=(Slice(0, 64, 30, 0.1),),
-    by_confidence=(Slice(0.0, 0.25, 30, 0.4),),
+    by_position=(SliceScore(0, 64, 30, 0.1),),
+    by_confidence=(SliceScore(0.0, 0.25, 30, 0.4),),
     histogram=Histogram((-6.0, -5.0), (120,)),
 )
 OUTPUTS = Outputs(

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from deltarank.errors import ResultsError
-from deltarank.results import FitKind, How, Outcome, Reference, Tally, TensorFit, Unused, Verification
+from deltarank.results import (
+    FitEnergies,
+    FitKind,
+    IgnoredTensor,
+    Outcome,
+    Reference,
+    TensorChange,
+    TensorFit,
+    Verification,
+)
 
 VERIFICATION = Verification(
     base=Reference("org/base", "abc", {"model.safetensors": 10}),
@@ -17,10 +26,12 @@ VERIFICATION = Verification(
     adapter=Reference("/home/me/adapter"),
     server=None,
     tensors=(
-        TensorFit("a", 0, "mlp", (4, 3), Outcome.MEASURED, How.LORA, 2, 0.5, Tally(4.0, 1.0, 0.5, 3.0, 2.5)),
-        TensorFit("b", None, "norm", (3,), Outcome.MEASURED, How.NONE, tally=Tally(1.0, 1.0)),
+        TensorFit(
+            "a", 0, "mlp", (4, 3), Outcome.MEASURED, TensorChange.LORA, 2, 0.5, FitEnergies(4.0, 1.0, 0.5, 3.0, 2.5)
+        ),
+        TensorFit("b", None, "norm", (3,), Outcome.MEASURED, TensorChange.NONE, energies=FitEnergies(1.0, 1.0)),
     ),
-    unused=(Unused("c", "the model has no such module"),),
+    unused=(IgnoredTensor("c", "the model has no such module"),),
     notes=("a note",),
     kind=FitKind.SHORT,
     sentences=("It keeps 75 %.",),
@@ -43,7 +54,7 @@ def test_ratios_and_sums_are_computed_again_never_read() -> None:
     found = Verification.from_json(json.dumps(data))
 
     assert found.whole.energy == 5.0
-    assert found.tensors[0].tally.share_lost == 0.25
+    assert found.tensors[0].energies.share_lost == 0.25
 
 
 @pytest.mark.parametrize(

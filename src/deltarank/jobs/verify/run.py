@@ -41,7 +41,7 @@ from deltarank.checkpoints import (
 from deltarank.errors import CheckpointError
 from deltarank.jobs.verify.overlap import overlap
 from deltarank.jobs.verify.verdict import NEW_BIAS, judge_fit, uncounted
-from deltarank.results import How, Outcome, Tally, TensorFit, Unused, Verification
+from deltarank.results import FitEnergies, IgnoredTensor, Outcome, TensorChange, TensorFit, Verification
 from deltarank.runtime import FIXED_MEMORY, PROMISED_MEMORY, ProgressListener, SolverOptions
 from deltarank.servers import PEFT, get_server
 from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure_spectrum, noise_edge
@@ -106,7 +106,7 @@ def verify(
         rows += tuple(_new_bias(lora, bias) for bias in biases if bias.part.tensor not in alone)
         one_sided = [UnusedTensor(bias.part.up.name, _ONE_SIDED) for bias in biases if bias.part.tensor in alone]
         ignored = [entry for entry in (*applied.unused, *one_sided) if not lora.is_padding(entry.name)]
-        unused = tuple(Unused(entry.name, entry.reason) for entry in ignored)
+        unused = tuple(IgnoredTensor(entry.name, entry.reason) for entry in ignored)
         kind, sentences = judge_fit(
             rows,
             unused,
@@ -204,8 +204,8 @@ class _Scales:
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
         if rank is not None and best is not None:
             best = min(best, seen.lost)  # the solver overstates what the best loses, by up to its tolerance
-        tally = Tally(sums.energy, seen.lost, best, seen.inner, seen.added)
-        return _filled(target, changes, outcome, tally)
+        energies = FitEnergies(sums.energy, seen.lost, best, seen.inner, seen.added)
+        return _filled(target, changes, outcome, energies)
 
     def _best(
         self, target: Target, sums: Sums, rank: int | None, keep: torch.Tensor | None, workspace: Workspace
@@ -256,8 +256,8 @@ def _new_bias(adapter: LoraAdapter, bias: NewBias) -> TensorFit:
         module=f"{target.module if isinstance(target, Pair) else bias.part.module}.bias",
         shape=tuple(bias.part.up.shape),
         outcome=Outcome.MEASURED if is_finite else Outcome.NOT_FINITE,
-        change=How.WHOLE,
-        tally=Tally(lost=energy, best=0.0, added=energy) if is_finite else Tally(),
+        change=TensorChange.WHOLE,
+        energies=FitEnergies(lost=energy, best=0.0, added=energy) if is_finite else FitEnergies(),
         reason=NEW_BIAS if is_finite else "what the adapter adds here holds NaN or Inf",
     )
 
@@ -274,17 +274,17 @@ def _longer(applied: Applied, base: Checkpoint) -> Iterator[str]:
             )
 
 
-def _how(changes: Sequence[Change]) -> How:
+def _how(changes: Sequence[Change]) -> TensorChange:
     if not changes:
-        return How.NONE
-    return How.LORA if all(change.placement.part.is_lora for change in changes) else How.WHOLE
+        return TensorChange.NONE
+    return TensorChange.LORA if all(change.placement.part.is_lora for change in changes) else TensorChange.WHOLE
 
 
 def _blank(target: Target, changes: Sequence[Change], outcome: Outcome, reason: str) -> TensorFit:
-    return replace(_filled(target, changes, outcome, Tally()), reason=reason)
+    return replace(_filled(target, changes, outcome, FitEnergies()), reason=reason)
 
 
-def _filled(target: Target, changes: Sequence[Change], outcome: Outcome, tally: Tally) -> TensorFit:
+def _filled(target: Target, changes: Sequence[Change], outcome: Outcome, energies: FitEnergies) -> TensorFit:
     how = _how(changes)
     return TensorFit(
         name=target.name,
@@ -293,7 +293,7 @@ def _filled(target: Target, changes: Sequence[Change], outcome: Outcome, tally: 
         shape=tuple(target.shape),
         outcome=outcome,
         change=how,
-        rank=_rank(changes) or 0 if how is How.LORA else 0,
-        scale=changes[-1].scale if how is How.LORA else None,
-        tally=tally,
+        rank=_rank(changes) or 0 if how is TensorChange.LORA else 0,
+        scale=changes[-1].scale if how is TensorChange.LORA else None,
+        energies=energies,
     )

@@ -6,19 +6,19 @@ from collections.abc import Iterator, Sequence
 
 from deltarank.adapters import LoadEffect, UnusedTensor
 from deltarank.results import (
+    FitEnergies,
     FitKind,
-    How,
+    IgnoredTensor,
     Outcome,
     Skipped,
-    Tally,
+    TensorChange,
     TensorFit,
-    Unused,
+    compared_energies,
     count,
     figure,
     listing,
     percent,
-    touched_of,
-    whole_of,
+    touched_energies,
 )
 
 STRANGE = 0.01
@@ -40,7 +40,7 @@ NEAR = ((1e-4, "0.01"), (1e-3, "0.1"), (1e-2, "1"))
 
 def judge_fit(
     rows: Sequence[TensorFit],
-    unused: Sequence[Unused],
+    unused: Sequence[IgnoredTensor],
     harmful: Sequence[UnusedTensor],
     *,
     name: str,
@@ -55,7 +55,7 @@ def judge_fit(
         server: whose semantics it was applied by.
         made_for: the base that its configuration names, or "".
     """
-    whole, touched = whole_of(rows), touched_of(rows)
+    whole, touched = compared_energies(rows), touched_energies(rows)
     subject = f"As {server} {'applies' if server == 'PEFT' else 'serves'} it, {name}" if server else name
     if harmful:
         return FitKind.BROKEN, tuple(_harm(subject, harmful))
@@ -68,7 +68,7 @@ def judge_fit(
     return kind, (*sentences, *_unused(unused))
 
 
-def _kind(rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> FitKind:
+def _kind(rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> FitKind:
     if _broken(rows):
         return FitKind.BROKEN
     if whole.energy == 0:
@@ -77,7 +77,7 @@ def _kind(rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> FitKind:
         return FitKind.EMPTY
     if touched.added > 0 and _is_stranger(touched):
         return FitKind.STRANGER
-    if sum(row.tally.energy for row in _misscaled(rows)) >= 0.05 * touched.energy > 0:
+    if sum(row.energies.energy for row in _misscaled(rows)) >= 0.05 * touched.energy > 0:
         return FitKind.MISSCALED
     return FitKind.OPTIMAL if (touched.excess or 0.0) <= NEAR[-1][0] else FitKind.SHORT
 
@@ -101,30 +101,30 @@ def _broken(rows: Sequence[TensorFit]) -> list[TensorFit]:
     return [row for row in rows if row.is_touched and row.outcome is Outcome.NOT_FINITE]
 
 
-def _is_stranger(tally: Tally) -> bool:
-    explained = tally.explained
-    return explained is None or explained <= STRANGE * _possible(tally)
+def _is_stranger(energies: FitEnergies) -> bool:
+    explained = energies.explained
+    return explained is None or explained <= STRANGE * _possible(energies)
 
 
-def _possible(tally: Tally) -> float:
+def _possible(energies: FitEnergies) -> float:
     """The share of the energy that the best LoRA keeps, 1 where that is not known."""
-    return 1.0 - (tally.share_best or 0.0)
+    return 1.0 - (energies.share_best or 0.0)
 
 
 def _misscaled(rows: Sequence[TensorFit]) -> list[TensorFit]:
     """Those that point the right way and have the wrong length."""
-    return [row for row in rows if row.counts and row.change is How.LORA and _is_misscaled(row.tally)]
+    return [row for row in rows if row.is_compared and row.change is TensorChange.LORA and _is_misscaled(row.energies)]
 
 
-def _is_misscaled(tally: Tally) -> bool:
-    factor, explained = tally.scaled_by, tally.explained
-    if factor is None or explained is None or explained < SAME_DIRECTION * _possible(tally):
+def _is_misscaled(energies: FitEnergies) -> bool:
+    factor, explained = energies.scaled_by, energies.explained
+    if factor is None or explained is None or explained < SAME_DIRECTION * _possible(energies):
         return False
     return abs(factor - 1) > OFF_SCALE
 
 
-def _say_fit(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
-    number = sum(1 for row in rows if row.counts and row.change is How.LORA)
+def _say_fit(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
+    number = sum(1 for row in rows if row.is_compared and row.change is TensorChange.LORA)
     if not number or touched.share_lost is None:
         yield f"{subject} has no LoRA on a matrix that finetuning changed."
         return
@@ -153,7 +153,7 @@ def _kept(share_lost: float) -> str:
     return "over 99.9 %" if 0 < share_lost < 1e-3 else percent(1.0 - share_lost)
 
 
-def _say_broken(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+def _say_broken(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
     broken = _broken(rows)
     yield (
         f"{subject} cannot work: {count(len(broken), 'tensor')} would hold NaN or Inf "
@@ -161,16 +161,16 @@ def _say_broken(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: 
     )
 
 
-def _say_nothing(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+def _say_nothing(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
     added = "changes nothing either" if whole.added == 0 else "changes it all the same"
     yield f"The finetune holds the base's own numbers; {subject} {added}."
 
 
-def _say_empty(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+def _say_empty(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
     yield f"{subject} changes nothing: whatever it adds is zero."
 
 
-def _say_stranger(subject: str, rows: Sequence[TensorFit], whole: Tally, touched: Tally) -> Iterator[str]:
+def _say_stranger(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
     yield (
         f"{subject} does not belong to this base and finetune: what it adds has nothing in common with what finetuning "
         f"changed (cosine {figure(touched.cosine, unknown='not defined: nothing changed there')})."
@@ -191,12 +191,12 @@ _HEADLINES = {
 }
 
 
-def _scales(rows: Sequence[TensorFit], touched: Tally) -> Iterator[str]:
+def _scales(rows: Sequence[TensorFit], touched: FitEnergies) -> Iterator[str]:
     wrong = _misscaled(rows)
     if not wrong:
         return
-    factors = sorted(row.tally.scaled_by or 1.0 for row in wrong)
-    share = sum(row.tally.energy for row in wrong) / touched.energy
+    factors = sorted(row.energies.scaled_by or 1.0 for row in wrong)
+    share = sum(row.energies.energy for row in wrong) / touched.energy
     factor = touched.scaled_by
     if factor and factors[-1] <= (1 + OFF_SCALE) * factors[0] and share > 0.9:
         yield f"It is scaled wrongly by {figure(factor)}{_multiplied(wrong, factor)}."
@@ -204,7 +204,7 @@ def _scales(rows: Sequence[TensorFit], touched: Tally) -> Iterator[str]:
         yield f"Rightly scaled it would keep {_kept(lost)} in these matrices."
         return
     spread = f", by {figure(factors[0])} to {figure(factors[-1])}" if len(wrong) > 1 else ""
-    names = listing([f"{row.name} by {figure(row.tally.scaled_by)}" for row in _worst(wrong)], most=3)
+    names = listing([f"{row.name} by {figure(row.energies.scaled_by)}" for row in _worst(wrong)], most=3)
     yield f"{count(len(wrong), 'matrix is', 'matrices are')} scaled wrongly{spread}: {names}."
 
 
@@ -218,12 +218,12 @@ def _multiplied(wrong: Sequence[TensorFit], factor: float) -> str:
 
 
 def _worst(wrong: Sequence[TensorFit]) -> list[TensorFit]:
-    return sorted(wrong, key=lambda row: -row.tally.energy * abs((row.tally.scaled_by or 1.0) - 1.0))
+    return sorted(wrong, key=lambda row: -row.energies.energy * abs((row.energies.scaled_by or 1.0) - 1.0))
 
 
-def _whole(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
-    alone = [row for row in rows if row.counts and not row.is_touched and row.tally.energy > 0]
-    carried = [row for row in rows if row.counts and row.change is How.WHOLE and row.tally.energy > 0]
+def _whole(rows: Sequence[TensorFit], whole: FitEnergies) -> Iterator[str]:
+    alone = [row for row in rows if row.is_compared and not row.is_touched and row.energies.energy > 0]
+    carried = [row for row in rows if row.is_compared and row.change is TensorChange.WHOLE and row.energies.energy > 0]
     if whole.share_lost is None or not (alone or carried):
         return
     if not alone:
@@ -231,7 +231,7 @@ def _whole(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
         whole_tensors = f"{count(len(carried), 'tensor')} carried whole ({names})"
         yield f"Of the whole change it {_keeps(whole.share_lost)}, with {whole_tensors}."
         return
-    share = sum(row.tally.energy for row in alone) / whole.energy
+    share = sum(row.energies.energy for row in alone) / whole.energy
     yield (
         f"Of the whole change it {_keeps(whole.share_lost)}; {percent(share)} lies in {count(len(alone), 'tensor')} "
         f"that it leaves alone ({listing(_modules(alone), most=4)})."
@@ -240,13 +240,13 @@ def _whole(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
 
 def _modules(rows: Sequence[TensorFit]) -> list[str]:
     """The largest change first."""
-    return list(dict.fromkeys(row.module for row in sorted(rows, key=lambda row: -row.tally.energy)))
+    return list(dict.fromkeys(row.module for row in sorted(rows, key=lambda row: -row.energies.energy)))
 
 
-def _new_biases(rows: Sequence[TensorFit], whole: Tally) -> Iterator[str]:
+def _new_biases(rows: Sequence[TensorFit], whole: FitEnergies) -> Iterator[str]:
     new = [row for row in rows if row.reason == NEW_BIAS and row.is_touched]
     if new and whole.energy > 0:
-        share = sum(row.tally.added for row in new) / whole.energy
+        share = sum(row.energies.added for row in new) / whole.energy
         modules = listing(list(dict.fromkeys(row.module for row in new)), most=4)
         size = percent(share) if share <= 1 else f"{figure(share)} times"
         yield (
@@ -259,7 +259,7 @@ def uncounted(rows: Sequence[TensorFit], skipped: Sequence[Skipped]) -> Iterator
     """What is in no figure: each by its reason."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        if not row.counts and not (row.is_touched and row.outcome is Outcome.NOT_FINITE):
+        if not row.is_compared and not (row.is_touched and row.outcome is Outcome.NOT_FINITE):
             reasons.setdefault(row.reason or row.outcome.sentence, []).append(row.name)
     for each in skipped:
         reasons.setdefault(each.reason, []).append(each.name)
@@ -268,7 +268,7 @@ def uncounted(rows: Sequence[TensorFit], skipped: Sequence[Skipped]) -> Iterator
         yield f"not counted: {count(len(names), 'tensor')} ({shown}): {reason}"
 
 
-def _unused(unused: Sequence[Unused]) -> Iterator[str]:
+def _unused(unused: Sequence[IgnoredTensor]) -> Iterator[str]:
     if unused:
         first = unused[0]
         yield (

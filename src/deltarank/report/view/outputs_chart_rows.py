@@ -9,7 +9,7 @@ from deltarank.report.view.chart_rows import Row, spread
 from deltarank.report.view.outputs_page import AttributionView, CandidateView, OutputsView, PartView
 from deltarank.report.view.page import PageData
 from deltarank.report.view.text import clean, rounded, short
-from deltarank.results import CandidateKind, Histogram, Logits, Slice, count, figure, percent
+from deltarank.results import CandidateKind, Histogram, Logits, SliceScore, count, figure, percent
 
 Span = tuple[float, float]
 
@@ -143,7 +143,7 @@ def mark_rows(logits: Logits, span: Span) -> list[Row]:
     return [{"name": name, "at": rounded(value)} for name, value in named if span[0] <= value <= span[1]]
 
 
-def slice_rows(slices: Sequence[Slice], *, position: bool) -> list[Row]:
+def slice_rows(slices: Sequence[SliceScore], *, position: bool) -> list[Row]:
     """A row a slice. `label` names it on an axis of equal steps."""
     total = sum(each.tokens for each in slices)
     return [
@@ -160,13 +160,13 @@ def slice_rows(slices: Sequence[Slice], *, position: bool) -> list[Row]:
     ]
 
 
-def _label(each: Slice, position: bool) -> str:
+def _label(each: SliceScore, position: bool) -> str:
     if position:
         return f"{each.first:g}\u2013{each.last:g}"
     return f"{100 * each.first:g}\u2013{100 * each.last:g}"
 
 
-def _where(each: Slice, position: bool) -> str:
+def _where(each: SliceScore, position: bool) -> str:
     if position:
         return f"tokens {each.first:,.0f} to {each.last:,.0f} of a document"
     return f"where the finetune gives its first choice {100 * each.first:g} to {100 * each.last:g} %"
