@@ -86,8 +86,13 @@ def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -
             warnings.filterwarnings("ignore", "`lora_bias=True` was passed but")
             model = PeftModel.from_pretrained(model, adapter)
         model = model.merge_and_unload() if merged else model
-    with torch.no_grad():
-        found: torch.Tensor = model.eval()(input_ids=tokens(seed=99)).logits
+    return logits_of(model.eval())
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    """The model's logits on `tokens(seed=99)`."""
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=tokens(seed=99)).logits
     return found
 
 
