@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltarank.spectra import Spectrum, Sums, Workspace, chosen, make_solver, measure_spectrum, noise_edge, subtract
+from deltarank.spectra import (
+    Spectrum,
+    Sums,
+    Workspace,
+    choose_solver,
+    make_solver,
+    measure_spectrum,
+    noise_edge,
+    subtract,
+)
 
 Matrix = NDArray[np.float64]
 ModelLoader = Callable[[int, int, np.random.Generator], Matrix]
@@ -115,7 +124,7 @@ def measured(
     rows, columns = base.shape
     delta = torch.empty(rows, columns, dtype=dtype)
     sums = subtract(base, finetune, out=delta, workspace=workspace)
-    name = chosen(solver, rows, columns, ranks, torch.device("cpu"), tolerance=tolerance)
+    name = choose_solver(solver, rows, columns, ranks, torch.device("cpu"), tolerance=tolerance)
     found = measure_spectrum(
         delta,
         sums.energy,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matrices import MAKERS, SIZES, case, pair, stored_delta
 
-from deltarank.spectra import Factors, Workspace, factorise, factors_cost, rates, residual_energy, subtract
+from deltarank.spectra import Factors, Workspace, device_rates, factorisation_cost, factorise, residual_energy, subtract
 from deltarank.spectra.low_precision import has_fast_int8
 
 RANKS = (1, 8, 64)
@@ -107,10 +107,10 @@ def test_directions_in_few_bits_come_near_enough(
 
 
 def test_the_way_depends_on_the_shape_and_on_the_processor() -> None:
-    assert factors_cost(512, 2048, 64, CPU).way == "gram"
-    assert factors_cost(2048, 2048, 512, CPU).way == "gram"
-    assert factors_cost(5120, 14336, 64, CPU).way == factors_cost(28672, 8192, 64, CPU).way
-    assert factors_cost(5120, 14336, 64, CPU).way == ("rough" if rates(CPU).rounded else "krylov")
+    assert factorisation_cost(512, 2048, 64, CPU).way == "gram"
+    assert factorisation_cost(2048, 2048, 512, CPU).way == "gram"
+    assert factorisation_cost(5120, 14336, 64, CPU).way == factorisation_cost(28672, 8192, 64, CPU).way
+    assert factorisation_cost(5120, 14336, 64, CPU).way == ("rough" if device_rates(CPU).rounded else "krylov")
 
 
 @pytest.mark.parametrize("size", [(96, 96), (300, 700), (700, 300)], ids=str)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from deltarank.spectra import Workspace, chosen
-from deltarank.spectra.int8_gram import rounded_gram
+from deltarank.spectra import Workspace, choose_solver
+from deltarank.spectra.int8_gram import int8_gram_operator
 from deltarank.spectra.krylov import Krylov
-from deltarank.spectra.krylov_space import Space
+from deltarank.spectra.krylov_space import KrylovSpace
 from deltarank.spectra.low_precision import has_fast_int8, int8_product
-from deltarank.spectra.operator import Operator, Products, Square, lowered
+from deltarank.spectra.operator import GramOperator, Operator, ProductOperator, bfloat16_operator
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not has_fast_int8(CPU), reason="this processor multiplies no numbers of 8 bits")
@@ -44,7 +44,7 @@ def test_products_of_8_bits_are_exact() -> None:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_rounded_gram_matrix_is_near_the_true_one(size: tuple[int, int]) -> None:
     wide = wide_of(*size)
-    square = rounded_gram(wide, energy_of(wide), Workspace())
+    square = int8_gram_operator(wide, energy_of(wide), Workspace())
     truth = (wide.double() @ wide.double().T).numpy()
 
     assert square is not None
@@ -58,7 +58,7 @@ def test_rows_have_scales_of_their_own() -> None:
     wide = wide_of(40, 900)
     scales = torch.tensor([1e-6, 1.0, 0.0, 1e3]).repeat(10)[:, None]
     for delta in (wide * scales, (wide * scales).T.contiguous().T):
-        square = rounded_gram(delta, energy_of(delta), Workspace())
+        square = int8_gram_operator(delta, energy_of(delta), Workspace())
         truth = (delta.double() @ delta.double().T).numpy()
 
         assert square is not None
@@ -73,9 +73,9 @@ def test_what_8_bits_cannot_show_is_refused() -> None:
     wide[:, 0] = 1000.0
     rest = wide - 1000.0 * (torch.arange(512) == 0)
 
-    assert rounded_gram(rest, energy_of(rest), Workspace()) is not None
+    assert int8_gram_operator(rest, energy_of(rest), Workspace()) is not None
     wide[:, 0] = 60.0
-    assert rounded_gram(wide, energy_of(wide), Workspace()) is None
+    assert int8_gram_operator(wide, energy_of(wide), Workspace()) is None
 
 
 @pytest.mark.parametrize("size", [(300, 701), (701, 300)], ids=str)
@@ -83,11 +83,11 @@ def test_what_8_bits_cannot_show_is_refused() -> None:
 def test_a_krylov_space_is_orthonormal_and_knows_d_d_restricted_to_it(kind: str, size: tuple[int, int]) -> None:
     wide = wide_of(*size)
     made = {
-        "products": lambda: Products(wide, wide.dtype),
-        "lowered": lambda: lowered(wide, energy_of(wide), Workspace()),
-        "square": lambda: rounded_gram(wide, energy_of(wide), Workspace()),
+        "products": lambda: ProductOperator(wide, wide.dtype),
+        "lowered": lambda: bfloat16_operator(wide, energy_of(wide), Workspace()),
+        "square": lambda: int8_gram_operator(wide, energy_of(wide), Workspace()),
     }
-    space = Space(made[kind](), torch.float32, Workspace(), seed=0, most=250)
+    space = KrylovSpace(made[kind](), torch.float32, Workspace(), seed=0, most=250)
     while space.expand():
         space.turn()
     energies, everything = space.ritz(250)
@@ -120,8 +120,8 @@ def test_few_bits_are_given_up_where_they_would_show(size: tuple[int, int], gap:
 
 def test_a_square_operator_is_symmetric_between_rows() -> None:
     wide = wide_of(120, 500)
-    square = rounded_gram(wide, energy_of(wide), Workspace())
-    assert isinstance(square, Square)
+    square = int8_gram_operator(wide, energy_of(wide), Workspace())
+    assert isinstance(square, GramOperator)
     block = torch.linalg.qr(torch.randn(120, 16, generator=torch.Generator().manual_seed(1))).Q.T
     within = square.within(block, square.image(block))
 
@@ -133,6 +133,8 @@ def test_a_square_operator_is_symmetric_between_rows() -> None:
 
 def test_auto_counts_on_few_bits_only_where_the_tolerance_allows_them() -> None:
     """In float32 a Krylov space of this shape takes as long as the whole spectrum."""
-    taken = {tolerance: chosen("auto", 2048, 8192, (64,), CPU, tolerance=tolerance) for tolerance in (1e-4, 1e-5)}
+    taken = {
+        tolerance: choose_solver("auto", 2048, 8192, (64,), CPU, tolerance=tolerance) for tolerance in (1e-4, 1e-5)
+    }
 
     assert taken == {1e-4: "krylov", 1e-5: "exact"}

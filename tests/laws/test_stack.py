@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltarank.spectra import Spectrum, Sums, Workspace, measure_stack, noise_edge, stack_size, subtract, subtract_stack
+from deltarank.spectra import Spectrum, Sums, Workspace, batch_size, measure_batch, noise_edge, subtract, subtract_batch
 from laws.matrices import MAKERS, RANKS, cosine_distance, measured, pair, stored_delta, true_shares_lost
 
 SIZES = ((96, 96), (40, 120), (120, 40), (1, 300), (300, 1), (256, 512))
@@ -20,10 +20,10 @@ def stacked(pairs: Pairs, ranks: tuple[int, ...] = RANKS) -> tuple[list[Spectrum
     workspace = Workspace()
     base, finetune = (torch.stack(side) for side in zip(*pairs, strict=True))
     deltas = torch.empty(base.shape, dtype=torch.float32)
-    sums = subtract_stack(base, finetune, out=deltas, workspace=workspace)
+    sums = subtract_batch(base, finetune, out=deltas, workspace=workspace)
     edges = [noise_edge(each.rounding_energy, *base.shape[1:]) for each in sums]
     before = deltas.clone()
-    found = measure_stack(deltas, [x.energy for x in sums], ranks=ranks, edges=edges, workspace=workspace)
+    found = measure_batch(deltas, [x.energy for x in sums], ranks=ranks, edges=edges, workspace=workspace)
 
     assert torch.equal(before.nan_to_num(), deltas.nan_to_num())  # what is not settled is measured from them
     return found, sums
@@ -100,6 +100,6 @@ def test_rows_of_zeros_are_solved_or_passed_on() -> None:
 
 def test_only_small_matrices_are_stacked_and_a_stack_is_bounded() -> None:
     for rows, columns in ((1, 1), (64, 128), (256, 512), (512, 256), (7, 10_000)):
-        assert 1 < stack_size(rows, columns) <= (1 << 20) // (rows * columns)
+        assert 1 < batch_size(rows, columns) <= (1 << 20) // (rows * columns)
     for rows, columns in ((768, 2048), (256, 513), (0, 5), (1 << 20, 1)):
-        assert stack_size(rows, columns) == 1
+        assert batch_size(rows, columns) == 1

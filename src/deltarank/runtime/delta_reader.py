@@ -22,12 +22,12 @@ class DeltaReader:
         Raises:
             CheckpointError: a file cannot be read.
         """
-        delta = self.workspace.lend("delta", pair.shape, self._dtype)
+        delta = self.workspace.empty("delta", pair.shape, self._dtype)
         total = Sums()
         for first, base, finetune in read_chunks(pair.base, pair.finetune):
             rows = delta[first : first + len(finetune)]
             total += subtract(base, finetune, out=rows, workspace=self.workspace)
-        return delta, total.coarser(pair.finetune.error)
+        return delta, total.with_format_error(pair.finetune.error)
 
     def sums(self, pair: SummedTensor | Pair) -> Sums:
         """The sums of D alone: D is never whole in memory.
@@ -37,6 +37,6 @@ class DeltaReader:
         """
         total = Sums()
         for _, base, finetune in read_chunks(pair.base, pair.finetune):
-            rows = self.workspace.lend("chunk", tuple(finetune.shape), self._dtype)
+            rows = self.workspace.empty("chunk", tuple(finetune.shape), self._dtype)
             total += subtract(base, finetune, out=rows, workspace=self.workspace)
-        return total.coarser(pair.finetune.error)
+        return total.with_format_error(pair.finetune.error)

@@ -13,7 +13,7 @@ from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
 from deltarank.errors import JobError
 from deltarank.results import Outcome, Reference, Skipped, count, duration, listing, size
 from deltarank.runtime.solver_options import SolverOptions
-from deltarank.spectra import chosen, exact_seconds, krylov_memory, krylov_seconds, rates
+from deltarank.spectra import choose_solver, device_rates, exact_seconds, krylov_memory, krylov_seconds
 from deltarank.system import memory_limit
 
 READ_RATE = 1.2e9
@@ -147,8 +147,8 @@ def measuring_step(pair: Pair, options: SolverOptions) -> Step:
     """The cost of measuring one matrix at all ranks of the options."""
     rows, columns = pair.shape
     device = options.torch_device
-    solver = chosen(options.solver, rows, columns, options.ranks, device, tolerance=options.tolerance)
-    known = rates(device, options.tolerance)
+    solver = choose_solver(options.solver, rows, columns, options.ranks, device, tolerance=options.tolerance)
+    known = device_rates(device, options.tolerance)
     if solver == "exact":
         seconds = exact_seconds(rows, columns, known)
     else:
@@ -162,7 +162,7 @@ def _memory(pair: Pair, solver: str, options: SolverOptions) -> float:
     side = min(pair.shape)
     if solver == "exact":
         return number * (pair.entries + 2.0 * side * side)
-    return krylov_memory(*pair.shape, max(options.ranks), rates(options.torch_device, options.tolerance), number)
+    return krylov_memory(*pair.shape, max(options.ranks), device_rates(options.torch_device, options.tolerance), number)
 
 
 def check_memory(plan: Plan) -> None:

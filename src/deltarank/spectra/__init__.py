@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-from deltarank.spectra.batched import measure_stack, stack_size
-from deltarank.spectra.choose import SOLVERS, chosen, make_solver
-from deltarank.spectra.cost_model import exact_seconds, krylov_memory, krylov_seconds, rates
-from deltarank.spectra.delta import Sums, energy_of, subtract, subtract_stack
-from deltarank.spectra.factors import Cost, Factors, factorise, factors_cost, residual_energy
+from deltarank.spectra.batched import batch_size, measure_batch
+from deltarank.spectra.choose import SOLVERS, choose_solver, make_solver
+from deltarank.spectra.cost_model import device_rates, exact_seconds, krylov_memory, krylov_seconds
+from deltarank.spectra.delta import Sums, energy_of, subtract, subtract_batch
+from deltarank.spectra.factors import FactorisationCost, Factors, factorisation_cost, factorise, residual_energy
 from deltarank.spectra.low_rank_product import product_spectrum, product_sums
-from deltarank.spectra.measure import audited, measure_spectrum
+from deltarank.spectra.measure import measure_spectrum, reference_singular_values
 from deltarank.spectra.noise import noise_edge
 from deltarank.spectra.spectrum import Level, Spectrum
 from deltarank.spectra.workspace import Workspace
 
 __all__ = [
     "SOLVERS",
-    "Cost",
+    "FactorisationCost",
     "Factors",
     "Level",
     "Spectrum",
     "Sums",
     "Workspace",
-    "audited",
-    "chosen",
+    "batch_size",
+    "choose_solver",
+    "device_rates",
     "energy_of",
     "exact_seconds",
+    "factorisation_cost",
     "factorise",
-    "factors_cost",
     "krylov_memory",
     "krylov_seconds",
     "make_solver",
+    "measure_batch",
     "measure_spectrum",
-    "measure_stack",
     "noise_edge",
     "product_spectrum",
     "product_sums",
-    "rates",
+    "reference_singular_values",
     "residual_energy",
-    "stack_size",
     "subtract",
-    "subtract_stack",
+    "subtract_batch",
 ]

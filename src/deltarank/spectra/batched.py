@@ -13,8 +13,8 @@ from torch import Tensor
 
 from deltarank.spectra import eigen as eigen
 from deltarank.spectra.exact import DOMINANT, Exact
-from deltarank.spectra.gram import summing_dtype
-from deltarank.spectra.measure import cut_of, must_refine
+from deltarank.spectra.gram import accumulation_dtype
+from deltarank.spectra.measure import count_resolved, must_refine
 from deltarank.spectra.spectrum import Level, Spectrum
 from deltarank.spectra.workspace import Workspace
 
@@ -25,12 +25,12 @@ MOST = 1 << 20
 """Entries of a stack: as many as the scratch of one large matrix has."""
 
 
-def stack_size(rows: int, columns: int) -> int:
+def batch_size(rows: int, columns: int) -> int:
     """How many matrices of this shape are measured at once; 1: each by itself."""
     return MOST // (rows * columns) if 0 < rows * columns <= LARGEST else 1
 
 
-def measure_stack(
+def measure_batch(
     deltas: Tensor,
     energies: Sequence[float],
     *,
@@ -50,9 +50,9 @@ def measure_stack(
     """
     wide = deltas if deltas.shape[1] <= deltas.shape[2] else deltas.transpose(1, 2)
     number, side = wide.shape[:2]
-    wide = wide.to(summing_dtype(side, deltas))
-    gram = torch.bmm(wide, wide.transpose(1, 2), out=workspace.lend("grams", (number, side, side), wide.dtype))
-    found = eigen.stacked_values(gram)
+    wide = wide.to(accumulation_dtype(side, deltas))
+    gram = torch.bmm(wide, wide.transpose(1, 2), out=workspace.empty("grams", (number, side, side), wide.dtype))
+    found = eigen.batched_eigenvalues(gram)
     if found is None:
         return [None] * number
     return [
@@ -67,4 +67,4 @@ def _settled(found: Tensor, energy: float, *, ranks: tuple[int, ...], edge: floa
         return None
     values = found.flip(0).double().clamp_(min=0).sqrt_()
     known = Spectrum(tuple(values.tolist()), (Level(0, energy),), len(values), True, Exact.name)
-    return None if must_refine(known, values, cut_of(values, Exact.resolution), ranks, edge) else known
+    return None if must_refine(known, values, count_resolved(values, Exact.resolution), ranks, edge) else known

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from deltarank.spectra.cost_model import cheaper
+from deltarank.spectra.cost_model import cheaper_solver
 from deltarank.spectra.exact import Exact
-from deltarank.spectra.krylov import Krylov, fills
+from deltarank.spectra.krylov import Krylov, fills_short_side
 from deltarank.spectra.solver import Solver
 from deltarank.spectra.workspace import Workspace
 
 SOLVERS = ("auto", "exact", "krylov")
 
 
-def chosen(
+def choose_solver(
     asked: str, rows: int, columns: int, ranks: tuple[int, ...], device: torch.device, *, tolerance: float
 ) -> str:
     """The solver that `asked` comes to for a matrix of this shape.
@@ -21,8 +21,8 @@ def chosen(
     A Krylov space that would fill most of the short side has nothing to iterate on: that is `exact`, whoever asked.
     """
     if asked == "auto":
-        return cheaper(rows, columns, max(ranks), device, tolerance)
-    return "exact" if asked == "krylov" and fills(min(rows, columns), max(ranks)) else asked
+        return cheaper_solver(rows, columns, max(ranks), device, tolerance)
+    return "exact" if asked == "krylov" and fills_short_side(min(rows, columns), max(ranks)) else asked
 
 
 def make_solver(name: str, workspace: Workspace, *, tolerance: float, seed: int) -> Solver:

@@ -67,7 +67,7 @@ class Sums:
         """
         return min(self.rounding_energy / self.energy, 1.0) if self.energy > 0 else 0.0
 
-    def coarser(self, error: float) -> Sums:
+    def with_format_error(self, error: float) -> Sums:
         """The same of a finetune whose numbers were rounded more coarsely than their type tells.
 
         error            ||W - Q(W)|| / ||W|| of its format: its energy is taken over the base's, which is as large
@@ -83,14 +83,14 @@ def subtract(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspac
         out: (rows, columns) in the working precision, on the device that computes.
         workspace: lends the scratch.
     """
-    return subtract_stack(base[None], finetune[None], out=out[None], workspace=workspace)[0]
+    return subtract_batch(base[None], finetune[None], out=out[None], workspace=workspace)[0]
 
 
-def subtract_stack(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace) -> list[Sums]:
+def subtract_batch(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace) -> list[Sums]:
     """The same of several matrices at once, (n, rows, columns) each: the sums of each of them."""
     stored = finetune.to(out.device, non_blocking=True)
-    scratch = workspace.like("subtrahend", out)
-    rounding = _rounding_energies(stored, workspace.lend("exponents", stored.shape, stored.dtype), scratch)
+    scratch = workspace.empty_like("subtrahend", out)
+    rounding = _rounding_energies(stored, workspace.empty("exponents", stored.shape, stored.dtype), scratch)
     out.copy_(stored)
     scratch.copy_(base)
     base_energies = _energies(scratch)

@@ -35,7 +35,7 @@ def _threads_for(matrix: Tensor) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def values(lower: Tensor) -> Tensor:
+def eigenvalues(lower: Tensor) -> Tensor:
     """All eigenvalues, ascending."""
     home, lower = lower.device, _solvable(lower)
     with suppress(RuntimeError), _threads_for(lower):
@@ -48,7 +48,7 @@ def values(lower: Tensor) -> Tensor:
     return torch.from_numpy(numbers).to(home)
 
 
-def stacked_values(matrices: Tensor) -> list[Tensor | None] | None:
+def batched_eigenvalues(matrices: Tensor) -> list[Tensor | None] | None:
     """All eigenvalues of each of (n, side, side), ascending, on the CPU; None for a wrong answer, or for no answer."""
     lower = _solvable(matrices)
     with suppress(RuntimeError), _threads_for(lower[0]):
@@ -59,7 +59,7 @@ def stacked_values(matrices: Tensor) -> list[Tensor | None] | None:
     return None
 
 
-def vectors(lower: Tensor) -> tuple[Tensor, Tensor]:
+def eigenvectors(lower: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and their eigenvectors as columns."""
     home, lower = lower.device, _solvable(lower)
     with suppress(RuntimeError), _threads_for(lower):
@@ -72,7 +72,7 @@ def vectors(lower: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(numbers).to(home), torch.from_numpy(columns).to(home)
 
 
-def leading_vectors(lower: Tensor, count: int) -> Tensor:
+def leading_eigenvectors(lower: Tensor, count: int) -> Tensor:
     """(side, count): orthonormal eigenvectors of the `count` largest eigenvalues, in no stated order."""
     side = lower.shape[0]
     if lower.device.type != "cuda":
@@ -86,7 +86,7 @@ def leading_vectors(lower: Tensor, count: int) -> Tensor:
             found = torch.from_numpy(columns)
             if found.shape[1] == count and _are_orthonormal(found):
                 return found.to(lower.device)
-    return vectors(lower)[1][:, side - count :]
+    return eigenvectors(lower)[1][:, side - count :]
 
 
 def _adds_up(found: Tensor, lower: Tensor) -> bool:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra import eigen as eigen
-from deltarank.spectra.gram import gram
-from deltarank.spectra.solver import Leading
+from deltarank.spectra.gram import gram_matrix
+from deltarank.spectra.solver import LeadingValues
 from deltarank.spectra.workspace import Workspace
 
 DOMINANT = 0.2
@@ -31,10 +31,12 @@ class Exact:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
-    def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> Leading:
-        lower = gram(delta, self._workspace)
-        energies = eigen.values(lower)
+    def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> LeadingValues:
+        lower = gram_matrix(delta, self._workspace)
+        energies = eigen.eigenvalues(lower)
         if float(energies[-1]) > DOMINANT * energy and lower.device.type != "mps":
-            energies = eigen.values(lower.to(torch.float64))
+            energies = eigen.eigenvalues(lower.to(torch.float64))
         values = energies.flip(0).double().cpu().clamp_(min=0).sqrt_()
-        return Leading(values, complete=True, basis=lambda count: eigen.leading_vectors(lower, count).to(delta.dtype))
+        return LeadingValues(
+            values, complete=True, basis=lambda count: eigen.leading_eigenvectors(lower, count).to(delta.dtype)
+        )

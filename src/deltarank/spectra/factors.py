@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra import eigen as eigen
-from deltarank.spectra.cost_model import Rates, gram_and_vectors_seconds, krylov_seconds, rates
+from deltarank.spectra.cost_model import DeviceRates, device_rates, gram_and_vectors_seconds, krylov_seconds
 from deltarank.spectra.delta import energy_of
 from deltarank.spectra.exact import DOMINANT
-from deltarank.spectra.gram import gram
-from deltarank.spectra.krylov import MOST_BEYOND, Krylov, fills
+from deltarank.spectra.gram import gram_matrix
+from deltarank.spectra.krylov import MOST_BEYOND, Krylov, fills_short_side
 from deltarank.spectra.subspace_iteration import Subspace
 from deltarank.spectra.workspace import Workspace
 
@@ -81,7 +81,7 @@ def factorise(delta: Tensor, rank: int, *, energy: float, workspace: Workspace) 
 
 
 @dataclass(frozen=True)
-class Cost:
+class FactorisationCost:
     """How the factors of a matrix are found ("gram", "krylov", "rough"), and what that takes: about so much."""
 
     way: str
@@ -89,23 +89,23 @@ class Cost:
     memory: float
 
 
-def factors_cost(rows: int, columns: int, rank: int, device: torch.device) -> Cost:
+def factorisation_cost(rows: int, columns: int, rank: int, device: torch.device) -> FactorisationCost:
     """Of `factors`, and of measuring what they lose before and after they are rounded: seconds, bytes."""
     side = min(rows, columns)
-    rank, known = min(rank, side), rates(device)
+    rank, known = min(rank, side), device_rates(device)
     way, seconds = _cheapest(rows, columns, rank, known)
     rest = (4 + 2 + 4) * rows * columns * rank / known.symmetric  # sharpening, projection, two residuals
     if way == "gram":
-        return Cost(way, (seconds if rank < side else 0.0) + rest, 4.0 * (rows * columns + 4.0 * side**2))
+        return FactorisationCost(way, (seconds if rank < side else 0.0) + rest, 4.0 * (rows * columns + 4.0 * side**2))
     space = min(rank + MOST_BEYOND, side)
     square = rows * columns / 4 + side**2 if way == "rough" else 0.0
-    return Cost(way, seconds + rest, 4.0 * (rows * columns + square + space * (side + space)))
+    return FactorisationCost(way, seconds + rest, 4.0 * (rows * columns + square + space * (side + space)))
 
 
-def _cheapest(rows: int, columns: int, rank: int, known: Rates) -> tuple[str, float]:
+def _cheapest(rows: int, columns: int, rank: int, known: DeviceRates) -> tuple[str, float]:
     """The way to the leading directions, and its seconds."""
     gram_ = gram_and_vectors_seconds(rows, columns, known)
-    if fills(min(rows, columns), rank):
+    if fills_short_side(min(rows, columns), rank):
         return "gram", gram_
     once = krylov_seconds(rows, columns, rank, known)
     ways = {"gram": gram_, "krylov": TIGHTNESS * once}
@@ -121,7 +121,7 @@ def residual_energy(delta: Tensor, left: Tensor, right: Tensor, workspace: Works
     parts = []
     for first in range(0, delta.shape[0], step):
         rows = delta[first : first + step]
-        rest = workspace.lend("residual", rows.shape, delta.dtype)
+        rest = workspace.empty("residual", rows.shape, delta.dtype)
         torch.addmm(rows, left[first : first + step], right, alpha=-1, out=rest)
         parts.append(energy_of(rest))
     return math.fsum(parts)
@@ -152,7 +152,7 @@ def _gram64(wide: Tensor) -> Tensor:
 
 def _leading(delta: Tensor, rank: int, energy: float, workspace: Workspace) -> Subspace:
     """The leading singular subspace, of either side."""
-    way, _ = _cheapest(delta.shape[0], delta.shape[1], rank, rates(delta.device))
+    way, _ = _cheapest(delta.shape[0], delta.shape[1], rank, device_rates(delta.device))
     found = None
     if way == "rough" and delta.dtype == torch.float32:
         solver = Krylov(workspace, tolerance=ROUGH, seed=0, few_bits=True)
@@ -162,7 +162,7 @@ def _leading(delta: Tensor, rank: int, energy: float, workspace: Workspace) -> S
         solver = Krylov(workspace, tolerance=TIGHT, seed=0)
         found = _on_short_side(delta, solver.directions(delta, energy, energy, (rank,))).sharpened()
     if found is None or found.basis.shape[1] < rank:
-        found = _on_short_side(delta, _vectors(gram(delta, workspace), rank)).sharpened()
+        found = _on_short_side(delta, _vectors(gram_matrix(delta, workspace), rank)).sharpened()
     return found
 
 
@@ -172,12 +172,12 @@ def _vectors(lower: Tensor, rank: int) -> Tensor:
     All of them are found: MKL does that as fast as scipy's LAPACK finds the leading ones (2048 x 2048, one thread: 1 s
     and 1.2), and brings no threads of its own into the way of others.
     """
-    return eigen.vectors(lower)[1].flip(1)[:, :rank]
+    return eigen.eigenvectors(lower)[1].flip(1)[:, :rank]
 
 
 def _within(space: Subspace, energy: float, workspace: Workspace) -> Factors:
     """The best factors of which one side lies in the subspace: the decomposition of Q'D, which is small."""
-    energies, turn = eigen.vectors(_square(space.projected).cpu())
+    energies, turn = eigen.eigenvectors(_square(space.projected).cpu())
     values = energies.flip(0).clamp_(min=0).sqrt_()
     turn = turn.flip(1).to(space.projected)
     roots = values.sqrt().to(space.projected)

@@ -11,7 +11,7 @@ _STRIPES = 16
 _NARROW = 32
 
 
-def summing_dtype(side: int, delta: Tensor) -> torch.dtype:
+def accumulation_dtype(side: int, delta: Tensor) -> torch.dtype:
     """What a Gram matrix of this side is summed in: MKL adds the long sums of narrow ones number by number.
 
     (In float32 the trace of 5 x 20000 was off by 8e-7 of itself, and of 3 x 60000 by 6e-6; of 16 x 8192 by 1e-8.)
@@ -20,7 +20,7 @@ def summing_dtype(side: int, delta: Tensor) -> torch.dtype:
     return torch.float64 if side <= _NARROW and can_double else delta.dtype
 
 
-def gram(delta: Tensor, workspace: Workspace) -> Tensor:
+def gram_matrix(delta: Tensor, workspace: Workspace) -> Tensor:
     """D D' or D' D, whichever is smaller; only its lower triangle is valid.
 
     In stripes that end at the diagonal, which is 17/32 of the work of a product. (Measured on 2048 x 8192, one thread:
@@ -29,8 +29,8 @@ def gram(delta: Tensor, workspace: Workspace) -> Tensor:
     """
     wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
     side = wide.shape[0]
-    wide = wide.to(summing_dtype(side, delta))
-    out = workspace.lend("gram", (side, side), wide.dtype)
+    wide = wide.to(accumulation_dtype(side, delta))
+    out = workspace.empty("gram", (side, side), wide.dtype)
     step = -(-side // _STRIPES)
     for first in range(0, side, step):
         last = min(first + step, side)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra.low_precision import int8_product
-from deltarank.spectra.operator import Square
-from deltarank.spectra.rounding_bias import coupling
+from deltarank.spectra.operator import GramOperator
+from deltarank.spectra.rounding_bias import noise_deviation
 from deltarank.spectra.workspace import Workspace
 
 STRIPES = 8
@@ -24,7 +24,7 @@ _TINY = 1e-30
 _ENTRIES = 1 << 18
 
 
-def rounded_gram(wide: Tensor, energy: float, workspace: Workspace) -> Square | None:
+def int8_gram_operator(wide: Tensor, energy: float, workspace: Workspace) -> GramOperator | None:
     """D D' of D rounded to 8 bits, each row to a scale of its own; None if that would change D by too much.
 
     The products of whole numbers are exact, so that rounding D is nearly all that is lost: an error that is uniform
@@ -37,20 +37,22 @@ def rounded_gram(wide: Tensor, energy: float, workspace: Workspace) -> Square | 
         return None
     numbers = _rounded(wide, scales, workspace)
     low, diagonal = _product(numbers, workspace)
-    return Square(low, scales, diagonal * scales**2, noise=coupling(energy, side, length, CAUTION * noise / energy))
+    return GramOperator(
+        low, scales, diagonal * scales**2, noise=noise_deviation(energy, side, length, CAUTION * noise / energy)
+    )
 
 
 def _product(numbers: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
     """N N' in bfloat16 with zeros for its diagonal, (side, side), and the diagonal, (side,)."""
     side = numbers.shape[0]
-    low = workspace.lend("rounded gram", (side, side + PADDING), torch.bfloat16)[:, :side]
+    low = workspace.empty("rounded gram", (side, side + PADDING), torch.bfloat16)[:, :side]
     diagonal = torch.empty(side, device=numbers.device)
     step = -(-side // STRIPES)
     for first in range(0, side, step):
         last = min(first + step, side)
         exact, is_upright = _stripe(numbers, first, last, workspace)
-        stripe = workspace.lend("rounded stripe", exact.shape, torch.bfloat16).copy_(exact)
-        turned = workspace.lend("rounded stripe, turned", stripe.T.shape, torch.bfloat16).copy_(stripe.T)
+        stripe = workspace.empty("rounded stripe", exact.shape, torch.bfloat16).copy_(exact)
+        turned = workspace.empty("rounded stripe, turned", stripe.T.shape, torch.bfloat16).copy_(stripe.T)
         upright, flat = (stripe, turned) if is_upright else (turned, stripe)
         low[:last, first:last] = upright
         low[first:last, :last] = flat
@@ -63,9 +65,9 @@ def _stripe(numbers: Tensor, first: int, last: int, workspace: Workspace) -> tup
     """Columns `first` to `last` of N N', as far as the diagonal, upright or as rows: whichever is faster."""
     count, part = last - first, numbers[first:last]
     if numbers.is_contiguous():
-        out = workspace.lend("rounded stripe", (last, count), torch.int32)
+        out = workspace.empty("rounded stripe", (last, count), torch.int32)
         return int8_product(numbers[:last], part.T, out=out), True
-    out = workspace.lend("rounded stripe", (count, last), torch.int32)
+    out = workspace.empty("rounded stripe", (count, last), torch.int32)
     return int8_product(part, numbers[:last].T, out=out), False
 
 
@@ -97,10 +99,10 @@ def _largest_of_columns(stored: Tensor) -> Tensor:
 def _rounded(wide: Tensor, scales: Tensor, workspace: Workspace) -> Tensor:
     """(side, length) numbers of 8 bits, laid out as `wide` is: it is about numbers * scales."""
     stored = _stored(wide)
-    numbers = workspace.lend("rounded", stored.shape, torch.int8)
+    numbers = workspace.empty("rounded", stored.shape, torch.int8)
     divisors = scales[:, None] if stored is wide else scales.expand(stored.shape)
     for part, out, by in zip(_parts(stored), _parts(numbers), torch.split(divisors, _rows(stored)), strict=True):
-        out.copy_(torch.div(part, by, out=workspace.like("rounding", part)).round_())
+        out.copy_(torch.div(part, by, out=workspace.empty_like("rounding", part)).round_())
     return numbers if stored is wide else numbers.T
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra import eigen as eigen
-from deltarank.spectra.cost_model import COARSE, is_square_cheaper, rates
-from deltarank.spectra.int8_gram import rounded_gram
-from deltarank.spectra.krylov_space import Space
-from deltarank.spectra.operator import Operator, Products, lowered
-from deltarank.spectra.rounding_bias import energy_mixed_out
-from deltarank.spectra.solver import Leading
+from deltarank.spectra.cost_model import COARSE, device_rates, is_square_cheaper
+from deltarank.spectra.int8_gram import int8_gram_operator
+from deltarank.spectra.krylov_space import KrylovSpace
+from deltarank.spectra.operator import Operator, ProductOperator, bfloat16_operator
+from deltarank.spectra.rounding_bias import expected_energy_loss
+from deltarank.spectra.solver import LeadingValues
 from deltarank.spectra.workspace import Workspace
 
 DOMINANT = 0.25
@@ -31,7 +31,7 @@ MOST_BEYOND = 3072
 """A spectrum that has not settled this many dimensions past the rank is left as it is: an upper bound of the loss."""
 
 
-def fills(side: int, rank: int) -> bool:
+def fills_short_side(side: int, rank: int) -> bool:
     """Whether a Krylov space would fill most of the short side, so that there is nothing to iterate on."""
     return side <= 2 * rank + 2 * LEAST_BEYOND
 
@@ -56,7 +56,7 @@ class Krylov:
         self._seed = seed
         self._few_bits = tolerance >= COARSE if few_bits is None else few_bits
 
-    def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> Leading:
+    def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> LeadingValues:
         wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
         return _measured(wide, self.directions(delta, energy, whole, ranks), min(max(ranks), wide.shape[0]))
 
@@ -68,27 +68,27 @@ class Krylov:
         operator = self._operator(wide, energy, rank)
         energies, found = self._grown(operator, wide.dtype, asked).ritz(rank)
         if operator.noise and not self._is_good(operator, energies, asked):
-            _, found = self._grown(Products(wide, wide.dtype), wide.dtype, asked).ritz(rank)
+            _, found = self._grown(ProductOperator(wide, wide.dtype), wide.dtype, asked).ritz(rank)
         return found
 
     def _operator(self, wide: Tensor, energy: float, rank: int) -> Operator:
         if not self._few_bits or wide.dtype != torch.float32:
-            return Products(wide, wide.dtype)
+            return ProductOperator(wide, wide.dtype)
         square = None
-        if is_square_cheaper(wide.shape[0], wide.shape[1], rank, rates(wide.device)):
-            square = rounded_gram(wide, energy, self._workspace)
-        return square or lowered(wide, energy, self._workspace)
+        if is_square_cheaper(wide.shape[0], wide.shape[1], rank, device_rates(wide.device)):
+            square = int8_gram_operator(wide, energy, self._workspace)
+        return square or bfloat16_operator(wide, energy, self._workspace)
 
     def _is_good(self, operator: Operator, energies: Tensor, asked: _Asked) -> bool:
         """Whether directions in few bits will do: by how much the losses are overstated is known from the spectrum."""
         blur = MOST_BLURRED * max(self._tolerance, COARSE)
         return not asked.is_dominated(energies) and asked.blur(energies, operator) <= blur
 
-    def _grown(self, operator: Operator, working: torch.dtype, asked: _Asked) -> Space:
+    def _grown(self, operator: Operator, working: torch.dtype, asked: _Asked) -> KrylovSpace:
         """Until the losses have settled, or a dominant value shows."""
         settling = _Settling(asked, operator.share * self._tolerance, stride=operator.stride)
         most = min(asked.rank + MOST_BEYOND, operator.side)
-        space = Space(operator, working, self._workspace, seed=self._seed, most=most)
+        space = KrylovSpace(operator, working, self._workspace, seed=self._seed, most=most)
         while space.expand():
             if space.size >= settling.next_look:
                 energies = space.ritz_energies(is_last=settling.is_near)
@@ -98,17 +98,17 @@ class Krylov:
         return space
 
 
-def _measured(wide: Tensor, basis: Tensor, rank: int) -> Leading:
+def _measured(wide: Tensor, basis: Tensor, rank: int) -> LeadingValues:
     """Singular values of the projection of `wide` on `basis`, (side, k <= rank): lower bounds of its own.
 
     Where the space ended before `rank`, D has no more to give but rounding, and the lower bounds are zeros.
     """
     projected = basis.T @ wide
-    energies, turn = eigen.vectors((projected @ projected.T).cpu().double())
+    energies, turn = eigen.eigenvectors((projected @ projected.T).cpu().double())
     turned = turn.flip(1).to(basis)
     values = torch.zeros(rank, dtype=torch.float64)
     values[: len(energies)] = energies.flip(0).clamp_(min=0).sqrt_()
-    return Leading(
+    return LeadingValues(
         values,
         complete=rank == wide.shape[0],
         basis=lambda count: basis @ turned[:, :count],
@@ -141,7 +141,7 @@ class _Asked:
         """
         left = operator.side - len(energies)
         rest = max(self.whole - self.gone - float(energies.sum()), 0.0) / max(left, 1)
-        mixed = [energy_mixed_out(energies, r, operator.noise, others=left, other=rest) for r in self.ranks]
+        mixed = [expected_energy_loss(energies, r, operator.noise, others=left, other=rest) for r in self.ranks]
         kept = (energies.cumsum(0)[torch.tensor(self.ranks) - 1] + self.gone) / self.whole
         return float((kept.sqrt() - (kept - torch.tensor(mixed) / self.whole).clamp(min=0).sqrt()).max())
 

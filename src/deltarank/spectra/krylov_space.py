@@ -15,7 +15,7 @@ CLEAR = 0.1
 """A row that kept this share of its length when the basis was taken out of it is orthogonal to it to rounding."""
 
 
-class Space:
+class KrylovSpace:
     """An orthonormal basis of span(X, (D D') X, (D D')^2 X, ...), held as rows, and D D' restricted to it.
 
     That is block tridiagonal: a new block is D D' times the last one, less what lies in the last two. What rounding
@@ -26,8 +26,8 @@ class Space:
         self.operator = operator
         self.size = 0
         self._most = most
-        self._rows = workspace.lend("krylov rows", (most, operator.side), dtype)
-        self._restricted = workspace.lend("krylov restriction", (most, most), dtype)
+        self._rows = workspace.empty("krylov rows", (most, operator.side), dtype)
+        self._restricted = workspace.empty("krylov restriction", (most, most), dtype)
         self._generator = torch.Generator().manual_seed(seed)
         self._block = self._random(min(operator.block, most))
         self._link = self._rows.new_zeros(0, len(self._block))  # block before x block: D D' between them
@@ -88,7 +88,7 @@ class Space:
         """The largest first. With the vectors at once, twice as slow, if this is going to be the last look."""
         if is_last or self._solved:
             return _descending(self._eigen()[0])
-        return _descending(eigen.values(self._restricted[: self.size, : self.size]))
+        return _descending(eigen.eigenvalues(self._restricted[: self.size, : self.size]))
 
     def ritz(self, count: int) -> tuple[Tensor, Tensor]:
         """All Ritz energies, and orthonormal vectors of the first, (side, count): the largest first."""
@@ -98,7 +98,7 @@ class Space:
 
     def _eigen(self) -> tuple[Tensor, Tensor]:
         """Of the restriction: remembered until the space grows."""
-        self._solved = self._solved or eigen.vectors(self._restricted[: self.size, : self.size])
+        self._solved = self._solved or eigen.eigenvectors(self._restricted[: self.size, : self.size])
         return self._solved
 
 
@@ -116,7 +116,7 @@ def _orthonormal_rows(block: Tensor, *, least: float = 0.0) -> tuple[Tensor, flo
 
     Also the length of the shortest that was kept; 0 if there is none.
     """
-    energies, vectors = eigen.vectors(block @ block.T)
+    energies, vectors = eigen.eigenvectors(block @ block.T)
     floor = max(float(energies[-1]) * torch.finfo(block.dtype).eps, least**2) if len(energies) else 0.0
     good = energies > floor
     lengths = energies[good].sqrt()

@@ -34,7 +34,7 @@ def product_sums(base: Tensor, left: Tensor, right: Tensor, workspace: Workspace
 
     The energy is left at 0: the spectrum has it. Nothing was rounded to be stored, so nothing of D is rounding.
     """
-    added = workspace.lend("chunk", tuple(base.shape), torch.float32)
+    added = workspace.empty("chunk", tuple(base.shape), torch.float32)
     torch.matmul(left.to(added), right.to(added), out=added)
     absolute = float(added.abs_().sum(dtype=_widest(added)))
     before = added.copy_(base)

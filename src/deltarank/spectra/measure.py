@@ -40,7 +40,7 @@ def measure_spectrum(
         part = solver.leading(delta, levels[-1].energy, energy, tuple(r - start for r in ranks if r > start))
         found = part.values[: side - start]
         known = Spectrum((*values, *found.tolist()), tuple(levels), side, part.complete, solver.name)
-        cut = cut_of(found, solver.resolution)
+        cut = count_resolved(found, solver.resolution)
         if len(levels) == MOST_LEVELS or not must_refine(known, found, cut, ranks, edge):
             return known
         _take_out(delta, _sharpened(delta, part.basis(cut)))
@@ -51,7 +51,7 @@ def measure_spectrum(
             return Spectrum(tuple(values), tuple(levels), side, complete, solver.name)
 
 
-def cut_of(found: Tensor, resolution: float) -> int:
+def count_resolved(found: Tensor, resolution: float) -> int:
     """How many of the values the solver can tell from its own rounding."""
     return int((found.square() > resolution * float(found[0]) ** 2).sum()) if len(found) else 0
 
@@ -87,7 +87,7 @@ def _take_out(delta: Tensor, basis: Tensor) -> None:
     wide.addmm_(wide @ other, other.T, alpha=-1)
 
 
-def audited(delta: Tensor) -> Tensor:
+def reference_singular_values(delta: Tensor) -> Tensor:
     """All singular values by a full SVD in float64 on the CPU: slow, and nobody's approximation."""
     values: Tensor = torch.linalg.svdvals(delta.to("cpu", torch.float64))
     return values

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deltarank.spectra.low_precision import has_fast_bfloat16
-from deltarank.spectra.rounding_bias import coupling
+from deltarank.spectra.rounding_bias import noise_deviation
 from deltarank.spectra.workspace import Workspace
 
 BFLOAT16 = 4e-5
@@ -44,7 +44,7 @@ class Operator(Protocol):
         ...
 
 
-class Products:
+class ProductOperator:
     """Two products a block, with D and with D': `wide` is (side, length), in any type."""
 
     block = stride = 48
@@ -67,7 +67,7 @@ class Products:
         return (image @ self._wide.T).to(self._working)
 
 
-class Square:
+class GramOperator:
     """One product a block, with D D' itself, which is S N S: N in few bits, but for its diagonal, which is the most.
 
     Args:
@@ -100,11 +100,11 @@ class Square:
         return image
 
 
-def lowered(wide: Tensor, energy: float, workspace: Workspace) -> Products:
+def bfloat16_operator(wide: Tensor, energy: float, workspace: Workspace) -> ProductOperator:
     """With `wide` in bfloat16 where products in it are faster."""
     if wide.dtype != torch.float32 or not has_fast_bfloat16(wide.device):
-        return Products(wide, wide.dtype)
+        return ProductOperator(wide, wide.dtype)
     stored = wide if wide.is_contiguous() else wide.T
-    low = workspace.lend("krylov operator", stored.shape, torch.bfloat16).copy_(stored)
-    noise = coupling(energy, wide.shape[0], wide.shape[1], BFLOAT16)
-    return Products(low if wide.is_contiguous() else low.T, wide.dtype, noise=noise)
+    low = workspace.empty("krylov operator", stored.shape, torch.bfloat16).copy_(stored)
+    noise = noise_deviation(energy, wide.shape[0], wide.shape[1], BFLOAT16)
+    return ProductOperator(low if wide.is_contiguous() else low.T, wide.dtype, noise=noise)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 
-def coupling(energy: float, side: int, length: int, error: float) -> float:
+def noise_deviation(energy: float, side: int, length: int, error: float) -> float:
     """The standard deviation p of an entry of D E' + E D', where E is independent noise of `error` times D's energy."""
     return energy / side * math.sqrt(2.0 * error / length)
 
 
-def energy_mixed_out(energies: Tensor, rank: int, p: float, *, others: int = 0, other: float = 0.0) -> float:
+def expected_energy_loss(energies: Tensor, rank: int, p: float, *, others: int = 0, other: float = 0.0) -> float:
     """By how much less energy the leading subspace of D D' + P holds than that of D D', P's entries of deviation p.
 
         sum over i <= rank < j of g/2 (1 - g / sqrt(g^2 + 4 p^2)),   g = s_i^2 - s_j^2

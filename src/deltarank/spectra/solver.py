@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Leading:
+class LeadingValues:
     """Singular values of a matrix, largest first, in float64 on the CPU.
 
     values    (k,), each at most the true one up to rounding
@@ -33,7 +33,7 @@ class Solver(Protocol):
     name: str
     resolution: float
 
-    def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> Leading:
+    def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> LeadingValues:
         """At least the first max(ranks) singular values of `delta`, whose ||delta||^2 is `energy`.
 
         The loss at each of `ranks`, as a share of `whole`, is to be right within the solver's tolerance.

@@ -16,7 +16,7 @@ class Workspace:
         self.device = torch.device(device)
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def lend(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def empty(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor of this shape; it is valid until the same name is lent again."""
         size = math.prod(shape)
         held = self._buffers.get((name, dtype))
@@ -26,8 +26,8 @@ class Workspace:
             held = self._buffers[name, dtype] = torch.empty(size, dtype=dtype, device=self.device)
         return held[:size].view(*shape)
 
-    def like(self, name: str, other: Tensor) -> Tensor:
-        return self.lend(name, other.shape, other.dtype)
+    def empty_like(self, name: str, other: Tensor) -> Tensor:
+        return self.empty(name, other.shape, other.dtype)
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltarank.results import AuditRow, Loss, MatrixResult, Outcome
 from deltarank.runtime import DeltaReader, ProgressListener, SolverOptions, Step
-from deltarank.spectra import audited
+from deltarank.spectra import reference_singular_values
 
 
 def audit_matrices(
@@ -40,7 +40,7 @@ def audit_matrices(
 def _largest_deviation(reader: DeltaReader, step: Step, result: MatrixResult) -> AuditRow:
     """The row of the rank at which the result is furthest from the full SVD."""
     delta, sums = reader.read(step.pair)
-    energies = audited(delta).square()
+    energies = reference_singular_values(delta).square()
     return max((_row(result, loss, energies, sums.energy) for loss in result.losses), key=lambda row: row.deviation)
 
 

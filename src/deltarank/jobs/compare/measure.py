@@ -19,14 +19,14 @@ from deltarank.spectra import (
     Spectrum,
     Sums,
     Workspace,
+    batch_size,
     make_solver,
+    measure_batch,
     measure_spectrum,
-    measure_stack,
     noise_edge,
     product_spectrum,
     product_sums,
-    stack_size,
-    subtract_stack,
+    subtract_batch,
 )
 
 DIGITS = 8
@@ -77,7 +77,7 @@ class MatrixMeasurer:
             if not each.is_finite:
                 delta.zero_()  # the eigenvalues of all of the group are computed in one call
         shape = steps[0].pair.shape
-        spectra = measure_stack(
+        spectra = measure_batch(
             deltas,
             [each.energy for each in sums],
             ranks=self._options.ranks,
@@ -90,15 +90,15 @@ class MatrixMeasurer:
         """Deltas of matrices of one shape, (n, rows, columns), and the sums of each."""
         size = (len(pairs), *pairs[0].shape)
         before, after = (
-            self._host_workspace.lend(side, size, getattr(pairs[0], side).dtype) for side in ("base", "finetune")
+            self._host_workspace.empty(side, size, getattr(pairs[0], side).dtype) for side in ("base", "finetune")
         )
         for i, pair in enumerate(pairs):
             for first, base, finetune in read_chunks(pair.base, pair.finetune):
                 before[i, first : first + len(base)] = base
                 after[i, first : first + len(finetune)] = finetune
-        deltas = self._workspace.lend("deltas", size, self._options.torch_dtype)
-        sums = subtract_stack(before, after, out=deltas, workspace=self._workspace)
-        return deltas, [each.coarser(pair.finetune.error) for each, pair in zip(sums, pairs, strict=True)]
+        deltas = self._workspace.empty("deltas", size, self._options.torch_dtype)
+        sums = subtract_batch(before, after, out=deltas, workspace=self._workspace)
+        return deltas, [each.with_format_error(pair.finetune.error) for each, pair in zip(sums, pairs, strict=True)]
 
     def _from_factors(self, pair: Pair) -> MatrixResult | None:
         """For a finetune that is a LoRA on the base: nothing is solved, and the delta is never formed; else None."""
@@ -175,7 +175,7 @@ class MatrixMeasurer:
 
 def _group_size(step: Step) -> int:
     """How many matrices of this kind are measured at once."""
-    return stack_size(*step.pair.shape) if step.solver == "exact" else 1
+    return batch_size(*step.pair.shape) if step.solver == "exact" else 1
 
 
 def group_small_matrices(steps: Sequence[Step]) -> list[tuple[Step, ...]]:

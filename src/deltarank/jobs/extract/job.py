@@ -18,7 +18,7 @@ from deltarank.jobs.extract.plan import ExtractionPlan, at_most
 from deltarank.jobs.extract.staging import Staging
 from deltarank.results import Outcome, Total, listing
 from deltarank.runtime import Plan, ProgressListener, SolverOptions, Step, make_plan
-from deltarank.spectra import factors_cost
+from deltarank.spectra import factorisation_cost
 from deltarank.system import tool_version
 
 
@@ -92,7 +92,7 @@ class Job:
 
 def _factoring(pair: Pair, settings: SolverOptions) -> Step:
     """What making the factors of one matrix costs."""
-    cost = factors_cost(*pair.shape, max(settings.ranks), settings.torch_device)
+    cost = factorisation_cost(*pair.shape, max(settings.ranks), settings.torch_device)
     return Step(pair, cost.way, cost.seconds, cost.memory)
 
 

@@ -49,7 +49,7 @@ def overlap(
     sums, seen = Sums(), Overlap()
     dtype = torch.float32 if keep is None else keep.dtype
     for first, base, finetune in read_chunks(target.base, target.finetune):
-        out = workspace.lend("delta rows", base.shape, dtype) if keep is None else keep[first : first + len(base)]
+        out = workspace.empty("delta rows", base.shape, dtype) if keep is None else keep[first : first + len(base)]
         before = base.to(workspace.device, dtype)
         part = subtract(base, finetune, out=out, workspace=workspace)
         sums += part
@@ -57,11 +57,11 @@ def overlap(
             seen += Overlap(lost=part.energy)
         else:
             seen += _compared(out, effect.rows(first, before), workspace)
-    return sums.coarser(target.finetune.error), seen
+    return sums.with_format_error(target.finetune.error), seen
 
 
 def _compared(delta: Tensor, added: Tensor, workspace: Workspace) -> Overlap:
-    scratch = torch.mul(delta, added, out=workspace.like("products", delta))
+    scratch = torch.mul(delta, added, out=workspace.empty_like("products", delta))
     inner = float(scratch.sum(dtype=torch.float32 if delta.device.type == "mps" else torch.float64))
     left = torch.sub(delta, added, out=scratch)
     return Overlap(energy_of(left), inner, energy_of(added))

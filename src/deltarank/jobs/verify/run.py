@@ -44,7 +44,7 @@ from deltarank.jobs.verify.verdict import NEW_BIAS, judge_fit, uncounted
 from deltarank.results import FitEnergies, IgnoredTensor, Outcome, TensorChange, TensorFit, Verification
 from deltarank.runtime import FIXED_MEMORY, PROMISED_MEMORY, ProgressListener, SolverOptions
 from deltarank.servers import PEFT, get_server
-from deltarank.spectra import Sums, Workspace, chosen, make_solver, measure_spectrum, noise_edge
+from deltarank.spectra import Sums, Workspace, choose_solver, make_solver, measure_spectrum, noise_edge
 from deltarank.system import tool_version
 
 __all__ = ["verify"]
@@ -193,7 +193,7 @@ class _Scales:
             )
         keep = None
         if rank and rank < min(target.base.shape) and target.entries <= MOST_ENTRIES:
-            keep = workspace.lend("delta", target.base.shape, self.settings.torch_dtype)
+            keep = workspace.empty("delta", target.base.shape, self.settings.torch_dtype)
         sums, seen = overlap(target, effect, workspace, keep=keep)
         if not sums.is_finite:
             return _blank(target, changes, Outcome.NOT_FINITE, "a checkpoint holds NaN or Inf here")
@@ -219,7 +219,7 @@ class _Scales:
             return None
         rows, columns = target.base.shape
         solver = make_solver(
-            chosen("auto", rows, columns, (rank,), self.settings.torch_device, tolerance=TOLERANCE),
+            choose_solver("auto", rows, columns, (rank,), self.settings.torch_device, tolerance=TOLERANCE),
             workspace,
             tolerance=TOLERANCE,
             seed=zlib.crc32(target.name.encode()),
