@@ -88,15 +88,8 @@ def mean_cosine(reference: Sequence[str], candidate: Sequence[str], prompts: Seq
     counts = _count_terms(CountVectorizer(analyzer=words), [*reference, *candidate])
     vectors = TfidfTransformer().fit(counts[: len(reference)]).transform(counts)
     reference_vectors, candidate_vectors = vectors[: len(reference)], vectors[len(reference) :]
-    groups = np.asarray(prompts)
-    return float(
-        np.mean(
-            [
-                _mean_pair_cosine(reference_vectors[groups == each], candidate_vectors[groups == each])
-                for each in np.unique(groups)
-            ]
-        )
-    )
+    groups = [np.asarray(prompts) == each for each in np.unique(prompts)]
+    return float(np.mean([_mean_pair_cosine(reference_vectors[rows], candidate_vectors[rows]) for rows in groups]))
 
 
 def two_sample_test(

@@ -33,13 +33,11 @@ _BLOCK = 32
 class Yardstick:
     """A quantisation format.
 
-    bits_per_weight  scales included, for long rows
-    note             what it is, and which library defines it
-    fake_quantise    quantises a tensor along its last dimension and dequantises it to float32
+    note            what it is, and which library defines it
+    fake_quantise   quantises a tensor along its last dimension and dequantises it to float32
     """
 
     name: str
-    bits_per_weight: float
     note: str
     fake_quantise: Callable[[Tensor], Tensor]
 
@@ -127,17 +125,13 @@ def _import_bitsandbytes() -> Any:
 
 _LEAVES = "embeddings, output head, norms, biases and routers are not quantised"
 
-YARDSTICKS: dict[str, Yardstick] = {
-    each.name: each
-    for each in (
-        Yardstick(
-            "q8_0", 8.5, f"llama.cpp's q8_0, by the gguf library; {_LEAVES}", _gguf(gguf.GGMLQuantizationType.Q8_0)
-        ),
-        Yardstick(
-            "q4_0", 4.5, f"llama.cpp's q4_0, by the gguf library; {_LEAVES}", _gguf(gguf.GGMLQuantizationType.Q4_0)
-        ),
-        Yardstick("nf4", 4.5, f"bitsandbytes' nf4 in blocks of 64; {_LEAVES}", _nf4),
-        Yardstick("int8", 8.0, f"int8 with one scale per row, as in torchao; {_LEAVES}", _int8),
-        Yardstick("fp8", 8.0, f"fp8 (e4m3) with one scale per row, as in torchao; {_LEAVES}", _fp8),
+YARDSTICKS = {
+    name: Yardstick(name, f"{note}; {_LEAVES}", fake_quantise)
+    for name, note, fake_quantise in (
+        ("q8_0", "llama.cpp's q8_0, by the gguf library", _gguf(gguf.GGMLQuantizationType.Q8_0)),
+        ("q4_0", "llama.cpp's q4_0, by the gguf library", _gguf(gguf.GGMLQuantizationType.Q4_0)),
+        ("nf4", "bitsandbytes' nf4 in blocks of 64", _nf4),
+        ("int8", "int8 with one scale per row, as in torchao", _int8),
+        ("fp8", "fp8 (e4m3) with one scale per row, as in torchao", _fp8),
     )
 }
