@@ -37,7 +37,7 @@ class Usage:
     others: float | None
 
 
-class RunFailed(Exception):
+class RunFailedError(Exception):
     """A contestant ended with an error. Holds the end of what it said."""
 
 
@@ -45,7 +45,7 @@ def run(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]
     """Runs the command to its end, its output into `log`. `environment` has the last word over the usual one.
 
     Raises:
-        RunFailed: it could not be started or its exit status was not 0.
+        RunFailedError: it could not be started or its exit status was not 0.
     """
     with log.open("wb") as sink:
         start, busy = time.perf_counter(), _busy_seconds()
@@ -57,12 +57,12 @@ def run(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]
                 env={**os.environ, **_ENVIRONMENT, **(environment or {})},
             )
         except OSError as error:
-            raise RunFailed(f"cannot start {command[0]}: {error}") from error
+            raise RunFailedError(f"cannot start {command[0]}: {error}") from error
         status, used = _wait(child)
         wall, busy_after = time.perf_counter() - start, _busy_seconds()
     if status != 0:
         tail = log.read_text(errors="replace")[-2000:]
-        raise RunFailed(f"exit status {status}: {' '.join(str(part) for part in command)}\n{tail}")
+        raise RunFailedError(f"exit status {status}: {' '.join(str(part) for part in command)}\n{tail}")
     cpu = used.ru_utime + used.ru_stime
     others = None if busy is None or busy_after is None else max(0.0, (busy_after - busy - cpu) / wall)
     return Usage(wall, cpu, used.ru_maxrss * _RSS_UNIT, others)

@@ -32,7 +32,7 @@ from typing import Any
 
 import _report
 from _contest import NOTABLE_OTHERS, Contest, Contestant, Figures, disturbance
-from _process import RunFailed, run
+from _process import RunFailedError, run
 from _shapes import ensure
 
 RANK = 64
@@ -86,7 +86,7 @@ class Seen:
         command = ("-m", "deltarank", "verify", self.places.base, self.places.finetune, adapter, "--json", "-q")
         done = subprocess.run([str(part) for part in _report.python(*command)], capture_output=True, text=True)
         if done.returncode != 0:
-            raise RunFailed(f"verify of {name}'s adapter: {done.stderr.strip()[-500:]}")
+            raise RunFailedError(f"verify of {name}'s adapter: {done.stderr.strip()[-500:]}")
         self.found[name] = json.loads(done.stdout)
         self.files[name] = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
         self.added[name] = holds_added_tokens(adapter, self.places)
@@ -151,7 +151,7 @@ def left_out(options: Namespace, program: Path, figures: dict[str, Any]) -> bool
             try:
                 run(command(Path(room, "out")), Path(room, "log"))
                 seen.look(name, Path(room, "out"))
-            except RunFailed as error:
+            except RunFailedError as error:
                 failed[name] = last_line(error)
     figures |= {"left out, odd pair": by_kind_plain(seen), "failed on the odd pair": failed}
     print("\nThe same of a small mixture of experts with biases, a tied vocabulary and added tokens:\n")
@@ -329,7 +329,7 @@ def words(path: Path) -> list[Sequence[int]]:
     ]
 
 
-def last_line(error: RunFailed) -> str:
+def last_line(error: RunFailedError) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else "without a word"
 

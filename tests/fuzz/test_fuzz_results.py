@@ -16,8 +16,11 @@ from safetensors.torch import save_file
 
 import deltarank
 from deltarank.report import page_html, terminal_summary
-from deltarank.results import Results
+from deltarank.results import Results, StoredResult
 from fuzz.hostile import JSON, as_json, cases, spoilt, survives, torn
+from unit.results.test_base_choice import CHOICE
+from unit.results.test_outputs_results import OUTPUTS
+from unit.results.test_verification import VERIFICATION
 
 RANKS = [1, 4]
 
@@ -68,6 +71,20 @@ def test_results_with_other_bytes(data: st.DataObject, run: Results) -> None:
 @cases(60)
 def test_results_that_are_any_json(value: Any) -> None:
     check_results(as_json(value))
+
+
+STORED: list[StoredResult] = [OUTPUTS, VERIFICATION, CHOICE]
+
+
+@pytest.mark.parametrize("stored", STORED, ids=lambda stored: type(stored).__name__)
+@given(data=st.data())
+@cases(100)
+def test_other_results_with_other_claims(data: st.DataObject, stored: StoredResult) -> None:
+    """What is believed comes back the same from its own JSON."""
+    text = as_json(data.draw(spoilt(stored.to_plain())))
+    found = survives(lambda: type(stored).from_json(text))
+    if found is not None:
+        assert type(stored).from_json(found.to_json()) == found
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -83,6 +84,18 @@ def test_what_a_later_version_added_is_passed_over() -> None:
 def test_something_else_is_refused(plain: dict[str, object]) -> None:
     with pytest.raises(ResultsError, match="not the outputs"):
         Outputs.from_json(json.dumps(plain))
+
+
+def test_a_rank_that_is_a_word_is_refused_when_it_is_read() -> None:
+    plain = OUTPUTS.to_plain()
+    plain["candidates"][1]["rank"] = "64"
+    with pytest.raises(ResultsError, match=re.escape("Expected `int | null`, got `str` - at `$.candidates[1].rank`")):
+        Outputs.from_json(json.dumps(plain))
+
+
+def test_what_is_read_is_written_again_byte_for_byte() -> None:
+    """Edges of slices are whole numbers or not, as they were."""
+    assert Outputs.from_json(OUTPUTS.to_json()).to_json() == OUTPUTS.to_json()
 
 
 def test_an_unknown_candidate_is_named() -> None:

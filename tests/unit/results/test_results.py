@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -198,6 +200,64 @@ def test_a_results_file_that_lacks_a_part_is_refused(damage: str) -> None:
         Results.from_json(json.dumps(data))
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["matrices", 0, "losses", 1, "rank"], "2", "Expected `int`, got `str` - at `$.matrices[0].losses[1].rank`"),
+        (["matrices", 0, "shape"], [True, 2], "Expected `int`, got `bool` - at `$.matrices[0].shape[0]`"),
+        (["matrices", 0, "shape"], [2], "'m' has 1 dimensions, not two"),
+        (["matrices", 0, "shape", 0], 2**63, "at `$.matrices[0].shape[0]`"),
+        (["matrices", 0, "max_rank"], -1, "Expected `int` >= 0 - at `$.matrices[0].max_rank`"),
+        (["matrices", 0, "frobenius"], 1e200, "at `$.matrices[0].frobenius`"),
+        (["matrices", 0, "mean_abs"], math.nan, "JSON is malformed"),
+        (["matrices", 0, "losses", 0, "energy_kept"], 1.5, "at `$.matrices[0].losses[0].energy_kept`"),
+        (["matrices", 0, "name"], "\ud800", "not the results"),
+        (["matrices", 0, "losses"], [], "the losses of 'm' are not at the ranks of the run"),
+        (["matrices", 0, "outcome"], "splendid", "Invalid enum value 'splendid' - at `$.matrices[0].outcome`"),
+        (["matrices"], ["x"], "Expected `object`, got `str` - at `$.matrices[0]`"),
+        (["settings", "ranks"], [2, 1], "ascending order"),
+        (["settings", "ranks"], ["1", "2"], "expected a list of ranks"),
+        (["base", "ref"], None, "Expected `str`, got `null` - at `$.base.ref`"),
+        (["verdict", "sentences"], "x", "Expected `array`, got `str` - at `$.verdict.sentences`"),
+        (["format_version"], 2, "format_version is 2; this deltarank reads 1"),
+        (["format_version"], True, "format_version is True"),
+    ],
+)
+def test_the_message_names_the_field_that_is_wrong(path: list[str | int], value: object, message: str) -> None:
+    data = run_of(measured(4, 1)).to_plain()
+    holder: Any = data
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    with pytest.raises(ResultsError, match=re.escape(message)):
+        Results.from_json(json.dumps(data))
+
+
+def test_a_whole_number_is_a_number() -> None:
+    data = run_of(measured(4, 1)).to_plain()
+    data["matrices"][0]["mean_abs"] = 3
+
+    assert Results.from_json(json.dumps(data)).matrices[0].mean_abs == 3.0
+
+
+def test_a_file_that_is_read_and_written_again_is_the_same(tmp_path: Path) -> None:
+    path = run_of(measured(4, 1), measured(1e-9, 1e-17)).save(tmp_path / "results.json")
+    before = path.read_bytes()
+    Results.load(path).save(path)
+
+    assert path.read_bytes() == before
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = run_of(measured(4, 1)).save(tmp_path / "results.json")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        replace(run_of(measured(4, 1)), settings={"ranks": [1, 2], "tolerance": math.nan}).save(path)
+
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="cannot read"):
         Results.load(tmp_path)
@@ -206,6 +266,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         Results.load(tmp_path / "binary.json")
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1e6), min_size=2, max_size=6), min_size=1, max_size=4))
 def test_a_total_equals_the_loss_of_the_matrices_laid_end_to_end(spectra: list[list[float]]) -> None:
     rows = [measured(*sorted(squares, reverse=True)) for squares in spectra]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deltarank.results import (
+    PREFERRED_RANK,
     CandidateKind,
     CandidateResult,
     Interval,
@@ -27,7 +28,6 @@ AS_FAR = 1.25
 RULED_OUT = 0.99
 """A blind bound from here on rules no score out that anyone reports."""
 
-PREFERRED_RANK = 64
 LEAST_SHARE = 0.005
 LEVEL = 0.05
 
