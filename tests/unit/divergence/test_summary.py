@@ -1,4 +1,4 @@
-"""From tokens to figures: against plain numpy in float64, and intervals against planted truth."""
+"""Statistics of a text: against plain numpy in float64, and intervals against a known truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights rounded as people serve them: against the libraries, the formats' definitions, and known errors."""
+"""Yardsticks: against the libraries, the definitions of the formats, and known errors."""
 
 from __future__ import annotations
 

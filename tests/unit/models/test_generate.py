@@ -1,4 +1,4 @@
-"""Answers are drawn from the model's own distribution, each by its own luck."""
+"""Answers are sampled from the model's own distribution, each with random numbers of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answers(of: Any, prompts: list[Prompt] = PROMPTS, **settings: Any) -> list[A
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3 moe"])
-def test_neither_the_batch_nor_the_order_of_prompts_moves_an_answer(name: str) -> None:
+def test_neither_the_batch_nor_the_order_of_prompts_changes_an_answer(name: str) -> None:
     of = model(name)
     whole = answers(of)
 
@@ -44,7 +44,7 @@ def test_neither_the_batch_nor_the_order_of_prompts_moves_an_answer(name: str) -
     assert [each for at in range(4) for each in answers(of, PROMPTS[at : at + 1], first=at)] == whole
 
 
-def test_an_answer_has_its_own_luck() -> None:
+def test_every_answer_has_random_numbers_of_its_own() -> None:
     of = model()
     same = [Prompt("the cat")] * 3
     found = answers(of, same)
@@ -54,7 +54,7 @@ def test_an_answer_has_its_own_luck() -> None:
     assert [each.ids for each in answers(of, same, max_tokens=4)] == [each.ids[:4] for each in found]
 
 
-def test_luck_is_shared_between_models_so_that_near_ones_begin_alike() -> None:
+def test_models_share_random_numbers_so_that_similar_ones_begin_alike() -> None:
     near = model()
     with torch.no_grad():
         near.get_output_embeddings().weight.add_(1e-3 * torch.randn_like(near.get_output_embeddings().weight))
@@ -90,8 +90,8 @@ def test_first_tokens_have_the_model_s_probabilities() -> None:
     assert stats.chisquare(observed, expected).pvalue > 0.001
 
 
-def test_whole_answers_are_drawn_at_temperature_one_whatever_the_model_s_settings_say() -> None:
-    """Over answers from P, -log p(t) has the mean of P's entropy: a temperature, a top-p or a penalty would move it."""
+def test_answers_are_sampled_at_temperature_one_whatever_the_model_s_settings_say() -> None:
+    """Over answers from P, -log p(t) has the mean of P's entropy: a temperature, a top-p or a penalty would change it."""
     of = model()
     settings = {"temperature": 0.1, "top_k": 1, "top_p": 0.1, "repetition_penalty": 9.0, "do_sample": True}
     for name, value in settings.items():
@@ -119,7 +119,7 @@ def test_an_answer_stops_with_its_end_and_the_end_is_scored() -> None:
         assert "</s>" not in answer.text
 
 
-def test_a_document_of_its_own_scores_the_answer_and_not_the_prompt() -> None:
+def test_an_answer_s_document_scores_the_answer_and_not_the_prompt() -> None:
     answer = answers(model())[4]
     document = answer.to_document()
 
