@@ -91,7 +91,7 @@ def test_first_tokens_have_the_model_s_probabilities() -> None:
 
 
 def test_answers_are_sampled_at_temperature_one_whatever_the_model_s_settings_say() -> None:
-    """Over answers from P, -log p(t) has the mean of P's entropy: a temperature, a top-p or a penalty would change it."""
+    """Over answers from P, -log p(t) has the mean of P's entropy: a temperature, a top-p or a penalty changes it."""
     of = model()
     settings = {"temperature": 0.1, "top_k": 1, "top_p": 0.1, "repetition_penalty": 9.0, "do_sample": True}
     for name, value in settings.items():
