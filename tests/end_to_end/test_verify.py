@@ -130,7 +130,7 @@ def test_a_wrong_scale_is_told_and_by_how_much(models: Path, tmp_path: Path, fac
 
     assert found.kind is FitKind.MISSCALED
     assert found.touched.scaled_by == pytest.approx(factor, rel=1e-4)
-    assert f"It is scaled wrongly by {factor:g}" in found.sentences[1]
+    assert f"Its scale is wrong by a factor of {factor:g}" in found.sentences[1]
     assert f"multiplied by {factor:g}, and 1 fits best" in found.sentences[1]
 
 
@@ -139,7 +139,7 @@ def test_one_matrix_of_a_wrong_scale_is_named(models: Path, tmp_path: Path) -> N
 
     found = verified(models, adapter)
     assert found.kind is FitKind.MISSCALED
-    assert "1 matrix is scaled wrongly" in found.sentences[1]
+    assert "1 matrix has a wrong scale" in found.sentences[1]
     assert "model.layers.1.mlp.down_proj.weight by 3" in found.sentences[1]
 
     served = verified(models, adapter, server="vllm")
@@ -152,7 +152,7 @@ def test_a_server_without_rank_stabilisation_scales_by_a_half(models: Path, tmp_
     adapter = write_best(models, tmp_path, use_rslora=True, lora_alpha=math.sqrt(RANK))
 
     assert verified(models, adapter).kind is FitKind.OPTIMAL
-    assert "It is scaled wrongly by 0.5" in verified(models, adapter, server="sglang").sentences[1]
+    assert "Its scale is wrong by a factor of 0.5" in verified(models, adapter, server="sglang").sentences[1]
 
 
 READINGS: Mapping[str, tuple[dict[str, Any], dict[str, Any], str, tuple[float, ...]]] = {
@@ -197,7 +197,7 @@ def test_a_server_serves_what_peft_merges_of_what_it_reads(case: str, models: Pa
     assert {round(row.energies.scaled_by or 0, 3) for row in loras(seen)} - {1.0} == set(factors)
     assert seen.kind is (FitKind.MISSCALED if factors else FitKind.OPTIMAL)
     if len(factors) == 1:
-        assert "scaled wrongly by 0.5" in seen.sentences[1]
+        assert "wrong by a factor of 0.5" in seen.sentences[1]
         assert "over 99.9 %" in seen.sentences[2]
 
 
@@ -284,7 +284,7 @@ def test_a_finetune_that_changed_nothing(models: Path, tmp_path: Path) -> None:
     found = deltarank.verify(models / "base", copy, zero)
     assert found.kind is FitKind.NOTHING
     assert "changes nothing either" in found.sentences[0]
-    assert "changes it all the same" in deltarank.verify(models / "base", copy, models / "best").sentences[0]
+    assert "does change it" in deltarank.verify(models / "base", copy, models / "best").sentences[0]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, 3e38])
@@ -338,7 +338,7 @@ def test_what_peft_saved_whole_counts_in_the_whole_change(models: Path, tmp_path
     seen = deltarank.verify(base, merged, adapter)
 
     assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
-    assert any("over 99.9 %, with 6 tensors carried whole (lm_head, " in sentence for sentence in seen.sentences)
+    assert any("over 99.9 %, with 6 tensors stored whole (lm_head, " in sentence for sentence in seen.sentences)
 
 
 def test_what_is_in_no_figure_is_told(models: Path, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_what_is_in_no_figure_is_told(models: Path, tmp_path: Path) -> None:
     seen = deltarank.verify(models / "base", tuned, tmp_path / "a")
     notes = "\n".join(seen.notes)
 
-    assert "`model.embed_tokens.weight` has 51 rows in the adapter and 48 in the base: PEFT loads it once" in notes
+    assert "model.embed_tokens.weight has 51 rows in the adapter and 48 in the base: PEFT loads it only after" in notes
     assert "not counted: 1 tensor (model.layers.0.mlp.up_proj.weight): a checkpoint holds NaN or Inf here" in notes
     assert "not counted: 1 tensor (model.extra.weight): only the finetune has it" in notes
     assert "rows 48 to 50 are only in the finetune" in notes

@@ -86,7 +86,7 @@ def test_what_peft_refuses_is_said_to_be_broken(case: str, models: Path, tmp_pat
     assert seen.kind is FitKind.BROKEN
     assert "cannot work" in seen.sentences[0]
     assert (HEAD if "whole" in case else STEM) in seen.sentences[0]
-    assert "PEFT loads nothing" in seen.sentences[1]
+    assert "PEFT refuses an adapter" in seen.sentences[1]
     assert "save_pretrained" in seen.sentences[1]
     with pytest.raises(AdapterError) as as_finetune:
         deltarank.compare(models / "base", adapter)

@@ -53,7 +53,7 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
 
 
 def _lines(found: Verification, columns: int) -> Iterator[str]:
-    """The sentences, a table of the modules, what was passed over."""
+    """The sentences, a table by module, the tensors that change nothing."""
     for sentence in found.sentences:
         yield from _wrapped(sentence, columns)
     modules = sorted(found.by_module.items(), key=lambda item: -item[1].energy)
@@ -61,7 +61,7 @@ def _lines(found: Verification, columns: int) -> Iterator[str]:
         yield ""
         yield from _table(modules, columns)
     for each in found.unused[:MOST_UNUSED]:
-        yield from _wrapped(f"Passed over: {each.name}: {each.reason}.", columns)
+        yield from _wrapped(f"Ignored: {each.name}: {each.reason}.", columns)
     if len(found.unused) > MOST_UNUSED:
         yield f"... and {count(len(found.unused) - MOST_UNUSED, 'tensor')} more."
 

@@ -30,7 +30,7 @@ from deltarank.runtime.run_folder import (
 from deltarank.runtime.solver_options import SolverOptions, as_tuple, check_choice
 from deltarank.runtime.throughput import Throughput
 from deltarank.runtime.time_estimate import TimeEstimate
-from deltarank.runtime.workers import WorkerPool
+from deltarank.runtime.workers import Task, WorkerPool
 
 __all__ = [
     "FIXED_MEMORY",
@@ -51,6 +51,7 @@ __all__ = [
     "RunFolder",
     "SolverOptions",
     "Step",
+    "Task",
     "Throughput",
     "TimeEstimate",
     "WorkerPool",

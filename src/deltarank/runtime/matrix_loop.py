@@ -1,4 +1,4 @@
-"""One pass over the matrices of a plan, by the worker pool, with progress."""
+"""One pass over many tensors, by the worker pool, with progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deltarank.runtime.plan import READ_RATE, Plan, Step
 from deltarank.runtime.progress import ProgressListener
 from deltarank.runtime.throughput import Throughput
 from deltarank.runtime.time_estimate import TimeEstimate
-from deltarank.runtime.workers import Worker, WorkerPool
+from deltarank.runtime.workers import TaskT, Worker, WorkerPool
 
 _Result = TypeVar("_Result")
 
@@ -41,23 +41,27 @@ def estimate_time(
 
 
 def matrix_pass(
-    groups: Sequence[Sequence[Step]],
-    make_worker: Callable[[], Worker[Step, _Result]],
+    groups: Sequence[Sequence[TaskT]],
+    make_worker: Callable[[], Worker[TaskT, _Result]],
     *,
+    seconds: Callable[[TaskT], float],
     workers: int,
     progress: ProgressListener,
     estimate: TimeEstimate,
 ) -> Iterator[_Result]:
-    """Yields a result for each step, as they are finished; see `WorkerPool`.
+    """Yields a result for each task, as they are finished; see `WorkerPool`.
 
     Progress is reported after the caller has taken a result, so that what it reports as finished has been kept.
+
+    Args:
+        seconds: what the plan foretold for a task.
     """
-    names = [step.pair.name for group in groups for step in group]
+    names = [task.pair.name for group in groups for task in group]
     if names:
         progress.began(names[0])
     pool = WorkerPool(make_worker, workers)
-    for number, (step, result) in enumerate(pool.results(groups), start=1):
+    for number, (task, result) in enumerate(pool.results(groups), start=1):
         yield result
-        estimate.add(step.pair.name, planned_seconds(step))
+        estimate.add(task.pair.name, seconds(task))
         if number < len(names):
             progress.began(names[number])

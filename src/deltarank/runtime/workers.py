@@ -25,7 +25,7 @@ class Task(Protocol):
     def pair(self) -> Pair | SummedTensor: ...
 
 
-_Task = TypeVar("_Task", bound=Task)
+TaskT = TypeVar("TaskT", bound=Task)
 _Handled = TypeVar("_Handled", bound=Task, contravariant=True)
 _Result = TypeVar("_Result")
 _Given = TypeVar("_Given", covariant=True)
@@ -37,7 +37,7 @@ class Worker(Protocol[_Handled, _Given]):
     def results(self, tasks: Sequence[_Handled]) -> Sequence[_Given]: ...
 
 
-class WorkerPool(Generic[_Task, _Result]):
+class WorkerPool(Generic[TaskT, _Result]):
     """Runs groups of tasks on `workers` threads. No result depends on the number of workers or on the order.
 
     Args:
@@ -45,13 +45,13 @@ class WorkerPool(Generic[_Task, _Result]):
         workers: threads; each of them uses torch.get_num_threads() / workers threads for linear algebra.
     """
 
-    def __init__(self, make_worker: Callable[[], Worker[_Task, _Result]], workers: int) -> None:
+    def __init__(self, make_worker: Callable[[], Worker[TaskT, _Result]], workers: int) -> None:
         self._make_worker = make_worker
         self._workers = workers
         self._local = threading.local()
         self._stopped = threading.Event()
 
-    def results(self, groups: Sequence[Sequence[_Task]]) -> Iterator[tuple[_Task, _Result]]:
+    def results(self, groups: Sequence[Sequence[TaskT]]) -> Iterator[tuple[TaskT, _Result]]:
         """Yields each task with its result, as they are finished. A worker takes a whole group at a time.
 
         Raises:
@@ -79,12 +79,12 @@ class WorkerPool(Generic[_Task, _Result]):
         torch.set_num_threads(threads)
         self._local.worker = self._make_worker()
 
-    def _work(self, group: Sequence[_Task], number: int, prefetcher: Prefetcher) -> Sequence[_Result]:
+    def _work(self, group: Sequence[TaskT], number: int, prefetcher: Prefetcher) -> Sequence[_Result]:
         """Announces the next reads first, so that the disk or the network works while this thread computes."""
         if self._stopped.is_set():
             raise CancelledError
         prefetcher.reached(number, at_least=len(group) - 1 + self._workers)
-        worker: Worker[_Task, _Result] = self._local.worker
+        worker: Worker[TaskT, _Result] = self._local.worker
         try:
             return worker.results(group)
         except BaseException:
@@ -93,8 +93,8 @@ class WorkerPool(Generic[_Task, _Result]):
 
 
 def _as_finished(
-    futures: dict[Future[Sequence[_Result]], Sequence[_Task]],
-) -> Iterator[tuple[_Task, _Result]]:
+    futures: dict[Future[Sequence[_Result]], Sequence[TaskT]],
+) -> Iterator[tuple[TaskT, _Result]]:
     failures = []
     for future in as_completed(futures):
         group = futures.pop(future)

@@ -42,6 +42,7 @@ from deltarank.runtime import (
     make_plan,
     matrix_pass,
     now,
+    planned_seconds,
     run_provenance,
 )
 from deltarank.system import tool_version
@@ -162,6 +163,7 @@ class CompareRun:
         for result in matrix_pass(
             group_small_matrices(waiting),
             lambda: MatrixMeasurer(options, matrices=len(plan.steps)),
+            seconds=planned_seconds,
             workers=plan.parallel_matrices,
             progress=self.progress,
             estimate=estimate,

@@ -31,6 +31,7 @@ from deltarank.runtime import (
     TimeEstimate,
     estimate_time,
     matrix_pass,
+    planned_seconds,
     run_provenance,
 )
 from deltarank.system import tool_version
@@ -104,6 +105,7 @@ class Run:
         for matrix in matrix_pass(
             [[step] for step in waiting],
             self._extractor,
+            seconds=planned_seconds,
             workers=self.plan.parallel_matrices,
             progress=self.progress,
             estimate=estimate,

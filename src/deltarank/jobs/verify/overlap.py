@@ -1,4 +1,4 @@
-"""How near an adapter's L comes to the change D = W - W0, by sums over chunks: neither is needed whole."""
+"""How close an adapter's L is to the change D = W - W0, by sums over chunks: neither is held whole in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter's figures mean, in plain words."""
+"""The verdict on an adapter, in words."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from deltarank.results import (
 )
 
 STRANGE = 0.01
-"""Of what the best LoRA keeps, the best multiple of a stranger keeps less than this share: its cosine is a tenth."""
+"""If the best multiple of L keeps less than this share of what the best LoRA keeps, L belongs to other models."""
 
 SAME_DIRECTION = 0.75
-"""From this share on a LoRA points where it should, and another length is a wrong scale."""
+"""From this share on, the direction of L is right, and a different length is a wrong scale."""
 
 OFF_SCALE = 0.03
-"""Mistakes with alpha and rank are larger; rounding, and training that stopped early, are smaller."""
+"""Mistakes with alpha and rank change the scale by more; rounding, and training that stopped early, by less."""
 
 NOTHING_KEPT = 1.005
-"""From this share of the change lost, an adapter leads away. At 1 it keeps nothing: twice the right scale does that."""
+"""From this share of the change lost, an adapter moves away from the finetune. At 1 it keeps nothing."""
 
 NEW_BIAS = "neither checkpoint has a bias there"
 
@@ -83,9 +83,8 @@ def _kind(rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -
 
 
 _HARMS = {
-    LoadEffect.REFUSED: "PEFT loads nothing of an adapter with such a tensor; "
-    "the figures are of what the rest would do.",
-    LoadEffect.RANDOM: "PEFT puts random numbers in its place, others each time; the figures are without them.",
+    LoadEffect.REFUSED: "PEFT refuses an adapter with such a tensor; the figures are those of the other tensors.",
+    LoadEffect.RANDOM: "PEFT puts random numbers in its place, others at each load; the figures leave them out.",
 }
 _AGAIN = "Download or copy the adapter again, or save it again with PEFT's `save_pretrained`."
 
@@ -112,7 +111,7 @@ def _possible(energies: FitEnergies) -> float:
 
 
 def _misscaled(rows: Sequence[TensorFit]) -> list[TensorFit]:
-    """Those that point the right way and have the wrong length."""
+    """The matrices in which L has the right direction and the wrong length."""
     return [row for row in rows if row.is_compared and row.change is TensorChange.LORA and _is_misscaled(row.energies)]
 
 
@@ -132,8 +131,8 @@ def _say_fit(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touche
     best = f"the best LoRA of the same rank keeps {_kept(touched.share_best)}" if touched.share_best is not None else ""
     if touched.share_lost > NOTHING_KEPT:
         yield (
-            f"{subject} leads away from the finetune: what is left in {where} has {figure(touched.share_lost)} times "
-            f"the energy of what finetuning changed there{'; ' + best if best else ''}."
+            f"{subject} moves the base away from the finetune: the remaining difference in {where} has "
+            f"{figure(touched.share_lost)} times the energy of the change there{'; ' + best if best else ''}."
         )
         return
     excess = touched.excess or 0.0
@@ -145,7 +144,7 @@ def _say_fit(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touche
 
 def _keeps(share_lost: float) -> str:
     if share_lost > NOTHING_KEPT:
-        return "leads away from the finetune"
+        return "moves the base away from the finetune"
     return f"keeps {_kept(share_lost)}" if share_lost < 1 else "keeps nothing"
 
 
@@ -157,17 +156,17 @@ def _say_broken(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, tou
     broken = _broken(rows)
     yield (
         f"{subject} cannot work: {count(len(broken), 'tensor')} would hold NaN or Inf "
-        f"({listing([row.name for row in broken], most=3)}), and a model with them answers with nothing else."
+        f"({listing([row.name for row in broken], most=3)}), and so would everything that the model predicts."
     )
 
 
 def _say_nothing(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
-    added = "changes nothing either" if whole.added == 0 else "changes it all the same"
-    yield f"The finetune holds the base's own numbers; {subject} {added}."
+    added = "changes nothing either" if whole.added == 0 else "does change it"
+    yield f"The finetune equals the base; {subject} {added}."
 
 
 def _say_empty(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
-    yield f"{subject} changes nothing: whatever it adds is zero."
+    yield f"{subject} changes nothing: all that it adds is zero."
 
 
 def _say_stranger(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
@@ -199,17 +198,17 @@ def _scales(rows: Sequence[TensorFit], touched: FitEnergies) -> Iterator[str]:
     share = sum(row.energies.energy for row in wrong) / touched.energy
     factor = touched.scaled_by
     if factor and factors[-1] <= (1 + OFF_SCALE) * factors[0] and share > 0.9:
-        yield f"It is scaled wrongly by {figure(factor)}{_multiplied(wrong, factor)}."
+        yield f"Its scale is wrong by a factor of {figure(factor)}{_multiplied(wrong, factor)}."
         lost = max(1.0 - (touched.explained or 0.0), touched.share_best or 0.0)  # a cosine of 1 is one up to rounding
-        yield f"Rightly scaled it would keep {_kept(lost)} in these matrices."
+        yield f"With the right scale it would keep {_kept(lost)} in these matrices."
         return
-    spread = f", by {figure(factors[0])} to {figure(factors[-1])}" if len(wrong) > 1 else ""
+    spread = f", by factors of {figure(factors[0])} to {figure(factors[-1])}" if len(wrong) > 1 else ""
     names = listing([f"{row.name} by {figure(row.energies.scaled_by)}" for row in _worst(wrong)], most=3)
-    yield f"{count(len(wrong), 'matrix is', 'matrices are')} scaled wrongly{spread}: {names}."
+    yield f"{count(len(wrong), 'matrix has', 'matrices have')} a wrong scale{spread}: {names}."
 
 
 def _multiplied(wrong: Sequence[TensorFit], factor: float) -> str:
-    """By what, where one scale holds for all."""
+    """The scale that is applied and the one that fits best, if one holds for all matrices."""
     scales = {row.scale for row in wrong}
     if len(scales) != 1:
         return ""
@@ -228,13 +227,13 @@ def _whole(rows: Sequence[TensorFit], whole: FitEnergies) -> Iterator[str]:
         return
     if not alone:
         names = listing(_modules(carried), most=4)
-        whole_tensors = f"{count(len(carried), 'tensor')} carried whole ({names})"
-        yield f"Of the whole change it {_keeps(whole.share_lost)}, with {whole_tensors}."
+        whole_tensors = f"{count(len(carried), 'tensor')} stored whole ({names})"
+        yield f"Of the whole change, it {_keeps(whole.share_lost)}, with {whole_tensors}."
         return
     share = sum(row.energies.energy for row in alone) / whole.energy
     yield (
-        f"Of the whole change it {_keeps(whole.share_lost)}; {percent(share)} lies in {count(len(alone), 'tensor')} "
-        f"that it leaves alone ({listing(_modules(alone), most=4)})."
+        f"Of the whole change, it {_keeps(whole.share_lost)}; {percent(share)} lies in {count(len(alone), 'tensor')} "
+        f"that it does not change ({listing(_modules(alone), most=4)})."
     )
 
 
@@ -256,7 +255,7 @@ def _new_biases(rows: Sequence[TensorFit], whole: FitEnergies) -> Iterator[str]:
 
 
 def uncounted(rows: Sequence[TensorFit], skipped: Sequence[Skipped]) -> Iterator[str]:
-    """What is in no figure: each by its reason."""
+    """Notes on the tensors that no figure includes, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if not row.is_compared and not (row.is_touched and row.outcome is Outcome.NOT_FINITE):
