@@ -352,7 +352,9 @@ def test_what_is_in_no_figure_is_told(models: Path, tmp_path: Path) -> None:
     seen = deltarank.verify(models / "base", tuned, tmp_path / "a")
     notes = "\n".join(seen.notes)
 
-    assert "model.embed_tokens.weight has 51 rows in the adapter and 48 in the base: PEFT loads it only after" in notes
+    assert (
+        "`model.embed_tokens.weight` has 51 rows in the adapter and 48 in the base: PEFT loads it only after" in notes
+    )
     assert "not counted: 1 tensor (model.layers.0.mlp.up_proj.weight): a checkpoint holds NaN or Inf here" in notes
     assert "not counted: 1 tensor (model.extra.weight): only the finetune has it" in notes
     assert "rows 48 to 50 are only in the finetune" in notes

@@ -50,7 +50,7 @@ RULES = {
     "report": rule("errors results system", "jinja2 markupsafe vl_convert"),
     "jobs": rule("errors"),
     "jobs.compare": rule("errors results system checkpoints spectra adapters runtime", "torch"),
-    "jobs.verify": rule("errors results system checkpoints spectra adapters runtime", "torch"),
+    "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
     "jobs.extract": rule("errors results system checkpoints servers spectra adapters runtime jobs.compare", "torch"),
     "jobs.outputs": rule(
