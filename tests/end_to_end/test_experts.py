@@ -207,7 +207,7 @@ def test_experts_that_are_excluded_stay_out_all_together(
 
     assert not any(".experts." in m.name for m in adapter.matrices)
     assert "target_parameters" not in config_of(tmp_path / "a")
-    assert any("all experts as they are or none" in t.reason for t in adapter.budget.tensors)
+    assert any("all experts or none" in t.reason for t in adapter.budget.tensors)
 
 
 @pytest.mark.parametrize("server", ["portable", "sglang", "lorax", "llama.cpp"])
@@ -234,7 +234,7 @@ def test_vllm_takes_experts_that_are_asked_for(pairs: Callable[[str], tuple[Path
     seen = deltarank.verify(*pair, tmp_path / "a", server="vllm")
     reasons = {t.reason for t in unasked.budget.tensors if t.kind == "expert"}
 
-    assert reasons == {"experts, which vLLM takes in some versions only: if included by name"}
+    assert reasons == {"experts, which only some versions of vLLM load: extracted if included by name"}
     assert sum(".experts." in m.name for m in adapter.matrices) == 2 * 2 * 4
     assert seen.unused == ()
     assert {row.name for row in seen.tensors if row.change is TensorChange.LORA} == {m.name for m in adapter.matrices}

@@ -26,6 +26,7 @@ import deltarank
 from deltarank.cli import main
 from deltarank.errors import DeltarankError, JobError, OutputError, ResultsError
 from deltarank.jobs.extract import assemble as assemble_module
+from deltarank.jobs.extract import extract_with_picture
 from deltarank.jobs.extract import factorise as factorise_module
 from deltarank.results import Outcome
 from tiny_architectures import DENSE, EXPERTS, VOCABULARY, tokens, write_pair
@@ -199,7 +200,7 @@ def test_its_card_has_a_picture_where_someone_draws(folders: Mapping[str, Path],
         drawn.append(about)
         return b"a picture"
 
-    deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", draw=draw)
+    extract_with_picture(folders["base"], folders["full"], draw, rank=8, output=tmp_path / "a")
     card = (tmp_path / "a" / "README.md").read_text()
 
     assert drawn == [json.loads((tmp_path / "a" / "deltarank.json").read_text())]
@@ -212,7 +213,7 @@ def test_a_picture_that_fails_takes_no_adapter_with_it(folders: Mapping[str, Pat
     def draw(about: Mapping[str, Any]) -> bytes:
         raise ValueError("no fonts here")
 
-    adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", draw=draw)
+    adapter = extract_with_picture(folders["base"], folders["full"], draw, rank=8, output=tmp_path / "a")
 
     assert adapter == deltarank.ExtractedAdapter.load(tmp_path / "a")
     assert "no fonts here" in adapter.notes[-1]
@@ -535,7 +536,7 @@ def test_the_same_call_again_gives_the_same_adapter(folders: Mapping[str, Path],
 
 def test_another_adapter_is_replaced_only_by_force(folders: Mapping[str, Path], tmp_path: Path) -> None:
     deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
-    with pytest.raises(OutputError, match="holds an adapter") as refused:
+    with pytest.raises(OutputError, match="already contains an adapter") as refused:
         deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a")
     adapter = deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a", force=True)
 
@@ -546,7 +547,7 @@ def test_another_adapter_is_replaced_only_by_force(folders: Mapping[str, Path], 
 
 def test_what_is_no_adapter_is_not_replaced_at_all(folders: Mapping[str, Path], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="is no adapter"):
+    with pytest.raises(OutputError, match="is not an adapter"):
         deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path, force=True)
 
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
@@ -730,16 +731,16 @@ def test_the_command_again_says_that_nothing_was_done(
     told = capsys.readouterr().err
 
     assert codes == [0, 0]
-    assert told.count("Rank 8 is the smallest servable one with a relative error of at most 0.9.") == 1
-    assert told.count("holds this very adapter already: nothing was done") == 1
+    assert told.count("Rank 8 is the smallest servable rank with a relative error of at most 0.9.") == 1
+    assert told.count("already contains this adapter: nothing to do") == 1
 
 
 @pytest.mark.parametrize(
     ("output", "force", "said"),
     [
-        ("thesis", [], "is no adapter"),
-        ("thesis", ["--force"], "is no adapter"),
-        ("file", ["--force"], "is no adapter"),
+        ("thesis", [], "is not an adapter"),
+        ("thesis", ["--force"], "is not an adapter"),
+        ("file", ["--force"], "is not an adapter"),
         ("file/below", [], "Not a directory"),
         ("adapter", [], "--force to replace it"),
     ],
@@ -787,10 +788,10 @@ def test_the_command_prints_json(
         (["-r", "lots"], 2, "--rank: 'lots' is not one rank"),
         (["-r", "0"], 2, "--rank: '0' is not one rank, a whole number from 1 up"),
         (["-r", "1024", "--server", "vllm"], 2, "servable ranks are 1, 8, 16, 32, 64, 128, 256, 320 and 512"),
-        (["-r", "33", "--server", "peft"], 2, "no matrix here has a rank over 32"),
+        (["-r", "33", "--server", "peft"], 2, "no matrix here has a rank above 32"),
         (["-r", "8,16"], 2, "not one rank"),
         (["-r", "auto"], 2, "--max-error"),
-        (["-r", "8", "--include", "*norm*"], 1, "nothing is left to extract: a portable adapter leaves out norms."),
+        (["-r", "8", "--include", "*norm*"], 1, "there is nothing to extract: a portable adapter leaves out norms."),
         (["-r", "8", "--exclude", "*"], 1, "No matrix is left to measure"),
     ],
 )

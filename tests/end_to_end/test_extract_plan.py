@@ -79,7 +79,7 @@ def test_an_unknown_rank_is_foretold_by_the_largest_that_may_be_taken(
     assert plan["rank"] == "auto"
     assert (tmp_path / "a" / "adapter_model.safetensors").stat().st_size < plan["adapter_bytes"] + 20_000
     assert max(m["rank"] for m in plan["matrices"]) >= adapter.rank
-    assert "relative error of at most 0.5; below, what rank 32 would take" in capsys.readouterr().out
+    assert "relative error of at most 0.5; the figures below are for rank 32" in capsys.readouterr().out
 
 
 def test_layers_that_get_zeros_and_padding_are_told(
@@ -90,7 +90,7 @@ def test_layers_that_get_zeros_and_padding_are_told(
     main(["extract", *map(str, llama), "-r", "32", "--dry-run"])
     padded = capsys.readouterr().out
 
-    assert "zeros for 1 module, since every layer has to be there: model.layers.0.mlp.up_proj" in zeros
+    assert "zeros for 1 module, because every layer is required: model.layers.0.mlp.up_proj" in zeros
     assert "4 matrices of a smaller rank are padded with zeros: self_attn.k_proj and self_attn.v_proj" in padded
 
 

@@ -101,8 +101,9 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
     with drawing_process():
         with loading():
             from deltarank.cli.progress import watching
+            from deltarank.jobs.extract import extract_with_picture
         with watching(quiet) as progress:
-            adapter = deltarank.extract(**options, draw=adapter_picture, progress=progress)
+            adapter = extract_with_picture(**options, draw=adapter_picture, progress=progress)
     out(adapter.to_json() if as_json else "\n".join(map(one_line, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
 

@@ -62,7 +62,7 @@ class RunFolder:
             else:
                 self._check_identity()
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._check_room(room)
+            self.check_room(room)
             write_text_atomically(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
             return self._open_records()
 
@@ -71,6 +71,16 @@ class RunFolder:
         """The results, if this run was finished before; else None."""
         path = self.folder / RESULTS
         return Results.load(path) if path.is_file() and read_identity(self.folder) == self._identity else None
+
+    def check_room(self, room: float) -> None:
+        """Raises OutputError (slug "output-unwritable") if the disk has less than `room` bytes left."""
+        free = shutil.disk_usage(self.folder).free
+        if free < room:
+            raise OutputError(
+                f"the disk of {self.folder} has {size(free)} left; about {size(room)} are needed.",
+                cure="Free some space, or choose another disk with -o.",
+                slug="output-unwritable",
+            )
 
     def append(self, record: Record) -> None:
         """Adds a record in one write: a killed process leaves at most an incomplete last line."""
@@ -110,15 +120,6 @@ class RunFolder:
                 f"{self.folder} already contains a run with other inputs or options: {listing(changed)}.",
                 cure="Give -o another folder, or --force to replace that run.",
                 slug="run-differs",
-            )
-
-    def _check_room(self, room: float) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if free < room:
-            raise OutputError(
-                f"the disk of {self.folder} has {size(free)} left; the results take about {size(room)}.",
-                cure="Free some space, or choose another disk with -o.",
-                slug="output-unwritable",
             )
 
     def _open_records(self) -> list[Record]:

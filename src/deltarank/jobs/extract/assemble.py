@@ -1,10 +1,9 @@
-"""From finished factors to an adapter's folder."""
+"""Writes the adapter's weights and configuration from stored factors and from both checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,10 +11,6 @@ import torch
 from deltarank.adapters import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    Budget,
-    FillBuffer,
-    LeftOut,
-    MatrixEnergies,
     StreamedTensor,
     adapter_config,
     bias_key,
@@ -24,251 +19,137 @@ from deltarank.adapters import (
     fill_from_file,
     fill_from_files,
     fill_interleaved,
-    module_type,
     whole_tensor_key,
     write_json,
     write_weights,
 )
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo
-from deltarank.jobs.extract.biases import bias_bytes
-from deltarank.jobs.extract.layout import EXPERT, Empty, Layout, Target, UnfactoredTensor
-from deltarank.jobs.extract.result import AdapterMatrix
-from deltarank.jobs.extract.staging import Staging
+from deltarank.jobs.extract.biases import fill_with_bias
+from deltarank.jobs.extract.contents import AdapterContents
+from deltarank.jobs.extract.layout import Target
 from deltarank.results import Outcome
-from deltarank.servers import kind_of_tensor
 
 
 @dataclass(frozen=True)
-class Finished:
-    """All that was found out: a matrix for each target, and the energy of each other tensor that was read."""
+class AdapterFiles:
+    """adapter_model.safetensors and adapter_config.json. No tensor is ever whole in memory.
 
-    layout: Layout
-    matrices: Mapping[str, AdapterMatrix]
-    energies: Mapping[str, float | None]
-    rounded: Mapping[str, float]
+    dtype         of A and B
+    factors_path  the file with the factors of a target, by tensor name
+    """
+
+    contents: AdapterContents
+    base: Checkpoint
+    finetune: Checkpoint
     dtype: torch.dtype
+    factors_path: Callable[[str], Path]
 
-    @cached_property
-    def live_types(self) -> set[str]:
-        """Types of module of which a layer changed; all of them where nothing did: an empty adapter does not load."""
-        changed = {m.path for m in self.matrices.values() if m.outcome is Outcome.MEASURED}
-        changed |= {o.beside for o in self.layout.unfactored if o.beside and self.energies.get(o.name)}
-        return {self._type(path) for path in changed or {t.module for t in self.layout.targets}}
+    def write(self, folder: Path) -> None:
+        """Raises OSError, and CheckpointError where a tensor that is carried whole cannot be read."""
+        write_weights(
+            folder / WEIGHTS_FILE,
+            [*self._factors(), *self._zero_factors(), *self._whole_tensors(), *self._rest_of_whole_modules()],
+        )
+        targets, rank = self.contents.factored, self.contents.layout.rank
+        modules = [target.module for target in targets if not target.as_parameter]
+        modules += [zero.module for zero in self.contents.zero_modules]
+        parameters = {target.pair.base.tensor for target in targets if target.as_parameter}
+        config = adapter_config(
+            base=self.base.reference.ref,
+            revision=self.base.reference.revision,
+            rank=rank,
+            targets=exact_targets(modules, [name for name in self.base.tensors if name not in parameters]),
+            transposed=any(target.transposed for target in targets if not target.as_parameter),
+            ranks={target.module: target.rank for target in targets if target.rank != rank},
+            whole=self.contents.whole_modules,
+            model=self.base.config or self.finetune.config,
+            parameters=list(dict.fromkeys(target.module for target in targets if target.as_parameter)),
+            bias=bool(self.contents.biases),
+            tied=any(tensor.tied_head for tensor in self.contents.whole_tensors),
+        )
+        write_json(folder / CONFIG_FILE, config)
 
-    def _type(self, module: str) -> str:
-        """Experts come together or not at all."""
-        return EXPERT if kind_of_tensor(f"{module}.weight") == EXPERT else module_type(module)
+    def _factors(self) -> Iterator[StreamedTensor]:
+        fused: dict[str, dict[int, Path | None]] = {}
+        for target in self.contents.factored:
+            is_changed = self.contents.matrices[target.pair.name].outcome is Outcome.MEASURED
+            path = self.factors_path(target.pair.name) if is_changed else None
+            if target.fused_expert is None:
+                module = target.module.removesuffix(".weight")
+                yield from self._factor_pair(module, target.rank, target.linear_shape, path)
+                yield from self._bias(target)
+                continue
+            paths = fused.setdefault(target.module, {})
+            paths[target.fused_expert.index] = path
+            if len(paths) == target.fused_expert.experts:
+                yield from self._fused_factors(target, [paths[index] for index in range(len(paths))])
 
-    @cached_property
-    def factored(self) -> list[Target]:
-        """The targets that get factors in the file."""
-        live = self.live_types
-        return [t for t in self.layout.targets if self._type(t.module) in live and self._has_place(t)]
+    def _factor_pair(
+        self, module: str, rank: int, linear_shape: tuple[int, int], path: Path | None
+    ) -> Iterator[StreamedTensor]:
+        """A and B, as stored in a file; zeros without one."""
+        outputs, inputs = linear_shape
+        key_a, key_b = factor_keys(module)
+        a_bytes = rank * inputs * self.dtype.itemsize
+        yield StreamedTensor(key_a, self.dtype, (rank, inputs), fill_from_file(path, 0) if path else None)
+        yield StreamedTensor(key_b, self.dtype, (outputs, rank), fill_from_file(path, a_bytes) if path else None)
 
-    def _has_place(self, target: Target) -> bool:
-        known = self.matrices[target.pair.name].outcome in (Outcome.MEASURED, Outcome.IDENTICAL)
-        return known or target.is_expert or self.layout.server.needs_every_layer
+    def _bias(self, target: Target) -> Iterator[StreamedTensor]:
+        """PEFT puts a bias on every module or on none: zeros where none changed."""
+        if self.contents.biases:
+            bias = self.contents.biases.get(target.module)
+            fill = fill_with_bias(bias.pair, self.dtype) if bias and bias.pair else None
+            yield StreamedTensor(bias_key(target.module), self.dtype, target.linear_shape[:1], fill)
 
-    @property
-    def empties(self) -> list[Empty]:
-        live = self.live_types
-        return [empty for empty in self.layout.empties if self._type(empty.module) in live]
+    def _fused_factors(self, target: Target, paths: Sequence[Path | None]) -> Iterator[StreamedTensor]:
+        """A of all experts one below the other; of B, column k of every expert side by side."""
+        rank, (outputs, inputs), experts = target.rank, target.linear_shape, len(paths)
+        key_a, key_b = factor_keys(self._wrapper_of(target))
+        a_bytes = rank * inputs * self.dtype.itemsize
+        fill_b = fill_interleaved(paths, a_bytes, (outputs, rank), self.dtype.itemsize)
+        yield StreamedTensor(key_a, self.dtype, (experts * rank, inputs), fill_from_files(paths, a_bytes))
+        yield StreamedTensor(key_b, self.dtype, (outputs, rank * experts), fill_b)
 
-    @property
-    def whole_modules(self) -> list[str]:
-        """What `modules_to_save` carries: modules of which a tensor changed."""
-        changed = {o.module for o in self.layout.unfactored if o.module and self.energies.get(o.name)}
-        return [
-            module for module in dict.fromkeys(o.module for o in self.layout.unfactored) if module in changed and module
+    def _wrapper_of(self, target: Target) -> str:
+        """The module under which PEFT stores the factors of a parameter.
+
+        PEFT wraps the module once for each parameter, the first one innermost.
+        """
+        assert target.fused_expert is not None
+        module, _, parameter = target.module.rpartition(".")
+        holders = (each.module.rpartition(".") for each in self.contents.factored if each.fused_expert)
+        present = {name for holder, _, name in holders if holder == module}
+        order = [name for name in target.fused_expert.layout.parameters if name in present]
+        return module + ".base_layer" * (len(order) - 1 - order.index(parameter))
+
+    def _zero_factors(self) -> Iterator[StreamedTensor]:
+        for zero in self.contents.zero_modules:
+            yield from self._factor_pair(zero.module, self.contents.layout.rank, zero.linear_shape, None)
+
+    def _whole_tensors(self) -> Iterator[StreamedTensor]:
+        for tensor in self.contents.whole_tensors:
+            name = tensor.name.rpartition(".")[2]
+            for module in (tensor.whole_module, tensor.tied_head):  # PEFT reads tied tensors from two entries
+                if module is not None:
+                    yield _copied(f"{module}.{name}", self.finetune.tensors[tensor.name], self.finetune)
+
+    def _rest_of_whole_modules(self) -> Iterator[StreamedTensor]:
+        """The other tensors of these modules, as the base has them: PEFT loads a module completely or fails."""
+        pairs = [
+            (tensor.pair.base.tensor, tensor.whole_module) for tensor in self.contents.whole_tensors if tensor.pair
         ]
-
-    @property
-    def carried(self) -> list[UnfactoredTensor]:
-        """The tensors of those modules."""
-        modules = set(self.whole_modules)
-        return [other for other in self.layout.unfactored if other.module in modules]
-
-    @cached_property
-    def biases(self) -> Mapping[str, UnfactoredTensor]:
-        """Those that are carried beside the factors of a module, by that module."""
-        modules = {target.module for target in self.factored}
-        found = {o.beside: o for o in self.layout.unfactored if o.beside in modules and self.energies.get(o.name)}
-        return {module: other for module, other in found.items() if module is not None}
-
-    def _energy(self, other: UnfactoredTensor) -> float | None:
-        """None for what only one side has, such as the added rows of a vocabulary of which the unfactored were read."""
-        return self.energies.get(other.name) if other.pair is not None else None
-
-    def budget(self) -> Budget:
-        measured = [m for m in self.matrices.values() if m.written is not None and m.losses]
-        biases = {other.name for other in self.biases.values()}
-        spent = [_spent(matrix) for matrix in measured]
-        spent += [MatrixEnergies(self.energies[name] or 0.0, 0.0, self.rounded.get(name, 0.0)) for name in biases]
-        carried = {other.name for other in self.carried}
-        left = [
-            (LeftOut(o.name, o.kind, o.reason, None), energy)
-            for o in self.layout.unfactored
-            if o.name not in carried | biases and (energy := self._energy(o)) != 0.0
-        ]
-        failed = [m for m in self.matrices.values() if m.written is None]
-        left += [(LeftOut(m.name, m.outcome.value, m.reason or m.outcome.sentence, None), None) for m in failed]
-        return Budget.of(spent, [self.energies[name] or 0.0 for name in carried], left)
+        carried = {name for name, _ in pairs}
+        modules = {name.rpartition(".")[0]: module for name, module in pairs}
+        for name, info in self.base.tensors.items():
+            holder, _, last = name.rpartition(".")
+            if holder in modules and name not in carried and info.dtype in FLOAT_DTYPES:
+                yield _copied(f"{modules[holder]}.{last}", info, self.base)
 
 
-def _spent(matrix: AdapterMatrix) -> MatrixEnergies:
-    assert matrix.written is not None
-    lost = matrix.written.energy_lost * matrix.energy
-    return MatrixEnergies(matrix.energy, min(matrix.losses[0].energy_lost * matrix.energy, lost), lost)
+def _copied(name: str, info: TensorInfo, checkpoint: Checkpoint) -> StreamedTensor:
+    """A tensor of a checkpoint, byte for byte."""
 
-
-def write_adapter(
-    folder: Path,
-    finished: Finished,
-    staging: Staging,
-    base: Checkpoint,
-    finetune: Checkpoint,
-    numbers: Mapping[str, int],
-) -> None:
-    """adapter_model.safetensors and adapter_config.json.
-
-    Args:
-        numbers: of the factors of each target, by the tensor's name.
-    """
-    layout = finished.layout
-    wholes = [*_whole(finished, finetune), *_companions(finished, base)]
-    tensors = [*_factors(finished, staging, numbers), *_zeros(finished), *wholes]
-    write_weights(folder / WEIGHTS_FILE, tensors)
-    targets = finished.factored
-    modules = [*(t.module for t in targets if not t.bare), *(e.module for e in finished.empties)]
-    bare = {t.pair.base.tensor for t in targets if t.bare}
-    config = adapter_config(
-        base=base.reference.ref,
-        revision=base.reference.revision,
-        rank=layout.rank,
-        targets=exact_targets(modules, [name for name in base.tensors if name not in bare]),
-        transposed=any(t.transposed for t in targets if not t.bare),
-        ranks={t.module: t.rank for t in targets if t.rank != layout.rank},
-        whole=finished.whole_modules,
-        model=base.config or finetune.config,
-        parameters=list(dict.fromkeys(t.module for t in targets if t.bare)),
-        bias=bool(finished.biases),
-        tied=any(other.head for other in finished.carried),
-    )
-    write_json(folder / CONFIG_FILE, config)
-
-
-def _factors(finished: Finished, staging: Staging, numbers: Mapping[str, int]) -> Iterator[StreamedTensor]:
-    stacks: dict[str, dict[int, Path | None]] = {}
-    for target in finished.factored:
-        is_kept = finished.matrices[target.pair.name].outcome is Outcome.MEASURED
-        path = staging.factors(numbers[target.pair.name]) if is_kept else None
-        if target.slot is None:
-            outputs, inputs = target.sides
-            yield from _two(target.module.removesuffix(".weight"), target.rank, outputs, inputs, finished.dtype, path)
-            yield from _bias(finished, target)
-            continue
-        kept = stacks.setdefault(target.module, {})
-        kept[target.slot.index] = path
-        if len(kept) == target.slot.experts:
-            yield from _stacked(_holder(target, finished), target, [kept[i] for i in range(len(kept))], finished.dtype)
-
-
-def _bias(finished: Finished, target: Target) -> Iterator[StreamedTensor]:
-    """PEFT puts a bias on every module or on none: zeros where none changed."""
-    if finished.biases:
-        other = finished.biases.get(target.module)
-        fill = bias_bytes(other, finished.dtype) if other else None
-        yield StreamedTensor(bias_key(target.module), finished.dtype, target.sides[:1], fill)
-
-
-def _holder(target: Target, finished: Finished) -> str:
-    """The module that a bare parameter's factors are stored under.
-
-    PEFT wraps a module once for each parameter, the first one innermost.
-    """
-    assert target.slot is not None
-    module, _, leaf = target.module.rpartition(".")
-    here = {t.module.rpartition(".")[2] for t in finished.factored if t.slot and t.module.rpartition(".")[0] == module}
-    options = [name for name in target.slot.stack.parameters if name in here]
-    return module + ".base_layer" * (len(options) - 1 - options.index(leaf))
-
-
-def _stacked(
-    module: str, target: Target, paths: Sequence[Path | None], dtype: torch.dtype
-) -> tuple[StreamedTensor, StreamedTensor]:
-    """A of all experts one below the other; of B, column k of every expert side by side."""
-    rank, (outputs, inputs), experts = target.rank, target.sides, len(paths)
-    keys, size = factor_keys(module), dtype.itemsize
-    a_bytes = rank * inputs * size
-    return (
-        StreamedTensor(keys[0], dtype, (experts * rank, inputs), fill_from_files(paths, a_bytes)),
-        StreamedTensor(
-            keys[1], dtype, (outputs, rank * experts), fill_interleaved(paths, a_bytes, (outputs, rank), size)
-        ),
-    )
-
-
-def _zeros(finished: Finished) -> Iterator[StreamedTensor]:
-    for empty in finished.empties:
-        yield from _two(empty.module, finished.layout.rank, *empty.sides, finished.dtype, None)
-
-
-def _two(
-    module: str, rank: int, outputs: int, inputs: int, dtype: torch.dtype, path: Path | None
-) -> tuple[StreamedTensor, StreamedTensor]:
-    keys = factor_keys(module)
-    a, b = StreamedTensor(keys[0], dtype, (rank, inputs)), StreamedTensor(keys[1], dtype, (outputs, rank))
-    if path is None:
-        return a, b
-    return (
-        StreamedTensor(a.name, dtype, a.shape, fill_from_file(path, 0)),
-        StreamedTensor(b.name, dtype, b.shape, fill_from_file(path, a.nbytes)),
-    )
-
-
-def _whole(finished: Finished, finetune: Checkpoint) -> Iterator[StreamedTensor]:
-    for other in finished.carried:
-        info = finetune.tensors[other.name]
-        leaf = other.name.rpartition(".")[2]
-        for module in (other.module, other.head):  # PEFT wants what is tied twice
-            if module is not None:
-                yield StreamedTensor(
-                    whole_tensor_key(f"{module}.{leaf}"),
-                    FLOAT_DTYPES[info.dtype],
-                    info.shape,
-                    _bytes_of(info, finetune),
-                )
-
-
-def _companions(finished: Finished, base: Checkpoint) -> Iterator[StreamedTensor]:
-    """What else a module holds that is carried whole, as the base has it: PEFT loads all of a module or fails."""
-    modules = {o.pair.base.tensor.rpartition(".")[0]: o.module for o in finished.carried if o.pair is not None}
-    carried = {o.pair.base.tensor for o in finished.carried if o.pair is not None}
-    for name, info in base.tensors.items():
-        holder, _, leaf = name.rpartition(".")
-        if holder in modules and name not in carried and info.dtype in FLOAT_DTYPES:
-            yield StreamedTensor(
-                whole_tensor_key(f"{modules[holder]}.{leaf}"),
-                FLOAT_DTYPES[info.dtype],
-                info.shape,
-                _bytes_of(info, base),
-            )
-
-
-def _bytes_of(info: TensorInfo, checkpoint: Checkpoint) -> FillBuffer:
     def fill(first: int, block: memoryview) -> None:
         checkpoint.source.read_into(info.file, info.start + first, block)
 
-    return fill
-
-
-def nbytes_of(layout: Layout, dtype: torch.dtype) -> float:
-    """Bytes that the adapter takes at most."""
-    sides = [*((t.sides, t.rank) for t in layout.targets), *((e.sides, layout.rank) for e in layout.empties)]
-    factors = sum((outputs + inputs) * rank for (outputs, inputs), rank in sides) * dtype.itemsize
-    if any(other.beside for other in layout.unfactored):
-        factors += sum(target.sides[0] for target in layout.targets) * dtype.itemsize
-    whole = [
-        other.pair.nbytes / 2 * (2 if other.head else 1) for other in layout.unfactored if other.module and other.pair
-    ]
-    return float(factors + sum(whole))
+    return StreamedTensor(whole_tensor_key(name), FLOAT_DTYPES[info.dtype], info.shape, fill)

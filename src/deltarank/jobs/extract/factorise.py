@@ -1,4 +1,4 @@
-"""Where one matrix becomes two factors: a pair is read, its factors are found, rounded, measured and kept as a file."""
+"""Factors one matrix: reads the pair, computes A and B, rounds and measures them, and stores them in a file."""
 
 from __future__ import annotations
 
@@ -17,61 +17,67 @@ from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step,
 from deltarank.spectra import Factors, Sums, Workspace, factorise, residual_energy
 
 
-class Extractor:
-    """Makes the factors of one matrix after another, in one thread.
+class MatrixFactoriser:
+    """Factors one matrix after another, in one thread.
 
     Args:
+        targets: by tensor name.
         dtype: that A and B are stored in.
-        place: where the factors of a tensor, by name, are kept.
+        factors_path: the file for the factors of a target, by tensor name.
     """
 
     def __init__(
-        self, settings: SolverOptions, targets: Mapping[str, Target], dtype: torch.dtype, place: Callable[[str], Path]
+        self,
+        options: SolverOptions,
+        targets: Mapping[str, Target],
+        dtype: torch.dtype,
+        factors_path: Callable[[str], Path],
     ) -> None:
-        self._reader = DeltaReader(settings)
-        self._workspace = Workspace(settings.torch_device)
+        self._reader = DeltaReader(options)
+        self._workspace = Workspace(options.torch_device)
         self._targets = targets
         self._dtype = dtype
-        self._place = place
+        self._factors_path = factors_path
 
     def results(self, steps: Sequence[Step]) -> list[AdapterMatrix]:
         return [self.result(step) for step in steps]
 
     def result(self, step: Step) -> AdapterMatrix:
-        """A matrix that fails is a result too.
+        """A matrix that cannot be read or computed gives a result with that outcome.
 
         Raises:
-            OutputError: the factors cannot be kept.
+            OutputError: the factors cannot be stored.
         """
         target = self._targets[step.pair.name]
         try:
             delta, sums = self._reader.read(step.pair)
-            return self._extracted(target, delta, sums)
+            return self._factored(target, delta, sums)
         except TENSOR_FAILURES as error:
-            return blank(target, *failure_outcome(error))
+            return _without_factors(target, *failure_outcome(error))
 
-    def _extracted(self, target: Target, delta: Tensor, sums: Sums) -> AdapterMatrix:
+    def _factored(self, target: Target, delta: Tensor, sums: Sums) -> AdapterMatrix:
         if not sums.is_finite:
-            return blank(target, Outcome.NOT_FINITE, Outcome.NOT_FINITE.sentence)
-        known = replace(blank(target, Outcome.IDENTICAL), energy=sums.energy, base_energy=sums.base_energy)
+            return _without_factors(target, Outcome.NOT_FINITE, Outcome.NOT_FINITE.sentence)
+        result = replace(_without_factors(target, Outcome.IDENTICAL), energy=sums.energy, base_energy=sums.base_energy)
         if sums.is_zero:
-            return replace(known, losses=(_loss(target, 0.0, 0.0),), written=_loss(target, 0.0, 0.0))
-        found = factorise(delta, target.rank, energy=sums.energy, workspace=self._workspace)
-        a, b = _stored(found, target, self._dtype)
+            nothing = _loss(target, 0.0, 0.0)
+            return replace(result, losses=(nothing,), written=nothing)
+        factors = factorise(delta, target.rank, energy=sums.energy, workspace=self._workspace)
+        a, b = _rounded(factors, target, self._dtype)
         left, right = (a.T, b.T) if target.transposed else (b, a)
         lost = residual_energy(delta, left, right, self._workspace)
-        path = self._place(target.pair.name)
+        path = self._factors_path(target.pair.name)
         with as_output_error(path.parent):
             write_factors(path, a, b)
         return replace(
-            known,
+            result,
             outcome=Outcome.MEASURED,
-            losses=(_loss(target, found.lost, sums.energy),),
+            losses=(_loss(target, factors.lost, sums.energy),),
             written=_loss(target, lost, sums.energy),
         )
 
 
-def blank(target: Target, outcome: Outcome, reason: str | None = None) -> AdapterMatrix:
+def _without_factors(target: Target, outcome: Outcome, reason: str | None = None) -> AdapterMatrix:
     pair = target.pair
     return AdapterMatrix(
         pair.name, target.module, pair.layer, pair.module, pair.shape, outcome, target.rank, reason=reason
@@ -82,13 +88,13 @@ def _loss(target: Target, lost: float, energy: float) -> Loss:
     return Loss.from_energy(target.rank, lost=lost, total=energy, entries=target.pair.entries)
 
 
-def _stored(found: Factors, target: Target, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A (rank, inputs) and B (outputs, rank) as they are written: rounded, and padded with zeros.
+def _rounded(factors: Factors, target: Target, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A (rank, in_features) and B (out_features, rank) as they are written: rounded, and padded with zeros.
 
     Raises:
         ValueError: a number is too large for the dtype.
     """
-    b, a = (found.right.T, found.left.T) if target.transposed else (found.left, found.right)
+    b, a = (factors.right.T, factors.left.T) if target.transposed else (factors.left, factors.right)
     missing = target.rank - a.shape[0]
     a = torch.nn.functional.pad(a, (0, 0, 0, missing)).to(dtype)
     b = torch.nn.functional.pad(b, (0, missing)).to(dtype)

@@ -1,104 +1,155 @@
-"""What is to be made of two checkpoints, and what is known of it from headers alone."""
+"""An extraction from two open checkpoints: its plan, and its run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
-from deltarank.errors import JobError
+from deltarank.checkpoints import Checkpoint, Pair, Pairing, pair_checkpoints
+from deltarank.errors import JobError, UsageError
 from deltarank.jobs.compare import CompareJob, CompareOptions
-from deltarank.jobs.extract.assemble import nbytes_of
-from deltarank.jobs.extract.layout import Layout, UnfactoredTensor, lay_out
-from deltarank.jobs.extract.options import ExtractOptions, check_reach
-from deltarank.jobs.extract.plan import ExtractionPlan, at_most
-from deltarank.jobs.extract.staging import Staging
-from deltarank.results import Outcome, Total, listing
+from deltarank.jobs.extract.layout import AdapterLayout
+from deltarank.jobs.extract.layout_builder import LayoutBuilder
+from deltarank.jobs.extract.options import ExtractOptions
+from deltarank.jobs.extract.plan import ExtractionPlan
+from deltarank.jobs.extract.result import ExtractedAdapter
+from deltarank.jobs.extract.run import DrawBudget, ExtractRun
+from deltarank.jobs.extract.staging import StagingFolder
+from deltarank.results import Total, figure, listing
 from deltarank.runtime import Plan, ProgressListener, SolverOptions, Step, make_plan
 from deltarank.spectra import factorisation_cost
 from deltarank.system import tool_version
 
 
 @dataclass(frozen=True)
-class Job:
-    """Two checkpoints and what is to be made of them."""
+class ExtractJob:
+    """Two open checkpoints and the options of the extraction."""
 
+    base: Checkpoint
+    finetune: Checkpoint
     options: ExtractOptions
-    before: Checkpoint
-    after: Checkpoint
-    pairing: Pairing
 
     @cached_property
-    def dtype(self) -> torch.dtype:
-        return self.options.stored_dtype(self.pairing)
+    def pairing(self) -> Pairing:
+        options = self.options
+        return pair_checkpoints(
+            self.base, self.finetune, include=options.include, exclude=options.exclude, experts=True
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What has to be equal for one process to go on with another's work."""
+        """What must be equal for one process to resume the work of another."""
         return {
             "tool_version": tool_version(),
-            "base": self.before.fingerprint,
-            "finetune": self.after.fingerprint,
+            "base": self.base.fingerprint,
+            "finetune": self.finetune.fingerprint,
             "settings": self.options.to_plain(),
         }
 
-    def lay_out(self, rank: int) -> Layout:
-        """Raises JobError (slug "nothing-to-extract") if the server takes nothing of it."""
-        asked = bool(self.options.settings.include)
-        layout = lay_out(self.before, self.after, self.pairing, self.options.server, rank, asked=asked)
-        if not layout.targets:
-            read = [other for other in layout.unfactored if other.pair is not None] or layout.unfactored
-            kinds = listing(sorted({other.reason for other in read if other.reason}), most=3)
-            raise JobError(
-                f"nothing is left to extract: {kinds}.",
-                cure="Look at --include and --exclude, or choose another --server.",
-                slug="nothing-to-extract",
-            )
-        if self.options.rank is not None:
-            check_reach(layout)
-        return layout
+    @cached_property
+    def plan(self) -> ExtractionPlan:
+        """What `run` would do; with `--rank auto`, at the largest rank that it may choose."""
+        return self._plan_at(self.options.fixed_rank or self._largest_rank())
 
-    def plan(self, layout: Layout) -> Plan:
-        pairs = tuple(target.pair for target in layout.targets)
-        unfactored = tuple(_as_leftover(other) for other in layout.unfactored if other.pair is not None)
-        settings = replace(self.options.settings, ranks=(layout.rank,))
-        rest = replace(self.pairing, pairs=pairs, summed=unfactored)
-        return make_plan(self.before, self.after, rest, settings, step=_factoring)
-
-    def foretell(self) -> ExtractionPlan:
-        """What `extract` would do, from headers alone."""
-        layout = self.lay_out(at_most(self.options, self.lay_out(self.options.rank or 1).targets))
-        searching = make_plan(self.before, self.after, self.pairing, self.options.settings).seconds
+    def _plan_at(self, rank: int) -> ExtractionPlan:
+        options, layout, dtype = self.options, self.layout(rank), self.options.factor_dtype(self.pairing)
+        search_seconds = 0.0
+        if options.fixed_rank is None:
+            search_seconds = make_plan(self.base, self.finetune, self.pairing, options.solver_options).seconds
         return ExtractionPlan(
-            options=self.options,
+            options=options,
             layout=layout,
-            work=self.plan(layout),
-            dtype=str(self.dtype).removeprefix("torch."),
-            adapter_bytes=nbytes_of(layout, self.dtype),
-            searching=0.0 if self.options.rank else searching,
+            work=self._work(layout),
+            dtype=str(dtype).removeprefix("torch."),
+            adapter_bytes=layout.max_nbytes(dtype),
+            rank_search_seconds=search_seconds,
         )
 
-    def fitting_rank(self, staging: Staging, progress: ProgressListener) -> int:
-        """Measures the loss at every servable rank, as `compare` does, and keeps what was measured."""
+    def _work(self, layout: AdapterLayout) -> Plan:
+        """What is read and computed for the adapter."""
+        pairs = tuple(target.pair for target in layout.targets)
+        pairing = replace(self.pairing, pairs=pairs, summed=layout.summed)
+        options = replace(self.options.solver_options, ranks=(layout.rank,))
+        return make_plan(self.base, self.finetune, pairing, options, step=_factoring_step)
+
+    def _largest_rank(self) -> int:
+        """The smallest servable rank that holds every matrix whole; the largest, if none does."""
+        largest = max((min(target.pair.shape) for target in self.layout(1).targets), default=1)
+        ranks = self.options.solver_options.ranks
+        return min((rank for rank in ranks if rank >= largest), default=max(ranks))
+
+    def layout(self, rank: int) -> AdapterLayout:
+        """What an adapter of this rank contains.
+
+        Raises:
+            JobError: (slug "nothing-to-extract") the server can load nothing of it.
+            UsageError: (slug "rank-beyond-matrices") a smaller servable rank keeps every matrix whole.
+        """
         options = self.options
-        wanted = {target.pair.name for target in self.lay_out(1).targets}
-        compared = CompareJob(self.before, self.after, CompareOptions(**vars(options.settings)))
-        measured = compared.run(staging.side_run, progress=progress)
-        return options.fitting(Total.of(m for m in measured.matrices if m.name in wanted))
+        builder = LayoutBuilder(self.base, self.finetune, options.rules, rank, selected_by_name=bool(options.include))
+        layout = builder.build(self.pairing)
+        if not layout.targets:
+            readable = [tensor for tensor in layout.unfactored if tensor.pair is not None] or layout.unfactored
+            reasons = listing(sorted({tensor.reason for tensor in readable if tensor.reason}), most=3)
+            raise JobError(
+                f"there is nothing to extract: {reasons}.",
+                cure="Check --include and --exclude, or choose another --server.",
+                slug="nothing-to-extract",
+            )
+        if options.fixed_rank is not None:
+            _check_rank_is_useful(layout)
+        return layout
+
+    def run(
+        self, output: Path, *, force: bool = False, progress: ProgressListener, draw: DrawBudget | None = None
+    ) -> ExtractedAdapter:
+        """Writes the adapter, or resumes; see `deltarank.extract`.
+
+        Args:
+            draw: draws the picture of the model card; None: the card has a chart in text.
+        """
+        options = self.options
+        with StagingFolder(output, self.identity) as staging:
+            if staging.is_finished and not force:
+                progress.noted(f"{output} already contains this adapter: nothing to do. --force extracts it again.")
+                return ExtractedAdapter.load(output)
+            staging.check_output(force=force)
+            self.layout(options.fixed_rank or min(options.solver_options.ranks))  # refuse before anything is written
+            records = staging.open(force=force)
+            plan = self._plan_at(options.fixed_rank or self._searched_rank(staging.rank_search, progress))
+            staging.check_room(2 * plan.adapter_bytes)
+            run = ExtractRun(plan, self.base, self.finetune, staging, progress, draw)
+            run.resume(records)
+            return run.adapter()
+
+    def _searched_rank(self, folder: Path, progress: ProgressListener) -> int:
+        """Measures the loss at every servable rank, as `compare` does, in a folder from which that is resumed."""
+        options = self.options
+        extracted = {target.pair.name for target in self.layout(1).targets}
+        comparison = CompareJob(self.base, self.finetune, CompareOptions(**vars(options.solver_options)))
+        results = comparison.run(folder, progress=progress)
+        rank = options.smallest_servable_rank(Total.of(m for m in results.matrices if m.name in extracted))
+        progress.noted(
+            f"Rank {rank} is the smallest servable rank with a relative error of at most {figure(options.max_error)}."
+        )
+        return rank
 
 
-def _factoring(pair: Pair, settings: SolverOptions) -> Step:
-    """What making the factors of one matrix costs."""
-    cost = factorisation_cost(*pair.shape, max(settings.ranks), settings.torch_device)
+def _check_rank_is_useful(layout: AdapterLayout) -> None:
+    largest = max(min(target.pair.shape) for target in layout.targets)
+    servable = layout.server.ranks
+    enough = largest if servable is None else min((rank for rank in servable if rank >= largest), default=layout.rank)
+    if layout.rank > enough:
+        raise UsageError(
+            f"rank {layout.rank} is larger than needed: no matrix here has a rank above {largest}.",
+            cure=f"Use --rank {enough}: it keeps the whole change of these matrices.",
+            slug="rank-beyond-matrices",
+        )
+
+
+def _factoring_step(pair: Pair, options: SolverOptions) -> Step:
+    """The cost of factoring one matrix."""
+    cost = factorisation_cost(*pair.shape, max(options.ranks), options.torch_device)
     return Step(pair, cost.way, cost.seconds, cost.memory)
-
-
-def _as_leftover(other: UnfactoredTensor) -> SummedTensor:
-    pair = other.pair
-    assert pair is not None
-    if isinstance(pair, SummedTensor):
-        return pair
-    return SummedTensor(pair.name, Outcome.EXCLUDED, other.reason, pair.shape, pair.base, pair.finetune)

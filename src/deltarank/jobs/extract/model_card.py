@@ -17,33 +17,33 @@ def model_card(adapter: ExtractedAdapter, *, picture: bool = False) -> str:
     """Markdown, with the front matter that the Hub reads.
 
     Args:
-        picture: the budget lies beside the card as a picture; without one it is drawn in text.
+        picture: the picture of the budget lies beside the card; without one, the card has a chart in text.
     """
     sections = (
-        _front(adapter),
-        _head(adapter),
+        _front_matter(adapter),
+        _heading(adapter),
         _chart(adapter, picture),
         _modules(adapter),
         _left_out(adapter),
         _loading(adapter),
-        _making(adapter),
+        _provenance(adapter),
     )
     return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
 
 
-def _front(adapter: ExtractedAdapter) -> Iterator[str]:
+def _front_matter(adapter: ExtractedAdapter) -> Iterator[str]:
     yield from ("---", "library_name: peft", "tags:", "- lora", "- deltarank")
-    if adapter.base.revision is not None:  # a folder on someone's disk is no model of the Hub
+    if adapter.base.revision is not None:  # else it is a local folder, which is no model of the Hub
         yield f"base_model: {_plain(adapter.base.ref)}"
     yield "---"
 
 
-def _head(adapter: ExtractedAdapter) -> Iterator[str]:
-    yield f"# {_plain(adapter.finetune.short_name)} as a LoRA of rank {adapter.rank}"
+def _heading(adapter: ExtractedAdapter) -> Iterator[str]:
+    yield f"# {_plain(adapter.finetune.short_name)} as a rank-{adapter.rank} LoRA"
     yield ""
     yield (
-        "Extracted from the difference of two checkpoints, "
-        f"{_code(adapter.finetune.ref)} less {_code(adapter.base.ref)}. It {adapter.sentence}."
+        f"A LoRA adapter, extracted from the difference between the finetune {_code(adapter.finetune.ref)} and its "
+        f"base {_code(adapter.base.ref)}. It {adapter.sentence}."
     )
 
 
@@ -56,7 +56,13 @@ def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:
     rows = [("kept", budget.kept), ("truncated", budget.truncated), ("rounded", budget.rounded)]
     rows += [(kind_in_words(kind), share) for kind, (_, share) in budget.by_kind().items()]
     width = max(len(_plain(word)) for word, _ in rows)
-    yield from ("## Where the change went", "", "Shares of ||W - W0||^2, summed over all tensors of both.", "", "```")
+    yield from (
+        "## Where the change went",
+        "",
+        "Shares of ||W - W0||^2 (W: finetune, W0: base), summed over all tensors that both have.",
+        "",
+        "```",
+    )
     for word, share in rows:
         yield f"{_plain(word):<{width}}  {'█' * round(_BAR * share):<{_BAR}}  {percent(share)}"
     yield "```"
@@ -66,7 +72,7 @@ def _modules(adapter: ExtractedAdapter) -> Iterator[str]:
     yield from (
         "## By module",
         "",
-        "| module | matrices | kept by the best of rank | kept as written |",
+        f"| module | matrices | kept by the best rank-{adapter.rank} LoRA | kept by this adapter |",
         "| --- | ---: | ---: | ---: |",
     )
     for module, number, kept in adapter.modules:
@@ -77,18 +83,18 @@ def _left_out(adapter: ExtractedAdapter) -> Iterator[str]:
     tensors = adapter.budget.tensors
     if not tensors:
         return
-    yield from ("## What it does not hold", "", "| tensor | share of the change | why |", "| --- | ---: | --- |")
+    yield from ("## What it leaves out", "", "| tensor | share of the change | reason |", "| --- | ---: | --- |")
     for tensor in tensors[:_MOST_NAMES]:
         yield f"| {_code(tensor.name)} | {percent(tensor.share)} | {_plain(tensor.reason)} |"
     if len(tensors) > _MOST_NAMES:
         yield ""
-        yield f"And {count(len(tensors) - _MOST_NAMES, 'tensor')} more, all by name in `deltarank.json`."
+        yield f"`deltarank.json` lists {count(len(tensors) - _MOST_NAMES, 'more tensor')}."
 
 
 def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
     rules = get_server(adapter.server)
     yield from (
-        "## Loading it",
+        "## How to load it",
         "",
         "```python",
         "from peft import PeftModel",
@@ -106,28 +112,28 @@ def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
             "```",
         )
     yield ""
-    yield f"It follows the rules of {rules.title} as read in {rules_date()}; lora_alpha is r, so its scale is 1."
+    yield f"It follows the rules of {rules.title} as of {rules_date()}. lora_alpha is the rank: the scale is 1."
 
 
-def _making(adapter: ExtractedAdapter) -> Iterator[str]:
+def _provenance(adapter: ExtractedAdapter) -> Iterator[str]:
     settings = adapter.settings
     yield from ("## How it was made", "")
     if settings.get("command"):
         yield from ("```", _plain(settings["command"]), "```", "")
     versions = f"deltarank {adapter.tool_version}, torch {_plain(settings.get('torch', ''))}"
-    yield f"{versions}, {adapter.created}; A and B are {adapter.dtype}."
+    yield f"{versions}, {adapter.created}; the factors A and B are stored in {adapter.dtype}."
     yield ""
     yield from (
-        "| | checkpoint | commit | files | fingerprint of headers, sizes and times |",
+        "| | checkpoint | commit | files | fingerprint (of headers, file sizes and times) |",
         "| --- | --- | --- | --- | --- |",
     )
-    prints = settings.get("fingerprints", {})
+    fingerprints = settings.get("fingerprints", {})
     for side, reference in (("base", adapter.base), ("finetune", adapter.finetune)):
-        yield _input(side, reference, str(prints.get(side, "")))
+        yield _checkpoint_row(side, reference, str(fingerprints.get(side, "")))
     yield from _notes(adapter.notes)
 
 
-def _input(side: str, reference: Reference, fingerprint: str) -> str:
+def _checkpoint_row(side: str, reference: Reference, fingerprint: str) -> str:
     files = f"{count(len(reference.files), 'file')}, {size(sum(reference.files.values()))}"
     return f"| {side} | {_code(reference.ref)} | {reference.revision or ''} | {files} | `{fingerprint}` |"
 
@@ -139,7 +145,7 @@ def _notes(notes: Sequence[str]) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Names come from strangers: one line, nothing that Markdown or a terminal would take for its own."""
+    """One line that neither Markdown nor a terminal interprets: names in checkpoints are hostile text."""
     line = "".join(c if c.isprintable() else " " for c in str(text))
     return line.replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
 

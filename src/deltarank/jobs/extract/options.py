@@ -1,95 +1,110 @@
-"""What an extraction was asked for, checked before anything is read."""
+"""What `extract` was asked for, checked before anything is read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from deltarank.checkpoints import Pairing
 from deltarank.errors import JobError, UsageError
-from deltarank.jobs.extract.layout import Layout
-from deltarank.results import Total, figure, listing
-from deltarank.runtime import SolverOptions, as_tuple
-from deltarank.servers import Server, get_server
+from deltarank.results import Total, figure
+from deltarank.runtime import InputKeywords, SolverOptions, as_tuple, check_choice
+from deltarank.servers import DEFAULT_SERVER, Server, get_server
 
 AUTO = "auto"
-STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+FACTOR_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-@dataclass(frozen=True)
+class ExtractKeywords(InputKeywords, total=False):
+    """The keywords of `deltarank.extract` and `deltarank.plan_extraction`; `ExtractOptions` says what they mean."""
+
+    rank: int | str
+    max_error: float | None
+    server: str
+    dtype: str | None
+    device: str
+    include: Sequence[str]
+    exclude: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractOptions:
-    """Everything that moves a number in the adapter.
+    """Two extractions with equal options on equal inputs write equal adapters.
 
-    rank       None: the smallest servable rank at which no more than `max_error` is lost
-    max_error  ||D - D_r|| / ||D|| over all matrices that are extracted
-    dtype      of A and B; None: that in which most weights of the finetune are stored
+    rank       of the adapter; "auto": the smallest servable rank with a relative error of at most `max_error`
+    max_error  ||D - D_r|| / ||D|| over all extracted matrices; with "auto" only
+    server     the server whose rules the adapter follows; "portable": the rules of all of them
+    dtype      of A and B: "bfloat16", "float16" or "float32"; None: the dtype of most weights of the finetune
+    device     where to compute: "cpu", "cuda", "cuda:1", "mps"
+    include    globs over tensor names; a tensor that matches is extracted if the server can load it
+    exclude    globs over tensor names to leave out; these win over `include`
+
+    Raises:
+        UsageError: a value is not usable.
     """
 
-    rank: int | None
-    max_error: float | None
-    server: Server
-    dtype: str | None
-    settings: SolverOptions
+    rank: int | str = 64
+    max_error: float | None = None
+    server: str = DEFAULT_SERVER
+    dtype: str | None = None
+    device: str = "cpu"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
-    @classmethod
-    def checked(
-        cls,
-        *,
-        rank: int | str,
-        max_error: float | None,
-        server_name: str,
-        dtype: str | None,
-        device: str,
-        include: Sequence[str],
-        exclude: Sequence[str],
-    ) -> ExtractOptions:
-        """Raises UsageError for what cannot be meant."""
-        known = get_server(server_name)
-        if dtype is not None and dtype not in STORED:
-            raise UsageError(
-                f"{dtype!r} is not a dtype of an adapter.",
-                cure=f"Choose one of {listing(list(STORED))}.",
-                slug="bad-dtype",
-            )
-        fixed = _checked_rank(rank, known)
-        _check_max_error(fixed, max_error)
-        settings = SolverOptions(
-            ranks=(fixed,) if fixed else tuple(known.candidate_ranks),
+    def __post_init__(self) -> None:
+        rules = self.rules
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, tuple(FACTOR_DTYPES))
+        _check_rank(self.rank, rules)
+        _check_max_error(self.fixed_rank, self.max_error)
+        solver_options = self.solver_options
+        for name in ("device", "include", "exclude"):  # normalised and checked there; this dataclass is frozen
+            object.__setattr__(self, name, getattr(solver_options, name))
+
+    @cached_property
+    def rules(self) -> Server:
+        """The rules of the server."""
+        return get_server(self.server)
+
+    @property
+    def fixed_rank(self) -> int | None:
+        """None with "auto"."""
+        return self.rank if isinstance(self.rank, int) else None
+
+    @cached_property
+    def solver_options(self) -> SolverOptions:
+        """How matrices are measured. With "auto", at every rank that may be chosen."""
+        return SolverOptions(
+            ranks=(self.fixed_rank,) if self.fixed_rank else tuple(self.rules.candidate_ranks),
             solver="exact",
-            device=device,
-            include=as_tuple(include),
-            exclude=as_tuple(exclude),
+            device=self.device,
+            include=as_tuple(self.include),
+            exclude=as_tuple(self.exclude),
         )
-        return cls(fixed, max_error, known, dtype, settings)
 
     def to_plain(self) -> dict[str, Any]:
-        settings = self.settings.to_plain()
-        return {
-            "rank": self.rank or AUTO,
-            "max_error": self.max_error,
-            "server": self.server.name,
-            "dtype": self.dtype,
-            **{key: settings[key] for key in ("device", "include", "exclude")},
-        }
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
-    def stored_dtype(self, pairing: Pairing) -> torch.dtype:
-        """That of the adapter."""
+    def factor_dtype(self, pairing: Pairing) -> torch.dtype:
+        """The dtype of A and B."""
         if self.dtype is not None:
-            return STORED[self.dtype]
+            return FACTOR_DTYPES[self.dtype]
         entries: dict[torch.dtype, int] = {}
         for pair in pairing.pairs:
-            # What is stored quantised is read as float32, which no adapter of it needs.
+            # Quantised weights are read as float32, a precision that they do not have.
             dtype = torch.bfloat16 if pair.finetune.storage else pair.finetune.dtype
             entries[dtype] = entries.get(dtype, 0) + pair.entries
         most = max(entries, key=lambda dtype: entries[dtype])
-        return most if most in STORED.values() else torch.float32
+        return most if most in FACTOR_DTYPES.values() else torch.float32
 
-    def fitting(self, totals: Total) -> int:
-        """The smallest servable rank at which `totals` loses no more than `max_error`.
+    def smallest_servable_rank(self, totals: Total) -> int:
+        """The smallest rank of `totals` with a relative error of at most `max_error`.
 
         Raises:
             JobError: (slug "no-servable-rank") there is none.
@@ -100,56 +115,44 @@ class ExtractOptions:
             if loss.relative_error <= self.max_error:
                 return loss.rank
         last = losses[-1]
+        reachable = math.ceil(100 * last.relative_error) / 100
         raise JobError(
-            f"even rank {last.rank}, the largest for {self.server.title}, has a relative error of "
-            f"{figure(last.relative_error)}; at most {figure(self.max_error)} was asked for.",
-            cure=f"Allow --max-error {math.ceil(100 * last.relative_error) / 100:g}, or give a --rank.",
+            f"even rank {last.rank}, the largest for {self.rules.title}, has a relative error of "
+            f"{figure(last.relative_error)}; --max-error is {figure(self.max_error)}.",
+            cure=(f"Use --max-error {reachable:g}, or c" if reachable < 1 else "C") + "hoose a rank with --rank.",
             slug="no-servable-rank",
         )
 
 
-def check_reach(layout: Layout) -> None:
-    """Raises UsageError (slug "rank-beyond-matrices") where a smaller servable rank holds every matrix whole."""
-    largest = max(min(target.pair.shape) for target in layout.targets)
-    servable = layout.server.ranks
-    enough = largest if servable is None else min((rank for rank in servable if rank >= largest), default=layout.rank)
-    if layout.rank > enough:
-        raise UsageError(
-            f"rank {layout.rank} was asked for, and no matrix here has a rank over {largest}.",
-            cure=f"Give --rank {enough}: it keeps all that these matrices hold.",
-            slug="rank-beyond-matrices",
-        )
-
-
-def _checked_rank(rank: int | str, known: Server) -> int | None:
+def _check_rank(rank: int | str, rules: Server) -> None:
     if rank == AUTO:
-        return None
+        return
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise UsageError(
             f"{rank!r} is not a rank; a rank is a whole number from 1, or {AUTO!r}.",
             cure="Give a rank such as 64.",
             slug="bad-ranks",
         )
-    known.check_rank(rank)
-    return rank
+    rules.check_rank(rank)
 
 
-def _check_max_error(rank: int | None, max_error: float | None) -> None:
-    if rank is None and max_error is None:
+def _check_max_error(fixed_rank: int | None, max_error: float | None) -> None:
+    if fixed_rank is None and max_error is None:
         raise UsageError(
-            "--rank auto needs to know how much may be lost.",
-            cure="Give --max-error 0.3, say: ||D - D_r|| / ||D|| over all matrices that are extracted.",
+            "--rank auto needs --max-error.",
+            cure="Give the largest acceptable relative error, ||D - D_r|| / ||D|| over all extracted matrices, "
+            "such as --max-error 0.3.",
             slug="bad-max-error",
         )
-    if rank is not None and max_error is not None:
+    if fixed_rank is not None and max_error is not None:
         raise UsageError(
-            f"--max-error chooses a rank, and rank {rank} was asked for.",
-            cure="Give --rank auto with it, or leave it out.",
+            f"--max-error cannot be combined with a given rank, here {fixed_rank}.",
+            cure="Use --rank auto, or leave out --max-error.",
             slug="bad-max-error",
         )
     if max_error is not None and not 0 < max_error < 1:
         raise UsageError(
-            f"a largest error of {max_error} was asked for; it is ||D - D_r|| / ||D||, between 0 and 1.",
+            f"--max-error is {max_error}; it is ||D - D_r|| / ||D||, between 0 and 1.",
             cure="Give --max-error a number such as 0.3.",
             slug="bad-max-error",
         )

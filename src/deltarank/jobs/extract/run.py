@@ -1,220 +1,197 @@
-"""The pass that makes an adapter."""
+"""One pass over the matrices of an extraction, and the adapter that comes of it."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from deltarank.adapters import BUDGET_PICTURE_FILE, METADATA_FILE, MODEL_CARD_FILE
-from deltarank.checkpoints import SummedTensor
+from deltarank.checkpoints import Checkpoint, SummedTensor
 from deltarank.errors import CheckpointError, DeltarankError, JobError
-from deltarank.jobs.compare import UNRELATED
-from deltarank.jobs.extract.assemble import Finished, write_adapter
-from deltarank.jobs.extract.biases import bias_loss
-from deltarank.jobs.extract.factorise import Extractor
-from deltarank.jobs.extract.job import Job
-from deltarank.jobs.extract.layout import Layout
+from deltarank.jobs.extract.adapter_warnings import adapter_warnings
+from deltarank.jobs.extract.assemble import AdapterFiles
+from deltarank.jobs.extract.biases import bias_energy
+from deltarank.jobs.extract.contents import AdapterContents
+from deltarank.jobs.extract.factorise import MatrixFactoriser
 from deltarank.jobs.extract.model_card import model_card
+from deltarank.jobs.extract.options import FACTOR_DTYPES
+from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter, SummedEnergy
-from deltarank.jobs.extract.staging import Staging
-from deltarank.results import Outcome, listing, percent, read_records, to_plain
+from deltarank.jobs.extract.staging import StagingFolder
+from deltarank.results import Outcome, read_records, to_plain
 from deltarank.runtime import (
     READ_RATE,
     RETRIED_OUTCOMES,
     DeltaReader,
     ProgressListener,
+    Record,
     TimeEstimate,
     estimate_time,
     matrix_pass,
+    now,
     planned_seconds,
     run_provenance,
 )
 from deltarank.system import tool_version
 
-Draw = Callable[[Mapping[str, Any]], bytes]
-"""Makes a PNG of what an adapter says about itself, the contents of its deltarank.json."""
+DrawBudget = Callable[[Mapping[str, Any]], bytes]
+"""Draws a PNG from the contents of a deltarank.json."""
 
 
 @dataclass
-class Run:
-    """One pass over a plan. Factors go from the extractors to disk; here are numbers only.
+class ExtractRun:
+    """One pass over a plan. The workers write the factors to disk; only numbers come here.
 
-    draw     makes the card's picture; None: the card draws in text
+    matrices  the results of the targets so far, by tensor name
+    sums      the energies of the other tensors so far, by tensor name
     """
 
-    job: Job
-    layout: Layout
-    staging: Staging
+    plan: ExtractionPlan
+    base: Checkpoint
+    finetune: Checkpoint
+    staging: StagingFolder
     progress: ProgressListener
-    draw: Draw | None = None
+    draw: DrawBudget | None = None
     matrices: dict[str, AdapterMatrix] = field(default_factory=dict)
-    energies: dict[str, float | None] = field(default_factory=dict)
-    rounded: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, SummedEnergy] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.plan = self.job.plan(self.layout)
-        self._targets = {target.pair.name: target for target in self.layout.targets}
+        self._dtype = FACTOR_DTYPES[self.plan.dtype]
+        self._targets = {target.pair.name: target for target in self.plan.layout.targets}
         self._numbers = {name: number for number, name in enumerate(self._targets)}
 
-    def resume(self, records: Sequence[Any]) -> None:
-        """What an earlier process finished, as far as its files are there; a line that is not ours is passed over."""
+    def resume(self, records: Iterable[Record]) -> None:
+        """Takes what an earlier process finished. What cannot be read, or has lost its factors, is done again."""
+        records = list(records)
         for summed in read_records(SummedEnergy, records, "energy_of"):
-            self.energies[summed.energy_of], self.rounded[summed.energy_of] = summed.energy, summed.rounded
+            self.sums[summed.energy_of] = summed
         for matrix in read_records(AdapterMatrix, records, "path"):
-            if matrix.outcome is not Outcome.MEASURED or self._is_kept(matrix.name):
+            if matrix.outcome is not Outcome.MEASURED or self._has_factors(matrix.name):
                 self.matrices[matrix.name] = matrix
-        if self.matrices or self.energies:
-            self.progress.resumed(len(self.matrices) + len(self.energies))
+        if finished := len(self.matrices) + len(self.sums):
+            self.progress.resumed(finished)
 
-    def _is_kept(self, name: str) -> bool:
-        target, path = self._targets[name], self._place(name)
-        return path.is_file() and path.stat().st_size == sum(target.sides) * target.rank * self.job.dtype.itemsize
+    def _has_factors(self, name: str) -> bool:
+        if (target := self._targets.get(name)) is None:
+            return False
+        path = self._factors_path(name)
+        size = sum(target.linear_shape) * target.rank * self._dtype.itemsize
+        return path.is_file() and path.stat().st_size == size
 
-    def _place(self, name: str) -> Path:
-        return self.staging.factors(self._numbers[name])
+    def _factors_path(self, name: str) -> Path:
+        return self.staging.factors_path(self._numbers[name])
 
-    def go(self) -> ExtractedAdapter:
+    def adapter(self) -> ExtractedAdapter:
+        """Extracts what is left, and writes the adapter.
+
+        Raises:
+            JobError: (slug "nothing-to-extract") no matrix could be extracted.
+            OutputError: something cannot be written.
+        """
         started = time.perf_counter()
-        self.progress.planned(self.plan)
-        finished_before = self.matrices.keys() | self.energies.keys()
-        checkpoints = (self.job.before, self.job.after)
-        estimate = estimate_time(self.plan, finished_before, checkpoints, self.progress)
-        self._extract_all(estimate)
-        self._sum_up_all(estimate)
-        finished = Finished(self.layout, self.matrices, self.energies, self.rounded, self.job.dtype)
-        self._judge(finished)
-        adapter = self._adapter(finished, time.perf_counter() - started)
-        picture = self._drawn(adapter)
-        adapter = replace(adapter, notes=(*self.plan.notes, *self.warnings))
+        work = self.plan.work
+        self.progress.planned(work)
+        finished = self.matrices.keys() | self.sums.keys()
+        estimate = estimate_time(work, finished, (self.base, self.finetune), self.progress)
+        self._factor_all(estimate)
+        self._sum_all(estimate)
+        contents = AdapterContents(self.plan.layout, self.matrices, self.sums)
+        self._check_anything_was_extracted()
+        for warning in adapter_warnings(contents, self.base.tensors.keys()):
+            self._warn(warning)
+        adapter = self._description(contents, started)
+        picture = self._picture(adapter)
+        adapter = replace(adapter, notes=self._notes)
+        files = AdapterFiles(contents, self.base, self.finetune, self._dtype, self._factors_path)
         with self.staging.whole() as folder:
-            write_adapter(folder, finished, self.staging, self.job.before, self.job.after, self._numbers)
+            files.write(folder)
             (folder / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
             (folder / MODEL_CARD_FILE).write_text(model_card(adapter, picture=picture is not None), encoding="utf-8")
             if picture is not None:
                 (folder / BUDGET_PICTURE_FILE).write_bytes(picture)
         return adapter
 
-    def _extract_all(self, estimate: TimeEstimate) -> None:
-        waiting = [step for step in self.plan.steps if step.pair.name not in self.matrices]
+    def _factor_all(self, estimate: TimeEstimate) -> None:
+        work = self.plan.work
         for matrix in matrix_pass(
-            [[step] for step in waiting],
-            self._extractor,
+            [[step] for step in work.steps if step.pair.name not in self.matrices],
+            lambda: MatrixFactoriser(work.options, self._targets, self._dtype, self._factors_path),
             seconds=planned_seconds,
-            workers=self.plan.parallel_matrices,
+            workers=work.parallel_matrices,
             progress=self.progress,
             estimate=estimate,
         ):
             self.matrices[matrix.name] = matrix
             if matrix.outcome not in RETRIED_OUTCOMES:
-                self.staging.keep(to_plain(matrix))
+                self.staging.append(to_plain(matrix))
 
-    def _extractor(self) -> Extractor:
-        return Extractor(self.plan.options, self._targets, self.job.dtype, self._place)
-
-    def _sum_up_all(self, estimate: TimeEstimate) -> None:
-        reader = DeltaReader(self.plan.options)
-        beside = {other.name for other in self.layout.unfactored if other.beside}
-        for other in self.plan.pairing.summed:
-            if other.name in self.energies:
+    def _sum_all(self, estimate: TimeEstimate) -> None:
+        reader = DeltaReader(self.plan.work.options)
+        biases = {tensor.name for tensor in self.plan.layout.unfactored if tensor.bias_of}
+        for tensor in self.plan.work.pairing.summed:
+            if tensor.name in self.sums:
                 continue
-            self.progress.began(other.name)
+            self.progress.began(tensor.name)
             try:
-                self._sum_up(other, reader, is_bias=other.name in beside)
-            except CheckpointError:
-                self.energies[other.name] = None
-            estimate.add(other.name, other.nbytes / READ_RATE)
+                self.sums[tensor.name] = self._summed(tensor, reader, is_bias=tensor.name in biases)
+                self.staging.append(to_plain(self.sums[tensor.name]))
+            except CheckpointError:  # its energy is not known; a resumed run tries again
+                self.sums[tensor.name] = SummedEnergy(tensor.name, None)
+            estimate.add(tensor.name, tensor.nbytes / READ_RATE)
 
-    def _sum_up(self, other: SummedTensor, reader: DeltaReader, *, is_bias: bool) -> None:
-        sums = reader.sums(other)
-        summed = SummedEnergy(other.name, sums.energy if sums.is_finite else None)
-        if is_bias and sums.is_finite:
-            loss = bias_loss(other, self.job.dtype)
-            summed = SummedEnergy(other.name, loss.energy, loss.lost)
-        self.energies[other.name], self.rounded[other.name] = summed.energy, summed.rounded
-        self.staging.keep(to_plain(summed))
+    def _summed(self, tensor: SummedTensor, reader: DeltaReader, *, is_bias: bool) -> SummedEnergy:
+        sums = reader.sums(tensor)
+        if not sums.is_finite:
+            return SummedEnergy(tensor.name, None)
+        return bias_energy(tensor, self._dtype) if is_bias else SummedEnergy(tensor.name, sums.energy)
 
-    def _judge(self, finished: Finished) -> None:
-        """Raises JobError if nothing could be extracted; warns of what should be known."""
-        written = [m for m in self.matrices.values() if m.written is not None]
-        failed = [m for m in self.matrices.values() if m.written is None]
-        if not written:
+    def _check_anything_was_extracted(self) -> None:
+        matrices = list(self.matrices.values())
+        if all(matrix.written is None for matrix in matrices):
             raise JobError(
-                f"none of {len(failed)} matrices could be extracted; {failed[0].name}: {failed[0].reason}.",
-                cure="Run `deltarank compare` on the two: it says what is wrong with each.",
+                f"none of {len(matrices)} matrices could be extracted; {matrices[0].name}: {matrices[0].reason}.",
+                cure="Run `deltarank compare` on the same checkpoints: it reports what is wrong with each matrix.",
                 slug="nothing-to-extract",
             )
-        if failed:
-            names = listing([f"{m.name} ({m.reason})" for m in failed], most=3)
-            self._warn(f"left as in the base, since they could not be extracted: {names}")
-        energy, base = (math.fsum(values) for values in zip(*((m.energy, m.base_energy) for m in written), strict=True))
-        if base > 0 and math.sqrt(energy / base) >= UNRELATED:
-            self._warn(
-                f"the delta has {percent(math.sqrt(energy / base))} of the base's own size: is this the base that the "
-                "finetune was trained from?"
-            )
-        self._warn_of_the_server(finished)
-
-    def _warn_of_the_server(self, finished: Finished) -> None:
-        for note in self.layout.notes:
-            self._warn(note)
-        above = self.layout.server.rank_warning
-        if above is not None and self.layout.rank > above[0]:
-            self._warn(above[1])
-        if self.layout.empties:
-            self._warn(
-                f"{self.layout.server.title} wants every layer of a module: layers that were left out get zeros, which "
-                "change nothing"
-            )
-        without = [t.module for t in finished.factored if t.module not in finished.biases]
-        if finished.biases and any(not self._has_bias(module) for module in without):
-            self._warn(
-                "PEFT cannot merge this adapter (merge_and_unload), since it carries biases and not every module has "
-                "one; --exclude '*.bias' leaves them out"
-            )
-        grown = [o.name for o in self.layout.unfactored if o.kind == "added tokens"]
-        if grown and any(o.kind in ("embedding", "lm_head") for o in finished.carried):
-            self._warn("the vocabulary was resized: resize the base's (resize_token_embeddings) before loading")
-
-    def _has_bias(self, module: str) -> bool:
-        return f"{module}.bias" in self.job.before.tensors
 
     def _warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
         self.progress.warned(sentence)
 
-    def _adapter(self, finished: Finished, seconds: float) -> ExtractedAdapter:
-        options = self.job.options
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        return (*self.plan.work.notes, *self.warnings)
+
+    def _description(self, contents: AdapterContents, started: float) -> ExtractedAdapter:
+        plan = self.plan
+        fingerprints = {"base": self.base.fingerprint, "finetune": self.finetune.fingerprint}
+        provenance = run_provenance(time.perf_counter() - started, fingerprints=fingerprints)
         return ExtractedAdapter(
             folder=self.staging.output,
-            base=self.plan.base,
-            finetune=self.plan.finetune,
-            rank=self.layout.rank,
-            server=options.server.name,
-            dtype=str(self.job.dtype).removeprefix("torch."),
+            base=plan.work.base,
+            finetune=plan.work.finetune,
+            rank=plan.layout.rank,
+            server=plan.options.server,
+            dtype=plan.dtype,
             matrices=tuple(self.matrices[name] for name in self._targets),
-            budget=finished.budget(),
-            settings={**options.to_plain(), **run_provenance(seconds, fingerprints=self._fingerprints())},
-            notes=(*self.plan.notes, *self.warnings),
+            budget=contents.budget(),
+            settings={**plan.options.to_plain(), **provenance},
+            notes=self._notes,
             tool_version=tool_version(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=now(),
             identity=self.staging.identity,
         )
 
-    def _drawn(self, adapter: ExtractedAdapter) -> bytes | None:
+    def _picture(self, adapter: ExtractedAdapter) -> bytes | None:
         if self.draw is None:
             return None
         try:
             return self.draw(adapter.to_plain())
-        except Exception as error:  # whoever draws, and whatever fails there, takes no hours' work with it
+        except Exception as error:  # a picture that fails must not cost hours of work
             reason = error.message if isinstance(error, DeltarankError) else f"{type(error).__name__}: {error}"
-            self._warn(f"the card has no picture: {reason}"[:300])
+            self._warn(f"the model card has no picture: {reason}"[:300])
             return None
-
-    def _fingerprints(self) -> dict[str, str]:
-        return {"base": self.job.before.fingerprint, "finetune": self.job.after.fingerprint}

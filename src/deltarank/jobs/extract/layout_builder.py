@@ -1,0 +1,177 @@
+"""Decides from headers alone what an adapter for a server contains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from deltarank.adapters import is_module_path, module_path, module_type
+from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
+from deltarank.jobs.extract.experts import (
+    are_experts_complete,
+    fused_expert,
+    is_slice,
+    name_for_peft,
+    refusal_of_expert,
+    separate_from_experts,
+)
+from deltarank.jobs.extract.layout import EXPERT, ROUTER, AdapterLayout, Target, UnfactoredTensor, ZeroModule
+from deltarank.jobs.extract.reasons import (
+    NOT_A_MATRIX,
+    NOT_A_MODULE,
+    TIED_TO_HEAD,
+    UNKNOWN_ROUTER,
+    bias_beside_parameters,
+    incomplete_experts,
+    omission_reason,
+)
+from deltarank.results import Outcome, Skipped
+from deltarank.servers import Server, is_transposed, kind_of_tensor, router_in_peft
+
+
+@dataclass(frozen=True)
+class LayoutBuilder:
+    """Sorts the tensors of a pairing by what the server can load.
+
+    selected_by_name  the user named the tensors to extract (`--include`)
+    """
+
+    base: Checkpoint
+    finetune: Checkpoint
+    server: Server
+    rank: int
+    selected_by_name: bool = False
+
+    def build(self, pairing: Pairing) -> AdapterLayout:
+        placed = [self._place(pair) for pair in pairing.pairs]
+        unfactored = [
+            *self._place_summed(pairing.summed),
+            *map(_place_skipped, pairing.skipped),
+            *(each for each in placed if isinstance(each, UnfactoredTensor)),
+        ]
+        matrices = [each for each in placed if isinstance(each, Target)]
+        targets, note = separate_from_experts(matrices, self.base, self.server)
+        if not are_experts_complete(targets, self.base, self.server):
+            reason = incomplete_experts(self.server)
+            experts = [target.pair for target in targets if target.is_expert]
+            unfactored += [UnfactoredTensor(pair.name, EXPERT, reason, pair) for pair in experts]
+            targets = [target for target in targets if not target.is_expert]
+        return AdapterLayout(
+            self.server,
+            self.rank,
+            tuple(targets),
+            tuple(self._with_biases(unfactored, targets)),
+            tuple(self._zero_modules(targets)),
+            (note,) if note else (),
+        )
+
+    def _place(self, pair: Pair) -> Target | UnfactoredTensor:
+        """One matrix that was paired."""
+        kind = kind_of_tensor(pair.base.tensor)
+        if kind == ROUTER and self.server.carries.get(ROUTER) == "whole" and not is_slice(pair):
+            return self._router(pair)
+        if (refusal := self._refusal(pair, kind)) is not None:
+            return UnfactoredTensor(pair.name, *refusal, pair)
+        fused = fused_expert(pair, self.base)
+        module = pair.base.tensor if fused else module_path(name_for_peft(pair, self.base))
+        if module is None or not is_module_path(module):
+            return UnfactoredTensor(pair.name, "parameter", NOT_A_MODULE, pair)
+        # PEFT fuses single experts, and then knows one rank for all of them.
+        may_be_smaller = self.server.patterns == "honoured" and (fused is not None or kind != EXPERT)
+        return Target(
+            pair,
+            module,
+            rank=min(self.rank, *pair.shape) if may_be_smaller else self.rank,
+            transposed=fused.layout.inputs_first if fused else is_transposed(pair.base.tensor, self.base.config),
+            as_parameter=fused is not None,
+            fused_expert=fused,
+        )
+
+    def _refusal(self, pair: Pair, kind: str | None) -> tuple[str, str] | None:
+        """The kind of a matrix that gets no factors, and the reason."""
+        if kind == EXPERT or is_slice(pair):
+            reason = refusal_of_expert(pair, self.base, self.server, selected_by_name=self.selected_by_name)
+            return None if reason is None else (EXPERT, reason)
+        if kind is None:
+            is_matrix = len(self.base.tensors[pair.base.tensor].shape) == 2
+            return None if is_matrix else ("other tensors", NOT_A_MATRIX)
+        has_factors = self.server.carries.get(kind) in ("on request", "factors")
+        return None if has_factors else (kind, omission_reason(kind, self.server))
+
+    def _router(self, pair: Pair | SummedTensor) -> UnfactoredTensor:
+        """Carried whole: it has a row for each expert, so factors would rarely be smaller."""
+        module = router_in_peft(_module_of(pair), self.base.config)
+        if module is None or not is_module_path(module):
+            return UnfactoredTensor(pair.name, ROUTER, UNKNOWN_ROUTER, pair)
+        return UnfactoredTensor(pair.name, ROUTER, "", pair, whole_module=module)
+
+    def _place_summed(self, tensors: Iterable[SummedTensor]) -> Iterator[UnfactoredTensor]:
+        finetune_has_head = any(kind_of_tensor(name) == "lm_head" for name in self.finetune.tensors)
+        tied_head = None if finetune_has_head else self._tied_head()
+        for tensor in tensors:
+            kind = kind_of_tensor(tensor.name) or ("tied" if tensor.outcome is Outcome.TIED else "other tensors")
+            module = _module_of(tensor)
+            can_be_whole = self.server.carries.get(kind) == "whole" and tensor.name in self.finetune.tensors
+            if not can_be_whole or not is_module_path(module):
+                yield UnfactoredTensor(tensor.name, kind, omission_reason(kind, self.server), tensor)
+            elif kind == ROUTER:
+                yield self._router(tensor)
+            elif tied_head and kind == "embedding" and module.endswith(".embed_tokens"):
+                yield UnfactoredTensor(tensor.name, kind, "", tensor, whole_module=module, tied_head=tied_head)
+            elif tensor.outcome is Outcome.TIED or (kind == "embedding" and not finetune_has_head):
+                yield UnfactoredTensor(tensor.name, kind, TIED_TO_HEAD, tensor)
+            else:
+                yield UnfactoredTensor(tensor.name, kind, "", tensor, whole_module=module)
+
+    def _tied_head(self) -> str | None:
+        """The output head that the base takes from its input embedding; None where PEFT would not find it."""
+        config = self.base.config
+        classes = config.get("architectures")
+        is_known = isinstance(classes, list) and any(str(name).endswith("ForCausalLM") for name in classes)
+        has_own = any(kind_of_tensor(name) == "lm_head" for name in self.base.tensors)
+        return "lm_head" if is_known and not has_own and config.get("tie_word_embeddings") is not False else None
+
+    def _with_biases(
+        self, unfactored: Sequence[UnfactoredTensor], targets: Sequence[Target]
+    ) -> Iterator[UnfactoredTensor]:
+        """The bias of a module with factors is carried beside them, where the server loads that."""
+        outputs = {target.module: target.linear_shape[0] for target in targets}
+        has_parameters = any(target.as_parameter or target.is_expert for target in targets)
+        for tensor in unfactored:
+            module = _module_of_bias(tensor) if self.server.bias == "honoured" else None
+            if module is None or tensor.pair is None or tensor.pair.base.shape != (1, outputs.get(module)):
+                yield tensor
+            elif has_parameters:
+                yield replace(tensor, reason=bias_beside_parameters(self.server))
+            else:
+                yield replace(tensor, reason="", bias_of=module)
+
+    def _zero_modules(self, targets: Sequence[Target]) -> Iterator[ZeroModule]:
+        """Modules of a targeted type that are no targets themselves, because they were excluded, say."""
+        if not self.server.needs_every_layer:
+            return
+        types = {module_type(target.module) for target in targets}
+        with_factors = {target.module for target in targets}
+        for name, info in self.base.tensors.items():
+            module = module_path(name)
+            if module is None or len(info.shape) != 2 or module in with_factors or module_type(module) not in types:
+                continue
+            rows, columns = info.shape
+            yield ZeroModule(module, (columns, rows) if is_transposed(name, self.base.config) else (rows, columns))
+
+
+def _place_skipped(tensor: Skipped) -> UnfactoredTensor:
+    is_one_sided = tensor.outcome in (Outcome.EXTRA_ROWS, Outcome.ONLY_IN_FINETUNE)
+    is_vocabulary = is_one_sided and kind_of_tensor(tensor.name) in ("embedding", "lm_head")
+    return UnfactoredTensor(tensor.name, "added tokens" if is_vocabulary else tensor.outcome.value, tensor.reason, None)
+
+
+def _module_of(pair: Pair | SummedTensor) -> str:
+    return pair.base.tensor.rpartition(".")[0]
+
+
+def _module_of_bias(tensor: UnfactoredTensor) -> str | None:
+    if tensor.kind != "bias" or not isinstance(tensor.pair, SummedTensor):
+        return None
+    module, _, last = tensor.pair.base.tensor.rpartition(".")
+    return module if last == "bias" else None
