@@ -740,7 +740,6 @@ def test_the_command_again_says_that_nothing_was_done(
     [
         ("thesis", [], "is not an adapter"),
         ("thesis", ["--force"], "is not an adapter"),
-        ("file", ["--force"], "is not an adapter"),
         ("file/below", [], "Not a directory"),
         ("adapter", [], "--force to replace it"),
     ],

@@ -9,7 +9,7 @@ from deltarank.checkpoints import Checkpoint, Pair
 from deltarank.jobs.extract.layout import EXPERT, FusedExpert, Target
 from deltarank.jobs.extract.reasons import UNKNOWN_EXPERT, UNKNOWN_FUSED_EXPERT, omission_reason
 from deltarank.results import listing
-from deltarank.servers import ExpertLayout, Server, kind_of_tensor, modules_fused_by_peft
+from deltarank.servers import PEFT, ExpertLayout, Server, kind_of_tensor, modules_fused_by_peft
 
 
 def is_slice(pair: Pair) -> bool:
@@ -56,7 +56,7 @@ def separate_from_experts(
     mistaken = [target for target in targets if target.module_name in names and not target.is_expert]
     if not mistaken or not any(kind_of_tensor(name) == EXPERT for name in base.tensors):
         return list(targets), None
-    if server.name != "peft":
+    if server.name != PEFT:
         return list(targets), _note_on_mistaken(sorted({target.pair.module for target in mistaken}))
     tensors = {target.pair.name for target in mistaken}
     return [
@@ -86,4 +86,4 @@ def are_experts_complete(targets: Iterable[Target], base: Checkpoint, server: Se
         return False
     names = {target.module_name for target in experts if not target.as_parameter}
     others = {target.module_name for target in targets if not target.is_expert and not target.as_parameter}
-    return server.name != "peft" or not names & others
+    return server.name != PEFT or not names & others

@@ -26,7 +26,7 @@ from deltarank.jobs.extract.reasons import (
     omission_reason,
 )
 from deltarank.results import Outcome, Skipped
-from deltarank.servers import Server, is_transposed, kind_of_tensor, router_in_peft
+from deltarank.servers import Handling, Server, is_transposed, kind_of_tensor, router_in_peft
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LayoutBuilder:
         if module is None or not is_module_path(module):
             return UnfactoredTensor(pair.name, "parameter", NOT_A_MODULE, pair)
         # PEFT fuses single experts, and then knows one rank for all of them.
-        may_be_smaller = self.server.patterns == "honoured" and (fused is not None or kind != EXPERT)
+        may_be_smaller = self.server.patterns is Handling.HONOURED and (fused is not None or kind != EXPERT)
         return Target(
             pair,
             module,
@@ -138,7 +138,7 @@ class LayoutBuilder:
         outputs = {target.module: target.linear_shape[0] for target in targets}
         has_parameters = any(target.as_parameter or target.is_expert for target in targets)
         for tensor in unfactored:
-            module = _module_of_bias(tensor) if self.server.bias == "honoured" else None
+            module = _module_of_bias(tensor) if self.server.bias is Handling.HONOURED else None
             if module is None or tensor.pair is None or tensor.pair.base.shape != (1, outputs.get(module)):
                 yield tensor
             elif has_parameters:

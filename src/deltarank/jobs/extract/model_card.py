@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from deltarank.adapters import BUDGET_PICTURE_FILE
 from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.results import Reference, count, percent, size
-from deltarank.servers import get_server, kind_in_words, rules_date
+from deltarank.servers import PEFT, get_server, kind_in_words, rules_date
 
 _BAR = 40
 _MOST_NAMES = 60
@@ -104,7 +104,7 @@ def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
     yield f"base = AutoModelForCausalLM.from_pretrained({_plain(adapter.base.ref)!r})"
     yield 'model = PeftModel.from_pretrained(base, "this folder")'
     yield "```"
-    if rules.serve_command and rules.name != "peft":
+    if rules.serve_command and rules.name != PEFT:
         yield ""
         yield from (
             "```",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltarank.servers import Server, kind_in_words
+from deltarank.servers import Handling, Server, kind_in_words
 
 NOT_A_MATRIX = "not a matrix, so a LoRA cannot represent its change"
 NOT_A_MODULE = "its name is not that of a module's weight, so no adapter can be applied to it"
@@ -18,7 +18,7 @@ def omission_reason(kind: str, server: Server) -> str:
     """Why an adapter for this server does not contain a tensor of this kind."""
     if server.carries.get(kind) == "on request":
         return f"{kind_in_words(kind)}, which only some versions of {server.title} load: extracted if included by name"
-    if kind == "bias" and server.bias == "honoured":
+    if kind == "bias" and server.bias is Handling.HONOURED:
         return f"a bias of a module without factors, which {server.title} cannot load"
     return f"{server.omission} {kind_in_words(kind)}"
 
