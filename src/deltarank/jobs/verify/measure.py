@@ -87,7 +87,7 @@ class FitMeasurer:
         """Holds the delta whole, where the least loss has to be solved for."""
         if not rank or rank >= min(target.base.shape) or target.entries > MOST_ENTRIES:
             return None
-        return self._workspace.buffer("delta", target.base.shape, self._options.torch_dtype)
+        return self._workspace.empty("delta", target.base.shape, self._options.torch_dtype)
 
     def _least_loss(self, target: Target, sums: Sums, rank: int | None, delta: Tensor | None) -> float | None:
         """The least ||D - X||^2 over all X of this rank; a rank of None is a tensor that is replaced whole."""
