@@ -99,7 +99,7 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
         prompts=models / "prompts.txt",
         samples=2,
         max_tokens=8,
-        attribute="matrix",
+        attribute="module",
     )
 
 
@@ -222,14 +222,15 @@ def test_its_own_answers_are_a_text_and_everyone_writes(found: Results) -> None:
     assert "".join(out.excerpts[0].pieces).endswith(TEXT + TEXT.upper())
 
 
-def test_attribution_swaps_one_matrix_at_a_time(models: Path, found: Results) -> None:
+def test_attribution_truncates_one_module_at_a_time(models: Path, found: Results) -> None:
     (attribution,) = outputs_of(found).attribution
     before, after = (load_file(models / name / "model.safetensors") for name in ("base", "finetune"))
     assert attribution.text == "its own answers"
-    assert len(attribution.parts) == 14
+    assert len(attribution.parts) == 7
     for part in attribution.parts:
-        values = torch.linalg.svdvals(after[part.name].double() - before[part.name].double())
-        assert part.lost == pytest.approx(float((values[attribution.rank :] ** 2).sum()), rel=1e-4)
+        names = [f"model.layers.{layer}.{part.name}.weight" for layer in (0, 1)]
+        spectra = [torch.linalg.svdvals(after[name].double() - before[name].double()) for name in names]
+        assert part.lost == pytest.approx(sum(float((s[attribution.rank :] ** 2).sum()) for s in spectra), rel=1e-4)
     assert [part.kld for part in attribution.parts] == sorted((p.kld for p in attribution.parts), reverse=True)
     assert attribution.rank_correlation is not None
     assert attribution.together > 0
@@ -239,7 +240,7 @@ def test_attribution_swaps_one_matrix_at_a_time(models: Path, found: Results) ->
 def test_swapping_in_place_is_loading_anew(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"attribute": "layer", "ranks": (1,)}
     in_place = outputs_of(spoken(models, **options)).attribution
-    monkeypatch.setattr("deltarank.jobs.outputs.attribution.file_names", lambda *_: None)
+    monkeypatch.setattr("deltarank.jobs.outputs.attribution.file_tensor_names", lambda *_: None)
 
     assert outputs_of(spoken(models, **options)).attribution == in_place
 
@@ -249,7 +250,7 @@ def test_a_model_that_does_not_fit_is_streamed_with_the_same_numbers(
 ) -> None:
     options = {"attribute": "module", "ranks": (4,), "adapters": [models / "adapter"], "yardsticks": ["q8_0"]}
     whole = outputs_of(spoken(models, **options))
-    monkeypatch.setattr("deltarank.jobs.outputs.job.room_on", lambda _: 100_000)
+    monkeypatch.setattr("deltarank.jobs.outputs.job.available_memory", lambda _: 100_000)
     monkeypatch.setattr("deltarank.jobs.outputs.loaded_model.load_model", _not_to_be_called)
     streamed = outputs_of(spoken(models, **options))
 
@@ -274,7 +275,7 @@ def test_it_joins_the_run_and_is_not_done_twice(models: Path, found: Results, tm
     assert not (run / "outputs.partial").exists()
     assert first.matrices == deltarank.open_results(run).matrices
     assert spoken(models, output=run, ranks=[4]) == first
-    with pytest.raises(DeltarankError, match="ranks was") as caught:
+    with pytest.raises(DeltarankError, match=r"ranks: \[4\] there, \[1\] requested") as caught:
         spoken(models, output=run, ranks=[1])
     assert caught.value.slug == "run-differs"
     assert spoken(models, output=run, ranks=[4], batch=1) == first
@@ -335,7 +336,7 @@ def _numbers(out: Outputs) -> object:
         ({"texts": []}, "nothing-to-read"),
         ({"ranks": [0]}, "bad-ranks"),
         ({"dtype": "int4"}, "bad-dtype"),
-        ({"attribute": "head"}, "bad-unit"),
+        ({"attribute": "matrix"}, "bad-unit"),
         ({"samples": -1}, "bad-number"),
         ({"yardsticks": ["q9"]}, "no-such-yardstick"),
         ({"texts": ["/nowhere.txt"]}, "text-not-found"),
@@ -426,6 +427,6 @@ def test_a_dry_run_has_figures_and_reads_no_weight(models: Path, capsys: pytest.
 
     assert code == 0
     assert "prompts x 4, up to 8 tokens each" in out
-    assert "of 24 built-in prompts leave no room for 8 tokens in the model's 256: left out" in out
+    assert "of 24 built-in prompts are left out: together with an answer of 8 tokens they exceed the models'" in out
     assert "loaded whole, one after another" in out
     assert "q4_0" in out

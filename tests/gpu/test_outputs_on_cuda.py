@@ -36,16 +36,18 @@ def small_llama() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(vocab_size=259, bos_token_id=256, eos_token_id=257, pad_token_id=258, **sizes))
 
 
-@pytest.mark.parametrize("room", [None, 100_000])
-def test_a_gpu_gives_the_numbers_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int | None) -> None:
-    """`room`: bytes that the GPU is said to have; with few, models are streamed."""
+@pytest.mark.parametrize("memory", [None, 100_000])
+def test_a_gpu_gives_the_numbers_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int | None
+) -> None:
+    """`memory`: bytes that the GPU is said to have; with few, models are streamed."""
     write_pair(small_llama, tmp_path)
     for name in ("base", "finetune"):
         tokenizer(Recipe()).save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text("the rain fell on the stones and the old man counted them\n")
     on_cpu = spoken(tmp_path, "cpu").outputs
-    if room is not None:
-        monkeypatch.setattr("deltarank.jobs.outputs.job.room_on", lambda _: room)
+    if memory is not None:
+        monkeypatch.setattr("deltarank.jobs.outputs.job.available_memory", lambda _: memory)
     on_gpu = spoken(tmp_path, "cuda").outputs
 
     assert on_cpu is not None

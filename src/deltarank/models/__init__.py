@@ -13,7 +13,7 @@ from deltarank.models.predict import (
     translate_out_of_memory,
 )
 from deltarank.models.prediction_store import PredictionStore
-from deltarank.models.quantise import Yardstick, get_yardstick
+from deltarank.models.quantise import YARDSTICKS, Yardstick, get_yardstick
 from deltarank.models.skeleton import AnyModel, ModelFolder, ModelSkeleton, read_skeleton
 from deltarank.models.stream import file_tensor_names, stream_model
 from deltarank.models.tokenizers import changed_token_ids, describe_difference, load_tokenizer
@@ -21,6 +21,7 @@ from deltarank.models.weights import Edit, EditedWeights, read_piece
 
 __all__ = [
     "LOGITS_PER_CHUNK",
+    "YARDSTICKS",
     "AnyModel",
     "Edit",
     "EditedWeights",

@@ -1,6 +1,7 @@
 """How a long job runs: its inputs and options, its plan, its workers, its folder and its progress."""
 
 from deltarank.runtime.delta_reader import DeltaReader
+from deltarank.runtime.device_memory import available_memory
 from deltarank.runtime.failures import RETRIED_OUTCOMES, TENSOR_FAILURES, failure_outcome
 from deltarank.runtime.inputs import InputKeywords, ModelRef, PairRefs, Ref
 from deltarank.runtime.keywords import shows_keywords_of, split_keywords
@@ -57,6 +58,7 @@ __all__ = [
     "WorkerPool",
     "as_output_error",
     "as_tuple",
+    "available_memory",
     "check_choice",
     "differences",
     "estimate_time",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Sequence, Set
 from typing import TypeVar
 
 from deltarank.checkpoints import Checkpoint, Pair, SummedTensor
@@ -48,7 +48,7 @@ def matrix_pass(
     workers: int,
     progress: ProgressListener,
     estimate: TimeEstimate,
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Yields a result for each task, as they are finished; see `WorkerPool`.
 
     Progress is reported after the caller has taken a result, so that what it reports as finished has been kept.

@@ -58,7 +58,7 @@ class RunFolder:
                     slug="output-exists",
                 )
             if force:
-                self._clear()
+                self.clear()
             else:
                 self._check_identity()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,8 @@ class RunFolder:
             self.__exit__()
             (self.folder / LINES).unlink(missing_ok=True)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Removes the results, the records and the identity."""
         for name in (RESULTS, LINES, IDENTITY):
             (self.folder / name).unlink(missing_ok=True)
 

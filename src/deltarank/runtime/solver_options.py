@@ -13,7 +13,7 @@ from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_RANKS, listing
 from deltarank.spectra import SOLVERS
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+COMPUTE_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class SolverOptions:
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SOLVERS)
-        check_choice("dtype", self.dtype, tuple(DTYPES))
+        check_choice("dtype", self.dtype, tuple(COMPUTE_DTYPES))
         if not (0 < self.tolerance < 1) or not math.isfinite(self.tolerance):
             raise UsageError(
                 f"the tolerance {self.tolerance} is not between 0 and 1; it is a difference of cosine distances.",
@@ -65,7 +65,7 @@ class SolverOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        return COMPUTE_DTYPES[self.dtype]
 
     def to_plain(self) -> dict[str, Any]:
         """The options above, of a subclass too: what its own fields add does not change a number."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deltarank.checkpoints import Checkpoint, open_checkpoint, pair_checkpoints
-from deltarank.jobs.outputs.low_rank import Decomposer, LowRank, carried
+from deltarank.jobs.outputs.low_rank import LowRankDeltas, MatrixDecomposer, lora_matrices
 from deltarank.models import Edit, EditedWeights, load_model, read_skeleton
 from deltarank.runtime import SolverOptions, make_plan
 from tiny_architectures import DENSE, EXPERTS, logits, logits_of, write_pair
@@ -32,23 +32,26 @@ def loaded_logits(checkpoint: Checkpoint, edits: Sequence[Edit]) -> Tensor:
     return logits_of(load_model(read_skeleton(checkpoint), weights, dtype=torch.float32, device=CPU))
 
 
-def decomposed(before: Checkpoint, after: Checkpoint, folder: Path, rank: int = LARGEST) -> LowRank:
+def decomposed(before: Checkpoint, after: Checkpoint, folder: Path, rank: int = LARGEST) -> LowRankDeltas:
     settings = SolverOptions(ranks=(rank,), solver="exact")
     pairing = pair_checkpoints(before, after)
     plan = make_plan(before, after, pairing, settings)
     numbers = {step.pair.name: number for number, step in enumerate(plan.steps)}
-    worker = Decomposer(settings, rank, lambda name: folder / f"{numbers[name]}.factors")
-    found = {step.pair.name: worker.result(step) for step in plan.steps}
+
+    def factor_file(name: str) -> Path:
+        return folder / f"{numbers[name]}.factors"
+
+    results = MatrixDecomposer(settings, rank, factor_file).results(plan.steps)
     pairs = {each.name: each for each in pairing.pairs}
-    return LowRank(pairs, found, lambda name: folder / f"{numbers[name]}.factors", CPU)
+    return LowRankDeltas(pairs, {each.matrix: each for each in results}, factor_file, CPU)
 
 
 def test_full_rank_everywhere_is_the_finetune_and_rank_0_the_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """All of D in the matrices; what is no matrix is taken from the finetune, by transformers' own loading."""
     with open_checkpoint(pair[0]) as base, open_checkpoint(pair[1]) as tuned:
         low = decomposed(base, tuned, tmp_path)
-        full = loaded_logits(tuned, low.replacements(LARGEST, list(low.pairs)))
-        none = loaded_logits(base, low.edits(0))
+        full = loaded_logits(tuned, low.finetune_edits(LARGEST, list(low.pairs)))
+        none = loaded_logits(base, low.base_edits(0))
 
     truth, start = logits(pair[1]), logits(pair[0])
     assert (truth - start).abs().max() > 1e-2
@@ -61,19 +64,19 @@ def test_a_smaller_rank_is_the_truncated_svd(tmp_path: Path) -> None:
     before, after = (load_file(folder / "model.safetensors") for folder in folders)
     with open_checkpoint(folders[0]) as base, open_checkpoint(folders[1]) as tuned:
         low = decomposed(base, tuned, tmp_path)
-        weights = EditedWeights(base, low.edits(3), CPU)
+        weights = EditedWeights(base, low.base_edits(3), CPU)
         assert low.pairs
         for name in low.pairs:
             u, s, v = torch.linalg.svd(after[name].double() - before[name].double(), full_matrices=False)
             best = before[name].double() + (u[:, :3] * s[:3]) @ v[:3]
             assert torch.allclose(weights[name][...].double(), best, atol=1e-6)
-            assert low.found[name].lost_at(3) == pytest.approx(float((s[3:] ** 2).sum()), rel=1e-4)
+            assert low.decompositions[name].lost_at(3) == pytest.approx(float((s[3:] ** 2).sum()), rel=1e-4)
 
 
-def test_routers_and_heads_are_not_carried(tmp_path: Path) -> None:
+def test_routers_and_heads_have_no_factors(tmp_path: Path) -> None:
     base_folder, tuned_folder = write_pair(EXPERTS["mixtral"], tmp_path)
     with open_checkpoint(base_folder) as base, open_checkpoint(tuned_folder) as tuned:
         pairs = pair_checkpoints(base, tuned).pairs
-        left = {each.name for each in pairs} - {each.name for each in carried(pairs)}
+        left = {each.name for each in pairs} - {each.name for each in lora_matrices(pairs)}
 
     assert left == {f"model.layers.{layer}.block_sparse_moe.gate.weight" for layer in (0, 1)}

@@ -1,4 +1,4 @@
-"""The verdict in words: what it compares with, what it leaves out, and that it says no more than was measured."""
+"""The verdict: what it compares with, what it leaves out, and that it claims no more than was measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deltarank.divergence import TokenStats, summarise_logits
-from deltarank.jobs.outputs.verdict import sentences_of
+from deltarank.jobs.outputs.verdict import verdict_sentences
 from deltarank.results import (
     AttributionResult,
     CandidateKind,
@@ -57,22 +57,22 @@ def outputs(klds: dict[str, float], *, own: bool = True, **changes: Any) -> Outp
 
 
 def said(klds: dict[str, float], **settings: Any) -> str:
-    return "\n".join(sentences_of(outputs(klds, **settings)))
+    return "\n".join(verdict_sentences(outputs(klds, **settings)))
 
 
 @pytest.mark.parametrize(
     ("kld", "words"),
     [
-        (0.0005, "Rank 64 is nearer to the finetune than q8_0 is"),
-        (0.0021, "Rank 64 is as far from the finetune as q8_0 is"),
-        (0.02, "Rank 64 is farther from the finetune than q8_0 is and nearer than q4_0"),
-        (0.09, "Rank 64 is as far from the finetune as q4_0 is"),
-        (0.16, "Rank 64 is farther from the finetune than q4_0 is, twice as far"),
-        (0.4, "Rank 64 is farther from the finetune than q4_0 is, 5 times as far"),
+        (0.0005, "Rank 64 is closer to the finetune than q8_0"),
+        (0.0021, "Rank 64 is as close to the finetune as q8_0"),
+        (0.02, "Rank 64 is farther from the finetune than q8_0 and closer than q4_0"),
+        (0.09, "Rank 64 is as close to the finetune as q4_0"),
+        (0.16, "Rank 64 is farther from the finetune than q4_0 (twice the divergence)"),
+        (0.4, "Rank 64 is farther from the finetune than q4_0 (5 times the divergence)"),
     ],
 )
 def test_the_headline_compares_with_yardsticks_that_were_measured(kld: float, words: str) -> None:
-    headline = sentences_of(outputs({"base": 1.0, "rank 64": kld, **YARDSTICKS}))[0]
+    headline = verdict_sentences(outputs({"base": 1.0, "rank 64": kld, **YARDSTICKS}))[0]
 
     assert headline.startswith(f"{words}, and keeps ")
 
@@ -87,32 +87,32 @@ def test_an_interval_without_figures_is_left_out() -> None:
 def test_of_two_yardsticks_within_a_quarter_the_nearer_is_named() -> None:
     klds = {"base": 1.0, "rank 64": 0.05, "q4_0": 0.06, "q8_0": 0.047}
 
-    assert sentences_of(outputs(klds))[0].startswith("Rank 64 is as far from the finetune as q8_0 is")
+    assert verdict_sentences(outputs(klds))[0].startswith("Rank 64 is as close to the finetune as q8_0")
 
 
 def test_without_yardsticks_the_headline_is_the_share_that_is_kept_with_its_interval() -> None:
-    headline, distances, *_ = sentences_of(outputs({"base": 0.5, "rank 64": 0.1}))
+    headline, distances, *_ = verdict_sentences(outputs({"base": 0.5, "rank 64": 0.1}))
 
     assert headline == (
         "Rank 64 keeps 80 % of the finetune's behaviour (95 % interval 80 to 80 %) on the finetune's own answers."
     )
     assert re.fullmatch(
-        r"Rank 64 is 0.1 \(95 % interval 0\.\d+ to 0\.\d+\) nats per token away on the finetune's own answers "
-        r"\(200 tokens of 5 documents\), beside base 0.5\.",
+        r"The KL divergence of rank 64 from the finetune is 0.1 nats per token \(95 % interval 0\.\d+ to 0\.\d+\) on "
+        r"the finetune's own answers \(200 tokens in 5 documents\), compared with base 0.5\.",
         distances,
     )
 
 
 def test_a_candidate_beyond_the_base_is_said_to_be() -> None:
-    assert "Rank 8 is farther from the finetune than the base is" in said({"base": 0.5, "rank 8": 0.6})
+    assert "Rank 8 is farther from the finetune than the base" in said({"base": 0.5, "rank 8": 0.6})
 
 
 def test_what_is_under_the_control_says_nothing() -> None:
     words = said({"base": 0.5, "rank 64": 1e-7, "whole delta": 2e-6, "finetune again": 0.0})
 
-    assert words.startswith("Rank 64 cannot be told from the finetune on the finetune's own answers")
+    assert words.startswith("Rank 64 is indistinguishable from the finetune on the finetune's own answers")
     assert "judge" not in words
-    assert "Controls read whole delta 2.0e-6 and finetune again 0 nats per token" in words
+    assert "Noise floor: whole delta 2.0e-6 and finetune again 0 nats per token." in words
 
 
 def test_the_judge_and_the_bound_are_said_of_the_finetune_s_own_text_only() -> None:
@@ -120,7 +120,7 @@ def test_the_judge_and_the_bound_are_said_of_the_finetune_s_own_text_only() -> N
     own, other = said(klds), said(klds, own=False)
 
     assert "after about 2,210 tokens sampled at temperature 1 (q4_0 after 100)" in own
-    assert "no one can be right about more than 59 % of replies of 50 tokens, 68 % of replies of 200 tokens" in own
+    assert "nobody can be right about more than 59 % of replies of 50 tokens, 68 % of replies of 200 tokens" in own
     assert "placebo" in own
     assert "on wiki" in other
     assert "judge" not in other
@@ -130,46 +130,51 @@ def test_the_judge_and_the_bound_are_said_of_the_finetune_s_own_text_only() -> N
 def test_a_bound_that_rules_nothing_out_is_not_sold_as_one() -> None:
     words = said({"base": 2.0, "rank 64": 0.5})
 
-    assert "No blind score is ruled out" in words
+    assert "In theory, one reply of 50 tokens could be enough to tell rank 64 from the finetune." in words
     assert "placebo" not in words
 
 
 def test_the_rank_that_is_as_near_as_a_yardstick_is_named() -> None:
     klds = {"base": 1.0, "rank 16": 0.3, "rank 64": 0.09, "rank 128": 0.05, **YARDSTICKS}
 
-    assert "rank 64 is as near as q4_0; none is as near as q8_0" in said(klds)
+    assert "rank 64 is the lowest as close to the finetune as q4_0; none is as close to the finetune as q8_0" in said(
+        klds
+    )
 
 
 def test_what_no_rank_reaches_is_told() -> None:
     words = said({"base": 1.0, "rank 64": 0.1, "any rank": 0.03})
 
-    assert "No rank is enough for all of it: with the whole change of the matrices" in words
-    assert "embeddings and output head left to the base, 97 % is kept" in words
-    assert "Most of that is not the rank's doing" in said({"base": 1.0, "rank 64": 0.1, "any rank": 0.08})
-    assert "No rank is enough" not in said({"base": 1.0, "rank 64": 0.1, "any rank": 0.001})
+    assert "No rank keeps all: even at unlimited rank 97 % would be kept, because norms, biases, embeddings" in words
+    most = said({"base": 1.0, "rank 64": 0.1, "any rank": 0.08})
+    assert "Most of the loss at rank 64 is not due to the rank: even at unlimited rank 92 %" in most
+    assert "unlimited" not in said({"base": 1.0, "rank 64": 0.1, "any rank": 0.001})
 
 
 def test_the_headline_is_about_the_run_s_rank_or_the_one_nearest_64_or_what_there_is() -> None:
     ranks = {"base": 1.0, "rank 8": 0.3, "rank 48": 0.2, "rank 320": 0.1}
 
-    assert sentences_of(outputs(ranks))[0].startswith("Rank 48 ")
-    assert sentences_of(outputs(ranks, settings={"headline_rank": 8}))[0].startswith("Rank 8 ")
-    assert sentences_of(outputs({"base": 1.0, "org/other": 0.2}))[0].startswith("The model org/other keeps 80 %")
-    assert sentences_of(outputs({"base": 1.0}))[0] == (
-        "The base is 1 nats per token from the finetune on the finetune's own answers."
+    assert verdict_sentences(outputs(ranks))[0].startswith("Rank 48 ")
+    assert verdict_sentences(outputs(ranks, settings={"headline_rank": 8}))[0].startswith("Rank 8 ")
+    assert verdict_sentences(outputs({"base": 1.0, "org/other": 0.2}))[0].startswith("The model org/other keeps 80 %")
+    assert verdict_sentences(outputs({"base": 1.0}))[0] == (
+        "The base diverges from the finetune by 1 nats per token on the finetune's own answers."
     )
-    assert "The model org/other is 0.2 nats per token away, and keeps 80 %" in said({**ranks, "org/other": 0.2})
+    assert "The model org/other diverges from the finetune by 0.2 nats per token and keeps 80 %" in said(
+        {**ranks, "org/other": 0.2}
+    )
 
 
 def test_another_text_is_told_beside_the_finetune_s_own() -> None:
     own, wiki = (candidate("rank 64", kld, base=0.5, own=own) for kld, own in ((0.1, True), (0.2, False)))
     both = CandidateResult("rank 64", CandidateKind.RANK, 64, (*wiki.logits, *own.logits))
     texts = (Text("wiki", 5, 200), Text("own answers", 5, 200, own=True))
-    words = sentences_of(Outputs("some/finetune", texts, (both,)))
+    words = verdict_sentences(Outputs("some/finetune", texts, (both,)))
 
     assert words[0].endswith("on the finetune's own answers.")
     assert any(
-        each.startswith("On wiki it is 0.2 nats per token away, and keeps 60 % of the finetune's") for each in words
+        each.startswith("On wiki, rank 64 diverges from the finetune by 0.2 nats per token and keeps 60 %")
+        for each in words
     )
 
 
@@ -180,13 +185,14 @@ def test_texts_are_told_beside_what_sampling_alone_does() -> None:
     def words(p: float) -> str:
         rank = candidate("rank 64", 0.1, base=0.5, writing=writing(0.61, p))
         texts = (Text("own answers", 5, 200, own=True),)
-        return "\n".join(sentences_of(Outputs("some/finetune", texts, (rank,), again=writing(0.49, 0.6))))
+        return "\n".join(verdict_sentences(Outputs("some/finetune", texts, (rank,), again=writing(0.49, 0.6))))
 
     assert (
-        "a classifier tells rank 64 from the finetune (24 prompts, 4 answers to each): it is right about 61 % "
-        "(p = 0.001); about the finetune's own with another seed: 49 % (p = 0.6)"
+        "A classifier could tell the answers of rank 64 from the finetune's (24 prompts, 4 answers each): it was right "
+        "61 % of the time (p = 0.001). Between two runs of the finetune with different seeds it was right 49 % of the "
+        "time (p = 0.6)."
     ) in words(0.001)
-    assert "a classifier does not tell rank 64 from the finetune" in words(0.2)
+    assert "A classifier could not tell the answers of rank 64" in words(0.2)
 
 
 def test_the_dearest_part_is_named_at_the_headline_s_rank() -> None:
@@ -199,17 +205,17 @@ def test_the_dearest_part_is_named_at_the_headline_s_rank() -> None:
     )
     words = said({"base": 1.0, "rank 64": 0.1}, attribution=both)
 
-    assert "At rank 64, down_proj alone costs the most: 0.11 nats per token." in words
-    assert "the 2 parts in the order of their KLD to 0.83" in words
+    assert "Truncating down_proj alone to rank 64 costs the most: 0.11 nats per token." in words
+    assert "Over 2 modules, the loss in the weights and the divergence have a rank correlation of 0.83" in words
 
 
 def test_nothing_scored_nothing_said() -> None:
-    assert sentences_of(Outputs("some/finetune", (), ())) == ()
-    assert sentences_of(Outputs("some/finetune", (Text("wiki", 1, 1),), ())) == ()
+    assert verdict_sentences(Outputs("some/finetune", (), ())) == ()
+    assert verdict_sentences(Outputs("some/finetune", (Text("wiki", 1, 1),), ())) == ()
 
 
 def test_names_from_files_stay_on_one_line_and_short() -> None:
     hostile = "a\nb\u202e\x1b[31m" + "x" * 500
-    for sentence in sentences_of(outputs({"base": 1.0, hostile: 0.2})):
+    for sentence in verdict_sentences(outputs({"base": 1.0, hostile: 0.2})):
         assert sentence.isprintable()
         assert len(sentence) < 400

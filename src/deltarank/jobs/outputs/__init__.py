@@ -1,11 +1,16 @@
-"""The `outputs` job: predictions and texts of the finetune beside those of what is served in its place."""
+"""The `outputs` job: predictions and texts of the finetune, compared with those of models served in its place."""
 
 from deltarank.jobs.outputs.api import outputs, plan_outputs
+from deltarank.jobs.outputs.job import OutputsJob
+from deltarank.jobs.outputs.options import OutputsKeywords, OutputsOptions
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.results import Outputs
 
 __all__ = [
     "Outputs",
+    "OutputsJob",
+    "OutputsKeywords",
+    "OutputsOptions",
     "OutputsPlan",
     "outputs",
     "plan_outputs",

@@ -1,4 +1,4 @@
-"""What models write to the prompts, kept answer by answer while a job goes on."""
+"""The models' answers to the prompts, stored prompt by prompt while a job runs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltarank.divergence import Answer, Prompt
+from deltarank.divergence import Answer, Prompt, Tokenizer
 from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.models import generate_answers
 from deltarank.results import Count, to_plain
 
-AT_ONCE = 8
-"""Answers that are written side by side, if nothing else was asked for."""
+DEFAULT_BATCH = 8
+"""Answers that are generated together."""
 
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """A line of the run's folder: what one model wrote to one prompt.
+    """A line of the run's folder: the answers of one model to one prompt.
 
-    answers          who wrote them
-    prompt           its number
-    written          (sample, ids, text, ids of the prompt) of each answer
+    answers          the name of the model
+    prompt           index of the prompt
+    written          (index of the sample, token ids, text, token ids of the prompt) of each answer
     """
 
     answers: str
@@ -31,44 +31,46 @@ class AnswerRecord:
 
 @dataclass
 class Answers:
-    """All answers of a job, by who wrote them.
+    """All answers of a job, by the name of the model.
 
-    keep             takes a record when a prompt was answered
+    context          the longest text that every model takes
+    batch            answers that are generated together; None: DEFAULT_BATCH
+    save_record      called with a record of the answers to each prompt
     """
 
     prompts: Sequence[Prompt]
-    tokenizer: Any
+    tokenizer: Tokenizer
     samples: int
     max_tokens: int
     context: int
     batch: int | None
-    keep: Callable[[Mapping[str, Any]], None]
-    _written: dict[str, dict[int, list[Answer]]] = field(default_factory=dict)
+    save_record: Callable[[Mapping[str, Any]], None]
+    _by_model: dict[str, dict[int, list[Answer]]] = field(default_factory=dict)
 
-    def resume(self, record: AnswerRecord) -> None:
-        """What an earlier process wrote."""
-        written = [Answer(record.prompt, *each) for each in record.written]
-        self._written.setdefault(record.answers, {})[record.prompt] = written
+    def add(self, record: AnswerRecord) -> None:
+        answers = [Answer(record.prompt, *each) for each in record.written]
+        self._by_model.setdefault(record.answers, {})[record.prompt] = answers
 
-    def of(self, who: str) -> list[Answer]:
-        """Prompt after prompt."""
-        return [answer for _, answers in sorted(self._written.get(who, {}).items()) for answer in answers]
+    def of_model(self, name: str) -> list[Answer]:
+        """Its answers, prompt by prompt."""
+        return [answer for _, answers in sorted(self._by_model.get(name, {}).items()) for answer in answers]
 
-    def missing(self, who: str) -> list[int]:
-        return [i for i in range(len(self.prompts)) if i not in self._written.get(who, {})]
+    def generate(self, name: str, model: LoadedModel, seed: int, on_prompts: Callable[[int], None]) -> None:
+        """Answers the prompts that the model has not answered yet.
 
-    def write(self, who: str, model: LoadedModel, seed: int, done: Callable[[int], None]) -> None:
-        """Answers the prompts that are not answered yet; `done` hears how many were."""
-        left = self.missing(who)
-        done(len(self.prompts) - len(left))
-        step = max((self.batch or AT_ONCE) // self.samples, 1)
-        while left:
-            block = _run(left, step)
-            left = left[len(block) :]
-            self._answer(who, block, model, seed)
-            done(len(block))
+        Args:
+            name: the name that its answers are stored under.
+            on_prompts: called with the number of prompts that were answered.
+        """
+        missing = [i for i in range(len(self.prompts)) if i not in self._by_model.get(name, {})]
+        on_prompts(len(self.prompts) - len(missing))
+        while missing:
+            block = _consecutive(missing, max(self._batch // self.samples, 1))
+            missing = missing[len(block) :]
+            self._generate_block(name, block, model, seed)
+            on_prompts(len(block))
 
-    def _answer(self, who: str, block: Sequence[int], model: LoadedModel, seed: int) -> None:
+    def _generate_block(self, name: str, block: Sequence[int], model: LoadedModel, seed: int) -> None:
         answers = generate_answers(
             model.model,
             self.tokenizer,
@@ -76,19 +78,23 @@ class Answers:
             samples=self.samples,
             seed=seed,
             max_tokens=self.max_tokens,
-            batch=self.batch or AT_ONCE,
+            batch=self._batch,
             context=self.context,
             first=block[0],
         )
         for number in block:
             written = ((a.sample_index, a.ids, a.text, a.prompt_ids) for a in answers if a.prompt_index == number)
-            record = AnswerRecord(who, number, tuple(written))
-            self.keep(to_plain(record))
-            self.resume(record)
+            record = AnswerRecord(name, number, tuple(written))
+            self.save_record(to_plain(record))
+            self.add(record)
+
+    @property
+    def _batch(self) -> int:
+        return self.batch or DEFAULT_BATCH
 
 
-def _run(numbers: Sequence[int], most: int) -> list[int]:
-    """The first of them that follow each other without a gap."""
+def _consecutive(numbers: Sequence[int], most: int) -> list[int]:
+    """The first of the numbers, up to a gap."""
     block = [numbers[0]]
     for number in numbers[1:most]:
         if number != block[-1] + 1:

@@ -1,109 +1,125 @@
-"""The finetune with one part at a time at rank r: by writing into the model that is there, where names allow it."""
+"""Which parts of a model matter: the finetune is scored with one part at a time truncated to rank r."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
-from deltarank.divergence import PartMeasurement, summarise_attribution
-from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
+from deltarank.checkpoints import Pair, Pairing
+from deltarank.divergence import PartMeasurement, TokenStats, summarise_attribution
+from deltarank.jobs.outputs.candidates import Candidate
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
-from deltarank.jobs.outputs.low_rank import LowRank
-from deltarank.jobs.outputs.scoring import Done, Scorer, TextSet
-from deltarank.models import EditedWeights, file_tensor_names
+from deltarank.jobs.outputs.low_rank import LowRankDeltas, lora_matrices
+from deltarank.jobs.outputs.model_pair import ModelPair
+from deltarank.jobs.outputs.scoring import OnTokens, Scorer, TextSet
+from deltarank.models import EditedWeights, Head, Window, file_tensor_names
 from deltarank.results import AttributionResult, CandidateKind
 
-LAYER, MATRIX = "layer", "matrix"
+ALL_PARTS = "all parts"
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """All parts of one unit.
+    """The measurement of all parts of one unit, "module" or "layer".
 
-    parts            the matrices of each, by its name
-    first            the number that scores of "all parts at once" are kept under; those of the parts follow
-    read             gives what hears of tokens that were read
+    first_number     the number that the scores of all parts at once are stored under; those of each part follow
+    on_tokens        makes a callback of the name of a part
     """
 
-    candidate_set: CandidateSet
-    low: LowRank
+    models: ModelPair
+    deltas: LowRankDeltas
     scorer: Scorer
     loader: ModelLoader
-    parts: Mapping[str, Sequence[str]]
     unit: str
     rank: int
-    first: int
-    read: Callable[[str], Done]
+    first_number: int
+    on_tokens: Callable[[str], OnTokens]
 
-    def attributions(self, texts: Sequence[TextSet]) -> tuple[AttributionResult, ...]:
-        """On one text: the finetune's own where there is one."""
+    def measure(self, texts: Sequence[TextSet]) -> AttributionResult:
+        """Scores the parts on one text: the finetune's own answers if there are any."""
         text = next((each for each in texts if each.own), texts[0])
-        only = frozenset(text.numbers)
-        names = [name for part in self.parts.values() for name in part]
-        models = self.candidate_set.models
-        candidate = Candidate(
-            "all parts", CandidateKind.MODEL, models.skeleton, self.candidate_set.part(self.low, self.rank, names)
-        )
-        with LoadedModel(candidate, self.loader) as model:
-            self.scorer.score(self.first, model, self.read("all parts"), only=only)
-        swaps = []
-        for number, (name, model) in enumerate(self._models(), start=self.first + 1):
-            self.scorer.score(number, model, self.read(name), only=only)
-            swaps.append(self._swap(name, self.scorer.stats(number, text.numbers)))
-        together = self.scorer.stats(self.first, text.numbers)
-        return (summarise_attribution(self.rank, self.unit, text.name, swaps, together),)
+        matrices = [name for names in self._parts.values() for name in names]
+        with LoadedModel(self._candidate(ALL_PARTS, matrices), self.loader) as model:
+            all_parts = self._score(self.first_number, ALL_PARTS, model, text)
+        measurements = [
+            self._measurement(name, self._score(number, name, model, text))
+            for number, (name, model) in enumerate(self._truncated_models(), start=self.first_number + 1)
+        ]
+        return summarise_attribution(self.rank, self.unit, text.name, measurements, all_parts)
 
-    def _models(self) -> Iterator[tuple[str, LoadedModel]]:
-        """A model for each part: of one model that is written into, or of a new one each."""
-        models = self.candidate_set.models
-        plain = models.of_finetune()
-        names = None if self.loader.streams else file_tensor_names(models.skeleton, plain)
+    @cached_property
+    def _parts(self) -> dict[str, list[str]]:
+        return matrices_by_part(self.models.pairing, self.unit)
+
+    def _score(self, number: int, name: str, model: LoadedModel, text: TextSet) -> Mapping[str, TokenStats]:
+        self.scorer.score(number, model, self.on_tokens(name), only=frozenset(text.numbers))
+        return self.scorer.stats(number, text.numbers)
+
+    def _truncated_models(self) -> Iterator[tuple[str, LoadedModel]]:
+        """A model for each part: one model whose tensors are overwritten, or where that is not possible a new one."""
+        weights = self.models.finetune_weights()
+        skeleton = self.models.finetune_skeleton
+        names = None if self.loader.streams else file_tensor_names(skeleton, weights)
         if names is None:
-            for part, matrices in self.parts.items():
-                with LoadedModel(self._member(part, matrices), self.loader) as model:
+            for part, matrices in self._parts.items():
+                with LoadedModel(self._candidate(part, matrices), self.loader) as model:
                     yield part, model
             return
-        with LoadedModel(Candidate("parts", CandidateKind.MODEL, models.skeleton, plain), self.loader) as model:
-            for part, matrices in self.parts.items():
-                candidate = self._member(part, matrices)
-                yield part, _Written(candidate, model, names, plain)
+        with LoadedModel(Candidate("parts", CandidateKind.MODEL, skeleton, weights), self.loader) as model:
+            for part, matrices in self._parts.items():
+                yield part, _OverwrittenModel(self._candidate(part, matrices), model, names)
 
-    def _member(self, part: str, matrices: Sequence[str]) -> Candidate:
-        weights = self.candidate_set.part(self.low, self.rank, matrices)
-        return Candidate(part, CandidateKind.MODEL, self.candidate_set.models.skeleton, weights)
+    def _candidate(self, name: str, matrices: Sequence[str]) -> Candidate:
+        """The finetune with these matrices truncated."""
+        weights = self.models.finetune_weights(self.deltas.finetune_edits(self.rank, matrices))
+        return Candidate(name, CandidateKind.MODEL, self.models.finetune_skeleton, weights)
 
-    def _swap(self, name: str, stats: Mapping[str, Any]) -> PartMeasurement:
-        matrices = self.parts[name]
-        lost, energy = self.low.lost(self.rank, matrices)
-        pair = self.low.pairs[matrices[0]]
-        layer = pair.layer if self.unit in (LAYER, MATRIX) else None
-        module = None if self.unit == LAYER else pair.module
+    def _measurement(self, name: str, stats: Mapping[str, TokenStats]) -> PartMeasurement:
+        matrices = self._parts[name]
+        lost, energy = self.deltas.lost(self.rank, matrices)
+        pair = self.deltas.pairs[matrices[0]]
+        layer, module = (pair.layer, None) if self.unit == "layer" else (None, pair.module)
         return PartMeasurement(name, layer, module, lost, energy, stats)
 
 
-class _Written(LoadedModel):
-    """Another model's model, with some of its tensors replaced while it predicts."""
+class _OverwrittenModel(LoadedModel):
+    """A loaded model that has the weights of another candidate while it predicts.
 
-    def __init__(
-        self, candidate: Candidate, model: LoadedModel, names: Mapping[str, str], plain: EditedWeights
-    ) -> None:
-        super().__init__(candidate, model.loader)
-        self._turn, self._names, self._plain = model, names, plain
+    Args:
+        names: the name in the files for each tensor of the model.
+    """
 
-    def predict(self, windows: Sequence[Any]) -> Any:
-        self._put(self.candidate.weights)
+    def __init__(self, candidate: Candidate, loaded: LoadedModel, names: Mapping[str, str]) -> None:
+        super().__init__(candidate, loaded.loader)
+        self._loaded, self._names = loaded, names
+
+    def predict(self, windows: Sequence[Window]) -> tuple[list[Tensor], Head]:
+        self._overwrite(self.candidate.weights)
         try:
-            return self._turn.predict(windows)
+            return self._loaded.predict(windows)
         finally:
-            self._put(self._plain)
+            self._overwrite(self._loaded.candidate.weights)
 
     @torch.no_grad()
-    def _put(self, weights: EditedWeights) -> None:
-        """The tensors that the part changes, from these weights."""
-        state = self._turn.model.state_dict()
+    def _overwrite(self, weights: EditedWeights) -> None:
+        """Copies the tensors that the candidate changes from `weights`."""
+        state = self._loaded.model.state_dict()
         for model_name, file_name in self._names.items():
             if file_name in self.candidate.weights.edits:
                 state[model_name].copy_(weights.tensor(file_name))
+
+
+def matrices_by_part(pairing: Pairing, unit: str) -> dict[str, list[str]]:
+    """The names of the matrices that make a part, by the name of the part."""
+    parts: dict[str, list[str]] = {}
+    for pair in lora_matrices(pairing.pairs):
+        parts.setdefault(_layer_name(pair) if unit == "layer" else pair.module, []).append(pair.name)
+    return parts
+
+
+def _layer_name(pair: Pair) -> str:
+    return "no layer" if pair.layer is None else f"layer {pair.layer}"

@@ -1,27 +1,35 @@
-"""Who is compared with the finetune: each a model of edited weights, with a name and a kind."""
+"""The candidates: each is a model of edited weights, with a name and a kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deltarank.adapters import LoraAdapter, LoraUpdate, apply_adapter, open_adapter
-from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Pair, Pairing, Piece, SummedTensor, open_checkpoint, shown
-from deltarank.jobs.outputs.low_rank import LowRank
-from deltarank.jobs.outputs.options import AGAIN, ANY_RANK, BASE, WHOLE
-from deltarank.models import Edit, EditedWeights, ModelSkeleton, Yardstick, read_piece, read_skeleton
+from deltarank.adapters import Applied, Change, LoraAdapter, LoraUpdate, apply_adapter, open_adapter
+from deltarank.checkpoints import FLOAT_DTYPES, Pair, Piece, SummedTensor, open_checkpoint, shown
+from deltarank.jobs.outputs.candidate_names import (
+    ANY_RANK,
+    BASE,
+    FINETUNE_AGAIN,
+    WHOLE_DELTA,
+    adapter_names,
+    model_names,
+    rank_name,
+)
+from deltarank.jobs.outputs.low_rank import LowRankDeltas
+from deltarank.jobs.outputs.model_pair import ModelPair
+from deltarank.jobs.outputs.options import OutputsOptions
+from deltarank.models import Edit, EditedWeights, ModelSkeleton, Yardstick, get_yardstick, read_piece, read_skeleton
 from deltarank.results import CandidateKind, listing
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is compared with the finetune. It is loaded only when its turn comes."""
+    """A model that is compared with the finetune. It is loaded only when it is measured."""
 
     name: str
     kind: CandidateKind
@@ -31,37 +39,16 @@ class Candidate:
     note: str | None = None
 
 
-@dataclass(frozen=True)
-class ModelPair:
-    """The two checkpoints and what is known of them before anything is computed."""
-
-    before: Checkpoint
-    after: Checkpoint
-    pairing: Pairing
-    base_skeleton: ModelSkeleton
-    skeleton: ModelSkeleton
-    device: torch.device
-    trust_remote_code: bool = False
-    fetch: str = "auto"
-
-    @property
-    def targets(self) -> tuple[Pair | SummedTensor, ...]:
-        """All that both hold."""
-        return (*self.pairing.pairs, *self.pairing.summed)
-
-    def of_finetune(self, edits: Sequence[Edit] = ()) -> EditedWeights:
-        return EditedWeights(self.after, edits, self.device)
-
-    def of_base(self, edits: Sequence[Edit] = ()) -> EditedWeights:
-        return EditedWeights(self.before, edits, self.device)
-
-
-@dataclass
 class CandidateSet:
-    """The candidates of one job. Adapters and further checkpoints stay open while it lasts: use it in a `with`."""
+    """Makes the candidates of a job. Keeps adapters and other checkpoints open: use it in a `with`.
 
-    models: ModelPair
-    _open: ExitStack = field(default_factory=ExitStack)
+    Args:
+        fetch: how other checkpoints are fetched from the Hub.
+    """
+
+    def __init__(self, models: ModelPair, deltas: LowRankDeltas, options: OutputsOptions, *, fetch: str) -> None:
+        self._models, self._deltas, self._options, self._fetch = models, deltas, options, fetch
+        self._open = ExitStack()
 
     def __enter__(self) -> CandidateSet:
         return self
@@ -69,90 +56,122 @@ class CandidateSet:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def controls(self) -> Iterator[Candidate]:
-        """What must read zero."""
-        models = self.models
-        yield Candidate(
-            AGAIN, CandidateKind.CONTROL, models.skeleton, models.of_finetune(), note="the same weights once more"
-        )
-        edits = [Edit(each.finetune, _whole(each, models.device), each.finetune.dtype) for each in models.targets]
+    def all(self) -> list[Candidate]:
+        """In the order of `candidate_names`."""
+        options = self._options
+        adapters = zip(options.adapters, adapter_names(options), strict=True)
+        models = zip(options.models, model_names(options), strict=True)
+        return [
+            self._finetune_again(),
+            self._whole_delta(),
+            self._base(),
+            *map(self._rank, options.ranks),
+            self._any_rank(),
+            *(self._adapter(folder, name) for folder, name in adapters),
+            *(self._model(ref, name) for ref, name in models),
+            *(self._yardstick(get_yardstick(name)) for name in options.yardsticks),
+        ]
+
+    def _finetune_again(self) -> Candidate:
+        return self._edited_finetune(FINETUNE_AGAIN, CandidateKind.CONTROL, [], "the same weights once more")
+
+    def _whole_delta(self) -> Candidate:
+        device = self._models.device
+        edits = [
+            Edit(each.finetune, _add_delta(each, device), each.finetune.dtype) for each in self._models.common_tensors
+        ]
         note = "W0 + (W - W0) of every tensor, rounded once more to the type that the finetune is stored in"
-        yield Candidate(WHOLE, CandidateKind.CONTROL, models.skeleton, models.of_finetune(edits), note=note)
+        return self._edited_finetune(WHOLE_DELTA, CandidateKind.CONTROL, edits, note)
 
-    def base(self) -> Candidate:
-        return Candidate(BASE, CandidateKind.BASE, self.models.base_skeleton, self.models.of_base())
+    def _base(self) -> Candidate:
+        return self._edited_base(BASE, CandidateKind.BASE, [])
 
-    def ranks(self, low: LowRank, ranks: Sequence[int]) -> Iterator[Candidate]:
-        """The base with D_r in the matrices that a LoRA carries; and with all of D there, which no LoRA goes beyond."""
-        models = self.models
-        for rank in ranks:
-            weights = models.of_base(low.edits(rank))
-            yield Candidate(f"rank {rank}", CandidateKind.RANK, models.base_skeleton, weights, rank)
-        edits = [Edit(pair.base, _replaced(pair, models.device)) for pair in low.pairs.values()]
+    def _rank(self, rank: int) -> Candidate:
+        """The base plus D_r in the matrices that a LoRA has factors for."""
+        return self._edited_base(rank_name(rank), CandidateKind.RANK, self._deltas.base_edits(rank), rank)
+
+    def _any_rank(self) -> Candidate:
+        """The base plus all of D in the same matrices."""
+        edits = [Edit(pair.base, _read_finetune(pair, self._models.device)) for pair in self._deltas.pairs.values()]
         note = "all of the delta in the matrices, everything else the base's: no LoRA of any rank goes beyond it"
-        yield Candidate(ANY_RANK, CandidateKind.RANK, models.base_skeleton, models.of_base(edits), note=note)
+        return self._edited_base(ANY_RANK, CandidateKind.RANK, edits, note=note)
 
-    def adapter(self, folder: str | Path, server: str | None, name: str) -> Candidate:
-        """The base with an adapter from disk on it, as PEFT or `server` applies it."""
-        models = self.models
+    def _adapter(self, folder: str, name: str) -> Candidate:
+        """The base with an adapter from disk, as PEFT or the server applies it."""
+        models = self._models
         lora = self._open.enter_context(open_adapter(folder))
-        applied = apply_adapter(lora, models.targets, server=server, config=models.before.config)
+        applied = apply_adapter(lora, models.common_tensors, server=self._options.server, config=models.base.config)
         applied.check_loads_in_peft()
-        places = {target.name: target for target in models.targets}
+        tensors = {tensor.name: tensor for tensor in models.common_tensors}
         edits = [
-            Edit(places[name].base, _adapted(lora, changes, models.device)) for name, changes in applied.changes.items()
+            Edit(tensors[target].base, _add_adapter(lora, changes, models.device))
+            for target, changes in applied.changes.items()
         ]
-        notes = [*applied.notes, *applied.left_out_biases(lora)]
-        if applied.unused:
-            names = listing([shown(entry.name) for entry in applied.unused], most=2)
-            notes.append(f"passed over: {names}: {applied.unused[0].reason}")
-        ranks = {
-            c.placement.part.rank for changes in applied.changes.values() for c in changes if c.placement.part.is_lora
-        }
-        rank = ranks.pop() if len(ranks) == 1 else None
-        note = "; ".join(notes) or None
-        return Candidate(name, CandidateKind.ADAPTER, models.base_skeleton, models.of_base(edits), rank, note)
+        return self._edited_base(name, CandidateKind.ADAPTER, edits, _only_rank(applied), _adapter_note(applied, lora))
 
-    def model(self, ref: str | Path, name: str) -> Candidate:
-        """Another checkpoint."""
-        models = self.models
-        checkpoint = self._open.enter_context(open_checkpoint(ref, fetch=models.fetch))
-        skeleton = read_skeleton(checkpoint, trust_remote_code=models.trust_remote_code)
-        return Candidate(name, CandidateKind.MODEL, skeleton, EditedWeights(checkpoint, [], models.device))
+    def _model(self, ref: str, name: str) -> Candidate:
+        checkpoint = self._open.enter_context(open_checkpoint(ref, fetch=self._fetch))
+        skeleton = read_skeleton(checkpoint, trust_remote_code=self._options.trust_remote_code)
+        weights = EditedWeights(checkpoint, [], self._models.device)
+        return Candidate(name, CandidateKind.MODEL, skeleton, weights)
 
-    def yardstick(self, yardstick: Yardstick) -> Candidate:
-        """The finetune, its matrices quantised and read back."""
-        models = self.models
+    def _yardstick(self, yardstick: Yardstick) -> Candidate:
+        """The finetune with its matrices quantised and dequantised."""
+        finetune = self._models.finetune
         edits = [
-            Edit(piece, yardstick.fake_quantise)
-            for tensor, info in models.after.tensors.items()
+            Edit(
+                Piece.of(info, finetune.source, (info.entries // info.shape[-1], info.shape[-1])),
+                yardstick.fake_quantise,
+            )
+            for tensor, info in finetune.tensors.items()
             if info.dtype in FLOAT_DTYPES and len(info.shape) > 1 and yardstick.applies_to(tensor, info.shape)
-            for piece in (Piece.of(info, models.after.source, (info.entries // info.shape[-1], info.shape[-1])),)
         ]
-        return Candidate(
-            yardstick.name, CandidateKind.YARDSTICK, models.skeleton, models.of_finetune(edits), note=yardstick.note
-        )
+        return self._edited_finetune(yardstick.name, CandidateKind.YARDSTICK, edits, yardstick.note)
 
-    def part(self, low: LowRank, rank: int, names: Sequence[str]) -> EditedWeights:
-        """The finetune with some matrices alone brought to rank r."""
-        return self.models.of_finetune(low.replacements(rank, names))
+    def _edited_base(
+        self, name: str, kind: CandidateKind, edits: Sequence[Edit], rank: int | None = None, note: str | None = None
+    ) -> Candidate:
+        return Candidate(name, kind, self._models.base_skeleton, self._models.base_weights(edits), rank, note)
+
+    def _edited_finetune(self, name: str, kind: CandidateKind, edits: Sequence[Edit], note: str) -> Candidate:
+        return Candidate(name, kind, self._models.finetune_skeleton, self._models.finetune_weights(edits), note=note)
 
 
-def _whole(each: Pair | SummedTensor, device: torch.device) -> Callable[[Tensor], Tensor]:
-    def change(tuned: Tensor) -> Tensor:
-        base = read_piece(each.base, device)
-        return base + (tuned - base)
+def _only_rank(applied: Applied) -> int | None:
+    """The rank of an adapter whose parts all have the same."""
+    parts = [change.placement.part for changes in applied.changes.values() for change in changes]
+    ranks = {part.rank for part in parts if part.is_lora}
+    return ranks.pop() if len(ranks) == 1 else None
+
+
+def _adapter_note(applied: Applied, lora: LoraAdapter) -> str | None:
+    notes = [*applied.notes, *applied.left_out_biases(lora)]
+    if applied.unused:
+        names = listing([shown(tensor.name) for tensor in applied.unused], most=2)
+        notes.append(f"not used: {names}: {applied.unused[0].reason}")
+    return "; ".join(notes) or None
+
+
+def _add_delta(tensor: Pair | SummedTensor, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """W to W0 + (W - W0)."""
+
+    def change(finetune: Tensor) -> Tensor:
+        base = read_piece(tensor.base, device)
+        return base + (finetune - base)
 
     return change
 
 
-def _replaced(pair: Pair, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _read_finetune(pair: Pair, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """W0 to W."""
     return lambda _: read_piece(pair.finetune, device)
 
 
-def _adapted(lora: LoraAdapter, changes: Sequence[Any], device: torch.device) -> Callable[[Tensor], Tensor]:
+def _add_adapter(lora: LoraAdapter, changes: Sequence[Change], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """W0 to W0 plus what the adapter adds."""
+
     def change(base: Tensor) -> Tensor:
-        effect = LoraUpdate(lora, changes, device=device, dtype=torch.float32)
-        return base + effect.rows(0, base)
+        update = LoraUpdate(lora, changes, device=device, dtype=torch.float32)
+        return base + update.rows(0, base)
 
     return change

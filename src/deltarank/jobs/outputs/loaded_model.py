@@ -1,4 +1,4 @@
-"""A candidate's model: its model is made when it is first needed, and gone before the next one's is."""
+"""The model of one candidate: loaded when it is first needed, and dropped before the next one is loaded."""
 
 from __future__ import annotations
 
@@ -10,58 +10,76 @@ import torch
 from torch import Tensor
 
 from deltarank.jobs.outputs.candidates import Candidate
-from deltarank.models import AnyModel, Head, Predictor, Window, load_model, stream_model, translate_out_of_memory
+from deltarank.models import (
+    AnyModel,
+    Head,
+    Predictor,
+    Window,
+    load_model,
+    stream_model,
+    translate_out_of_memory,
+)
 
-_WORTH_COLLECTING = 10_000_000
-"""Parameters. Collecting takes most of a second; Python does it itself before small models add up."""
+_LARGE_MODEL = 10_000_000
+"""Parameters. A garbage collection takes most of a second; Python collects smaller models in time by itself."""
 
 
 @dataclass(frozen=True)
 class ModelLoader:
-    """How models are made: whole, or streamed where they do not fit."""
+    """How models are loaded.
+
+    streams          layer by layer while they run, because they do not fit into memory
+    """
 
     device: torch.device
     dtype: torch.dtype
     streams: bool
 
+    def load(self, candidate: Candidate) -> tuple[AnyModel, Head | None]:
+        """The model, and its output head if the model is streamed and does not hold it.
+
+        Raises:
+            JobError: (slug "out-of-memory") it does not fit after all, or (slug "cannot-stream") see `stream_model`.
+        """
+        skeleton, weights = candidate.skeleton, candidate.weights
+        with translate_out_of_memory(self.device):
+            if self.streams:
+                return stream_model(skeleton, weights, dtype=self.dtype, device=self.device)
+            return load_model(skeleton, weights, dtype=self.dtype, device=self.device), None
+
 
 class LoadedModel:
-    """One candidate's model, if it is needed at all. Use it in a `with`."""
+    """The model of a candidate. Leaving the `with` frees its memory."""
 
     def __init__(self, candidate: Candidate, loader: ModelLoader) -> None:
         self.candidate, self.loader = candidate, loader
         self._model: AnyModel = None
         self._predictor: Predictor | None = None
-        self._streamed_head: Head | None = None
 
     def __enter__(self) -> LoadedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        was_made = self._model is not None
-        self._model = self._predictor = self._streamed_head = None
-        if was_made and self.candidate.skeleton.parameters > _WORTH_COLLECTING:
-            gc.collect()  # accelerate's hooks and transformers' modules point at each other
+        was_loaded = self._model is not None
+        self._model = self._predictor = None
+        if was_loaded and self.candidate.skeleton.parameters > _LARGE_MODEL:
+            gc.collect()  # accelerate's hooks and transformers' modules refer to each other
             if self.loader.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     @property
     def model(self) -> AnyModel:
-        """Raises JobError (slug "out-of-memory") where it does not fit after all."""
-        if self._model is None:
-            skeleton, weights = self.candidate.skeleton, self.candidate.weights
-            dtype, device = self.loader.dtype, self.loader.device
-            with translate_out_of_memory(device):
-                if self.loader.streams:
-                    self._model, self._streamed_head = stream_model(skeleton, weights, dtype=dtype, device=device)
-                else:
-                    self._model = load_model(skeleton, weights, dtype=dtype, device=device)
-        return self._model
+        """Raises what `ModelLoader.load` raises."""
+        return self._load()[0]
 
     def predict(self, windows: Sequence[Window]) -> tuple[list[Tensor], Head]:
         """For each window the inputs of the output head, and the head that turns them into logits."""
-        model = self.model
+        _, predictor = self._load()
+        head_inputs = predictor.head_inputs(windows)
+        return head_inputs, predictor.head
+
+    def _load(self) -> tuple[AnyModel, Predictor]:
         if self._predictor is None:
-            self._predictor = Predictor(model, self.loader.device, self._streamed_head)
-        head_inputs = self._predictor.head_inputs(windows)
-        return head_inputs, self._predictor.head
+            self._model, streamed_head = self.loader.load(self.candidate)
+            self._predictor = Predictor(self._model, self.loader.device, streamed_head)
+        return self._model, self._predictor

@@ -1,7 +1,7 @@
-"""One decomposition that serves every rank: the factors of all matrices, kept as files while a job goes on.
+"""The rank-r deltas of all matrices, from one decomposition that serves every rank.
 
-The leading columns of the best factors are the best factors of every smaller rank (Eckart and Young 1936), so the
-largest rank asked for is found once, and a smaller one reads the front of the same file.
+The leading columns of the best factors are the best factors of every smaller rank (Eckart and Young 1936). So each
+matrix is decomposed once, at the largest rank, and a smaller rank reads the front of the same file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -22,17 +22,21 @@ from deltarank.models import Edit, read_piece
 from deltarank.results import Energy, Norm, Outcome
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
 from deltarank.servers import kind_of_tensor
-from deltarank.spectra import Factors, Workspace, factorise
+from deltarank.spectra import factorise
 
-_NUMBER = torch.float32.itemsize
+_BYTES_PER_NUMBER = torch.float32.itemsize
+
+FactorFile = Callable[[str], Path]
+"""The file for the factors of a matrix, by the name of the matrix."""
 
 
 @dataclass(frozen=True)
-class Decomposed:
-    """One matrix. Its factors lie in a file if it was measured.
+class MatrixDecomposition:
+    """One matrix of D. If it was measured, its factors are in a file.
 
-    values           the leading singular values of D
-    energy           ||D||^2; `lost` what the factors leave of it
+    values           the leading singular values
+    energy           ||D||^2
+    lost             ||D - B A||^2, what the factors leave of it
     """
 
     matrix: str
@@ -46,129 +50,119 @@ class Decomposed:
     def rank(self) -> int:
         return len(self.values)
 
+    @property
+    def has_factors(self) -> bool:
+        return self.outcome is Outcome.MEASURED
+
     def lost_at(self, rank: int) -> float:
-        """||D - D_r||^2: what is lost at the largest rank, and the energies of the values that are cut off."""
+        """||D - D_r||^2: what is lost at the largest rank, and the energies of the values that r leaves out."""
         return self.lost + math.fsum(value * value for value in self.values[rank:])
 
+    def check(self) -> None:
+        """Raises JobError (slug "cannot-decompose") if it failed: every candidate would lack this matrix."""
+        if self.outcome not in (Outcome.MEASURED, Outcome.IDENTICAL):
+            raise JobError(
+                f"cannot decompose the change of {self.matrix!a}: {self.reason}.",
+                cure="Run `deltarank compare` on the two models: it reports the state of every matrix.",
+                slug="cannot-decompose",
+            )
 
-class Decomposer:
+
+class MatrixDecomposer:
     """Decomposes one matrix after another, in one thread.
 
     Args:
-        rank: the largest that was asked for.
-        place: where the factors of a matrix, by name, are kept.
+        rank: the largest rank that is needed.
     """
 
-    def __init__(self, settings: SolverOptions, rank: int, place: Callable[[str], Path]) -> None:
-        self._reader, self._workspace = DeltaReader(settings), Workspace(settings.torch_device)
-        self._rank, self._place = rank, place
+    def __init__(self, options: SolverOptions, rank: int, factor_file: FactorFile) -> None:
+        self._reader = DeltaReader(options)
+        self._rank, self._factor_file = rank, factor_file
 
-    def results(self, steps: Sequence[Step]) -> list[Decomposed]:
-        return [self.result(step) for step in steps]
+    def results(self, steps: Sequence[Step]) -> list[MatrixDecomposition]:
+        return [self._decompose(step.pair) for step in steps]
 
-    def result(self, step: Step) -> Decomposed:
-        """A matrix that fails is a result too.
-
-        Raises:
-            OSError: the factors cannot be kept.
-        """
-        name = step.pair.name
+    def _decompose(self, pair: Pair) -> MatrixDecomposition:
+        """A matrix that fails is a result too. Raises OSError if the factors cannot be written."""
         try:
-            delta, sums = self._reader.read(step.pair)
+            delta, sums = self._reader.read(pair)
             if not sums.is_finite:
-                return Decomposed(name, Outcome.NOT_FINITE, reason=Outcome.NOT_FINITE.sentence)
+                return MatrixDecomposition(pair.name, Outcome.NOT_FINITE, reason=Outcome.NOT_FINITE.sentence)
             if sums.is_zero:
-                return Decomposed(name, Outcome.IDENTICAL)
-            found = factorise(delta, self._rank, energy=sums.energy, workspace=self._workspace)
+                return MatrixDecomposition(pair.name, Outcome.IDENTICAL)
+            factors = factorise(delta, self._rank, energy=sums.energy, workspace=self._reader.workspace)
         except TENSOR_FAILURES as error:
             outcome, reason = failure_outcome(error)
-            return Decomposed(name, outcome, reason=reason)
-        return self._kept(name, found, sums.energy)
-
-    def _kept(self, name: str, found: Factors, energy: float) -> Decomposed:
-        write_factors(self._place(name), found.left.T.float(), found.right.float())
-        return Decomposed(name, Outcome.MEASURED, found.values, energy, found.lost)
+            return MatrixDecomposition(pair.name, outcome, reason=reason)
+        write_factors(self._factor_file(pair.name), factors.left.T.float(), factors.right.float())
+        return MatrixDecomposition(pair.name, Outcome.MEASURED, factors.values, sums.energy, factors.lost)
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """The decompositions of all matrices of a pair, by name."""
+class LowRankDeltas:
+    """D_r of every matrix that a LoRA has factors for, at any rank up to the largest.
+
+    pairs            the matrices, by name
+    decompositions   the same names
+    """
 
     pairs: Mapping[str, Pair]
-    found: Mapping[str, Decomposed]
-    place: Callable[[str], Path]
+    decompositions: Mapping[str, MatrixDecomposition]
+    factor_file: FactorFile
     device: torch.device
 
-    def factors(self, name: str, rank: int) -> tuple[Tensor, Tensor] | None:
-        """(rows, r) and (r, columns), whose product is D_r; None where D is zero. A rank beyond all is all."""
-        known = self.found[name]
-        if known.outcome is not Outcome.MEASURED:
-            return None
-        rows, columns = self.pairs[name].shape
-        rank = min(rank, known.rank)
-        with self.place(name).open("rb", buffering=0) as file:
-            left = _floats(file, 0, (rank, rows))
-            right = _floats(file, known.rank * rows * _NUMBER, (rank, columns))
-        return left.to(self.device).T, right.to(self.device)
+    def base_edits(self, rank: int) -> list[Edit]:
+        """Turns W0 into W0 + D_r, in the base's files."""
+        return [Edit(self.pairs[name].base, self._adder(name, rank)) for name in self.pairs if self._is_changed(name)]
 
-    def edits(self, rank: int, names: Sequence[str] | None = None) -> list[Edit]:
-        """W0 becomes W0 + D_r, in the base's files."""
-        chosen = self.found if names is None else names
-        return [Edit(self.pairs[name].base, self._added(name, rank)) for name in chosen if self._moves(name)]
-
-    def replacements(self, rank: int, names: Sequence[str]) -> list[Edit]:
-        """W becomes W0 + D_r, in the finetune's files."""
-        return [Edit(self.pairs[name].finetune, self._replaced(name, rank)) for name in names if self._moves(name)]
+    def finetune_edits(self, rank: int, names: Sequence[str]) -> list[Edit]:
+        """Turns W into W0 + D_r in these matrices, in the finetune's files."""
+        return [
+            Edit(self.pairs[name].finetune, self._truncater(name, rank)) for name in names if self._is_changed(name)
+        ]
 
     def lost(self, rank: int, names: Sequence[str]) -> tuple[float, float]:
         """(||D - D_r||^2, ||D||^2) over these matrices."""
-        rows = [self.found[name] for name in names]
+        rows = [self.decompositions[name] for name in names]
         return math.fsum(row.lost_at(rank) for row in rows), math.fsum(row.energy for row in rows)
 
-    def _moves(self, name: str) -> bool:
-        return self.found[name].outcome is Outcome.MEASURED
+    def _is_changed(self, name: str) -> bool:
+        return self.decompositions[name].has_factors
 
-    def _added(self, name: str, rank: int) -> Callable[[Tensor], Tensor]:
-        def change(base: Tensor) -> Tensor:
-            left, right = self.factors(name, rank) or (None, None)
-            assert left is not None
-            assert right is not None
-            return base.addmm_(left, right)
+    def _adder(self, name: str, rank: int) -> Callable[[Tensor], Tensor]:
+        return lambda base: base.addmm_(*self._factors(name, rank))
 
-        return change
+    def _truncater(self, name: str, rank: int) -> Callable[[Tensor], Tensor]:
+        add = self._adder(name, rank)
+        return lambda _: add(read_piece(self.pairs[name].base, self.device))
 
-    def _replaced(self, name: str, rank: int) -> Callable[[Tensor], Tensor]:
-        added = self._added(name, rank)
-        return lambda _: added(read_piece(self.pairs[name].base, self.device))
+    def _factors(self, name: str, rank: int) -> tuple[Tensor, Tensor]:
+        """(rows, r) and (r, columns), whose product is D_r; all there are if r is larger."""
+        rows, columns = self.pairs[name].shape
+        stored_rank = self.decompositions[name].rank
+        rank = min(rank, stored_rank)
+        with self.factor_file(name).open("rb", buffering=0) as file:
+            left = _read_floats(file, 0, (rank, rows))
+            right = _read_floats(file, stored_rank * rows * _BYTES_PER_NUMBER, (rank, columns))
+        return left.to(self.device).T, right.to(self.device)
 
 
-def carried(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+def lora_matrices(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """The matrices that a served LoRA has factors for: no router, no output head, no embedding."""
     return tuple(pair for pair in pairs if kind_of_tensor(pair.base.tensor) in (None, "expert"))
 
 
-def refuse_failures(found: Mapping[str, Decomposed]) -> None:
-    """Raises JobError (slug "cannot-decompose") if a matrix could not be decomposed: a candidate would lack it."""
-    bad = [each for each in found.values() if each.outcome not in (Outcome.MEASURED, Outcome.IDENTICAL)]
-    if bad:
-        raise JobError(
-            f"{bad[0].matrix!a} has no rank-r delta: {bad[0].reason}.",
-            cure="Run `deltarank compare` on the two: it says what is wrong with each matrix.",
-            slug="cannot-decompose",
-        )
-
-
-def nbytes_of(pairs: Sequence[Pair], rank: int) -> int:
+def factor_bytes(pairs: Sequence[Pair], rank: int) -> int:
     """Bytes of all factor files."""
-    return sum(min(rank, *pair.shape) * sum(pair.shape) * _NUMBER for pair in pairs)
+    return sum(min(rank, *pair.shape) * sum(pair.shape) * _BYTES_PER_NUMBER for pair in pairs)
 
 
-def _floats(file: Any, start: int, shape: tuple[int, int]) -> Tensor:
-    raw = torch.empty(math.prod(shape) * _NUMBER, dtype=torch.uint8)
+def _read_floats(file: IO[bytes], start: int, shape: tuple[int, int]) -> Tensor:
+    raw = torch.empty(math.prod(shape) * _BYTES_PER_NUMBER, dtype=torch.uint8)
     view, done = raw.numpy().data, 0
     file.seek(start)
     while done < len(view):
-        got = file.readinto(view[done:])
+        got = file.readinto(view[done:])  # type: ignore[attr-defined]
         if not got:
             raise OSError(f"{file.name} became shorter since it was written")
         done += got

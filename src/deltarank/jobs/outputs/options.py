@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from deltarank.errors import UsageError
-from deltarank.results import listing
-from deltarank.runtime import SolverOptions
+from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTO = "auto"
-AGAIN, WHOLE, BASE, ANY_RANK, FINETUNE = "finetune again", "whole delta", "base", "any rank", "finetune"
-CONTROLS = (AGAIN, WHOLE)
-OURS = frozenset({*CONTROLS, BASE, ANY_RANK, FINETUNE, "q8_0", "q4_0", "nf4", "int8", "fp8"})
-"""Names that candidates of ours have."""
+MODEL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO_DTYPE = "auto"
 
-UNITS = ("module", "layer", "matrix")
-DEFAULT_RANKS = (16, 64, 256)
-
-Ref = str | os.PathLike[str]
+UNITS = ("module", "layer")
 
 
-@dataclass(frozen=True)
-class OutputsOptions:
-    """Everything that moves a number. Two jobs with equal briefs on equal inputs end with equal numbers.
+class OutputsKeywords(InputKeywords, total=False):
+    """The keywords of `deltarank.outputs` and `deltarank.plan_outputs`; `OutputsOptions` says what they mean."""
 
-    settings         of the decomposition; its ranks are those of the candidates
-    dtype            of the models; "auto" is float32 on a CPU, else the type that most of the finetune is stored in
-    batch            documents in one pass; None: as many as the plan thinks fit
-    attribute        a unit: its parts are brought to rank r one at a time
-    """
-
-    settings: SolverOptions
-    adapters: tuple[str, ...]
+    ranks: Sequence[int]
+    device: str
+    adapters: Sequence[Ref]
     server: str | None
-    models: tuple[str, ...]
-    yardsticks: tuple[str, ...]
-    texts: tuple[str, ...]
-    prompts: str | None
+    models: Sequence[Ref]
+    yardsticks: Sequence[str]
+    texts: Sequence[Ref]
+    prompts: Ref | None
     attribute: str | None
     samples: int
     max_tokens: int
@@ -53,118 +38,106 @@ class OutputsOptions:
     batch: int | None
     trust_remote_code: bool
 
-    @classmethod
-    def checked(
-        cls,
-        *,
-        ranks: Sequence[int],
-        adapters: Sequence[Ref],
-        server: str | None,
-        models: Sequence[Ref],
-        yardsticks: Sequence[str],
-        texts: Sequence[Ref],
-        prompts: Ref | None,
-        attribute: str | None,
-        samples: int,
-        max_tokens: int,
-        seed: int,
-        device: str,
-        dtype: str,
-        batch: int | None,
-        trust_remote_code: bool,
-    ) -> OutputsOptions:
-        """Raises UsageError for what cannot be meant."""
-        settings = SolverOptions(ranks=tuple(ranks), device=device)
-        _check_choice("dtype", dtype, (AUTO, *DTYPES))
-        if attribute is not None:
-            _check_choice("unit", attribute, UNITS)
-        for name, value, least in (("samples", samples, 0), ("max-tokens", max_tokens, 1), ("batch", batch, 1)):
-            if value is not None and value < least:
-                raise UsageError(
-                    f"--{name}: {value} was asked for.", cure=f"Give a whole number from {least}.", slug="bad-number"
-                )
-        if samples == 0 and not texts:
+
+@dataclass(frozen=True, kw_only=True)
+class OutputsOptions:
+    """The options of a measurement of outputs. Equal options on equal inputs give equal numbers.
+
+    ranks              the ranks r of the candidates that are the base plus D_r; stored sorted, each once
+    device             where models run: "cpu", "cuda", "cuda:1", "mps"
+    adapters           folders of adapters in PEFT's format
+    server             the server whose rules the adapters are applied by; None: as PEFT applies them
+    models             other checkpoints, which must have the finetune's tokenizer
+    yardsticks         formats that the finetune is quantised in: q8_0, q4_0, nf4, int8, fp8
+    texts              files or folders to score
+    prompts            a file of prompts; None: the built-in ones
+    attribute          "module" or "layer": each is truncated to rank r alone
+    samples            answers to each prompt
+    max_tokens         the longest answer
+    seed               of the answers and of the bootstrap intervals
+    dtype              the type that models run in; "auto": float32 on a CPU, else the type of the finetune's files
+    batch              documents that go through a model together; None: as many as fit well
+    trust_remote_code  whether code that comes with a checkpoint may run
+
+    Raises:
+        UsageError: a value is not usable.
+    """
+
+    ranks: tuple[int, ...] = (16, 64, 256)
+    device: str = "cpu"
+    adapters: tuple[str, ...] = ()
+    server: str | None = None
+    models: tuple[str, ...] = ()
+    yardsticks: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    prompts: str | None = None
+    attribute: str | None = None
+    samples: int = 4
+    max_tokens: int = 128
+    seed: int = 0
+    dtype: str = AUTO_DTYPE
+    batch: int | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        self._set("ranks", self.solver_options.ranks)
+        self._set("device", self.solver_options.device)
+        check_choice("dtype", self.dtype, (AUTO_DTYPE, *MODEL_DTYPES))
+        if self.attribute is not None:
+            check_choice("unit", self.attribute, UNITS)
+        _check_number("samples", self.samples, least=0)
+        _check_number("max-tokens", self.max_tokens, least=1)
+        if self.batch is not None:
+            _check_number("batch", self.batch, least=1)
+        for name in ("adapters", "models", "texts"):
+            self._set(name, _paths(getattr(self, name)))
+        self._set("yardsticks", tuple(dict.fromkeys(as_tuple(self.yardsticks))))
+        if self.prompts is not None:
+            self._set("prompts", os.fspath(self.prompts))
+        if self.samples == 0 and not self.texts:
             raise UsageError(
-                "there is nothing to compare on: no text was given, and no answers are to be sampled.",
+                "there is nothing to compare on: no text is given, and no answers are sampled.",
                 cure="Give --text FILE, or --samples of at least 1.",
                 slug="nothing-to-read",
             )
-        return cls(
-            settings=settings,
-            adapters=_words(adapters),
-            server=server,
-            models=_words(models),
-            yardsticks=tuple(dict.fromkeys(yardsticks)),
-            texts=_words(texts),
-            prompts=None if prompts is None else os.fspath(prompts),
-            attribute=attribute,
-            samples=samples,
-            max_tokens=max_tokens,
-            seed=seed,
-            dtype=dtype,
-            batch=batch,
-            trust_remote_code=trust_remote_code,
-        )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen; its values are normalised once, here
+
+    @cached_property
+    def solver_options(self) -> SolverOptions:
+        """The options of the decomposition."""
+        return SolverOptions(ranks=tuple(self.ranks), device=self.device)
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        return self.settings.ranks
-
-    @property
-    def device(self) -> torch.device:
-        return self.settings.torch_device
-
-    @property
-    def adapter_names(self) -> tuple[str, ...]:
-        return _names_of(self.adapters, "adapter")
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """One that an adapter has, too, gets its kind."""
-        names = _names_of(self.models, "model")
-        return tuple(f"model {name}" if name in self.adapter_names else name for name in names)
-
-    def resolved(self, stored: torch.dtype) -> OutputsOptions:
-        """With the dtype that is meant by "auto"."""
-        if self.dtype != AUTO:
-            return self
-        on_cpu = self.device.type == "cpu" or stored not in DTYPES.values()
-        return replace(self, dtype="float32" if on_cpu else str(stored).removeprefix("torch."))
+    def torch_device(self) -> torch.device:
+        return self.solver_options.torch_device
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        return MODEL_DTYPES[self.dtype]
+
+    def with_dtype(self, stored: torch.dtype) -> OutputsOptions:
+        """With "auto" replaced by a dtype. `stored`: the one that most of the finetune is stored in."""
+        if self.dtype != AUTO_DTYPE:
+            return self
+        use_stored = self.torch_device.type != "cpu" and stored in MODEL_DTYPES.values()
+        return replace(self, dtype=str(stored).removeprefix("torch.") if use_stored else "float32")
 
     def to_plain(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "settings"}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
-        return {"ranks": list(self.ranks), "device": self.settings.device, **plain}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
-def content_of(paths: Sequence[str]) -> str:
-    """A hash over what these files hold, and the files of these folders; a file that is not there counts as empty."""
-    digest = hashlib.sha256()
-    for path in map(Path, paths):
-        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        for file in files:
-            data = file.read_bytes() if file.is_file() else b""
-            digest.update(f"{file.name} {len(data)}\n".encode() + data)
-    return digest.hexdigest()
-
-
-def _names_of(refs: Sequence[str], kind: str) -> tuple[str, ...]:
-    """The last word of each reference; of two that share it, the whole. A word that we use ourselves gets its kind."""
-    short = [ref.rstrip("/").rsplit("/", 1)[-1] or ref for ref in refs]
-    names = [ref if short.count(word) > 1 else word for ref, word in zip(refs, short, strict=True)]
-    return tuple(f"{kind} {name}" if name in OURS or name.startswith("rank ") else name for name in names)
-
-
-def _words(given: Sequence[Ref]) -> tuple[str, ...]:
-    return tuple(os.fspath(each) for each in ([given] if isinstance(given, str | os.PathLike) else given))
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
+def _check_number(option: str, value: int, *, least: int) -> None:
+    if value < least:
         raise UsageError(
-            f"{value!r} is not a {name}.", cure=f"Choose one of {listing(list(known))}.", slug=f"bad-{name}"
+            f"--{option} is {value}; the smallest value is {least}.",
+            cure=f"Give a whole number of at least {least}.",
+            slug="bad-number",
         )
+
+
+def _paths(values: Ref | Sequence[Ref]) -> tuple[str, ...]:
+    """One path, or several."""
+    return tuple(os.fspath(each) for each in ([values] if isinstance(values, str | os.PathLike) else values))

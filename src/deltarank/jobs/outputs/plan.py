@@ -1,200 +1,226 @@
-"""What a job of `outputs` will do and need, known before a weight is read."""
+"""What a job of `outputs` will do, and the memory, disk and time that it needs, known before a weight is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-
-from deltarank.checkpoints import Checkpoint, Pairing
-from deltarank.jobs.outputs.answers import AT_ONCE
-from deltarank.jobs.outputs.low_rank import carried, nbytes_of
+from deltarank.jobs.outputs.answers import DEFAULT_BATCH
+from deltarank.jobs.outputs.attribution import matrices_by_part
+from deltarank.jobs.outputs.candidate_names import candidate_names
+from deltarank.jobs.outputs.inputs import OutputsInputs
+from deltarank.jobs.outputs.low_rank import factor_bytes, lora_matrices
+from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
-from deltarank.models import LOGITS_PER_CHUNK, ModelSkeleton
+from deltarank.models import LOGITS_PER_CHUNK
 from deltarank.results import count, duration, listing, size
-from deltarank.runtime import READ_RATE, make_plan
-from deltarank.system import memory_limit
+from deltarank.runtime import READ_RATE, Plan, make_plan
 
-USABLE = 0.85
-"""Of the memory there is: the rest is the system's, and of tensors on their way."""
-
-WINDOW = 1024
-"""Tokens of a document that a model reads at once, or its context if that is shorter."""
+USABLE_SHARE = 0.85
+"""Of the available memory. The rest is for the system, and for tensors that are being moved."""
 
 _FLOPS = {("cpu", 4): 4e10, ("cuda", 4): 3e13, ("cuda", 2): 3e14}
-"""Operations a second in matrix products, by device and bytes of a number: rough."""
+"""Operations a second in matrix products, by device and bytes of a number; rough."""
 
 _BANDWIDTH = {"cpu": 1.5e10, "cuda": 2e12}
-"""Bytes of weights a second that one written token reads: rough."""
+"""Bytes of weights a second that are read to generate a token; rough."""
 
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
-_STREAMED_TOKENS = 16384
-"""A streamed model is read once a batch, so a batch is as large as its activations allow."""
+
+_STREAMED_TOKENS_AT_ONCE = 16384
+"""Every batch reads a streamed model once, so a batch is as large as its activations allow."""
 
 
 @dataclass(frozen=True)
 class OutputsPlan:
-    """Figures of a job; seconds and bytes are rough. `lines()` is for people, `to_plain()` for programs.
+    """The plan of a job. Seconds and bytes are estimates. `lines()` is for people, `to_plain()` for programs.
 
-    documents        lengths in tokens of what is given as text
-    answers          prompts x samples that each model writes
-    streams          models do not fit whole: a layer's weights are made when it is run
-    room             bytes of memory on the device
+    available_memory  bytes on the device; None if unknown
     """
 
     options: OutputsOptions
-    base: Checkpoint
-    finetune: Checkpoint
-    skeleton: ModelSkeleton
-    pairing: Pairing
-    candidates: tuple[str, ...]
-    documents: tuple[int, ...]
-    prompts: int
-    parts: int
-    room: int | None
-    notes: tuple[str, ...] = ()
+    models: ModelPair
+    inputs: OutputsInputs
+    available_memory: int | None
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        return candidate_names(self.options)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.inputs.notes
+
+    @cached_property
+    def documents(self) -> tuple[int, ...]:
+        """The lengths, in tokens, of the documents of all texts that were given."""
+        return tuple(len(document.ids) for _, documents in self.inputs.texts for document in documents)
+
+    @property
+    def prompts(self) -> int:
+        return len(self.inputs.prompts)
 
     @property
     def answers(self) -> int:
+        """How many each model generates."""
         return self.prompts * self.options.samples
 
     @property
-    def weights(self) -> int:
-        """Bytes of one model in the dtype that it is run in."""
-        return self.skeleton.parameters * self._itemsize
+    def tokens(self) -> int:
+        """How many each model reads: the documents, and the finetune's answers at their longest."""
+        return sum(self.documents) + self.answers * 2 * self.options.max_tokens
+
+    @cached_property
+    def parts(self) -> int:
+        """How many parts are truncated one at a time."""
+        unit = self.options.attribute
+        return len(matrices_by_part(self.models.pairing, unit)) if unit else 0
+
+    # ---- memory and disk
 
     @property
     def streams(self) -> bool:
-        return self.room is not None and self.whole > USABLE * self.room
+        """Whether a model does not fit into memory, so that the weights of a layer are made when the layer runs."""
+        return self.available_memory is not None and self.whole_model_memory > USABLE_SHARE * self.available_memory
 
     @property
-    def whole(self) -> float:
-        """Bytes that a model needs with all of it in memory: its weights, a tensor being made, and a batch."""
-        return self.weights + self._being_made + self._batch_memory(_TOKENS_AT_ONCE.get(self.options.device.type, 2048))
+    def weight_bytes(self) -> int:
+        """Bytes of one model in the type that it runs in."""
+        return self.models.finetune_skeleton.parameters * self._itemsize
+
+    @property
+    def whole_model_memory(self) -> float:
+        """Bytes that a model needs if all of it is in memory: weights, a tensor that is being made, and a batch."""
+        return self.weight_bytes + self._making_memory + self._batch_memory(self._device_tokens_at_once)
 
     @property
     def peak_memory(self) -> float:
-        """Bytes on the device; streamed, there are the two output heads in place of the weights."""
+        """Bytes on the device. Streamed models have the output heads of two models there in place of the weights."""
         if not self.streams:
-            return self.whole
-        heads = 2.0 * self.skeleton.vocabulary * self.skeleton.hidden_size * self._itemsize
-        return self._being_made + heads + self._batch_memory(_STREAMED_TOKENS)
+            return self.whole_model_memory
+        return self._making_memory + 2.0 * self._head_bytes + self._batch_memory(_STREAMED_TOKENS_AT_ONCE)
 
     @property
     def tokens_at_once(self) -> int:
-        """Of a batch."""
+        """The tokens of a batch."""
         if self.streams:
-            return _STREAMED_TOKENS
-        most = _TOKENS_AT_ONCE.get(self.options.device.type, 2048)
-        # Where the head is not the end, whole logits leave the model.
-        whole_logits = self.skeleton.softcaps_logits
-        return min(most, max(4 * LOGITS_PER_CHUNK // self.skeleton.vocabulary, 1)) if whole_logits else most
+            return _STREAMED_TOKENS_AT_ONCE
+        skeleton, most = self.models.finetune_skeleton, self._device_tokens_at_once
+        if not skeleton.softcaps_logits:
+            return most
+        return min(most, max(4 * LOGITS_PER_CHUNK // skeleton.vocabulary, 1))  # the model returns all its logits
+
+    @property
+    def disk_bytes(self) -> float:
+        """Bytes in the run's folder while the job runs: factors, predictions of the finetune, its head, scores."""
+        per_token = self.models.finetune_skeleton.hidden_size * self._itemsize + 40.0 * len(self.candidates)
+        factors = factor_bytes(lora_matrices(self.models.pairing.pairs), max(self.options.ranks))
+        return factors + self.tokens * per_token + self._head_bytes
+
+    @property
+    def _device_tokens_at_once(self) -> int:
+        return _TOKENS_AT_ONCE.get(self._device_type, _TOKENS_AT_ONCE["cpu"])
+
+    @property
+    def _making_memory(self) -> float:
+        """The largest tensor in float32, three times: the base's, the delta or the finetune's, and their sum."""
+        return 3.0 * 4 * max((info.entries for info in self.models.finetune.tensors.values()), default=0)
+
+    @property
+    def _head_bytes(self) -> int:
+        skeleton = self.models.finetune_skeleton
+        return skeleton.vocabulary * skeleton.hidden_size * self._itemsize
+
+    def _batch_memory(self, tokens: int) -> float:
+        """Some dozen vectors for each token, and the few logits that exist in float32 at a time."""
+        return tokens * self.models.finetune_skeleton.hidden_size * 24.0 * self._itemsize + 8.0 * 4 * LOGITS_PER_CHUNK
+
+    # ---- time
+
+    @cached_property
+    def decomposition(self) -> Plan:
+        """The pass over the matrices that finds their factors."""
+        pairing = self.models.pairing
+        pairing = replace(pairing, pairs=lora_matrices(pairing.pairs), summed=())
+        return make_plan(self.models.base, self.models.finetune, pairing, self.options.solver_options)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """To read one token of a batch."""
+        flops = _FLOPS.get((self._device_type, self._itemsize), _FLOPS["cpu", 4])
+        batches = math.ceil(self.tokens / _STREAMED_TOKENS_AT_ONCE) if self.streams else 0
+        streaming = batches * self._file_bytes / READ_RATE / max(self.tokens, 1)
+        return 2.0 * self.models.finetune_skeleton.parameters / flops + streaming
+
+    @property
+    def seconds_per_prompt(self) -> float:
+        """To generate all answers to one prompt. Each token reads the weights once for all answers of a batch."""
+        rate = _BANDWIDTH.get(self._device_type, _BANDWIDTH["cpu"])
+        samples = self.options.samples
+        batches = min(samples / (self.options.batch or DEFAULT_BATCH), 1.0)
+        return self.options.max_tokens * max(batches * self.weight_bytes / rate, samples * self.seconds_per_token)
+
+    @property
+    def seconds_per_model(self) -> float:
+        loading = 0.0 if self.streams else self._file_bytes / READ_RATE
+        return loading + self.tokens * self.seconds_per_token + self.prompts * self.seconds_per_prompt
+
+    @property
+    def seconds(self) -> float:
+        models = (len(self.candidates) + 1) * self.seconds_per_model
+        return self.decomposition.seconds + models + self.parts * self.tokens * self.seconds_per_token
+
+    @property
+    def _file_bytes(self) -> int:
+        return sum(info.nbytes for info in self.models.finetune.tensors.values())
 
     @property
     def _itemsize(self) -> int:
         return self.options.torch_dtype.itemsize
 
     @property
-    def _being_made(self) -> float:
-        """The largest tensor in float32: the base's, the delta or the finetune's, and their sum."""
-        return 3.0 * 4 * max((info.entries for info in self.finetune.tensors.values()), default=0)
+    def _device_type(self) -> str:
+        return self.options.torch_device.type
 
-    def _batch_memory(self, tokens: int) -> float:
-        """Some dozen vectors a token, and logits: a few at a time of those that exist in float32."""
-        return tokens * self.skeleton.hidden_size * 24.0 * self._itemsize + 8.0 * 4 * LOGITS_PER_CHUNK
-
-    @property
-    def tokens(self) -> int:
-        """Read by each model: what is given as text, and the finetune's answers at their longest."""
-        return sum(self.documents) + self.answers * 2 * self.options.max_tokens
-
-    @property
-    def file_bytes(self) -> int:
-        return sum(info.nbytes for info in self.finetune.tensors.values())
-
-    @property
-    def disk(self) -> float:
-        """Bytes under RUN while the job goes on: factors, what is kept of predictions, scores."""
-        kept = self.tokens * (self.skeleton.hidden_size * self._itemsize + 40.0 * len(self.candidates))
-        head = self.skeleton.vocabulary * self.skeleton.hidden_size * self._itemsize
-        return nbytes_of(carried(self.pairing.pairs), max(self.options.ranks)) + kept + head
-
-    @cached_property
-    def decomposing(self) -> float:
-        """Seconds."""
-        plan = make_plan(self.base, self.finetune, self.pairing, self.options.settings)
-        return math.fsum(step.seconds for step in plan.steps) + plan.read_bytes / READ_RATE
-
-    @property
-    def loading(self) -> float:
-        """Seconds to make one model whole."""
-        return 0.0 if self.streams else self.file_bytes / READ_RATE
-
-    @property
-    def a_token(self) -> float:
-        """Seconds for a token in a pass."""
-        device, number = self.options.device.type, self._itemsize
-        flops = _FLOPS.get((device, number), _FLOPS["cpu", 4])
-        passes = math.ceil(self.tokens / _STREAMED_TOKENS) * self.file_bytes / READ_RATE if self.streams else 0.0
-        return 2.0 * self.skeleton.parameters / flops + passes / max(self.tokens, 1)
-
-    @property
-    def a_prompt(self) -> float:
-        """Seconds to answer one prompt, all samples of it: a token reads the weights once for all in a batch."""
-        rate = _BANDWIDTH.get(self.options.device.type, _BANDWIDTH["cpu"])
-        shared = min(self.options.samples / (self.options.batch or AT_ONCE), 1.0)
-        return self.options.max_tokens * max(shared * self.weights / rate, self.options.samples * self.a_token)
-
-    @property
-    def seconds(self) -> float:
-        parts = self.parts * self.tokens * self.a_token
-        return self.decomposing + (len(self.candidates) + 1) * self._a_model + parts
+    # ---- as text and as JSON
 
     def lines(self) -> list[str]:
         how = "streamed, layer by layer" if self.streams else "loaded whole, one after another"
-        models = f"{count(len(self.candidates) + 1, 'model')} of {duration(self._a_model)} each"
+        memory, decomposition = size(self.peak_memory), duration(self.decomposition.seconds)
+        models = f"{count(len(self.candidates) + 1, 'model')} of {duration(self.seconds_per_model)} each"
         return [
-            *self._who(),
-            *self._on_what(),
+            *self._input_lines(),
             *[f"note: {note}" for note in self.notes],
             "",
-            f"Models are {how}: {self.figures}.",
-            f"Memory on {self.options.device}: about {size(self.peak_memory)}; disk: about {size(self.disk)}.",
-            f"Time, roughly: {duration(self.decomposing)} to decompose, then {models}: {duration(self.seconds)}.",
+            f"Models are {how}: {self.memory_sentence}.",
+            f"Peak memory on {self.options.device}: about {memory}. Disk space: about {size(self.disk_bytes)}.",
+            f"Estimated time: {duration(self.seconds)} (decomposition {decomposition}, then {models}).",
         ]
 
-    def _who(self) -> list[str]:
-        weights = f"{self.skeleton.parameters:,} parameters, {size(self.weights)} in {self.options.dtype}"
-        return [
-            f"finetune    {self.finetune.reference.ref}, {weights}",
-            f"base        {self.base.reference.ref}",
+    def _input_lines(self) -> list[str]:
+        options, documents = self.options, self.documents
+        parameters = f"{self.models.finetune_skeleton.parameters:,} parameters"
+        weights = f"{size(self.weight_bytes)} in {options.dtype}"
+        text = f"{count(len(documents), 'document')}, {sum(documents):,} tokens" if documents else "none"
+        answers = f"{count(self.prompts, 'prompt')} x {options.samples}, up to {options.max_tokens} tokens each"
+        lines = [
+            f"finetune    {self.models.finetune.reference.ref}, {parameters}, {weights}",
+            f"base        {self.models.base.reference.ref}",
             f"candidates  {listing(list(self.candidates), most=20)}",
-        ]
-
-    def _on_what(self) -> list[str]:
-        text = f"{count(len(self.documents), 'document')}, {sum(self.documents):,} tokens" if self.documents else "none"
-        written = (
-            f"{count(self.prompts, 'prompt')} x {self.options.samples}, up to {self.options.max_tokens} tokens each"
-        )
-        parts = f"parts       {count(self.parts, self.options.attribute or 'part')}, one at a time"
-        return [
             f"text        {text}",
-            f"answers     {written if self.answers else 'none'}",
-            *([parts] * bool(self.parts)),
+            f"answers     {answers if self.answers else 'none'}",
         ]
+        if options.attribute:
+            lines.append(f"parts       {count(self.parts, options.attribute)}, one at a time")
+        return lines
 
     @property
-    def figures(self) -> str:
-        there = f"{size(self.room)} are there" if self.room else "how many are there is not known"
-        return f"{size(self.whole)} are needed to hold one, {there}"
-
-    @property
-    def _a_model(self) -> float:
-        return self.loading + self.tokens * self.a_token + self.prompts * bool(self.answers) * self.a_prompt
+    def memory_sentence(self) -> str:
+        """The memory that a whole model needs, and what is available."""
+        available = "an unknown amount" if self.available_memory is None else size(self.available_memory)
+        return f"one needs {size(self.whole_model_memory)}, {available} is available"
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -205,37 +231,12 @@ class OutputsPlan:
             "prompts": self.prompts,
             "answers": self.answers,
             "parts": self.parts,
-            "parameters": self.skeleton.parameters,
-            "weights": self.weights,
+            "parameters": self.models.finetune_skeleton.parameters,
+            "weights": self.weight_bytes,
             "streams": self.streams,
-            "room": self.room,
+            "room": self.available_memory,
             "peak_memory": self.peak_memory,
-            "disk": self.disk,
+            "disk": self.disk_bytes,
             "seconds": self.seconds,
             "notes": list(self.notes),
         }
-
-
-def room_on(device: torch.device) -> int | None:
-    """Bytes of memory that a model may take on this device, where that can be known: on CUDA, those that are free."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return memory_limit()
-
-
-def stored_dtype(checkpoint: Checkpoint, known: dict[str, torch.dtype]) -> torch.dtype:
-    """The type of most of its numbers."""
-    entries: dict[str, int] = {}
-    for info in checkpoint.tensors.values():
-        entries[info.dtype] = entries.get(info.dtype, 0) + info.entries
-    return known.get(max(entries, key=lambda dtype: entries[dtype], default=""), torch.float32)
-
-
-def part_names(pairing: Pairing, unit: str | None) -> dict[str, list[str]]:
-    """The matrices that go together, by the name of their part."""
-    parts: dict[str, list[str]] = {}
-    for pair in carried(pairing.pairs) if unit else ():
-        layer = "no layer" if pair.layer is None else f"layer {pair.layer}"
-        named: Sequence[tuple[str, str]] = (("module", pair.module), ("layer", layer), ("matrix", pair.name))
-        parts.setdefault(dict(named)[unit or "matrix"], []).append(pair.name)
-    return parts

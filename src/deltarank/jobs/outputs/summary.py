@@ -1,19 +1,19 @@
-"""From scores and answers on disk to what is said of them: plain numbers for the results."""
+"""The results of a job, in plain numbers, from the stored scores and answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deltarank.divergence import Answer, TokenStats, summarise_logits, summarise_writing
+from deltarank.divergence import Answer, Tokenizer, TokenStats, summarise_logits, summarise_writing
 from deltarank.jobs.outputs.answers import Answers
+from deltarank.jobs.outputs.candidate_names import BASE, FINETUNE, FINETUNE_AGAIN, rank_name
 from deltarank.jobs.outputs.candidates import Candidate
-from deltarank.jobs.outputs.options import AGAIN, BASE, FINETUNE, OutputsOptions
+from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.scoring import Scorer, TextSet
-from deltarank.jobs.outputs.verdict import sentences_of
+from deltarank.jobs.outputs.verdict import verdict_sentences
 from deltarank.results import (
     AttributionResult,
     CandidateKind,
@@ -26,17 +26,24 @@ from deltarank.results import (
     Writing,
 )
 
-EXCERPTS_A_TEXT = 3
-PIECES = 400
-SAMPLES = 24
-LETTERS = 2000
-COLOURED = 6
-"""Candidates whose KLD is told token by token: the page has no room for more."""
+EXCERPTS_PER_TEXT = 3
+EXCERPT_TOKENS = 400
+SAMPLED_PROMPTS = 24
+SAMPLE_CHARACTERS = 2000
+
+EXCERPT_CANDIDATES = 6
+"""Candidates whose KLD is listed token by token: the page has no room for more."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """All that a finished job has."""
+class Measurements:
+    """Everything that a finished run has measured.
+
+    reference        the name of the finetune
+    candidates       in the order of their numbers in the scorer
+    headline_rank    the rank that the verdict is about
+    seconds          how long each candidate took, by name
+    """
 
     reference: str
     options: OutputsOptions
@@ -44,112 +51,111 @@ class Material:
     texts: Sequence[TextSet]
     scorer: Scorer
     answers: Answers
-    tokenizer: Any
+    tokenizer: Tokenizer
     attribution: tuple[AttributionResult, ...]
-    headline: int
+    headline_rank: int
     notes: tuple[str, ...]
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float]
 
     @property
     def base_number(self) -> int:
         return next(i for i, candidate in enumerate(self.candidates) if candidate.kind is CandidateKind.BASE)
 
-    def stats(self, number: int, text: TextSet) -> dict[str, TokenStats]:
-        return self.scorer.stats(number, text.numbers)
 
-
-def findings(of: Material) -> Outputs:
-    """The results of a job. The same material gives the same numbers."""
+def summarise(run: Measurements) -> Outputs:
+    """The results with their verdict. Equal measurements give equal results."""
     outputs = Outputs(
-        reference=of.reference,
-        texts=tuple(_text(of, text) for text in of.texts),
-        candidates=tuple(_candidate(of, number, candidate) for number, candidate in enumerate(of.candidates)),
-        again=_writing(of, AGAIN),
-        samples=tuple(_samples(of)),
-        excerpts=tuple(_excerpts(of)),
-        attribution=of.attribution,
-        notes=of.notes,
-        settings={**of.options.to_plain(), "headline_rank": of.headline},
+        reference=run.reference,
+        texts=tuple(_text(run, text) for text in run.texts),
+        candidates=tuple(_candidate(run, number, candidate) for number, candidate in enumerate(run.candidates)),
+        again=_writing(run, FINETUNE_AGAIN),
+        samples=tuple(_samples(run)),
+        excerpts=tuple(_excerpts(run)),
+        attribution=run.attribution,
+        notes=run.notes,
+        settings={**run.options.to_plain(), "headline_rank": run.headline_rank},
     )
-    return replace(outputs, sentences=sentences_of(outputs))
+    return replace(outputs, sentences=verdict_sentences(outputs))
 
 
-def _text(of: Material, text: TextSet) -> Text:
-    documents = [of.scorer.documents[i] for i in text.numbers]
+def _text(run: Measurements, text: TextSet) -> Text:
+    documents = [run.scorer.documents[i] for i in text.numbers]
     return Text(text.name, len(documents), sum(document.scored_tokens for document in documents), text.own)
 
 
-def _candidate(of: Material, number: int, candidate: Candidate) -> CandidateResult:
-    seconds = of.seconds.get(candidate.name)
+def _candidate(run: Measurements, number: int, candidate: Candidate) -> CandidateResult:
+    seconds = run.seconds.get(candidate.name)
     return CandidateResult(
         name=candidate.name,
         kind=candidate.kind,
         rank=candidate.rank,
-        logits=tuple(_logits(of, number)),
-        writing=_writing(of, candidate.name) if candidate.kind is not CandidateKind.CONTROL else None,
+        logits=tuple(_logits(run, number)),
+        writing=_writing(run, candidate.name) if candidate.kind is not CandidateKind.CONTROL else None,
         note=candidate.note,
         seconds=None if seconds is None else round(seconds, 1),
     )
 
 
-def _logits(of: Material, number: int) -> Iterator[Logits]:
-    """On each text of which it could read something."""
-    for text in of.texts:
-        stats = of.stats(number, text)
-        if stats:
-            base = of.stats(of.base_number, text)
-            yield summarise_logits(text.name, stats, base=base, sampled_from_reference=text.own, seed=of.options.seed)
+def _logits(run: Measurements, number: int) -> Iterator[Logits]:
+    """On each text of which the candidate could read a document."""
+    for text in run.texts:
+        if stats := run.scorer.stats(number, text.numbers):
+            base = run.scorer.stats(run.base_number, text.numbers)
+            yield summarise_logits(text.name, stats, base=base, sampled_from_reference=text.own, seed=run.options.seed)
 
 
-def _writing(of: Material, name: str) -> Writing | None:
-    reference, written = of.answers.of(FINETUNE), of.answers.of(name)
-    if not reference or not written:
-        return None
-    return summarise_writing(reference, written, seed=of.options.seed)
+def _writing(run: Measurements, name: str) -> Writing | None:
+    reference, candidate = run.answers.of_model(FINETUNE), run.answers.of_model(name)
+    return summarise_writing(reference, candidate, seed=run.options.seed) if reference and candidate else None
 
 
-def _samples(of: Material) -> Iterator[Sample]:
-    """One answer of each to a prompt. "finetune" has the seed of the candidates, "finetune again" the other one."""
-    names = [candidate.name for candidate in of.candidates if candidate.kind is not CandidateKind.CONTROL]
-    columns = {FINETUNE: AGAIN, AGAIN: FINETUNE, **{name: name for name in names}}
-    firsts = {shown: _first_answers(of.answers.of(who)) for shown, who in columns.items()}
-    for number, prompt in enumerate(of.answers.prompts[:SAMPLES]):
-        answers = {name: texts[number] for name, texts in firsts.items() if number in texts}
+def _samples(run: Measurements) -> Iterator[Sample]:
+    """The first answer of each model to each prompt.
+
+    The column "finetune" shows the answers with the seed of the candidates, "finetune again" those with the other one.
+    """
+    names = [candidate.name for candidate in run.candidates if candidate.kind is not CandidateKind.CONTROL]
+    columns = {FINETUNE: FINETUNE_AGAIN, FINETUNE_AGAIN: FINETUNE, **{name: name for name in names}}
+    first_answers = {column: _first_answers(run.answers.of_model(name)) for column, name in columns.items()}
+    for number, prompt in enumerate(run.answers.prompts[:SAMPLED_PROMPTS]):
+        answers = {column: texts[number] for column, texts in first_answers.items() if number in texts}
         if answers:
             yield Sample(prompt.text, prompt.category, answers)
 
 
 def _first_answers(answers: Sequence[Answer]) -> dict[int, str]:
-    return {answer.prompt_index: answer.text[:LETTERS] for answer in answers if answer.sample_index == 0}
+    """By the index of the prompt."""
+    return {answer.prompt_index: answer.text[:SAMPLE_CHARACTERS] for answer in answers if answer.sample_index == 0}
 
 
-def _excerpts(of: Material) -> Iterator[Excerpt]:
-    """Of each text, the documents at its quarters: not the beginning alone."""
-    coloured = _coloured(of)
-    for text in of.texts:
-        chosen = sorted({text.numbers[i * len(text.numbers) // EXCERPTS_A_TEXT] for i in range(EXCERPTS_A_TEXT)})
-        for number in chosen:
-            document = of.scorer.documents[number]
-            klds = {name: values for name, i in coloured.items() if (values := _token_klds(of, i, number)) is not None}
-            yield Excerpt(text.name, document.name, document.token_strings(of.tokenizer)[:PIECES], klds)
+def _excerpts(run: Measurements) -> Iterator[Excerpt]:
+    """Of each text, documents from its beginning, from a third and from two thirds of it."""
+    candidates = _excerpt_candidates(run)
+    for text in run.texts:
+        for number in sorted(
+            {text.numbers[i * len(text.numbers) // EXCERPTS_PER_TEXT] for i in range(EXCERPTS_PER_TEXT)}
+        ):
+            document = run.scorer.documents[number]
+            klds = {name: klds for name, i in candidates.items() if (klds := _token_klds(run, i, number)) is not None}
+            yield Excerpt(text.name, document.name, document.token_strings(run.tokenizer)[:EXCERPT_TOKENS], klds)
 
 
-def _coloured(of: Material) -> dict[str, int]:
-    """The base, the headline's rank, other ranks, adapters, models; controls and yardsticks last."""
-    order = [BASE, f"rank {of.headline}"]
+def _excerpt_candidates(run: Measurements) -> dict[str, int]:
+    """Names and numbers: the base, the headline's rank, adapters, models, other ranks, yardsticks, up to the limit."""
     kinds = (CandidateKind.ADAPTER, CandidateKind.MODEL, CandidateKind.RANK, CandidateKind.YARDSTICK)
-    order += [candidate.name for kind in kinds for candidate in of.candidates if candidate.kind is kind]
-    numbers = {candidate.name: i for i, candidate in enumerate(of.candidates)}
-    return {name: numbers[name] for name in list(dict.fromkeys(order))[:COLOURED]}
+    names = [BASE, rank_name(run.headline_rank)]
+    names += [candidate.name for kind in kinds for candidate in run.candidates if candidate.kind is kind]
+    numbers = {candidate.name: i for i, candidate in enumerate(run.candidates)}
+    return {name: numbers[name] for name in list(dict.fromkeys(names))[:EXCERPT_CANDIDATES]}
 
 
-def _token_klds(of: Material, candidate: int, number: int) -> tuple[float | None, ...] | None:
-    """KLD of each token; None for one that is not scored. None where the candidate could not read the document."""
-    document = of.scorer.documents[number]
-    stats = of.scorer.stats(candidate, [number]).get(document.name)
+def _token_klds(run: Measurements, candidate: int, document: int) -> tuple[float | None, ...] | None:
+    """The KLD of each token, None for one that is not scored; or None if the candidate could not read the document."""
+    read = run.scorer.documents[document]
+    stats: TokenStats | None = run.scorer.stats(candidate, [document]).get(read.name)
     if stats is None:
         return None
-    klds: list[float | None] = [None] * len(document.ids)
+    klds: list[float | None] = [None] * len(read.ids)
     for position, kld in zip(stats.position.tolist(), stats.kld.tolist(), strict=True):
         klds[position] = float(f"{kld:.4g}") if np.isfinite(kld) else None
-    return tuple(klds[:PIECES])
+    return tuple(klds[:EXCERPT_TOKENS])

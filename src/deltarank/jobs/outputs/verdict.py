@@ -1,9 +1,9 @@
-"""What a run of outputs found, in sentences: the headline first, each figure with what it is measured by."""
+"""The verdict on a measurement of outputs, in sentences: the headline first, then the figures behind it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltarank.results import (
@@ -22,43 +22,49 @@ from deltarank.results import (
     percent,
 )
 
-AS_FAR = 1.25
-"""Two KLDs within this ratio are said to be equal: intervals are rarely narrower."""
+EQUAL_RATIO = 1.25
+"""Two KLDs within this ratio are called equally close: their intervals are rarely narrower."""
 
-RULED_OUT = 0.99
-"""A blind bound from here on rules no score out that anyone reports."""
+USELESS_BOUND = 0.99
+"""A bound on the blind score that is no lower excludes nothing that anyone reports."""
 
-LEAST_SHARE = 0.005
-LEVEL = 0.05
+SMALLEST_LOSS = 0.005
+"""Shares below are not mentioned."""
+
+SIGNIFICANCE = 0.05
 
 
-def sentences_of(outputs: Outputs) -> tuple[str, ...]:
-    """The verdict, on the finetune's own answers where they were scored, else on the first text.
+def verdict_sentences(outputs: Outputs) -> tuple[str, ...]:
+    """The verdict on the finetune's own answers if they were scored, else on the first text.
 
-    Empty where nothing was scored.
+    Empty if nothing was scored.
     """
-    made = [found for text in outputs.texts if (found := _Found.on(outputs, text))]
-    if not made:
+    texts = [on_text for text in outputs.texts if (on_text := _TextVerdict.of(outputs, text))]
+    if not texts:
         return ()
-    main = next((each for each in made if each.text.own), made[0])
-    parts = (
+    main = next((each for each in texts if each.text.own), texts[0])
+    sentences = (
         *main.headline(),
-        *main.distances(),
-        *main.beyond_any_rank(),
-        *(sentence for each in made if each is not main for sentence in each.beside()),
-        *main.judge(),
-        *main.reached(),
-        *main.others(),
-        *_writings(main.subject, outputs.again),
-        *_attributions(outputs, main.subject),
-        *main.floor(),
+        *main.divergences(),
+        *main.unlimited_rank(),
+        *(sentence for each in texts if each is not main for sentence in each.short()),
+        *main.ideal_judge(),
+        *main.ranks_like_yardsticks(),
+        *main.other_candidates(),
+        *_writing(main.subject, outputs.again),
+        *_attribution(outputs, main.subject),
+        *main.noise_floor(),
     )
-    return tuple(" ".join(each.split()) for each in parts)
+    return tuple(" ".join(each.split()) for each in sentences)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What was found on one text. `subject` is whom the headline is about."""
+class _TextVerdict:
+    """The results on one text.
+
+    subject     the candidate that the headline is about
+    logits      by the name of the candidate
+    """
 
     text: Text
     subject: CandidateResult
@@ -66,184 +72,206 @@ class _Found:
     candidates: tuple[CandidateResult, ...]
 
     @classmethod
-    def on(cls, outputs: Outputs, text: Text) -> _Found | None:
-        """None where no candidate was scored on it that could be a subject."""
+    def of(cls, outputs: Outputs, text: Text) -> _TextVerdict | None:
+        """None if no candidate that could be the subject was scored on this text."""
         logits = {each.name: on for each in outputs.candidates for on in each.logits if on.text == text.name}
         scored = tuple(each for each in outputs.candidates if each.name in logits)
         subject = _subject(outputs, scored)
         return cls(text, subject, logits, scored) if subject else None
 
-    def of(self, *kinds: CandidateKind) -> list[CandidateResult]:
+    def of_kind(self, *kinds: CandidateKind) -> list[CandidateResult]:
         return [each for each in self.candidates if each.kind in kinds]
 
     def kld(self, candidate: CandidateResult) -> float:
         return self.logits[candidate.name].kld.mean
 
     @property
-    def where(self) -> str:
+    def on_text(self) -> str:
         return "on the finetune's own answers" if self.text.own else f"on {_short(self.text.name)}"
 
     @property
-    def rounding(self) -> float:
-        """The largest KLD of a control: what is under it says nothing."""
-        return max((self.kld(each) for each in self.of(CandidateKind.CONTROL)), default=0.0)
+    def largest_control(self) -> float:
+        """The largest KLD of a control. A smaller one means nothing."""
+        return max((self.kld(each) for each in self.of_kind(CandidateKind.CONTROL)), default=0.0)
+
+    @property
+    def is_distinguishable(self) -> bool:
+        return self.kld(self.subject) > self.largest_control
 
     def headline(self) -> Iterator[str]:
-        name, mine = _name(self.subject), self.logits[self.subject.name]
-        kept = _kept(mine.kept)
-        if self.kld(self.subject) <= self.rounding:
-            yield f"{name} cannot be told from the finetune {self.where}: it is as near as the control."
-        elif self.subject.kind is CandidateKind.BASE:
-            yield f"{name} is {figure(mine.kld.mean)} nats per token from the finetune {self.where}."
-        elif beside := self._beside_yardsticks():
-            yield f"{name} {beside}{f', and {kept}' if kept else ''}."
+        name, logits = _name(self.subject), self.logits[self.subject.name]
+        kept = _kept(logits.kept)
+        if not self.is_distinguishable:
+            yield f"{name} is indistinguishable from the finetune {self.on_text}: the controls differ as much."
+        elif self.subject.kind is CandidateKind.BASE or not (kept or self.of_kind(CandidateKind.YARDSTICK)):
+            yield f"{name} diverges from the finetune by {_nats(logits.kld.mean)} {self.on_text}."
+        elif yardsticks := self._beside_yardsticks():
+            yield f"{name} {yardsticks}{f', and {kept}' if kept else ''}."
         else:
-            yield f"{name} {kept or f'is {figure(mine.kld.mean)} nats per token from the finetune'} {self.where}."
+            yield f"{name} {kept} {self.on_text}."
 
     def _beside_yardsticks(self) -> str:
-        """ "is as far from the finetune as q4_0 is": between measured ones only, nothing is extrapolated."""
-        known = sorted((self.kld(each), each.name) for each in self.of(CandidateKind.YARDSTICK) if self.kld(each) > 0)
-        mine = self.kld(self.subject)
-        if not known:
+        """ "is as close to the finetune as q4_0": beside measured yardsticks only, nothing is extrapolated."""
+        klds = sorted((kld, each.name) for each in self.of_kind(CandidateKind.YARDSTICK) if (kld := self.kld(each)) > 0)
+        own = self.kld(self.subject)
+        if not klds:
             return ""
-        nearest, name = min(known, key=lambda each: abs(math.log(each[0] / mine)))
-        if max(nearest / mine, mine / nearest) <= AS_FAR:
-            return f"is as far from the finetune as {name} is"
-        nearer, farther = ([each for each in known if (each[0] > mine) is beyond] for beyond in (False, True))
-        if not nearer:
-            return f"is nearer to the finetune than {farther[0][1]} is"
+        nearest, name = min(klds, key=lambda each: abs(math.log(each[0] / own)))
+        if max(nearest / own, own / nearest) <= EQUAL_RATIO:
+            return f"is as close to the finetune as {name}"
+        closer = [each for each in klds if each[0] <= own]
+        farther = [each for each in klds if each[0] > own]
+        if not closer:
+            return f"is closer to the finetune than {farther[0][1]}"
+        kld, name = closer[-1]
         if not farther:
-            return f"is farther from the finetune than {nearer[-1][1]} is, {_times(mine / nearer[-1][0])} as far"
-        return f"is farther from the finetune than {nearer[-1][1]} is and nearer than {farther[0][1]}"
+            return f"is farther from the finetune than {name} ({_times(own / kld)} the divergence)"
+        return f"is farther from the finetune than {name} and closer than {farther[0][1]}"
 
-    def distances(self) -> Iterator[str]:
+    def divergences(self) -> Iterator[str]:
         """The figures behind the headline."""
-        mine = self.logits[self.subject.name].kld
+        kld = self.logits[self.subject.name].kld
         others = [
             f"{each.name} {figure(self.kld(each))}"
-            for each in self.of(CandidateKind.BASE, CandidateKind.YARDSTICK)
+            for each in self.of_kind(CandidateKind.BASE, CandidateKind.YARDSTICK)
             if each is not self.subject
         ]
-        size = f"{count(self.text.tokens, 'token')} of {count(self.text.documents, 'document')}"
-        beside = f", beside {listing(others)}" if others else ""
-        far = _interval(mine.mean, mine.low, mine.high)
-        yield f"{_name(self.subject)} is {far} nats per token away {self.where} ({size}){beside}."
+        size = f"{count(self.text.tokens, 'token')} in {count(self.text.documents, 'document')}"
+        yield (
+            f"The KL divergence of {_name(self.subject, starts_sentence=False)} from the finetune is "
+            f"{_nats(kld.mean)}{_interval(kld.low, kld.high)} {self.on_text} ({size})"
+            f"{f', compared with {listing(others)}' if others else ''}."
+        )
 
-    def beside(self) -> Iterator[str]:
+    def short(self) -> Iterator[str]:
         """On another text than the main one."""
-        mine = self.logits[self.subject.name]
-        kept = f", and {words}" if (words := _kept(mine.kept)) else ""
-        yield f"{self.where[0].upper()}{self.where[1:]} it is {figure(mine.kld.mean)} nats per token away{kept}."
+        on_text = self.on_text[0].upper() + self.on_text[1:]
+        yield f"{on_text}, {self._divergence_and_kept(self.subject, starts_sentence=False)}."
 
-    def judge(self) -> Iterator[str]:
-        """How soon it could be told, and what cannot be: on the finetune's own text at temperature 1."""
-        mine = self.logits[self.subject.name]
-        if mine.tokens_to_tell is None or self.kld(self.subject) <= self.rounding:
+    def other_candidates(self) -> Iterator[str]:
+        """Adapters and models that are not the subject."""
+        for each in self.of_kind(CandidateKind.ADAPTER, CandidateKind.MODEL):
+            if each is not self.subject:
+                yield f"{self._divergence_and_kept(each)}."
+
+    def _divergence_and_kept(self, candidate: CandidateResult, *, starts_sentence: bool = True) -> str:
+        logits = self.logits[candidate.name]
+        kept = f" and {words}" if (words := _kept(logits.kept)) else ""
+        name = _name(candidate, starts_sentence=starts_sentence)
+        return f"{name} diverges from the finetune by {_nats(logits.kld.mean)}{kept}"
+
+    def ideal_judge(self) -> Iterator[str]:
+        """How soon the two can be told apart at best. Known for the finetune's own text at temperature 1 only."""
+        logits, name = self.logits[self.subject.name], _name(self.subject, starts_sentence=False)
+        if logits.tokens_to_tell is None or not self.is_distinguishable:
             return
-        beside = [
-            f"{each.name} after {_tokens(told)}"
-            for each in self.of(CandidateKind.YARDSTICK)
-            if (told := self.logits[each.name].tokens_to_tell)
+        yardsticks = [
+            f"{each.name} after {_tokens(tokens)}"
+            for each in self.of_kind(CandidateKind.YARDSTICK)
+            if (tokens := self.logits[each.name].tokens_to_tell)
         ]
         yield (
-            f"An ideal judge who has both models would tell {_name(self.subject, inside=True)} from the finetune, at "
-            f"odds of 20 to 1, after about {_tokens(mine.tokens_to_tell)} tokens sampled at temperature 1"
-            f"{f' ({listing(beside)})' if beside else ''}."
+            f"An ideal judge with access to both models would tell {name} from the finetune, at odds of 20 to 1, after "
+            f"about {_tokens(logits.tokens_to_tell)} tokens sampled at temperature 1"
+            f"{f' ({listing(yardsticks)})' if yardsticks else ''}."
         )
-        bounds = [each for each in mine.blind if each.one_reply < RULED_OUT]
+        bounds = [each for each in logits.blind if each.one_reply < USELESS_BOUND]
         if bounds:
-            most = [f"{percent(each.one_reply)} of replies of {each.tokens:,} tokens" for each in bounds]
+            limits = [f"{percent(each.one_reply)} of replies of {each.tokens:,} tokens" for each in bounds]
             yield (
-                f"Blind, no one can be right about more than {listing(most)}, shown one reply at a time: a higher "
-                "score is placebo, luck, or comes from other settings."
+                f"In a blind test with one reply at a time, nobody can be right about more than {listing(limits)}. A "
+                "higher score is luck, placebo, or due to other sampling settings."
             )
-        elif mine.blind:
-            yield f"No blind score is ruled out: a reply of {mine.blind[0].tokens:,} tokens may be enough to tell."
+        elif logits.blind:
+            yield (
+                f"In theory, one reply of {logits.blind[0].tokens:,} tokens could be enough to tell {name} from the "
+                "finetune."
+            )
 
-    def reached(self) -> Iterator[str]:
-        """Which rank is as near as each yardstick."""
-        ranks = sorted((each.rank, self.kld(each)) for each in self.of(CandidateKind.RANK) if each.rank)
-        if len(ranks) < 2:
+    def ranks_like_yardsticks(self) -> Iterator[str]:
+        """The lowest rank that is as close to the finetune as each yardstick."""
+        ranks = sorted((each.rank, self.kld(each)) for each in self.of_kind(CandidateKind.RANK) if each.rank)
+        yardsticks = sorted(self.of_kind(CandidateKind.YARDSTICK), key=self.kld, reverse=True)
+        if len(ranks) < 2 or not yardsticks:
             return
-        reached: dict[int | None, list[str]] = {}
-        for each in sorted(self.of(CandidateKind.YARDSTICK), key=self.kld, reverse=True):
-            enough = next((rank for rank, kld in ranks if kld <= AS_FAR * self.kld(each)), None)
-            reached.setdefault(enough, []).append(each.name)
-        said = [
-            f"{f'rank {rank}' if rank else 'none'} is as near as {listing(names)}" for rank, names in reached.items()
+        by_rank: dict[int | None, list[str]] = {}
+        for each in yardsticks:
+            enough = next((rank for rank, kld in ranks if kld <= EQUAL_RATIO * self.kld(each)), None)
+            by_rank.setdefault(enough, []).append(each.name)
+        found = [
+            f"{f'rank {rank} is the lowest' if rank else 'none is'} as close to the finetune as {listing(names)}"
+            for rank, names in by_rank.items()
         ]
-        if said:
-            yield f"Of the ranks that were tried, {'; '.join(said)}."
+        yield f"Of the measured ranks, {'; '.join(found)}."
 
-    def beyond_any_rank(self) -> Iterator[str]:
-        """What no LoRA reaches: norms, embeddings and what else stays the base's."""
-        whole = next((each for each in self.of(CandidateKind.RANK) if each.rank is None), None)
-        if whole is None or self.kld(whole) <= self.rounding:
+    def unlimited_rank(self) -> Iterator[str]:
+        """What no LoRA keeps, because tensors without factors stay the base's."""
+        unlimited = next((each for each in self.of_kind(CandidateKind.RANK) if each.rank is None), None)
+        if unlimited is None or self.kld(unlimited) <= self.largest_control:
             return
-        kept = self.logits[whole.name].kept
-        if kept is not None and 1 - kept.value >= LEAST_SHARE:
-            is_most = self.subject.kind is CandidateKind.RANK and self.kld(whole) > self.kld(self.subject) / 2
-            lead = "Most of that is not the rank's doing" if is_most else "No rank is enough for all of it"
-            yield (
-                f"{lead}: with the whole change of the matrices, and norms, biases, embeddings and output head left to "
-                f"the base, {percent(kept.value)} is kept."
-            )
+        kept = self.logits[unlimited.name].kept
+        if kept is None or 1 - kept.value < SMALLEST_LOSS:
+            return
+        is_most = self.subject.kind is CandidateKind.RANK and self.kld(unlimited) > self.kld(self.subject) / 2
+        lead = (
+            f"Most of the loss at rank {self.subject.rank} is not due to the rank" if is_most else "No rank keeps all"
+        )
+        yield (
+            f"{lead}: even at unlimited rank {percent(kept.value)} would be kept, because norms, biases, embeddings "
+            "and the output head stay the base's."
+        )
 
-    def others(self) -> Iterator[str]:
-        """Adapters and models that the headline is not about."""
-        for each in self.of(CandidateKind.ADAPTER, CandidateKind.MODEL):
-            if each is not self.subject:
-                mine = self.logits[each.name]
-                kept = f", and {words}" if (words := _kept(mine.kept)) else ""
-                yield f"{_name(each)} is {figure(mine.kld.mean)} nats per token away{kept}."
-
-    def floor(self) -> Iterator[str]:
-        read = [f"{_short(each.name)} {figure(self.kld(each))}" for each in self.of(CandidateKind.CONTROL)]
-        if read:
-            yield f"Controls read {listing(read)} nats per token: a smaller difference says nothing."
+    def noise_floor(self) -> Iterator[str]:
+        controls = [f"{_short(each.name)} {figure(self.kld(each))}" for each in self.of_kind(CandidateKind.CONTROL)]
+        if controls:
+            yield f"Noise floor: {listing(controls)} nats per token. Smaller differences mean nothing."
 
 
-def _subject(outputs: Outputs, scored: tuple[CandidateResult, ...]) -> CandidateResult | None:
-    """The headline's rank, or the one nearest to 64, or the first adapter, model, or the base."""
+def _subject(outputs: Outputs, scored: Sequence[CandidateResult]) -> CandidateResult | None:
+    """The rank nearest to the headline's, or else the first adapter, model, or the base."""
     ranks = [each for each in scored if each.kind is CandidateKind.RANK and each.rank]
     if ranks:
-        wished = outputs.settings.get("headline_rank") or PREFERRED_RANK
-        return min(ranks, key=lambda each: abs(math.log((each.rank or 1) / wished)))
+        preferred = outputs.settings.get("headline_rank") or PREFERRED_RANK
+        return min(ranks, key=lambda each: abs(math.log((each.rank or 1) / preferred)))
     order = (CandidateKind.ADAPTER, CandidateKind.MODEL, CandidateKind.BASE)
     return next((each for kind in order for each in scored if each.kind is kind), None)
 
 
-def _writings(subject: CandidateResult, again: Writing | None) -> Iterator[str]:
-    mine = subject.writing
-    if mine is None or mine.test is None or again is None or again.test is None:
+def _writing(subject: CandidateResult, again: Writing | None) -> Iterator[str]:
+    writing = subject.writing
+    if writing is None or writing.test is None or again is None or again.test is None:
         return
-    told = "tells" if mine.test.p_value <= LEVEL else "does not tell"
-    texts = f"{count(mine.prompts, 'prompt')}, {count(mine.samples, 'answer')} to each"
+    name = _name(subject, starts_sentence=False)
+    could = "could" if writing.test.p_value <= SIGNIFICANCE else "could not"
+    texts = f"{count(writing.prompts, 'prompt')}, {count(writing.samples, 'answer')} each"
     yield (
-        f"By its texts a classifier {told} {_name(subject, inside=True)} from the finetune ({texts}): it is right "
-        f"about {_tested(mine.test)}; about the finetune's own with another seed: {_tested(again.test)}."
+        f"A classifier {could} tell the answers of {name} from the finetune's ({texts}): it was right "
+        f"{_accuracy(writing.test)}. Between two runs of the finetune with different seeds it was right "
+        f"{_accuracy(again.test)}."
     )
     yield (
-        f"Its answers are like the finetune's to {figure(mine.cosine)} (TF-IDF cosine), the finetune's own with "
-        f"another seed to {figure(again.cosine)}."
+        f"Text similarity of {name} to the finetune (TF-IDF cosine): {figure(writing.cosine)}. A second run of the "
+        f"finetune scores {figure(again.cosine)}."
     )
 
 
-def _tested(test: TwoSampleTest) -> str:
-    return f"{percent(test.accuracy)} (p = {figure(test.p_value)})"
+def _accuracy(test: TwoSampleTest) -> str:
+    return f"{percent(test.accuracy)} of the time (p = {figure(test.p_value)})"
 
 
-def _attributions(outputs: Outputs, subject: CandidateResult) -> Iterator[str]:
+def _attribution(outputs: Outputs, subject: CandidateResult) -> Iterator[str]:
     """At the rank nearest to the headline's."""
-    known = [each for each in outputs.attribution if each.parts]
-    if not known:
+    measured = [each for each in outputs.attribution if each.parts]
+    if not measured:
         return
-    near = min(known, key=lambda each: abs(math.log(each.rank / (subject.rank or each.rank))))
-    worst = max(near.parts, key=lambda part: part.kld)
-    yield f"At rank {near.rank}, {_short(worst.name)} alone costs the most: {figure(worst.kld)} nats per token."
-    if near.rank_correlation is not None:
-        order = f"{figure(near.rank_correlation)} (Spearman; 1 is the same order)"
-        yield f"The loss in the weights puts the {len(near.parts)} parts in the order of their KLD to {order}."
+    nearest = min(measured, key=lambda each: abs(math.log(each.rank / (subject.rank or each.rank))))
+    worst = max(nearest.parts, key=lambda part: part.kld)
+    yield f"Truncating {_short(worst.name)} alone to rank {nearest.rank} costs the most: {_nats(worst.kld)}."
+    if nearest.rank_correlation is not None:
+        yield (
+            f"Over {count(len(nearest.parts), nearest.unit)}, the loss in the weights and the divergence have a rank "
+            f"correlation of {figure(nearest.rank_correlation)} (Spearman; 1 means the same order)."
+        )
 
 
 def _kept(kept: Interval | None) -> str:
@@ -251,17 +279,21 @@ def _kept(kept: Interval | None) -> str:
     if kept is None:
         return ""
     if kept.value < 0:
-        return "is farther from the finetune than the base is"
+        return "is farther from the finetune than the base"
     ends = [percent(end) for end in (kept.low, kept.high) if end is not None]
-    tells = len(ends) == 2 and not all(end.startswith("over") for end in ends)  # "over 99.9 to over 99.9 %"
-    interval = f" (95 % interval {ends[0].removesuffix(' %')} to {ends[1]})" if tells else ""
+    is_informative = len(ends) == 2 and not all(
+        end.startswith("over") for end in ends
+    )  # not "over 99.9 to over 99.9 %"
+    interval = f" (95 % interval {ends[0].removesuffix(' %')} to {ends[1]})" if is_informative else ""
     return f"keeps {percent(kept.value)} of the finetune's behaviour{interval}"
 
 
-def _interval(value: float, low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return figure(value)
-    return f"{figure(value)} (95 % interval {figure(low)} to {figure(high)})"
+def _nats(kld: float) -> str:
+    return f"{figure(kld)} nats per token"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" (95 % interval {figure(low)} to {figure(high)})"
 
 
 def _tokens(number: float) -> str:
@@ -272,13 +304,13 @@ def _times(ratio: float) -> str:
     return "twice" if 1.9 <= ratio <= 2.1 else f"{figure(ratio)} times"
 
 
-def _name(candidate: CandidateResult, *, inside: bool = False) -> str:
+def _name(candidate: CandidateResult, *, starts_sentence: bool = True) -> str:
     kind = {CandidateKind.ADAPTER: "the adapter ", CandidateKind.MODEL: "the model ", CandidateKind.BASE: "the "}
     name = f"{kind.get(candidate.kind, '')}{_short(candidate.name)}"
-    return name if inside else name[:1].upper() + name[1:]
+    return name[:1].upper() + name[1:] if starts_sentence else name
 
 
 def _short(name: str, most: int = 60) -> str:
-    """A name on one line: it comes from a file, and may hold anything."""
-    plain = " ".join("".join(each if each.isprintable() else " " for each in name).split())
-    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
+    """A name on one line, without control characters: it comes from a file and may hold anything."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in name).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -1,0 +1,51 @@
+"""The names of the candidates, as results, plans and messages show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deltarank.jobs.outputs.options import OutputsOptions
+from deltarank.models import YARDSTICKS
+
+FINETUNE = "finetune"
+FINETUNE_AGAIN = "finetune again"
+WHOLE_DELTA = "whole delta"
+BASE = "base"
+ANY_RANK = "any rank"
+
+_RESERVED = frozenset({FINETUNE, FINETUNE_AGAIN, WHOLE_DELTA, BASE, ANY_RANK, *YARDSTICKS})
+
+
+def candidate_names(options: OutputsOptions) -> tuple[str, ...]:
+    """All of them, in the order in which they are measured."""
+    return (
+        FINETUNE_AGAIN,
+        WHOLE_DELTA,
+        BASE,
+        *map(rank_name, options.ranks),
+        ANY_RANK,
+        *adapter_names(options),
+        *model_names(options),
+        *options.yardsticks,
+    )
+
+
+def rank_name(rank: int) -> str:
+    return f"rank {rank}"
+
+
+def adapter_names(options: OutputsOptions) -> tuple[str, ...]:
+    return _short_names(options.adapters, "adapter")
+
+
+def model_names(options: OutputsOptions) -> tuple[str, ...]:
+    """Those of the other checkpoints. A name that an adapter has too gets "model" in front."""
+    taken = adapter_names(options)
+    return tuple(f"model {name}" if name in taken else name for name in _short_names(options.models, "model"))
+
+
+def _short_names(refs: Sequence[str], kind: str) -> tuple[str, ...]:
+    """The last part of each reference, or the whole where two share it. A reserved name gets its kind in front."""
+    last_parts = [ref.rstrip("/").rsplit("/", 1)[-1] or ref for ref in refs]
+    names = [ref if last_parts.count(last) > 1 else last for ref, last in zip(refs, last_parts, strict=True)]
+    return tuple(f"{kind} {name}" if name in _RESERVED or name.startswith("rank ") else name for name in names)
