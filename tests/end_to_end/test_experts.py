@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -64,15 +63,6 @@ MAKES: Mapping[str, Callable[[], PreTrainedModel]] = {
 }
 CONFUSED = ("qwen3 moe with a dense layer", "glm4 moe")
 """PEFT takes the dense layer or the shared expert of these for experts."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

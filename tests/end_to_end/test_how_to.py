@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM
 
 import peft_adapters as made
@@ -19,15 +17,6 @@ from deltarank.cli import main
 from deltarank.servers import get_server
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "extract-verify-serve.md"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 def blocks(language: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -26,15 +25,6 @@ from tiny_architectures import DENSE, EXPERTS, write_pair
 
 RANK = 4
 ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
