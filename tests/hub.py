@@ -449,7 +449,7 @@ from deltarank.errors import DeltarankError
 
 if "WAITS" in os.environ:  # the same tries as ever, with shorter waits between them
     from deltarank.checkpoints.hub import retry
-    retry.FIRST_WAIT, retry.LONGEST_WAIT = 0.01, float(os.environ["WAITS"])
+    retry.FIRST_DELAY, retry.MAX_DELAY = 0.01, float(os.environ["WAITS"])
 
 def describe(ref, revision=None, fetch="download"):
     told = []

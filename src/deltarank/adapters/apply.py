@@ -16,7 +16,7 @@ from deltarank.adapters.read import AdapterPart, LoadEffect, LoraAdapter, PartKi
 from deltarank.adapters.server_refusals import check_loadable, handling_of
 from deltarank.adapters.target_parameters import expand_parameters
 from deltarank.adapters.targets import Placement, Target, TensorIndex, place_part
-from deltarank.checkpoints import Pair, dimensions, parse_expert_name, shown
+from deltarank.checkpoints import Pair, dimensions, parse_expert_name, quoted
 from deltarank.errors import AdapterError
 from deltarank.results import count
 from deltarank.servers import (
@@ -71,7 +71,7 @@ class Applied:
         for entry in self.unused:
             if entry.effect is not LoadEffect.NONE:
                 raise AdapterError(
-                    f"PEFT does not load this adapter correctly: {shown(entry.name)}: {entry.reason}.",
+                    f"PEFT does not load this adapter correctly: {quoted(entry.name)}: {entry.reason}.",
                     cure="Download or copy the adapter again, or save it again with PEFT's `save_pretrained`.",
                     slug="adapter-refused",
                 )
@@ -205,11 +205,11 @@ def _raise_wrong_base(adapter: LoraAdapter, unused: list[UnusedTensor], parts: i
     if not adapter.parts:
         first = adapter.unused[0] if adapter.unused else UnusedTensor("the file", "it holds no tensor")
         raise AdapterError(
-            f"The adapter changes nothing: {shown(first.name)}: {first.reason}.",
+            f"The adapter changes nothing: {quoted(first.name)}: {first.reason}.",
             cure="Give an adapter that PEFT's `save_pretrained` wrote.",
             slug="adapter-empty",
         )
-    example = f"such as {shown(unused[0].name)}: {unused[0].reason}"
+    example = f"such as {quoted(unused[0].name)}: {unused[0].reason}"
     if unused[0].reason == _FUSED_EXPERTS:
         raise AdapterError(
             f"{len(unused):,} of {count(parts, 'part')} of the adapter cannot be applied to these checkpoints, "

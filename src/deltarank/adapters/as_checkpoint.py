@@ -31,8 +31,8 @@ from deltarank.checkpoints import (
     find_adapter_folder,
     open_checkpoint,
     pair_checkpoints,
+    quoted,
     read_rows,
-    shown,
 )
 from deltarank.errors import CheckpointError
 from deltarank.results import Reference, count, listing
@@ -90,7 +90,7 @@ def _sum_checkpoint(base: Checkpoint, adapter: LoraAdapter, reference: Reference
     applied = apply_adapter(adapter, targets, server=None, config=base.config)
     applied.check_loads_in_peft()
     source = AdaptedSource(base, adapter, applied.changes)
-    unused = [shown(entry.name) for entry in applied.unused]
+    unused = [quoted(entry.name) for entry in applied.unused]
     notes = [f"the finetune is the base with a LoRA on {count(len(applied.changes), 'tensor')}, added in float32"]
     notes += applied.left_out_biases(adapter)
     if unused:
@@ -138,7 +138,7 @@ class AdaptedSource:
             info = base.tensors[part.tensor]
             if info.name not in self.tensors:
                 rows, columns = part.shape
-                piece = Piece.of(info, base.source, (info.entries // columns, columns))
+                piece = Piece.from_info(info, base.source, (info.entries // columns, columns))
                 self._changed[info.name] = _ChangedTensor(piece, rows, {})
                 self.tensors[info.name] = TensorInfo(
                     info.name, info.shape, "F32", self._file, start, _FLOAT_BYTES * info.entries

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.targets import Target, TensorIndex
-from deltarank.checkpoints import Pair, shown
+from deltarank.checkpoints import Pair, quoted
 from deltarank.results import count, listing
 from deltarank.servers import Handling, Server, kind_of_tensor
 
@@ -46,7 +46,7 @@ def notes_on_targets(adapter: LoraAdapter, tensors: TensorIndex) -> Iterator[str
     if missing:
         yield (
             f"target_modules names {count(len(missing), 'matrix', 'matrices')} that the file has no factors for; "
-            f"nothing is added there: {listing([shown(name) for name in missing], most=3)}"
+            f"nothing is added there: {listing([quoted(name) for name in missing], most=3)}"
         )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from deltarank.adapters.config_read import MAX_CONFIG_SIZE, LoraConfig, parse_config
 from deltarank.adapters.file_names import CONFIG_FILE, WEIGHTS_FILE
 from deltarank.adapters.keys import PREFIX
-from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo, dimensions, fetch_files, open_checkpoint, shown
+from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo, dimensions, fetch_files, open_checkpoint, quoted
 from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Reference
 
@@ -293,7 +293,7 @@ def _unpaired(key: str, kind: PartKind, module: str, other: str) -> UnusedTensor
     is_random = "_A" in other[len(PREFIX) + len(module) :] if kind is PartKind.LINEAR else "embedding_B" in other
     return UnusedTensor(
         key,
-        f"the other factor, {shown(other)}, is missing",
+        f"the other factor, {quoted(other)}, is missing",
         LoadEffect.RANDOM if is_random else LoadEffect.NONE,
         module,
     )

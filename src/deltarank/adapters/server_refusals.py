@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from deltarank.adapters.read import AdapterPart, LoraAdapter, PartKind
-from deltarank.checkpoints import shown
+from deltarank.checkpoints import quoted
 from deltarank.errors import AdapterError
 from deltarank.results import listing
 from deltarank.servers import DEFAULT_SERVER, Handling, Server
@@ -31,7 +31,7 @@ def _refusals(adapter: LoraAdapter, server: Server) -> Iterator[str]:
         yield f"it has rank {highest:,}, and the highest servable rank is {server.max_rank}"
     wholes = [part for part in adapter.parts if part.kind is PartKind.WHOLE and handling_of(part, server) is refused]
     if wholes or (config.modules_to_save and server.modules_to_save is refused):
-        names = [shown(part.tensor) for part in wholes] or [shown(name) for name in config.modules_to_save]
+        names = [quoted(part.tensor) for part in wholes] or [quoted(name) for name in config.modules_to_save]
         yield f"it holds whole tensors ({listing(names, most=2)})"
     has_biases = any(part.kind is PartKind.BIAS for part in adapter.parts) or config.bias != "none"
     if server.bias is refused and (has_biases or config.lora_bias):
@@ -44,7 +44,7 @@ def _refusals(adapter: LoraAdapter, server: Server) -> Iterator[str]:
         if config.has_patterns:
             yield "it has a rank_pattern or an alpha_pattern"
         if (module := _module_of_mixed_ranks(loras)) is not None:
-            yield f"the layers of {shown(module)} have different ranks"
+            yield f"the layers of {quoted(module)} have different ranks"
 
 
 def _module_of_mixed_ranks(loras: Iterable[AdapterPart]) -> str | None:

@@ -57,7 +57,7 @@ class _StoredTensor:
     def __init__(self, adapter: LoraAdapter, change: Change) -> None:
         part, columns = change.placement.part, change.placement.target.base.shape[1]
         shape = (math.prod(part.up.shape) // max(columns, 1), columns)
-        self._piece = Piece.of(part.up, adapter.file.source, shape)
+        self._piece = Piece.from_info(part.up, adapter.file.source, shape)
         self._scale = change.scale
         self._replaces = part.kind is PartKind.WHOLE
 

@@ -1,18 +1,17 @@
-"""Checkpoints: references, headers, pairing, reading. The only room that knows files and the Hub.
+"""Checkpoints: opened from files or the Hub, paired, and read piece by piece. Only this room knows files and the Hub.
 
-open_checkpoint(ref) -> Checkpoint             headers read and checked, no tensor
-pair_checkpoints(base, finetune) -> Pairing    the plan: pairs, summed, skipped, notes
-chunks(pair.base, pair.finetune)               rows of both sides, through reused buffers
+open_checkpoint(ref) -> Checkpoint                headers read and checked, but no tensor data
+pair_checkpoints(base, finetune) -> Pairing       what becomes of every tensor: pairs, summed, skipped; and notes
+read_chunks(pair.base, pair.finetune)             rows of both sides, through reused buffers
 """
 
 from __future__ import annotations
 
 from deltarank.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from deltarank.checkpoints.chunks import Prefetcher, interrupt_reads, prefetch, read_chunks, read_rows
-from deltarank.checkpoints.escape import dimensions, shown
+from deltarank.checkpoints.escape import dimensions, quoted
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.hub.adapter_folder import find_adapter_folder
-from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files
+from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files, find_adapter_folder
 from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.pairing.fused_experts import parse_expert_name
 from deltarank.checkpoints.pairing.names import strip_wrappers
@@ -41,8 +40,8 @@ __all__ = [
     "pair_checkpoints",
     "parse_expert_name",
     "prefetch",
+    "quoted",
     "read_chunks",
     "read_rows",
-    "shown",
     "strip_wrappers",
 ]

@@ -1,4 +1,4 @@
-"""A checkpoint whose headers were read and checked, and none of its numbers."""
+"""A checkpoint whose headers were read and checked, but no tensor data."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from deltarank.checkpoints.escape import shown
+from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.folder import find_weights
-from deltarank.checkpoints.formats.header_of_file import read_tensors
-from deltarank.checkpoints.formats.registry import decoded, fingerprint_of
-from deltarank.checkpoints.formats.safetensors_header import LIKELY_HEADER, TensorInfo
-from deltarank.checkpoints.hub.fetch import Fetched, check_fetch_mode
-from deltarank.checkpoints.hub.fetch import fetch as fetch_model
+from deltarank.checkpoints.formats.file_header import read_tensors
+from deltarank.checkpoints.formats.quantization_config import quantization_fingerprint
+from deltarank.checkpoints.formats.registry import decode_tensors
+from deltarank.checkpoints.formats.safetensors_header import TYPICAL_HEADER_BYTES, TensorInfo
+from deltarank.checkpoints.hub.fetch import FetchedModel, check_fetch_mode, fetch_model
 from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.references import HubRef, parse_ref
-from deltarank.checkpoints.source import LocalSource, Source
+from deltarank.checkpoints.source import Source
 from deltarank.errors import HeaderError
 from deltarank.results import Reference, listing
 
-MAX_CONFIG = 4_000_000
+MAX_CONFIG_BYTES = 4_000_000
 
-HEADERS_AHEAD = 16
-"""Files whose headers are announced before they are read: on the Hub each is a round trip."""
+PREFETCHED_HEADERS = 16
+"""Files whose headers are prefetched: on the Hub, each is a round trip."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a checkpoint before a tensor is read. Close it, or use it in a `with`.
+    """What is known of a checkpoint before a tensor is read. Close it, or use it in a `with` statement.
 
-    config           config.json beside the weights; empty where there is none
-    fingerprint      changes with any file's name, size, header or time of change (on the Hub: content)
-    traffic          counts what is streamed; None where nothing is
+    config           config.json beside the weights; empty if there is none
+    fingerprint      changes with any file's name, size, header or modification time (on the Hub: content)
+    traffic          counts what is streamed; None if nothing is
     """
 
     reference: Reference
@@ -63,72 +63,74 @@ def open_checkpoint(
     fetch: str = "auto",
     on_note: Callable[[str], None] = lambda sentence: None,
 ) -> Checkpoint:
-    """Finds a checkpoint, on this machine or on the Hub, and checks its headers.
+    """Opens a local checkpoint or one on the Hub, and checks its headers.
 
     Args:
-        ref: a folder, a file of weights, a shard index, or `org/name[@revision]` on the Hub.
-        fetch: what becomes of a model that is not in the Hub's cache. "download": into the cache, whole. "stream": read
-            by byte ranges when it is needed, and not kept. "auto": download where the disk then keeps 5 GB free.
+        ref: a folder, a weights file, a shard index, or `org/name[@revision]` on the Hub.
+        fetch: how a model is read that is not in the Hub's cache. "download": all of it into the cache first.
+            "stream": by byte ranges when needed, without saving it. "auto": download if at least 5 GB of disk would
+            remain free, else stream.
         on_note: called with sentences about the fetch: downloaded or streamed, and what it waits for.
 
     Raises:
-        UsageError: the reference cannot be meant.
-        CheckpointError: there is no such checkpoint, or it cannot be read, or it is pickled.
-        HeaderError: a header or an index is not to be trusted.
+        UsageError: the reference is invalid.
+        CheckpointError: the checkpoint does not exist, cannot be read, or is an unsafe pickle.
+        HeaderError: a header or a shard index is invalid.
     """
-    found = parse_ref(ref, revision)
-    way = check_fetch_mode(fetch)
+    parsed = parse_ref(ref, revision)
+    mode = check_fetch_mode(fetch)
     try:
-        if isinstance(found, HubRef):
-            return _open(fetch_model(found, way, on_note), found.ref)
-        weights = find_weights(found.path)
-        return _open(Fetched(weights, None, LocalSource(weights.folder, weights.files)), found.ref)
+        if isinstance(parsed, HubRef):
+            return _open(fetch_model(parsed, mode, on_note), parsed.ref)
+        return _open(FetchedModel.local(find_weights(parsed.path)), parsed.ref)
     except HeaderError as error:
         # Both checkpoints of a comparison have a `model.safetensors`: say whose it is.
         raise HeaderError(
-            f"In {shown(found.ref, most=300)}: {error.message}", cure=error.cure, slug=error.slug
+            f"In {quoted(parsed.ref, max_length=300)}: {error.message}", cure=error.cure, slug=error.slug
         ) from None
 
 
-def _open(fetched: Fetched, ref: str) -> Checkpoint:
+def _open(fetched: FetchedModel, ref: str) -> Checkpoint:
     source, weights = fetched.source, fetched.weights
     config = _read_config(weights.folder / "config.json")
     try:
         headers, fingerprint = _read_headers(source)
-        stored = _together(headers, weights.owners)
-        tensors, view = decoded(stored, source, config)
+        stored = _merge_headers(headers, weights.owners)
+        tensors, decoded_source = decode_tensors(stored, source, config)
     except BaseException:
         source.close()
         raise
+    if decoded_source is not source:
+        fingerprint = f"{fingerprint} {quantization_fingerprint(config)}"
     reference = Reference(ref, fetched.commit, dict(source.files))
     return Checkpoint(
         reference=reference,
         tensors=tensors,
         config=config,
-        source=view,
-        fingerprint=fingerprint if view is source else f"{fingerprint} {fingerprint_of(config)}",
-        notes=_missing(stored, weights.owners, reference),
+        source=decoded_source,
+        fingerprint=fingerprint,
+        notes=_missing_tensors(stored, weights.owners, reference),
         traffic=fetched.traffic,
     )
 
 
 def _read_headers(source: Source) -> tuple[list[TensorInfo], str]:
-    """All tensors of all files, and a hash over what would change if one of the files did."""
+    """The tensors of all files, and a hash of their headers and fingerprints."""
     digest = hashlib.sha256()
     tensors: list[TensorInfo] = []
     files = list(source.files)
-    for number, file in enumerate(files):
-        for near in files[number + (HEADERS_AHEAD if number else 0) : number + HEADERS_AHEAD + 1]:
-            source.prefetch(near, 0, LIKELY_HEADER)
-        header, found = read_tensors(source, file)
+    for index, file in enumerate(files):
+        for upcoming in files[index + (PREFETCHED_HEADERS if index else 0) : index + PREFETCHED_HEADERS + 1]:
+            source.prefetch(upcoming, 0, TYPICAL_HEADER_BYTES)
+        header, infos = read_tensors(source, file)
         for part in (file.encode(), source.fingerprint(file).encode(), header):
             digest.update(len(part).to_bytes(8, "little") + part)
-        tensors.extend(found)
+        tensors.extend(infos)
     return tensors, digest.hexdigest()
 
 
-def _together(headers: list[TensorInfo], owners: Mapping[str, str]) -> dict[str, TensorInfo]:
-    """By name. Where two files hold a tensor, the index says which one counts."""
+def _merge_headers(headers: list[TensorInfo], owners: Mapping[str, str]) -> dict[str, TensorInfo]:
+    """Tensors by name. If two files hold a tensor, the shard index decides."""
     tensors: dict[str, TensorInfo] = {}
     for info in headers:
         other = tensors.get(info.name)
@@ -136,25 +138,27 @@ def _together(headers: list[TensorInfo], owners: Mapping[str, str]) -> dict[str,
             tensors[info.name] = info
         elif owners.get(info.name) != other.file:
             raise HeaderError(
-                f"{shown(info.name)} is both in {shown(other.file)} and in {shown(info.file)}.",
-                cure="Remove the file that does not belong to this checkpoint, or give the one file that is meant.",
+                f"{quoted(info.name)} is both in {quoted(other.file)} and in {quoted(info.file)}.",
+                cure="Remove the file that does not belong to this checkpoint, or give one file instead of the folder.",
                 slug="bad-index",
             )
     return tensors
 
 
-def _missing(tensors: Mapping[str, TensorInfo], owners: Mapping[str, str], reference: Reference) -> tuple[str, ...]:
-    missing = [name for name in owners if name not in tensors]
+def _missing_tensors(
+    tensors: Mapping[str, TensorInfo], owners: Mapping[str, str], reference: Reference
+) -> tuple[str, ...]:
+    missing = [quoted(name) for name in owners if name not in tensors]
     if not missing:
         return ()
-    names = listing([shown(name) for name in missing], most=3)
-    return (f"the index of {shown(reference.ref)} names {names}, and no file of it holds that: a part may be missing",)
+    names = f"the shard index of {quoted(reference.ref)} names {listing(missing, most=3)}"
+    return (f"{names}, which no file holds: the checkpoint may be incomplete",)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """A configuration only adds words and hints, so a missing or broken one is an empty one."""
+    """config.json only adds hints, so a missing or broken one counts as empty."""
     try:
-        if not path.is_file() or path.stat().st_size > MAX_CONFIG:
+        if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
             return {}
         config = json.loads(path.read_bytes().decode("utf-8"))
     except (OSError, ValueError, RecursionError):

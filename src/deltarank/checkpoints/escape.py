@@ -1,19 +1,19 @@
-"""Text from checkpoints is hostile: how it is shown in messages, notes and reasons."""
+"""Text from checkpoints is untrusted: how it is quoted in messages, notes and reasons."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST = 96
+MAX_LENGTH = 96
 
 
-def shown(text: object, *, most: int = MOST) -> str:
-    """Any text in backquotes, on one line, escaped and cut in the middle: both ends of a name tell something.
+def quoted(text: object, *, max_length: int = MAX_LENGTH) -> str:
+    """Any text on one line in backquotes, escaped, and shortened in the middle.
 
-    Control characters, marks that turn the direction of writing, zero-width characters and lone surrogates are
-    shown as escapes, so a name cannot forge a line of a message or hide a part of it.
+    Control characters, bidirectional marks, zero-width characters and lone surrogates are escaped, so a name can
+    neither forge a line of a message nor hide a part of it.
     """
-    return f"`{_shorten(_escape(_shorten(str(text), most)), most)}`"
+    return f"`{_shorten(_escape(_shorten(str(text), max_length)), max_length)}`"
 
 
 def _escape(text: str) -> str:
@@ -24,11 +24,11 @@ def _escape_one(character: str) -> str:
     return "\\x60" if character == "`" else character.encode("unicode_escape").decode("ascii")
 
 
-def _shorten(text: str, most: int) -> str:
-    if len(text) <= most:
+def _shorten(text: str, max_length: int) -> str:
+    if len(text) <= max_length:
         return text
-    head = (most - 1) // 2
-    return f"{text[:head]}…{text[-(most - 1 - head) :]}"
+    head = (max_length - 1) // 2
+    return f"{text[:head]}…{text[-(max_length - 1 - head) :]}"
 
 
 def dimensions(shape: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a pairing is made of: pieces of files, pairs of pieces, and what is left over."""
+"""What a pairing is made of: contiguous pieces of files, pairs of pieces, and the tensors that are left over."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from dataclasses import dataclass, field
 import torch
 
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.formats.storage import Storage
+from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.source import Source
 from deltarank.results import Outcome, Skipped
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""The types that hold plain weights, by the format's words."""
+"""The dtypes of plain weights, by their safetensors names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of numbers in a file, seen as rows x columns. `storage` is set where they are decoded when read."""
+    """A contiguous run of numbers in a file, viewed as a matrix.
+
+    start          byte offset in the file
+    shape          (rows, columns)
+    storage        the quantised format that it is decoded from when read; None if it is plain
+    stored_ratio   bytes in the file for each byte of `nbytes`
+    """
 
     tensor: str
     file: str
@@ -26,16 +32,15 @@ class Piece:
     dtype: torch.dtype
     shape: tuple[int, int]
     source: Source = field(repr=False, compare=False)
-    storage: Storage | None = None
-    density: float = 1.0
+    storage: StorageFormat | None = None
+    stored_ratio: float = 1.0
 
     @classmethod
-    def of(cls, info: TensorInfo, source: Source, shape: tuple[int, int], *, skip: int = 0) -> Piece:
+    def from_info(cls, info: TensorInfo, source: Source, shape: tuple[int, int], *, skip: int = 0) -> Piece:
         """The part of a tensor that begins `skip` numbers after its first."""
         dtype = FLOAT_DTYPES[info.dtype]
-        return cls(
-            info.name, info.file, info.start + skip * dtype.itemsize, dtype, shape, source, info.storage, info.density
-        )
+        start = info.start + skip * dtype.itemsize
+        return cls(info.name, info.file, start, dtype, shape, source, info.storage, info.stored_ratio)
 
     @property
     def entries(self) -> int:
@@ -47,22 +52,22 @@ class Piece:
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes on disk; `nbytes` is what they become."""
-        return round(self.nbytes * self.density)
+        """Bytes in the file; they are decoded to `nbytes`."""
+        return round(self.nbytes * self.stored_ratio)
 
     @property
-    def stored(self) -> str:
+    def storage_name(self) -> str:
         """ "bfloat16", or the name of a quantised format."""
         return self.storage.name if self.storage else str(self.dtype).removeprefix("torch.")
 
     @property
-    def error(self) -> float:
-        """||W - Q(W)|| / ||W|| of a quantised format; 0 of a plain type."""
-        return self.storage.error if self.storage else 0.0
+    def rounding_error(self) -> float:
+        """||W - Q(W)|| / ||W|| of a quantised format; 0 of a plain dtype."""
+        return self.storage.rounding_error if self.storage else 0.0
 
 
-def hold_the_same(one: Piece, other: Piece) -> bool:
-    """Whether the two are the same plain bytes, known from what their files are and without reading them."""
+def is_same_data(one: Piece, other: Piece) -> bool:
+    """Whether the two are known to be the same plain bytes, without reading them."""
     return (
         one.storage is None
         and other.storage is None
@@ -71,12 +76,27 @@ def hold_the_same(one: Piece, other: Piece) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One matrix to measure, by its name in the finetune ("[i]" for expert i of a fused tensor).
+class _TwoPieces:
+    """The base's piece and the finetune's."""
 
-    dtype            how it is stored: "bfloat16", or "bfloat16 -> float32" (base -> finetune) where that differs
-    """
+    __slots__ = ()
+    base: Piece
+    finetune: Piece
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The pieces to read: one if both sides are known to be the same bytes."""
+        return (self.base,) if self.base is self.finetune else (self.base, self.finetune)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read from the files of both sides."""
+        return sum(piece.stored_nbytes for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(_TwoPieces):
+    """A matrix to measure. `name` is the finetune's, with "[i]" for expert i of a fused tensor."""
 
     name: str
     layer: int | None
@@ -93,24 +113,18 @@ class Pair:
         return self.finetune.entries
 
     @property
-    def nbytes(self) -> int:
-        """Bytes to read, of both sides."""
-        return sum(piece.stored_nbytes for piece in self.pieces)
-
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """Those to read: one where both sides are known to hold the same bytes."""
-        return (self.base,) if self.base is self.finetune else (self.base, self.finetune)
-
-    @property
     def dtype(self) -> str:
-        ours, theirs = self.finetune.stored, self.base.stored
-        return ours if ours == theirs else f"{theirs} -> {ours}"
+        """How it is stored: "bfloat16", or "bfloat16 -> float32" where base and finetune differ."""
+        base, finetune = self.base.storage_name, self.finetune.storage_name
+        return finetune if finetune == base else f"{base} -> {finetune}"
 
 
 @dataclass(frozen=True, slots=True)
-class SummedTensor:
-    """Not measured, but both sides have it, so its change can be summed. `shape` is that of the part compared."""
+class SummedTensor(_TwoPieces):
+    """A tensor of both sides that is not measured; only the size of its change is summed.
+
+    `shape` is that of the part that both sides have.
+    """
 
     name: str
     outcome: Outcome
@@ -123,20 +137,10 @@ class SummedTensor:
     def entries(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes to read, of both sides."""
-        return sum(piece.stored_nbytes for piece in self.pieces)
-
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """Those to read: one where both sides are known to hold the same bytes."""
-        return (self.base,) if self.base is self.finetune else (self.base, self.finetune)
-
 
 @dataclass(frozen=True)
 class Pairing:
-    """The plan: what is measured, what is only summed, what is not read, and what the user should know."""
+    """What becomes of every tensor of two checkpoints: measured, only summed, or not read; and notes for the user."""
 
     pairs: tuple[Pair, ...]
     summed: tuple[SummedTensor, ...]

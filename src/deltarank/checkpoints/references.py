@@ -6,14 +6,15 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from deltarank.checkpoints.escape import shown
+from deltarank.checkpoints.escape import quoted
 from deltarank.errors import CheckpointError, UsageError
 
 HUB_SCHEME = "hf://"
 _HUB_ID = re.compile(r"(?P<id>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(?:@(?P<revision>[^@\s]{1,200}))?", re.ASCII)
 _WEIGHT_FILE = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|json)$", re.IGNORECASE)
-_HOW = "Give a folder, a .safetensors file, or a Hub id such as org/name or org/name@revision."
+_CURE = "Give a folder, a .safetensors file, or a Hub id such as org/name or org/name@revision."
 
 
 @dataclass(frozen=True)
@@ -37,42 +38,42 @@ class HubRef:
 
 
 def parse_ref(ref: str | os.PathLike[str], revision: str | None = None) -> LocalRef | HubRef:
-    """What exists on this machine is meant first; then `org/name` is a Hub id. `hf://org/name` is always one.
+    """A path that exists takes precedence; else `org/name` is a Hub id. `hf://org/name` is always one.
 
     Raises:
         CheckpointError: (slug "no-such-checkpoint") a path that does not exist.
-        UsageError: (slug "bad-reference") neither a path nor a Hub id, or a revision that cannot apply.
+        UsageError: (slug "bad-reference") neither a path nor a Hub id, or a revision that does not apply.
     """
     text = os.fspath(ref)
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise UsageError(f"{shown(text)} names no checkpoint.", cure=_HOW, slug="bad-reference")
+        _refuse(f"{quoted(text)} is not a reference to a checkpoint.")
     if isinstance(ref, str) and text.startswith(HUB_SCHEME):
-        return _hub(text.removeprefix(HUB_SCHEME), revision, text)
+        return _hub_ref(text.removeprefix(HUB_SCHEME), revision, text)
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
     if _exists(path):
-        return _local(path, text, revision)
+        return _local_ref(path, text, revision)
     if not isinstance(ref, str) or _looks_like_a_path(text):
-        raise CheckpointError(f"There is no {shown(text, most=300)} here.", cure=_HOW, slug="no-such-checkpoint")
-    return _hub(text, revision, text)
+        raise CheckpointError(
+            f"There is no file or folder {quoted(text, max_length=300)}.", cure=_CURE, slug="no-such-checkpoint"
+        )
+    return _hub_ref(text, revision, text)
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # A name too long for a path, a folder that may not be entered.
+    except OSError:  # a name too long for a path, or a folder that may not be entered
         return False
 
 
-def _local(path: Path, text: str, revision: str | None) -> LocalRef:
+def _local_ref(path: Path, text: str, revision: str | None) -> LocalRef:
     if revision is not None:
-        raise UsageError(
-            f"{shown(text)} is on this machine and has no revisions, but revision {shown(revision)} was asked for.",
-            cure="Leave the revision out, or give a Hub id.",
-            slug="bad-reference",
+        _refuse(
+            f"{quoted(text)} is a local path and has no revisions, but revision {quoted(revision)} was given.",
+            cure="Omit the revision, or give a Hub id.",
         )
-    # A page that is posted shows the reference: "." would name nothing.
-    plain = str(path.resolve()) if path.name in ("", "..") else text
-    return LocalRef(path, plain)
+    # Reports show the reference: "." would say nothing.
+    return LocalRef(path, str(path.resolve()) if path.name in ("", "..") else text)
 
 
 def _looks_like_a_path(text: str) -> bool:
@@ -85,17 +86,15 @@ def _looks_like_a_path(text: str) -> bool:
     )
 
 
-def _hub(text: str, revision: str | None, whole: str) -> HubRef:
+def _hub_ref(text: str, revision: str | None, whole: str) -> HubRef:
     match = _HUB_ID.fullmatch(text)
     if match is None:
-        raise UsageError(
-            f"{shown(whole)} is neither a path on this machine nor a Hub id.", cure=_HOW, slug="bad-reference"
-        )
-    own = match["revision"]
-    if own is not None and revision is not None and own != revision:
-        raise UsageError(
-            f"{shown(whole)} names one revision, and {shown(revision)} was asked for beside it.",
-            cure="Give the revision once.",
-            slug="bad-reference",
-        )
-    return HubRef(match["id"], own or revision)
+        _refuse(f"{quoted(whole)} is neither a local path nor a Hub id.")
+    in_text = match["revision"]
+    if in_text is not None and revision is not None and in_text != revision:
+        _refuse(f"Two revisions were given: {quoted(whole)} and {quoted(revision)}.", cure="Give the revision once.")
+    return HubRef(match["id"], in_text or revision)
+
+
+def _refuse(message: str, *, cure: str = _CURE) -> NoReturn:
+    raise UsageError(message, cure=cure, slug="bad-reference")

@@ -27,7 +27,7 @@ class DeltaReader:
         for first, base, finetune in read_chunks(pair.base, pair.finetune):
             rows = delta[first : first + len(finetune)]
             total += subtract(base, finetune, out=rows, workspace=self.workspace)
-        return delta, total.with_format_error(pair.finetune.error)
+        return delta, total.with_format_error(pair.finetune.rounding_error)
 
     def sums(self, pair: SummedTensor | Pair) -> Sums:
         """The sums of D alone: D is never whole in memory.
@@ -39,4 +39,4 @@ class DeltaReader:
         for _, base, finetune in read_chunks(pair.base, pair.finetune):
             rows = self.workspace.empty("chunk", tuple(finetune.shape), self._dtype)
             total += subtract(base, finetune, out=rows, workspace=self.workspace)
-        return total.with_format_error(pair.finetune.error)
+        return total.with_format_error(pair.finetune.rounding_error)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
-from deltarank.checkpoints.formats.scaled import FP8
+from deltarank.checkpoints.formats.fp8 import FP8_DTYPES
 from deltarank.errors import PairingError
 from deltarank.results import Outcome
 
@@ -108,7 +108,7 @@ def test_a_stack_of_experts_has_a_grid_for_each(tmp_path: Path) -> None:
     assert torch.equal(found, torch.stack([by_library(*part, (16, 16)) for part in parts]))
 
 
-@pytest.mark.parametrize("dtype", sorted(FP8))
+@pytest.mark.parametrize("dtype", sorted(FP8_DTYPES))
 def test_the_stated_error_is_what_rounding_makes(dtype: str, tmp_path: Path) -> None:
     types = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
     true = weights(256, 512)
@@ -117,7 +117,7 @@ def test_the_stated_error_is_what_rounding_makes(dtype: str, tmp_path: Path) -> 
 
     found = decoded(tmp_path, {NAME: codes, INVERSE: scales}, fp8())
 
-    assert relative_error(found, true) == pytest.approx(FP8[dtype][1], rel=0.05)
+    assert relative_error(found, true) == pytest.approx(FP8_DTYPES[dtype][1], rel=0.05)
 
 
 def test_without_a_block_size_a_grid_is_not_guessed(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_scales_in_another_shard_are_found(tmp_path: Path) -> None:
 
 
 def test_any_run_of_bytes_can_be_read(tmp_path: Path) -> None:
-    """Two tensors lie one behind the other in the file that is not there."""
+    """Two tensors lie one after the other in the virtual file."""
     names = [NAME, "model.layers.1.self_attn.q_proj.weight"]
     stored, whole = {}, []
     for i, name in enumerate(names):
@@ -188,7 +188,7 @@ def test_the_rounding_of_a_quantised_finetune_is_counted_and_that_of_a_base_is_t
     assert into.matrices[0].rounding_floor == pytest.approx(1, abs=0.05)
     assert into.matrices[0].relative_norm == pytest.approx(0.0265, rel=0.05)
     assert into.verdict.kind == "rounding"
-    assert any("counted in the rounding floor" in note for note in into.notes)
+    assert any("the rounding floor accounts for it" in note for note in into.notes)
     assert out.matrices[0].dtype == "FP8 (e4m3, blocks of 128 x 128) -> float32"
     assert any("the base is stored as FP8" in note and "2.6 %" in note for note in out.notes)
 

@@ -138,7 +138,7 @@ def test_a_header_that_lies_is_refused(header: object, data: int, tmp_path: Path
 def test_the_message_says_whose_file_it_is(tmp_path: Path) -> None:
     folder = save(tmp_path / "the base", llama())
     (folder / "model.safetensors").write_bytes(b"junk")
-    with pytest.raises(HeaderError, match=r"the base`: `model\.safetensors` cannot be trusted"):
+    with pytest.raises(HeaderError, match=r"the base`: `model\.safetensors` is invalid"):
         open_checkpoint(folder)
 
 

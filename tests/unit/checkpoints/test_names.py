@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltarank.checkpoints import TensorInfo
-from deltarank.checkpoints.pairing.names import Namer, Vocabulary
+from deltarank.checkpoints.pairing.names import TensorLocator, VocabularyRole
 from deltarank.checkpoints.pairing.prefixes import match_names
 
 
@@ -38,54 +38,54 @@ def infos(*names: str, shape: tuple[int, ...] = (4, 4)) -> dict[str, TensorInfo]
     ],
 )
 def test_layer_and_module(name: str, layer: int | None, module: str) -> None:
-    place = Namer(infos(name)).place(name)
-    assert (layer, module) == (place.layer, place.module)
+    location = TensorLocator(infos(name)).locate(name)
+    assert (layer, module) == (location.layer, location.module)
 
 
 def test_a_small_tower_beside_the_main_stack_is_labelled() -> None:
     main = infos(*(f"model.language_model.layers.{i}.mlp.up.weight" for i in range(8)), shape=(100, 100))
     tower = infos(*(f"model.visual.blocks.{i}.mlp.up.weight" for i in range(8)))
     merger = infos("model.visual.merger.mlp.0.weight", "model.visual.merger.mlp.2.weight")
-    namer = Namer(main | tower | merger)
-    assert namer.place("model.language_model.layers.3.mlp.up.weight").module == "mlp.up"
-    assert namer.place("model.visual.blocks.3.mlp.up.weight").module == "visual.mlp.up"
-    assert namer.place("model.visual.merger.mlp.2.weight").module == "visual.merger.mlp.2"
-    assert namer.place("model.visual.merger.mlp.2.weight").layer is None
+    locator = TensorLocator(main | tower | merger)
+    assert locator.locate("model.language_model.layers.3.mlp.up.weight").module == "mlp.up"
+    assert locator.locate("model.visual.blocks.3.mlp.up.weight").module == "visual.mlp.up"
+    assert locator.locate("model.visual.merger.mlp.2.weight").module == "visual.merger.mlp.2"
+    assert locator.locate("model.visual.merger.mlp.2.weight").layer is None
 
 
 def test_two_stacks_of_like_size_are_both_labelled() -> None:
     names = [f"{side}.block.{i}.layer.0.q.weight" for side in ("encoder", "decoder") for i in range(3)]
-    places = [Namer(infos(*names)).place(name) for name in (names[0], names[-1])]
-    assert [(p.layer, p.module) for p in places] == [(0, "encoder.layer.0.q"), (2, "decoder.layer.0.q")]
+    locations = [TensorLocator(infos(*names)).locate(name) for name in (names[0], names[-1])]
+    assert [(p.layer, p.module) for p in locations] == [(0, "encoder.layer.0.q"), (2, "decoder.layer.0.q")]
 
 
 def test_a_long_list_of_an_unknown_name_holds_layers_and_a_short_one_does_not() -> None:
     long = infos(*(f"model.stages.{i}.up.weight" for i in range(4)))
     short = infos(*(f"model.stages.{i}.up.weight" for i in range(3)))
-    assert Namer(long).place("model.stages.2.up.weight").layer == 2
-    assert Namer(short).place("model.stages.2.up.weight").layer is None
+    assert TensorLocator(long).locate("model.stages.2.up.weight").layer == 2
+    assert TensorLocator(short).locate("model.stages.2.up.weight").layer is None
 
 
 @pytest.mark.parametrize(
     ("name", "role"),
     [
-        ("model.embed_tokens.weight", Vocabulary.INPUT),
-        ("transformer.wte.weight", Vocabulary.INPUT),
-        ("tok_embeddings.weight", Vocabulary.INPUT),
-        ("bert.embeddings.word_embeddings.weight", Vocabulary.INPUT),
-        ("shared.weight", Vocabulary.INPUT),
-        ("lm_head.weight", Vocabulary.HEAD),
-        ("language_model.lm_head.weight", Vocabulary.HEAD),
-        ("output.weight", Vocabulary.HEAD),
-        ("transformer.wpe.weight", Vocabulary.OTHER),
-        ("bert.embeddings.position_embeddings.weight", Vocabulary.OTHER),
+        ("model.embed_tokens.weight", VocabularyRole.INPUT),
+        ("transformer.wte.weight", VocabularyRole.INPUT),
+        ("tok_embeddings.weight", VocabularyRole.INPUT),
+        ("bert.embeddings.word_embeddings.weight", VocabularyRole.INPUT),
+        ("shared.weight", VocabularyRole.INPUT),
+        ("lm_head.weight", VocabularyRole.HEAD),
+        ("language_model.lm_head.weight", VocabularyRole.HEAD),
+        ("output.weight", VocabularyRole.HEAD),
+        ("transformer.wpe.weight", VocabularyRole.OTHER),
+        ("bert.embeddings.position_embeddings.weight", VocabularyRole.OTHER),
         ("model.layers.0.self_attn.output.weight", None),
         ("classifier.output.weight", None),
         ("score.weight", None),
     ],
 )
-def test_vocabulary(name: str, role: Vocabulary | None) -> None:
-    assert role is Namer(infos(name)).place(name).vocabulary
+def test_vocabulary(name: str, role: VocabularyRole | None) -> None:
+    assert role is TensorLocator(infos(name)).locate(name).vocabulary
 
 
 @settings(max_examples=200, deadline=None)
@@ -98,8 +98,8 @@ def test_vocabulary(name: str, role: Vocabulary | None) -> None:
 )
 def test_fuzz_any_names_have_places(names: list[str]) -> None:
     tensors = infos(*names)
-    namer = Namer(tensors)
-    assert all(namer.place(name).module for name in names)
+    locator = TensorLocator(tensors)
+    assert all(locator.locate(name).module for name in names)
     assert set(match_names(tensors, tensors).names) == set(names)
 
 
@@ -115,8 +115,8 @@ INNER = ("layers.0.up.weight", "layers.1.up.weight", "norm.weight")
             "`model.` of the base is `model.language_model.` in the finetune (3 tensors)",
         ),
         ("language_model.model.", "model.language_model.", "`language_model.model.` of the base is"),
-        ("model.", "", "the base puts `model.` before names of the finetune (3 tensors)"),
-        ("", "transformer.", "the finetune puts `transformer.` before names of the base"),
+        ("model.", "", "the base prefixes names of the finetune with `model.` (3 tensors)"),
+        ("", "transformer.", "the finetune prefixes names of the base with `transformer.`"),
         ("model.", "_orig_mod.module.model.", "is `_orig_mod.module.model.` in the finetune"),
         ("model.", "base_model.model.model.", "is `base_model.model.model.` in the finetune"),
     ],

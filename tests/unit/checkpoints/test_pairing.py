@@ -68,7 +68,7 @@ def test_skipped_tensors_say_why(tmp_path: Path) -> None:
     reasons = {x.name: (x.outcome, x.reason) for x in plan.skipped}
     assert reasons["only.base"][0] is Outcome.ONLY_IN_BASE
     assert reasons["only.ours"][0] is Outcome.ONLY_IN_FINETUNE
-    assert reasons["int"] == (Outcome.NOT_FLOATING, "stored as `I32` in the base, which holds no plain weights")
+    assert reasons["int"] == (Outcome.NOT_FLOATING, "stored as `I32` in the base: not floating-point weights")
     assert reasons["empty"] == (Outcome.NOT_A_MATRIX, "holds no numbers")
     assert reasons["model.layers.0.mlp.down_proj.weight"] == (
         Outcome.SHAPE_DIFFERS,
@@ -99,7 +99,7 @@ def test_a_longer_vocabulary_is_compared_as_far_as_both_go(grown: str, tmp_path:
             assert torch.equal(theirs, sides["finetune"][name][:40])
             (extra,) = (x for x in plan.skipped if x.name == name)
             assert extra.outcome is Outcome.EXTRA_ROWS
-            assert extra.reason == f"rows 40 to 42 are only in the {grown}: its vocabulary is longer"
+            assert extra.reason == f"rows 40 to 42 are only in the {grown}, whose vocabulary is larger"
             assert extra.shape == (3, 16)
         asked = pair_checkpoints(base, finetune, include=["*lm_head*"])
         assert [pair.shape for pair in asked.pairs] == [(40, 16)]
@@ -112,7 +112,10 @@ def test_a_head_tied_in_the_base_is_compared_with_its_embedding(tmp_path: Path) 
         plan = pair_checkpoints(a, b)
         (tied,) = (x for x in plan.summed if x.outcome is Outcome.TIED)
         assert tied.name == "lm_head.weight"
-        assert tied.reason == "the base does not store it apart: compared with `model.embed_tokens.weight` of the base"
+        assert (
+            tied.reason
+            == "the base does not store it separately: compared with `model.embed_tokens.weight` of the base"
+        )
         assert torch.equal(read(tied)[0], base["model.embed_tokens.weight"])
         assert torch.equal(read(tied)[1], llama(seed=9)["lm_head.weight"])
         (pair,) = pair_checkpoints(a, b, include=["lm_head*"]).pairs
@@ -138,7 +141,7 @@ def test_other_prefixes_are_mapped_and_told(tmp_path: Path) -> None:
     assert len(plan.pairs) == 6
     assert plan.pairs[0].name.startswith("model.language_model.layers.0.")
     assert plan.pairs[0].base.tensor.startswith("model.layers.0.")
-    assert plan.notes == ("`model.` of the base is `model.language_model.` in the finetune (10 tensors)",)
+    assert plan.notes == ("the prefix `model.` of the base is `model.language_model.` in the finetune (10 tensors)",)
 
 
 def test_slices_of_fused_experts_are_pairs(tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_slices_of_fused_experts_are_pairs(tmp_path: Path) -> None:
             assert torch.equal(read(pair)[0], base[name][i])
             assert torch.equal(read(pair)[1], finetune[name][i])
         (bias,) = plan.summed
-        assert bias.reason == "a stack of biases: a LoRA has no place for it"
+        assert bias.reason == "a stack of biases, which a LoRA cannot represent"
 
 
 def test_convolutions_are_summed_not_measured(tmp_path: Path) -> None:
@@ -298,7 +301,7 @@ def test_a_few_other_shapes_are_not_the_wrong_base(tmp_path: Path) -> None:
 
 def test_other_numbers_of_layers_are_told(tmp_path: Path) -> None:
     plan = pairing(*two(tmp_path, llama(), llama(layers=3, seed=9)))
-    assert "the base has 2 layers and the finetune 3: layers of the same number are compared" in plan.notes
+    assert "the base has 2 layers and the finetune 3: layers with equal numbers are compared" in plan.notes
     assert len(plan.pairs) == 6
 
 
@@ -306,7 +309,7 @@ def test_other_kinds_of_model_are_told(tmp_path: Path) -> None:
     base = save(tmp_path / "a", llama(), config={"model_type": "llama"})
     finetune = save(tmp_path / "b", llama(seed=9), config={"model_type": "mist`ral\n" * 99})
     (note,) = pairing(base, finetune).notes
-    assert note.startswith("the base calls itself `llama` and the finetune `mist")
+    assert note.startswith("the model type is `llama` in the base and `mist")
     assert note.isprintable()
 
 
@@ -323,7 +326,7 @@ def test_a_type_that_nobody_knows_is_named(tmp_path: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / f"{name}.safetensors").write_bytes(raw(header, 9))
     plan = pairing(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
-    assert [x.reason for x in plan.skipped] == ["stored as `Q\\n3` in the base, which holds no plain weights"]
+    assert [x.reason for x in plan.skipped] == ["stored as `Q\\n3` in the base: not floating-point weights"]
 
 
 def test_unmerged_adapters_are_refused(tmp_path: Path) -> None:

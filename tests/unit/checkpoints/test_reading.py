@@ -149,7 +149,7 @@ def test_without_positioned_reads_the_same_bytes_come(tmp_path: Path, monkeypatc
 
 
 def test_more_files_than_may_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "MOST_OPEN", 2)
+    monkeypatch.setattr(source_module, "MAX_OPEN_FILES", 2)
     names = [f"{i}.bin" for i in range(8)]
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
@@ -230,35 +230,37 @@ def test_reading_a_large_pair_leaves_memory_where_it_was(tmp_path: Path) -> None
         assert _resident("RssFile") - before["RssFile"] > whole / 2
 
 
-def test_what_comes_next_is_announced_before_the_present_is_computed(
-    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def prefetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(start, length) of what is prefetched from now on."""
+    ranges: list[tuple[int, int]] = []
+    monkeypatch.setattr(LocalSource, "prefetch", lambda self, file, start, length: ranges.append((start, length)))
+    return ranges
+
+
+def test_the_next_pairs_are_prefetched_before_the_first_is_computed(
+    two: tuple[Path, Path], prefetched: list[tuple[int, int]]
 ) -> None:
     """So the disk, or the network, works while a solver does."""
-    told: list[tuple[int, int]] = []
-    whole = LocalSource.prefetch
-    monkeypatch.setattr(
-        LocalSource, "prefetch", lambda self, file, at, n: (told.append((at, n)), whole(self, file, at, n))[1]
-    )
     with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
         pairs = pair_checkpoints(base, finetune).pairs
-        told.clear()
-        ahead = Prefetcher(pairs)
-        ahead.reached(0, at_least=2)
-        assert {(pair.base.start, pair.base.nbytes) for pair in pairs[:3]} <= set(told)
-        for number in range(1, len(pairs)):
-            ahead.reached(number)
-    assert len(told) == 2 * len(pairs)  # each side of each pair, once
+        prefetched.clear()
+        prefetcher = Prefetcher(pairs)
+        prefetcher.reached(0, at_least=2)
+        assert {(pair.base.start, pair.base.nbytes) for pair in pairs[:3]} <= set(prefetched)
+        for index in range(1, len(pairs)):
+            prefetcher.reached(index)
+    assert len(prefetched) == 2 * len(pairs)  # each side of each pair, once
 
 
-@pytest.mark.parametrize("most", [0, 1000, 10**9])
-def test_no_more_is_announced_than_may_be_held(
-    most: int, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", [0, 1000, 10**9])
+def test_prefetched_pairs_fit_the_limit(
+    limit: int, two: tuple[Path, Path], prefetched: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks_module, "BYTES_AHEAD", most)
+    monkeypatch.setattr(chunks_module, "PREFETCH_BYTES", limit)
     with open_checkpoint(two[0]) as base, open_checkpoint(two[1]) as finetune:
         pairs = pair_checkpoints(base, finetune).pairs
-        ahead = Prefetcher(pairs)
-        ahead.reached(0)
-        held = sum(pair.nbytes for pair in pairs[1 : ahead._announced])
-    assert ahead._announced >= 2
-    assert held <= most + 2 * max(pair.nbytes for pair in pairs)
+        prefetched.clear()
+        Prefetcher(pairs).reached(0)
+    assert len(prefetched) >= 4
+    assert sum(length for _, length in prefetched) - pairs[0].nbytes <= limit + 2 * max(pair.nbytes for pair in pairs)

@@ -15,7 +15,7 @@ import torch
 from files import llama, save, write_index
 
 from deltarank.checkpoints.hub import fetch as _fetch
-from deltarank.checkpoints.hub.fetch import SPARE
+from deltarank.checkpoints.hub.fetch import MIN_FREE_BYTES
 from deltarank.checkpoints.references import HubRef
 from deltarank.results import size
 from hub import TOKEN, Client, FakeHub, Fault
@@ -122,23 +122,26 @@ def test_files_that_lie_in_the_cache_are_not_streamed(
 
 def test_the_user_is_told_what_is_streamed(client: Client) -> None:
     told = client.ask("org/big", None, "stream")["told"]
-    assert told == ["`org/big`: 2.1 MB are streamed, and nothing of it is kept."]
+    assert told == ["Streaming 2.1 MB of `org/big` without saving it."]
 
 
 def test_the_free_disk_decides_where_the_user_does_not(hub: FakeHub, keeper: Client, home: Path) -> None:
     free = shutil.disk_usage(home).free
     (told,) = keeper.ask("org/one", None, "auto")["told"]
-    assert ("downloaded" if free > SPARE + 3_000_000 else "streamed") in told
+    assert told.startswith("Downloading" if free > MIN_FREE_BYTES + 3_000_000 else "Streaming")
     assert "free" in told
 
 
-@pytest.mark.parametrize(("free", "streamed"), [(SPARE, True), (SPARE + 99, True), (SPARE + 100, False)])
+@pytest.mark.parametrize(
+    ("free", "streamed"), [(MIN_FREE_BYTES, True), (MIN_FREE_BYTES + 99, True), (MIN_FREE_BYTES + 100, False)]
+)
 def test_a_download_leaves_room_on_the_disk(free: int, streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(_fetch.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10 * free, 0, free))
-    assert _fetch._is_streamed(HubRef("org/a"), "auto", 100, said.append) == streamed
-    way = "streamed, and nothing of it is kept" if streamed else "downloaded into the Hub's cache"
-    assert said == [f"`org/a`: 100 B are {way} ({size(free)} are free{'' if streamed else ' there'})."]
+    assert _fetch.is_streamed(HubRef("org/a"), "auto", 100, said.append) == streamed
+    action = "Streaming 100 B of `org/a` without saving it"
+    action = action if streamed else "Downloading 100 B of `org/a` into the Hub's cache"
+    assert said == [f"{action} ({size(free)} of disk space free)."]
 
 
 CUTS = random.Random(5)

@@ -77,7 +77,7 @@ def test_what_xet_does_not_give_comes_over_http(elsewhere: FakeHub, client: Clie
     answer = client.read("org/big", "stream")
     assert answer["hashes"] == truth
     assert {part.file for part in elsewhere.sent} == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
-    assert any("going on over plain HTTP" in sentence for sentence in answer["told"])
+    assert any("continues over HTTP" in sentence for sentence in answer["told"])
 
 
 @pytest.mark.slow

@@ -67,10 +67,10 @@ def test_a_log_gets_a_line_every_half_minute(capsys: pytest.CaptureFixture[str])
 
 def test_what_is_streamed_is_shown_with_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
     with a_terminal() as terminal, watching(quiet=False) as progress:
-        progress.noted("`org/name`: 141 GB are streamed, and nothing of it is kept.")
+        progress.noted("Streaming 141 GB of `org/name` without saving it.")
         progress.streamed(12_300_000_000, 141_000_000_000, 118_000_000)
         progress.finished("layers.1", 1100.0, 0.1)
-    assert "`org/name`: 141 GB are streamed" in terminal.getvalue()
+    assert "Streaming 141 GB of `org/name`" in terminal.getvalue()
     assert "12.3 GB of 141 GB at 118 MB/s" in terminal.getvalue()
     assert "18 min 20 s left" in terminal.getvalue()
 

@@ -1,4 +1,4 @@
-"""Checkpoints that bitsandbytes quantised and transformers saved: 4 bits by a table, 8 bits by row."""
+"""Checkpoints that bitsandbytes quantised and transformers saved: 4 bits by a lookup table, 8 bits by row."""
 
 from __future__ import annotations
 
@@ -11,25 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints.formats.decoded_source import Parts
-from deltarank.checkpoints.formats.found import Found
-from deltarank.checkpoints.formats.lookup_tables import looked_up_pairs, pairs_of, scaled
+from deltarank.checkpoints.formats.decoded_source import PartReader, present
+from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
+from deltarank.checkpoints.formats.lookup_tables import lookup_pairs, multiply_groups_, pair_table
 from deltarank.checkpoints.formats.packed_integers import integer_error
 from deltarank.checkpoints.formats.safetensors_header import MAX_SIDES, TensorInfo
-from deltarank.checkpoints.formats.scaled import Grid, Scaled
-from deltarank.checkpoints.formats.storage import Storage
+from deltarank.checkpoints.formats.scaled import ScaledDecoder, ScaleGrid
+from deltarank.checkpoints.formats.storage import StorageFormat
 
 _STATE = ".quant_state.bitsandbytes__"
 _PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
-_KINDS = {"nf4": ("NF4", 0.092), "fp4": ("FP4", 0.135)}
-_MOST_STATE = 1 << 16
+FOUR_BIT_TYPES = {"nf4": ("NF4", 0.092), "fp4": ("FP4", 0.135)}
+"""Name and rounding error of each type."""
+_MAX_STATE_BYTES = 1 << 16
+
+Tensors = Mapping[str, TensorInfo]
 
 
 @dataclass(frozen=True)
-class Tabled:
-    """table[code] * absmax, two codes to a byte, the upper half first; `absmax` counts for `block` numbers in a row.
+class _NestedScales:
+    """Quantised absmax: table[code] * absmax + offset, where each absmax covers `block` codes."""
 
-    Where absmax is quantised too: nested table[absmax] * nested absmax + offset (Dettmers et al. 2023).
+    absmax: TensorInfo
+    table: TensorInfo
+    block: int
+    offset: float
+
+
+@dataclass(frozen=True)
+class LookupDecoder:
+    """table[code] * absmax, two codes to a byte, the upper half first; an absmax covers `block` consecutive numbers.
+
+    With double quantisation, absmax is quantised too (Dettmers et al. 2023).
     """
 
     codes: TensorInfo
@@ -37,71 +50,70 @@ class Tabled:
     table: TensorInfo
     shape: tuple[int, ...]
     block: int
-    storage: Storage
-    nested: tuple[TensorInfo, TensorInfo, int, float] | None = None
+    storage: StorageFormat
+    nested: _NestedScales | None = None
 
     @property
     def parts(self) -> Sequence[TensorInfo]:
-        inner = self.nested[:2] if self.nested else ()
-        return (self.codes, self.absmax, self.table, *inner)
+        nested = (self.nested.absmax, self.nested.table) if self.nested else ()
+        return present(self.codes, self.absmax, self.table, *nested)
 
-    def decode(self, parts: Parts, first: int, last: int) -> Tensor:
+    def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         columns = self.shape[-1]
         begin, end = first * columns, last * columns
         packed = parts.rows(self.codes, 1, begin // 2, -(-end // 2))
-        table = pairs_of(parts.whole(self.table).to(torch.float32), high_first=True)
-        values = looked_up_pairs(table, packed).view(-1)[begin % 2 :][: end - begin]
-        largest = self._largest(parts, begin // self.block, (end - 1) // self.block + 1)
+        table = pair_table(parts.whole(self.table).to(torch.float32), high_first=True)
+        values = lookup_pairs(table, packed).view(-1)[begin % 2 :][: end - begin]
+        absmax = self._read_absmax(parts, begin // self.block, (end - 1) // self.block + 1)
         if begin % self.block == 0 and end % self.block == 0:
-            return scaled(values.view(-1, self.block), largest.view(-1, 1), self.block).view(-1, columns)
+            return multiply_groups_(values.view(-1, self.block), absmax.view(-1, 1), self.block).view(-1, columns)
         blocks = torch.arange(begin, end) // self.block - begin // self.block
-        return (values * largest[blocks]).view(-1, columns)
+        return (values * absmax[blocks]).view(-1, columns)
 
-    def _largest(self, parts: Parts, first: int, last: int) -> Tensor:
-        found = parts.rows(self.absmax, 1, first, last).view(-1)
+    def _read_absmax(self, parts: PartReader, first: int, last: int) -> Tensor:
+        absmax = parts.rows(self.absmax, 1, first, last).view(-1)
         if self.nested is None:
-            return found.to(torch.float32)
-        absmax, table, block, offset = self.nested
-        outer = parts.whole(absmax).to(torch.float32)[torch.arange(first, last) // block]
-        return parts.whole(table).to(torch.float32)[found.to(torch.int64)] * outer + offset
+            return absmax.to(torch.float32)
+        scales = parts.whole(self.nested.absmax).to(torch.float32)[torch.arange(first, last) // self.nested.block]
+        return parts.whole(self.nested.table).to(torch.float32)[absmax.to(torch.int64)] * scales + self.nested.offset
 
 
-def find_bnb(tensors: Mapping[str, TensorInfo], parts: Parts) -> Found:
-    """Weights with a `quant_state` (4 bits), and weights of int8 with an `SCB` (8 bits)."""
-    found = Found()
+def find_bitsandbytes(tensors: Tensors, parts: PartReader) -> DecodingPlan:
+    """Weights with a `quant_state` (4 bits), and int8 weights with an `SCB` (8 bits)."""
+    plan = DecodingPlan()
     states = [name for name in tensors if _STATE in name]
     parts.prefetch(tensors[name] for name in states)
     for state in states:
         name, _, kind = state.partition(_STATE)
-        found.used.update({state, name, *(name + part for part in _PARTS)} & tensors.keys())
-        decoder = _four(name, kind, _state_of(tensors[state], parts), tensors)
-        if decoder is None:
-            found.used.discard(name)
-            if name in tensors:
-                found.refused[name] = "its parts do not fit each other as bitsandbytes stores them"
-        else:
-            found.decoders[name] = decoder
+        plan.used.update({state, name, *(name + part for part in _PARTS)} & tensors.keys())
+        decoder = _four_bit_decoder(name, kind, _read_state(tensors[state], parts), tensors)
+        if decoder is not None:
+            plan.decoders[name] = decoder
+            continue
+        plan.used.discard(name)
+        if name in tensors:
+            plan.refused[name] = "its parts do not match as bitsandbytes stores them"
     for name, info in tensors.items():
         scales = tensors.get(f"{name.removesuffix('.weight')}.SCB")
         if info.dtype == "I8" and name.endswith(".weight") and scales is not None:
-            _add_eight(found, info, scales, tensors)
-    return found
+            _add_int8(plan, info, scales, tensors)
+    return plan
 
 
-def _add_eight(found: Found, codes: TensorInfo, scales: TensorInfo, tensors: Mapping[str, TensorInfo]) -> None:
+def _add_int8(plan: DecodingPlan, codes: TensorInfo, scales: TensorInfo, tensors: Tensors) -> None:
     """code * SCB / 127, a scale for each row (Dettmers et al. 2022)."""
-    grid = Grid.of(codes.shape, scales.shape, None)
+    grid = ScaleGrid.match(codes.shape, scales.shape, None)
     if grid is None:
-        found.refused[codes.name] = "its SCB does not fit it"
+        plan.refused[codes.name] = "its SCB does not match its shape"
         return
-    storage = Storage("int8 (a scale for each row)", integer_error(8, codes.shape[-1]))
-    found.decoders[codes.name] = Scaled(codes, scales, grid, storage, factor=1 / 127)
-    found.used.update({codes.name, scales.name, f"{codes.name}_format"} & tensors.keys())
+    storage = StorageFormat("int8 (a scale for each row)", integer_error(8, codes.shape[-1]))
+    plan.decoders[codes.name] = ScaledDecoder(codes, scales, grid, storage, factor=1 / 127)
+    plan.used.update({codes.name, scales.name, f"{codes.name}_format"} & tensors.keys())
 
 
-def _state_of(info: TensorInfo, parts: Parts) -> Mapping[str, Any]:
-    """The JSON that bitsandbytes keeps as a tensor of bytes."""
-    if info.dtype != "U8" or not 0 < info.nbytes <= _MOST_STATE:
+def _read_state(info: TensorInfo, parts: PartReader) -> Mapping[str, Any]:
+    """The JSON that bitsandbytes stores as a tensor of bytes."""
+    if info.dtype != "U8" or not 0 < info.nbytes <= _MAX_STATE_BYTES:
         return {}
     try:
         state = json.loads(bytes(parts.whole(info).tolist()).decode("utf-8"))
@@ -110,10 +122,10 @@ def _state_of(info: TensorInfo, parts: Parts) -> Mapping[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _four(name: str, kind: str, state: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Tabled | None:
+def _four_bit_decoder(name: str, kind: str, state: Mapping[str, Any], tensors: Tensors) -> LookupDecoder | None:
     codes, absmax, table = (tensors.get(name + part) for part in ("", ".absmax", ".quant_map"))
-    shape, block = _sides(state.get("shape")), _whole(state.get("blocksize"))
-    if codes is None or absmax is None or table is None or not shape or not block or kind not in _KINDS:
+    shape, block = _shape(state.get("shape")), _positive_int(state.get("blocksize"))
+    if codes is None or absmax is None or table is None or not shape or not block or kind not in FOUR_BIT_TYPES:
         return None
     entries = math.prod(shape)
     blocks = -(-entries // block)
@@ -121,29 +133,29 @@ def _four(name: str, kind: str, state: Mapping[str, Any], tensors: Mapping[str, 
         return None
     nested = None
     if absmax.dtype == "U8":
-        nested = _nested(name, state, tensors, blocks)
+        nested = _nested_scales(name, state, tensors, blocks)
         if nested is None:
             return None
-    title, error = _KINDS[kind]
-    return Tabled(codes, absmax, table, shape, block, Storage(f"{title} (blocks of {block})", error), nested)
+    title, error = FOUR_BIT_TYPES[kind]
+    storage = StorageFormat(f"{title} (blocks of {block})", error)
+    return LookupDecoder(codes, absmax, table, shape, block, storage, nested)
 
 
-def _nested(
-    name: str, state: Mapping[str, Any], tensors: Mapping[str, TensorInfo], blocks: int
-) -> tuple[TensorInfo, TensorInfo, int, float] | None:
+def _nested_scales(name: str, state: Mapping[str, Any], tensors: Tensors, blocks: int) -> _NestedScales | None:
     absmax, table = tensors.get(f"{name}.nested_absmax"), tensors.get(f"{name}.nested_quant_map")
-    block, offset = _whole(state.get("nested_blocksize")), state.get("nested_offset")
+    block, offset = _positive_int(state.get("nested_blocksize")), state.get("nested_offset")
     if absmax is None or table is None or not block or not isinstance(offset, int | float) or table.entries != 256:
         return None
-    return (absmax, table, block, float(offset)) if absmax.entries == -(-blocks // block) else None
+    return _NestedScales(absmax, table, block, float(offset)) if absmax.entries == -(-blocks // block) else None
 
 
-def _sides(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_SIDES or not all(_whole(side) for side in value):
+def _shape(value: object) -> tuple[int, ...]:
+    """() for anything that is no shape."""
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_SIDES or not all(map(_positive_int, value)):
         return ()
     return tuple(value)
 
 
-def _whole(value: object) -> int:
-    """A positive whole number; 0 for anything else."""
+def _positive_int(value: object) -> int:
+    """0 for anything else."""
     return value if type(value) is int and 0 < value < 2**40 else 0

@@ -2,131 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from deltarank.checkpoints.formats.decoded_source import Parts
-from deltarank.checkpoints.formats.found import Found
-from deltarank.checkpoints.formats.fp4 import MXFP4, NVFP4, Fp4
-from deltarank.checkpoints.formats.packed_integers import Packed, integer_error, words_of
+from deltarank.checkpoints.formats.decoded_source import PartReader
+from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
+from deltarank.checkpoints.formats.fp4 import MXFP4, NVFP4, Fp4Decoder
+from deltarank.checkpoints.formats.packed_integers import PackedDecoder, integer_error, words_for
+from deltarank.checkpoints.formats.quantization_config import group_settings
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.formats.scaled import Grid, Scaled
-from deltarank.checkpoints.formats.storage import Storage
+from deltarank.checkpoints.formats.scaled import ScaledDecoder, ScaleGrid
+from deltarank.checkpoints.formats.storage import StorageFormat
 
 _PACKED = ".weight_packed"
 _WEIGHT = ".weight"
-_UNCLEAR = "its parts do not fit each other as compressed-tensors packs them"
 
 Tensors = Mapping[str, TensorInfo]
 
 
-def find_compressed(tensors: Tensors, how: Mapping[str, Any], parts: Parts) -> Found:
-    """`weight_packed` (int32: whole numbers; bytes: fp4), and weights of int8 or of fp4 that have a `weight_scale`."""
-    found = Found()
+def find_compressed_tensors(tensors: Tensors, quantization: Mapping[str, Any], parts: PartReader) -> DecodingPlan:
+    """`weight_packed` (int32: integers; bytes: fp4), and weights of int8 or fp4 that have a `weight_scale`."""
+    plan = DecodingPlan()
     packed = [name.removesuffix(_PACKED) for name in tensors if name.endswith(_PACKED)]
     parts.prefetch(tensors[f"{stem}.weight_shape"] for stem in packed if f"{stem}.weight_shape" in tensors)
     for stem in packed:
-        _put(found, stem, _unpacked(stem, tensors, how, parts), tensors, stem + _PACKED)
+        _add(plan, stem, _packed_decoder(stem, tensors, quantization, parts), tensors, stem + _PACKED)
     for name, info in tensors.items():
         if name.endswith(_WEIGHT) and f"{name}_scale" in tensors and info.dtype in ("I8", "U8"):
             stem = name.removesuffix(_WEIGHT)
-            decoder = _bytes(stem, tensors) if info.dtype == "I8" else _fp4(stem, tensors, info)
-            _put(found, stem, decoder, tensors, name)
-    return found
+            decoder = _int8_decoder(stem, tensors) if info.dtype == "I8" else _fp4_decoder(stem, tensors, info)
+            _add(plan, stem, decoder, tensors, name)
+    return plan
 
 
-def _put(found: Found, stem: str, decoder: Packed | Fp4 | Scaled | None, tensors: Tensors, first: str) -> None:
+def _add(
+    plan: DecodingPlan,
+    stem: str,
+    decoder: PackedDecoder | Fp4Decoder | ScaledDecoder | None,
+    tensors: Tensors,
+    first: str,
+) -> None:
     if decoder is None:
-        found.refused[first] = _UNCLEAR
+        plan.refused[first] = "its parts do not match as compressed-tensors packs them"
         return
-    found.decoders[stem + _WEIGHT] = decoder
-    found.used.update(part.name for part in decoder.parts)
-    found.used.update({f"{stem}.weight_shape", f"{stem}.weight_zero_point", f"{stem}.weight_g_idx"} & tensors.keys())
+    plan.decoders[stem + _WEIGHT] = decoder
+    plan.used.update(part.name for part in decoder.parts)
+    plan.used.update({f"{stem}.weight_shape", f"{stem}.weight_zero_point", f"{stem}.weight_g_idx"} & tensors.keys())
 
 
-def _unpacked(stem: str, tensors: Tensors, how: Mapping[str, Any], parts: Parts) -> Packed | Fp4 | None:
+def _packed_decoder(
+    stem: str, tensors: Tensors, quantization: Mapping[str, Any], parts: PartReader
+) -> PackedDecoder | Fp4Decoder | None:
     packed = tensors[stem + _PACKED]
     if packed.dtype == "U8":
-        return _fp4(stem, tensors, packed)
-    scales, shape = tensors.get(f"{stem}.weight_scale"), tensors.get(f"{stem}.weight_shape")
-    if packed.dtype != "I32" or len(packed.shape) < 2 or scales is None or shape is None or not scales.shape:
+        return _fp4_decoder(stem, tensors, packed)
+    scales, stored_shape = tensors.get(f"{stem}.weight_scale"), tensors.get(f"{stem}.weight_shape")
+    if packed.dtype != "I32" or len(packed.shape) < 2 or scales is None or stored_shape is None or not scales.shape:
         return None
-    sides = _shape(shape, parts)
-    bits = next((b for b in _widths(how) if sides and words_of(sides[-1], b) == packed.shape[-1]), None)
-    if bits is None or tuple(sides[:-1]) != packed.shape[:-1]:
+    shape = _read_shape(stored_shape, parts)
+    bits = next((b for b in _bit_widths(quantization) if shape and words_for(shape[-1], b) == packed.shape[-1]), None)
+    if bits is None or tuple(shape[:-1]) != packed.shape[:-1]:
         return None
     groups = 1 if scales.entries == 1 else scales.shape[-1]
-    zeros, order = tensors.get(f"{stem}.weight_zero_point"), tensors.get(f"{stem}.weight_g_idx")
-    group = -(-sides[-1] // max(groups, 1))
-    if not _fit(scales, zeros, order, sides, groups, bits):
+    zeros, group_index = tensors.get(f"{stem}.weight_zero_point"), tensors.get(f"{stem}.weight_g_idx")
+    if not _do_match(scales, zeros, group_index, shape, groups, bits):
         return None
-    storage = Storage(_words(bits, group, groups), integer_error(bits, group))
-    return Packed(packed, scales, zeros, order, sides, bits, group, storage)
+    group = -(-shape[-1] // max(groups, 1))
+    return PackedDecoder(packed, scales, zeros, group_index, shape, bits, group, _int_format(bits, group, groups))
 
 
-def _shape(info: TensorInfo, parts: Parts) -> tuple[int, ...]:
-    """`weight_shape`: the sides of the matrix, as numbers in the file."""
+def _read_shape(info: TensorInfo, parts: PartReader) -> tuple[int, ...]:
+    """`weight_shape`: the sides of the matrix, stored as a tensor; () if they are not plausible."""
     if info.dtype not in ("I64", "I32") or info.entries not in (2, 3):
         return ()
     sides = tuple(int(side) for side in parts.whole(info).view(-1).tolist())
     return sides if all(0 < side < 2**31 for side in sides) else ()
 
 
-def _widths(how: Mapping[str, Any]) -> Iterator[int]:
-    """Bits that the configuration names, each once; 4 and 8 where it names none."""
-    groups = how.get("config_groups")
-    named = []
-    for group in groups.values() if isinstance(groups, dict) else ():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        bits = weights.get("num_bits") if isinstance(weights, dict) else None
-        if type(bits) is int and 1 <= bits <= 8:
-            named.append(bits)
-    yield from dict.fromkeys(named or (4, 8))
+def _bit_widths(quantization: Mapping[str, Any]) -> list[int]:
+    """The widths in the configuration, each once; 4 and 8 if it states none."""
+    stated = [weights.get("num_bits") for weights in group_settings(quantization)]
+    return list(dict.fromkeys([bits for bits in stated if type(bits) is int and 1 <= bits <= 8] or (4, 8)))
 
 
-def _fit(
+def _do_match(
     scales: TensorInfo,
     zeros: TensorInfo | None,
-    order: TensorInfo | None,
-    sides: tuple[int, ...],
+    group_index: TensorInfo | None,
+    shape: tuple[int, ...],
     groups: int,
     bits: int,
 ) -> bool:
-    if scales.entries != 1 and (scales.shape[:-1] != sides[:-1] or not groups or groups > sides[-1]):
+    if scales.entries != 1 and (scales.shape[:-1] != shape[:-1] or not groups or groups > shape[-1]):
         return False
-    if order is not None and (order.shape != (sides[-1],) or order.dtype not in ("I32", "I64")):
+    if group_index is not None and (group_index.shape != (shape[-1],) or group_index.dtype not in ("I32", "I64")):
         return False
     if zeros is None:
         return True
-    return len(sides) == 2 and zeros.dtype == "I32" and zeros.shape == (words_of(sides[0], bits), groups)
+    return len(shape) == 2 and zeros.dtype == "I32" and zeros.shape == (words_for(shape[0], bits), groups)
 
 
-def _words(bits: int, group: int, groups: int) -> str:
-    return f"int{bits} ({'a scale for each row' if groups == 1 else f'{group} to a scale'})"
+def _int_format(bits: int, group: int, groups: int) -> StorageFormat:
+    granularity = "a scale for each row" if groups == 1 else f"{group} to a scale"
+    return StorageFormat(f"int{bits} ({granularity})", integer_error(bits, group))
 
 
-def _fp4(stem: str, tensors: Tensors, codes: TensorInfo) -> Fp4 | None:
-    """NVFP4 has a scale for the whole matrix: `weight_global_scale` divides, ModelOpt's `weight_scale_2` multiplies."""
+def _fp4_decoder(stem: str, tensors: Tensors, codes: TensorInfo) -> Fp4Decoder | None:
+    """NVFP4 has a global scale: `weight_global_scale` divides, ModelOpt's `weight_scale_2` multiplies."""
     scales = tensors.get(f"{stem}.weight_scale")
     if scales is None or len(codes.shape) < 2 or scales.shape[:-1] != codes.shape[:-1]:
         return None
     shape = (*codes.shape[:-1], 2 * codes.shape[-1])
-    divides, multiplies = tensors.get(f"{stem}.weight_global_scale"), tensors.get(f"{stem}.weight_scale_2")
-    whole = divides or multiplies
-    is_nv = whole is not None and whole.entries == 1
-    if not scales.shape[-1] or shape[-1] != scales.shape[-1] * (16 if is_nv else 32):
+    divisor, factor = tensors.get(f"{stem}.weight_global_scale"), tensors.get(f"{stem}.weight_scale_2")
+    global_scale = divisor or factor
+    is_nvfp4 = global_scale is not None and global_scale.entries == 1
+    if not scales.shape[-1] or shape[-1] != scales.shape[-1] * (16 if is_nvfp4 else 32):
         return None
-    if is_nv:
-        return Fp4(codes, scales, shape, NVFP4, whole, divides=divides is not None)
-    return Fp4(codes, scales, shape, MXFP4) if scales.dtype in ("U8", "F8_E8M0") else None
+    if is_nvfp4:
+        return Fp4Decoder(codes, scales, shape, NVFP4, global_scale, divides=divisor is not None)
+    return Fp4Decoder(codes, scales, shape, MXFP4) if scales.dtype in ("U8", "F8_E8M0") else None
 
 
-def _bytes(stem: str, tensors: Tensors) -> Scaled | None:
-    """`int-quantized` and `naive-quantized`: a number to a byte."""
+def _int8_decoder(stem: str, tensors: Tensors) -> ScaledDecoder | None:
+    """`int-quantized` and `naive-quantized`: a code per byte."""
     codes, scales = tensors[stem + _WEIGHT], tensors[f"{stem}.weight_scale"]
     zeros = tensors.get(f"{stem}.weight_zero_point")
-    grid = Grid.of(codes.shape, scales.shape, None)
+    grid = ScaleGrid.match(codes.shape, scales.shape, None)
     if grid is None or (zeros is not None and (zeros.shape != scales.shape or zeros.dtype != "I8")):
         return None
     group = codes.entries if grid.rows == grid.columns == 1 else codes.shape[-1]
-    return Scaled(codes, scales, grid, Storage(_words(8, group, 1), integer_error(8, group)), zeros)
+    return ScaledDecoder(codes, scales, grid, _int_format(8, group, 1), zeros)

@@ -1,39 +1,40 @@
-"""GGUF files as checkpoints: numbers by the gguf package, names and rows as transformers has them.
+"""GGUF files as checkpoints: decoded by the gguf package, with the tensor names and row order of transformers.
 
-llama.cpp stores a matrix under a name of its own; of the Llama family it reorders the rows of q and k (its rotary
-embedding pairs neighbours, transformers' pairs halves); of the Gemma family it adds one to the norms; experts of a
-layer share a tensor. All of that is undone, so that a GGUF file meets a checkpoint of transformers.
+llama.cpp names tensors in its own way, reorders the rows of q and k of the Llama family (its rotary embedding pairs
+neighbours, that of transformers pairs halves), adds one to the norms of the Gemma family, and stores the experts of a
+layer in one tensor. All of that is undone, so that a GGUF file can be compared with a checkpoint of transformers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints.escape import shown
-from deltarank.checkpoints.formats.decoded_source import Parts
-from deltarank.checkpoints.formats.gguf_header import GgufHeader, Stored, read_gguf
+from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.file_errors import refuse_file
+from deltarank.checkpoints.formats.decoded_source import PartReader
+from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
+from deltarank.checkpoints.formats.gguf_header import GgufHeader, GgufTensor, read_gguf
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.formats.storage import Storage
+from deltarank.checkpoints.formats.storage import StorageFormat
+from deltarank.checkpoints.pieces import FLOAT_DTYPES
 from deltarank.checkpoints.source import Source
-from deltarank.errors import CheckpointError, HeaderError
+from deltarank.errors import CheckpointError
 
-SUFFIX = ".gguf"
-RAW = "GGUF "
-"""Before the name of a type of ggml, in the place of a type of safetensors."""
+GGUF_SUFFIX = ".gguf"
+_PREFIX = "GGUF "
+"""Before the name of a ggml type, in place of a safetensors dtype."""
 
 ERRORS = {
     "Q8_0": 0.0054, "Q6_K": 0.0177, "Q5_K": 0.0361, "Q5_1": 0.0379, "Q5_0": 0.0428, "Q4_K": 0.0713, "Q4_1": 0.0783,
     "Q4_0": 0.0861, "MXFP4": 0.114, "Q2_K": 0.296,
 }  # fmt: skip
-"""||W - Q(W)|| / ||W|| for normally distributed weights; of types that are not here it is not stated."""
-
-_PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F64"}
+"""||W - Q(W)|| / ||W|| of normally distributed weights. It is not stated for other types."""
 
 _ATTENTION = tuple(f"self_attn.{side}_proj" for side in "qkvo")
 _BLOCK = (*_ATTENTION, "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
@@ -49,82 +50,69 @@ _MIXTRAL = ("block_sparse_moe.gate", *(f"block_sparse_moe.experts.w{number}" for
 class Family:
     """What llama.cpp does to models of one architecture.
 
-    modules      of a layer, as transformers names them
-    turned       rows of q and k are reordered
-    shifted      norms are stored plus one
+    modules         of a layer, as transformers names them
+    reorders_heads  the rows of q and k are reordered
+    shifts_norms    norms are stored plus one
     """
 
     modules: tuple[str, ...]
-    turned: bool = False
-    shifted: bool = False
+    reorders_heads: bool = False
+    shifts_norms: bool = False
 
 
 FAMILIES = {
-    "llama": Family((*_DENSE, *_MIXTRAL), turned=True),
+    "llama": Family((*_DENSE, *_MIXTRAL), reorders_heads=True),
     "qwen2": Family(_DENSE),
     "qwen3": Family((*_DENSE, *_NORMED)),
     "qwen2moe": Family((*_DENSE, *_EXPERTS, *_SHARED)),
     "qwen3moe": Family((*_DENSE, *_NORMED, *_EXPERTS)),
-    "gemma": Family(_DENSE, shifted=True),
-    "gemma2": Family((*_DENSE, *_AROUND), shifted=True),
-    "gemma3": Family((*_DENSE, *_NORMED, *_AROUND), shifted=True),
+    "gemma": Family(_DENSE, shifts_norms=True),
+    "gemma2": Family((*_DENSE, *_AROUND), shifts_norms=True),
+    "gemma3": Family((*_DENSE, *_NORMED, *_AROUND), shifts_norms=True),
     "phi3": Family((*_BLOCK, "self_attn.qkv_proj", "mlp.gate_up_proj")),
 }
 """By `general.architecture`. Mistral and Mixtral are "llama"."""
 
 
 def gguf_tensors(source: Source, file: str) -> tuple[bytes, list[TensorInfo]]:
-    """The tensors of a file under llama.cpp's names, and what changes when they do.
+    """The tensors of a file under llama.cpp's names, after bytes that change when they or the metadata do.
 
     Raises:
-        HeaderError: the header cannot be trusted.
+        HeaderError: the header is invalid.
     """
     header = read_gguf(source, file)
-    found = [_info(stored, file, source.files[file]) for stored in header.tensors]
-    return repr((sorted(header.about.items()), found)).encode("utf-8", "surrogatepass"), found
+    infos = [_tensor_info(tensor, file, source.files[file]) for tensor in header.tensors]
+    return repr((sorted(header.metadata.items()), infos)).encode("utf-8", "surrogatepass"), infos
 
 
-def _info(stored: Stored, file: str, size: int) -> TensorInfo:
-    """Checked: a known type, whole blocks, all of it inside of the file."""
+def _tensor_info(tensor: GgufTensor, file: str, size: int) -> TensorInfo:
+    """Checked: whole blocks of a known type, inside the file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
-        kind = GGMLQuantizationType(stored.kind)
-        block, nbytes = GGML_QUANT_SIZES[kind]
+        ggml_type = GGMLQuantizationType(tensor.ggml_type)
+        block, block_bytes = GGML_QUANT_SIZES[ggml_type]
     except (ValueError, KeyError):
-        return TensorInfo(stored.name, stored.shape, f"{RAW}type {stored.kind}", file, 0, 0)
-    entries = math.prod(stored.shape)
-    whole = entries // block * nbytes
-    if stored.shape[-1] % block or stored.start + whole > size:
-        raise HeaderError(
-            f"{shown(file)} cannot be trusted: {shown(stored.name)} does not lie inside of the file's {size:,} bytes.",
-            cure="Download or copy the file again, and compare its size with that which its publisher states.",
-            slug="truncated",
-        )
-    word = _PLAIN.get(kind.name, RAW + kind.name)
-    return TensorInfo(stored.name, stored.shape, word, file, stored.start, whole)
-
-
-@dataclass
-class Renamed:
-    """What becomes of a GGUF file's tensors: plain ones under their right names, and those to be worked out."""
-
-    plain: dict[str, TensorInfo] = field(default_factory=dict)
-    decoders: dict[str, Blocks] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
+        return TensorInfo(tensor.name, tensor.shape, f"{_PREFIX}type {tensor.ggml_type}", file, 0, 0)
+    nbytes = math.prod(tensor.shape) // block * block_bytes
+    if tensor.shape[-1] % block or tensor.start + nbytes > size:
+        problem = f"{quoted(tensor.name)} does not lie inside the {size:,} bytes of the file"
+        refuse_file(file, problem, slug="truncated")
+    dtype = ggml_type.name if ggml_type.name in FLOAT_DTYPES else _PREFIX + ggml_type.name
+    return TensorInfo(tensor.name, tensor.shape, dtype, file, tensor.start, nbytes)
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Rows of a ggml type: those from `skip` on of a stored tensor.
+class GgufDecoder:
+    """Rows of a ggml type, from row `skip` of the stored tensor on.
 
-    heads        of a matrix whose rows were reordered by llama.cpp; 0 where they were not
-    shift        what was added to every number
+    heads        of a matrix whose rows llama.cpp reordered; 0 if it did not
+    shift        what llama.cpp added to every number
     """
 
     stored: TensorInfo
     shape: tuple[int, ...]
-    storage: Storage
+    storage: StorageFormat
     skip: int = 0
     heads: int = 0
     shift: float = 0.0
@@ -133,26 +121,26 @@ class Blocks:
     def parts(self) -> Sequence[TensorInfo]:
         return (self.stored,)
 
-    def decode(self, parts: Parts, first: int, last: int) -> Tensor:
+    def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         if len(self.shape) < 2:
-            return self._turned(self._read(parts, 0, 1)[0]).view(1, -1) - self.shift
+            return self._restore_order(self._dequantize(parts, 0, 1)[0]).view(1, -1) - self.shift
         if not self.heads:
-            return self._read(parts, first, last) - self.shift
+            return self._dequantize(parts, first, last) - self.shift
         height = self.shape[0] // self.heads
         begin, end = first // height * height, -(-last // height) * height
-        return self._turned(self._read(parts, begin, end))[first - begin : last - begin] - self.shift
+        return self._restore_order(self._dequantize(parts, begin, end))[first - begin : last - begin] - self.shift
 
-    def _read(self, parts: Parts, first: int, last: int) -> Tensor:
+    def _dequantize(self, parts: PartReader, first: int, last: int) -> Tensor:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        kind = GGMLQuantizationType[self.stored.dtype.removeprefix(RAW)]
-        row = self.stored.nbytes * self.shape[-1] // max(self.stored.entries, 1)
-        raw = parts.raw(self.stored, (self.skip + first) * row, (last - first) * row)
-        found = dequantize(raw.numpy().reshape(last - first, row), kind)
-        return torch.from_numpy(found).to(torch.float32).view(last - first, self.shape[-1])
+        ggml_type = GGMLQuantizationType[self.stored.dtype.removeprefix(_PREFIX)]
+        row_bytes = self.stored.nbytes * self.shape[-1] // max(self.stored.entries, 1)
+        raw = parts.raw(self.stored, (self.skip + first) * row_bytes, (last - first) * row_bytes)
+        values = dequantize(raw.numpy().reshape(last - first, row_bytes), ggml_type)
+        return torch.from_numpy(values).to(torch.float32).view(last - first, self.shape[-1])
 
-    def _turned(self, rows: Tensor) -> Tensor:
+    def _restore_order(self, rows: Tensor) -> Tensor:
         """Neighbours (2 d, 2 d + 1) of each head become its halves (d, d + height / 2)."""
         if not self.heads:
             return rows
@@ -160,109 +148,109 @@ class Blocks:
         return rows.view(-1, height // 2, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def renamed(tensors: Mapping[str, TensorInfo], source: Source) -> Renamed:
-    """The tensors of GGUF files as transformers names and shapes them.
+def find_gguf(tensors: Mapping[str, TensorInfo], source: Source) -> DecodingPlan:
+    """The tensors of GGUF files with the names and shapes of transformers.
 
     Raises:
-        CheckpointError: (slug "quantised-format") of an architecture whose names are not known.
+        CheckpointError: (slug "quantised-format") the architecture is not supported.
     """
-    headers = [read_gguf(source, file) for file in source.files if file.endswith(SUFFIX)]
-    result = Renamed()
+    headers = [read_gguf(source, file) for file in source.files if file.endswith(GGUF_SUFFIX)]
+    plan = DecodingPlan()
     if headers:
-        about = _about(headers)
-        family = _family(about)
-        names = _names(str(about["general.architecture"]), family, tensors)
+        metadata = _merge_metadata(headers)
+        family = _family(metadata)
+        names = _transformers_names(str(metadata["general.architecture"]), family, tensors)
         for name, info in tensors.items():
-            if info.file.endswith(SUFFIX):
-                _rename(result, info, names.get(name, name), _Layout(family, about, name))
-    return result
+            if info.file.endswith(GGUF_SUFFIX):
+                _add(plan, info, names.get(name, name), _Layout(family, metadata, name))
+    return plan
 
 
-def _about(headers: Sequence[GgufHeader]) -> Mapping[str, Any]:
-    """Of a file in parts, the first tells."""
-    return {key: value for header in reversed(headers) for key, value in header.about.items()}
+def _merge_metadata(headers: Sequence[GgufHeader]) -> Mapping[str, Any]:
+    """If a checkpoint has several files, the first one wins."""
+    return {key: value for header in reversed(headers) for key, value in header.metadata.items()}
 
 
-def _family(about: Mapping[str, Any]) -> Family:
-    architecture = about.get("general.architecture")
-    found = FAMILIES.get(architecture) if isinstance(architecture, str) else None
-    if found is None:
+def _family(metadata: Mapping[str, Any]) -> Family:
+    architecture = metadata.get("general.architecture")
+    family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
+    if family is None:
         raise CheckpointError(
-            f"The GGUF file is of the architecture {shown(architecture, most=40)}: how llama.cpp names and turns its "
-            f"tensors is known of {', '.join(sorted(FAMILIES))} only.",
+            f"GGUF files of the architecture {quoted(architecture, max_length=40)} are not supported; supported are "
+            f"{', '.join(sorted(FAMILIES))}.",
             cure="Give the checkpoint that it was made from; or load it with transformers (`from_pretrained(folder, "
-            "gguf_file=...)`), which knows more of them, and `save_pretrained(folder)`.",
+            "gguf_file=...)`), which supports more of them, and `save_pretrained(folder)`.",
             slug="quantised-format",
         )
-    return found
+    return family
 
 
-def _names(architecture: str, family: Family, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """llama.cpp's name to transformers', by the gguf package's table, which goes the other way."""
+def _transformers_names(architecture: str, family: Family, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """llama.cpp's name to transformers', by inverting the gguf package's table."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
     layers = [int(part) for name in tensors if name.startswith("blk.") and (part := name.split(".")[1]).isdecimal()]
-    count = min(max(layers, default=-1) + 1, 10_000)
-    table = get_tensor_name_map(arch, count)
+    layer_count = min(max(layers, default=-1) + 1, 10_000)
+    table = get_tensor_name_map(arch, layer_count)
     modules = ["model.embed_tokens", "model.norm", "lm_head"]
-    modules += [f"model.layers.{i}.{module}" for i in range(count) for module in family.modules]
-    found: dict[str, str] = {}
+    modules += [f"model.layers.{i}.{module}" for i in range(layer_count) for module in family.modules]
+    names: dict[str, str] = {}
     for module in modules:
         stored = table.get_name(module)
         for end in (".weight", ".bias") if stored else ():
-            found.setdefault(f"{stored}{end}", f"{module}{end}")
-    return found
+            names.setdefault(f"{stored}{end}", f"{module}{end}")
+    return names
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one tensor was laid out."""
+    """How llama.cpp changed one tensor."""
 
     family: Family
-    about: Mapping[str, Any]
-    stored: str
+    metadata: Mapping[str, Any]
+    stored_name: str
 
     @property
     def heads(self) -> int:
-        """Of a reordered matrix."""
-        key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(self.stored.split(".")[-2:][0])
-        if not self.family.turned or key is None:
+        """Of a matrix whose rows are reordered, -1 if their number is not known; 0 of other tensors."""
+        key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(self.stored_name.split(".")[-2:][0])
+        if not self.family.reorders_heads or key is None:
             return 0
-        prefix = self.about["general.architecture"]
-        heads = self.about.get(f"{prefix}.attention.{key}", self.about.get(f"{prefix}.attention.head_count"))
+        prefix = f"{self.metadata['general.architecture']}.attention"
+        heads = self.metadata.get(f"{prefix}.{key}", self.metadata.get(f"{prefix}.head_count"))
         return heads if type(heads) is int and heads > 0 else -1
 
     @property
     def shift(self) -> float:
-        return 1.0 if self.family.shifted and self.stored.endswith("norm.weight") else 0.0
+        return 1.0 if self.family.shifts_norms and self.stored_name.endswith("norm.weight") else 0.0
 
 
-def _rename(result: Renamed, info: TensorInfo, name: str, layout: _Layout) -> None:
-    result.used.add(info.name)
+def _add(plan: DecodingPlan, info: TensorInfo, name: str, layout: _Layout) -> None:
+    plan.used.add(info.name)
     heads, shift = layout.heads, layout.shift
-    kind = info.dtype.removeprefix(RAW)
-    # Heads that do not divide the rows (or differ by layer) leave the order of the rows unknown: it stays unread.
-    if (heads and (heads < 0 or not info.shape or info.shape[0] % (2 * heads))) or kind.startswith("type "):
-        obstacle = "of a type or a number of heads that is not known here"
-        result.plain[name] = TensorInfo(
-            name, info.shape, RAW + kind, info.file, info.start, info.nbytes, Storage(kind, obstacle=obstacle)
-        )
+    ggml_type = info.dtype.removeprefix(_PREFIX)
+    # If heads do not divide the rows (or differ by layer), the order of the rows is not known.
+    bad_heads = heads and (heads < 0 or not info.shape or info.shape[0] % (2 * heads))
+    if bad_heads or ggml_type.startswith("type "):
+        obstacle = f"its {'number of attention heads' if bad_heads else 'ggml type'} is not known"
+        storage = StorageFormat(ggml_type, obstacle=obstacle)
+        plan.plain[name] = replace(info, name=name, dtype=_PREFIX + ggml_type, storage=storage)
         return
-    for each, shape, skip in _pieces(name, info):
-        if kind in _PLAIN and not heads and not shift:
-            row = info.nbytes * shape[-1] // max(info.entries, 1)
-            nbytes = row * math.prod(shape[:-1])
-            result.plain[each] = TensorInfo(each, shape, kind, info.file, info.start + skip * row, nbytes)
+    for part, shape, skip in _split_experts(name, info):
+        if ggml_type in FLOAT_DTYPES and not heads and not shift:
+            row_bytes = info.nbytes * shape[-1] // max(info.entries, 1)
+            start, nbytes = info.start + skip * row_bytes, row_bytes * math.prod(shape[:-1])
+            plan.plain[part] = TensorInfo(part, shape, ggml_type, info.file, start, nbytes)
         else:
-            storage = Storage(f"GGUF {kind}", ERRORS.get(kind, 0.0))
-            result.decoders[each] = Blocks(info, shape, storage, skip, heads, shift)
+            storage = StorageFormat(f"GGUF {ggml_type}", ERRORS.get(ggml_type, 0.0))
+            plan.decoders[part] = GgufDecoder(info, shape, storage, skip, heads, shift)
 
 
-def _pieces(name: str, info: TensorInfo) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """(name, shape, first row): a tensor, or each expert of one that they share."""
-    before, mark, after = name.partition(".experts.")
-    if not mark or len(info.shape) != 3:
+def _split_experts(name: str, info: TensorInfo) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """(name, shape, first row) of a tensor, or of each expert in a tensor of experts."""
+    before, separator, after = name.partition(".experts.")
+    if not separator or len(info.shape) != 3:
         yield name, info.shape, 0
         return
     experts, rows, columns = info.shape

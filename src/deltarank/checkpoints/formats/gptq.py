@@ -1,38 +1,39 @@
-"""Checkpoints of GPTQ and AWQ: `qweight`, `qzeros` and `scales` beside each other, stored as inputs x outputs."""
+"""Checkpoints of GPTQ and AWQ: `qweight`, `qzeros` and `scales`, stored as inputs x outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from deltarank.checkpoints.formats.found import Found
-from deltarank.checkpoints.formats.packed_integers import WORD, Transposed, integer_error
+from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
+from deltarank.checkpoints.formats.packed_integers import WORD_BITS, GptqDecoder, integer_error
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.formats.storage import Storage
+from deltarank.checkpoints.formats.storage import StorageFormat
 
 _CODES = ".qweight"
 _AWQ_BITS = 4
 
 
-def find_gptq(tensors: Mapping[str, TensorInfo], how: Mapping[str, Any]) -> Found:
-    """Every `qweight` whose parts fit each other. The configuration says how many bits, and which of the formats."""
-    found = Found()
-    bits = how.get("bits", how.get("w_bit"))
+def find_gptq(tensors: Mapping[str, TensorInfo], quantization: Mapping[str, Any]) -> DecodingPlan:
+    """Every `qweight` whose parts match. The configuration says how many bits, and which of the formats."""
+    plan = DecodingPlan()
+    bits = quantization.get("bits", quantization.get("w_bit"))
     for name in tensors:
         if not name.endswith(_CODES):
             continue
         stem = name.removesuffix(_CODES)
-        decoder = _decoder(stem, tensors, bits if type(bits) is int else 0, how)
+        decoder = _decoder(stem, tensors, bits if type(bits) is int else 0, quantization)
         if decoder is None:
-            found.refused[name] = "its parts do not fit each other as GPTQ and AWQ pack them"
+            plan.refused[name] = "its parts do not match as GPTQ and AWQ pack them"
             continue
-        found.decoders[f"{stem}.weight"] = decoder
-        found.used.update(part.name for part in decoder.parts)
-        found.used.update({f"{stem}.g_idx"} & tensors.keys())
-    return found
+        plan.decoders[f"{stem}.weight"] = decoder
+        plan.used.update(part.name for part in decoder.parts)
+    return plan
 
 
-def _decoder(stem: str, tensors: Mapping[str, TensorInfo], bits: int, how: Mapping[str, Any]) -> Transposed | None:
+def _decoder(
+    stem: str, tensors: Mapping[str, TensorInfo], bits: int, quantization: Mapping[str, Any]
+) -> GptqDecoder | None:
     codes, scales, zeros = (tensors.get(f"{stem}.{part}") for part in ("qweight", "scales", "qzeros"))
     if codes is None or scales is None or zeros is None or not 1 < bits <= 8:
         return None
@@ -40,30 +41,30 @@ def _decoder(stem: str, tensors: Mapping[str, TensorInfo], bits: int, how: Mappi
         return None
     if codes.dtype != "I32" or zeros.dtype != "I32" or scales.dtype not in ("F16", "BF16", "F32"):
         return None
-    awq = is_awq(how)
+    awq = _is_awq(quantization)
     groups, outputs = scales.shape
-    inputs = codes.shape[0] if awq else codes.shape[0] * WORD // bits
-    order = tensors.get(f"{stem}.g_idx")
-    packed = outputs * bits // WORD
-    if zeros.shape != (groups, packed) or packed * WORD != outputs * bits or inputs % groups:
+    inputs = codes.shape[0] if awq else codes.shape[0] * WORD_BITS // bits
+    group_index = tensors.get(f"{stem}.g_idx")
+    words = outputs * bits // WORD_BITS
+    if zeros.shape != (groups, words) or words * WORD_BITS != outputs * bits or inputs % groups:
         return None
-    if codes.shape[1] != (packed if awq else outputs) or (awq and bits != _AWQ_BITS):
+    if codes.shape[1] != (words if awq else outputs) or (awq and bits != _AWQ_BITS):
         return None
-    if order is not None and (order.shape != (inputs,) or order.dtype != "I32"):
+    if group_index is not None and (group_index.shape != (inputs,) or group_index.dtype != "I32"):
         return None
     group = inputs // groups
-    storage = Storage(f"{'AWQ' if awq else 'GPTQ'} int{bits} ({group} to a scale)", integer_error(bits, group))
-    offset = 0 if awq or _is_second(how) else 1
-    return Transposed(codes, scales, zeros, order, (outputs, inputs), bits, group, storage, awq, offset)
+    storage = StorageFormat(f"{'AWQ' if awq else 'GPTQ'} int{bits} ({group} to a scale)", integer_error(bits, group))
+    offset = 0 if awq or _is_gptq_v2(quantization) else 1
+    return GptqDecoder(codes, scales, zeros, group_index, (outputs, inputs), bits, group, storage, awq, offset)
 
 
-def is_awq(how: Mapping[str, Any]) -> bool:
+def _is_awq(quantization: Mapping[str, Any]) -> bool:
     """AutoAWQ's own, or auto-round's in its packing."""
-    return how.get("quant_method") == "awq" or "awq" in str(how.get("packing_format"))
+    return quantization.get("quant_method") == "awq" or "awq" in str(quantization.get("packing_format"))
 
 
-def _is_second(how: Mapping[str, Any]) -> bool:
-    """`gptq_v2` stores zeros as they are; the first format stores them less one."""
-    meta = how.get("meta")
-    named = (how.get("checkpoint_format"), meta.get("checkpoint_format") if isinstance(meta, dict) else None)
-    return "gptq_v2" in named
+def _is_gptq_v2(quantization: Mapping[str, Any]) -> bool:
+    """`gptq_v2` stores zero points as they are; the first format stores them minus one."""
+    meta = quantization.get("meta")
+    formats = (quantization.get("checkpoint_format"), meta.get("checkpoint_format") if isinstance(meta, dict) else None)
+    return "gptq_v2" in formats

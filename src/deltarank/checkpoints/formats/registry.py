@@ -1,30 +1,29 @@
-"""Which tensors of a checkpoint have to be worked out, and from what: told by config.json and by names."""
+"""Which tensors of a checkpoint are decoded, and from what: found by names, dtypes and config.json."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from deltarank.checkpoints.escape import shown
-from deltarank.checkpoints.formats.bitsandbytes import find_bnb
-from deltarank.checkpoints.formats.compressed_tensors import find_compressed
-from deltarank.checkpoints.formats.decoded_source import DecodedSource, Parts
-from deltarank.checkpoints.formats.found import Found
+from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.formats.bitsandbytes import find_bitsandbytes
+from deltarank.checkpoints.formats.compressed_tensors import find_compressed_tensors
+from deltarank.checkpoints.formats.decoded_source import DecodedSource, PartReader
+from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
 from deltarank.checkpoints.formats.fp8 import find_fp8
-from deltarank.checkpoints.formats.gguf import renamed
-from deltarank.checkpoints.formats.gpt_oss_experts import find_experts
+from deltarank.checkpoints.formats.gguf import find_gguf
+from deltarank.checkpoints.formats.gpt_oss_experts import find_gpt_oss_experts
 from deltarank.checkpoints.formats.gptq import find_gptq
+from deltarank.checkpoints.formats.quantization_config import quantization_config
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.formats.storage import Storage
+from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.pieces import FLOAT_DTYPES
 from deltarank.checkpoints.source import Source
 from deltarank.errors import CheckpointError
 from deltarank.results import count
 
-METHODS = frozenset(
+SUPPORTED_METHODS = frozenset(
     {"fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "bitsandbytes", "gptq", "awq", "auto-round", "modelopt"}
 )
 """The `quant_method`s that are decoded."""
@@ -32,70 +31,52 @@ METHODS = frozenset(
 Tensors = Mapping[str, TensorInfo]
 
 
-def decoded(tensors: Tensors, source: Source, config: Mapping[str, Any]) -> tuple[Tensors, Source]:
-    """The checkpoint as plain tensors: decoded ones stand in for the stored parts that they are made of.
+def decode_tensors(tensors: Tensors, source: Source, config: Mapping[str, Any]) -> tuple[Tensors, Source]:
+    """The checkpoint as plain tensors: decoded ones replace the stored parts that they are made of.
 
-    What has a type that is not plain and cannot be decoded stays as it is, with the reason.
-    """
-    how = quantisation(config)
-    files = renamed(tensors, source)
-    tensors = {**{name: info for name, info in tensors.items() if name not in files.used}, **files.plain}
-    found = _find(tensors, how, Parts(source))
-    found.decoders.update(files.decoders)
-    if not found.decoders:
-        _refuse_unknown(tensors, how.get("quant_method"))
-    if not found.decoders and not found.refused:
-        return tensors, source
-    plain = {name: info for name, info in tensors.items() if name not in found.used}
-    for name, reason in found.refused.items():
-        plain[name] = replace(plain[name], storage=Storage(plain[name].dtype, obstacle=reason))
-    if not found.decoders:
-        return plain, source
-    view = DecodedSource(source, found.decoders)
-    return {**plain, **view.tensors}, view
-
-
-def _refuse_unknown(tensors: Tensors, method: object) -> None:
-    """A method that is not read, where it left something that is not plain: said by its name, not as a puzzle of names.
+    A tensor that is neither plain nor decoded stays as it is, with the reason.
 
     Raises:
-        CheckpointError: (slug "quantised-format").
+        CheckpointError: (slug "quantised-format") its quantisation method or GGUF architecture is not supported.
     """
-    if not isinstance(method, str) or method in METHODS:
+    quantization = quantization_config(config)
+    gguf = find_gguf(tensors, source)
+    tensors = {**{name: info for name, info in tensors.items() if name not in gguf.used}, **gguf.plain}
+    plan = _find_quantised(tensors, quantization, PartReader(source))
+    plan.decoders.update(gguf.decoders)
+    if not plan.decoders:
+        _refuse_unsupported(tensors, quantization.get("quant_method"))
+        if not plan.refused:
+            return tensors, source
+    plain = {name: info for name, info in tensors.items() if name not in plan.used}
+    for name, reason in plan.refused.items():
+        plain[name] = replace(plain[name], storage=StorageFormat(plain[name].dtype, obstacle=reason))
+    if not plan.decoders:
+        return plain, source
+    decoded = DecodedSource(source, plan.decoders)
+    return {**plain, **decoded.tensors}, decoded
+
+
+def _find_quantised(tensors: Tensors, quantization: Mapping[str, Any], parts: PartReader) -> DecodingPlan:
+    """Names and dtypes decide; the configuration only adds what they do not say. Later formats win."""
+    plan = find_fp8(tensors, quantization)
+    plan.add(find_compressed_tensors(tensors, quantization, parts))
+    plan.add(find_gptq(tensors, quantization))
+    plan.add(find_bitsandbytes(tensors, parts))
+    plan.add(find_gpt_oss_experts(tensors))
+    return plan
+
+
+def _refuse_unsupported(tensors: Tensors, method: object) -> None:
+    """Names an unsupported method that left tensors undecoded, instead of reporting their cryptic names."""
+    if not isinstance(method, str) or method in SUPPORTED_METHODS:
         return
     packed = [name for name, info in tensors.items() if info.dtype not in FLOAT_DTYPES and len(info.shape) > 1]
     if packed:
         raise CheckpointError(
-            f"The checkpoint is quantised by {shown(method, most=40)} ({count(len(packed), 'matrix', 'matrices')}, "
-            f"such as {shown(packed[0])}), and that format is not decoded here.",
-            cure="Give the checkpoint that it was made from, in bfloat16 or float16; or load it with transformers, "
-            "call `model.dequantize()` where its method has that, and `save_pretrained(folder)`.",
+            f"The checkpoint is quantised by {quoted(method, max_length=40)}, which is not supported "
+            f"({count(len(packed), 'matrix', 'matrices')}, such as {quoted(packed[0])}).",
+            cure="Give the unquantised checkpoint in bfloat16 or float16; or load this one with transformers, call "
+            "`model.dequantize()` if its method supports that, and `save_pretrained(folder)`.",
             slug="quantised-format",
         )
-
-
-def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What config.json says of quantisation; empty where it says nothing."""
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
-        for key in ("quantization_config", "compression_config"):
-            if isinstance(part.get(key), dict):
-                found: Mapping[str, Any] = part[key]
-                return found
-    return {}
-
-
-def fingerprint_of(config: Mapping[str, Any]) -> str:
-    """Changes with anything that moves a decoded number."""
-    text = json.dumps(quantisation(config), sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _find(tensors: Tensors, how: Mapping[str, Any], parts: Parts) -> Found:
-    """Names decide; the configuration says only what names do not. Who finds a tensor last, has it."""
-    found = find_fp8(tensors, how)
-    found.add(find_compressed(tensors, how, parts))
-    found.add(find_gptq(tensors, how))
-    found.add(find_bnb(tensors, parts))
-    found.add(find_experts(tensors))
-    return found

@@ -1,15 +1,15 @@
-"""The header of a safetensors file, parsed as text from a stranger.
+"""The header of a safetensors file, parsed as untrusted input.
 
-A file is: 8 bytes (the header's length, little endian), the header (JSON), the numbers. The header is believed only
-after every claim in it has been checked against the size of the file, and nothing is allocated on its word:
+A file is: 8 bytes (the length of the header, little endian), the header (JSON), the numbers. Nothing is allocated
+because the header says so, before this is checked:
 
-- the length is refused before the header is read, if it is over the format's limit or runs past the end;
-- the JSON is taken apart one entry at a time, so that nested junk cannot grow in memory;
-- the tensors must cover the rest of the file exactly: no overlap, no hole, nothing past the end, and each as many
-  bytes as its shape and type say.
+- the length must not exceed the format's limit or the end of the file; this is checked before the header is read;
+- the JSON is parsed one entry at a time, so nested junk cannot grow in memory;
+- the tensors must cover the rest of the file exactly: no overlap, no gap, nothing past the end, and each as many
+  bytes as its shape and dtype say.
 
-What the safetensors library refuses is refused here too. Types that it does not know are let through, unread:
-the pairing names them to the user.
+What the safetensors library refuses is refused here, too. Unknown dtypes are accepted but not read: the pairing reports
+them.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from itertools import accumulate
 from operator import mul
 from typing import Any, NoReturn
 
-from deltarank.checkpoints.escape import dimensions, shown
-from deltarank.checkpoints.formats.storage import Storage
+from deltarank.checkpoints.escape import dimensions, quoted
+from deltarank.checkpoints.file_errors import refuse_file
+from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.source import Source
-from deltarank.errors import HeaderError
 
 MAX_HEADER = 100_000_000
 """The format's own limit, in bytes."""
 
 MAX_SIDES = 16
-LENGTH = 8
+LENGTH_BYTES = 8
 
-LIKELY_HEADER = 256 << 10
-"""Bytes at a file's front that hold nearly every header: two thousand tensors."""
+TYPICAL_HEADER_BYTES = 256 << 10
+"""The beginning of a file that holds nearly every header: two thousand tensors."""
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
-"""Bits of one number, by the format's word for its type."""
+"""Bits per number, by the format's name of the dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a header says of a tensor, checked.
+    """A checked entry of a header.
 
-    dtype            the format's word: "BF16"
-    file             the name of the file, a key of `Source.files`
-    start            byte offset of its first number from the start of the file
-    nbytes           bytes that it takes
-    storage          how it is stored, if that is not plain: the numbers of a decoded tensor are worked out when read
-    density          bytes that are stored for each byte of the numbers
+    dtype            the format's name: "BF16"
+    file             a key of `Source.files`
+    start            byte offset of its first number in the file
+    nbytes           its size in bytes
+    storage          the quantised format that it is decoded from when read; None if it is plain
+    stored_ratio     bytes in the files for each byte of `nbytes`
     """
 
     name: str
@@ -63,8 +63,8 @@ class TensorInfo:
     file: str
     start: int
     nbytes: int
-    storage: Storage | None = None
-    density: float = 1.0
+    storage: StorageFormat | None = None
+    stored_ratio: float = 1.0
 
     @property
     def entries(self) -> int:
@@ -72,64 +72,59 @@ class TensorInfo:
 
 
 def read_header(source: Source, file: str) -> bytes:
-    """The JSON part of a safetensors file, refused by its length before it is read.
+    """The JSON part of a safetensors file; its length is checked before it is read.
 
     Raises:
-        HeaderError: the length is over the limit or past the end of the file, or no JSON object begins there.
+        HeaderError: the length exceeds the limit or the file, or no JSON object begins there.
         CheckpointError: the file cannot be read.
     """
     size = source.files[file]
-    if size < LENGTH + 2:
-        _refuse(file, f"{size} bytes are too few for a safetensors file")
-    start = bytearray(LENGTH + 1)
+    if size < LENGTH_BYTES + 2:
+        refuse_file(file, f"{size} bytes are too few for a safetensors file")
+    start = bytearray(LENGTH_BYTES + 1)
     source.read_into(file, 0, memoryview(start))
-    length = int.from_bytes(start[:LENGTH], "little")
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
     _check_length(file, length, size)
-    if start[LENGTH:] != b"{":
-        _refuse(file, "no header begins where one should, so this is not a safetensors file")
+    if start[LENGTH_BYTES:] != b"{":
+        refuse_file(file, "it has no header where one should begin, so it is not a safetensors file")
     header = bytearray(length)
-    source.read_into(file, LENGTH, memoryview(header))
+    source.read_into(file, LENGTH_BYTES, memoryview(header))
     return bytes(header)
 
 
 def _check_length(file: str, length: int, size: int) -> None:
     if length > MAX_HEADER:
-        _refuse(file, f"claims a header of {length:,} bytes, and the format allows {MAX_HEADER:,}")
-    if LENGTH + length > size:
-        _refuse(
-            file,
-            f"claims a header of {length:,} bytes, and the whole file has {size:,}: cut short, or not safetensors",
-            slug="truncated",
-        )
+        refuse_file(file, f"it claims a header of {length:,} bytes, but the format allows at most {MAX_HEADER:,}")
+    if LENGTH_BYTES + length > size:
+        problem = f"it claims a header of {length:,} bytes, but the file has only {size:,}"
+        refuse_file(file, f"{problem}: it is truncated, or not safetensors", slug="truncated")
 
 
 def parse_header(header: bytes, *, file: str, size: int) -> dict[str, TensorInfo]:
-    """The tensors of a header, in the order of the header.
-
-    `file` names the file in messages; `size` is that of the whole file in bytes.
+    """The tensors of a header, in its order; `size` is that of the whole file in bytes.
 
     Raises:
-        HeaderError: the header is not what the format says, or its claims do not fit the file.
+        HeaderError: the header violates the format, or does not fit the file.
     """
     try:
         text = header.decode("utf-8")
     except UnicodeDecodeError:
-        _refuse(file, "its header is not text")
+        refuse_file(file, "its header is not UTF-8 text")
     tensors: dict[str, TensorInfo] = {}
-    first = LENGTH + len(header)
+    first = LENGTH_BYTES + len(header)
     try:
-        for name, fields in _Scanner(text).entries():
+        for name, fields in _HeaderParser(text).entries():
             if name in tensors:
-                _refuse(file, f"its header names {shown(name)} twice")
-            tensors[name] = _checked(name, fields, file=file, first=first)
-    except _Junk as junk:
-        _refuse(file, f"its header cannot be understood at byte {junk.position:,}: {junk.reason}")
+                refuse_file(file, f"its header names {quoted(name)} twice")
+            tensors[name] = _checked_entry(name, fields, file=file, first=first)
+    except _SyntaxError as error:
+        refuse_file(file, f"its header has a syntax error at byte {error.position:,}: {error.reason}")
     _check_layout(list(tensors.values()), file=file, first=first, size=size)
     return tensors
 
 
-class _Junk(Exception):
-    """The header is not written as the format says."""
+class _SyntaxError(Exception):
+    """The header is not written as the format demands."""
 
     def __init__(self, position: int, reason: str) -> None:
         super().__init__(reason)
@@ -138,47 +133,40 @@ class _Junk(Exception):
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-# No tensor's entry holds braces, and eight sides of twenty digits fit many times over.
+# A tensor's entry holds no braces, and 4,096 characters are many times those of eight sides of twenty digits.
 _ENTRY = re.compile(r"\{[^{}]{0,4096}\}")
 _DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: pairs)
 
 Fields = list[tuple[str, Any]]
 
 
-class _Scanner:
-    """Walks the outer object, an entry at a time: memory stays at the size of the text, whatever is nested in it."""
+class _HeaderParser:
+    """Parses the outer object one entry at a time: memory stays at the size of the text, whatever is nested in it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.position = 0
 
     def entries(self) -> Iterator[tuple[str, Fields]]:
-        self._expect("{")
-        more = self._peek() != "}"
-        while more:
-            name = self._string()
-            self._expect(":")
+        for name in self._keys():
             if name == "__metadata__":
-                self._pass_metadata()
+                for _ in self._keys():  # text to text: checked and dropped
+                    self._string()
             else:
                 yield name, self._entry()
-            more = self._peek() == ","
-            if more:
-                self._expect(",")
-        self._expect("}")
         if self._peek():
-            self._fail("something follows its end")
+            self._fail("unexpected text after its end")
 
-    def _pass_metadata(self) -> None:
-        """Text to text, free for the writer's use: checked and dropped."""
+    def _keys(self) -> Iterator[str]:
+        """The keys of an object. The caller parses each value before it asks for the next key."""
         self._expect("{")
-        more = self._peek() != "}"
-        while more:
-            self._string()
+        has_more = self._peek() != "}"
+        while has_more:
+            key = self._string()
             self._expect(":")
-            self._string()
-            more = self._peek() == ","
-            if more:
+            yield key
+            has_more = self._peek() == ","
+            if has_more:
                 self._expect(",")
         self._expect("}")
 
@@ -189,21 +177,21 @@ class _Scanner:
 
     def _expect(self, character: str) -> None:
         if self._peek() != character:
-            self._fail(f"{character} expected")
+            self._fail(f"expected {character}")
         self.position += 1
 
     def _string(self) -> str:
         if self._peek() != '"':
-            self._fail("a name in quotes expected")
+            self._fail("expected a string")
         value = self._decode()
-        if not isinstance(value, str) or not _is_text(value):
-            self._fail("a name that is not text")
+        if not isinstance(value, str) or not _is_encodable(value):
+            self._fail("a string that is not text")
         return value
 
     def _entry(self) -> Fields:
         self._peek()
         if not _ENTRY.match(self.text, self.position):
-            self._fail("the dtype, shape and offsets of a tensor expected")
+            self._fail("expected the dtype, shape and offsets of a tensor")
         fields: Fields = self._decode()
         return fields
 
@@ -215,11 +203,11 @@ class _Scanner:
         return value
 
     def _fail(self, reason: str) -> NoReturn:
-        raise _Junk(self.position, reason)
+        raise _SyntaxError(self.position, reason)
 
 
-def _is_text(value: str) -> bool:
-    """JSON can spell half of a surrogate pair; such a text can be neither printed nor written."""
+def _is_encodable(value: str) -> bool:
+    """JSON can hold half of a surrogate pair; such a string can be neither printed nor written."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -227,22 +215,23 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _checked(name: str, fields: Fields, *, file: str, first: int) -> TensorInfo:
-    """One entry, all its claims in order but for its place among the others."""
-    known = dict(fields)
-    if len(known) != len(fields) or not known.keys() >= {"dtype", "shape", "data_offsets"}:
-        _refuse(file, f"{shown(name)} does not have one dtype, one shape and one pair of offsets")
-    dtype, shape, offsets = known["dtype"], known["shape"], known["data_offsets"]
+def _checked_entry(name: str, fields: Fields, *, file: str, first: int) -> TensorInfo:
+    """One entry, checked but for its place among the others."""
+    entry = dict(fields)
+    if len(entry) != len(fields) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
+        refuse_file(file, f"{quoted(name)} does not have exactly one dtype, one shape and one pair of offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not 0 < len(dtype) <= 32:
-        _refuse(file, f"the dtype of {shown(name)} is not a word")
+        refuse_file(file, f"the dtype of {quoted(name)} is not a short string")
     if not _are_counts(shape) or len(shape) > MAX_SIDES:
-        _refuse(file, f"the shape of {shown(name)} is not a list of up to {MAX_SIDES} whole numbers")
-    if max(accumulate(shape, mul), default=1) >= 2**64:  # before a side of 0 hides it: others count in 64 bits
-        _refuse(file, f"{shown(name)} is {dimensions(shape)} numbers, more than can be counted")
+        refuse_file(file, f"the shape of {quoted(name)} is not a list of at most {MAX_SIDES} whole numbers")
+    # Before a side of 0 hides the overflow: other readers count in 64 bits.
+    if max(accumulate(shape, mul), default=1) >= 2**64:
+        refuse_file(file, f"{quoted(name)} has {dimensions(shape)} numbers, more than 64 bits can count")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _refuse(file, f"the offsets of {shown(name)} are not a start and an end")
+        refuse_file(file, f"the offsets of {quoted(name)} are not a start and an end")
     info = TensorInfo(name, tuple(shape), dtype, file, first + offsets[0], offsets[1] - offsets[0])
-    _check_bytes(info)
+    _check_nbytes(info)
     return info
 
 
@@ -250,39 +239,28 @@ def _are_counts(value: object) -> bool:
     return isinstance(value, list) and all(type(x) is int and 0 <= x < 2**63 for x in value)
 
 
-def _check_bytes(info: TensorInfo) -> None:
+def _check_nbytes(info: TensorInfo) -> None:
     bits = BITS.get(info.dtype)
     if bits is not None and info.entries * bits != info.nbytes * 8:
-        wanted = -(-info.entries * bits // 8)
-        _refuse(
+        expected = -(-info.entries * bits // 8)
+        refuse_file(
             info.file,
-            f"{shown(info.name)} is {dimensions(info.shape)} numbers of type {info.dtype}: {wanted:,} bytes, "
-            f"and its header gives it {info.nbytes:,}",
+            f"{quoted(info.name)} holds {dimensions(info.shape)} numbers of type {info.dtype}, which take "
+            f"{expected:,} bytes, but its header says {info.nbytes:,}",
         )
 
 
 def _check_layout(tensors: Sequence[TensorInfo], *, file: str, first: int, size: int) -> None:
-    """From the header's end to the file's end, each tensor begins where the one before it ends."""
-    place = first
+    """From the end of the header to the end of the file, each tensor begins where the one before it ends."""
+    position = first
     for info in sorted(tensors, key=lambda t: (t.start, t.nbytes)):
-        if info.start + info.nbytes > size:
-            _refuse(
-                file,
-                f"{shown(info.name)} ends at byte {info.start + info.nbytes:,}, and the file at "
-                f"{size:,}: it was cut short",
-                slug="truncated",
-            )
-        if info.start != place:
-            word = "overlaps another tensor" if info.start < place else "leaves a hole before it"
-            _refuse(file, f"{shown(info.name)} {word}")
-        place += info.nbytes
-    if place != size:
-        _refuse(file, f"{size - place:,} bytes at its end belong to no tensor")
-
-
-def _refuse(file: str, what: str, *, slug: str = "bad-header") -> NoReturn:
-    raise HeaderError(
-        f"{shown(file)} cannot be trusted: {what}.",
-        cure="Download or copy the file again, and compare its size and checksum with those that its publisher states.",
-        slug=slug,
-    ) from None
+        end = info.start + info.nbytes
+        if end > size:
+            problem = f"{quoted(info.name)} ends at byte {end:,}, but the file at {size:,}: it is truncated"
+            refuse_file(file, problem, slug="truncated")
+        if info.start != position:
+            problem = "overlaps another tensor" if info.start < position else "has a gap before it"
+            refuse_file(file, f"{quoted(info.name)} {problem}")
+        position = end
+    if position != size:
+        refuse_file(file, f"{size - position:,} bytes at its end belong to no tensor")

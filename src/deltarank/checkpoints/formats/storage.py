@@ -1,4 +1,4 @@
-"""How numbers are stored that are not plain, and how far that moved them."""
+"""How the numbers of a tensor are stored when they are not plain floating point."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
-    """A format that rounds more coarsely than a plain type of floating point does.
+class StorageFormat:
+    """A quantised format, or one that is not decoded.
 
-    name      for people: "FP8 (e4m3, blocks of 128 x 128)"
-    error     ||W - Q(W)|| / ||W||, the relative error that rounding to it makes of normally distributed weights; 0
-              where nothing was rounded
-    obstacle  why it is not decoded, if it is not
+    name             as shown to the user: "FP8 (e4m3, blocks of 128 x 128)"
+    rounding_error   ||W - Q(W)|| / ||W|| of normally distributed weights W rounded to this format; 0 if nothing is
+                     rounded
+    obstacle         why it is not decoded; None if it is
     """
 
     name: str
-    error: float = 0.0
+    rounding_error: float = 0.0
     obstacle: str | None = None

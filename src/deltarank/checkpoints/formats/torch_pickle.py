@@ -1,8 +1,8 @@
-"""A `.bin` of torch: a zip archive of raw numbers and a pickle that says what they are. Nothing in it is executed.
+"""PyTorch's `.bin`: a zip archive of raw numbers, and a pickle that describes them. Nothing in it is executed.
 
-torch reads the pickle with `weights_only=True`, which knows tensors and plain containers and refuses all else, and
-makes tensors without numbers that know where in the file theirs lie. From there on it is a file that is read by
-position, like safetensors: no memory map, and no part of it is read twice.
+`torch.load(weights_only=True)` refuses everything but tensors and plain containers. It makes tensors without data that
+know their offsets in the file, which then is read by position, like safetensors: no memory map, and no part of it is
+read twice.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints.escape import shown
+from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.file_errors import refuse_file
 from deltarank.checkpoints.formats.safetensors_header import MAX_HEADER, MAX_SIDES, TensorInfo
-from deltarank.checkpoints.formats.storage import Storage
+from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.source import Source
-from deltarank.errors import CheckpointError, HeaderError
+from deltarank.errors import CheckpointError
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-_ZIP = b"PK\x03\x04"
-_MOST_RECORDS = 1_000_000
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_ZIP_MAGIC = b"PK\x03\x04"
+_MAX_RECORDS = 1_000_000
 
-_WORDS = {
+_DTYPE_NAMES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
     torch.int64: "I64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
 }  # fmt: skip
-_WRAPPED = ("state_dict", "model_state_dict", "model", "module")
-"""Under which key training loops keep the weights beside what else they save."""
+_WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which training loops save the weights beside other state."""
 
 
 class SourceFile(io.RawIOBase):
-    """A file of a source, for libraries that want to read and seek."""
+    """A file of a source as a seekable binary file object."""
 
     def __init__(self, source: Source, file: str) -> None:
         self._source = source
         self._file = file
         self._size = source.files[file]
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -52,57 +53,58 @@ class SourceFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(start + offset, 0)
-        return self._at
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(start + offset, 0)
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        length = max(min(len(view), self._size - self._at), 0)
+        length = max(min(len(view), self._size - self._position), 0)
         if length:
-            self._source.read_into(self._file, self._at, view[:length])
-        self._at += length
+            self._source.read_into(self._file, self._position, view[:length])
+        self._position += length
         return length
 
 
 def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
-    """The tensors of a `.bin`, by name; none of their numbers.
+    """The tensors of a `.bin`, by name, without their data.
 
     Raises:
-        CheckpointError: (slug "pickled-weights") it holds more than tensors, or is of torch before 1.6.
-        HeaderError: it is cut short, or its claims do not fit its size.
+        CheckpointError: (slug "pickled-weights") it holds more than tensors, or was saved by torch before 1.6.
+        HeaderError: it is truncated, or does not fit its size.
     """
     _check_archive(source, file)
     size = source.files[file]
-    found = dict(_described(_weights(_loaded(source, file)), file))
-    for info in found.values():
-        if info.start + info.nbytes > size:
-            _refuse(file, f"{shown(info.name)} ends at byte {info.start + info.nbytes:,}, and the file at {size:,}")
-    return found
+    tensors = dict(_tensor_infos(_state_dict(_load(source, file)), file))
+    for info in tensors.values():
+        end = info.start + info.nbytes
+        if end > size:
+            refuse_file(file, f"{quoted(info.name)} ends at byte {end:,}, but the file at {size:,}")
+    return tensors
 
 
 def _check_archive(source: Source, file: str) -> None:
-    """A zip archive of stored records, with a pickle of bearable size."""
-    start = bytearray(min(len(_ZIP), source.files[file]))
+    """A zip archive of uncompressed records, with a pickle of limited size."""
+    start = bytearray(min(len(_ZIP_MAGIC), source.files[file]))
     source.read_into(file, 0, memoryview(start))
-    if start != _ZIP:
-        _refuse_program(file, "is no archive of torch: a bare pickle, or one of torch before 1.6")
+    if start != _ZIP_MAGIC:
+        _refuse_unsafe(file, "is not an archive of torch, but a bare pickle or a file of torch before 1.6")
     try:
         with zipfile.ZipFile(SourceFile(source, file)) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-        _refuse(file, "its list of contents is missing: it was cut short")
-    if len(records) > _MOST_RECORDS or any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        _refuse(file, "its records are not stored as torch stores them")
+        refuse_file(file, "its directory of records is missing: it is truncated")
+    if len(records) > _MAX_RECORDS or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        refuse_file(file, "its records are not stored as torch stores them")
     if sum(record.file_size for record in records if record.filename.endswith(".pkl")) > MAX_HEADER:
-        _refuse(file, f"its pickle has more than {MAX_HEADER:,} bytes")
+        refuse_file(file, f"its pickle has more than {MAX_HEADER:,} bytes")
 
 
-def _loaded(source: Source, file: str) -> object:
-    """What torch makes of the pickle: tensors that know their places, and hold nothing."""
+def _load(source: Source, file: str) -> object:
+    """The unpickled object, with tensors that know their offsets and hold no data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
@@ -111,60 +113,50 @@ def _loaded(source: Source, file: str) -> object:
     except CheckpointError:
         raise
     except pickle.UnpicklingError:
-        _refuse_program(file, "holds more than tensors")
-    # Torch's reader of foreign bytes promises no kind of error.
+        _refuse_unsafe(file, "holds more than tensors")
+    # torch promises no exception types for invalid files.
     except Exception as error:
-        _refuse(file, f"torch cannot read it ({type(error).__name__})")
+        refuse_file(file, f"torch cannot read it ({type(error).__name__})")
 
 
-def _weights(loaded: object) -> Mapping[object, object]:
+def _state_dict(loaded: object) -> Mapping[object, object]:
     """The mapping that holds tensors: the whole, or the part that training loops call so."""
     if isinstance(loaded, Mapping):
-        if any(isinstance(value, Tensor) for value in loaded.values()):
-            return loaded
-        for key in _WRAPPED:
-            inner = loaded.get(key)
-            if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-                return inner
+        for mapping in (loaded, *(loaded.get(key) for key in _WRAPPER_KEYS)):
+            if isinstance(mapping, Mapping) and any(isinstance(value, Tensor) for value in mapping.values()):
+                return mapping
     return {}
 
 
-def _described(weights: Mapping[object, object], file: str) -> Iterator[tuple[str, TensorInfo]]:
-    for name, tensor in weights.items():
+def _tensor_infos(state_dict: Mapping[object, object], file: str) -> Iterator[tuple[str, TensorInfo]]:
+    for name, tensor in state_dict.items():
         if isinstance(name, str) and isinstance(tensor, Tensor) and tensor.ndim <= MAX_SIDES:
-            yield name, _info(name, tensor, file)
+            yield name, _tensor_info(name, tensor, file)
 
 
-def _info(name: str, tensor: Tensor, file: str) -> TensorInfo:
-    word = _WORDS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+def _tensor_info(name: str, tensor: Tensor, file: str) -> TensorInfo:
+    dtype = _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     shape = tuple(int(side) for side in tensor.shape)
-    size = math.prod(shape) * tensor.dtype.itemsize
+    nbytes = math.prod(shape) * tensor.dtype.itemsize
     if tensor.layout != torch.strided:
         return TensorInfo(name, shape, "sparse", file, 0, 0)
     storage = tensor.untyped_storage()
-    place = getattr(storage, "_checkpoint_offset", None)
-    start = int(tensor.storage_offset()) * tensor.dtype.itemsize
-    if not isinstance(place, int):
-        obstacle = "and this version of torch does not tell where its numbers lie: a newer one does"
-        return TensorInfo(name, shape, f"{word} (of no place)", file, 0, 0, Storage(word, obstacle=obstacle))
-    if start + size > storage.nbytes() or not tensor.is_contiguous():
-        obstacle = "its rows do not lie one behind the other in the file"
-        return TensorInfo(name, shape, f"{word} (strided)", file, 0, 0, Storage(word, obstacle=obstacle))
-    return TensorInfo(name, shape, word, file, place + start, size)
+    storage_start = getattr(storage, "_checkpoint_offset", None)
+    offset = int(tensor.storage_offset()) * tensor.dtype.itemsize
+    if not isinstance(storage_start, int):
+        obstacle = "this version of torch does not report its offset in the file, but a newer one does"
+        return TensorInfo(name, shape, f"{dtype} (no offset)", file, 0, 0, StorageFormat(dtype, obstacle=obstacle))
+    if offset + nbytes > storage.nbytes() or not tensor.is_contiguous():
+        obstacle = "it is not contiguous in the file"
+        return TensorInfo(name, shape, f"{dtype} (strided)", file, 0, 0, StorageFormat(dtype, obstacle=obstacle))
+    return TensorInfo(name, shape, dtype, file, storage_start + offset, nbytes)
 
 
-def _refuse_program(file: str, what: str) -> NoReturn:
+def _refuse_unsafe(file: str, problem: str) -> NoReturn:
     raise CheckpointError(
-        f"{shown(file, most=300)} {what}. Opening it can run a program hidden in it, so it was not opened.",
-        cure="Convert it to safetensors on a machine that trusts it: load it with transformers and call "
+        f"{quoted(file, max_length=300)} {problem}. It was not loaded, because loading it can run any program hidden "
+        "in it.",
+        cure="Convert it to safetensors on a machine that may run it: load it with transformers and call "
         "`save_pretrained(folder)`; or give a revision that has safetensors.",
         slug="pickled-weights",
-    ) from None
-
-
-def _refuse(file: str, what: str) -> NoReturn:
-    raise HeaderError(
-        f"{shown(file)} cannot be trusted: {what}.",
-        cure="Download or copy the file again, and compare its size and checksum with those that its publisher states.",
-        slug="bad-header",
     ) from None

@@ -1,4 +1,4 @@
-"""Files held against the hashes that the Hub states: SHA-256 for large ones, git's SHA-1 for small ones."""
+"""Files checked against the hashes that the Hub states: SHA-256 of large ones, git's SHA-1 of small ones."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deltarank.checkpoints.escape import shown
+from deltarank.checkpoints.escape import quoted
 from deltarank.errors import CheckpointError
 
-_SHA256 = 64
+_SHA256_LENGTH = 64
 
 
-def matches(content: bytes | bytearray, digest: str) -> bool:
-    """Whether a file that came whole is the one that was listed."""
-    if len(digest) == _SHA256:
+def has_digest(content: bytes | bytearray, digest: str) -> bool:
+    """Whether these are the bytes of the file that the Hub lists with this hash."""
+    if len(digest) == _SHA256_LENGTH:
         return hashlib.sha256(content).hexdigest() == digest
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == digest
 
 
 def check_downloads(paths: Iterable[Path]) -> None:
-    """Holds files that have just come into the Hub's cache against their names there; takes a wrong one out again.
+    """Checks files in the Hub's cache against their hashes, and deletes those that do not match.
 
-    The cache names a large file's blob by its SHA-256; where it has no blobs (systems without links), nothing is done.
+    The cache names the blob of a large file by its SHA-256. Where it has no blobs (systems without symbolic links),
+    nothing is checked.
 
     Raises:
-        CheckpointError: (slug "damaged") one is not what the Hub lists.
+        CheckpointError: (slug "damaged") a file does not have the hash that the Hub lists.
     """
-    blobs = {path: blob for path in paths if len((blob := path.resolve()).name) == _SHA256}
-    with ThreadPoolExecutor(4) as pool:  # hashing lets other threads work
-        found = dict(zip(blobs, pool.map(_sha256, blobs.values()), strict=True))
-    wrong = [path for path, blob in blobs.items() if found[path] != blob.name]
+    blobs = {path: blob for path in paths if len((blob := path.resolve()).name) == _SHA256_LENGTH}
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
+        digests = dict(zip(blobs, pool.map(_sha256, blobs.values()), strict=True))
+    wrong = [path for path, blob in blobs.items() if digests[path] != blob.name]
     for path in wrong:
         path.unlink(missing_ok=True)
         blobs[path].unlink(missing_ok=True)
@@ -46,8 +47,8 @@ def _sha256(path: Path) -> str:
 
 def damaged(file: str) -> CheckpointError:
     return CheckpointError(
-        f"{shown(file, most=300)} arrived damaged: its bytes do not have the hash that the Hub states.",
-        cure="Run it again. If it stays so, something on the way (a proxy, a mirror) changes files: try another "
-        "network, or another HF_ENDPOINT.",
+        f"{quoted(file, max_length=300)} was damaged in transfer: its hash is not the one that the Hub states.",
+        cure="Run the command again. If it fails again, a proxy or mirror probably alters files: try another network, "
+        "or another HF_ENDPOINT.",
         slug="damaged",
     )

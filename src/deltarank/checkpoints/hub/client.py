@@ -1,4 +1,4 @@
-"""Models on the Hub: into huggingface_hub's usual cache, or streamed where the disk is too small.
+"""Calls to huggingface_hub: downloads into its usual cache, and its errors as ours.
 
 `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` work as they do everywhere.
 """
@@ -9,65 +9,63 @@ import errno
 import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-from deltarank.checkpoints.escape import shown
-from deltarank.checkpoints.folder import INDEX, SINGLE
-from deltarank.checkpoints.formats.shard_index import PICKLED_SUFFIX, SUFFIX, parse_index
+from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.folder import SAFETENSORS, SINGLE, read_owners
+from deltarank.checkpoints.formats.shard_index import BIN_INDEX_SUFFIX, INDEX_SUFFIX
 from deltarank.checkpoints.hub.checksums import check_downloads
-from deltarank.checkpoints.hub.retry import RETRIED, GaveUpError, Patience, told_wait
+from deltarank.checkpoints.hub.retry import RETRIED_STATUSES, Backoff, TransferError, requested_delay
 from deltarank.checkpoints.references import HubRef
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
 
 _T = TypeVar("_T")
 
-_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-"""How systems say that nothing more can be written."""
-
-_SMALL = ("*" + SUFFIX, "config.json")
-_PICKLED = ("pytorch_model*.bin", "pytorch_model*" + PICKLED_SUFFIX)
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_METADATA = ("*" + INDEX_SUFFIX, "config.json")
+_PICKLED = ("pytorch_model*.bin", "pytorch_model*" + BIN_INDEX_SUFFIX)
 
 
 def download(ref: HubRef) -> tuple[Path, str]:
-    """The snapshot folder with all the weights of a model in it, and the commit that it is.
+    """The snapshot folder with all the weights of a model in it, and its commit.
 
     `model.safetensors` if there is one, else the shards that the index names, else every safetensors file at the
-    top, else torch's `pytorch_model*.bin`. An index is checked before anything that it names is asked for.
+    top level, else PyTorch's `pytorch_model*.bin`. An index is checked before any file that it names is requested.
 
     Raises:
-        CheckpointError: not found, gated, damaged on the way, or the Hub cannot be reached; or the disk is full.
-        HeaderError: the index cannot be trusted.
+        CheckpointError: not found, gated, damaged in transfer, or the Hub cannot be reached; or the disk is full.
+        HeaderError: the index is invalid.
     """
-    folder, commit = snapshot_without_weights(ref)
+    folder, commit = download_metadata(ref)
     before = _weights(folder)
-    if not _has_single(ref, commit):
-        shards = _shards(folder)
-        _download(ref, commit, shards or ("*.safetensors",))
-        if not shards and not any(folder.glob("*.safetensors")):
+    if not _download_single(ref, commit):
+        shards = sorted({glob.escape(shard) for shard in read_owners(folder).values()})
+        _download(ref, commit, shards or ["*" + SAFETENSORS])
+        if not shards and not any(folder.glob("*" + SAFETENSORS)):
             _download(ref, commit, _PICKLED)
         if not shards and not _weights(folder):
-            refuse_without_weights(ref)
+            raise _no_weights(ref)
     check_downloads(_weights(folder) - before)
     return folder, commit
 
 
 def _weights(folder: Path) -> set[Path]:
-    return {*folder.rglob("*.safetensors"), *folder.rglob("*.bin")}
+    return {*folder.rglob("*" + SAFETENSORS), *folder.rglob("*.bin")}
 
 
-def snapshot_without_weights(ref: HubRef) -> tuple[Path, str]:
-    """The snapshot folder with config.json and the index in it, and the commit.
+def download_metadata(ref: HubRef) -> tuple[Path, str]:
+    """The snapshot folder with config.json and the shard index in it, and its commit.
 
-    One request finds the commit; all that follows names it, so a push in between changes nothing.
+    One request resolves the commit, and all later ones name it: a push in between changes nothing.
     """
-    folder = _download(ref, ref.revision, _SMALL)
+    folder = _download(ref, ref.revision, _METADATA)
     return folder, folder.name
 
 
-def download_named(ref: HubRef, names: Sequence[str]) -> tuple[Path, str]:
-    """The snapshot folder with those of these files in it that lie at a repository's top, and the commit.
+def download_files(ref: HubRef, names: Sequence[str]) -> tuple[Path, str]:
+    """The snapshot folder with those of these files in it that the repository has, and its commit.
 
-    Files of the cache are held against their hashes, too: adapters are small.
+    Their hashes are checked even if they were in the cache.
 
     Raises:
         CheckpointError: not found, gated, damaged, or the Hub cannot be reached; or the disk is full.
@@ -77,125 +75,117 @@ def download_named(ref: HubRef, names: Sequence[str]) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def refuse_without_weights(ref: HubRef) -> NoReturn:
-    raise CheckpointError(
-        f"{shown(ref.repo_id)} has neither safetensors nor a `pytorch_model.bin` at this revision.",
-        cure="Look among the model's branches and pull requests for a conversion (org/name@refs/pr/1). A GGUF file is "
-        "read from this machine: `hf download` it, and give its path.",
+def _no_weights(ref: HubRef) -> CheckpointError:
+    return CheckpointError(
+        f"{quoted(ref.repo_id)} has neither safetensors files nor a `pytorch_model.bin` at this revision.",
+        cure="Look among the model's branches and pull requests for a conversion (org/name@refs/pr/1). Give a GGUF "
+        "file by its local path, after `hf download`.",
         slug="no-weights",
     )
-
-
-def _shards(folder: Path) -> tuple[str, ...]:
-    indexes = sorted(folder.glob("*" + SUFFIX)) if folder.is_dir() else []
-    chosen = [path for path in indexes if path.name == INDEX] or indexes
-    if len(chosen) != 1:
-        return ()
-    owners = parse_index(chosen[0].read_bytes(), file=chosen[0].name)
-    return tuple(sorted({glob.escape(shard) for shard in owners.values()}))
 
 
 def _download(ref: HubRef, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    # fnmatch's * crosses folders, and other models of a repository lie in them.
+    # fnmatch's * also matches "/", and subfolders may hold other models.
     ignored = None if any("/" in pattern for pattern in patterns) else ["*/*"]
-    return Path(
-        at_the_edge(
-            ref,
-            lambda: snapshot_download(
-                ref.repo_id,
-                revision=revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=ignored,
-                library_name="deltarank",
-            ),
-        )
+    folder = call_hub(
+        ref,
+        lambda: snapshot_download(
+            ref.repo_id,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=ignored,
+            library_name="deltarank",
+        ),
     )
+    return Path(folder)
 
 
-def _has_single(ref: HubRef, commit: str) -> bool:
+def _download_single(ref: HubRef, commit: str) -> bool:
+    """Whether there is a `model.safetensors`, which then is in the cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    def ask() -> bool:
+    def request() -> bool:
         try:
             hf_hub_download(ref.repo_id, SINGLE, revision=commit, library_name="deltarank")
-        except EntryNotFoundError:  # Also where offline and not in the cache: the shards may be.
+        except EntryNotFoundError:  # also when offline and not in the cache: the shards may be
             return False
         return True
 
-    return at_the_edge(ref, ask)
+    return call_hub(ref, request)
 
 
-def at_the_edge(ref: HubRef, action: Callable[[], _T]) -> _T:
-    """Whatever the client library raises, as an error of ours; what a busy Hub refuses is asked again, in patience.
+def call_hub(ref: HubRef, request: Callable[[], _T]) -> _T:
+    """Translates the client's exceptions, and retries when the Hub is busy.
 
-    A line that does not work is told at once: at the start of a run its user is there.
+    A connection that fails is not retried: at the start of a run the user is present.
     """
-    patience = Patience()
+    backoff = Backoff()
     while True:
         try:
-            return action()
+            return request()
         except DeltarankError:
             raise
-        # The client raises its own errors, those of the HTTP library under it, and those of Xet: no common root.
+        # The client raises its own exceptions, those of its HTTP library and those of Xet, without a common base class.
         except Exception as error:
-            busy = _busy(error)
+            busy = _busy_response(error)
             if busy is None:
-                raise translated(ref, error) from error
+                raise translate_hub_error(ref, error) from error
             try:
-                patience.wait(f"it answers {busy.status_code}", told_wait(busy.headers))
-            except GaveUpError:
-                raise translated(ref, error) from error
+                backoff.wait(f"it answers {busy.status_code}", requested_delay(busy.headers))
+            except TransferError:
+                raise translate_hub_error(ref, error) from error
 
 
-def _busy(error: Exception) -> Any:
-    """The Hub's answer, if it is one that another try may change. The client may have wrapped it once."""
-    for each in (error, error.__cause__):
-        response = getattr(each, "response", None)
-        if getattr(response, "status_code", None) in RETRIED:
+def _busy_response(error: Exception) -> Any:
+    """The Hub's response if another try may change it. The client may have wrapped the exception once."""
+    for exception in (error, error.__cause__):
+        response = getattr(exception, "response", None)
+        if getattr(response, "status_code", None) in RETRIED_STATUSES:
             return response
     return None
 
 
-def translated(ref: HubRef, error: Exception) -> DeltarankError:
+def translate_hub_error(ref: HubRef, error: Exception) -> DeltarankError:
     from huggingface_hub import errors
 
+    model = quoted(ref.repo_id)
     if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{shown(ref.repo_id)} is not a Hub id.", cure="Ids are org/name.", slug="bad-reference")
+        return UsageError(f"{model} is not a Hub id.", cure="Give an id such as org/name.", slug="bad-reference")
     if isinstance(error, errors.GatedRepoError):
         return CheckpointError(
-            f"{shown(ref.repo_id)} is gated: its publisher lets in only those who asked.",
-            cure="Ask on the model's page, then set HF_TOKEN or run `hf auth login`.",
+            f"{model} is gated: you need its publisher's permission.",
+            cure="Request access on the model's page, then set HF_TOKEN or run `hf auth login`.",
             slug="hub-gated",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return CheckpointError(
-            f"{shown(ref.repo_id)} has no revision {shown(ref.revision)}.",
+            f"{model} has no revision {quoted(ref.revision)}.",
             cure="Look up its branches, tags and commits on the model's page.",
             slug="hub-no-revision",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return CheckpointError(
-            f"There is neither a folder {shown(ref.repo_id)} here nor, for you, a model of that name on the Hub.",
+            f"There is no local folder {model}, and no model of that name on the Hub that you can access.",
             cure="Check the spelling. If the model is private, set HF_TOKEN or run `hf auth login`.",
             slug="hub-not-found",
         )
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return CheckpointError(
-            f"{shown(ref.repo_id)} does not fit on the disk: {shown(error.strerror)}.",
-            cure="Free space under HF_HOME, set HF_HOME to a larger disk, or give --stream, which keeps nothing.",
+            f"{model} does not fit on the disk: {quoted(error.strerror)}.",
+            cure="Free some space under HF_HOME, set HF_HOME to a larger disk, or use --stream, which saves nothing.",
             slug="disk-full",
         )
     return CheckpointError(
-        f"{shown(ref.repo_id)} could not be had from the Hub: {_first_line(error)}",
-        cure="Check the network, HF_ENDPOINT, HF_HUB_OFFLINE and the free space under HF_HOME, and run it again: "
-        "files that arrived whole are kept.",
+        f"Could not fetch {model} from the Hub: {_first_line(error)}",
+        cure="Check the network, HF_ENDPOINT, HF_HUB_OFFLINE and the free space under HF_HOME; then run the command "
+        "again. Files that arrived complete are kept.",
         slug="hub-unreachable",
     )
 
 
 def _first_line(error: Exception) -> str:
     line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {shown(line, most=300)}."
+    return f"{type(error).__name__}: {quoted(line, max_length=300)}."

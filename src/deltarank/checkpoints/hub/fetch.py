@@ -1,4 +1,4 @@
-"""A model on the Hub as a source: from the cache, downloaded into it, or streamed. Free disk decides unless told."""
+"""A model on the Hub as a source: read from the cache, downloaded into it, or streamed."""
 
 from __future__ import annotations
 
@@ -10,159 +10,178 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deltarank.checkpoints.escape import shown
-from deltarank.checkpoints.folder import Weights, find_weights
-from deltarank.checkpoints.hub.client import download, download_named, snapshot_without_weights, translated
-from deltarank.checkpoints.hub.http_ranges import HttpFile, Ranged, RemoteFile, Traffic
+from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.folder import WeightFiles, find_weights
+from deltarank.checkpoints.hub.client import download, download_files, download_metadata, translate_hub_error
+from deltarank.checkpoints.hub.http_ranges import HttpRangeReader, RangeReader, RemoteFile, Traffic
 from deltarank.checkpoints.hub.listing import list_weights
-from deltarank.checkpoints.hub.source import HubSource, PooledSource
-from deltarank.checkpoints.hub.xet import XetFile, XetLine
+from deltarank.checkpoints.hub.source import CombinedSource, HubSource
+from deltarank.checkpoints.hub.xet import XetConnection, XetRangeReader
 from deltarank.checkpoints.hub.xet import is_available as xet_is_available
 from deltarank.checkpoints.references import HubRef, parse_ref
 from deltarank.checkpoints.source import LocalSource, Source
 from deltarank.errors import CheckpointError, UsageError
 from deltarank.results import size
 
-Fetch = Literal["auto", "download", "stream"]
-WAYS: tuple[Fetch, ...] = ("auto", "download", "stream")
+FetchMode = Literal["auto", "download", "stream"]
+FETCH_MODES: tuple[FetchMode, ...] = ("auto", "download", "stream")
 
-SPARE = 5_000_000_000
-"""Bytes that a download leaves free on its disk, or it is streamed."""
+MIN_FREE_BYTES = 5_000_000_000
+"""Disk space that must remain free after a download; else "auto" streams."""
 
-Tell = Callable[[str], None]
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_FILES = (_ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """A model whose weights can be read. `weights.folder` holds config.json, whether the weights lie there or not."""
+class FetchedModel:
+    """A model whose weights can be read. `weights.folder` holds config.json even if the weights are streamed."""
 
-    weights: Weights
+    weights: WeightFiles
     commit: str | None
     source: Source
     traffic: Traffic | None = None
 
+    @classmethod
+    def local(cls, weights: WeightFiles, commit: str | None = None) -> FetchedModel:
+        return cls(weights, commit, LocalSource(weights.folder, weights.names))
 
-def fetch(ref: HubRef, how: Fetch, tell: Tell) -> Fetched:
-    """Finds a model and makes it readable.
 
-    download: everything into the cache first. stream: what is not in the cache is read by byte ranges, and nothing is
-    kept. auto: download if the disk then keeps 5 GB free, else stream; `tell` is told which.
+def fetch_model(ref: HubRef, mode: FetchMode, on_note: Callable[[str], None]) -> FetchedModel:
+    """Makes a model readable.
+
+    "download" puts all of it into the cache. "stream" reads what is not in the cache by byte ranges, and saves nothing.
+    "auto" downloads if at least 5 GB of disk would remain free, else streams, and says which in a note.
 
     Raises:
         CheckpointError, HeaderError: as `open_checkpoint`.
     """
     from huggingface_hub import constants
 
-    if how == "download" or constants.HF_HUB_OFFLINE:
+    if mode == "download" or constants.HF_HUB_OFFLINE:
         return _downloaded(ref)
-    folder, commit = snapshot_without_weights(ref)
-    found = list_weights(ref, commit, folder)
-    if found is None:
-        return _refuse_to_stream(ref) if how == "stream" else _downloaded(ref)
-    weights, files = found
+    folder, commit = download_metadata(ref)
+    listed = list_weights(ref, commit, folder)
+    if listed is None:
+        if mode == "stream":
+            raise _cannot_stream(ref)
+        return _downloaded(ref)
+    weights, files = listed
     missing = [file for file in files if not (folder / file.name).is_file()]
-    if missing and _is_streamed(ref, how, sum(file.size for file in missing), tell):
-        return _streamed(ref, commit, weights, missing, tell)
-    if missing:
-        return _downloaded(HubRef(ref.repo_id, commit))
-    return Fetched(weights, commit, LocalSource(folder, weights.files))
+    if not missing:
+        return FetchedModel.local(weights, commit)
+    if is_streamed(ref, mode, sum(file.size for file in missing), on_note):
+        return _streamed(ref, commit, weights, missing, on_note)
+    return _downloaded(HubRef(ref.repo_id, commit))
 
 
 def fetch_files(ref: str | os.PathLike[str], names: Sequence[str], *, revision: str | None) -> tuple[Path, str | None]:
-    """A folder that holds those of these files which there are: one on this machine, or one in the Hub's cache.
-
-    Returns it with the commit that it is, which only what comes from the Hub has.
+    """A local folder, or one in the Hub's cache, that holds those of these files that exist; and its commit on the Hub.
 
     Raises:
         UsageError, CheckpointError: as `open_checkpoint`.
     """
-    found = parse_ref(ref, revision)
-    return download_named(found, names) if isinstance(found, HubRef) else (found.path, None)
+    parsed = parse_ref(ref, revision)
+    return download_files(parsed, names) if isinstance(parsed, HubRef) else (parsed.path, None)
 
 
-def _downloaded(ref: HubRef) -> Fetched:
-    folder, commit = download(ref)
-    weights = find_weights(folder)
-    return Fetched(weights, commit, LocalSource(weights.folder, weights.files))
+def find_adapter_folder(ref: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str | None] | None:
+    """The folder of a LoRA adapter, its reference, and its commit on the Hub; None if there is no adapter.
+
+    Raises:
+        UsageError, CheckpointError: as `open_checkpoint`.
+    """
+    folder, commit = fetch_files(ref, _ADAPTER_FILES, revision=revision)
+    return (folder, parse_ref(ref, revision).ref, commit) if (folder / _ADAPTER_CONFIG).is_file() else None
 
 
-def _is_streamed(ref: HubRef, how: Fetch, needed: int, tell: Tell) -> bool:
-    """Decides, and says so before hours of it begin."""
+def check_fetch_mode(mode: str) -> FetchMode:
+    """Raises:
+    UsageError: (slug "bad-fetch") there is no such mode.
+    """
+    for valid in FETCH_MODES:
+        if mode == valid:
+            return valid
+    raise UsageError(
+        f"{quoted(mode)} is not a fetch mode.", cure=f"Give one of {', '.join(FETCH_MODES)}.", slug="bad-fetch"
+    )
+
+
+def is_streamed(ref: HubRef, mode: FetchMode, nbytes: int, on_note: Callable[[str], None]) -> bool:
+    """Decides between streaming and downloading, and says so before hours of it begin."""
     from huggingface_hub import constants
 
-    free = _free(Path(constants.HF_HUB_CACHE))
-    streamed = how == "stream" or needed + SPARE > free
-    way = "streamed, and nothing of it is kept" if streamed else "downloaded into the Hub's cache"
-    why = "" if how == "stream" else f" ({size(free)} are free there)" if not streamed else f" ({size(free)} are free)"
-    tell(f"{shown(ref.ref)}: {size(needed)} are {way}{why}.")
+    free = _free_bytes(Path(constants.HF_HUB_CACHE))
+    streamed = mode == "stream" or nbytes + MIN_FREE_BYTES > free
+    model = f"{size(nbytes)} of {quoted(ref.ref)}"
+    action = f"Streaming {model} without saving it" if streamed else f"Downloading {model} into the Hub's cache"
+    on_note(f"{action}{'' if mode == 'stream' else f' ({size(free)} of disk space free)'}.")
     return streamed
 
 
-def _free(folder: Path) -> int:
-    """Bytes free where the cache lies or will lie."""
+def _free_bytes(folder: Path) -> int:
+    """Free space on the disk where the cache is or will be."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
-def _streamed(ref: HubRef, commit: str, weights: Weights, missing: Sequence[RemoteFile], tell: Tell) -> Fetched:
+def _downloaded(ref: HubRef) -> FetchedModel:
+    folder, commit = download(ref)
+    return FetchedModel.local(find_weights(folder), commit)
+
+
+def _streamed(
+    ref: HubRef, commit: str, weights: WeightFiles, missing: Sequence[RemoteFile], on_note: Callable[[str], None]
+) -> FetchedModel:
     traffic = Traffic(frozenset(file.name for file in missing))
-    ways = _Ways(ref, commit, traffic, tell)
+    readers = _RangeReaders(ref, commit, traffic, on_note)
     source: Source = HubSource(
-        missing, ways.to, traffic=traffic, stop=ways.stop, translate=lambda error: translated(ref, error)
+        missing,
+        readers.open,
+        traffic=traffic,
+        stop=readers.stop,
+        translate=lambda error: translate_hub_error(ref, error),
     )
-    cached = [name for name in weights.files if name not in source.files]
+    cached = [name for name in weights.names if name not in source.files]
     if cached:
-        source = PooledSource([source, LocalSource(weights.folder, cached)])
-    return Fetched(weights, commit, source, traffic)
+        source = CombinedSource([source, LocalSource(weights.folder, cached)])
+    return FetchedModel(weights, commit, source, traffic)
 
 
-class _Ways:
-    """How each file of a model is read: over Xet where it lies there, else over HTTP."""
+class _RangeReaders:
+    """Opens the files of a model: over Xet if they are stored there, else over HTTP."""
 
-    def __init__(self, ref: HubRef, commit: str, traffic: Traffic, tell: Tell) -> None:
+    def __init__(self, ref: HubRef, commit: str, traffic: Traffic, on_note: Callable[[str], None]) -> None:
         from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        self._ref, self._commit, self._traffic, self._tell = ref, commit, traffic, tell
+        self._ref, self._commit, self._traffic, self._on_note = ref, commit, traffic, on_note
         self._headers: dict[str, str] = build_hf_headers(library_name="deltarank")
         self._stopped = threading.Event()
-        self._line: XetLine | None = None
+        self._xet: XetConnection | None = None
         if xet_is_available():
             url = f"{constants.ENDPOINT}/api/models/{ref.repo_id}/xet-read-token/{commit}"
-            self._line = XetLine(url, self._headers, traffic, tell)
+            self._xet = XetConnection(url, self._headers, traffic, on_note)
 
-    def to(self, file: RemoteFile) -> Ranged:
-        http = self._over_http(file)
-        return XetFile(file, self._line, http) if self._line and file.xet_hash else http
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._line is not None:
-            self._line.close()
-
-    def _over_http(self, file: RemoteFile) -> HttpFile:
+    def open(self, file: RemoteFile) -> RangeReader:
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self._ref.repo_id, file.name, revision=self._commit)
-        return HttpFile(file, url, self._headers, traffic=self._traffic, tell=self._tell, stopped=self._stopped)
+        http = HttpRangeReader(
+            file, url, self._headers, traffic=self._traffic, on_note=self._on_note, stopped=self._stopped
+        )
+        return XetRangeReader(file, self._xet, http) if self._xet and file.xet_hash else http
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._xet is not None:
+            self._xet.close()
 
 
-def _refuse_to_stream(ref: HubRef) -> Fetched:
-    raise CheckpointError(
-        f"{shown(ref.repo_id)} has no safetensors weights at this revision that could be read by parts.",
-        cure="Give --download: what else it holds is looked at then.",
+def _cannot_stream(ref: HubRef) -> CheckpointError:
+    return CheckpointError(
+        f"{quoted(ref.repo_id)} cannot be streamed: it has no safetensors weights at this revision.",
+        cure="Use --download, which also accepts other formats.",
         slug="cannot-stream",
-    )
-
-
-def check_fetch_mode(how: str) -> Fetch:
-    """Raises:
-    UsageError: (slug "bad-fetch") no such way.
-    """
-    for way in WAYS:
-        if how == way:
-            return way
-    raise UsageError(
-        f"{shown(how)} is no way to fetch a model.", cure=f"Give one of {', '.join(WAYS)}.", slug="bad-fetch"
     )

@@ -1,7 +1,7 @@
-"""One file on the Hub, read by byte ranges over HTTP, whatever the line does.
+"""One file on the Hub, read by byte ranges over HTTP, through interruptions of the connection.
 
-A file's address is resolved once: the first request goes to the Hub and follows its redirect, all others go to the
-signed link that it led to, until that expires. The Hub counts the former only.
+The first request goes to the Hub and follows its redirect to a signed URL; later requests go to that URL until it
+expires. Only requests to the Hub itself count towards its rate limit.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from deltarank.checkpoints.hub.retry import RETRIED, GaveUpError, Patience, told_wait
-from deltarank.checkpoints.source import unreadable
+from deltarank.checkpoints.file_errors import unreadable
+from deltarank.checkpoints.hub.retry import RETRIED_STATUSES, Backoff, TransferError, requested_delay
 
-MOST_PASSED_OVER = 64 << 20
-"""Bytes before the wanted ones that are read and dropped where a server ignores ranges."""
+MAX_DISCARDED_BYTES = 64 << 20
+"""Bytes before the wanted ones that are read and discarded if a server ignores ranges."""
 
-EXPIRED = frozenset({401, 403, 404, 410})
-"""What a signed link answers when its time is over. Asked of the Hub itself, the same answers are final."""
+EXPIRED_STATUSES = frozenset({401, 403, 404, 410})
+"""What a signed URL answers after it expired. From the Hub itself, these answers are final."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What the Hub's listing says of a file. `digest`: SHA-256 of a large file, git's SHA-1 of a small one."""
+    """A file in the Hub's listing. `digest` is the SHA-256 of a large file, git's SHA-1 of a small one."""
 
     name: str
     size: int
@@ -36,7 +36,7 @@ class RemoteFile:
 
 @dataclass
 class Traffic:
-    """Counts what came over the line of these files."""
+    """Counts requests for these files, and bytes received."""
 
     files: frozenset[str] = frozenset()
     requests: int = 0
@@ -49,56 +49,56 @@ class Traffic:
             self.received += received
 
 
-class Ranged(Protocol):
+class RangeReader(Protocol):
     """A file that is read by position. Several threads may read at once."""
 
     def read(self, start: int, view: memoryview) -> None:
         """Fills the whole view.
 
         Raises:
-            CheckpointError: (slug "unreadable") what arrives is not the file that was listed.
-            GaveUpError: every try failed.
-            Exception: what the client library raises for an answer that is final.
+            CheckpointError: (slug "unreadable") what arrives is not the listed file.
+            TransferError: every try failed.
+            Exception: the client library's, for an answer that is final.
         """
 
 
 @dataclass
 class _Transfer:
-    """A range that arrives bit by bit."""
+    """A range that arrives in chunks."""
 
     start: int
     view: memoryview
     done: int = 0
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return self.view.nbytes - self.done
 
     @property
-    def header(self) -> str:
+    def range_header(self) -> str:
         return f"bytes={self.start + self.done}-{self.start + self.view.nbytes - 1}"
 
-    def take(self, piece: bytes) -> None:
-        """More than was asked for is passed over."""
-        part = piece[: self.left]
+    def append(self, chunk: bytes) -> None:
+        """Bytes beyond the range are ignored."""
+        part = chunk[: self.remaining]
         self.view[self.done : self.done + len(part)] = part
         self.done += len(part)
 
 
-class _LaterError(Exception):
-    """The server is there and does not serve us now."""
+class _BusyError(Exception):
+    """The server answers that it cannot serve the request now."""
 
-    def __init__(self, status: int, told: float | None) -> None:
+    def __init__(self, status: int, delay: float | None) -> None:
         super().__init__(f"it answers {status}")
-        self.told = told
+        self.delay = delay
 
 
 class _ExpiredError(Exception):
-    """A signed link that led to the file does not any more."""
+    """The signed URL has expired."""
 
 
-class HttpFile:
-    """Reads by `Range` requests: cut bodies go on where they broke off, other faults are tried again with patience."""
+class HttpRangeReader:
+    """Reads by `Range` requests; a truncated response is continued, and other failures are retried with a backoff."""
 
     def __init__(
         self,
@@ -107,123 +107,122 @@ class HttpFile:
         headers: Mapping[str, str],
         *,
         traffic: Traffic,
-        tell: Callable[[str], None],
+        on_note: Callable[[str], None],
         stopped: threading.Event,
     ) -> None:
         self._file = file
         self._url = url
         self._headers = dict(headers)
         self._traffic = traffic
-        self._tell = tell
+        self._on_note = on_note
         self._stopped = stopped
-        self._link: str | None = None
+        self._signed_url: str | None = None
         self._resolving = threading.Lock()
 
     def read(self, start: int, view: memoryview) -> None:
         transfer = _Transfer(start, view)
-        patience = Patience(self._tell, self._stopped.wait)
-        while transfer.left:
-            before, told = transfer.done, None
+        backoff = Backoff(self._on_note, self._stopped.wait)
+        while transfer.remaining:
+            done_before, delay = transfer.done, None
             try:
-                self._ask(transfer)
-                trouble = "the answer ended early"
+                self._request(transfer)
+                problem = "the response ended early"
             except _ExpiredError as error:
-                trouble, told = str(error), 0.0
-            except _LaterError as error:
-                trouble, told = str(error), error.told
+                problem, delay = str(error), 0.0
+            except _BusyError as error:
+                problem, delay = str(error), error.delay
             except _transport_error() as error:
-                trouble = f"{type(error).__name__}: {error}"
-            if transfer.done > before:
-                patience.renew()
-                told = told or 0.0  # a line that drops after a while is a line that works
+                problem = f"{type(error).__name__}: {error}"
+            if transfer.done > done_before:
+                backoff.reset()
+                delay = delay or 0.0  # a connection that breaks after a while is one that works
             if self._stopped.is_set():
-                raise GaveUpError("it was stopped")
-            if transfer.left:
-                patience.wait(trouble, told)
+                raise TransferError("it was stopped")
+            if transfer.remaining:
+                backoff.wait(problem, delay)
 
-    def _ask(self, transfer: _Transfer) -> None:
-        """One request; how far it came stands in the transfer."""
+    def _request(self, transfer: _Transfer) -> None:
+        """One request; `transfer.done` says how far it came."""
         from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # lazily exported
 
         with ExitStack() as stack:
-            # One thread resolves, the others wait for its link: not for its body.
-            resolving = self._link is None and self._resolving.acquire()
-            if resolving:
+            # One thread resolves the signed URL; the others wait for the URL, not for the body.
+            resolves = self._signed_url is None and self._resolving.acquire()
+            if resolves:
                 unlock = stack.enter_context(ExitStack())
                 unlock.callback(self._resolving.release)
-            link = self._link
+            signed_url = self._signed_url
             response = stack.enter_context(
                 get_session().stream(
                     "GET",
-                    link or self._url,
-                    headers=self._request_headers(transfer, link),
+                    signed_url or self._url,
+                    headers=self._request_headers(transfer, signed_url),
                     timeout=_timeout(),
                     follow_redirects=True,
                 )
             )
             self._traffic.count(requests=1)
-            self._check(response, link)
-            if link is None:
-                self._link = str(response.url)
-            if resolving:
+            self._check(response, signed_url)
+            if signed_url is None:
+                self._signed_url = str(response.url)
+            if resolves:
                 unlock.close()
             self._receive(response, transfer)
 
-    def _request_headers(self, transfer: _Transfer, link: str | None) -> dict[str, str]:
-        headers = {**self._headers, "Range": transfer.header, "Accept-Encoding": "identity"}
-        if link is not None and _origin(link) != _origin(self._url):
+    def _request_headers(self, transfer: _Transfer, signed_url: str | None) -> dict[str, str]:
+        headers = {**self._headers, "Range": transfer.range_header, "Accept-Encoding": "identity"}
+        if signed_url is not None and _origin(signed_url) != _origin(self._url):
             headers.pop("authorization", None)
         return headers
 
-    def _check(self, response: Any, link: str | None) -> None:
-        """Raises for every answer that brings no bytes."""
+    def _check(self, response: Any, signed_url: str | None) -> None:
+        """Raises for every answer without content."""
         from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
         status = response.status_code
         if status in (200, 206):
             return
-        if link is not None and link != self._url and status in EXPIRED:
-            if self._link == link:
-                self._link = None
-            raise _ExpiredError(f"its link answers {status}")
-        if status in RETRIED:
-            raise _LaterError(status, told_wait(response.headers))
+        if signed_url is not None and signed_url != self._url and status in EXPIRED_STATUSES:
+            if self._signed_url == signed_url:
+                self._signed_url = None
+            raise _ExpiredError(f"its signed URL answers {status}")
+        if status in RETRIED_STATUSES:
+            raise _BusyError(status, requested_delay(response.headers))
         hf_raise_for_status(response)
-        raise _LaterError(status, None)
+        raise _BusyError(status, None)
 
     def _receive(self, response: Any, transfer: _Transfer) -> None:
-        first = self._first_byte(response, transfer)
-        passed = transfer.start + transfer.done - first
-        for piece in response.iter_raw():  # of no fixed size, which would hold back what came before a line dropped
-            self._traffic.count(received=len(piece))
-            wanted = piece[passed:] if passed < len(piece) else b""
-            passed = max(passed - len(piece), 0)
-            transfer.take(wanted)
-            if not transfer.left or self._stopped.is_set():
-                return  # Leaving closes the connection: what else would come is not wanted.
+        to_discard = transfer.start + transfer.done - self._first_byte(response, transfer)
+        for chunk in response.iter_raw():  # without a fixed size, which would hold back bytes before a break
+            self._traffic.count(received=len(chunk))
+            wanted = chunk[to_discard:] if to_discard < len(chunk) else b""
+            to_discard = max(to_discard - len(chunk), 0)
+            transfer.append(wanted)
+            if not transfer.remaining or self._stopped.is_set():
+                return  # leaving closes the connection, and with it the rest of the response
 
     def _first_byte(self, response: Any, transfer: _Transfer) -> int:
-        """Where in the file the body begins: 0 if the range was ignored and the whole file comes."""
+        """The body's offset in the file: 0 if the server ignored the range and sends the whole file."""
         position = transfer.start + transfer.done
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise unreadable(self._file.name, "the Hub sends it compressed, so no range of it is known")
+            raise unreadable(self._file.name, "the Hub sends it compressed, so byte ranges are meaningless")
         if response.status_code == 200:
-            if position > MOST_PASSED_OVER:
-                raise unreadable(self._file.name, "its server sends whole files only; give --download")
+            if position > MAX_DISCARDED_BYTES:
+                raise unreadable(self._file.name, "its server does not support byte ranges; use --download")
             return 0
         first, total = _content_range(response.headers.get("Content-Range", ""))
         if first != position or total not in (None, self._file.size):
-            raise unreadable(self._file.name, "the Hub sends another part, or another file, than it lists")
+            raise unreadable(self._file.name, "the Hub sends another range or file than was requested")
         return position
 
 
 def _content_range(text: str) -> tuple[int | None, int | None]:
-    """ "bytes 5-9/100" -> (5, 100); None for what is not stated."""
+    """ "bytes 5-9/100" -> (5, 100); None for a number that is missing."""
     unit, _, rest = text.partition(" ")
     span, _, total = rest.partition("/")
     first = span.partition("-")[0]
-    known = [int(x) if x.isascii() and x.isdigit() and len(x) < 20 else None for x in (first, total)]
-    return (known[0], known[1]) if unit == "bytes" else (None, None)
+    numbers = [int(x) if x.isascii() and x.isdigit() and len(x) < 20 else None for x in (first, total)]
+    return (numbers[0], numbers[1]) if unit == "bytes" else (None, None)
 
 
 def _origin(url: str) -> tuple[str, str]:
@@ -232,16 +231,16 @@ def _origin(url: str) -> tuple[str, str]:
 
 
 def _timeout() -> float:
-    """Seconds without a byte until a line counts as dead: the client library's own setting."""
+    """Seconds without a byte after which a connection counts as dead: the client library's setting."""
     from huggingface_hub import constants
 
     return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def _transport_error() -> type[Exception]:
-    """What the HTTP library raises for a line that fails. It goes by two names across the client library's versions."""
+    """The HTTP library's exception for a failing connection; which library it is depends on the client's version."""
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # lazily exported
 
     library = sys.modules[type(get_session()).__module__.partition(".")[0]]
-    found: type[Exception] = library.TransportError
-    return found
+    error: type[Exception] = library.TransportError
+    return error

@@ -1,8 +1,8 @@
 """Byte ranges fetched before they are read: several at a time, in the order announced, in bounded memory.
 
-What is announced (`prefetch`) is cut into blocks; neighbours are joined, so that many small tensors are one request.
-Each block is dropped once it was read. A reader never waits for room: what it asks for and nobody has begun to fetch is
-fetched at once, whatever is held.
+Prefetched ranges are split into blocks, and adjacent ranges are joined, so that many small tensors take one request. A
+block is dropped once it was read. A reader never waits for memory: bytes that nobody fetches yet are fetched at once,
+however much is buffered.
 """
 
 from __future__ import annotations
@@ -13,46 +13,40 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from deltarank.checkpoints.hub.retry import GaveUpError
+from deltarank.checkpoints.hub.retry import TransferError
 
-Fetch = Callable[[str, int, memoryview], None]
-"""Fills the view with the bytes of a file from a position on, or raises."""
+BLOCK_BYTES = 8 << 20
+"""The largest request: large compared with a round trip, small compared with the buffer."""
 
-BLOCK = 8 << 20
-"""Bytes of one request at most: large beside a round trip, small beside the budget."""
+MAX_BUFFERED_BYTES = 64 << 20
+"""Bytes that one checkpoint buffers ahead of its readers."""
 
-BUDGET = 64 << 20
-"""Bytes that one checkpoint holds ahead of its readers."""
+FETCH_THREADS = 6
 
-FETCHERS = 6
+MAX_GAP_SHARE = 50
+"""A request may join ranges with a gap between them of up to a fiftieth of its size."""
 
-GAP_SHARE = 50
-"""Bytes that nobody asked for may lie between neighbours of one request, up to a fiftieth of it."""
-
-STALE = 512
-"""Reads of other blocks after which one that nobody reads makes room."""
+STALE_READS = 512
+"""A fetched block may be dropped after so many reads of other blocks."""
 
 
 @dataclass
 class _Block:
-    """Bytes `start` to `end` of a file, on their way or here. `left` counts what was announced and is not yet read."""
+    """Bytes `start` to `end` of a file, being fetched or fetched. `unread` counts bytes announced and not yet read."""
 
     file: str
     start: int
     end: int
-    left: int
-    born: int
+    unread: int
+    last_used: int
     data: memoryview = field(init=False, repr=False)
     error: BaseException | None = None
     is_ready: bool = False
 
-    def covers(self, position: int) -> bool:
-        return self.start <= position < self.end
-
 
 @dataclass
-class _Want:
-    """Announced, and not yet begun."""
+class _Range:
+    """Bytes of a file that were announced; nobody fetches them yet."""
 
     file: str
     start: int
@@ -60,45 +54,52 @@ class _Want:
 
 
 class ReadAhead:
-    """Reads through `fetch`, which is called from several threads at once."""
+    """Reads through `fetch(file, start, view)`, which fills the view and is called from several threads at once."""
 
-    def __init__(self, fetch: Fetch, *, budget: int = BUDGET, block: int = BLOCK, fetchers: int = FETCHERS) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[str, int, memoryview], None],
+        *,
+        budget: int = MAX_BUFFERED_BYTES,
+        block: int = BLOCK_BYTES,
+        fetchers: int = FETCH_THREADS,
+    ) -> None:
         self._fetch = fetch
         self._budget = budget
         self._block = block
         self._fetchers = fetchers
         self._changed = threading.Condition()
-        self._wanted: deque[_Want] = deque()
+        self._queue: deque[_Range] = deque()
         self._blocks: dict[str, list[_Block]] = {}
         self._held = 0
         self._reads = 0
         self._threads: list[threading.Thread] = []
         self._closed = False
         self.most_held = 0
-        """Bytes, the most that were ever held."""
+        """The most bytes that were ever buffered."""
 
     def prefetch(self, file: str, start: int, length: int) -> None:
-        """Announces bytes; what is here, on its way or announced already is not announced twice."""
+        """Announces bytes; those that are buffered or were announced already are not announced again."""
         with self._changed:
             if self._closed:
                 return
             fresh = self._uncovered(file, start, start + length)
-            self._wanted.extend(_Want(file, first, last) for first, last in fresh)
+            self._queue.extend(_Range(file, first, last) for first, last in fresh)
             if fresh:
-                self._begin()
+                self._start_threads()
                 self._changed.notify_all()
 
     def read_into(self, file: str, start: int, view: memoryview) -> None:
         """Fills the view. Raises what `fetch` raised for these bytes."""
         done = 0
         while done < view.nbytes:
-            block, is_ours = self._block_at(file, start + done, view.nbytes - done)
-            if is_ours:  # in a thread: a program that stops cannot be held up by a silent line
+            block, is_new = self._block_at(file, start + done, view.nbytes - done)
+            if is_new:  # in a thread: a silent connection must not block a program that stops
                 threading.Thread(target=self._fill, args=(block,), name="deltarank-now", daemon=True).start()
             done += self._copy(block, start + done, view[done:])
 
     def drop(self, file: str) -> None:
-        """Forgets what is held of a file and was fetched."""
+        """Drops the fetched blocks of a file."""
         with self._changed:
             for block in list(self._blocks.get(file, ())):
                 if block.is_ready:
@@ -106,14 +107,14 @@ class ReadAhead:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """No reader waits any longer: each fails at once. Fetches that are going on end by themselves, unread."""
+        """Readers that wait fail at once. Fetches in progress end by themselves, unread."""
         with self._changed:
             self._closed = True
-            self._wanted.clear()
+            self._queue.clear()
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stops, and lets go of everything."""
+        """Stops, and releases all buffers."""
         self.stop()
         deadline = time.monotonic() + 0.25
         for thread in self._threads:
@@ -123,10 +124,10 @@ class ReadAhead:
             self._held = 0
 
     def _uncovered(self, file: str, start: int, end: int) -> list[tuple[int, int]]:
-        taken = [(b.start, b.end) for b in self._blocks.get(file, ())]
-        taken += [(w.start, w.end) for w in self._wanted if w.file == file]
+        covered = [(block.start, block.end) for block in self._blocks.get(file, ())]
+        covered += [(queued.start, queued.end) for queued in self._queue if queued.file == file]
         fresh = []
-        for first, last in sorted(taken):
+        for first, last in sorted(covered):
             if first >= end:
                 break
             if start < first:
@@ -134,7 +135,7 @@ class ReadAhead:
             start = max(start, last)
         return [*fresh, (start, end)] if start < end else fresh
 
-    def _begin(self) -> None:
+    def _start_threads(self) -> None:
         while len(self._threads) < self._fetchers:
             # Daemons: a program that ends does not wait for the network.
             thread = threading.Thread(target=self._work, name="deltarank-ahead", daemon=True)
@@ -144,79 +145,77 @@ class ReadAhead:
     def _work(self) -> None:
         while True:
             with self._changed:
-                block = self._next()
+                block = self._next_block()
                 while block is None and not self._closed:
                     self._changed.wait()
-                    block = self._next()
+                    block = self._next_block()
                 if block is None or self._closed:
                     return
             self._fill(block)
 
-    def _next(self) -> _Block | None:
+    def _next_block(self) -> _Block | None:
         """The next block to fetch, if there is one and room for it."""
-        if self._closed or not self._wanted or not self._has_room():
+        if self._closed or not self._queue or not self._has_room():
             return None
-        return self._gathered(self._wanted.popleft())
+        return self._join(self._queue.popleft())
 
-    def _gathered(self, first: _Want) -> _Block:
-        """A block that begins here, and goes on with what follows in its file as far as it was announced."""
+    def _join(self, first: _Range) -> _Block:
+        """A block that begins with this range, and continues with queued ranges that follow it in its file."""
         start = end = first.start
-        asked = 0
-        want: _Want | None = first
-        while want is not None:
-            last = min(want.end, start + self._block)
-            asked += last - want.start
+        announced = 0
+        part: _Range | None = first
+        while part is not None:
+            last = min(part.end, start + self._block)
+            announced += last - part.start
             end = last
-            if last < want.end:
-                self._wanted.appendleft(_Want(want.file, last, want.end))
+            if last < part.end:
+                self._queue.appendleft(_Range(part.file, last, part.end))
                 break
-            want = self._neighbour(first.file, start, end)
-        return self._add(first.file, start, end, asked)
+            part = self._pop_adjacent(first.file, start, end)
+        return self._add(first.file, start, end, announced)
 
-    def _neighbour(self, file: str, start: int, end: int) -> _Want | None:
-        """What goes on where this block ends, out of the queue: matrices are not always read in the files' order."""
-        for want in self._wanted:
-            if want.file == file and self._joins(want, start, end):
-                self._wanted.remove(want)
-                return want
+    def _pop_adjacent(self, file: str, start: int, end: int) -> _Range | None:
+        """The queued range that continues a block from `start` to `end`; matrices are not always read in file order."""
+        for queued in self._queue:
+            is_near = 0 <= queued.start - end <= (end - start) // MAX_GAP_SHARE
+            if queued.file == file and is_near and queued.start < start + self._block:
+                self._queue.remove(queued)
+                return queued
         return None
 
-    def _joins(self, want: _Want, start: int, end: int) -> bool:
-        """Whether it goes into a block that has `start` to `end` so far."""
-        return 0 <= want.start - end <= (end - start) // GAP_SHARE and want.start < start + self._block
-
     def _has_room(self) -> bool:
-        """What nobody came for makes room."""
-        every = [block for blocks in self._blocks.values() for block in blocks]
-        stale = [block for block in every if block.is_ready and self._reads - block.born > STALE]
+        """Drops stale blocks if memory is short."""
+        blocks = [block for blocks in self._blocks.values() for block in blocks]
+        stale = [block for block in blocks if block.is_ready and self._reads - block.last_used > STALE_READS]
         while stale and self._held + self._block > self._budget:
             self._remove(stale.pop(0))
         return self._held + self._block <= self._budget or self._held == 0
 
-    def _block_at(self, file: str, position: int, most: int) -> tuple[_Block, bool]:
-        """The block that holds this byte, and whether nobody fetches it yet."""
+    def _block_at(self, file: str, position: int, length: int) -> tuple[_Block, bool]:
+        """The block that holds this byte, and whether it is new and so not fetched yet."""
         with self._changed:
             self._reads += 1
-            near = [b for b in self._blocks.get(file, ()) if b.end > position]
-            for block in near:
-                if block.covers(position):
+            behind = [block for block in self._blocks.get(file, ()) if block.end > position]
+            for block in behind:
+                if block.start <= position:
                     return block, False
-            for want in self._wanted:
-                if want.file == file and want.start <= position < want.end:
-                    return self._taken(want, position), True
-            ends = [b.start for b in near] + [w.start for w in self._wanted if w.file == file and w.start > position]
-            end = min([position + min(most, self._block), *ends])
+            for queued in self._queue:
+                if queued.file == file and queued.start <= position < queued.end:
+                    return self._take_from_queue(queued, position), True
+            starts = [block.start for block in behind]
+            starts += [queued.start for queued in self._queue if queued.file == file and queued.start > position]
+            end = min([position + min(length, self._block), *starts])
             return self._add(file, position, end, end - position), True
 
-    def _taken(self, want: _Want, position: int) -> _Block:
-        """Out of the queue, a reader being before its fetchers."""
-        self._wanted.remove(want)
-        if want.start < position:
-            self._wanted.appendleft(_Want(want.file, want.start, position))
-        return self._gathered(_Want(want.file, position, want.end))
+    def _take_from_queue(self, queued: _Range, position: int) -> _Block:
+        """A block from `position` on, for a reader that is faster than the fetch threads."""
+        self._queue.remove(queued)
+        if queued.start < position:
+            self._queue.appendleft(_Range(queued.file, queued.start, position))
+        return self._join(_Range(queued.file, position, queued.end))
 
-    def _add(self, file: str, start: int, end: int, asked: int) -> _Block:
-        block = _Block(file, start, end, asked, self._reads)
+    def _add(self, file: str, start: int, end: int, announced: int) -> _Block:
+        block = _Block(file, start, end, announced, self._reads)
         block.data = memoryview(bytearray(end - start))
         self._blocks.setdefault(file, []).append(block)
         self._held += end - start
@@ -232,31 +231,31 @@ class ReadAhead:
     def _fill(self, block: _Block) -> None:
         try:
             self._fetch(block.file, block.start, block.data)
-        # A reader raises it, in its own thread.
+        # A reader raises it again, in its own thread.
         except BaseException as error:
             block.error = error
         with self._changed:
             block.is_ready = True
-            block.born = self._reads
+            block.last_used = self._reads
             self._changed.notify_all()
 
     def _copy(self, block: _Block, position: int, view: memoryview) -> int:
-        """As much as the block has of what the view wants; a block that was read goes."""
+        """Copies what the block has of the view's bytes, and drops the block once all of it was read."""
         with self._changed:
             while not block.is_ready:
                 if self._closed:
-                    raise GaveUpError("it was stopped")
+                    raise TransferError("it was stopped")
                 self._changed.wait()
             if block.error is not None:
                 self._remove(block)
                 self._changed.notify_all()
                 raise block.error
-        number = min(view.nbytes, block.end - position)
+        length = min(view.nbytes, block.end - position)
         first = position - block.start
-        view[:number] = block.data[first : first + number]
+        view[:length] = block.data[first : first + length]
         with self._changed:
-            block.left -= number
-            if block.left <= 0:
+            block.unread -= length
+            if block.unread <= 0:
                 self._remove(block)
                 self._changed.notify_all()
-        return number
+        return length

@@ -1,4 +1,4 @@
-"""How long a transfer that fails is tried again: as the server says, else twice as long each time."""
+"""How long a failed transfer waits before it is tried again: as the server asks, else twice as long each time."""
 
 from __future__ import annotations
 
@@ -7,65 +7,66 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 
-TRIES = 8
-"""Failures in a row, without a byte in between, until a transfer is given up: about a minute."""
+MAX_FAILURES = 8
+"""Failures in a row, without a byte in between, after which a transfer fails: about a minute."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0
-LONGEST_TOLD = 3600.0
-"""Seconds that a server may make us wait in one transfer."""
+FIRST_DELAY, MAX_DELAY = 0.25, 20.0
+MAX_REQUESTED_DELAY = 3600.0
+"""Seconds that a server may ask us to wait during one transfer."""
 
-WORTH_TELLING = 5.0
+NOTED_DELAY = 5.0
+"""Requested delays from this many seconds on are reported to the user."""
 
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that another try may change."""
-
-
-class GaveUpError(Exception):
-    """Every try failed; the text says how the last one did."""
+RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP statuses that another try may change."""
 
 
-class Patience:
-    """Counts the failures of one transfer. What arrives in between clears the count."""
+class TransferError(Exception):
+    """A transfer was stopped, or every try failed; the text says how the last one did."""
+
+
+class Backoff:
+    """Counts the failures of one transfer, and waits between its tries. Received data resets the count."""
 
     def __init__(
         self,
-        tell: Callable[[str], None] = lambda sentence: None,
+        on_note: Callable[[str], None] = lambda sentence: None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._tell = tell
+        self._on_note = on_note
         self._sleep = sleep
         self._failures = 0
-        self._told = 0.0
+        self._requested = 0.0
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         self._failures = 0
 
-    def wait(self, trouble: str, told: float | None = None) -> None:
-        """Sleeps until the next try: `told` seconds where the server named them.
+    def wait(self, problem: str, requested_delay: float | None = None) -> None:
+        """Sleeps until the next try: for `requested_delay` seconds if the server asked for them.
 
         Raises:
-            GaveUpError: it failed too often, or the server asks for too long.
+            TransferError: it failed too often, or the server asks for too long a delay.
         """
-        if told is None:
+        if requested_delay is None:
             self._failures += 1
-            if self._failures >= TRIES:
-                raise GaveUpError(f"{trouble}, {TRIES} times in a row")
-            self._sleep(_backoff(self._failures))
+            if self._failures >= MAX_FAILURES:
+                raise TransferError(f"{problem}, {MAX_FAILURES} times in a row")
+            self._sleep(_delay(self._failures))
             return
-        self._told += told
-        if self._told > LONGEST_TOLD:
-            raise GaveUpError(f"{trouble}, and the server asks to wait {told:.0f} s more")
-        if told >= WORTH_TELLING:
-            self._tell(f"The Hub asks to wait {told:.0f} s ({trouble}).")
-        self._sleep(told)
+        self._requested += requested_delay
+        if self._requested > MAX_REQUESTED_DELAY:
+            raise TransferError(f"{problem}, and the server asks to wait another {requested_delay:.0f} s")
+        if requested_delay >= NOTED_DELAY:
+            self._on_note(f"The Hub asks to wait {requested_delay:.0f} s ({problem}).")
+        self._sleep(requested_delay)
 
 
-def _backoff(failures: int) -> float:
-    """Spread by a quarter, so that parallel transfers do not come back at one moment."""
-    return min(FIRST_WAIT * 2.0 ** (failures - 1), LONGEST_WAIT) * random.uniform(0.75, 1.25)
+def _delay(failures: int) -> float:
+    """Exponential, with a jitter of a quarter so that parallel transfers do not retry all at once."""
+    return min(FIRST_DELAY * 2.0 ** (failures - 1), MAX_DELAY) * random.uniform(0.75, 1.25)
 
 
-def told_wait(headers: Mapping[str, str]) -> float | None:
+def requested_delay(headers: Mapping[str, str]) -> float | None:
     """Seconds that an answer asks for: `Retry-After` in seconds or as a date, else the `t=` of `RateLimit`."""
     after = headers.get("Retry-After", "").strip()
     if after.isascii() and after.isdigit():

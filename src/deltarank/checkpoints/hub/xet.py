@@ -1,4 +1,4 @@
-"""Files on the Hub's Xet storage, read by ranges through hf_xet; what fails there is read over plain HTTP."""
+"""Files on the Hub's Xet storage, read by ranges through hf_xet; what fails there is read over HTTP."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from deltarank.checkpoints.hub.http_ranges import Ranged, RemoteFile, Traffic
+from deltarank.checkpoints.hub.http_ranges import RangeReader, RemoteFile, Traffic
 
-PATIENCE = 60.0
-"""Seconds that one range may take, beside the time that it takes at `SLOWEST`; then its line counts as dead."""
+MIN_SPEED = 250_000
+"""Bytes per second: a slower connection counts as dead."""
 
-SLOWEST = 250_000
-"""Bytes a second."""
+GRACE_SECONDS = 60.0
+"""Time that one range may take beyond that."""
 
-MOST_FAILURES = 3
-"""In a row; then the rest of the run goes over HTTP."""
+MAX_FAILURES = 3
+"""Failures in a row after which the rest of the run uses HTTP."""
 
-MEMORY = 64_000_000
-"""Bytes that hf_xet may hold. Its own default is 1.6 GB."""
-
-Tell = Callable[[str], None]
+MAX_MEMORY = 64_000_000
+"""Bytes that hf_xet may buffer. Its own default is 1.6 GB."""
 
 
 def is_available() -> bool:
-    """Whether hf_xet is there, new enough to read ranges, and not switched off (HF_HUB_DISABLE_XET)."""
+    """Whether hf_xet is installed, new enough to read ranges, and not disabled by HF_HUB_DISABLE_XET."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_DISABLE_XET:
@@ -36,49 +34,51 @@ def is_available() -> bool:
     return hasattr(hf_xet, "XetSession") and hasattr(hf_xet, "XetConfig")
 
 
-class XetLine:
-    """One connection to the storage for all files of a model. Its token is fetched, and renewed, from the Hub.
+class XetConnection:
+    """One connection to the storage for all files of a model. hf_xet fetches and renews its token from the Hub.
 
-    No request to the Hub is needed for each file, and none of the storage's answers is waited for without end.
+    It needs no request to the Hub per file, and does not wait forever for an answer.
     """
 
-    def __init__(self, token_url: str, headers: Mapping[str, str], traffic: Traffic, tell: Tell) -> None:
+    def __init__(
+        self, token_url: str, headers: Mapping[str, str], traffic: Traffic, on_note: Callable[[str], None]
+    ) -> None:
         self._token_url = token_url
         self._headers = dict(headers)
         self._traffic = traffic
-        self._tell = tell
+        self._on_note = on_note
         self._lock = threading.Lock()
         self._group: Any = None
         self._failures = 0
         self._closed = False
 
     @property
-    def is_given_up(self) -> bool:
-        return self._closed or self._failures >= MOST_FAILURES
+    def has_failed(self) -> bool:
+        return self._closed or self._failures >= MAX_FAILURES
 
     def read(self, file: RemoteFile, start: int, view: memoryview) -> int:
-        """How many bytes came: all, or less where something failed."""
-        done, trouble = 0, "it ended early"
+        """The number of bytes read: all, or fewer if something failed."""
+        done, problem = 0, "it ended early"
         group: Any = None
         try:
-            group = self._opened()
-            with _watched(group, PATIENCE + view.nbytes / SLOWEST):
-                for piece in _stream(group, file, start, start + view.nbytes):
-                    self._traffic.count(received=len(piece))
-                    part = piece[: view.nbytes - done]
+            group = self._open_group()
+            with _Timeout(group, GRACE_SECONDS + view.nbytes / MIN_SPEED):
+                for chunk in _stream(group, file, start, start + view.nbytes):
+                    self._traffic.count(received=len(chunk))
+                    part = chunk[: view.nbytes - done]
                     view[done : done + len(part)] = part
                     done += len(part)
-        # hf_xet raises what it likes, and all of it means the same here: plain HTTP is tried next.
+        # hf_xet promises no exception types; whatever it raises, HTTP is tried next.
         except Exception as error:
-            trouble = f"{type(error).__name__}: {error}"
-        self._judge(group, trouble if done < view.nbytes else None)
+            problem = f"{type(error).__name__}: {error}"
+        self._count_failure(group, problem if done < view.nbytes else None)
         return done
 
     def close(self) -> None:
         self._closed = True
-        self._let_go(self._group)
+        self._abort(self._group)
 
-    def _opened(self) -> Any:
+    def _open_group(self) -> Any:
         with self._lock:
             if self._group is None:
                 self._group = _session().new_download_stream_group(
@@ -87,33 +87,34 @@ class XetLine:
             self._traffic.count(requests=1)
             return self._group
 
-    def _judge(self, group: Any, trouble: str | None) -> None:
-        if trouble is None:
+    def _count_failure(self, group: Any, problem: str | None) -> None:
+        if problem is None:
             self._failures = 0
             return
-        self._let_go(group)
+        self._abort(group)
         self._failures += 1
-        if self._failures == MOST_FAILURES and not self._closed:
-            self._tell(f"The Xet storage fails ({next(iter(trouble.splitlines()), '')}): going on over plain HTTP.")
+        if self._failures == MAX_FAILURES and not self._closed:
+            first_line = next(iter(problem.splitlines()), "")
+            self._on_note(f"The Hub's Xet storage fails ({first_line}); the run continues over HTTP.")
 
-    def _let_go(self, group: Any) -> None:
-        """A group in which something failed is left to its other readers' failing, and a new one begun."""
+    def _abort(self, group: Any) -> None:
+        """Drops a group in which something failed; the next read opens a new one."""
         with self._lock:
             if group is not None and group is self._group:
                 self._group = None
                 group.abort()
 
 
-class XetFile:
-    """A file that lies on Xet storage, with the way to it over HTTP for when Xet fails."""
+class XetRangeReader:
+    """A file on Xet storage, read over HTTP when Xet fails."""
 
-    def __init__(self, file: RemoteFile, line: XetLine, http: Ranged) -> None:
+    def __init__(self, file: RemoteFile, xet: XetConnection, http: RangeReader) -> None:
         self._file = file
-        self._line = line
+        self._xet = xet
         self._http = http
 
     def read(self, start: int, view: memoryview) -> None:
-        done = 0 if self._line.is_given_up else self._line.read(self._file, start, view)
+        done = 0 if self._xet.has_failed else self._xet.read(self._file, start, view)
         if done < view.nbytes:
             self._http.read(start + done, view[done:])
 
@@ -124,8 +125,8 @@ def _stream(group: Any, file: RemoteFile, start: int, end: int) -> Any:
     return group.download_stream(XetFileInfo(file.xet_hash, file.size), start=start, end=end)
 
 
-class _watched:
-    """Aborts a group of streams that is not done in so many seconds: its iterators take no timeout."""
+class _Timeout:
+    """Aborts a group of streams after so many seconds: its iterators take no timeout."""
 
     def __init__(self, group: Any, seconds: float) -> None:
         self._timer = threading.Timer(seconds, group.abort)
@@ -143,7 +144,7 @@ _SESSION_LOCK = threading.Lock()
 
 
 def _session() -> Any:
-    """One for the process: it holds threads and connections. Settings that its version does not know are left out."""
+    """The process's session: it holds threads and connections. Settings unknown to its version are omitted."""
     import hf_xet
     from huggingface_hub import constants
 
@@ -155,13 +156,13 @@ def _session() -> Any:
                 "client.read_timeout": seconds,
                 "client.retry_max_attempts": 3,
                 "client.retry_base_delay": "1s",
-                "reconstruction.download_buffer_size": MEMORY,
-                "reconstruction.download_buffer_perfile_size": MEMORY // 4,
-                "reconstruction.download_buffer_limit": MEMORY,
-                "reconstruction.min_prefetch_buffer": MEMORY // 4,
+                "reconstruction.download_buffer_size": MAX_MEMORY,
+                "reconstruction.download_buffer_perfile_size": MAX_MEMORY // 4,
+                "reconstruction.download_buffer_limit": MAX_MEMORY,
+                "reconstruction.min_prefetch_buffer": MAX_MEMORY // 4,
             }
             config = hf_xet.XetConfig()
-            known = set(config.keys())
-            chosen = {key: value for key, value in settings.items() if key in known}
-            _SESSIONS.append(hf_xet.XetSession(config.with_config(chosen)))
+            valid = set(config.keys())
+            supported = {key: value for key, value in settings.items() if key in valid}
+            _SESSIONS.append(hf_xet.XetSession(config.with_config(supported)))
         return _SESSIONS[0]

@@ -1,1 +1,1 @@
-"""."""
+"""Matches the tensors of a base and a finetune by name and shape."""

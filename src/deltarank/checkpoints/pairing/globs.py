@@ -1,4 +1,4 @@
-"""`--include` and `--exclude`: which tensors a user wants measured."""
+"""`--include` and `--exclude`: which tensors the user wants measured."""
 
 from __future__ import annotations
 
@@ -8,80 +8,75 @@ import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
-from deltarank.checkpoints.escape import shown
+from deltarank.checkpoints.escape import quoted
 from deltarank.errors import UsageError
 from deltarank.results import listing
 
-# What near names are sought among: comparing texts is slow, and a stranger chose their number and length.
-_MOST_NAMES = 2000
-_LONGEST_NAME = 200
+# Limits of the search for near names, which is slow: a checkpoint's names are untrusted.
+_MAX_NAMES = 2000
+_MAX_NAME_LENGTH = 200
 
 
 class Choice(Enum):
-    """A tensor that was asked for is measured even if it is a vector or an embedding."""
+    """A requested tensor is measured even if it is a vector or an embedding."""
 
-    LEFT_OUT = "left out"
+    EXCLUDED = "excluded"
     DEFAULT = "default"
-    ASKED = "asked"
+    REQUESTED = "requested"
 
 
 class Selection:
-    """Globs over names. Each glob is held against the name in the finetune, the name in the base, and the module.
+    """Globs matched against the finetune's name of a tensor, the base's name, and the module.
 
-    `*` matches any text, dots too; `?` one character; `[ab]` one of several. Case matters. Exclusion wins.
+    `*` matches any text including dots; `?` one character; `[ab]` one of several. Case matters. Exclusion wins.
     """
 
     def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
-        self._include = [_compiled(glob) for glob in include]
-        self._exclude = [_compiled(glob) for glob in exclude]
-        self._unmet = dict.fromkeys((*include, *exclude))
+        self._include = [(glob, re.compile(fnmatch.translate(glob))) for glob in include]
+        self._exclude = [(glob, re.compile(fnmatch.translate(glob))) for glob in exclude]
+        self._unmatched = dict.fromkeys((*include, *exclude))
 
     def choose(self, names: Sequence[str]) -> Choice:
-        """What the globs say of a tensor that goes by these names."""
-        included = self._met(self._include, names)
-        if self._met(self._exclude, names) or (self._include and not included):
-            return Choice.LEFT_OUT
-        return Choice.ASKED if included else Choice.DEFAULT
+        """What becomes of a tensor with these names."""
+        included = self._matches(self._include, names)
+        if self._matches(self._exclude, names) or (self._include and not included):
+            return Choice.EXCLUDED
+        return Choice.REQUESTED if included else Choice.DEFAULT
 
-    def _met(self, globs: Sequence[tuple[str, re.Pattern[str]]], names: Sequence[str]) -> bool:
-        met = [glob for glob, pattern in globs if any(pattern.match(name) for name in names)]
-        for glob in met:
-            self._unmet.pop(glob, None)
-        return bool(met)
+    def _matches(self, globs: Sequence[tuple[str, re.Pattern[str]]], names: Sequence[str]) -> bool:
+        matching = [glob for glob, pattern in globs if any(pattern.match(name) for name in names)]
+        for glob in matching:
+            self._unmatched.pop(glob, None)
+        return bool(matching)
 
-    def refuse_unmet(self, names: Iterable[str], modules: Iterable[str]) -> None:
-        """To be called when every tensor has been held against the globs.
+    def refuse_unmatched(self, names: Iterable[str], modules: Iterable[str]) -> None:
+        """To be called after `choose` was called for every tensor.
 
         Raises:
             UsageError: (slug "glob-matches-nothing") a glob matched none of them; the cure lists near names.
         """
-        if not self._unmet:
+        if not self._unmatched:
             return
-        glob = next(iter(self._unmet))
-        near = _near(glob, _short(modules), _short(names))
+        glob = next(iter(self._unmatched))
+        near = _near_names(glob, _limited(modules), _limited(names))
         raise UsageError(
-            f"{shown(glob)} matches no tensor of these checkpoints.",
-            cure=f"{near} Globs are held against whole names, so most "
-            "begin with *, and a shell wants them in quotes: '*down_proj*'.",
+            f"{quoted(glob)} matches no tensor of these checkpoints.",
+            cure=f"{near} Globs match whole names, so most begin with *; quote them in a shell: '*down_proj*'.",
             slug="glob-matches-nothing",
         )
 
 
-def _compiled(glob: str) -> tuple[str, re.Pattern[str]]:
-    return glob, re.compile(fnmatch.translate(glob))
+def _limited(names: Iterable[str]) -> list[str]:
+    return sorted({name for name in names if len(name) <= _MAX_NAME_LENGTH})[:_MAX_NAMES]
 
 
-def _short(names: Iterable[str]) -> list[str]:
-    return sorted({name for name in names if len(name) <= _LONGEST_NAME})[:_MOST_NAMES]
-
-
-def _near(glob: str, modules: Sequence[str], names: Sequence[str]) -> str:
-    """Modules are few and their names short; whole names help who wrote a whole name."""
-    core = re.sub(r"[*?\[\]]+", "", glob[:_LONGEST_NAME]).strip(".").removesuffix(".weight")
+def _near_names(glob: str, modules: Sequence[str], names: Sequence[str]) -> str:
+    """Near modules, which are few and short; near tensors if the glob looks like a whole name."""
+    core = re.sub(r"[*?\[\]]+", "", glob[:_MAX_NAME_LENGTH]).strip(".").removesuffix(".weight")
     leaves = {module.rsplit(".", 1)[-1].lower(): module for module in reversed(modules)}
-    found = difflib.get_close_matches(core, modules, n=3, cutoff=0.5)
-    found += [leaves[leaf] for leaf in difflib.get_close_matches(core.rsplit(".", 1)[-1].lower(), leaves, n=2)]
+    near = difflib.get_close_matches(core, modules, n=3, cutoff=0.5)
+    near += [leaves[leaf] for leaf in difflib.get_close_matches(core.rsplit(".", 1)[-1].lower(), leaves, n=2)]
     if core.count(".") > 1:
-        found += difflib.get_close_matches(core, names, n=2, cutoff=0.7)
-    word, known = ("Near it", list(dict.fromkeys(found))) if found else ("Modules", list(modules))
-    return f"{word}: {listing([shown(name) for name in known])}."
+        near += difflib.get_close_matches(core, names, n=2, cutoff=0.7)
+    label, candidates = ("Similar names", list(dict.fromkeys(near))) if near else ("Modules", list(modules))
+    return f"{label}: {listing([quoted(name) for name in candidates])}."

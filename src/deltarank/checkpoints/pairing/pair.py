@@ -1,27 +1,31 @@
-"""Two checkpoints into a plan: which matrices are measured, and what becomes of everything else."""
+"""Pairs two checkpoints: which matrices are measured, and what becomes of everything else."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deltarank.checkpoints.checkpoint import Checkpoint
-from deltarank.checkpoints.escape import dimensions, shown
+from deltarank.checkpoints.escape import dimensions, quoted
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.pairing.fused_experts import NO_EXPERTS, Experts, match_experts, unmatched_experts
+from deltarank.checkpoints.pairing.fused_experts import (
+    NO_EXPERT_MATCHES,
+    ExpertMatches,
+    match_experts,
+    note_unmatched_experts,
+)
 from deltarank.checkpoints.pairing.globs import Choice, Selection
-from deltarank.checkpoints.pairing.names import Namer, Place
+from deltarank.checkpoints.pairing.names import Location, TensorLocator
 from deltarank.checkpoints.pairing.notes import notes_on
 from deltarank.checkpoints.pairing.prefixes import match_names
-from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_strangers
-from deltarank.checkpoints.pairing.tied_embeddings import Tables
-from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor, hold_the_same
+from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_unrelated
+from deltarank.checkpoints.pairing.tied_embeddings import TiedEmbeddings
+from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor, is_same_data
 from deltarank.results import Outcome, Skipped
 
 # Convolutions have three dimensions, too, but a short last one; an expert's matrix is wide both ways.
-_SHORTEST_SIDE = 16
-_NOT_PLAIN = "which holds no plain weights"
+_MIN_EXPERT_SIDE = 16
 
 
 def pair_checkpoints(
@@ -35,257 +39,271 @@ def pair_checkpoints(
     """Pairs the tensors of two checkpoints from their headers alone.
 
     Measured by default: every matrix of two dimensions, and every slice of a stack of matrices (fused experts), that
-    is stored as plain numbers on both sides in one shape. Embeddings, the output head, vectors and convolutions are
-    only summed. With `include`, what matches a glob is measured, embeddings, heads and vectors (as 1 x n) among it,
+    is plain or decoded on both sides in one shape. Embeddings, the output head, vectors and convolutions are only
+    summed. With `include`, tensors that match a glob are measured, including embeddings, heads and vectors (as 1 x n),
     and the rest is not read. `exclude` wins.
 
-    Every tensor of either side ends in `pairs` (a stack as its slices), in `summed` or in `skipped`; a vocabulary
-    of another length is in `skipped` once more, with its extra rows. With `experts`, fused experts of one side are
-    compared with single ones of the other; such a pair is a part of a tensor, so whoever writes tensors leaves it out.
+    Every tensor of either side is in `pairs` (a stack as its slices), in `summed` or in `skipped`; a vocabulary of
+    another length is in `skipped` as well, with its extra rows. With `experts`, fused experts of one side are compared
+    with single ones of the other. Such a pair is only a part of a tensor, so it cannot be written as one.
 
     Raises:
         PairingError: the two do not belong together.
         UsageError: (slug "glob-matches-nothing") a glob matches no tensor.
     """
     refuse_same(base, finetune)
-    for side, checkpoint in (("base", base), ("finetune", finetune)):
-        refuse_adapters(side, checkpoint)
+    refuse_adapters("base", base)
+    refuse_adapters("finetune", finetune)
     matches = match_names(base.tensors, finetune.tensors)
-    found = match_experts(base.tensors, finetune.tensors, matches.names) if experts else NO_EXPERTS
-    matches = replace(matches, names={**matches.names, **found.renamed}, notes=(*matches.notes, *found.notes))
-    sides = _Sides(base, finetune, found)
-    twos = sides.matched(matches.names)
-    refuse_strangers(base, finetune, matches, [two.name for two in twos if two.is_model_matrix], asked=bool(include))
+    fused = match_experts(base.tensors, finetune.tensors, matches.names) if experts else NO_EXPERT_MATCHES
+    matches = replace(matches, names={**matches.names, **fused.renamed}, notes=(*matches.notes, *fused.notes))
+    matcher = _Matcher(base, finetune, matches.names, fused)
+    matched = matcher.matched()
+    matrices = [match.name for match in matched if match.is_model_matrix]
+    refuse_unrelated(base, finetune, matches, matrices, has_include=bool(include))
     selection = Selection(include, exclude)
-    plan = _Plan(base, finetune, selection)
-    for two in (*sides.with_experts(twos), *sides.tied(matches.names)):
-        plan.settle(two)
-    for info, outcome in sides.alone(matches.names):
-        plan.leave_alone(info, outcome, sides.place(info, outcome))
-    selection.refuse_unmet([*base.tensors, *finetune.tensors], sides.modules)
-    if not plan.pairs:
-        refuse_empty(plan.skipped, selected=bool(include or exclude))
-    notes = [*matches.notes, *unmatched_experts(plan.skipped), *notes_on(base, finetune, plan.pairs, sides.both)]
-    return Pairing(tuple(plan.pairs), tuple(plan.summed), tuple(plan.skipped), tuple(notes))
+    builder = _PairingBuilder(base, finetune, selection)
+    for match in (*matcher.with_experts(matched), *matcher.tied()):
+        builder.add_match(match)
+    for info, outcome, location in matcher.unmatched():
+        builder.add_unmatched(info, outcome, location)
+    selection.refuse_unmatched([*base.tensors, *finetune.tensors], matcher.modules)
+    if not builder.pairs:
+        refuse_empty(builder.skipped, selected=bool(include or exclude))
+    locations = matcher.base_locations, matcher.finetune_locations
+    notes = [
+        *matches.notes,
+        *note_unmatched_experts(builder.skipped),
+        *notes_on(base, finetune, builder.pairs, locations),
+    ]
+    return Pairing(tuple(builder.pairs), tuple(builder.summed), tuple(builder.skipped), tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
-class _Two:
-    """A tensor of the base and one of the finetune that are to be compared. `tie` says why they have unlike names."""
+class _Match:
+    """A tensor of the base and one of the finetune to compare. `tie` explains why their names have different roles."""
 
     name: str
-    place: Place
+    location: Location
     base: TensorInfo
     finetune: TensorInfo
     tie: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What globs are held against."""
-        return (self.name, self.place.module) if self.tie else (self.name, self.base.name, self.place.module)
+        """What globs are matched against."""
+        return (self.name, self.location.module) if self.tie else (self.name, self.base.name, self.location.module)
 
     @property
     def is_model_matrix(self) -> bool:
-        return len(self.finetune.shape) > 1 and not self.place.vocabulary and not self.place.is_bias
+        return len(self.finetune.shape) > 1 and not self.location.vocabulary and not self.location.is_bias
 
     @property
-    def has_other_rows(self) -> bool:
-        """A vocabulary of another length."""
-        shapes = (self.base.shape, self.finetune.shape)
+    def is_resized_vocabulary(self) -> bool:
+        base, finetune = self.base.shape, self.finetune.shape
         return (
-            self.place.vocabulary is not None
-            and all(len(shape) == 2 for shape in shapes)
-            and shapes[0][0] != shapes[1][0]
-            and shapes[0][1] == shapes[1][1]
+            self.location.vocabulary is not None
+            and len(base) == len(finetune) == 2
+            and base[0] != finetune[0]
+            and base[1] == finetune[1]
         )
 
+    @property
+    def is_stack(self) -> bool:
+        """Fused experts: matrices of one shape, one after the other."""
+        shape = self.finetune.shape
+        if len(shape) != 3 or self.location.is_bias:
+            return False
+        return "expert" in self.location.module or min(shape[1:]) >= _MIN_EXPERT_SIDE
 
-class _Sides:
-    """The tensors of both checkpoints, placed, in the order in which a reader expects them."""
 
-    def __init__(self, base: Checkpoint, finetune: Checkpoint, experts: Experts) -> None:
+class _Matcher:
+    """The tensors of both checkpoints, located, in the order in which a reader expects them.
+
+    `names` maps a finetune's name to the base's.
+    """
+
+    def __init__(
+        self, base: Checkpoint, finetune: Checkpoint, names: Mapping[str, str], experts: ExpertMatches
+    ) -> None:
         self._base = base
         self._finetune = finetune
+        self._names = names
         self._experts = experts
-        self.ours = _places(finetune.tensors)
-        self.theirs = _places(base.tensors)
-        self._tables = {
-            "finetune": Tables(finetune.tensors, self.ours, finetune.config),
-            "base": Tables(base.tensors, self.theirs, base.config),
-        }
-
-    @property
-    def both(self) -> tuple[Mapping[str, Place], Mapping[str, Place]]:
-        """The base's places, and the finetune's."""
-        return self.theirs, self.ours
+        self.base_locations = _locate(base.tensors)
+        self.finetune_locations = _locate(finetune.tensors)
+        self._base_ties = TiedEmbeddings(base.tensors, self.base_locations, base.config)
+        self._finetune_ties = TiedEmbeddings(finetune.tensors, self.finetune_locations, finetune.config)
 
     @property
     def modules(self) -> list[str]:
-        return sorted({place.module for places in (self.ours, self.theirs) for place in places.values()})
+        return sorted({each.module for each in (*self.base_locations.values(), *self.finetune_locations.values())})
 
-    def place(self, info: TensorInfo, outcome: Outcome) -> Place:
-        return self.theirs[info.name] if outcome is Outcome.ONLY_IN_BASE else self.ours[info.name]
-
-    def matched(self, names: Mapping[str, str]) -> list[_Two]:
+    def matched(self) -> list[_Match]:
         return [
-            _Two(name, self.ours[name], self._base.tensors[names[name]], info)
-            for name, info in _in_order(self._finetune.tensors, self.ours)
-            if name in names
+            _Match(info.name, self.finetune_locations[info.name], self._base.tensors[self._names[info.name]], info)
+            for info in _in_order(self._finetune.tensors, self.finetune_locations)
+            if info.name in self._names
         ]
 
-    def with_experts(self, twos: Sequence[_Two]) -> list[_Two]:
-        """Parts of fused experts go with the rest of their layer."""
+    def with_experts(self, matched: Sequence[_Match]) -> list[_Match]:
+        """Parts of fused experts are sorted into their layers."""
         parts = [
-            _Two(each.finetune.name, (self.theirs if each.in_base else self.ours)[each.named], each.base, each.finetune)
-            for each in self._experts.slices
+            _Match(
+                pair.finetune.name,
+                (self.base_locations if pair.single_is_base else self.finetune_locations)[pair.single],
+                pair.base,
+                pair.finetune,
+            )
+            for pair in self._experts.pairs
         ]
-        return sorted((*twos, *parts), key=lambda two: math.inf if two.place.layer is None else two.place.layer)
+        return sorted((*matched, *parts), key=lambda match: _layer_order(match.location))
 
-    def tied(self, names: Mapping[str, str]) -> list[_Two]:
-        """The vocabulary that one side takes from its other half."""
-        return [two for info, outcome in self._unmatched(names) if (two := self._tie(info, outcome)) is not None]
+    def tied(self) -> list[_Match]:
+        """Embeddings and heads that one side stores and the other shares with its counterpart."""
+        return [match for only in self._one_sided() if (match := self._tie(*only)) is not None]
 
-    def alone(self, names: Mapping[str, str]) -> list[tuple[TensorInfo, Outcome]]:
-        return [(info, outcome) for info, outcome in self._unmatched(names) if self._tie(info, outcome) is None]
+    def unmatched(self) -> list[tuple[TensorInfo, Outcome, Location]]:
+        return [only for only in self._one_sided() if self._tie(*only) is None]
 
-    def _unmatched(self, names: Mapping[str, str]) -> list[tuple[TensorInfo, Outcome]]:
-        taken = self._experts.taken[0].union(names.values())
-        gone = self._experts.taken[1]
-        ours = [i for name, i in _in_order(self._finetune.tensors, self.ours) if name not in names and name not in gone]
-        theirs = [i for name, i in _in_order(self._base.tensors, self.theirs) if name not in taken]
-        return [*((i, Outcome.ONLY_IN_FINETUNE) for i in ours), *((i, Outcome.ONLY_IN_BASE) for i in theirs)]
+    def _one_sided(self) -> Iterable[tuple[TensorInfo, Outcome, Location]]:
+        """Tensors without a match of their name."""
+        base_used = self._experts.used[0].union(self._names.values())
+        finetune_used = self._experts.used[1].union(self._names)
+        for info in _in_order(self._finetune.tensors, self.finetune_locations):
+            if info.name not in finetune_used:
+                yield info, Outcome.ONLY_IN_FINETUNE, self.finetune_locations[info.name]
+        for info in _in_order(self._base.tensors, self.base_locations):
+            if info.name not in base_used:
+                yield info, Outcome.ONLY_IN_BASE, self.base_locations[info.name]
 
-    def _tie(self, info: TensorInfo, outcome: Outcome) -> _Two | None:
-        place = self.place(info, outcome)
+    def _tie(self, info: TensorInfo, outcome: Outcome, location: Location) -> _Match | None:
         in_base = outcome is Outcome.ONLY_IN_BASE
-        side = "finetune" if in_base else "base"
-        partner = self._tables[side].partner(info, place.vocabulary)
-        if partner is None:
+        side, ties = ("finetune", self._finetune_ties) if in_base else ("base", self._base_ties)
+        counterpart = ties.find_tied(info, location.vocabulary)
+        if counterpart is None:
             return None
-        tie = f"the {side} does not store it apart: compared with {shown(partner.name)} of the {side}"
-        return _Two(info.name, place, *((info, partner) if in_base else (partner, info)), tie)
+        tie = f"the {side} does not store it separately: compared with {quoted(counterpart.name)} of the {side}"
+        return _Match(info.name, location, *((info, counterpart) if in_base else (counterpart, info)), tie)
 
 
-def _places(tensors: Mapping[str, TensorInfo]) -> dict[str, Place]:
-    namer = Namer(tensors)
-    return {name: namer.place(name) for name in tensors}
+def _locate(tensors: Mapping[str, TensorInfo]) -> dict[str, Location]:
+    locator = TensorLocator(tensors)
+    return {name: locator.locate(name) for name in tensors}
 
 
-def _in_order(tensors: Mapping[str, TensorInfo], places: Mapping[str, Place]) -> list[tuple[str, TensorInfo]]:
-    """By layer, what has none last; within a layer as it lies in the files."""
-
-    def key(item: tuple[str, TensorInfo]) -> tuple[float, str, int]:
-        layer = places[item[0]].layer
-        return (math.inf if layer is None else layer, item[1].file, item[1].start)
-
-    return sorted(tensors.items(), key=key)
+def _in_order(tensors: Mapping[str, TensorInfo], locations: Mapping[str, Location]) -> list[TensorInfo]:
+    """By layer, tensors without one last; within a layer in file order."""
+    return sorted(tensors.values(), key=lambda info: (_layer_order(locations[info.name]), info.file, info.start))
 
 
-class _Plan:
-    """A pairing while it is being made: each tensor is put where it belongs."""
+def _layer_order(location: Location) -> float:
+    return math.inf if location.layer is None else location.layer
+
+
+class _PairingBuilder:
+    """Sorts every tensor into pairs, summed or skipped."""
 
     def __init__(self, base: Checkpoint, finetune: Checkpoint, selection: Selection) -> None:
         self._sources = (base.source, finetune.source)
-        # Where both hold the same bytes, those on this machine are read.
-        self._nearer = int(base.traffic is not None and finetune.traffic is None)
+        # If both sides hold the same bytes, local ones are read.
+        self._preferred_side = int(base.traffic is not None and finetune.traffic is None)
         self._selection = selection
         self.pairs: list[Pair] = []
         self.summed: list[SummedTensor] = []
         self.skipped: list[Skipped] = []
 
-    def leave_alone(self, info: TensorInfo, outcome: Outcome, place: Place) -> None:
+    def add_unmatched(self, info: TensorInfo, outcome: Outcome, location: Location) -> None:
         """A tensor that only one side has."""
-        if self._selection.choose((info.name, place.module)) is Choice.LEFT_OUT:
+        if self._selection.choose((info.name, location.module)) is Choice.EXCLUDED:
             outcome = Outcome.EXCLUDED
         self._skip(info.name, outcome, outcome.sentence, info.shape)
 
-    def settle(self, two: _Two) -> None:
+    def add_match(self, match: _Match) -> None:
         """A tensor that both sides have."""
-        choice = self._selection.choose(two.names)
-        if choice is Choice.LEFT_OUT:
-            self._skip(two.name, Outcome.EXCLUDED, Outcome.EXCLUDED.sentence, two.finetune.shape)
-        elif (obstacle := _obstacle(two)) is not None:
-            self._skip(two.name, *obstacle, two.finetune.shape)
+        choice = self._selection.choose(match.names)
+        if choice is Choice.EXCLUDED:
+            self._skip(match.name, Outcome.EXCLUDED, Outcome.EXCLUDED.sentence, match.finetune.shape)
+        elif (obstacle := _obstacle(match)) is not None:
+            self._skip(match.name, *obstacle, match.finetune.shape)
         else:
-            self._compare(two, asked=choice is Choice.ASKED)
+            self._compare(match, requested=choice is Choice.REQUESTED)
 
     def _skip(self, name: str, outcome: Outcome, reason: str, shape: tuple[int, ...]) -> None:
         self.skipped.append(Skipped(name, outcome, reason, shape))
 
-    def _compare(self, two: _Two, *, asked: bool) -> None:
-        if two.has_other_rows:
-            self._skip_extra_rows(two)
-        shape = tuple(map(min, two.base.shape, two.finetune.shape))
-        if _is_stack(two):
-            self._slice(two)
-        elif (why := _why_not_by_default(two)) is None or (asked and len(shape) <= 2):
-            self.pairs.append(Pair(two.name, two.place.layer, two.place.module, *self._pieces(two, shape)))
+    def _compare(self, match: _Match, *, requested: bool) -> None:
+        if match.is_resized_vocabulary:
+            self._skip_extra_rows(match)
+        shape = tuple(map(min, match.base.shape, match.finetune.shape))
+        if match.is_stack:
+            self._add_slices(match)
+        elif (reason := _why_only_summed(match)) is None or (requested and len(shape) <= 2):
+            self._add_pair(match, match.name, shape)
         else:
-            self.summed.append(SummedTensor(two.name, *why, shape, *self._pieces(two, shape)))
+            self.summed.append(SummedTensor(match.name, *reason, shape, *self._pieces(match, shape)))
 
-    def _skip_extra_rows(self, two: _Two) -> None:
-        ours, theirs = two.finetune.shape[0], two.base.shape[0]
-        side, first, last = ("finetune", theirs, ours) if ours > theirs else ("base", ours, theirs)
-        reason = f"rows {first:,} to {last - 1:,} are only in the {side}: its vocabulary is longer"
-        self._skip(two.name, Outcome.EXTRA_ROWS, reason, (last - first, two.finetune.shape[1]))
+    def _skip_extra_rows(self, match: _Match) -> None:
+        base, finetune = match.base.shape[0], match.finetune.shape[0]
+        side, first, last = ("finetune", base, finetune) if finetune > base else ("base", finetune, base)
+        reason = f"rows {first:,} to {last - 1:,} are only in the {side}, whose vocabulary is larger"
+        self._skip(match.name, Outcome.EXTRA_ROWS, reason, (last - first, match.finetune.shape[1]))
 
-    def _slice(self, two: _Two) -> None:
-        number, rows, columns = two.finetune.shape
+    def _add_slices(self, match: _Match) -> None:
+        number, rows, columns = match.finetune.shape
         for i in range(number):
-            pieces = self._pieces(two, (rows, columns), skip=i * rows * columns)
-            self.pairs.append(Pair(f"{two.name}[{i}]", two.place.layer, two.place.module, *pieces))
+            self._add_pair(match, f"{match.name}[{i}]", (rows, columns), skip=i * rows * columns)
 
-    def _pieces(self, two: _Two, shape: tuple[int, ...], *, skip: int = 0) -> tuple[Piece, Piece]:
-        flat = _as_rows(shape)
-        base, finetune = self._sources
-        pieces = Piece.of(two.base, base, flat, skip=skip), Piece.of(two.finetune, finetune, flat, skip=skip)
-        if hold_the_same(*pieces):
-            return (pieces[self._nearer], pieces[self._nearer])
+    def _add_pair(self, match: _Match, name: str, shape: tuple[int, ...], *, skip: int = 0) -> None:
+        pieces = self._pieces(match, shape, skip=skip)
+        self.pairs.append(Pair(name, match.location.layer, match.location.module, *pieces))
+
+    def _pieces(self, match: _Match, shape: tuple[int, ...], *, skip: int = 0) -> tuple[Piece, Piece]:
+        base_source, finetune_source = self._sources
+        matrix_shape = _as_matrix_shape(shape)
+        pieces = (
+            Piece.from_info(match.base, base_source, matrix_shape, skip=skip),
+            Piece.from_info(match.finetune, finetune_source, matrix_shape, skip=skip),
+        )
+        if is_same_data(*pieces):
+            return (pieces[self._preferred_side], pieces[self._preferred_side])
         return pieces
 
 
-def _as_rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Any shape as rows x columns: a vector is one row, a convolution has a row for each of its outputs."""
-    if len(shape) < 2:
-        return (1, math.prod(shape))
-    return (shape[0], math.prod(shape[1:]))
+def _as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A vector is one row; a convolution has a row for each of its outputs."""
+    return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
 
 
-def _obstacle(two: _Two) -> tuple[Outcome, str] | None:
-    """Why there is no difference to take, if there is none."""
-    for side, info in (("base", two.base), ("finetune", two.finetune)):
+def _obstacle(match: _Match) -> tuple[Outcome, str] | None:
+    """Why there is no difference to take; None if there is one."""
+    for side, info in (("base", match.base), ("finetune", match.finetune)):
         if info.dtype not in FLOAT_DTYPES:
-            why = info.storage.obstacle if info.storage else None
-            return Outcome.NOT_FLOATING, f"stored as {shown(info.dtype)} in the {side}, {why or _NOT_PLAIN}"
-    if two.base.shape != two.finetune.shape and not two.has_other_rows:
-        shapes = f"{dimensions(two.base.shape)} in the base, {dimensions(two.finetune.shape)} in the finetune"
+            reason = info.storage.obstacle if info.storage else None
+            return (
+                Outcome.NOT_FLOATING,
+                f"stored as {quoted(info.dtype)} in the {side}: {reason or 'not floating-point weights'}",
+            )
+    if match.base.shape != match.finetune.shape and not match.is_resized_vocabulary:
+        shapes = f"{dimensions(match.base.shape)} in the base, {dimensions(match.finetune.shape)} in the finetune"
         return Outcome.SHAPE_DIFFERS, shapes
-    if 0 in (two.base.entries, two.finetune.entries):
+    if 0 in (match.base.entries, match.finetune.entries):
         return Outcome.NOT_A_MATRIX, "holds no numbers"
     return None
 
 
-def _why_not_by_default(two: _Two) -> tuple[Outcome, str] | None:
-    """Why a tensor is only summed, unless it was asked for; None if it is measured."""
-    if two.tie:
-        return Outcome.TIED, two.tie
-    if two.place.vocabulary and len(two.finetune.shape) == 2:
+def _why_only_summed(match: _Match) -> tuple[Outcome, str] | None:
+    """Why a tensor is only summed unless it was requested; None if it is measured."""
+    dimension_count = len(match.finetune.shape)
+    if match.tie:
+        return Outcome.TIED, match.tie
+    if match.location.vocabulary and dimension_count == 2:
         return Outcome.EMBEDDING, Outcome.EMBEDDING.sentence
-    if len(two.finetune.shape) < 2:
+    if dimension_count < 2:
         return Outcome.NOT_A_MATRIX, Outcome.NOT_A_MATRIX.sentence
-    if two.place.is_bias:
-        return Outcome.NOT_A_MATRIX, "a stack of biases: a LoRA has no place for it"
-    if len(two.finetune.shape) > 2:
-        return (
-            Outcome.NOT_A_MATRIX,
-            f"a tensor of {dimensions(two.finetune.shape)}, such as a convolution: not one matrix",
-        )
+    if match.location.is_bias:
+        return Outcome.NOT_A_MATRIX, "a stack of biases, which a LoRA cannot represent"
+    if dimension_count > 2:
+        shape = dimensions(match.finetune.shape)
+        return Outcome.NOT_A_MATRIX, f"a tensor of {shape}, such as a convolution: not a single matrix"
     return None
-
-
-def _is_stack(two: _Two) -> bool:
-    """Fused experts: matrices of one shape, one behind the other."""
-    shape = two.finetune.shape
-    if len(shape) != 3 or two.place.is_bias:
-        return False
-    return "expert" in two.place.module or min(shape[1:]) >= _SHORTEST_SIDE

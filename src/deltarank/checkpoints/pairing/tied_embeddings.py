@@ -1,4 +1,4 @@
-"""An output head that one checkpoint stores and the other takes from its embedding."""
+"""An output head that one checkpoint stores and the other shares with its embedding, or the other way round."""
 
 from __future__ import annotations
 
@@ -6,46 +6,43 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.pairing.names import Place, Vocabulary
+from deltarank.checkpoints.pairing.names import Location, VocabularyRole
 from deltarank.checkpoints.pieces import FLOAT_DTYPES
 
-_PARTNER = {Vocabulary.HEAD: Vocabulary.INPUT, Vocabulary.INPUT: Vocabulary.HEAD}
+_TIED_ROLE = {VocabularyRole.HEAD: VocabularyRole.INPUT, VocabularyRole.INPUT: VocabularyRole.HEAD}
 
 
-class Tables:
-    """The vocabulary of one checkpoint, ready to stand in for a half of it that is not stored."""
+class TiedEmbeddings:
+    """The embedding and output head of one checkpoint, of which one may serve as both."""
 
     def __init__(
-        self, tensors: Mapping[str, TensorInfo], places: Mapping[str, Place], config: Mapping[str, Any]
+        self, tensors: Mapping[str, TensorInfo], locations: Mapping[str, Location], config: Mapping[str, Any]
     ) -> None:
-        self._may_be_tied = _says_tied(config) is not False
-        self._tables: dict[Vocabulary, list[TensorInfo]] = {}
-        for name, place in places.items():
-            if place.vocabulary is not None:
-                self._tables.setdefault(place.vocabulary, []).append(tensors[name])
+        self._may_be_tied = _is_tied_by(config) is not False
+        self._tensors: dict[VocabularyRole, list[TensorInfo]] = {}
+        for name, location in locations.items():
+            if location.vocabulary is not None:
+                self._tensors.setdefault(location.vocabulary, []).append(tensors[name])
 
-    def partner(self, info: TensorInfo, role: Vocabulary | None) -> TensorInfo | None:
-        """What stands in for the head (or embedding) `info` of the other checkpoint; None if nothing does.
+    def find_tied(self, info: TensorInfo, role: VocabularyRole | None) -> TensorInfo | None:
+        """The tensor that serves as the counterpart of the other checkpoint's head (or embedding) `info`; None if none.
 
-        It must be the only one of its kind, with as many columns. A configuration that denies the tie is believed.
+        It must be the only one of its role, and have as many columns. A configuration that denies the tie is believed.
         """
-        if role not in _PARTNER or not self._may_be_tied or role in self._tables:
+        if role not in _TIED_ROLE or not self._may_be_tied or role in self._tensors:
             return None
-        partners = self._tables.get(_PARTNER[role], [])
-        return partners[0] if len(partners) == 1 and _fits(partners[0], info) else None
+        candidates = self._tensors.get(_TIED_ROLE[role], [])
+        return candidates[0] if len(candidates) == 1 and _fits(candidates[0], info) else None
 
 
-def _fits(partner: TensorInfo, info: TensorInfo) -> bool:
-    return (
-        len(partner.shape) == len(info.shape) == 2
-        and partner.shape[1] == info.shape[1]
-        and partner.dtype in FLOAT_DTYPES
-    )
+def _fits(candidate: TensorInfo, info: TensorInfo) -> bool:
+    are_matrices = len(candidate.shape) == len(info.shape) == 2
+    return are_matrices and candidate.shape[1] == info.shape[1] and candidate.dtype in FLOAT_DTYPES
 
 
-def _says_tied(config: Mapping[str, Any]) -> bool | None:
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
+def _is_tied_by(config: Mapping[str, Any]) -> bool | None:
+    text_config = config.get("text_config")
+    for part in (config, text_config if isinstance(text_config, dict) else {}):
         if isinstance(part.get("tie_word_embeddings"), bool):
             return bool(part["tie_word_embeddings"])
     return None

@@ -98,7 +98,9 @@ class MatrixMeasurer:
                 after[i, first : first + len(finetune)] = finetune
         deltas = self._workspace.empty("deltas", size, self._options.torch_dtype)
         sums = subtract_batch(before, after, out=deltas, workspace=self._workspace)
-        return deltas, [each.with_format_error(pair.finetune.error) for each, pair in zip(sums, pairs, strict=True)]
+        return deltas, [
+            each.with_format_error(pair.finetune.rounding_error) for each, pair in zip(sums, pairs, strict=True)
+        ]
 
     def _from_factors(self, pair: Pair) -> MatrixResult | None:
         """For a finetune that is a LoRA on the base: nothing is solved, and the delta is never formed; else None."""

@@ -14,7 +14,9 @@ SURELY = 0.5
 
 def words_on_base(steps: Sequence[Step], matrices: Mapping[str, MatrixResult]) -> tuple[str, ...]:
     """A sentence, if some matrices of the base are quantised and their deltas were measured."""
-    rounded = [(step.pair.base.error, matrices[step.pair.name]) for step in steps if step.pair.base.error]
+    rounded = [
+        (step.pair.base.rounding_error, matrices[step.pair.name]) for step in steps if step.pair.base.rounding_error
+    ]
     seen = [(error, matrix) for error, matrix in rounded if matrix.has_losses and matrix.base_frobenius]
     base = math.fsum(float(matrix.base_frobenius or 0.0) ** 2 for _, matrix in seen)
     delta = math.fsum(matrix.energy for _, matrix in seen)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters import Applied, Change, LoraAdapter, LoraUpdate, apply_adapter, open_adapter
-from deltarank.checkpoints import FLOAT_DTYPES, Pair, Piece, SummedTensor, open_checkpoint, shown
+from deltarank.checkpoints import FLOAT_DTYPES, Pair, Piece, SummedTensor, open_checkpoint, quoted
 from deltarank.jobs.outputs.candidate_names import (
     ANY_RANK,
     BASE,
@@ -120,7 +120,7 @@ class CandidateSet:
         finetune = self._models.finetune
         edits = [
             Edit(
-                Piece.of(info, finetune.source, (info.entries // info.shape[-1], info.shape[-1])),
+                Piece.from_info(info, finetune.source, (info.entries // info.shape[-1], info.shape[-1])),
                 yardstick.fake_quantise,
             )
             for tensor, info in finetune.tensors.items()
@@ -147,7 +147,7 @@ def _only_rank(applied: Applied) -> int | None:
 def _adapter_note(applied: Applied, lora: LoraAdapter) -> str | None:
     notes = [*applied.notes, *applied.left_out_biases(lora)]
     if applied.unused:
-        names = listing([shown(tensor.name) for tensor in applied.unused], most=2)
+        names = listing([quoted(tensor.name) for tensor in applied.unused], most=2)
         notes.append(f"not used: {names}: {applied.unused[0].reason}")
     return "; ".join(notes) or None
 

@@ -57,7 +57,7 @@ def overlap(
             seen += Overlap(lost=part.energy)
         else:
             seen += _compared(out, effect.rows(first, before), workspace)
-    return sums.with_format_error(target.finetune.error), seen
+    return sums.with_format_error(target.finetune.rounding_error), seen
 
 
 def _compared(delta: Tensor, added: Tensor, workspace: Workspace) -> Overlap:

@@ -14,7 +14,7 @@ from deltarank.adapters import (
     apply_adapter,
     open_adapter,
 )
-from deltarank.checkpoints import Checkpoint, Pairing, pair_checkpoints, shown
+from deltarank.checkpoints import Checkpoint, Pairing, pair_checkpoints, quoted
 from deltarank.jobs.verify.measure import (
     TOLERANCE,
     FitMeasurer,
@@ -160,6 +160,6 @@ class _VerifyJob:
             ours, theirs = part.up.shape, known.shape if known else ()
             if part.kind is PartKind.WHOLE and len(ours) == len(theirs) == 2 and ours[0] > theirs[0]:
                 yield (
-                    f"{shown(part.tensor)} has {ours[0]:,} rows in the adapter and {theirs[0]:,} in the "
+                    f"{quoted(part.tensor)} has {ours[0]:,} rows in the adapter and {theirs[0]:,} in the "
                     "base: PEFT loads it only after the base's vocabulary is resized (resize_token_embeddings)"
                 )

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from deltarank.checkpoints.hub import read_ahead as _ahead
+from deltarank.checkpoints.hub import read_ahead as read_ahead_module
 from deltarank.checkpoints.hub.read_ahead import ReadAhead
-from deltarank.checkpoints.hub.retry import GaveUpError
+from deltarank.checkpoints.hub.retry import TransferError
 
 CONTENT = random.Random(1).randbytes(100_000)
 
@@ -133,7 +133,7 @@ def test_memory_is_bounded_whatever_is_announced() -> None:
 
 def test_a_reader_does_not_wait_behind_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The budget is full of blocks that were announced and never asked for; in time they make room."""
-    monkeypatch.setattr(_ahead, "STALE", 20)
+    monkeypatch.setattr(read_ahead_module, "STALE_READS", 20)
     line = Line()
     ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=2)
     ahead.prefetch("x", 0, 8000)
@@ -193,14 +193,14 @@ def test_a_reader_that_waits_is_let_go_when_the_program_stops() -> None:
     def work() -> None:
         try:
             read(ahead, 0, 10)
-        except GaveUpError as error:
+        except TransferError as error:
             failed.append(type(error))
 
     reader = threading.Thread(target=work)
     reader.start()
     ahead.stop()
     reader.join(5)
-    assert failed == [GaveUpError]
+    assert failed == [TransferError]
     line.gate.set()
     ahead.close()
 
