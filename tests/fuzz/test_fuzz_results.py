@@ -18,9 +18,7 @@ import deltarank
 from deltarank.report import page_html, terminal_summary
 from deltarank.results import Results, StoredResult
 from fuzz.hostile import JSON, as_json, cases, spoilt, survives, torn
-from unit.results.test_base_choice import CHOICE
-from unit.results.test_outputs_results import OUTPUTS
-from unit.results.test_verification import VERIFICATION
+from unit.results.whole_results import CHOICE, OUTPUTS, VERIFICATION
 
 RANKS = [1, 4]
 

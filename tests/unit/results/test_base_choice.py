@@ -8,19 +8,8 @@ from dataclasses import replace
 import pytest
 
 from deltarank.errors import ResultsError
-from deltarank.results import BaseChoice, BaseKind, CandidateBase, Reference
-
-CHOICE = BaseChoice(
-    kind=BaseKind.FOUND,
-    sentence="tuned came from org/one.",
-    finetune=Reference("org/tuned"),
-    candidates=(
-        CandidateBase(Reference("org/other"), reason="it holds NaN or Inf"),
-        CandidateBase(Reference("org/far", "main"), 1.4, {"a": 1.3, "b": 1.5}),
-        CandidateBase(Reference("org/one", "abc"), 0.02, {"a": 0.01, "b": 0.03}),
-    ),
-    seed=-3,
-)
+from deltarank.results import BaseChoice, BaseKind
+from unit.results.whole_results import CHOICE
 
 
 def test_json_gives_back_an_equal_choice() -> None:

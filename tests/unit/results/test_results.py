@@ -266,7 +266,6 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         Results.load(tmp_path / "binary.json")
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1e6), min_size=2, max_size=6), min_size=1, max_size=4))
 def test_a_total_equals_the_loss_of_the_matrices_laid_end_to_end(spectra: list[list[float]]) -> None:
     rows = [measured(*sorted(squares, reverse=True)) for squares in spectra]

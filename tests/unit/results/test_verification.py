@@ -9,35 +9,8 @@ from pathlib import Path
 import pytest
 
 from deltarank.errors import ResultsError
-from deltarank.results import (
-    FitEnergies,
-    FitKind,
-    IgnoredTensor,
-    Outcome,
-    Reference,
-    TensorChange,
-    TensorFit,
-    Verification,
-)
-
-VERIFICATION = Verification(
-    base=Reference("org/base", "abc", {"model.safetensors": 10}),
-    finetune=Reference("org/tuned"),
-    adapter=Reference("/home/me/adapter"),
-    server=None,
-    tensors=(
-        TensorFit(
-            "a", 0, "mlp", (4, 3), Outcome.MEASURED, TensorChange.LORA, 2, 0.5, FitEnergies(4.0, 1.0, 0.5, 3.0, 2.5)
-        ),
-        TensorFit("b", None, "norm", (3,), Outcome.MEASURED, TensorChange.NONE, energies=FitEnergies(1.0, 1.0)),
-    ),
-    unused=(IgnoredTensor("c", "the model has no such module"),),
-    notes=("a note",),
-    kind=FitKind.SHORT,
-    sentences=("It keeps 75 %.",),
-    tool_version="0.1.0",
-    created="2026-11-24T00:00:00+00:00",
-)
+from deltarank.results import Verification
+from unit.results.whole_results import VERIFICATION
 
 
 def test_json_gives_back_an_equal_verification(tmp_path: Path) -> None:
