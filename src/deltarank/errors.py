@@ -1,17 +1,17 @@
-"""Every expected failure, each with a cure.
+"""The expected failures. Each has a message and a cure.
 
     DeltarankError
-    ├── UsageError              the command line or the arguments cannot be meant       (exit 2)
-    └── JobError                the job was understood and cannot be done               (exit 1)
-        ├── CheckpointError     a checkpoint is missing, broken or not what it says
-        │   └── HeaderError     a safetensors header or a shard index is not to be trusted
-        ├── PairingError        the two checkpoints do not belong together
-        ├── AdapterError        an adapter is missing, broken, or of a kind that is not read
+    ├── UsageError              the command line or the arguments are invalid            (exit 2)
+    └── JobError                the job is valid and cannot be done                      (exit 1)
+        ├── CheckpointError     a checkpoint is missing or broken
+        │   └── HeaderError     a safetensors header or a shard index is invalid
+        ├── PairingError        the two checkpoints cannot be compared
+        ├── AdapterError        an adapter is missing, broken, or of an unsupported kind
         ├── OutputError         the output exists, is full, or cannot be written
         └── ResultsError        a results file cannot be read
 
-A message says what was got and what was expected; the cure says what to do. The `slug` names the section
-of `docs/messages.md` that explains the message.
+The message says what was found and what was expected; the cure says what to do. `slug` names the section of
+`docs/messages.md` about it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 
 class DeltarankError(Exception):
-    """The root of all expected failures: caught at the doorway and printed without a traceback."""
+    """The base class of all expected failures. The command line prints them without a traceback."""
 
     exit_code = 1
 
@@ -40,29 +40,29 @@ class DeltarankError(Exception):
 
 
 class UsageError(DeltarankError):
-    """The command line or the arguments cannot be meant."""
+    """The command line or the arguments are invalid."""
 
     exit_code = 2
 
 
 class JobError(DeltarankError):
-    """The job was understood and cannot be done."""
+    """The job is valid and cannot be done."""
 
 
 class CheckpointError(JobError):
-    """A checkpoint is missing, broken, or not what it says it is."""
+    """A checkpoint is missing or broken."""
 
 
 class HeaderError(CheckpointError):
-    """A safetensors header or a shard index is not to be trusted."""
+    """A safetensors header or a shard index is invalid."""
 
 
 class PairingError(JobError):
-    """The two checkpoints do not belong together."""
+    """The two checkpoints cannot be compared."""
 
 
 class AdapterError(JobError):
-    """An adapter is missing, broken, of a kind that is not read, or of another base."""
+    """An adapter is missing, broken, of an unsupported kind, or of another base."""
 
 
 class OutputError(JobError):

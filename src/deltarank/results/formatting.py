@@ -1,7 +1,7 @@
-"""Numbers as people read them: one place decides the digits.
+"""How numbers are written for people.
 
-"0 %" and "100 %" appear only when literally so (a loss of 0.00001 % reads "under 0.1 %"), and nothing shows more
-than three digits: the exact figures are in the JSON.
+"0 %" and "100 %" are exact: a loss of 0.00001 % is "under 0.1 %". Numbers have at most three digits; the exact ones are
+in the JSON.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ def percent(share: float | None, *, unknown: str = "unknown") -> str:
 
 
 def percents(shares: Sequence[float]) -> list[str]:
-    """Shares of one whole, as percentages that add up to 100 as far as their digits can.
+    """Shares of one whole as percentages that add up to 100, as far as their digits allow.
 
-    The first is written as `percent` writes it. The others are whole numbers from 1 % on: who has the largest remainder
-    is rounded up.
+    The first is written as by `percent`. Others of 1 % or more are whole numbers, rounded by the largest remainder.
     """
     texts = [percent(share) for share in shares]
     whole = [i for i, share in enumerate(shares) if i and 0.01 <= share < 0.9895]
@@ -88,7 +87,7 @@ def duration(seconds: float) -> str:
 
 
 def listing(items: list[str], *, most: int = 8) -> str:
-    """["a", "b", "c"] -> "a, b and c"; what is over `most` is counted."""
+    """["a", "b", "c"] -> "a, b and c"; from the `most`-th on, the rest is only counted."""
     if len(items) > most:
         return ", ".join(items[:most]) + f" and {len(items) - most:,} more"
     if len(items) < 2:

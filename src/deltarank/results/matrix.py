@@ -1,4 +1,4 @@
-"""What was measured of one matrix, in plain numbers, and what became of the tensors that were not measured."""
+"""The measurements of one matrix, and the reasons why tensors were not measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltarank.results.codec import Count, Norm, Rank, Share, from_record, unrea
 
 
 class Outcome(StrEnum):
-    """What became of a tensor. Each member carries the sentence that a user reads."""
+    """What happened to a tensor. `sentence` is the text that a user reads."""
 
     MEASURED = "measured"
     IDENTICAL = "identical"
@@ -38,19 +38,19 @@ class Outcome(StrEnum):
 
 _SENTENCES: dict[Outcome, str] = {
     Outcome.MEASURED: "measured",
-    Outcome.IDENTICAL: "the two checkpoints hold the same numbers here: nothing to lose",
-    Outcome.NOT_FINITE: "holds NaN or Inf, so no loss can be stated",
+    Outcome.IDENTICAL: "identical in both checkpoints",
+    Outcome.NOT_FINITE: "holds NaN or Inf, so its loss is undefined",
     Outcome.UNREADABLE: "could not be read",
     Outcome.FAILED: "could not be measured",
-    Outcome.NOT_A_MATRIX: "a vector or scalar (a norm or a bias): a LoRA has no place for it",
-    Outcome.EMBEDDING: "an embedding or the output head: left out unless included by name",
-    Outcome.EXCLUDED: "left out by --include or --exclude, not read",
-    Outcome.SHAPE_DIFFERS: "the shapes differ, so there is no difference to take",
+    Outcome.NOT_A_MATRIX: "a vector or scalar (a norm or a bias), which a LoRA cannot represent",
+    Outcome.EMBEDDING: "an embedding or the output head, left out unless --include names it",
+    Outcome.EXCLUDED: "left out by --include or --exclude, and not read",
+    Outcome.SHAPE_DIFFERS: "the shapes differ, so there is no delta",
     Outcome.ONLY_IN_BASE: "only the base has it",
     Outcome.ONLY_IN_FINETUNE: "only the finetune has it",
-    Outcome.TIED: "tied to the embedding in one checkpoint and stored apart in the other",
-    Outcome.EXTRA_ROWS: "rows that only one vocabulary has",
-    Outcome.NOT_FLOATING: "stored in a type that holds no plain weights",
+    Outcome.TIED: "tied to the embedding in one checkpoint, stored separately in the other",
+    Outcome.EXTRA_ROWS: "rows of tokens that only one vocabulary has",
+    Outcome.NOT_FLOATING: "not stored as floating-point numbers",
 }
 
 
@@ -73,7 +73,13 @@ class Loss:
 
     @classmethod
     def from_energy(cls, rank: int, *, lost: float, total: float, entries: int) -> Self:
-        """From the energy lost, ||D - D_r||^2, which is known without cancellation where little is lost."""
+        """From the energy lost, ||D - D_r||^2, which does not suffer from cancellation where little is lost.
+
+        Args:
+            lost: ||D - D_r||^2.
+            total: ||D||^2.
+            entries: rows * columns.
+        """
         if total <= 0:
             return cls(rank, 0.0, 0.0, 0.0, 1.0)
         share = min(max(lost / total, 0.0), 1.0)
@@ -83,16 +89,32 @@ class Loss:
 
     @property
     def energy_lost(self) -> float:
-        """1 - energy_kept, from the figure that does not cancel."""
+        """1 - energy_kept, computed from `relative_error` to avoid cancellation."""
         return self.relative_error**2
 
 
 @dataclass(frozen=True)
 class MatrixResult:
-    """One weight matrix. Norms are Frobenius norms; ranks count singular values of D.
+    """One weight matrix W, its base W0 and their difference D = W - W0. Norms are Frobenius norms.
 
-    Figures that the solver could not know are None: a top-r solver sees no tail, so `effective_rank` is None,
-    and `signal_rank` is None when every value that it saw stands above the noise edge.
+    layer            the layer's number; None outside of layers
+    module           "mlp.down_proj"
+    dtype            what the weights are stored in
+    max_rank         the smaller side of D
+    relative_norm    ||D|| / ||W0||
+    mean_abs         mean of |D|
+    frobenius        ||D||; `base_frobenius` is ||W0||
+    stable_rank      ||D||^2 / s1^2
+    effective_rank   exp of the entropy of the normalised squared singular values
+    signal_rank      number of singular values above the noise edge (Marchenko and Pastur 1967)
+    rounding_floor   share of ||D||^2 that rounding to the storage dtype alone explains
+    singular_values  the leading ones, in descending order
+    losses           at the ranks of the run
+    curve            (rank, energy kept), for a chart
+    reason           why there are no losses
+
+    Figures that the solver cannot know are None: a top-r solver does not see the tail, so `effective_rank` is None, and
+    `signal_rank` is None if all values that it found are above the noise edge.
     """
 
     name: str
@@ -137,11 +159,7 @@ class MatrixResult:
         return self.outcome in (Outcome.MEASURED, Outcome.IDENTICAL)
 
     def loss(self, rank: int) -> Loss:
-        """The loss at one of the asked ranks.
-
-        Raises:
-            KeyError: this rank was not asked for.
-        """
+        """Raises KeyError if this rank was not measured."""
         return loss_at(self.losses, rank)
 
     @classmethod
@@ -176,10 +194,10 @@ def loss_at(losses: Iterable[Loss], rank: int) -> Loss:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor that was not measured, why, and how much of the whole change it holds where that is known.
+    """A tensor that was not measured.
 
     energy           ||D||^2 of the part that both checkpoints have; None if it was not read
-    share            energy / (energy of everything that both checkpoints have); None if not read
+    share            `energy` as a share of the change in all that both checkpoints have; None if it was not read
     """
 
     name: str

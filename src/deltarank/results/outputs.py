@@ -36,7 +36,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Nats per token over all scored tokens of one text; `low` and `high` bound the mean."""
+    """KL divergence over the scored tokens of one text, in nats per token; `low` and `high` bound the mean."""
 
     mean: float
     low: float | None
@@ -51,7 +51,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class SliceScore:
-    """The scored tokens in [first, last) of something: a position, or the reference's probability of its top token."""
+    """The mean KLD of tokens whose position, or probability of the reference's top token, is in [first, last)."""
 
     first: int | float
     last: int | float
@@ -61,7 +61,7 @@ class SliceScore:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Tokens by log10 of their KLD: counts[i] lie in [edges[i], edges[i + 1]); what is beyond is at the ends."""
+    """Tokens by log10 of their KLD: counts[i] are in [edges[i], edges[i + 1]); the end bins hold what is beyond."""
 
     edges: tuple[float, ...]
     counts: tuple[Count, ...]
@@ -69,7 +69,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """One document: how many of its tokens were scored, and their mean KLD."""
+    """The number of scored tokens of a document, and their mean KLD."""
 
     name: str
     tokens: Count
@@ -78,7 +78,7 @@ class DocumentScore:
 
 @dataclass(frozen=True)
 class BlindBound:
-    """The most that anyone's blind score can be over a reply of so many tokens: 1/2 + TV/2, with TV bounded by KL."""
+    """The best accuracy of any judge in a blind test with replies of this length: 1/2 + TV/2, with TV bounded by KL."""
 
     tokens: Count
     one_reply: float
@@ -90,14 +90,14 @@ class Logits:
     """One candidate on one text.
 
     text             the name of the text
-    tokens           scored tokens; documents likewise
-    same_top_p       share of tokens at which both put the same token first
-    rms_delta_p      root mean square of q(t) - p(t), t the token that stands in the text; `mean_delta_p` its mean
+    tokens           scored tokens; `documents` likewise
+    same_top_p       share of tokens at which both have the same most likely token
+    rms_delta_p      root mean square of q(t) - p(t) for the token t of the text; `mean_delta_p` is its mean
     ppl              exp(mean negative log-likelihood) of the candidate; `reference_ppl` the finetune's
     log_ppl_ratio    mean of log p(t) - log q(t), paired token by token
-    kept             1 - kld.mean / (the base's kld.mean on this text); None where the base has none or is the reference
-    tokens_to_tell   ln 20 / kld.mean: tokens until an ideal judge's odds are 20 to 1; on the finetune's own text only
-    blind            bounds on a blind score, on the finetune's own text only
+    kept             1 - kld.mean / (the base's kld.mean on this text); None if the base has none or is the reference
+    tokens_to_tell   ln 20 / kld.mean: tokens until an ideal judge is 20 to 1 sure; on the finetune's own answers only
+    blind            bounds on the accuracy in a blind test; on the finetune's own answers only
     not_finite       tokens left out because a logit was NaN
     """
 
@@ -124,7 +124,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class TwoSampleTest:
-    """Can a classifier tell the candidate's texts from the finetune's? (C2ST, Lopez-Paz and Oquab 2017)
+    """A classifier two-sample test: can it tell the candidate's texts from the finetune's? (Lopez-Paz and Oquab 2017)
 
     accuracy         of TF-IDF + logistic regression on texts it was not fitted to; 0.5 is chance
     p_value          (1 + b) / (1 + B): labels permuted within prompt, B times
@@ -137,7 +137,7 @@ class TwoSampleTest:
 
 @dataclass(frozen=True)
 class Writing:
-    """What a candidate writes to the prompts, beside what the finetune writes. The A/A arm is a Writing of its own.
+    """What a candidate writes to the prompts, compared with what the finetune writes.
 
     cosine           mean TF-IDF cosine between its texts and the finetune's to the same prompt
     distinct_words   distinct words / words
@@ -154,7 +154,7 @@ class Writing:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """Something that is served in place of the finetune."""
+    """A model that is compared with the finetune. `rank` is that of a rank-r delta."""
 
     name: str
     kind: CandidateKind
@@ -167,7 +167,7 @@ class CandidateResult:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that was scored. own: the finetune's answers, sampled at temperature 1."""
+    """A text that was scored. `own`: it is the finetune's answers, sampled at temperature 1."""
 
     name: str
     documents: Count
@@ -177,7 +177,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Some tokens of a document, as pieces of text that join to it, and their KLD for some candidates, by name."""
+    """Consecutive tokens of a document as pieces of text, and the KLD at each, by name of the candidate."""
 
     text: str
     document: str
@@ -187,7 +187,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt, and one answer of each: answers["finetune"], answers["finetune again"], answers["rank 64"], ..."""
+    """A prompt and one answer of each model: answers["finetune"], answers["finetune again"], answers["rank 64"]..."""
 
     prompt: str
     category: str
@@ -196,7 +196,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """The finetune with one part alone brought to rank r.
+    """The finetune with the delta of one part alone reduced to rank r.
 
     name             a module ("mlp.down_proj"), a layer ("layer 3") or a matrix
     kld              mean nats per token
@@ -215,10 +215,11 @@ class Part:
 
 @dataclass(frozen=True)
 class AttributionResult:
-    """Which parts matter at one rank, and whether the loss in the weights foretells it.
+    """Which parts matter at one rank, and whether their loss in the weights predicts it.
 
-    rank_correlation   Spearman's, of `lost` and `kld` over the parts; None under three parts
-    together           the KLD of all parts at rank r at once; `additivity` = the sum of the parts' KLD / together
+    together           the KLD with all parts at rank r
+    additivity         sum of the parts' KLD / `together`
+    rank_correlation   Spearman's, of `lost` and `kld` over the parts; None for fewer than three parts
     """
 
     rank: Rank
@@ -232,7 +233,12 @@ class AttributionResult:
 
 @dataclass(frozen=True)
 class Outputs(StoredResult):
-    """All that a run of `outputs` measured. `sentences` are its verdict; the first is the headline."""
+    """What a run of `outputs` measured.
+
+    reference        the finetune's name
+    again            the finetune's own answers with another seed, compared with its first ones
+    sentences        the verdict; the first is the headline
+    """
 
     description = "the outputs of a deltarank run"
     cure = "Run `deltarank outputs` again."

@@ -39,7 +39,7 @@ class VerdictKind(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer in plain words. `sentences[0]` is the headline."""
+    """The answer in words. `sentences[0]` is the headline."""
 
     kind: VerdictKind
     sentences: tuple[str, ...]
@@ -48,7 +48,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One matrix measured again in float64 by a full SVD."""
+    """A matrix measured a second time, in float64 by a full SVD."""
 
     name: str
     rank: Rank
@@ -99,7 +99,7 @@ class Results(StoredResult):
         return tuple(m for m in self.matrices if m.has_losses)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat record a matrix and rank: `pandas.DataFrame(results.rows())`."""
+        """One flat record for each matrix and rank: `pandas.DataFrame(results.rows())`."""
         return [
             {
                 "name": m.name,
@@ -120,7 +120,7 @@ class Results(StoredResult):
         ]
 
     def to_plain(self) -> dict[str, Any]:
-        """As dictionaries, lists and numbers, in the order of the contract."""
+        """As dictionaries, lists, texts and numbers, in the order of results.json."""
         return self._to_plain(self.totals)
 
     def _to_plain(self, totals: Totals) -> dict[str, Any]:
@@ -141,11 +141,11 @@ class Results(StoredResult):
         }
 
     def to_json(self) -> str:
-        """The contract as text, a matrix a line."""
+        """As the text of results.json, each matrix on a line of its own."""
         return "".join(self._json_parts())
 
     def _json_parts(self) -> Iterator[str]:
-        """In parts, so that the file of 50,000 matrices is never whole in memory."""
+        """In parts, so that a file of 50,000 matrices is never in memory as a whole."""
         frame = json.dumps(replace(self, matrices=())._to_plain(self.totals), indent=1, allow_nan=False)
         before, after = frame.split(_NO_MATRICES)  # at that depth only there: a text has no new lines of its own
         yield before + _NO_MATRICES.rstrip("]")

@@ -16,7 +16,12 @@ from deltarank.results.matrix import Loss, MatrixResult, loss_at
 
 @dataclass(frozen=True)
 class Total:
-    """Several matrices taken as one long vector of changes."""
+    """Several matrices taken together, as if their deltas were one long vector.
+
+    matrices         how many; `entries` their weights
+    energy           sum of ||D||^2; `base_energy` of ||W0||^2
+    rounding_energy  the part of `energy` that storage rounding alone explains; None if it is unknown for a matrix
+    """
 
     matrices: int
     entries: int
@@ -42,7 +47,7 @@ class Total:
 
     @property
     def relative_norm(self) -> float | None:
-        """||D|| / ||W0|| over all of them; None where no number can say it."""
+        """||D|| / ||W0|| over all of them; None if it is not finite."""
         ratio = self.energy / self.base_energy if self.base_energy > 0 else math.inf
         return math.sqrt(ratio) if math.isfinite(ratio) else None
 
