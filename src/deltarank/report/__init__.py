@@ -1,6 +1,7 @@
-"""Results -> charts -> page. Numbers come in, text and pictures go out; no code here can see a tensor.
+"""Reports on results: the page, its pictures, and the summary in a terminal. No code here sees a tensor.
 
-Importing this room is light: vl_convert and jinja2 are imported where a page or a picture is made.
+Results become the data of a page (`view`), and these a page, charts or text. Importing this room is light: vl_convert
+and jinja2 are imported when a page or a picture is made.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from deltarank.report.drawing.draw import drawing_process
 from deltarank.report.page.adapter_poster import adapter_picture
 from deltarank.report.page.html import page_html
 from deltarank.report.page.write import report_process, write_report
-from deltarank.report.terminal.weights import terminal_summary
+from deltarank.report.terminal.summary import terminal_summary
 
 __all__ = [
     "adapter_picture",

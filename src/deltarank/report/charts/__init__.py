@@ -1,1 +1,1 @@
-"""."""
+"""Definitions of the charts in Vega-Lite, without data."""

@@ -1,4 +1,4 @@
-"""What stands around a picture: a sentence that says what to see in it, what it shows, and the tool's name."""
+"""The frame of a picture: a title that says what to see in it, a subtitle with what it shows, and the tool's name."""
 
 from __future__ import annotations
 
@@ -8,45 +8,38 @@ from collections.abc import Sequence
 from deltarank.report.charts.theme import config
 from deltarank.report.charts.vega import SCHEMA, Spec
 
-SIZE = 15
-"""Of the letters, in points."""
+FONT_SIZE = 15
+"""In points."""
 
 _LINE = 76
-_PADDING = 32
+"""Letters of a title line."""
 
 
-def framed(body: Spec, sentence: str, about: str, *, styles: Sequence[int], parameters: Sequence[Spec] = ()) -> Spec:
-    """A drawing under a sentence that says what to see in it, over the tool's name."""
-    return {
-        "$schema": SCHEMA,
-        "background": "#ffffff",
-        "padding": _PADDING,
-        "title": _title(sentence, about),
-        "params": list(parameters),
-        "vconcat": [body, _signature()],
-        "config": {**config(styles, size=SIZE), "concat": {"spacing": 14}},
-    }
-
-
-def _title(sentence: str, about: str) -> Spec:
-    return {
-        "text": textwrap.wrap(sentence, _LINE) or [sentence],
-        "subtitle": textwrap.wrap(about, _LINE + 24),
-        "fontSize": 23,
-        "lineHeight": 29,
-        "subtitleFontSize": SIZE,
-        "subtitleLineHeight": 21,
-        "subtitlePadding": 10,
-        "anchor": "start",
-        "offset": 22,
-    }
-
-
-def _signature() -> Spec:
-    return {
+def framed(body: Spec, title: str, subtitle: str, *, styles: Sequence[int] = (), params: Sequence[Spec] = ()) -> Spec:
+    """A drawing under its title, over the tool's name."""
+    signature = {
         "data": {"values": [{"text": "deltarank"}]},
         "width": 200,
         "height": 16,
-        "mark": {"type": "text", "style": "note", "align": "left", "fontSize": SIZE - 1},
+        "mark": {"type": "text", "style": "note", "align": "left", "fontSize": FONT_SIZE - 1},
         "encoding": {"text": {"field": "text"}, "x": {"value": 0}},
+    }
+    return {
+        "$schema": SCHEMA,
+        "background": "#ffffff",
+        "padding": 32,
+        "title": {
+            "text": textwrap.wrap(title, _LINE) or [title],
+            "subtitle": textwrap.wrap(subtitle, _LINE + 24),
+            "fontSize": 23,
+            "lineHeight": 29,
+            "subtitleFontSize": FONT_SIZE,
+            "subtitleLineHeight": 21,
+            "subtitlePadding": 10,
+            "anchor": "start",
+            "offset": 22,
+        },
+        "params": list(params),
+        "vconcat": [body, signature],
+        "config": {**config(styles, size=FONT_SIZE), "concat": {"spacing": 14}},
     }

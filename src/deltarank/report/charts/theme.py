@@ -1,10 +1,10 @@
 """Colours and type of the charts.
 
-A picture is drawn in the inks below. The page draws with variables of its stylesheet, which sets them to the same inks
-in light and on paper, and to others in dark: a chart follows without being drawn again.
+Pictures have the colours below. The page draws with variables of its stylesheet, which sets them to the same colours in
+light mode and on paper, and to others in dark mode: a chart follows without being drawn again.
 
-Losses run along one ramp, light = kept, dark = lost. Its lightness falls evenly from 0.955 to 0.25 (OKLCH) while the
-hue turns from cream over coral to plum, so people who see no hue still read it, and so does a grey printer.
+Losses have one ramp, light = kept, dark = lost. Its lightness falls evenly from 0.955 to 0.25 (OKLCH) while the hue
+goes from cream to coral to plum, so it can be read without hue, and in grey print.
 """
 
 from __future__ import annotations
@@ -18,44 +18,35 @@ RAMP = ("#f7efe0", "#f4d4ac", "#f5b57c", "#ef8d5d", "#e46250", "#ba425c", "#8d28
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans", sans-serif'
 
-# Attention is cool, MLP warm, the rest green; a style has its colour, dash and shape everywhere on the page.
+# Attention is cool, MLP warm, the rest green. A style is one colour, dash and shape everywhere on the page.
 COLOURS = ("#1d5fa8", "#0b8a8f", "#6b4fb0", "#5b93c9", "#d9541e", "#b8860b", "#b01b50", "#8a4b2a", "#4b7f1f")
 DASHES = ([1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4])
-SHAPES = (
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "triangle-down",
-)
+_SHAPES = ("circle", "square", "triangle-up", "diamond")
+SHAPES = (*_SHAPES, *_SHAPES, "triangle-down")
 
 INKS = {"ink": "#1d1a20", "muted": "#6a6470", "line": "#e4dfe2", "ghost": "#d5d0d4", "paper": "#ffffff"}
 _VARIABLES = {name: f"var(--{name})" for name in INKS}
 
 
 def palette(styles: Sequence[int], *, page: bool = False) -> list[str]:
-    """The colours of these styles, in this order; as the page's variables if `page`."""
+    """The colours of these styles; the page's variables if `page`."""
     numbers = [style % len(COLOURS) for style in styles]
     return [f"var(--series-{number})" if page else COLOURS[number] for number in numbers]
 
 
 def run_styles(runs: int) -> list[int]:
-    """Styles for whole runs: neighbours differ in hue as well as in dash."""
+    """Styles for whole runs: neighbours differ in hue and in dash."""
     order = (0, 4, 8, 2, 5, 1, 6, 3, 7)
     return [order[i % len(order)] for i in range(runs)]
 
 
-def styled(modules: Sequence[Module]) -> list[Module]:
-    """The modules that have a colour of their own."""
+def modules_with_style(modules: Sequence[Module]) -> list[Module]:
+    """The modules that are not drawn in grey."""
     return [module for module in modules if module.style is not None]
 
 
 def config(styles: Sequence[int], *, page: bool = False, size: int = 12) -> dict[str, Any]:
-    """A Vega-Lite config. `styles` are those of the chart's series, in the order of its colour domain."""
+    """A Vega-Lite config. `styles` are those of the chart's series, in the order of their names."""
     inks = _VARIABLES if page else INKS
     return {
         "background": None,
@@ -107,9 +98,9 @@ def _styles(inks: dict[str, str], size: int) -> dict[str, Any]:
         "ghost": {"color": inks["ghost"], "stroke": inks["paper"], "strokeWidth": 1},
         "ghost-mark": {"color": inks["muted"], "fontSize": size - 2},
         "cursor": {"stroke": inks["ink"], "strokeWidth": 2, "color": "transparent"},
-        "dial": {"color": inks["ink"], "strokeWidth": 1},
-        "mark": {"color": inks["line"], "strokeWidth": 1},
-        "level": {"color": inks["muted"], "strokeWidth": 1, "strokeDash": [3, 3]},
+        "selected-rank": {"color": inks["ink"], "strokeWidth": 1},
+        "rank-mark": {"color": inks["line"], "strokeWidth": 1},
+        "reference": {"color": inks["muted"], "strokeWidth": 1, "strokeDash": [3, 3]},
         "note": {"color": inks["muted"], "fontSize": size},
         "whole": {"color": inks["ink"], "strokeWidth": 3},
         "whole-dot": {"color": inks["ink"]},

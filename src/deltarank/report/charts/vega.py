@@ -1,10 +1,10 @@
-"""The few words of Vega-Lite in which the charts are written, as plain dictionaries.
+"""The part of Vega-Lite's grammar that the charts use, as plain dictionaries.
 
     bars = rows_of("tokens").where("datum.share > 0")
     chart([bars.mark("bar", style="bar").encode(x="from:Q", y="share:Q")], width=300, height=200)
 
-Altair says the same in more words; to import it and to let it spell out a page's charts took 0.6 s. The tests hold
-every chart against Vega-Lite's schema.
+Importing Altair and building a page's charts with it took 0.6 s. The tests validate every chart against Vega-Lite's
+schema.
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ _SECOND_ENDS = ("x2", "y2")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows on their way to a mark: where they come from, and what is done to them."""
+    """The data of a mark: its source, and the transforms on it."""
 
     data: Spec
     steps: tuple[Spec, ...] = ()
 
     def where(self, test: str) -> Rows:
-        """Those that pass."""
+        """The rows that pass the test."""
         return replace(self, steps=(*self.steps, {"filter": test}))
 
     def having(self, **formulas: str) -> Rows:
-        """With further columns."""
+        """The rows with further columns, computed by formulas."""
         made = ({"calculate": formula, "as": name} for name, formula in formulas.items())
         return replace(self, steps=(*self.steps, *made))
 
     def mark(self, kind: str, **look: Any) -> Mark:
-        """Drawn as this kind of mark."""
+        """The rows as a mark of this kind."""
         return Mark(self, {"type": kind, **look})
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark for each of these rows. It has no place and no colour yet."""
+    """A mark for each row, not yet encoded."""
 
     rows: Rows
     look: Spec
 
     def encode(self, **channels: str | Spec) -> Spec:
-        """A layer of a chart. A channel is one of `field`'s or `value`'s, or short for a field, as in "layer:O"."""
+        """A layer of a chart. A channel comes from `field` or `value`, or is short for a field: "layer:O"."""
         encoding = {name: _channel(name, given) for name, given in channels.items()}
         steps = {"transform": list(self.rows.steps)} if self.rows.steps else {}
         return {"data": self.rows.data, "mark": self.look, "encoding": encoding, **steps}
 
 
 def rows_of(name: str) -> Rows:
-    """Rows that whoever shows the chart puts in under this name."""
+    """Rows of a named dataset, which the page or the picture supplies."""
     return Rows({"name": name})
 
 
 def own_rows(values: Sequence[Mapping[str, Any]]) -> Rows:
-    """Rows that belong to the chart."""
+    """Rows that are part of the chart."""
     return Rows({"values": [dict(row) for row in values]})
 
 
@@ -84,12 +84,12 @@ def either(test: str, then: Any, otherwise: Any) -> Spec:
 
 
 def param(name: str, value: Any) -> Spec:
-    """A number or a word that the page may set."""
+    """A parameter that the page may set."""
     return {"name": name, "value": value}
 
 
 def chart(layers: Sequence[Spec], params: Sequence[Spec] = (), *, width: int | str, height: int) -> Spec:
-    """Layers over each other, or a single one for itself."""
+    """Layers on top of each other, or a single one."""
     drawn = dict(layers[0]) if len(layers) == 1 else {"layer": list(layers)}
     return {**drawn, "height": height, "params": list(params), "width": width, "$schema": SCHEMA}
 

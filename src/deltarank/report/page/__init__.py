@@ -1,1 +1,1 @@
-"""."""
+"""The page as one HTML file, and its pictures."""

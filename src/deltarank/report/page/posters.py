@@ -1,112 +1,115 @@
-"""The main charts as pictures fit to post: each says what it shows, of what, and by what it was measured."""
+"""The main charts as pictures to post: each says what it shows, of which models, and what measured it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltarank.report.charts.frame import SIZE, framed
+from deltarank.report.charts.frame import FONT_SIZE, framed
 from deltarank.report.charts.outputs import kld_by_rank
-from deltarank.report.charts.theme import run_styles, styled
+from deltarank.report.charts.theme import modules_with_style, run_styles
 from deltarank.report.charts.vega import Spec
-from deltarank.report.charts.weights import by_layer, heat_map, loss_by_rank, runs_by_rank
+from deltarank.report.charts.weights import cosine_by_layer, heat_map, loss_by_rank, runs_by_rank
 from deltarank.report.page.payload import LABEL_GAP, layer_groups
-from deltarank.report.view.chart_rows import Row, cell_rows, end_rows, rank_rows, run_rows, top_cosine
-from deltarank.report.view.headline import plain
-from deltarank.report.view.modules import Group
-from deltarank.report.view.outputs_chart_rows import kld_span, level_rows, point_rows, views
+from deltarank.report.view.chart_rows import Row, cell_rows, cosine_axis_end, line_end_rows, rank_rows, run_rows
+from deltarank.report.view.divergence_rows import kld_span, point_rows, reference_rows
+from deltarank.report.view.headline import plain_text
+from deltarank.report.view.modules import ModuleGroup
 from deltarank.report.view.page import PageData, RunView
 from deltarank.report.view.text import short, unbroken
 from deltarank.results import listing
 
 WIDTH = 900
-"""The width of the drawing in points; with names and margins a picture is about 1,150 points wide."""
+"""The width of the drawing in points. With names and margins a picture is about 1,150 points wide."""
 
 
-def pictures(page: PageData) -> dict[str, Spec]:
-    """File name -> picture, at the rank where the dial stands at first. None where no change was measured."""
+def posters(page: PageData) -> dict[str, Spec]:
+    """File name -> picture, at the rank that the page opens with. Empty if no change was measured."""
     if not any(run.energy for run in page.runs):
         return {}
-    made = {"heat-map.png": _heat(page), "loss-by-rank.png": _loss(page)}
+    made = {"heat-map.png": _heat_map(page), "loss-by-rank.png": _loss_by_rank(page)}
     for group in layer_groups(page):
-        made[f"layers-{group.value}.png"] = _layers(page, group)
-    return made | ({"kld-by-rank.png": _kld(page)} if _has_kld(page) else {})
+        made[f"layers-{group.value}.png"] = _cosine_by_layer(page, group)
+    if any(outputs.texts and point_rows(outputs, outputs.default_text) for outputs in page.outputs):
+        made["kld-by-rank.png"] = _kld_by_rank(page)
+    return made
 
 
-def _heat(page: PageData) -> Spec:
-    about = f"Energy lost by layer and module at rank {page.default_rank} (base: {_bases(page)})"
+def _heat_map(page: PageData) -> Spec:
+    subtitle = f"Energy lost by layer and module at rank {page.default_rank} (base: {_bases(page)})"
     if len(page.runs) == 1:
-        run = page.runs[0]
-        across = min(WIDTH, 90 * len(page.layers))
-        chart = heat_map(page, tall=False, legend=True, width=across, step=44 if len(page.modules) <= 8 else 28)
-        return _picture(page, [_unit(chart, {"cells": cell_rows(page, run)})], about, styles=[])
-    each = min(WIDTH // len(page.runs), 64 * len(page.modules))
+        width = min(WIDTH, 90 * len(page.layers))
+        chart = heat_map(page, tall=False, legend=True, width=width, step=44 if len(page.modules) <= 8 else 28)
+        return _poster(page, [_filled(chart, {"cells": cell_rows(page, page.runs[0])})], subtitle)
+    width = max(min(WIDTH // len(page.runs), 64 * len(page.modules)), 160)
     step = 30 if len(page.layers) <= 12 else 18 if len(page.layers) <= 48 else 12
-    units = [
-        _unit(
-            heat_map(page, tall=True, legend=i == 0, width=max(each, 160), step=step),
+    charts = [
+        _filled(
+            heat_map(page, tall=True, legend=i == 0, width=width, step=step),
             {"cells": cell_rows(page, run)},
             title=run.label,
         )
         for i, run in enumerate(page.runs)
     ]
-    return _picture(page, units, about, styles=[], across=True)
+    return _poster(page, charts, subtitle, side_by_side=True)
 
 
-def _loss(page: PageData) -> Spec:
-    about = f"Energy lost against LoRA rank (base: {_bases(page)})"
+def _loss_by_rank(page: PageData) -> Spec:
+    subtitle = f"Energy lost against LoRA rank (base: {_bases(page)})"
+    names = {}
     if len(page.runs) == 1:
-        rows = rank_rows(page, page.runs[0])
+        rows, styles = rank_rows(page, page.runs[0]), [m.style or 0 for m in modules_with_style(page.modules)]
         chart = loss_by_rank(page, width=WIDTH, height=440)
-        return _picture(page, [_unit(chart, _lines(rows))], about, styles=[m.style or 0 for m in styled(page.modules)])
-    styles = run_styles(len(page.runs))
-    rows = run_rows(page)
-    chart = runs_by_rank(page, [run.label for run in page.runs], styles, width=WIDTH, height=440)
-    names = {run.label: short(run.label, most=26) for run in page.runs}
-    return _picture(page, [_unit(chart, _lines(rows, names))], about, styles=styles)
+    else:
+        rows, styles = run_rows(page), run_styles(len(page.runs))
+        chart = runs_by_rank(page, styles, width=WIDTH, height=440)
+        names = {run.label: short(run.label, most=26) for run in page.runs}
+    datasets = {"by_rank": rows, "line_ends": line_end_rows(rows, gap=LABEL_GAP, names=names)}
+    return _poster(page, [_filled(chart, datasets)], subtitle, styles=styles)
 
 
-def _lines(rows: Sequence[Row], names: dict[str, str] | None = None) -> dict[str, list[Row]]:
-    return {"by_rank": list(rows), "ends": end_rows(rows, gap=LABEL_GAP, names=names)}
-
-
-def _layers(page: PageData, group: Group) -> Spec:
-    """The article's chart of one group: a panel a run, one scale for all."""
-    about = f"{group.heading}: cosine distance by layer at rank {page.default_rank} (0.3 = half of the energy is gone)"
-    styles = [m.style or 0 for m in styled(page.modules) if m.group is group]
+def _cosine_by_layer(page: PageData, group: ModuleGroup) -> Spec:
+    """The article's chart of one group: a panel for each run, all on one scale."""
+    meaning = "0.3 = half of the energy is lost"
+    subtitle = f"{group.heading}: cosine distance by layer at rank {page.default_rank} ({meaning})"
+    axis_end = cosine_axis_end(page, page.default_index)
     height = 400 if len(page.runs) == 1 else 220
-    units = [
-        _unit(
-            by_layer(page, group, top=top_cosine(page, page.default), width=WIDTH, height=height),
+    charts = [
+        _filled(
+            cosine_by_layer(page, group, axis_end=axis_end, width=WIDTH, height=height),
             {"cells": cell_rows(page, run)},
             title=_panel_title(page, run),
         )
         for run in page.runs
     ]
-    return _picture(page, units, about, styles=styles)
+    styles = [module.style or 0 for module in modules_with_style(page.modules) if module.group is group]
+    return _poster(page, charts, subtitle, styles=styles)
 
 
-def _has_kld(page: PageData) -> bool:
-    return any(outputs.texts and point_rows(outputs, outputs.start) for outputs in views(page))
-
-
-def _kld(page: PageData) -> Spec:
-    """Mean KLD by rank between the base and the quantised finetunes: a panel a run, one scale for all."""
+def _kld_by_rank(page: PageData) -> Spec:
+    """Mean KLD by rank with the base and the quantised finetunes: a panel for each run, all on one scale."""
     shown = [(run, run.outputs) for run in page.runs if run.outputs and run.outputs.texts]
-    texts = listing(list(dict.fromkeys(outputs.texts[outputs.start].name for _, outputs in shown)), most=3)
-    about = f"Mean KLD from the finetune in nats per token, on {texts}; across: the base, and the finetune quantised"
-    span = kld_span(page)
-    units = [
-        _unit(
-            kld_by_rank(page, span, width=max(WIDTH // len(shown), 220), height=440 if len(shown) == 1 else 340),
-            {"points": point_rows(outputs, outputs.start), "levels": level_rows(outputs, outputs.start, span)},
+    texts = listing(list(dict.fromkeys(outputs.texts[outputs.default_text].name for _, outputs in shown)), most=3)
+    subtitle = (
+        f"Mean KLD from the finetune in nats per token, on {texts}; reference lines: the base, and quantised versions "
+        "of the finetune"
+    )
+    span = kld_span(page.outputs)
+    width, height = max(WIDTH // len(shown), 220), 440 if len(shown) == 1 else 340
+    charts = [
+        _filled(
+            kld_by_rank(page, span, width=width, height=height),
+            {
+                "points": point_rows(outputs, outputs.default_text),
+                "references": reference_rows(outputs, outputs.default_text, span),
+            },
             title=_panel_title(page, run),
         )
         for run, outputs in shown
     ]
-    said = shown[0][1].sentences[:1] if len(page.runs) == 1 else ()
-    sentence = said[0] if said else "How far what it says is from the finetune, by LoRA rank"
-    return _picture(page, units, about, styles=[], across=len(units) > 1, sentence=sentence)
+    sentences = shown[0][1].sentences if len(page.runs) == 1 else ()
+    title = sentences[0] if sentences else "Output divergence from the finetune, by LoRA rank"
+    return _poster(page, charts, subtitle, side_by_side=len(charts) > 1, title=title)
 
 
 def _panel_title(page: PageData, run: RunView) -> str | None:
@@ -117,33 +120,33 @@ def _bases(page: PageData) -> str:
     return listing(list(dict.fromkeys(run.base for run in page.runs)), most=3)
 
 
-def _unit(chart: Spec, datasets: Mapping[str, Sequence[Row]], *, title: str | None = None) -> Spec:
-    """A chart with its rows put in, ready to stand beside others."""
-    filled: Spec = {key: _filled(value, datasets) for key, value in chart.items() if key != "$schema"}
-    return filled | ({"title": {"text": title, "fontSize": SIZE, "offset": 8}} if title else {})
+def _filled(chart: Spec, datasets: Mapping[str, Sequence[Row]], *, title: str | None = None) -> Spec:
+    """A chart with the rows of its datasets in it, as a panel of a poster."""
+    panel: Spec = {key: _with_rows(value, datasets) for key, value in chart.items() if key != "$schema"}
+    return panel | ({"title": {"text": title, "fontSize": FONT_SIZE, "offset": 8}} if title else {})
 
 
-def _filled(part: Any, datasets: Mapping[str, Sequence[Row]]) -> Any:
+def _with_rows(part: Any, datasets: Mapping[str, Sequence[Row]]) -> Any:
     if isinstance(part, list):
-        return [_filled(item, datasets) for item in part]
+        return [_with_rows(item, datasets) for item in part]
     if not isinstance(part, dict):
         return part
     if set(part) == {"name"} and part["name"] in datasets:
         return {"values": list(datasets[part["name"]])}
-    return {key: _filled(value, datasets) for key, value in part.items()}
+    return {key: _with_rows(value, datasets) for key, value in part.items()}
 
 
-def _picture(
+def _poster(
     page: PageData,
-    units: Sequence[Spec],
-    about: str,
+    panels: Sequence[Spec],
+    subtitle: str,
     *,
-    styles: Sequence[int],
-    across: bool = False,
-    sentence: str | None = None,
+    styles: Sequence[int] = (),
+    side_by_side: bool = False,
+    title: str | None = None,
 ) -> Spec:
-    """The units under a sentence, the page's if none is given, over the tool's name."""
-    bare = [{key: value for key, value in unit.items() if key != "params"} for unit in units]
-    body = {"hconcat" if across else "vconcat": bare, "spacing": 24}
-    said = unbroken(sentence) if sentence else plain(page.headlines[page.default])
-    return framed(body, said, about, styles=styles, parameters=units[0]["params"])
+    """The panels under a title, by default the headline of the page."""
+    without_params = [{key: value for key, value in panel.items() if key != "params"} for panel in panels]
+    body = {"hconcat" if side_by_side else "vconcat": without_params, "spacing": 24}
+    headline = unbroken(title) if title else plain_text(page.headlines[page.default_index])
+    return framed(body, headline, subtitle, styles=styles, params=panels[0]["params"])

@@ -1,4 +1,4 @@
-"""The page and its pictures on disk: each file whole or not at all."""
+"""Writes the page and its pictures: each file completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report_process() -> Iterator[None]:
 def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
     """Writes `report.html` and the PNGs into `folder`, over those of an earlier report.
 
-    Everything is made before the first file is written; each is written beside its place and renamed.
+    Everything is rendered before the first file is written.
 
     Raises:
         OutputError: the folder cannot be written, the disk is full, or nothing can be drawn here.
@@ -35,28 +35,27 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
     """
     page = page_data(runs)
     with report_process():
-        made = _made(page)
+        contents = _render(page)
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        return tuple(_write(target / name, content) for name, content in made.items())
+        for name, content in contents.items():
+            write_bytes_atomically(target / name, content)
     except OSError as error:
         raise OutputError(
-            f"cannot write the report into {target}: {error.strerror or error}.",
-            cure="Give a folder that you may write to, on a disk with some megabytes free.",
+            f"cannot write the report to {target}: {error.strerror or error}.",
+            cure="Choose a folder that you may write to, on a disk with some free megabytes.",
             slug="output-unwritable",
         ) from error
+    return tuple(target / name for name in contents)
 
 
-def _made(page: PageData) -> dict[str, bytes]:
-    """File name -> contents: the page is written while the pictures are drawn."""
-    from deltarank.report.page.posters import pictures
+def _render(page: PageData) -> dict[str, bytes]:
+    """File name -> content. The page is rendered while the drawing process draws the pictures."""
+    from deltarank.report.page.posters import posters
 
-    drawings = {name: start_drawing(picture) for name, picture in pictures(page).items()}
-    made = {"report.html": render_page(page).encode("utf-8")}
-    return made | {name: finished() for name, finished in drawings.items()}
-
-
-def _write(path: Path, content: bytes) -> Path:
-    write_bytes_atomically(path, content)
-    return path
+    drawings = {name: start_drawing(poster) for name, poster in posters(page).items()}
+    return {
+        "report.html": render_page(page).encode("utf-8"),
+        **{name: finish() for name, finish in drawings.items()},
+    }

@@ -1,1 +1,1 @@
-"""."""
+"""The summary of a run as text."""

@@ -1,1 +1,1 @@
-"""."""
+"""Builds the data of a page from results: plain, labelled rows, without markup."""

@@ -1,15 +1,16 @@
-"""Results -> PageData."""
+"""Builds the data of a page from results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltarank.report.view.headline import figures, headlines
-from deltarank.report.view.matrices import Places, cells, layer_label, listed, matrix_rows, module_rows
-from deltarank.report.view.modules import Module, arrange
-from deltarank.report.view.outputs_build import output_ranks, outputs_view
-from deltarank.report.view.page import PageData, RunView
-from deltarank.report.view.provenance import left_out, origin
+from deltarank.report.view.headline import figures_at, headline_at
+from deltarank.report.view.matrices import heat_cells, layer_label, listed_indices, matrix_rows, module_rows
+from deltarank.report.view.modules import Module, arrange_modules
+from deltarank.report.view.outputs import output_ranks, outputs_view
+from deltarank.report.view.page import ModuleRow, PageAxes, PageData, RunView
+from deltarank.report.view.provenance import left_out_groups, provenance_of
+from deltarank.report.view.tables import energy_table, outputs_of_runs_table, weights_of_runs_table
 from deltarank.report.view.text import clean, short
 from deltarank.results import SERVABLE_RANKS, Loss, Results, VerdictKind, headline_rank
 
@@ -24,7 +25,7 @@ _KINDS = {
 
 
 def page_data(runs: Sequence[Results]) -> PageData:
-    """What the page over these runs shows.
+    """The data of a page over these runs.
 
     Raises:
         ValueError: there is no run.
@@ -33,28 +34,29 @@ def page_data(runs: Sequence[Results]) -> PageData:
         raise ValueError("a page needs at least one run")
     ranks = tuple(sorted({rank for run in runs for rank in (*run.ranks, *output_ranks(run.outputs))}))
     modules = _modules(runs)
+    axes = PageAxes(ranks, {module.name: module for module in modules})
     labels = _labels(runs)
-    places = Places(ranks, {module.name: i for i, module in enumerate(modules)})
-    views = tuple(_run_view(run, label, places) for run, label in zip(runs, labels, strict=True))
+    views = tuple(_run_view(run, label, axes) for run, label in zip(runs, labels, strict=True))
     return PageData(
         title=" · ".join(labels),
         runs=views,
         ranks=ranks,
-        legal=tuple(rank in SERVABLE_RANKS for rank in ranks),
-        default=_default(ranks, runs),
-        headlines=headlines(ranks, views),
-        figures=figures(ranks, views, modules),
+        servable=tuple(rank in SERVABLE_RANKS for rank in ranks),
+        default_index=_default_index(ranks, runs),
+        headlines=tuple(headline_at(i, rank, views) for i, rank in enumerate(ranks)),
+        figures=tuple(figures_at(i, rank, views) for i, rank in enumerate(ranks)),
         modules=modules,
         layers=_layers(runs),
+        weights_of_runs=weights_of_runs_table(ranks, views) if len(views) > 1 else None,
+        outputs_of_runs=outputs_of_runs_table(ranks, views) if len(views) > 1 else None,
         tool_version=clean(runs[0].tool_version),
     )
 
 
-def _default(ranks: tuple[int, ...], runs: Sequence[Results]) -> int:
-    """Where the dial stands at first: at the rank of the verdicts' headlines."""
+def _default_index(ranks: tuple[int, ...], runs: Sequence[Results]) -> int:
+    """The rank that the page opens with: that of the verdicts' headlines."""
     largest = max((matrix.max_rank for run in runs for matrix in run.measured), default=1)
-    weighed = sorted({rank for run in runs for rank in run.ranks})
-    return ranks.index(headline_rank(weighed, largest))
+    return ranks.index(headline_rank(sorted({rank for run in runs for rank in run.ranks}), largest))
 
 
 def _modules(runs: Sequence[Results]) -> tuple[Module, ...]:
@@ -62,7 +64,7 @@ def _modules(runs: Sequence[Results]) -> tuple[Module, ...]:
     for run in runs:
         for name, total in run.totals.by_module.items():
             energies[name] = energies.get(name, 0.0) + total.energy
-    return arrange(energies)
+    return arrange_modules(energies)
 
 
 def _layers(runs: Sequence[Results]) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ def _layers(runs: Sequence[Results]) -> tuple[str, ...]:
 
 
 def _labels(runs: Sequence[Results]) -> list[str]:
-    """The finetunes' short names; the whole reference where short names are alike; numbered where those are."""
+    """The finetunes' short names; full references where those are not unique; numbered where these are not either."""
     labels = [short(clean(run.finetune.short_name)) for run in runs]
     if len(set(labels)) < len(labels):
         labels = [short(clean(run.finetune.ref)) for run in runs]
@@ -81,24 +83,28 @@ def _labels(runs: Sequence[Results]) -> list[str]:
     return labels
 
 
-def _run_view(run: Results, label: str, places: Places) -> RunView:
-    whole, lines = run.totals.whole, listed(run)
+def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
+    whole, listed = run.totals.whole, listed_indices(run)
     by_rank: dict[int, Loss] = {loss.rank: loss for loss in whole.losses}
+    losses = tuple(by_rank.get(rank) for rank in axes.ranks)
+    modules, whole_row = module_rows(run, axes), ModuleRow(None, 1.0, axes.lost(whole.losses))
     return RunView(
         label=label,
         base=short(clean(run.base.short_name)),
         kind=_KINDS[run.verdict.kind],
         sentences=tuple(clean(sentence) for sentence in run.verdict.sentences),
-        losses=tuple(by_rank.get(rank) for rank in places.ranks),
+        losses=losses,
         matrices_measured=whole.matrices,
         energy=whole.energy,
         relative_norm=whole.relative_norm,
         rounding_floor=whole.rounding_floor,
-        modules=module_rows(run, places),
-        cells=cells(run, places, lines),
-        matrices=matrix_rows(run, places, lines),
-        unlisted=len(run.matrices) - len(lines),
-        left_out=left_out(run),
-        origin=origin(run),
-        outputs=outputs_view(run.outputs, places.ranks),
+        modules=modules,
+        whole=whole_row,
+        cells=heat_cells(run, axes, listed),
+        matrices=matrix_rows(run, axes, listed),
+        unlisted=len(run.matrices) - len(listed),
+        left_out=left_out_groups(run),
+        provenance=provenance_of(run),
+        energy_table=energy_table(axes.ranks, (*modules, whole_row), losses),
+        outputs=outputs_view(run.outputs, axes.ranks),
     )

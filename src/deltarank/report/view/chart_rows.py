@@ -1,4 +1,4 @@
-"""PageData -> the rows that a chart draws. The page's script gets the same rows, column by column."""
+"""The rows that the charts of the weights draw. The page's script gets the same rows, column by column."""
 
 from __future__ import annotations
 
@@ -6,88 +6,77 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from deltarank.report.view.page import PageData, RunView, Shares
-from deltarank.report.view.text import rounded_share
+from deltarank.report.view.page import ModuleRow, PageData, RunView, Shares
 
 Row = dict[str, Any]
 
-THE_WHOLE = "all matrices"
-
-
-def _lost_fields(page: PageData, lost: Shares) -> Row:
-    return {f"lost_{rank}": share for rank, share in zip(page.ranks, lost, strict=True)}
+ALL_MATRICES = "all matrices"
 
 
 def cell_rows(page: PageData, run: RunView) -> list[Row]:
-    """A row a square: for the heat map and for the article's charts. `number` is the layer where it has one."""
-    rows = []
-    for i, cell in enumerate(run.cells):
-        module = page.modules[cell.module]
-        rows.append(
-            {
-                "cell": i,
-                "layer": cell.layer,
-                "number": int(cell.layer) if cell.layer.isdecimal() else None,
-                "module": module.label,
-                "short": module.short,
-                "group": module.group.value,
-                "styled": module.style is not None,
-                "same": cell.same,
-                **_lost_fields(page, cell.lost),
-            }
-        )
-    return rows
+    """A row for each cell, for the heat map and the charts by layer. `lost_64` is the energy lost at rank 64."""
+    return [
+        {
+            "cell": i,
+            "layer": cell.layer,
+            "layer_number": int(cell.layer) if cell.layer.isdecimal() else None,
+            "module": cell.module.label,
+            "short_module": cell.module.short_label,
+            "group": cell.module.group.value,
+            "has_style": cell.module.style is not None,
+            "unchanged": cell.unchanged,
+            **{f"lost_{rank}": lost for rank, lost in zip(page.ranks, cell.lost, strict=True)},
+        }
+        for i, cell in enumerate(run.cells)
+    ]
 
 
 def rank_rows(page: PageData, run: RunView) -> list[Row]:
-    """A row for each module and rank, and for the whole: `kind` is module, rest (drawn grey) or whole."""
-    rows = []
-    for row in run.modules:
-        module = page.modules[row.module]
-        kind = "rest" if module.style is None else "module"
-        rows += _points(page, kind, module.label, row.lost)
-    return rows + _points(page, "whole", THE_WHOLE, whole_lost(run))
+    """A row for each module and rank, and for all matrices. `kind` is module, rest (drawn in grey) or whole."""
+    return [row for module in (*run.modules, run.whole) for row in _module_points(page, module)]
 
 
-def whole_lost(run: RunView) -> Shares:
-    return tuple(None if loss is None else rounded_share(loss.energy_lost) for loss in run.losses)
+def _module_points(page: PageData, row: ModuleRow) -> list[Row]:
+    if row.module is None:
+        return _points(page, "whole", ALL_MATRICES, row.lost)
+    return _points(page, "rest" if row.module.style is None else "module", row.module.label, row.lost)
 
 
 def run_rows(page: PageData) -> list[Row]:
     """A row for each run and rank."""
-    return [row for run in page.runs for row in _points(page, "module", run.label, whole_lost(run))]
+    return [row for run in page.runs for row in _points(page, "module", run.label, run.whole.lost)]
 
 
 def _points(page: PageData, kind: str, name: str, lost: Shares) -> list[Row]:
     return [
-        {"kind": kind, "module": name, "at": rank, "lost": share}
+        {"kind": kind, "module": name, "rank": rank, "lost": share}
         for rank, share in zip(page.ranks, lost, strict=True)
         if share is not None
     ]
 
 
-def end_rows(rows: Sequence[Row], *, gap: float, names: dict[str, str] | None = None) -> list[Row]:
-    """Where each line ends and where its name stands: names at least `gap` apart, in the order of their lines."""
+def line_end_rows(rows: Sequence[Row], *, gap: float, names: dict[str, str] | None = None) -> list[Row]:
+    """The end of each line and the height of its name: names at least `gap` apart, in the order of the lines."""
     last = {row["module"]: row for row in rows if row["kind"] != "rest"}
     ends = sorted(last.values(), key=lambda row: -row["lost"])
-    places = spread([row["lost"] for row in ends], gap)
+    heights = spread_out([row["lost"] for row in ends], gap)
     return [
-        {**end, "label_at": place, "name": (names or {}).get(end["module"], end["module"])}
-        for end, place in zip(ends, places, strict=True)
+        {**end, "label_y": height, "name": (names or {}).get(end["module"], end["module"])}
+        for end, height in zip(ends, heights, strict=True)
     ]
 
 
-def spread(values: Sequence[float], gap: float, *, low: float = 0.0, high: float = 1.0) -> list[float]:
-    """Falling values moved as little as need be to stand `gap` apart within [low, high].
+def spread_out(values: Sequence[float], gap: float, *, low: float = 0.0, high: float = 1.0) -> list[float]:
+    """Falling values, moved as little as needed to be `gap` apart within [low, high].
 
-    If they do not all fit, they are spread evenly over what room there is.
+    If they do not all fit, they are spread evenly over the range.
     """
     if not values:
         return []
     gap = min(gap, (high - low) / max(len(values) - 1, 1))
-    placed = _pushed_down([min(v, high) for v in values], gap)
-    lifted = _pushed_down([low + high - v for v in reversed([max(v, low) for v in placed])], gap)
-    return [low + high - v for v in reversed(lifted)]
+    lowered = _pushed_down([min(v, high) for v in values], gap)
+    raised = _pushed_down([low + high - v for v in reversed([max(v, low) for v in lowered])], gap)
+    return [low + high - v for v in reversed(raised)]
 
 
 def _pushed_down(values: Sequence[float], gap: float) -> list[float]:
@@ -97,17 +86,17 @@ def _pushed_down(values: Sequence[float], gap: float) -> list[float]:
     return result
 
 
-def top_cosine(page: PageData, place: int | None = None) -> float:
-    """Where the axis of the article's charts ends: one end for all runs and groups, so that they compare.
+def cosine_axis_end(page: PageData, rank_index: int | None = None) -> float:
+    """The end of the axis of cosine distances, the same for all runs and groups of modules, so that they compare.
 
-    `place` looks at one rank alone; without it the end holds for all ranks.
+    It holds for all ranks, or for the one at `rank_index`.
     """
-    ranks = slice(None) if place is None else slice(place, place + 1)
-    losts = [share for run in page.runs for cell in run.cells for share in cell.lost[ranks] if share is not None]
-    worst = max((lost / (1 + math.sqrt(1 - lost)) for lost in losts), default=0.0)
-    return next((top for top in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8) if worst <= top), 1.0)
+    ranks = slice(None) if rank_index is None else slice(rank_index, rank_index + 1)
+    losses = [share for run in page.runs for cell in run.cells for share in cell.lost[ranks] if share is not None]
+    worst = max((lost / (1 + math.sqrt(1 - lost)) for lost in losses), default=0.0)
+    return next((end for end in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8) if worst <= end), 1.0)
 
 
-def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Rows turned on their side: names once, values in lists. All rows have the same fields."""
+def as_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as columns: each name once, with a list of its values. All rows have the same fields."""
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}

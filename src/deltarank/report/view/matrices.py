@@ -1,43 +1,30 @@
-"""The rows under the charts and the table: cells, modules and matrices of one run."""
+"""The rows under the heat map, the curves and the tables of one run: cells, modules and matrices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice, zip_longest
 
-from deltarank.report.view.page import Cell, MatrixRow, ModuleRow, Shares
+from deltarank.report.view.page import HeatCell, MatrixRow, ModuleRow, PageAxes
 from deltarank.report.view.text import clean, rounded, rounded_share
-from deltarank.results import Loss, MatrixResult, Outcome, Results, Total
+from deltarank.results import MatrixResult, Outcome, Results, Total
 
 NO_LAYER = "–"
 SPECTRUM_POINTS = 48
 MOST_DETAILED = 1200
-"""How many matrices of a run carry their spectrum into the page, largest loss first; the JSON has them all."""
+"""How many matrices of a run have their curve and spectrum on the page, largest loss first; the JSON has all."""
 
 MOST_LISTED = 3000
-"""How many matrices of a run have a line on the page; of more, those of each square that lose the most."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where things stand on the page: its ranks in order, and each module's row."""
-
-    ranks: tuple[int, ...]
-    modules: Mapping[str, int]
-
-    def lost(self, losses: Iterable[Loss]) -> Shares:
-        by_rank = {loss.rank: loss.energy_lost for loss in losses}
-        return tuple(rounded_share(by_rank.get(rank)) for rank in self.ranks)
+"""How many matrices of a run have a row on the page. Of more, each cell keeps those that lose the most."""
 
 
 def layer_label(layer: int | None) -> str:
     return NO_LAYER if layer is None else str(layer)
 
 
-def _squares(run: Results) -> dict[tuple[float, str], list[int]]:
-    """(layer, module) -> the numbers of its matrices."""
+def _indices_by_cell(run: Results) -> dict[tuple[float, str], list[int]]:
+    """(layer, module) -> the indices of its matrices."""
     groups: dict[tuple[float, str], list[int]] = {}
     for i, matrix in enumerate(run.matrices):
         layer = math.inf if matrix.layer is None else matrix.layer
@@ -45,80 +32,81 @@ def _squares(run: Results) -> dict[tuple[float, str], list[int]]:
     return groups
 
 
-def listed(run: Results) -> tuple[int, ...]:
-    """The numbers of the matrices that have a line, in the order of the run: all, or the worst of each square."""
+def listed_indices(run: Results) -> tuple[int, ...]:
+    """The indices of the matrices that have a row, in the order of the run: all, or the worst of each cell."""
     if len(run.matrices) <= MOST_LISTED:
         return tuple(range(len(run.matrices)))
-    columns = [_worst_first(run, members) for members in _squares(run).values()]
+    columns = [_worst_first(run, members) for members in _indices_by_cell(run).values()]
     in_turn = (i for row in zip_longest(*columns) for i in row if i is not None)
     return tuple(sorted(islice(in_turn, MOST_LISTED)))
 
 
-def _worst_first(run: Results, numbers: Iterable[int]) -> list[int]:
-    """By the energy lost at all ranks together."""
-    return sorted(numbers, key=lambda i: -sum(loss.energy_lost for loss in run.matrices[i].losses))
+def _worst_first(run: Results, indices: Iterable[int]) -> list[int]:
+    """By the energy lost, summed over all ranks."""
+    return sorted(indices, key=lambda i: -sum(loss.energy_lost for loss in run.matrices[i].losses))
 
 
-def cells(run: Results, places: Places, lines: Sequence[int]) -> tuple[Cell, ...]:
-    """A cell for each (layer, module) of the run, by layer and then by module. Its members are places in `lines`."""
-    ordered = sorted(_squares(run).items(), key=lambda item: (item[0][0], places.modules[item[0][1]]))
-    at = {i: line for line, i in enumerate(lines)}
-    return tuple(_cell(run, members, places, at) for _, members in ordered)
+def heat_cells(run: Results, axes: PageAxes, listed: Sequence[int]) -> tuple[HeatCell, ...]:
+    """A cell for each layer and module of the run, by layer and then by module."""
+    order = {name: i for i, name in enumerate(axes.modules)}
+    cells = sorted(_indices_by_cell(run).items(), key=lambda item: (item[0][0], order[item[0][1]]))
+    row_of = {i: row for row, i in enumerate(listed)}
+    return tuple(_heat_cell(run, members, axes, row_of) for _, members in cells)
 
 
-def _cell(run: Results, members: list[int], places: Places, at: Mapping[int, int]) -> Cell:
+def _heat_cell(run: Results, members: list[int], axes: PageAxes, row_of: Mapping[int, int]) -> HeatCell:
     matrices = [run.matrices[i] for i in members]
     total = Total.of(matrices)
     missing = [m for m in matrices if not m.has_losses]
-    return Cell(
+    return HeatCell(
         layer=layer_label(matrices[0].layer),
-        module=places.modules[matrices[0].module],
-        lost=places.lost(total.losses),
-        share=_share(total.energy, run),
-        members=tuple(at[i] for i in members if i in at),
+        module=axes.modules[matrices[0].module],
+        lost=axes.lost(total.losses),
+        members=tuple(row_of[i] for i in members if i in row_of),
         matrices=len(members),
         missing=len(missing),
-        same=total.matrices > 0 and total.energy == 0,
+        unchanged=total.matrices > 0 and total.energy == 0,
         reason=_reason(missing[0] if missing else matrices[0]),
     )
 
 
-def _share(energy: float, run: Results) -> float | None:
+def _share_of_change(energy: float, run: Results) -> float | None:
     whole = run.totals.whole.energy
     return rounded_share(energy / whole) if whole > 0 else None
 
 
 def _reason(matrix: MatrixResult) -> str | None:
-    """Why there is no loss, or why there is nothing to lose."""
+    """Why there is no loss, or nothing to lose."""
     if matrix.outcome is Outcome.MEASURED:
         return None
     return clean(matrix.reason or matrix.outcome.sentence)
 
 
-def module_rows(run: Results, places: Places) -> tuple[ModuleRow, ...]:
-    rows = [
-        ModuleRow(places.modules[name], total.matrices, _share(total.energy, run), places.lost(total.losses))
-        for name, total in run.totals.by_module.items()
-    ]
-    return tuple(sorted(rows, key=lambda row: row.module))
+def module_rows(run: Results, axes: PageAxes) -> tuple[ModuleRow, ...]:
+    """The modules of the run in reading order."""
+    totals = run.totals.by_module
+    return tuple(
+        ModuleRow(module, _share_of_change(totals[name].energy, run), axes.lost(totals[name].losses))
+        for name, module in axes.modules.items()
+        if name in totals
+    )
 
 
-def matrix_rows(run: Results, places: Places, lines: Sequence[int]) -> tuple[MatrixRow, ...]:
-    """A row for each of the matrices of these numbers."""
-    detailed = set(_worst_first(run, lines)[:MOST_DETAILED])
-    return tuple(_matrix_row(run, run.matrices[i], places, i in detailed) for i in lines)
+def matrix_rows(run: Results, axes: PageAxes, listed: Sequence[int]) -> tuple[MatrixRow, ...]:
+    """A row for each of the matrices with these indices."""
+    detailed = set(_worst_first(run, listed)[:MOST_DETAILED])
+    return tuple(_matrix_row(run, run.matrices[i], axes, is_detailed=i in detailed) for i in listed)
 
 
-def _matrix_row(run: Results, matrix: MatrixResult, places: Places, detailed: bool) -> MatrixRow:
+def _matrix_row(run: Results, matrix: MatrixResult, axes: PageAxes, *, is_detailed: bool) -> MatrixRow:
     return MatrixRow(
         name=clean(matrix.name),
         layer=layer_label(matrix.layer),
-        module=places.modules[matrix.module],
         shape=matrix.shape,
         dtype=clean(matrix.dtype),
         reason=_reason(matrix),
-        lost=places.lost(matrix.losses) if matrix.has_losses else places.lost(()),
-        share=_share(matrix.energy, run) if matrix.has_losses else None,
+        lost=axes.lost(matrix.losses if matrix.has_losses else ()),
+        share=_share_of_change(matrix.energy, run) if matrix.has_losses else None,
         relative_norm=rounded(matrix.relative_norm),
         frobenius=rounded(matrix.frobenius),
         mean_abs=rounded(matrix.mean_abs),
@@ -130,33 +118,33 @@ def _matrix_row(run: Results, matrix: MatrixResult, places: Places, detailed: bo
         floor_level=rounded(_floor_level(matrix)),
         noise_edge=rounded(matrix.noise_edge),
         solver=clean(matrix.solver) if matrix.solver else None,
-        curve=_curve(matrix) if detailed else (),
-        spectrum=_spectrum(matrix) if detailed else (),
+        curve=_curve(matrix) if is_detailed else (),
+        spectrum=_spectrum(matrix) if is_detailed else (),
     )
 
 
 def _floor_level(matrix: MatrixResult) -> float | None:
-    """The singular value that rounding would have if its energy were spread evenly: ||D|| sqrt(floor / max_rank)."""
+    """The singular value of rounding if its energy were spread evenly: ||D|| sqrt(rounding_floor / max_rank)."""
     if not matrix.rounding_floor or not matrix.frobenius or not matrix.max_rank:
         return None
     return matrix.frobenius * math.sqrt(matrix.rounding_floor / matrix.max_rank)
 
 
 def _curve(matrix: MatrixResult) -> tuple[tuple[int, float], ...]:
-    """(rank, energy lost), by rank. Where a rank was asked for, the loss that does not cancel is taken."""
+    """(rank, energy lost), by rank. At requested ranks it is the loss measured without cancellation."""
     points = {rank: 1.0 - kept for rank, kept in matrix.curve} | {x.rank: x.energy_lost for x in matrix.losses}
     finite = ((rank, rounded_share(lost)) for rank, lost in sorted(points.items()))
     return tuple((rank, lost) for rank, lost in finite if lost is not None)
 
 
 def _spectrum(matrix: MatrixResult) -> tuple[tuple[int, float], ...]:
-    """About 48 singular values at log-spaced places, the first and the last among them; zeros have no logarithm."""
+    """About 48 singular values at log-spaced indices, the first and the last included; zeros have no logarithm."""
     values = [v for v in matrix.singular_values if math.isfinite(v) and v > 0]
-    points = ((i, rounded(values[i - 1])) for i in spaced(len(values), SPECTRUM_POINTS))
+    points = ((i, rounded(values[i - 1])) for i in log_spaced(len(values), SPECTRUM_POINTS))
     return tuple((i, v) for i, v in points if v is not None)
 
 
-def spaced(last: int, points: int) -> list[int]:
+def log_spaced(last: int, points: int) -> list[int]:
     """At most `points` whole numbers from 1 to `last`, evenly spaced on a log axis."""
     if last <= points:
         return list(range(1, last + 1))

@@ -1,42 +1,57 @@
-"""What the page shows: plain dataclasses, sorted, labelled and rounded, with no markup and no chart in them."""
+"""What the page shows: plain dataclasses, sorted, labelled and rounded, without markup or charts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from deltarank.report.view.modules import Module
-from deltarank.report.view.outputs_page import OutputsView
+from deltarank.report.view.outputs import OutputsView
+from deltarank.report.view.provenance import LeftOutGroup, Provenance
+from deltarank.report.view.table import Table
+from deltarank.report.view.text import rounded_share
 from deltarank.results import Loss
 
 Shares = tuple[float | None, ...]
-"""The energy lost at each rank of the page, 0 to 1; None where a run did not measure that rank."""
+"""The share of energy lost at each rank of the page, 0 to 1; None at ranks that a run did not measure."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A square of the heat map: all matrices of one module in one layer, taken as one.
+class PageAxes:
+    """What all runs of a page share: its ranks, and its modules by name, in reading order."""
 
-    `matrices` counts them; `members` are the lines on the page of those that have one, at least one of them. `same`
-    says that finetuning changed nothing here, so that "kept" would be an empty word.
+    ranks: tuple[int, ...]
+    modules: Mapping[str, Module]
+
+    def lost(self, losses: Iterable[Loss]) -> Shares:
+        """The share of energy lost at each rank."""
+        by_rank = {loss.rank: loss.energy_lost for loss in losses}
+        return tuple(rounded_share(by_rank.get(rank)) for rank in self.ranks)
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """A cell of the heat map: all matrices of one module in one layer, their energies added.
+
+    `members` are the indices of those matrices that have a row on the page, at least one. `unchanged` says that
+    finetuning changed nothing here; `reason` says why there is no loss.
     """
 
     layer: str
-    module: int
+    module: Module
     lost: Shares
-    share: float | None
     members: tuple[int, ...]
     matrices: int
     missing: int
-    same: bool
+    unchanged: bool
     reason: str | None
 
 
 @dataclass(frozen=True)
 class ModuleRow:
-    """A module of a run over all layers. `share` is its part of the whole change."""
+    """A module over all layers of a run, or all modules (`module` is None). `share` is of the whole change."""
 
-    module: int
-    matrices: int
+    module: Module | None
     share: float | None
     lost: Shares
 
@@ -47,7 +62,6 @@ class MatrixRow:
 
     name: str
     layer: str
-    module: int
     shape: tuple[int, ...]
     dtype: str
     reason: str | None
@@ -69,39 +83,8 @@ class MatrixRow:
 
 
 @dataclass(frozen=True)
-class LeftOutGroup:
-    """Tensors that were left out for one reason. `share` is None where none of them was read."""
-
-    sentence: str
-    count: int
-    share: float | None
-    unread: int
-    names: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class AuditLine:
-    name: str
-    rank: int
-    measured: float
-    truth: float
-    deviation: float
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a run was measured, in words."""
-
-    facts: tuple[tuple[str, str], ...]
-    command: str | None
-    files: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    notes: tuple[str, ...]
-    audit: tuple[AuditLine, ...]
-
-
-@dataclass(frozen=True)
 class RunView:
-    """One run. `label` is unique on the page; `losses` runs along the ranks of the page."""
+    """One run. `label` is unique on the page; `losses` has an item for each rank of the page."""
 
     label: str
     base: str
@@ -113,42 +96,49 @@ class RunView:
     relative_norm: float | None
     rounding_floor: float | None
     modules: tuple[ModuleRow, ...]
-    cells: tuple[Cell, ...]
+    whole: ModuleRow
+    cells: tuple[HeatCell, ...]
     matrices: tuple[MatrixRow, ...]
     unlisted: int
     left_out: tuple[LeftOutGroup, ...]
-    origin: Origin
+    provenance: Provenance
+    energy_table: Table
     outputs: OutputsView | None
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A piece of a sentence; a model's name is set apart."""
+    """A part of a sentence. A model's name is set apart."""
 
     text: str
-    name: bool = False
+    is_name: bool = False
 
 
 @dataclass(frozen=True)
 class PageData:
-    """The whole page. `headlines` has one sentence for each rank, `figures` the numbers behind it."""
+    """The whole page. `headlines` has a sentence for each rank, `figures` the numbers behind it.
+
+    The tables over runs are None where there is only one run, or where no run has outputs.
+    """
 
     title: str
     runs: tuple[RunView, ...]
     ranks: tuple[int, ...]
-    legal: tuple[bool, ...]
-    default: int
+    servable: tuple[bool, ...]
+    default_index: int
     headlines: tuple[tuple[Phrase, ...], ...]
     figures: tuple[str, ...]
     modules: tuple[Module, ...]
     layers: tuple[str, ...]
+    weights_of_runs: Table | None
+    outputs_of_runs: Table | None
     tool_version: str
 
     @property
     def default_rank(self) -> int:
-        return self.ranks[self.default]
+        return self.ranks[self.default_index]
 
     @property
-    def spoken(self) -> bool:
-        """Whether any run looked at outputs."""
-        return any(run.outputs for run in self.runs)
+    def outputs(self) -> list[OutputsView]:
+        """Of the runs that have any."""
+        return [run.outputs for run in self.runs if run.outputs]

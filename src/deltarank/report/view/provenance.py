@@ -1,66 +1,111 @@
-"""What was left out of a run, and how the rest was measured, in words."""
+"""What a run left out, and how the rest was measured."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from deltarank.report.view.page import AuditLine, LeftOutGroup, Origin
+from deltarank.report.view.table import Table, TableRow
 from deltarank.report.view.text import clean
 from deltarank.results import Outcome, Reference, Results, count, duration, figure, listing, size
 
 MOST_NAMES = 400
-"""How many names one group shows; the JSON has them all."""
+"""How many names of one group the page lists; the JSON has all."""
 
-_TOLD_APART = {"ranks", "solver", "tolerance", "dtype", "device", "include", "exclude", "seconds", "command"}
+_SETTINGS_SHOWN_FIRST = ("tolerance", "dtype", "device", "include", "exclude")
+_SETTINGS_SHOWN_ELSEWHERE = {*_SETTINGS_SHOWN_FIRST, "ranks", "solver", "seconds", "command"}
 
 
-def left_out(run: Results) -> tuple[LeftOutGroup, ...]:
-    """Tensors without a loss by outcome, those that hold most of the change first."""
+@dataclass(frozen=True)
+class LeftOutGroup:
+    """Tensors that were left out for one reason. `share` is None where none of them was read."""
+
+    sentence: str
+    count: int
+    share: float | None
+    unread: int
+    names: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How something was measured: (title, value) pairs, the command, and notes. `files` are (name, size) by model."""
+
+    facts: tuple[tuple[str, str], ...]
+    command: str | None
+    notes: tuple[str, ...]
+    files: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    audit: Table | None = None
+    audit_sentence: str = ""
+
+
+def left_out_groups(run: Results) -> tuple[LeftOutGroup, ...]:
+    """Tensors without a loss by outcome, the groups with the largest share of the change first."""
     groups: dict[Outcome, list[tuple[str, str, float | None]]] = {}
     for matrix in run.matrices:
         if not matrix.has_losses:
             groups.setdefault(matrix.outcome, []).append((matrix.name, matrix.reason or "", None))
     for skipped in run.skipped:
         groups.setdefault(skipped.outcome, []).append((skipped.name, skipped.reason, skipped.share))
-    made = [_left_out(outcome, rows) for outcome, rows in groups.items()]
+    made = [_left_out_group(outcome, tensors) for outcome, tensors in groups.items()]
     return tuple(sorted(made, key=lambda group: (-(group.share or 0.0), -group.count)))
 
 
-def _left_out(outcome: Outcome, rows: list[tuple[str, str, float | None]]) -> LeftOutGroup:
-    shares = [share for _, _, share in rows if share is not None]
-    names = tuple((clean(name), "" if reason == outcome.sentence else clean(reason)) for name, reason, _ in rows)
+def _left_out_group(outcome: Outcome, tensors: list[tuple[str, str, float | None]]) -> LeftOutGroup:
+    shares = [share for _, _, share in tensors if share is not None]
+    names = tuple((clean(name), "" if reason == outcome.sentence else clean(reason)) for name, reason, _ in tensors)
     return LeftOutGroup(
         sentence=outcome.sentence,
-        count=len(rows),
+        count=len(tensors),
         share=math.fsum(shares) if shares else None,
-        unread=len(rows) - len(shares),
+        unread=len(tensors) - len(shares),
         names=names[:MOST_NAMES],
     )
 
 
-def origin(run: Results) -> Origin:
-    command = run.settings.get("command")
-    return Origin(
+def provenance_of(run: Results) -> Provenance:
+    """How the weights of a run were measured."""
+    return Provenance(
         facts=tuple(_facts(run)),
-        command=clean(command if isinstance(command, str) else " ".join(map(str, command))) if command else None,
-        files=tuple((title, files) for title, ref in _references(run) if (files := _files(ref))),
+        command=clean_command(run.settings),
         notes=tuple(clean(note) for note in run.notes),
-        audit=tuple(
-            AuditLine(clean(x.name), x.rank, x.cosine_distance, x.cosine_distance_float64, x.deviation)
-            for x in run.audit
+        files=tuple(
+            (title, tuple((clean(name), size(number)) for name, number in reference.files.items()))
+            for title, reference in _references(run)
+            if reference.files
         ),
+        audit=_audit_table(run) if run.audit else None,
+        audit_sentence=_audit_sentence(run) if run.audit else "",
     )
+
+
+def clean_command(settings: Mapping[str, Any]) -> str | None:
+    """The command of a run, if its settings have it."""
+    command = settings.get("command")
+    return clean(command if isinstance(command, str) else " ".join(map(str, command))) if command else None
+
+
+def setting_text(value: Any) -> str:
+    """The value of a setting: text as it is, lists as a series, anything else as JSON."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(setting_text(each) for each in value)
+    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def settings_facts(settings: Mapping[str, Any], *, without: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(title, value) of the settings that have a value."""
+    return [
+        (clean(key).replace("_", " "), setting_text(value))
+        for key, value in settings.items()
+        if key not in without and value not in (None, "", [], (), {})
+    ]
 
 
 def _references(run: Results) -> tuple[tuple[str, Reference], ...]:
     return (("base", run.base), ("finetune", run.finetune))
-
-
-def _files(reference: Reference) -> tuple[tuple[str, str], ...]:
-    return tuple((clean(name), size(number)) for name, number in reference.files.items())
 
 
 def _facts(run: Results) -> list[tuple[str, str]]:
@@ -68,11 +113,10 @@ def _facts(run: Results) -> list[tuple[str, str]]:
     facts = [(title, _reference(reference)) for title, reference in _references(run)]
     facts.append(("ranks", ", ".join(str(rank) for rank in run.ranks)))
     facts.append(("solver", _solvers(run)))
-    for key in ("tolerance", "dtype", "device", "include", "exclude"):
-        if settings.get(key) not in (None, "", [], ()):
-            facts.append((key, _value(settings[key])))
-    facts.extend((clean(key), _value(value)) for key, value in settings.items() if key not in _TOLD_APART)
-    facts.append(("matrices", _matrices(run)))
+    facts += settings_facts({key: settings.get(key) for key in _SETTINGS_SHOWN_FIRST})
+    facts += settings_facts(settings, without=_SETTINGS_SHOWN_ELSEWHERE)
+    whole = run.totals.whole
+    facts.append(("matrices", f"{count(whole.matrices, 'matrix', 'matrices')} with {figure(whole.entries)} weights"))
     if isinstance(seconds := settings.get("seconds"), (int, float)):
         facts.append(("time", duration(seconds)))
     facts.append(("measured", f"{clean(run.created)} by deltarank {clean(run.tool_version)}"))
@@ -87,25 +131,35 @@ def _reference(reference: Reference) -> str:
 
 
 def _solvers(run: Results) -> str:
-    """What was asked for, and what it came to: "auto: 200 by exact, 80 by krylov"."""
+    """The solver that was requested, and those that were used: "auto: 200 by exact, 80 by krylov"."""
     used: dict[str, int] = {}
     for matrix in run.matrices:
         if matrix.solver:
             used[matrix.solver] = used.get(matrix.solver, 0) + 1
-    asked = clean(run.settings.get("solver", "")) or "auto"
+    requested = clean(run.settings.get("solver", "")) or "auto"
     if not used:
-        return asked
-    return f"{asked}: " + clean(listing([f"{number:,} by {name}" for name, number in used.items()]))
+        return requested
+    return f"{requested}: " + clean(listing([f"{number:,} by {name}" for name, number in used.items()]))
 
 
-def _matrices(run: Results) -> str:
-    whole = run.totals.whole
-    return f"{count(whole.matrices, 'matrix', 'matrices')} with {figure(whole.entries)} weights"
+def _audit_table(run: Results) -> Table:
+    rows = tuple(
+        TableRow(
+            clean(row.name),
+            (
+                str(row.rank),
+                f"{row.cosine_distance:.6f}",
+                f"{row.cosine_distance_float64:.6f}",
+                f"{row.deviation:.1e}",
+            ),
+        )
+        for row in run.audit
+    )
+    headings = ("matrix", "rank", "cosine distance", "in float64", "deviation")
+    return Table(headings, (rows,), "Audit: measured again in float64 by a full SVD")
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_value(x) for x in value)
-    if isinstance(value, Mapping):
-        return clean(json.dumps(value))
-    return clean(value)
+def _audit_sentence(run: Results) -> str:
+    matrices = count(len(run.audit), "matrix", "matrices")
+    worst = figure(max(row.deviation for row in run.audit))
+    return f"Audit: {matrices} measured again in float64 by a full SVD; largest deviation of a cosine distance {worst}."

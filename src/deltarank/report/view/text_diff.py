@@ -1,4 +1,4 @@
-"""Two answers word by word: what they share in order, and what differs."""
+"""The difference of two answers, word by word."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import accumulate
 
-# A word takes the space before it. Scripts without spaces are compared letter by letter, punctuation sign by sign.
+# A word includes the space before it. Scripts without spaces are compared by letter, punctuation by sign.
 _LETTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\u0e00-\u0e7f"
 _WORD = re.compile(rf"\s*(?:[{_LETTER}]|(?:(?![{_LETTER}])\w)+|[^\w\s])|\s+$")
 
@@ -17,49 +17,43 @@ Block = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Difference:
-    """A text beside another: words[b : b + n] are the other's words[a : a + n] for each block (a, b, n).
-
-    `alike` is how many words from the start are the same.
-    """
+    """A text compared with a reference: words[b : b + n] equal the reference's words[a : a + n] for each block (a, b, n)."""
 
     words: tuple[str, ...]
     blocks: tuple[Block, ...]
-    alike: int
+    same_first_words: int
 
-    def same(self, reference: Sequence[str]) -> bool:
-        """Whether the two are the same word for word."""
-        return self.alike == len(self.words) == len(reference)
+    def is_same_as(self, reference: Sequence[str]) -> bool:
+        """Whether the two have the same words."""
+        return self.same_first_words == len(self.words) == len(reference)
 
     def spans(self, reference: Sequence[str]) -> list[tuple[int, int, int, int]]:
-        """The blocks as (start, end, start, end) in the reference's text and in this one.
-
-        Counted as scripts in pages count: a letter beyond U+FFFF is two.
-        """
+        """The blocks as (start, end, start, end) in the reference's text and in this one, in UTF-16 units as in scripts."""
         left, right = _ends(reference), _ends(self.words)
         return [(left[a], left[a + n], right[b], right[b + n]) for a, b, n in self.blocks]
 
 
 def _ends(words: Sequence[str]) -> list[int]:
-    """Where each word begins, and where the last one ends."""
+    """The start of each word, and the end of the last one."""
     return [0, *accumulate(len(word.encode("utf-16-le", "surrogatepass")) // 2 for word in words)]
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Words that join to the text."""
+    """The words of a text; they join to it."""
     return tuple(_WORD.findall(text))
 
 
 def difference(reference: Sequence[str], other: Sequence[str]) -> Difference:
-    """How `other` differs from `reference`, both as words."""
+    """How `other` differs from `reference`, both given as words."""
     left, right = ([word.strip() for word in words] for words in (reference, other))
-    found = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
-    blocks = _settled([(block.a, block.b, block.size) for block in found if block.size], len(left), len(right))
-    alike = blocks[0][2] if blocks and blocks[0][:2] == (0, 0) else 0
-    return Difference(tuple(other), tuple(blocks), alike)
+    matches = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+    blocks = _without_islands([(block.a, block.b, block.size) for block in matches if block.size], len(left), len(right))
+    same = blocks[0][2] if blocks and blocks[0][:2] == (0, 0) else 0
+    return Difference(tuple(other), tuple(blocks), same)
 
 
-def _settled(blocks: list[Block], left: int, right: int) -> list[Block]:
-    """Without the islands: a shared run that is shorter than what differs on either side of it was met by chance."""
+def _without_islands(blocks: list[Block], left: int, right: int) -> list[Block]:
+    """Without shared runs that are shorter than what differs on either side of them: they match by chance."""
     kept: list[Block] = []
     for i, (a, b, n) in enumerate(blocks):
         end_a, end_b = (kept[-1][0] + kept[-1][2], kept[-1][1] + kept[-1][2]) if kept else (0, 0)

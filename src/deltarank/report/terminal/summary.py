@@ -1,0 +1,143 @@
+"""A run in a terminal: the headline, the verdict, short tables of weights and outputs, and what was left out."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+from deltarank.report.view.build import page_data
+from deltarank.report.view.headline import plain_text
+from deltarank.report.view.outputs import OutputsView
+from deltarank.report.view.page import PageData, RunView
+from deltarank.report.view.provenance import LeftOutGroup
+from deltarank.report.view.table import TableCell
+from deltarank.report.view.text import NO_BREAK, short, unbroken
+from deltarank.results import Results, count, format_table, percent
+
+_BOLD, _DIM, _RED, _YELLOW, _GREEN = "1", "2", "31", "33", "32"
+MOST_MODULES = 24
+"""Of more modules, the table has those that hold most of the change."""
+
+_LEAST_WIDTH = 60
+_RANK_WIDTH = 6
+"""The least width of a rank's column. A longer cosine distance is rounded to two digits."""
+
+_OUTPUTS_COLUMNS = ("Mean KLD", "95 % interval", "99.9 %", "Same top p", "kept")
+_OUTPUTS_NEEDED = ("Mean KLD", "Same top p", "kept", "95 % interval", "99.9 %")
+"""The columns in the order in which they get room."""
+
+Paint = Callable[[str, str], str]
+
+
+def terminal_summary(results: Results, *, colour: bool = False, width: int = 100) -> str:
+    """The result as text, at most `width` columns wide (60 at least), with colour codes only if `colour`."""
+    page = page_data([results])
+    run = page.runs[0]
+    width = max(width, _LEAST_WIDTH)
+
+    def paint(text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if colour else text
+
+    blocks = [
+        _sentences(page, run, paint, width),
+        _weights(page, run, paint, width) if run.matrices_measured and run.energy else [],
+        *(_outputs(run.outputs, paint, width) if run.outputs else []),
+        [line for group in run.left_out for line in _left_out(group, width)],
+        _wrapped(run.provenance.audit_sentence, width),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A number and its percent sign stay on one line."""
+    lines = textwrap.wrap(unbroken(text), width, break_on_hyphens=False)
+    return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def _sentences(page: PageData, run: RunView, paint: Paint, width: int) -> list[str]:
+    headline = plain_text(page.headlines[page.default_index]).replace(NO_BREAK, " ")
+    rest = [line for sentence in run.sentences if sentence != headline for line in _wrapped(sentence, width)]
+    return [*(paint(line, _BOLD) for line in _wrapped(headline, width)), *rest]
+
+
+def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str]:
+    """The energy kept by module and rank, the cosine distance under it."""
+    *modules, whole, cosine = run.energy_table.rows
+    largest = sorted(range(len(modules)), key=lambda i: -(run.modules[i].share or 0.0))[:MOST_MODULES]
+    shown = [*(modules[i] for i in sorted(largest)), whole, cosine]
+    rows = [["module", "share", *map(str, page.ranks)], *([row.name, *map(_ascii, row.cells)] for row in shown)]
+    rows[-1][2:] = [_at_most_six_letters(cell) for cell in rows[-1][2:]]
+    # The rank of the headline gets room first, then servable ranks.
+    ranks = sorted(range(len(page.ranks)), key=lambda i: (i != page.default_index, not page.servable[i], i))
+    rows = _fit(rows, [1, *(i + 2 for i in ranks)], width, name=len(cosine.name), gap=1, minimum=_RANK_WIDTH - 1)
+    for row in rows[1:-1]:
+        row[2:] = [paint(cell, _kept_colour(cell)) for cell in row[2:]]
+    header, *lines = format_table(rows, align="<>", minimum=(0, len("share"), _RANK_WIDTH), gap=1)
+    hidden = len(modules) - len(largest)
+    return [
+        paint("Energy kept, in %, by LoRA rank (share: of the whole change)", _BOLD),
+        paint(header, _DIM),
+        *lines[:-2],
+        *([f"({count(hidden, 'module')} with smaller changes not shown)"] if hidden else []),
+        *lines[-2:],
+        paint("Cosine distance 0.3 means that half of the energy is lost.", _DIM),
+    ]
+
+
+def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
+    """The verdict, and a line for each candidate on the text that the page shows first."""
+    blocks = [[line for sentence in outputs.sentences for line in _wrapped(sentence, width)]]
+    table = outputs.logits_tables[outputs.default_text] if outputs.texts else None
+    if table is None:
+        return blocks
+    headings = [_ascii(heading) for heading in table.headings]
+    columns = [0, *(headings.index(heading) for heading in _OUTPUTS_COLUMNS)]
+    rows = [headings, *([row.name, *map(_ascii, row.cells)] for row in table.rows)]
+    rows = [[row[i] for i in columns] for row in rows]
+    needed = [1 + _OUTPUTS_COLUMNS.index(heading) for heading in _OUTPUTS_NEEDED]
+    title = f"KL divergence from the finetune in nats per token, on {outputs.texts[outputs.default_text].name}"
+    lines = format_table(_fit(rows, needed, width, name=30, gap=2), align="<>")
+    writing = [f"{row.name}: {row.cells[0]}" for row in outputs.writing_table.rows] if outputs.writing_table else []
+    similarity = f"Similarity to the finetune's answers (TF-IDF cosine): {'; '.join(writing)}."
+    return [*blocks, [paint(short(title, most=width), _BOLD), *lines, *(_wrapped(similarity, width) if writing else [])]]
+
+
+def _fit(
+    rows: Sequence[list[str]], needed: Sequence[int], width: int, *, name: int, gap: int, minimum: int = 0
+) -> list[list[str]]:
+    """The rows with the columns that fit into `width`: first the names, then `needed` in this order.
+
+    Names have `name` letters at least, and are cut where they need more than what is left.
+    """
+    widths = [max(minimum, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    room = width - min(widths[0], name)
+    chosen = []
+    for column in needed:
+        if widths[column] + gap <= room:
+            room -= widths[column] + gap
+            chosen.append(column)
+    name_room = room + min(widths[0], name)
+    return [[short(row[0], most=name_room), *(row[i] for i in sorted(chosen))] for row in rows]
+
+
+def _ascii(cell: TableCell) -> str:
+    text = cell if isinstance(cell, str) else cell[0]
+    for sign, plain in ((NO_BREAK, " "), (" – ", " to "), ("–", "-"), ("\u2212", "-")):
+        text = text.replace(sign, plain)
+    return text
+
+
+def _at_most_six_letters(number: str) -> str:
+    return number if len(number) <= _RANK_WIDTH else f"{float(number):.2g}"
+
+
+def _kept_colour(percentage: str) -> str:
+    if percentage == "-":
+        return _DIM
+    kept = float(percentage.strip("<>"))
+    return _RED if kept < 50 else _YELLOW if kept < 90 else _GREEN
+
+
+def _left_out(group: LeftOutGroup, width: int) -> list[str]:
+    share = "" if group.share is None else f" ({percent(group.share)} of the whole change)"
+    return _wrapped(f"Left out: {count(group.count, 'tensor')}{share}: {group.sentence}.", width)
