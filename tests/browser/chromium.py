@@ -42,6 +42,6 @@ class Opened:
         self.page.wait_for_selector("html[data-ready=yes]")
         self.page.wait_for_timeout(150)
 
-    def turn(self, rank: int) -> None:
-        self.page.locator("#dial label", has_text=str(rank)).first.click()
+    def select_rank(self, rank: int) -> None:
+        self.page.locator("#rank-selector label", has_text=str(rank)).first.click()
         self.settle()

@@ -1,4 +1,4 @@
-"""Outputs on the page in a real Chromium: one dial and one choice drive all of it."""
+"""Outputs on the page in a real Chromium: the selected rank and one choice drive all of it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ def steps(opened) -> list[int]:
     return opened.page.evaluate("[...document.querySelectorAll('.tokens span')].map(e => Number(e.className.slice(1)))")
 
 
-def test_the_dial_drives_figures_colours_and_answers(show):
+def test_the_rank_drives_figures_colours_and_answers(show):
     opened = show([one()])
     assert "Rank 64 is about as far from the finetune as q4_0" in opened.text("header")
-    assert opened.text("#spoken-line").startswith("In what it says, rank 64 is 0.071 nats per token away")
+    assert opened.text("#outputs-at-rank").startswith(
+        "At rank 64, the KL divergence from the finetune is 0.071 nats per token"
+    )
     before = steps(opened)
     assert "".join(opened.page.locator(".tokens span").all_text_contents()).split() == ANSWER.split()
-    opened.turn(8)
-    assert opened.text("#spoken-line").startswith("In what it says, rank 8 is 0.21 nats per token away")
+    opened.select_rank(8)
+    assert opened.text("#outputs-at-rank").startswith(
+        "At rank 8, the KL divergence from the finetune is 0.21 nats per token"
+    )
     assert "0.21" in opened.text("#tokens dl")
     assert sum(steps(opened)) > sum(before)
     assert opened.page.locator("#figures-of-outputs tr.now th").all_inner_texts() == ["rank 8"] * 3
     assert opened.page.locator("#reading h3").all_inner_texts() == ["the finetune", "rank 8"]
-    opened.turn(512)
-    assert opened.text("#spoken-line") == "What rank 512 says was not measured."
-    assert opened.text("#tokens .instead") == "Rank 512 was not measured; this is rank 256."
-    assert "brought to rank 256" in opened.text("#parts .sentence")
+    opened.select_rank(512)
+    assert opened.text("#outputs-at-rank") == "Outputs were not measured at rank 512."
+    assert opened.text("#tokens .instead") == "Rank 512 was not measured; rank 256 is shown."
+    assert "rank-256 approximation" in opened.text("#parts .sentence")
     assert opened.complaints == []
 
 
@@ -46,7 +50,7 @@ def test_a_choice_holds_for_every_section(show):
     assert {"=base"} == {s.input_value() for s in opened.page.locator("select.candidate").all()}
     assert sum(steps(opened)) > sum(before)
     assert "0.62" in opened.text("#tokens dl")
-    opened.turn(8)
+    opened.select_rank(8)
     assert "0.62" in opened.text("#tokens dl")  # what was chosen stays
     opened.page.locator("#tokens select.candidate").select_option("")
     opened.page.locator("#tokens select.text").select_option("wiki.test")
@@ -72,10 +76,10 @@ def test_answers_are_marked_where_they_differ(show):
     assert not any(mark != mark.strip() for mark in marks)
     texts = [place.text_content() for place in opened.page.locator(".answers .words").all()]
     assert texts == [ANSWER, OTHER]
-    assert opened.text("#reading .alike") == "The first 16 words are the same."
+    assert opened.text("#reading .similarity") == "The first 16 words are the same."
     opened.page.locator("#reading select.candidate").select_option("again")
     assert opened.page.locator("#reading h3").all_inner_texts() == ["the finetune", "finetune again"]
-    assert "0.071" in opened.text("#tokens dl")  # there are no logits of it: the rest stays with the dial
+    assert "0.071" in opened.text("#tokens dl")  # there are no logits of it: the rest stays with the selected rank
     opened.page.locator("select.sample").select_option("1")
     assert opened.text(".prompt") == "What is 17 · 23? Show the steps."
 
@@ -88,7 +92,7 @@ def test_runs_with_and_without_outputs_are_drawn_without_complaint(show, width, 
         builders.results(builders.model(layers=2), name="a/Silent"),
     ]
     opened = show(runs, width=width, scheme=scheme)
-    opened.turn(256)
+    opened.select_rank(256)
     opened.page.locator("#tokens select.candidate").select_option("=q8_0")
     opened.settle()
     assert opened.page.locator('[data-chart="kld"] svg').count() == 2
@@ -110,14 +114,14 @@ def test_runs_with_and_without_outputs_are_drawn_without_complaint(show, width, 
 )
 def test_odd_outputs_are_drawn_without_complaint(show, changes):
     opened = show([one(**changes)], width=390)
-    opened.turn(8)
+    opened.select_rank(8)
     assert opened.complaints == []
 
 
 def test_hostile_text_stays_inert(show):
     opened = show([replace(builders.hostile(), outputs=hostile_outputs())], width=390)
     opened.page.evaluate("() => { window.alert = () => { window.struck = true; }; }")
-    opened.turn(64)
+    opened.select_rank(64)
     for place, options in (("select.excerpt", 1), ("select.sample", 2)):
         for i in range(options):
             opened.page.locator(place).evaluate(

@@ -56,7 +56,7 @@ def _truncated(m):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_request_leaves_the_page_and_nothing_is_complained_of(show, width, scheme):
     opened = show([one()], width=width, scheme=scheme)
-    opened.turn(256)
+    opened.select_rank(256)
     opened.page.locator(".heat svg").click(position={"x": 200, "y": 100})
     assert [opened.own] == opened.requests
     assert opened.complaints == []
@@ -65,7 +65,7 @@ def test_no_request_leaves_the_page_and_nothing_is_complained_of(show, width, sc
 @pytest.mark.parametrize("kind", list(odd()))
 def test_odd_results_are_drawn_without_complaint(show, kind):
     opened = show([builders.results(odd()[kind])], width=390)
-    opened.turn(8)
+    opened.select_rank(8)
     assert opened.complaints == []
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
 
@@ -78,11 +78,11 @@ def test_nothing_runs_off_the_side(show, width):
         assert opened.complaints == []
 
 
-def test_the_dial_changes_the_colours_and_the_sentence(show):
+def test_the_rank_selector_changes_the_colours_and_the_sentence(show):
     run = one()
     opened = show([run])
     before, at_64 = opened.fills(), opened.text("#headline")
-    opened.turn(8)
+    opened.select_rank(8)
     assert 28 == len(before) == len(opened.fills())
     assert all(a != b for a, b in zip(before, opened.fills(), strict=True))
     kept = percent(run.totals.whole.loss(8).energy_kept)
@@ -92,14 +92,14 @@ def test_the_dial_changes_the_colours_and_the_sentence(show):
     )
     assert opened.text("#figures").startswith("At rank 8, ")
     assert {"8"} == {place.inner_text() for place in opened.page.locator(".at-rank").all()}
-    opened.turn(64)
+    opened.select_rank(64)
     assert before == opened.fills()
 
 
 def test_a_rank_means_the_same_colour_on_every_map(show):
     """The scale runs from 0 to 1 at every rank: nothing lost at rank 512 is the lightest colour there is."""
     opened = show([builders.results(builders.model(builders.low_rank))])
-    opened.turn(512)
+    opened.select_rank(512)
     assert {"rgb(247, 239, 224)"} == set(opened.fills())
 
 
@@ -138,9 +138,9 @@ def test_keys_move_over_the_map_and_open_a_matrix(show):
     assert "layer 2, mlp.down_proj" in opened.text(".readout")
 
 
-def test_the_dial_is_turned_by_keys(show):
+def test_the_rank_is_selected_by_keys(show):
     opened = show([one()])
-    opened.page.locator("#dial input:checked").focus()
+    opened.page.locator("#rank-selector input:checked").focus()
     opened.page.keyboard.press("ArrowRight")
     opened.settle()
     assert opened.text("#headline").startswith("As a rank-128 LoRA")
@@ -251,7 +251,7 @@ def test_hostile_names_stay_inert(show, width):
     run = builders.hostile()
     opened = show([run], width=width)
     opened.page.evaluate("() => { window.alert = () => { window.struck = true; }; }")
-    opened.turn(8)
+    opened.select_rank(8)
     opened.page.locator("#more").or_(opened.page.locator("#filter")).first.click()
     opened.page.locator("#matrices a").first.click()
     for square in opened.page.locator(".heat path").all()[:5]:
@@ -294,7 +294,7 @@ def test_it_prints_light_on_paper(show):
     assert opened.page.pdf().startswith(b"%PDF")
 
 
-def test_the_page_rounds_as_words_py_does(show):
+def test_the_page_rounds_as_python_does(show):
     opened = show([one(1)])
     shares = [0, 1, 1e-9, 0.0004, 0.00125, 0.0625, 0.09949, 0.0995, 0.125, 0.375, 0.4831, 0.625, 0.985, 0.9949, 0.9991]
     ours = [share / 997 for share in range(998)] + shares

@@ -31,15 +31,15 @@ def test_blocks_are_the_same_words_in_both_and_in_order(left: list[str], right: 
 @given(words)
 def test_a_text_does_not_differ_from_itself(text: list[str]) -> None:
     found = difference(text, text)
-    assert found.alike == len(text)
-    assert found.same(text)
+    assert found.same_first_words == len(text)
+    assert found.is_same_as(text)
     assert found.blocks == (((0, 0, len(text)),) if text else ())
 
 
 @given(words, words)
 def test_a_text_that_goes_on_is_alike_as_far_as_the_other_goes(start: list[str], right: list[str]) -> None:
     found = difference(start, start + right)
-    assert found.alike == len(start)
+    assert found.same_first_words == len(start)
 
 
 def test_a_word_changed_leaves_the_rest() -> None:
@@ -62,7 +62,7 @@ def test_what_counts_as_a_word(text: str, count: int) -> None:
 
 
 def test_spaces_do_not_make_a_difference() -> None:
-    assert difference(words_of("one two"), words_of("one\n two")).alike == 2
+    assert difference(words_of("one two"), words_of("one\n two")).same_first_words == 2
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

@@ -15,23 +15,21 @@ from builders import HOSTILE, hostile, low_rank, model, results
 from some_outputs import KLD, OWN, WIKI, attribution, candidate, hostile_outputs, logits, outputs
 
 from deltarank.report import page_html, terminal_summary, write_report
-from deltarank.report.charts.outputs import ticks
-from deltarank.report.page.outputs_payload import STEPS, outputs_charts, outputs_payload
-from deltarank.report.page.payload import embedded
+from deltarank.report.page.payload import TOKEN_STEPS, charts, embedded_json, payload
 from deltarank.report.view.build import page_data
-from deltarank.report.view.outputs_build import MOST_PIECES, outputs_view
-from deltarank.report.view.outputs_chart_rows import (
+from deltarank.report.view.divergence_rows import (
+    confidence_rows,
     document_rows,
     kld_span,
-    level_rows,
     part_rows,
     point_rows,
-    slice_rows,
-    span_of,
+    reference_rows,
+    round_span,
+    round_ticks,
     token_rows,
 )
-from deltarank.report.view.outputs_page import AGAIN
-from deltarank.report.view.outputs_tables import HEADINGS, kept_table, logits_lines, notes_of, writing_lines
+from deltarank.report.view.outputs import outputs_view
+from deltarank.report.view.samples import FINETUNE_AGAIN, MOST_PIECES
 from deltarank.results import CandidateKind, Interval, Outputs, Sample, SliceScore
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -67,18 +65,18 @@ def text_of(html: str) -> str:
 class TestWithout:
     def test_a_page_without_outputs_has_nothing_of_them(self):
         html = page_html([results(model(layers=2))])
-        for trace in ('id="outputs"', "outputsOf = ", "--k1", "spoken-line", 'data-chart="kld"'):
+        for trace in ('id="outputs"', "outputsOf = ", "--k1", "outputs-at-rank", 'data-chart="kld"'):
             assert trace not in html
         assert '"outputs":null' in html
 
-    def test_the_dial_has_the_ranks_of_the_weights_alone(self):
+    def test_the_ranks_are_those_of_the_weights(self):
         assert page_data([results(model(layers=1))]).ranks == RANKS
 
 
 class TestView:
-    def test_the_dial_takes_the_measured_rank_or_the_nearest(self):
+    def test_each_rank_shows_the_measured_rank_or_the_nearest(self):
         view = outputs_view(outputs(names=["rank 16", "rank 64", "any rank", "base"]), (8, 16, 31, 32, 64, 512))
-        assert [view.candidates[d.candidate].name for d in view.dial] == [
+        assert [view.candidates[at_rank.index].name for at_rank in view.at_rank] == [
             "rank 16",
             "rank 16",
             "rank 16",
@@ -86,14 +84,14 @@ class TestView:
             "rank 64",
             "rank 64",
         ]
-        assert [d.exact for d in view.dial] == [False, True, False, False, True, False]
+        assert [at_rank.is_exact for at_rank in view.at_rank] == [False, True, False, False, True, False]
 
-    def test_without_ranks_the_dial_shows_nothing(self):
+    def test_without_rank_candidates_no_rank_shows_one(self):
         view = outputs_view(outputs(names=["base", "q4_0", "any rank"]), RANKS)
-        assert {d.candidate for d in view.dial} == {None}
-        assert view.lines[0] == "What rank 8 says was not measured."
+        assert {at_rank.index for at_rank in view.at_rank} == {None}
+        assert view.rank_sentences[0] == "Outputs were not measured at rank 8."
 
-    def test_a_rank_that_only_outputs_have_is_on_the_dial(self):
+    def test_a_rank_that_only_outputs_have_can_be_selected(self):
         run = results(model(layers=1), ranks=(8, 512), outputs=outputs())
         page = page_data([run])
         assert page.ranks == (8, 16, 32, 64, 128, 256, 512)
@@ -102,29 +100,31 @@ class TestView:
     def test_the_own_answers_are_shown_first(self):
         made = outputs()
         view = outputs_view(replace(made, texts=made.texts[::-1]), RANKS)
-        assert view.texts[view.start].name == OWN
+        assert view.texts[view.default_text].name == OWN
 
     @pytest.mark.parametrize(
         ("rank", "beside"),
-        [(8, "farther than q4_0"), (64, "farther than q4_0"), (128, "between q8_0 and nf4")],
+        [(8, "more than q4_0"), (64, "more than q4_0"), (128, "between q8_0 and nf4")],
     )
     def test_the_line_says_between_which_yardsticks_a_rank_lies(self, rank, beside):
-        line = outputs_view(outputs(), RANKS).lines[RANKS.index(rank)].replace("\u00a0", " ")
+        line = outputs_view(outputs(), RANKS).rank_sentences[RANKS.index(rank)].replace("\u00a0", " ")
         assert f"({beside})" in line
-        assert f"rank {rank} is {KLD[f'rank {rank}']:.3g} nats per token away" in line
+        assert (
+            f"At rank {rank}, the KL divergence from the finetune is {KLD[f'rank {rank}']:.3g} nats per token" in line
+        )
 
     def test_nearer_than_every_yardstick_and_none_at_all(self):
-        near = outputs_view(outputs(names=["rank 8", "base"]), RANKS).lines[0]
-        assert "(" not in near.split("nats")[1].split(",")[0]
+        near = outputs_view(outputs(names=["rank 8", "base"]), RANKS).rank_sentences[0]
+        assert "(" not in near.split(";")[0]
         made = outputs(names=["rank 8", "q4_0"])
         low = replace(made, candidates=(replace(candidate("rank 8", 0.001)), made.candidates[1]))
-        assert "(nearer than q4_0)" in outputs_view(low, RANKS).lines[0]
+        assert "(less than q4_0)" in outputs_view(low, RANKS).rank_sentences[0]
 
     def test_farther_than_the_base_reads_as_a_loss_and_not_as_a_share(self):
         made = outputs(names=["base", "rank 8"])
         worse = replace(made.candidates[1].logits[0], kept=Interval(-0.2, -0.3, -0.1))
         view = outputs_view(replace(made, candidates=(replace(made.candidates[1], logits=(worse,)),)), RANKS)
-        assert "keeps \u221220\u00a0% of its behaviour" in view.lines[0]
+        assert "\u221220\u00a0% of the behaviour is kept" in view.rank_sentences[0]
 
     def test_names_that_look_alike_are_told_apart(self):
         made = outputs(names=["q4_0"])
@@ -136,16 +136,16 @@ class TestView:
         lone = replace(made, candidates=(replace(made.candidates[0], logits=made.candidates[0].logits[1:]),))
         view = outputs_view(lone, RANKS)
         assert view.candidates[0].logits[0] is None
-        assert view.lines[0] == f"What rank 8 says was not measured on {OWN}."
-        assert logits_lines(view, 0, RANKS) == []
+        assert view.rank_sentences[0] == f"Outputs were not measured at rank 8 on {OWN}."
+        assert view.logits_tables[0] is None
 
     def test_answers_are_held_against_the_finetunes(self):
         view = outputs_view(outputs(), RANKS)
         sample = view.samples[0]
         assert "".join(sample.answer).startswith("The lantern on the quay")
-        names = {view.candidates[i].name if i != AGAIN else "finetune again" for i in sample.others}
+        names = {view.candidates[i].name if i != FINETUNE_AGAIN else "finetune again" for i in sample.others}
         assert names == {"finetune again", *KLD} - {"finetune, rounded"}
-        assert sample.others[AGAIN].alike == 0
+        assert sample.others[FINETUNE_AGAIN].same_first_words == 0
 
     def test_an_answer_that_was_not_kept_is_not_made_up(self):
         made = outputs(samples=(Sample("p", "chat", {"rank 64": "x", "someone else": "y"}),))
@@ -174,18 +174,18 @@ class TestRows:
     PAGE = page_data([ONE])
     VIEW = PAGE.runs[0].outputs
 
-    def test_ranks_are_points_and_what_has_none_is_a_line_across(self):
+    def test_ranks_are_points_and_what_has_none_is_a_reference_line(self):
         points = point_rows(self.VIEW, 0)
         assert [row["name"] for row in points if row["kind"] == "rank"] == [f"rank {2**i}" for i in range(3, 9)]
         assert [row["name"] for row in points if row["kind"] == "other"] == ["someone's adapter"]
-        levels = level_rows(self.VIEW, 0, kld_span(self.PAGE))
-        assert [row["name"] for row in levels] == ["base", "q4_0", "nf4", "any rank", "q8_0"]
-        assert [row["kld"] for row in levels] == pytest.approx([0.62, 0.052, 0.048, 0.004, 0.0014])
+        references = reference_rows(self.VIEW, 0, kld_span(self.PAGE.outputs))
+        assert [row["name"] for row in references] == ["base", "q4_0", "nf4", "any rank", "q8_0"]
+        assert [row["kld"] for row in references] == pytest.approx([0.62, 0.052, 0.048, 0.004, 0.0014])
 
     def test_names_of_lines_that_lie_close_stand_apart_in_their_order(self):
-        low, high = kld_span(self.PAGE)
+        low, high = kld_span(self.PAGE.outputs)
         heights = [
-            math.log(row["label_at"] / low) / math.log(high / low) for row in level_rows(self.VIEW, 0, (low, high))
+            math.log(row["label_y"] / low) / math.log(high / low) for row in reference_rows(self.VIEW, 0, (low, high))
         ]
         assert all(a - b >= 0.0549 for a, b in pairwise(heights))
         assert all(0 <= height <= 1 for height in heights)
@@ -194,11 +194,11 @@ class TestRows:
         made = outputs(names=["base", "rank 8", "q4_0", "q8_0"])
         near = candidate("q8_0", 1e-7)
         page = page_data([results(model(layers=1), outputs=replace(made, candidates=(*made.candidates[:3], near)))])
-        span = kld_span(page)
+        span = kld_span(page.outputs)
         assert span[0] >= 0.01
-        row = level_rows(page.runs[0].outputs, 0, span)[-1]
+        row = reference_rows(page.runs[0].outputs, 0, span)[-1]
         assert (row["name"], row["kld"]) == ("q8_0 \u2193", span[0])
-        assert "1.0e-7 nats per token" in row["tip"]
+        assert "1.0e-7 nats per token" in row["tooltip"]
 
     def test_what_is_zero_has_no_place_on_a_log_axis(self):
         made = outputs(names=["rank 8", "q8_0"])
@@ -206,7 +206,7 @@ class TestRows:
         candidates = tuple(replace(c, logits=(replace(c.logits[0], kld=none),)) for c in made.candidates)
         page = page_data([results(model(layers=1), outputs=replace(made, candidates=candidates))])
         assert point_rows(page.runs[0].outputs, 0) == []
-        assert level_rows(page.runs[0].outputs, 0, (0.01, 1.0)) == []
+        assert reference_rows(page.runs[0].outputs, 0, (0.01, 1.0)) == []
         assert page_html([results(model(layers=1), outputs=replace(made, candidates=candidates))])
 
     @pytest.mark.parametrize(
@@ -214,11 +214,11 @@ class TestRows:
         [([0.0014, 0.62], (0.001, 1.0)), ([0.2, 3], (0.2, 5.0)), ([], (0.01, 1.0)), ([0.0, None, 0.02], (0.01, 0.04))],
     )
     def test_an_axis_holds_its_values_and_ends_at_a_round_one(self, values, span):
-        assert span_of(values) == pytest.approx(span)
+        assert round_span(values) == pytest.approx(span)
 
     @pytest.mark.parametrize("span", [(0.001, 1.0), (1e-9, 50.0), (0.2, 0.5), (1e-3, 2e-3)])
     def test_an_axis_has_few_round_ticks_within(self, span):
-        found = ticks(span)
+        found = round_ticks(span)
         assert 2 <= len(found) <= 12
         assert all(span[0] * 0.99 <= tick <= span[1] * 1.01 for tick in found)
 
@@ -228,23 +228,22 @@ class TestRows:
         assert token_rows(replace(found, histogram=None)) == []
 
     def test_slices_say_where_and_how_many(self):
-        rows = slice_rows(
-            (SliceScore(0, 0.25, 30, 0.4), SliceScore(0.25, 0.5, 0, 0.0), SliceScore(0.5, 1, 90, 0.1)), position=False
-        )
+        slices = (SliceScore(0, 0.25, 30, 0.4), SliceScore(0.25, 0.5, 0, 0.0), SliceScore(0.5, 1, 90, 0.1))
+        rows = confidence_rows(replace(logits("t", 0.1, own=False, base=None), by_confidence=slices))
         assert [(row["label"], row["share"], row["kld"]) for row in rows] == [
             ("0–25", "25 %", 0.4),
             ("50–100", "75 %", 0.1),
         ]
-        assert rows[0]["tip"].startswith("where the finetune gives its first choice 0 to 25 %")
+        assert rows[0]["tooltip"].startswith("where the finetune's top probability is 0 to 25 %")
 
     def test_axes_end_where_what_is_shown_and_the_base_end(self):
         """Not where a candidate ends that is nearer by far: both would be pressed to the side."""
-        found = outputs_payload(self.PAGE)["runs"][0]["by_text"][0]["candidates"]
+        found = payload(self.PAGE)["runs"][0]["outputs"]["by_text"][0]["candidates"]
         names = [candidate.name for candidate in self.VIEW.candidates]
         base = self.VIEW.candidates[names.index("base")].logits[0]
         for name in ("rank 64", "q8_0"):
             shown = self.VIEW.candidates[names.index(name)].logits[0]
-            axis = found[names.index(name)]["axis"]
+            axis = found[names.index(name)]["axes"]
             places = [part.kld for each in (shown, base) for part in (*each.by_position, *each.by_confidence)]
             assert axis["low"] <= min(places)
             assert axis["low"] > min(places) / 10
@@ -255,7 +254,7 @@ class TestRows:
     def test_a_text_that_stops_in_the_middle_is_said_to_go_on(self, text, cut):
         made = outputs()
         found = outputs_view(replace(made, excerpts=(replace(made.excerpts[0], pieces=(text,)),)), RANKS)
-        assert found.excerpts[0].cut is cut
+        assert found.excerpts[0].is_cut is cut
 
     def test_documents_stand_nearest_first(self):
         rows = document_rows(logits(OWN, 0.1, own=True, base=None))
@@ -272,16 +271,15 @@ class TestRows:
         assert rows[0]["number"] < rows[1]["number"]
 
     def test_parts_stand_largest_first_with_shares_of_the_sum(self):
-        view = outputs_view(outputs(), RANKS).attribution[0]
-        rows = part_rows(view)
+        rows = part_rows(outputs_view(outputs(), RANKS).attribution[0], ())
         assert [row["kld"] for row in rows] == sorted((row["kld"] for row in rows), reverse=True)
         assert sum(row["share_kld"] for row in rows) == pytest.approx(1, abs=1e-3)
-        assert [row["named"] for row in rows[:4]] == [True, True, True, False]
+        assert [row["is_named"] for row in rows[:4]] == [True, True, True, False]
         assert re.fullmatch(r"\d [a-z_]+\.[a-z_]+", rows[0]["name"])
 
     @pytest.mark.parametrize(("unit", "mapped"), [("matrix", True), ("module", False), ("layer", False)])
     def test_a_map_needs_layers_and_modules(self, unit, mapped):
-        assert outputs_view(outputs(unit=unit), RANKS).attribution[0].mapped is mapped
+        assert outputs_view(outputs(unit=unit), RANKS).attribution[0].has_map is mapped
 
     def test_attribution_without_any_kld_is_drawn(self):
         still = attribution(64, "matrix")
@@ -290,40 +288,52 @@ class TestRows:
         )
         run = results(model(layers=1), outputs=outputs(attribution=(still,)))
         assert page_html([run])
-        assert "rank correlation" not in page_data([run]).runs[0].outputs.attribution[0].sentence
+        assert "correlation" not in page_data([run]).runs[0].outputs.attribution[0].sentence
 
 
 class TestTables:
     VIEW = outputs_view(outputs(), RANKS)
+    TABLE = VIEW.logits_tables[0]
 
     def test_columns_carry_the_names_that_llama_cpp_gives(self):
-        known = {"Mean KLD", "Max", "99.9 %", "99 %", "95 %", "90 %", "Median", "RMS Δp", "Same top p", "PPL"}
-        assert known | {"ln(PPL ratio)"} <= set(HEADINGS)
+        known = {
+            "Mean KLD",
+            "Max",
+            "99.9\u00a0%",
+            "99\u00a0%",
+            "95\u00a0%",
+            "90\u00a0%",
+            "Median",
+            "RMS Δp",
+            "Same top p",
+            "PPL",
+        }
+        assert known | {"ln(PPL ratio)"} <= {*self.TABLE.headings}
 
     def test_a_row_a_candidate_with_the_figures_under_their_names(self):
-        lines = logits_lines(self.VIEW, 0, RANKS)
-        assert [line.name for line in lines] == list(KLD)
-        row = dict(zip(HEADINGS, lines[5].cells, strict=True))
+        rows = self.TABLE.rows
+        assert [row.name for row in rows] == list(KLD)
+        row = dict(zip(self.TABLE.headings[1:], rows[5].cells, strict=True))
         found = self.VIEW.candidates[5].logits[0]
         assert row["Mean KLD"] == "0.071"
         assert row["Max"] == f"{found.kld.max:.3g}"
-        assert row["99.9 %"] == f"{found.kld.p999:.3g}"
+        assert row["99.9\u00a0%"] == f"{found.kld.p999:.3g}"
         assert row["Median"] == f"{found.kld.median:.3g}"
         assert row["PPL"] == f"{found.ppl:.3g}"
         assert row["Mean Δp"] == "\u22120.355\u00a0%"
         assert row["kept"] == "89\u00a0%"
-        assert lines[5].place == RANKS.index(64)
-        assert lines[1].place is None
+        assert rows[5].rank_index == RANKS.index(64)
+        assert rows[1].rank_index is None
 
     def test_writing_stands_under_what_sampling_alone_does(self):
-        lines = writing_lines(self.VIEW, RANKS)
-        assert [line.name for line in lines][:3] == ["finetune, other seeds", "base", "rank 8"]
-        assert "finetune, rounded" not in [line.name for line in lines]
+        names = [row.name for row in self.VIEW.writing_table.rows]
+        assert names[:3] == ["finetune, other seeds", "base", "rank 8"]
+        assert "finetune, rounded" not in names
 
     def test_runs_are_columns_ranks_first(self):
-        ranked, others = kept_table(page_data(THREE))
+        ranked, others = page_data(THREE).outputs_of_runs.groups
         assert [line.name for line in ranked] == ["8", "16", "32", "64", "128", "256"]
-        assert ranked[3].cells == (("89\u00a0%", "7.1e-4"), ("89\u00a0%", "0.071"), None)
+        assert ranked[3].cells == (("89\u00a0%", "7.1e-4"), ("89\u00a0%", "0.071"), "–")
         assert [line.name for line in others] == [name for name in KLD if not name.startswith("rank ")]
 
 
@@ -332,7 +342,9 @@ class TestPage:
         html = page_html([ONE])
         header = html.split("<main>")[0]
         assert "Rank 64 is about as far from the finetune as q4_0 is" in header
-        assert "In what it says, rank 64 is 0.071 nats per token away" in header.replace("\u00a0", " ")
+        assert "At rank 64, the KL divergence from the finetune is 0.071 nats per token" in header.replace(
+            "\u00a0", " "
+        )
 
     def test_tables_stand_without_script(self):
         html = page_html([ONE])
@@ -394,34 +406,27 @@ class TestPage:
         made = outputs()
         strange = replace(made.candidates[2].logits[0], by_position=(SliceScore(0, 16, 5, math.nan),), ppl=math.inf)
         odd = replace(made, candidates=(*made.candidates[:2], replace(made.candidates[2], logits=(strange,))))
-        data = outputs_payload(page_data([results(model(layers=1), outputs=odd)]))
-        json.loads(embedded(data), parse_constant=pytest.fail)
+        data = payload(page_data([results(model(layers=1), outputs=odd)]))
+        json.loads(embedded_json(data), parse_constant=pytest.fail)
 
     def test_charts_are_known_by_name(self):
-        names = set(outputs_charts(page_data([ONE])))
-        assert {
-            "kld",
-            "tokens",
-            "position",
-            "confidence",
-            "documents",
-            "bars",
-            "scatter",
-            "parts",
-            "parts_tall",
-        } == names
+        of_tokens = {"tokens", "position", "confidence", "documents"}
+        of_parts = {"bars", "scatter", "parts", "parts_tall"}
+        with_outputs, without = (charts(page_data([replace(ONE, outputs=found)])) for found in (ONE.outputs, None))
+        assert {"kld", *of_tokens, *of_parts} == {*with_outputs} - {*without}
 
     def test_the_legend_of_the_tokens_has_a_colour_a_step(self):
         style = (Path(__file__).parents[3] / "src/deltarank/report/page/outputs.css").read_text()
-        for number in range(1, len(STEPS) + 1):
+        for number in range(1, len(TOKEN_STEPS) + 1):
             assert style.count(f"--k{number}:") == 2  # light and dark
             assert f".k{number} {{ background: var(--k{number}); }}" in style
 
     def test_what_a_candidate_is_stands_under_the_table_and_once(self):
         made = outputs()
         noted = tuple(replace(c, note="W0 + D_r in the matrices") for c in made.candidates if c.rank)
-        found = notes_of(outputs_view(replace(made, candidates=noted), RANKS))
-        assert [note for _, note in found] == ["W0 + D_r in the matrices", "other seeds: what sampling alone does"]
+        found = outputs_view(replace(made, candidates=noted), RANKS).candidate_notes
+        again = "the finetune with other seeds: the effect of sampling alone"
+        assert [note for _, note in found] == ["W0 + D_r in the matrices", again]
         assert found[0][0].startswith("rank 8, rank 16")
         text = text_of(page_html([results(model(layers=1), outputs=replace(made, candidates=noted))]))
         assert text.count("W0 + D_r in the matrices") == 1

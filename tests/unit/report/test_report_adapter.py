@@ -37,10 +37,10 @@ def about(*, modules: int = 3, name: str = "mlp.m{}", energy: float = 10.0) -> d
 def test_bars_add_up_to_the_change() -> None:
     bars = {bar.name: bar for bar in _bars(about())}
 
-    assert sum(bar.share for bar in bars.values()) == pytest.approx(1)
-    assert bars["mlp.m0"].parts == pytest.approx({"kept": 0.1, "truncated": 0.05, "lost to rounding": 0.05}, rel=1e-9)
-    assert bars["carried whole"].parts == pytest.approx({"kept": 0.2})
-    assert bars["norms"].parts == pytest.approx({"left out": 0.2})
+    assert sum(bar.length for bar in bars.values()) == pytest.approx(1)
+    assert bars["mlp.m0"].shares == pytest.approx({"kept": 0.1, "truncated": 0.05, "lost to rounding": 0.05}, rel=1e-9)
+    assert bars["carried whole"].shares == pytest.approx({"kept": 0.2})
+    assert bars["norms"].shares == pytest.approx({"left out": 0.2})
     assert bars["mlp.m0"].note == "20 %, 50 % of it kept"
     assert bars["norms"].note == "20 %, not in it"
 
@@ -50,7 +50,7 @@ def test_many_modules_are_summed_at_the_end() -> None:
 
     assert len(bars) == MOST_MODULES
     assert bars[-1].name == "27 more modules"
-    assert sum(bar.share for bar in bars) == pytest.approx(1)
+    assert sum(bar.length for bar in bars) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

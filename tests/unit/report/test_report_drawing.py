@@ -18,7 +18,7 @@ from builders import model, results
 from deltarank.report import drawing_process
 from deltarank.report.charts.vega import Spec
 from deltarank.report.drawing.draw import _current, start_drawing
-from deltarank.report.page.posters import pictures
+from deltarank.report.page.posters import posters
 from deltarank.report.view.build import page_data
 
 TINY: Spec = {"data": {"values": [{"a": 1}, {"a": 2}]}, "mark": "point", "encoding": {"x": {"field": "a"}}}
@@ -65,7 +65,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_pictures_are_the_same_with_a_drawing_process(process: subprocess.Popen[bytes]) -> None:
-    made = pictures(page_data([results(model(layers=2))]))
+    made = posters(page_data([results(model(layers=2))]))
     started = [start_drawing(picture) for picture in made.values()]
     with ThreadPoolExecutor(1) as elsewhere:  # another thread has no drawing process
         alone = list(elsewhere.map(lambda picture: start_drawing(picture)(), made.values()))

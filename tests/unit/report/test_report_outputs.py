@@ -35,7 +35,7 @@ class TestTerminal:
         assert [f"{100 * loss.energy_kept:.0f}" for loss in run.totals.losses] == whole[1:]
         cosine = next(line for line in lines if line.startswith("cosine distance")).split()[2:]
         assert [float(x) for x in cosine] == pytest.approx([x.cosine_distance for x in run.totals.losses], rel=0.05)
-        assert "Cosine distance 0.3 means that half of the energy is gone." in lines
+        assert "Cosine distance 0.3 means that half of the energy is lost." in lines
 
     def test_what_is_lost_a_little_is_never_all_kept(self):
         assert ">99.9" in terminal_summary(results(model(low_rank)))

@@ -16,7 +16,7 @@ from builders import HOSTILE, experts, flat, hostile, low_rank, matrix, model, n
 import deltarank.report
 from deltarank.report import page_html
 from deltarank.report.charts.theme import COLOURS, INKS, RAMP
-from deltarank.report.page.payload import embedded, payload
+from deltarank.report.page.payload import embedded_json, payload
 from deltarank.report.view.build import page_data
 
 PAGE = Path(deltarank.report.__file__).parent / "page"
@@ -112,7 +112,7 @@ def test_hostile_names_are_text_and_never_markup():
 
 
 def test_embedded_json_cannot_end_its_element_and_says_the_same():
-    text = embedded({"name": HOSTILE, "amp": "&"})
+    text = embedded_json({"name": HOSTILE, "amp": "&"})
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == {"name": HOSTILE, "amp": "&"}
 
@@ -120,15 +120,15 @@ def test_embedded_json_cannot_end_its_element_and_says_the_same():
 def test_the_script_gets_numbers_and_no_nan():
     rows = [*model(layers=2), not_finite(model(layers=3)[-1])]
     data = payload(page_data([results(rows)]))
-    text = embedded(data)
+    text = embedded_json(data)
     run = json.loads(text, parse_constant=pytest.fail)["runs"][0]
     assert len(rows) == len(run["matrices"]["name"])
     assert run["matrices"]["lost"][-1] == [None] * 8
 
 
-def test_curves_share_their_places():
+def test_curves_share_their_indices():
     run = payload(page_data([results(model(layers=8))]))["runs"][0]
-    assert len(run["matrices"]["places"]) <= 8
+    assert len(run["matrices"]["shared_indices"]) <= 8
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def map_axes(layers: Sequence[str], modules: Sequence[Module], *, tall: bool) ->
     """The x and y axes of a map of layers and modules. `tall` has the layers on the y axis, and short labels."""
     most = 60 if tall else 26
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if len(layers) <= most * step or step == 1000)
-    layer_axis = {"title": "layer", "values": list(layers[::step]), "labelAngle": 0, "labelOverlap": False}
-    module_axis = {"title": None, "labelLimit": 150, "labelOverlap": False}
+    layer_axis: Spec = {"title": "layer", "values": list(layers[::step]), "labelAngle": 0, "labelOverlap": False}
+    module_axis: Spec = {"title": None, "labelLimit": 150, "labelOverlap": False}
     if tall:
         module_axis |= {"orient": "top", "labelAngle": -40, "labelLimit": 90}
     else:

@@ -1,24 +1,24 @@
-// What the finetune's outputs are held against: drawn by page.js, chosen here. Not in a page without outputs.
+// The sections about outputs; page.js draws their charts. Not in a page without outputs.
 const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, draw, showFacts, figure, percent }) => {
-  const runs = data.outputs.runs;
-  const STEPS = data.outputs.steps;
-  const CHARTS = { kld: ["points", "levels"], tokens: ["tokens", "tokens_base", "marks"], position: ["position", "position_base"],
+  const runs = data.runs.map((run) => run.outputs);
+  const STEPS = data.token_steps;
+  const CHARTS = { kld: ["points", "references"], tokens: ["tokens", "tokens_base", "statistics"], position: ["position", "position_base"],
     confidence: ["confidence", "confidence_base"], documents: ["documents", "documents_base"], parts: ["parts"], bars: ["parts"], scatter: ["parts"] };
-  const AGAIN = -1;
+  const FINETUNE_AGAIN = -1;
   const chosen = { candidate: "", again: false, text: null };
   const all = (selector) => [...document.querySelectorAll(selector)];
   const runOf = (place) => Number(place.dataset.run);
 
   // ---- who and what is looked at ----------------------------------------------------------------------------
-  const textOf = (run) => (chosen.text === null ? runs[run].start : runs[run].texts.indexOf(chosen.text));
-  const shown = (run) => (chosen.candidate === "" ? runs[run].dial[state.place][0] ?? -1 : runs[run].candidates.indexOf(chosen.candidate));
+  const textOf = (run) => (chosen.text === null ? runs[run].default_text : runs[run].texts.indexOf(chosen.text));
+  const shown = (run) => (chosen.candidate === "" ? runs[run].at_rank[state.rankIndex].candidate ?? -1 : runs[run].candidates.indexOf(chosen.candidate));
   const nameOf = (run) => (shown(run) < 0 ? "" : runs[run].candidates[shown(run)]);
 
-  // Where the dial stands at a rank that was not measured, the nearest one is shown, and that is said.
+  // For a rank that was not measured the nearest one is shown, with a remark.
   function instead(run) {
     if (shown(run) < 0) return "Not measured.";
-    if (chosen.candidate !== "" || runs[run].dial[state.place][1]) return several ? nameOf(run) : "";
-    return `Rank ${rank()} was not measured; this is ${nameOf(run)}.`;
+    if (chosen.candidate !== "" || runs[run].at_rank[state.rankIndex].is_exact) return several ? nameOf(run) : "";
+    return `Rank ${rank()} was not measured; ${nameOf(run)} is shown.`;
   }
 
   // ---- charts -----------------------------------------------------------------------------------------------
@@ -32,18 +32,18 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
 
   function found(name, run) {
     const table = (columns) => rows(columns ?? {});
-    if (name === "kld") return [table(runs[run].by_text[textOf(run)]?.points), table(runs[run].by_text[textOf(run)]?.levels)];
+    if (name === "kld") return [table(runs[run].by_text[textOf(run)]?.points), table(runs[run].by_text[textOf(run)]?.references)];
     if (CHARTS[name][0] === "parts") return [table(attribution(run)?.parts)];
-    const of = [scored(run, shown(run)), scored(run, runs[run].base)];
-    return name === "tokens" ? [table(of[0]?.tokens), table(of[1]?.tokens), table(of[0]?.marks)] : of.map((each) => table(each?.[name]));
+    const both = [scored(run, shown(run)), scored(run, runs[run].base)];
+    return name === "tokens" ? [table(both[0]?.tokens), table(both[1]?.tokens), table(both[0]?.statistics)] : both.map((each) => table(each?.[name]));
   }
 
   // Charts of one candidate: their axes follow what is shown.
   const AXES = { tokens: ["first", "last", "top"], position: ["low", "high", "ticks"], confidence: ["low", "high", "ticks"], documents: ["low", "high", "ticks"] };
 
   function signals(name, run) {
-    const axis = name in AXES && scored(run, shown(run))?.axis;
-    return axis ? Object.fromEntries(AXES[name].map((signal) => [signal, axis[signal]])) : {};
+    const axes = name in AXES && scored(run, shown(run))?.axes;
+    return axes ? Object.fromEntries(AXES[name].map((signal) => [signal, axes[signal]])) : {};
   }
 
   const datasets = (name, run) => Object.fromEntries(found(name, run).map((each, i) => [CHARTS[name][i], each]));
@@ -51,9 +51,9 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
   // Without rows a logarithmic axis has no ends, so an empty chart is not drawn at all.
   function empty(name, run) {
     const [first, second] = found(name, run);
-    if (name === "parts") return !attribution(run)?.mapped;
+    if (name === "parts") return !attribution(run)?.has_map;
     if (name === "documents") return first.length < 2;
-    if (name === "bars") return attribution(run)?.mapped || !first.length;
+    if (name === "bars") return attribution(run)?.has_map || !first.length;
     return !first.length && !(name === "kld" && second.length);
   }
 
@@ -84,7 +84,7 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
       const known = nats?.[i];
       return element("span", piece, { class: `k${stepOf(known)}`, "data-nats": known ?? "" });
     }));
-    if (excerpt.cut) place.append(element("i", " …"));
+    if (excerpt.is_cut) place.append(element("i", " …"));
   }
 
   function readToken(event) {
@@ -115,16 +115,16 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
   function showAnswers(place) {
     const run = runOf(place);
     const sample = runs[run].samples[document.querySelector(`.sample[data-run="${run}"]`).value];
-    const who = chosen.again ? AGAIN : shown(run);
+    const who = chosen.again ? FINETUNE_AGAIN : shown(run);
     const other = sample.others[who];
-    const [text, spans, alike, same] = other ?? ["", [], 0, false];
+    const { answer: text, shared_spans: spans, same_first_words: same, is_same: isSame } = other ?? {};
     const [left, right] = [...place.children];
     document.querySelector(`.prompt[data-run="${run}"]`).textContent = sample.prompt;
     left.querySelector(".words").replaceChildren(...(other ? marked(sample.answer, spans, 0) : [sample.answer]));
     right.querySelector("h3").textContent = chosen.again ? "finetune again" : nameOf(run) || "not measured";
-    right.querySelector(".words").replaceChildren(...(other ? marked(text, spans, 2) : ["No answer of it was kept."]));
-    const told = same ? "The two are the same." : alike ? `The first ${alike} words are the same.` : "";
-    document.querySelector(`.alike[data-run="${run}"]`).textContent = other ? told : "";
+    right.querySelector(".words").replaceChildren(...(other ? marked(text, spans, 2) : ["No answer was stored."]));
+    const first = same === 1 ? "The first word is the same." : same ? `The first ${same} words are the same.` : "";
+    document.querySelector(`.similarity[data-run="${run}"]`).textContent = isSame ? "The two answers are identical." : other ? first : "";
   }
 
   // ---- choices ----------------------------------------------------------------------------------------------
@@ -132,9 +132,9 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
 
   function offer(select) {
     const reading = Boolean(select.closest("#reading"));
-    const ranks = new Set(runs.flatMap((run) => (run ? run.dial.filter(([, exact]) => exact).map(([i]) => run.candidates[i]) : [])));
+    const ranks = new Set(runs.flatMap((run) => (run ? run.at_rank.filter(({ is_exact }) => is_exact).map(({ candidate }) => run.candidates[candidate]) : [])));
     const others = unique(runs.flatMap((run) => run?.candidates ?? [])).filter((name) => !ranks.has(name));
-    const again = reading && runs.some((run) => run?.samples.some((sample) => AGAIN in sample.others));
+    const again = reading && runs.some((run) => run?.samples.some((sample) => FINETUNE_AGAIN in sample.others));
     select.replaceChildren(element("option", "", { value: "" }), ...(again ? [element("option", "finetune again", { value: "again" })] : []),
       ...others.map((name) => element("option", name, { value: `=${name}` })));
   }
@@ -151,7 +151,7 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
 
   function show() {
     for (const select of all("select.candidate")) {
-      select.options[0].textContent = `rank ${rank()}, as the dial stands`;
+      select.options[0].textContent = `rank ${rank()} (selected)`;
       select.value = chosen.candidate ? `=${chosen.candidate}` : chosen.again && select.closest("#reading") ? "again" : "";
     }
     for (const select of all("select.text")) if (chosen.text !== null) select.value = chosen.text;
@@ -161,7 +161,7 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     }
     for (const place of all(".facts")) showFacts(place, scored(runOf(place), shown(runOf(place)))?.facts ?? []);
     for (const place of all(".sentence")) place.textContent = attribution(runOf(place)).sentence;
-    if (!several) document.querySelector("#spoken-line").textContent = runs[0].lines[state.place];
+    if (!several) document.querySelector("#outputs-at-rank").textContent = runs[0].rank_sentences[state.rankIndex];
     all(".tokens").forEach(showTokens);
     all(".answers").forEach(showAnswers);
     all("[data-chart]").filter((place) => place.dataset.chart in CHARTS).forEach(refill);
@@ -172,7 +172,7 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     for (const select of all("select.text")) {
       const names = unique(runs.flatMap((run) => run?.texts ?? []));
       select.replaceChildren(...names.map((name) => element("option", name, { value: name })));
-      select.value = names[runs.find(Boolean).start];
+      select.value = names[runs.find(Boolean).default_text];
     }
     document.querySelector("main").addEventListener("change", choose);
     for (const kind of ["pointerover", "click"]) document.querySelector("main").addEventListener(kind, readToken);

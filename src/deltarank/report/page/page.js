@@ -1,18 +1,18 @@
 "use strict";
-// One state, one way through: the dial or a choice changes `state`, then what depends on it is told.
+// The rank selector and the other controls change `state`, and then update what depends on it.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const narrow = matchMedia("(max-width: 640px)");
   const several = data.runs.length > 1;
   const FIRST_ROWS = 60;
-  const state = { place: data.start, run: 0, matrix: null, cursor: null, sort: "lost0", down: true, all: false, find: "" };
+  const state = { rankIndex: data.default_rank_index, run: 0, matrix: null, cursor: null, sort: "lost0", down: true, all: false, filter: "" };
   const drawn = new Map(); // element -> view
   let generation = 0;
 
   const find = (selector) => document.querySelector(selector);
-  const rank = () => data.ranks[state.place];
+  const rank = () => data.ranks[state.rankIndex];
 
-  // ---- numbers as people read them: the twin of words.py ----------------------------------------------------
+  // ---- numbers as text, as in results/formatting.py ----------------------------------------------------
   const NB = "\u00a0";
 
   function fixed(value, digits) {
@@ -64,21 +64,21 @@
   }
 
   const cellsOf = data.runs.map((run) => rows(run.cells));
-  const lostOf = (run, matrix) => data.runs[run].matrices.lost[matrix][state.place];
+  const lostOf = (run, matrix) => data.runs[run].matrices.lost[matrix][state.rankIndex];
   const cellText = (run, i) => {
     const cell = cellsOf[run][i];
     const lost = cell[`lost_${rank()}`];
-    const where = cell.number === null ? cell.module : `layer ${cell.layer}, ${cell.module}`;
-    const count = data.runs[run].counts[i];
+    const where = cell.layer_number === null ? cell.module : `layer ${cell.layer}, ${cell.module}`;
+    const count = data.runs[run].cell_matrices[i];
     const many = count > 1 ? ` (${whole(count)} matrices)` : "";
-    if (cell.same) return `${where}${many}: nothing changed`;
-    if (lost === null) return `${where}${many}: ${data.runs[run].reasons[i] ?? `not measured at rank ${rank()}`}`;
-    const missing = data.runs[run].missing[i] ? `; ${data.runs[run].missing[i]} not measured` : "";
+    if (cell.unchanged) return `${where}${many}: unchanged`;
+    if (lost === null) return `${where}${many}: ${data.runs[run].cell_reasons[i] ?? `not measured at rank ${rank()}`}`;
+    const missing = data.runs[run].cell_missing[i] ? `; ${data.runs[run].cell_missing[i]} not measured` : "";
     return `${where}${many}: ${percent(lost)} of the energy lost at rank ${rank()}, cosine distance ${figure(cosine(lost))}${missing}`;
   };
 
   // ---- charts -----------------------------------------------------------------------------------------------
-  const short = (table) => ((several || narrow.matches) && table.module ? { ...table, name: table.module.map((label) => data.short[label] ?? label) } : table);
+  const short = (table) => ((several || narrow.matches) && table.module ? { ...table, name: table.module.map((label) => data.short_modules[label] ?? label) } : table);
 
   function heatName() {
     return several || narrow.matches ? "heat_tall" : "heat";
@@ -87,16 +87,16 @@
   function datasets(name, run) {
     if (outputs?.has(name)) return outputs.datasets(name, run);
     if (name === "heat" || name.startsWith("layers_")) return { cells: cellsOf[run] };
-    if (name === "loss") return { by_rank: rows(data.runs[run].by_rank), ends: rows(short(data.runs[run].ends)) };
-    if (name === "runs") return { by_rank: rows(data.by_run.by_rank), ends: rows(data.by_run.ends) };
+    if (name === "loss") return { by_rank: rows(data.runs[run].by_rank), line_ends: rows(short(data.runs[run].line_ends)) };
+    if (name === "runs") return { by_rank: rows(data.all_runs.by_rank), line_ends: rows(data.all_runs.line_ends) };
     return matrixData();
   }
 
   function tipText(row) {
-    if ("tip" in row) return row.tip;
+    if ("tooltip" in row) return row.tooltip;
     if ("share_kld" in row) return outputs.partText(row);
-    if ("cell" in row) return null; // told by the run, see `tip`
-    if ("at" in row) return `${row.module ? `${row.module}, ` : ""}rank ${row.at}: ${percent(row.lost)} of the energy lost, cosine distance ${figure(cosine(row.lost))}`;
+    if ("cell" in row) return null; // see `tip`
+    if ("rank" in row) return `${row.module ? `${row.module}, ` : ""}rank ${row.rank}: ${percent(row.lost)} of the energy lost, cosine distance ${figure(cosine(row.lost))}`;
     return `singular value ${row.index}: ${figure(row.value)}`;
   }
 
@@ -125,13 +125,13 @@
     const run = Number(place.dataset.run ?? 0);
     const mine = generation;
     if (place.closest("[hidden]")) return;
-    const chart = outputs?.has(name) ? data.outputs.charts[outputs.chartName(name)] : data.charts[name === "heat" ? heatName() : name];
+    const chart = data.charts[outputs?.has(name) ? outputs.chartName(name) : name === "heat" ? heatName() : name];
     if (name === "heat") place.style.maxWidth = heatWidth(heatName() === "heat_tall");
-    const legend = { ...data.config.legend, columns: legendColumns(place) };
-    const config = { ...data.config, range: { category: chart.colours }, legend, aria: false };
+    const legend = { ...data.chart_config.legend, columns: legendColumns(place) };
+    const config = { ...data.chart_config, range: { category: chart.colours }, legend, aria: false };
     const given = outputs?.has(name) ? outputs.signals(name, run) : {};
-    const params = chart.spec.params.map((param) => (param.name in given ? { ...param, value: given[param.name] } : param));
-    const spec = { ...chart.spec, params, datasets: { ...chart.spec.datasets, ...datasets(name, run) } };
+    const params = chart.definition.params.map((param) => (param.name in given ? { ...param, value: given[param.name] } : param));
+    const spec = { ...chart.definition, params, datasets: { ...chart.definition.datasets, ...datasets(name, run) } };
     const { view } = await vegaEmbed(place, spec, {
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false, hover: false, config,
       tooltip: (handler, event, item, value) => tip(run, event, value && typeof value === "object" ? item.datum : null),
@@ -141,19 +141,19 @@
     view.addEventListener("click", (event, item) => {
       if (item?.datum && "cell" in item.datum) choose(run, item.datum.cell, { from: name });
     });
-    await tell(place, view);
+    await update(place, view);
   }
 
-  async function tell(place, view) {
+  async function update(place, view) {
     view.signal("rank", rank());
     if (place.dataset.chart === "heat") {
       const here = state.cursor?.run === Number(place.dataset.run) ? cellsOf[state.cursor.run][state.cursor.cell] : null;
-      view.signal("at_layer", here ? here.layer : "").signal("at_module", here ? here.module : "");
+      view.signal("cursor_layer", here ? here.layer : "").signal("cursor_module", here ? here.module : "");
     }
     await view.runAsync();
   }
 
-  const tellAll = () => Promise.all([...drawn].map(([place, view]) => tell(place, view)));
+  const updateCharts = () => Promise.all([...drawn].map(([place, view]) => update(place, view)));
 
   async function drawAll() {
     generation += 1;
@@ -168,19 +168,19 @@
     document.documentElement.dataset.ready = "yes";
   }
 
-  // ---- the dial ---------------------------------------------------------------------------------------------
+  // ---- the selected rank --------------------------------------------------------------------------------------
   function showHeadline() {
-    const parts = data.headlines[state.place].map(([text, name]) => (name ? element("em", text) : text));
+    const parts = data.headlines[state.rankIndex].map(([text, name]) => (name ? element("em", text) : text));
     find("#headline").replaceChildren(...parts);
-    find("#figures").textContent = data.figures[state.place];
+    find("#figures").textContent = data.figures[state.rankIndex];
     for (const place of document.querySelectorAll(".at-rank")) place.textContent = rank();
-    for (const row of document.querySelectorAll("[data-place]")) row.classList.toggle("now", Number(row.dataset.place) === state.place);
+    for (const row of document.querySelectorAll("[data-rank-index]")) row.classList.toggle("now", Number(row.dataset.rankIndex) === state.rankIndex);
   }
 
-  function turn(place) {
-    state.place = place;
+  function selectRank(index) {
+    state.rankIndex = index;
     showHeadline();
-    tellAll();
+    updateCharts();
     showMatrix();
     showTable();
     outputs?.show();
@@ -214,7 +214,7 @@
   function moveTo(run, cell) {
     state.cursor = { run, cell };
     for (const heat of document.querySelectorAll(".heat")) readOut(heat);
-    tellAll();
+    updateCharts();
   }
 
   function heatKeys(event) {
@@ -231,10 +231,10 @@
   const worstFirst = (run, members) => [...members].sort((a, b) => (lostOf(run, b) ?? -1) - (lostOf(run, a) ?? -1));
 
   function choose(run, cell, { matrix, from } = {}) {
-    const members = data.runs[run].members[cell];
+    const members = data.runs[run].cell_members[cell];
     if (!members.length) return void moveTo(run, cell); // more squares than lines
     Object.assign(state, { run, matrix: matrix ?? worstFirst(run, members)[0] });
-    showChoice(members, data.runs[run].counts[cell]);
+    showChoice(members, data.runs[run].cell_matrices[cell]);
     showMatrix();
     moveTo(run, cell);
     if (from === "heat") find("#matrix-name").scrollIntoView({ block: "nearest" });
@@ -253,22 +253,22 @@
     box.querySelector("select").value = state.matrix;
   }
 
-  const parted = (places, part) => (part ? places[part[0]].map((at, i) => [at, part[1][i]]) : []);
+  const points = (shared, split) => (split ? shared[split[0]].map((index, i) => [index, split[1][i]]) : []);
 
   function matrixData() {
-    if (state.matrix === null || !data.runs[state.run].matrices.frobenius[state.matrix]) return { curve: [], spectrum: [], marks: [], levels: [] };
+    if (state.matrix === null || !data.runs[state.run].matrices.frobenius[state.matrix]) return { curve: [], spectrum: [], rank_marks: [], references: [] };
     const all = data.runs[state.run].matrices;
     const i = state.matrix;
-    const values = parted(all.places, all.spectrum[i]);
+    const values = points(all.shared_indices, all.spectrum[i]);
     const last = values.length ? values[values.length - 1][0] : 0;
-    const levels = [["noise edge", all.noise_edge[i]], ["rounding floor", all.floor_level[i]]];
+    const references = [["noise edge", all.noise_edge[i]], ["rounding floor", all.floor_level[i]]];
     return {
-      curve: parted(all.places, all.curve[i]).map(([at, lost]) => ({ at, lost, asked: data.ranks.includes(at) })),
+      curve: points(all.shared_indices, all.curve[i]).map(([at, lost]) => ({ rank: at, lost, is_page_rank: data.ranks.includes(at) })),
       spectrum: values.map(([index, value]) => ({ index, value })),
-      marks: [...data.ranks.filter((at) => at <= last).map((index) => ({ index, shown: true })), { index: Math.max(1, last), shown: false }],
-      levels: [...levels.filter(([, value]) => value > 0).sort((a, b) => b[1] - a[1])
-        .map(([name, value], i) => ({ above: i ? "" : name, below: i ? name : "", value, shown: true })),
-      { above: "", below: "", value: values.length ? values[0][1] : 1, shown: false }],
+      rank_marks: [...data.ranks.filter((at) => at <= last).map((index) => ({ index, is_shown: true })), { index: Math.max(1, last), is_shown: false }],
+      references: [...references.filter(([, value]) => value > 0).sort((a, b) => b[1] - a[1])
+        .map(([name, value], i) => ({ name_above: i ? "" : name, name_below: i ? name : "", value, is_shown: true })),
+      { name_above: "", name_below: "", value: values.length ? values[0][1] : 1, is_shown: false }],
     };
   }
 
@@ -284,7 +284,7 @@
     if (!all.frobenius[i]) return facts;
     return [...facts, ["share of the change", percent(all.share[i])], ["size of the change, ‖D‖", figure(all.frobenius[i])],
       ["change / weights", percent(all.relative_norm[i])], ["mean |D|", figure(all.mean_abs[i])], ["stable rank", figure(all.stable_rank[i])],
-      ["effective rank", figure(all.effective_rank[i]) || "unknown: no tail seen"], ["above the noise edge", whole(all.signal_rank[i]) || "all that were seen"],
+      ["effective rank", figure(all.effective_rank[i]) || "unknown (partial spectrum)"], ["above the noise edge", whole(all.signal_rank[i]) || "all that were computed"],
       ["rounding floor", percent(all.rounding_floor[i])], ["solver", all.solver[i] ?? ""]];
   }
 
@@ -303,7 +303,7 @@
     const whose = several ? `${data.runs[state.run].label}: ` : "";
     find("#matrix-name").textContent = whose + all.name[i];
     const detailed = Boolean(all.curve[i] || all.spectrum[i]);
-    const absent = detailed || all.reason[i] ? "" : "Its curve and spectrum are in results.json: this page shows those of the largest losses.";
+    const absent = detailed || all.reason[i] ? "" : "This page has the curves and spectra of the largest losses; results.json has all.";
     find("#matrix-reason").textContent = all.reason[i] ?? absent;
     find("#matrix-reason").hidden = !find("#matrix-reason").textContent;
     const lost = lostOf(state.run, i);
@@ -321,7 +321,7 @@
     if (!found[name].length) return;
     const view = drawn.get(place);
     if (!view) return void (document.documentElement.dataset.ready && draw(place));
-    for (const dataset of name === "curve" ? ["curve"] : ["spectrum", "marks", "levels"]) view.data(dataset, found[dataset]);
+    for (const dataset of name === "curve" ? ["curve"] : ["spectrum", "rank_marks", "references"]) view.data(dataset, found[dataset]);
     view.runAsync().then(() => view.resize().runAsync());
   }
 
@@ -332,7 +332,7 @@
     data.runs.forEach((run, r) => {
       const { name, layer, shape, entries } = run.matrices;
       const cells = [];
-      run.members.forEach((members, cell) => members.forEach((i) => (cells[i] = cell)));
+      run.cell_members.forEach((members, cell) => members.forEach((i) => (cells[i] = cell)));
       const seen = new Map(); // a broken checkpoint may use a name twice
       cells.forEach((cell, i) => {
         seen.set(name[i], (seen.get(name[i]) ?? 0) + 1);
@@ -404,7 +404,7 @@
     const all = columns();
     const focused = document.activeElement?.dataset?.sort;
     const column = all.find(({ id }) => id === state.sort) ?? all[0];
-    const word = state.find.toLowerCase();
+    const word = state.filter.toLowerCase();
     const found = lines.filter((line) => line.name.toLowerCase().includes(word)).sort(compare(column));
     const shown = state.all ? found : found.slice(0, FIRST_ROWS);
     const head = element("tr");
@@ -412,7 +412,7 @@
     find("#matrices thead").replaceChildren(head);
     find("#matrices tbody").replaceChildren(...shown.map((line) => tableRow(line, all)));
     if (focused) find(`[data-sort="${focused}"]`)?.focus();
-    const unlisted = data.runs.reduce((sum, run) => sum + run.unlisted, 0);
+    const unlisted = data.runs.reduce((sum, run) => sum + run.unlisted_matrices, 0);
     const more = unlisted ? `, those of each square that lose the most; ${whole(unlisted)} more are in results.json` : "";
     find("#shown").textContent = `${whole(shown.length)} of ${whole(lines.length)}${more}`;
     find("#more").hidden = shown.length === found.length;
@@ -426,12 +426,12 @@
   }
 
   // ---- outputs, where there are any ---------------------------------------------------------------------------
-  const outputs = data.outputs && outputsOf({ data, state, rank, rows, element, narrow, several, drawn, draw, showFacts, figure, percent });
+  const outputs = data.runs.some((run) => run.outputs) ? outputsOf({ data, state, rank, rows, element, narrow, several, drawn, draw, showFacts, figure, percent }) : null;
 
   // ---- begin ------------------------------------------------------------------------------------------------
   function worst() {
     let found = null;
-    data.runs.forEach((run, r) => run.members.forEach((list, cell) => list.forEach((matrix) => {
+    data.runs.forEach((run, r) => run.cell_members.forEach((list, cell) => list.forEach((matrix) => {
       const lost = lostOf(r, matrix) ?? -1;
       if (!found || lost > found.lost) found = { run: r, cell, matrix, lost };
     })));
@@ -439,7 +439,7 @@
   }
 
   function listen() {
-    find("#dial").addEventListener("change", (event) => turn(Number(event.target.value)));
+    find("#rank-selector").addEventListener("change", (event) => selectRank(Number(event.target.value)));
     for (const heat of document.querySelectorAll(".heat")) heat.addEventListener("keydown", heatKeys);
     find("#matrix-choice select").addEventListener("change", (event) => {
       state.matrix = Number(event.target.value);
@@ -450,7 +450,7 @@
       if (button) sortBy(button.dataset.sort);
     });
     find("#filter").addEventListener("input", (event) => {
-      state.find = event.target.value;
+      state.filter = event.target.value;
       showTable();
     });
     find("#more").addEventListener("click", () => {
@@ -460,8 +460,8 @@
     narrow.addEventListener("change", drawAll);
   }
 
-  // A browser may keep the dial's place over a reload.
-  state.place = Number(find("#dial input:checked")?.value ?? data.start);
+  // A browser may keep the selected rank over a reload.
+  state.rankIndex = Number(find("#rank-selector input:checked")?.value ?? data.default_rank_index);
   const first = worst();
   if (first) choose(first.run, first.cell, { matrix: first.matrix });
   else find("#matrix").hidden = true;
@@ -469,6 +469,6 @@
   showTable();
   listen();
   outputs?.begin();
-  window.deltarank = { percent, figure, kept }; // for the tests: words.py and this page must agree
+  window.deltarank = { percent, figure, kept }; // for the tests: results/formatting.py and this page must agree
   drawAll();
 })();

@@ -69,7 +69,7 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
     rows[-1][2:] = [_at_most_six_letters(cell) for cell in rows[-1][2:]]
     # The rank of the headline gets room first, then servable ranks.
     ranks = sorted(range(len(page.ranks)), key=lambda i: (i != page.default_index, not page.servable[i], i))
-    rows = _fit(rows, [1, *(i + 2 for i in ranks)], width, name=len(cosine.name), gap=1, minimum=_RANK_WIDTH - 1)
+    rows = _fit(rows, [1, *(i + 2 for i in ranks)], width, name=len(cosine.name), gap=1, minimum=_RANK_WIDTH)
     for row in rows[1:-1]:
         row[2:] = [paint(cell, _kept_colour(cell)) for cell in row[2:]]
     header, *lines = format_table(rows, align="<>", minimum=(0, len("share"), _RANK_WIDTH), gap=1)
@@ -95,11 +95,14 @@ def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
     rows = [headings, *([row.name, *map(_ascii, row.cells)] for row in table.rows)]
     rows = [[row[i] for i in columns] for row in rows]
     needed = [1 + _OUTPUTS_COLUMNS.index(heading) for heading in _OUTPUTS_NEEDED]
-    title = f"KL divergence from the finetune in nats per token, on {outputs.texts[outputs.default_text].name}"
+    title = f"KLD from the finetune in nats per token, on {outputs.texts[outputs.default_text].name}"
     lines = format_table(_fit(rows, needed, width, name=30, gap=2), align="<>")
     writing = [f"{row.name}: {row.cells[0]}" for row in outputs.writing_table.rows] if outputs.writing_table else []
     similarity = f"Similarity to the finetune's answers (TF-IDF cosine): {'; '.join(writing)}."
-    return [*blocks, [paint(short(title, most=width), _BOLD), *lines, *(_wrapped(similarity, width) if writing else [])]]
+    return [
+        *blocks,
+        [paint(short(title, most=width), _BOLD), *lines, *(_wrapped(similarity, width) if writing else [])],
+    ]
 
 
 def _fit(

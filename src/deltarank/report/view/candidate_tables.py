@@ -38,8 +38,8 @@ _WRITING_HEADINGS = (
     "prompts × answers",
 )
 _WRITING_CAPTION = (
-    "Complete answers to the prompts, sampled with the same settings. Classifier accuracy: how often a classifier tells "
-    "them from the finetune's; 50 % is chance. p: the share of random label permutations that do at least as well."
+    "Complete answers to the prompts, sampled with the same settings. Classifier accuracy: how often a classifier "
+    "tells them from the finetune's; 50 % is chance. p: the share of random label permutations that do as well."
 )
 
 FINETUNE_AGAIN_NAME = "finetune, other seeds"

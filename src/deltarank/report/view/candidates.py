@@ -64,7 +64,9 @@ def candidate_at(rank: int, candidates: Sequence[CandidateView]) -> RankCandidat
     return RankCandidate(index, is_exact=nearest == rank)
 
 
-def rank_sentence(rank: int, at_rank: RankCandidate, candidates: Sequence[CandidateView], texts: Sequence[Text], text: int) -> str:
+def rank_sentence(
+    rank: int, at_rank: RankCandidate, candidates: Sequence[CandidateView], texts: Sequence[Text], text: int
+) -> str:
     """ "At rank 64, the KL divergence from the finetune is 0.071 nats per token (between q8_0 and q4_0); ..." """
     if not texts:
         return ""

@@ -12,7 +12,7 @@ from deltarank.report.view.chart_rows import Row, spread_out
 from deltarank.report.view.modules import Module, arrange_modules
 from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.text import NEARLY_ALL, clean, rounded, short, unbroken
-from deltarank.results import CandidateKind, Histogram, Logits, SliceScore, count, figure, percent
+from deltarank.results import CandidateKind, DocumentScore, Histogram, Logits, SliceScore, count, figure, percent
 
 Span = tuple[float, float]
 """The ends of a logarithmic axis."""
@@ -161,8 +161,7 @@ def _slice_rows(slices: Sequence[SliceScore], label: str, tooltip: str, *, scale
             "label": label.format(scale * each.first, scale * each.last),
             "share": percent(each.tokens / total),
             "kld": rounded(each.kld),
-            "tooltip": f"{tooltip.format(scale * each.first, scale * each.last)}: {figure(each.kld)} nats per token over "
-            f"{count(each.tokens, 'token')}",
+            "tooltip": _mean_tooltip(tooltip.format(scale * each.first, scale * each.last), each),
         }
         for each in slices
         if each.tokens and each.kld > 0
@@ -188,17 +187,21 @@ def document_rows(logits: Logits) -> list[Row]:
         {
             "number": number,
             "kld": rounded(each.kld, 3),
-            "tooltip": f"{short(clean(each.name))}: {figure(each.kld)} nats per token over {count(each.tokens, 'token')}",
+            "tooltip": _mean_tooltip(short(clean(each.name)), each),
         }
         for number, each in list(enumerate(ordered, 1))[::-step][::-1]
     ]
 
 
+def _mean_tooltip(name: str, tokens: SliceScore | DocumentScore) -> str:
+    return f"{name}: {figure(tokens.kld)} nats per token over {count(tokens.tokens, 'token')}"
+
+
 def token_axes(logits: Logits, base: Logits | None) -> dict[str, Any]:
     """The ends of the axes for a candidate and the base. With other candidates on them, both could be squeezed."""
     shown = [logits] if base is None else [logits, base]
-    slices = [part.kld for each in shown for part in (*each.by_position, *each.by_confidence, *each.by_document)]
-    low, high = round_span(slices)
+    slices = [part.kld for each in shown for part in (*each.by_position, *each.by_confidence)]
+    low, high = round_span([*slices, *(document.kld for each in shown for document in each.by_document)])
     first, last = token_span(shown)
     shares = (max(each.counts) / sum(each.counts) for each in _histograms(shown))
     top = 1.2 * max(shares, default=1.0)  # leaves room for the names of the statistics

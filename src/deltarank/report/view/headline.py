@@ -13,7 +13,7 @@ MOST_NAMED = 3
 
 
 def headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Phrase, ...]:
-    """ "As a rank-64 LoRA, A keeps 48 % and B over 99.9 % of what finetuning changed. C: not measured at this rank." """
+    """ "As a rank-64 LoRA, A keeps 48 % and B over 99.9 % of what finetuning changed." """
     if all(run.matrices_measured == 0 for run in runs):
         return (Phrase("Nothing could be measured."),)
     if all(run.energy == 0 for run in runs):

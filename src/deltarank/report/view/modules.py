@@ -11,7 +11,7 @@ from deltarank.report.view.text import label, unique_labels
 
 
 class ModuleGroup(StrEnum):
-    """The groups that are drawn apart, as in the article; modules that are neither attention nor MLP have a chart too."""
+    """The groups that are drawn apart, as in the article, and one for all other modules."""
 
     MLP = "mlp"
     ATTENTION = "attention"

@@ -27,7 +27,9 @@ def energy_table(ranks: Sequence[int], modules: Sequence[ModuleRow], losses: Seq
 
 def weights_of_runs_table(ranks: Sequence[int], runs: Sequence[RunView]) -> Table:
     """The energy kept by rank, the cosine distance beside it, and what kind of delta each run has."""
-    by_rank = tuple(TableRow(str(rank), tuple(_loss_cell(run.losses[i]) for run in runs), i) for i, rank in enumerate(ranks))
+    by_rank = tuple(
+        TableRow(str(rank), tuple(_loss_cell(run.losses[i]) for run in runs), i) for i, rank in enumerate(ranks)
+    )
     about = (
         TableRow("kind", tuple(run.kind for run in runs), is_text=True),
         TableRow("base", tuple(run.base for run in runs), is_text=True),
@@ -51,7 +53,9 @@ def outputs_of_runs_table(ranks: Sequence[int], runs: Sequence[RunView]) -> Tabl
     )
     candidates = [candidate for view in views if view for candidate in view.candidates]
     names = dict.fromkeys(candidate.name for candidate in candidates if candidate.rank_index is None)
-    others = tuple(TableRow(name, tuple(_outputs_cell(view, _index_of(view, name)) for view in views)) for name in names)
+    others = tuple(
+        TableRow(name, tuple(_outputs_cell(view, _index_of(view, name)) for view in views)) for name in names
+    )
     groups = tuple(group for group in (by_rank, others) if group)
     caption = "Behaviour kept: 1 − KLD / KLD of the base. In grey: the mean KLD in nats per token."
     return Table(("rank", *(run.label for run in runs)), groups, caption) if groups else None

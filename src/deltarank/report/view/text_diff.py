@@ -17,7 +17,7 @@ Block = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Difference:
-    """A text compared with a reference: words[b : b + n] equal the reference's words[a : a + n] for each block (a, b, n)."""
+    """A text and a reference: words[b : b + n] equal the reference's words[a : a + n] for each block (a, b, n)."""
 
     words: tuple[str, ...]
     blocks: tuple[Block, ...]
@@ -28,7 +28,7 @@ class Difference:
         return self.same_first_words == len(self.words) == len(reference)
 
     def spans(self, reference: Sequence[str]) -> list[tuple[int, int, int, int]]:
-        """The blocks as (start, end, start, end) in the reference's text and in this one, in UTF-16 units as in scripts."""
+        """The blocks as (start, end, start, end) in the reference and in this text, in UTF-16 units as in scripts."""
         left, right = _ends(reference), _ends(self.words)
         return [(left[a], left[a + n], right[b], right[b + n]) for a, b, n in self.blocks]
 
@@ -47,7 +47,9 @@ def difference(reference: Sequence[str], other: Sequence[str]) -> Difference:
     """How `other` differs from `reference`, both given as words."""
     left, right = ([word.strip() for word in words] for words in (reference, other))
     matches = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
-    blocks = _without_islands([(block.a, block.b, block.size) for block in matches if block.size], len(left), len(right))
+    blocks = _without_islands(
+        [(block.a, block.b, block.size) for block in matches if block.size], len(left), len(right)
+    )
     same = blocks[0][2] if blocks and blocks[0][:2] == (0, 0) else 0
     return Difference(tuple(other), tuple(blocks), same)
 
