@@ -11,8 +11,12 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GptOssConfig,
@@ -23,11 +27,15 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -45,6 +53,9 @@ SIZES = {
     "pad_token_id": 0,
 }
 _HEADS = {**SIZES, "head_dim": 8}
+_FEW_EXPERTS = {**_HEADS, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_SHARED_EXPERT = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 
 Make = Callable[[], PreTrainedModel]
 
@@ -70,6 +81,21 @@ EXPERTS: Mapping[str, Make] = {
         GptOssConfig(**_HEADS, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"] * 2)
     ),
 }
+MORE_EXPERTS: Mapping[str, Make] = {
+    "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2)),
+    # A shared expert, whose modules have the names of an expert's.
+    "qwen2 moe": lambda: Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(**_FEW_EXPERTS, num_experts=4, shared_expert_intermediate_size=24, decoder_sparse_step=1)
+    ),
+    # Beside the router's weight lies a correction that is no parameter, and that PEFT wants all the same.
+    "glm4 moe": lambda: Glm4MoeForCausalLM(Glm4MoeConfig(**_FEW_EXPERTS | _SHARED_EXPERT)),
+    "deepseek v3": lambda: DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            **_FEW_EXPERTS | _SHARED_EXPERT | _LATENT | {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1}
+        )
+    ),
+}
+"""Models that few tests need."""
 
 
 def tokens(rows: int = 4, seed: int = 3) -> torch.Tensor:

@@ -16,13 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     PreTrainedModel,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -32,7 +28,7 @@ import peft_adapters as made
 from deltarank.errors import AdapterError
 from deltarank.results import Outcome, TensorChange
 from deltarank.servers import kind_of_tensor
-from tiny_architectures import EXPERTS, SIZES, logits, write_pair
+from tiny_architectures import EXPERTS, MORE_EXPERTS, SIZES, logits, write_pair
 
 RANK = 6
 LEFT = ["*norm*", "*lm_head*", "*embed*"]
@@ -51,14 +47,10 @@ MAKES: Mapping[str, Callable[[], PreTrainedModel]] = {
         GptOssConfig(**_MOE | {"intermediate_size": 12}, num_local_experts=4, layer_types=["full_attention"] * 2)
     ),
     # Modules beside the experts that bear an expert's name: a shared expert, or a dense layer.
-    "qwen2 moe": lambda: Qwen2MoeForCausalLM(
-        Qwen2MoeConfig(**_FEW, num_experts=4, shared_expert_intermediate_size=24, decoder_sparse_step=1)
-    ),
+    "qwen2 moe": MORE_EXPERTS["qwen2 moe"],
+    "glm4 moe": MORE_EXPERTS["glm4 moe"],
     "qwen3 moe with a dense layer": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(**_FEW, num_experts=4, decoder_sparse_step=1, mlp_only_layers=[0])
-    ),
-    "glm4 moe": lambda: Glm4MoeForCausalLM(
-        Glm4MoeConfig(**_FEW, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1)
     ),
 }
 CONFUSED = ("qwen3 moe with a dense layer", "glm4 moe")

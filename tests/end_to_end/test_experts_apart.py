@@ -10,29 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import deltarank
 import peft_adapters as made
 from deltarank.errors import AdapterError
 from deltarank.results import FitKind, TensorChange
-from tiny_architectures import EXPERTS, SIZES, logits, write_pair
-
-_FEW = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
-_SHARED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+from tiny_architectures import EXPERTS, MORE_EXPERTS, SIZES, logits, write_pair
 
 MAKES = {
     "mixtral": EXPERTS["mixtral"],
@@ -80,14 +64,7 @@ FUSED = {
     **MAKES,
     # Gate and up of one expert make a square: its orientation cannot be seen from its shape.
     "square qwen3 moe": EXPERTS["qwen3 moe"],
-    "qwen2 moe": lambda: Qwen2MoeForCausalLM(
-        Qwen2MoeConfig(**_FEW, num_experts=4, shared_expert_intermediate_size=24, decoder_sparse_step=1)
-    ),
-    "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2)),
-    "glm4 moe": lambda: Glm4MoeForCausalLM(Glm4MoeConfig(**_FEW | _SHARED)),
-    "deepseek v3": lambda: DeepseekV3ForCausalLM(
-        DeepseekV3Config(**_FEW | _SHARED | _LATENT | {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1})
-    ),
+    **MORE_EXPERTS,
 }
 
 

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    PreTrainedModel,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-)
 
 import deltarank
 import peft_adapters as made
 from deltarank.results import TensorChange
 from deltarank.servers import kind_of_tensor
-from tiny_architectures import EXPERTS, SIZES, logits, write_pair
+from tiny_architectures import EXPERTS, MORE_EXPERTS, logits, write_pair
 
-_FEW = {**SIZES, "head_dim": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
-_SHARED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
-
-MAKES: Mapping[str, Callable[[], PreTrainedModel]] = {
-    **EXPERTS,
-    "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2)),
-    "qwen2 moe": lambda: Qwen2MoeForCausalLM(
-        Qwen2MoeConfig(**_FEW, num_experts=4, shared_expert_intermediate_size=24, decoder_sparse_step=1)
-    ),
-    # Beside the router's weight lies a correction that is no parameter, and that PEFT wants all the same.
-    "glm4 moe": lambda: Glm4MoeForCausalLM(Glm4MoeConfig(**_FEW | _SHARED)),
-    "deepseek v3": lambda: DeepseekV3ForCausalLM(
-        DeepseekV3Config(**_FEW | _SHARED | _LATENT | {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1})
-    ),
-}
+MAKES = {**EXPERTS, **MORE_EXPERTS}
 
 
 def routers_of(folder: Path) -> list[str]:

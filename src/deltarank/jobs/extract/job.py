@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deltarank.checkpoints import Checkpoint, Pair, Pairing, pair_checkpoints
+from deltarank.checkpoints import Checkpoint, Pair, Pairing
 from deltarank.errors import JobError, UsageError
 from deltarank.jobs.compare import CompareJob, CompareOptions
 from deltarank.jobs.extract.layout import AdapterLayout
@@ -20,7 +20,6 @@ from deltarank.jobs.extract.staging import StagingFolder
 from deltarank.results import Total, figure, listing
 from deltarank.runtime import Plan, ProgressListener, SolverOptions, Step, make_plan
 from deltarank.spectra import factorisation_cost
-from deltarank.system import tool_version
 
 
 @dataclass(frozen=True)
@@ -32,21 +31,18 @@ class ExtractJob:
     options: ExtractOptions
 
     @cached_property
+    def comparison(self) -> CompareJob:
+        """Measures the loss at every rank that may be chosen."""
+        return CompareJob(self.base, self.finetune, CompareOptions(**vars(self.options.solver_options)))
+
+    @property
     def pairing(self) -> Pairing:
-        options = self.options
-        return pair_checkpoints(
-            self.base, self.finetune, include=options.include, exclude=options.exclude, experts=True
-        )
+        return self.comparison.pairing
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal for one process to resume the work of another."""
-        return {
-            "tool_version": tool_version(),
-            "base": self.base.fingerprint,
-            "finetune": self.finetune.fingerprint,
-            "settings": self.options.to_plain(),
-        }
+        return {**self.comparison.identity, "settings": self.options.to_plain()}
 
     @cached_property
     def plan(self) -> ExtractionPlan:
@@ -55,16 +51,13 @@ class ExtractJob:
 
     def _plan_at(self, rank: int) -> ExtractionPlan:
         options, layout, dtype = self.options, self.layout(rank), self.options.factor_dtype(self.pairing)
-        search_seconds = 0.0
-        if options.fixed_rank is None:
-            search_seconds = make_plan(self.base, self.finetune, self.pairing, options.solver_options).seconds
         return ExtractionPlan(
             options=options,
             layout=layout,
             work=self._work(layout),
             dtype=str(dtype).removeprefix("torch."),
             adapter_bytes=layout.max_nbytes(dtype),
-            rank_search_seconds=search_seconds,
+            rank_search_seconds=0.0 if options.fixed_rank else self.comparison.plan.seconds,
         )
 
     def _work(self, layout: AdapterLayout) -> Plan:
@@ -128,8 +121,7 @@ class ExtractJob:
         """Measures the loss at every servable rank, as `compare` does, in a folder from which that is resumed."""
         options = self.options
         extracted = {target.pair.name for target in self.layout(1).targets}
-        comparison = CompareJob(self.base, self.finetune, CompareOptions(**vars(options.solver_options)))
-        results = comparison.run(folder, progress=progress)
+        results = self.comparison.run(folder, progress=progress)
         rank = options.smallest_servable_rank(Total.of(m for m in results.matrices if m.name in extracted))
         progress.noted(
             f"Rank {rank} is the smallest servable rank with a relative error of at most {figure(options.max_error)}."

@@ -1,4 +1,4 @@
-"""What an extraction wrote and what it lost: plain numbers, in the adapter's folder as deltarank.json."""
+"""The result of an extraction: what was written and what it loses, stored beside the adapter as deltarank.json."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class AdapterMatrix:
-    """One matrix that was extracted.
+    """One matrix that was to be extracted.
 
-    name       of the tensor in the finetune; `path` is its module in the base
-    rank       of its factors as written, zeros among them
-    energy, base_energy
-               ||D||^2 and ||W0||^2
-    losses     what the best approximation of that rank loses, which `compare` promises: one, or none
-    written    what the factors as written lose, rounding included
-    reason     why there are no factors, or factors of zeros
+    name         its tensor in the finetune
+    path         its module in the base
+    rank         of its factors as written, including padding with zeros
+    energy       ||D||^2
+    base_energy  ||W0||^2
+    losses       the loss of the best approximation of that rank, as `compare` reports it: one entry, or none
+    written      the loss of the factors as written, rounding included; None if there are none
+    reason       why there are no factors
     """
 
     name: str
@@ -46,11 +47,11 @@ class AdapterMatrix:
 
 @dataclass(frozen=True)
 class SummedEnergy:
-    """A tensor that has no factors, as a line of the folder that the adapter grows in.
+    """The energy of a tensor without factors, also as a record of a run that may be resumed.
 
-    energy_of  its name
-    energy     ||D||^2; None if it is not finite
-    rounded    ||D - D as written||^2, of a bias that the adapter carries
+    energy_of  the name of the tensor
+    energy     ||D||^2; None if it is not finite, or could not be read
+    rounded    ||D - D as written||^2 of a bias that the adapter carries
     """
 
     energy_of: str
@@ -62,9 +63,11 @@ class SummedEnergy:
 class ExtractedAdapter(StoredResult):
     """An adapter that `extract` wrote to `folder`.
 
-    dtype       of A and B: "bfloat16"
-    settings    what was asked for, and the command where there was one
-    identity    equal for two extractions only if inputs and settings are
+    rank      of the adapter; matrices may have smaller ones
+    dtype     of A and B: "bfloat16"
+    budget    where the whole change went
+    settings  the options, versions, duration and, if there was one, the command line
+    identity  equal for two extractions only if their inputs and options are equal
     """
 
     description = "what `deltarank extract` writes about an adapter"
@@ -88,12 +91,12 @@ class ExtractedAdapter(StoredResult):
 
     @property
     def sentence(self) -> str:
-        """The budget in plain words."""
+        """The budget as a sentence: "keeps 71 % of the change; ..."."""
         return self.budget.sentence(get_server(self.server), self.rank)
 
     @property
     def modules(self) -> list[tuple[str, int, float]]:
-        """(module, matrices, share of its energy that is kept as written), the largest change first."""
+        """(module, number of matrices, share of its energy that the adapter keeps), the largest change first."""
         rows: dict[str, list[tuple[float, float]]] = {}
         for m in self.matrices:
             if m.written is not None:
@@ -105,7 +108,7 @@ class ExtractedAdapter(StoredResult):
         ]
 
     def promised(self, module: str) -> float:
-        """The share of a module's energy that the best approximation of this rank keeps."""
+        """The share of a module's energy that the best approximations of this rank keep."""
         rows = [m for m in self.matrices if m.module == module and m.losses]
         energy = math.fsum(m.energy for m in rows)
         return 1 - math.fsum(m.losses[0].energy_lost * m.energy for m in rows) / energy if energy > 0 else 1.0
@@ -130,7 +133,7 @@ class ExtractedAdapter(StoredResult):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads what an adapter says about itself, from its folder.
+        """Reads the deltarank.json in the folder of an adapter.
 
         Raises:
             ResultsError: (slug "results-unreadable") there is no deltarank.json, or it cannot be read.

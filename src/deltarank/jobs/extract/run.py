@@ -70,15 +70,15 @@ class ExtractRun:
         for summed in read_records(SummedEnergy, records, "energy_of"):
             self.sums[summed.energy_of] = summed
         for matrix in read_records(AdapterMatrix, records, "path"):
+            if matrix.name not in self._targets:
+                continue
             if matrix.outcome is not Outcome.MEASURED or self._has_factors(matrix.name):
                 self.matrices[matrix.name] = matrix
         if finished := len(self.matrices) + len(self.sums):
             self.progress.resumed(finished)
 
     def _has_factors(self, name: str) -> bool:
-        if (target := self._targets.get(name)) is None:
-            return False
-        path = self._factors_path(name)
+        target, path = self._targets[name], self._factors_path(name)
         size = sum(target.linear_shape) * target.rank * self._dtype.itemsize
         return path.is_file() and path.stat().st_size == size
 
