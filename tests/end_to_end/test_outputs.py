@@ -78,9 +78,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def spoken(home: Path, **options: object) -> Results:
-    given = {"texts": [home / "text.txt"], "samples": 0, "ranks": RANKS, **options}
-    return deltarank.outputs(home / "base", home / "finetune", **given)  # type: ignore[arg-type]
+def measure(home: Path, **changes: object) -> Results:
+    options = {"texts": [home / "text.txt"], "samples": 0, "ranks": RANKS, **changes}
+    return deltarank.outputs(home / "base", home / "finetune", **options)  # type: ignore[arg-type]
 
 
 def outputs_of(results: Results) -> Outputs:
@@ -90,7 +90,7 @@ def outputs_of(results: Results) -> Outputs:
 
 @pytest.fixture(scope="module")
 def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return spoken(
+    return measure(
         models,
         output=tmp_path_factory.mktemp("run") / "run",
         adapters=[models / "adapter"],
@@ -141,7 +141,7 @@ def test_full_rank_is_the_control_s_floor(found: Results) -> None:
     assert kld(out.candidate("any rank")) == 0
 
 
-def test_what_no_lora_carries_stays_lost(models: Path, tmp_path: Path) -> None:
+def test_what_has_no_factors_stays_lost(models: Path, tmp_path: Path) -> None:
     """Another norm: of any rank, matrices give back nothing of it."""
     other = _copy(models / "finetune", tmp_path / "other")
     weights = load_file(other / "model.safetensors")
@@ -169,7 +169,7 @@ def test_an_adapter_that_peft_would_refuse_is_refused(models: Path, tmp_path: Pa
     broken = factors | {key: factors[key][:, :-1]}
     made.write_adapter(tmp_path / "broken", broken, r=4, lora_alpha=4, target_modules=ALL, task_type="CAUSAL_LM")
     with pytest.raises(AdapterError, match="PEFT does not load this adapter correctly") as refused:
-        spoken(models, output=tmp_path / "run", adapters=[tmp_path / "broken"], ranks=[4])
+        measure(models, output=tmp_path / "run", adapters=[tmp_path / "broken"], ranks=[4])
 
     assert refused.value.slug == "adapter-refused"
 
@@ -239,26 +239,26 @@ def test_attribution_truncates_one_module_at_a_time(models: Path, found: Results
 @pytest.mark.slow
 def test_swapping_in_place_is_loading_anew(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"attribute": "layer", "ranks": (1,)}
-    in_place = outputs_of(spoken(models, **options)).attribution
+    in_place = outputs_of(measure(models, **options)).attribution
     monkeypatch.setattr("deltarank.jobs.outputs.attribution.file_tensor_names", lambda *_: None)
 
-    assert outputs_of(spoken(models, **options)).attribution == in_place
+    assert outputs_of(measure(models, **options)).attribution == in_place
 
 
 def test_a_model_that_does_not_fit_is_streamed_with_the_same_numbers(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"attribute": "module", "ranks": (4,), "adapters": [models / "adapter"], "yardsticks": ["q8_0"]}
-    whole = outputs_of(spoken(models, **options))
+    whole = outputs_of(measure(models, **options))
     monkeypatch.setattr("deltarank.jobs.outputs.job.available_memory", lambda _: 100_000)
     monkeypatch.setattr("deltarank.jobs.outputs.loaded_model.load_model", _not_to_be_called)
-    streamed = outputs_of(spoken(models, **options))
+    streamed = outputs_of(measure(models, **options))
 
     for ours, theirs in zip(streamed.candidates, whole.candidates, strict=True):
         assert kld(ours) == pytest.approx(kld(theirs), rel=1e-4, abs=1e-9)
     assert streamed.attribution[0].together == pytest.approx(whole.attribution[0].together, rel=1e-4)
     with pytest.raises(DeltarankError) as caught:
-        spoken(models, samples=1)
+        measure(models, samples=1)
     assert caught.value.slug == "cannot-write-streamed"
 
 
@@ -266,26 +266,26 @@ def _not_to_be_called(*_: object, **__: object) -> None:
     raise AssertionError("a streamed model was loaded whole")
 
 
-def test_it_joins_the_run_and_is_not_done_twice(models: Path, found: Results, tmp_path: Path) -> None:
+def test_outputs_are_added_to_the_run_and_not_measured_twice(models: Path, found: Results, tmp_path: Path) -> None:
     run = tmp_path / "run"
     deltarank.compare(models / "base", models / "finetune", output=run, ranks=[4])
-    first = spoken(models, output=run, ranks=[4])
+    first = measure(models, output=run, ranks=[4])
 
     assert Results.load(run) == first
     assert not (run / "outputs.partial").exists()
     assert first.matrices == deltarank.open_results(run).matrices
-    assert spoken(models, output=run, ranks=[4]) == first
+    assert measure(models, output=run, ranks=[4]) == first
     with pytest.raises(DeltarankError, match=r"ranks: \[4\] there, \[1\] requested") as caught:
-        spoken(models, output=run, ranks=[1])
+        measure(models, output=run, ranks=[1])
     assert caught.value.slug == "run-differs"
-    assert spoken(models, output=run, ranks=[4], batch=1) == first
-    replaced = spoken(models, output=run, ranks=[1], force=True)
+    assert measure(models, output=run, ranks=[4], batch=1) == first
+    replaced = measure(models, output=run, ranks=[1], force=True)
     assert replaced.matrices == first.matrices
     assert outputs_of(replaced).candidate("rank 1")
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(models: Path, tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_and_ends_with_the_same_numbers(models: Path, tmp_path: Path) -> None:
     words = ["--samples", "1", "--max-tokens", "8", "--ranks", "1,4,16", "--prompts", models / "prompts.txt"]
     command = ["outputs", models / "base", models / "finetune", "--text", models / "text.txt", *words, "-o"]
     run = tmp_path / "killed"
@@ -313,11 +313,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(models: Path, tmp_p
             stamps.update({path: path.stat().st_mtime_ns for path in kept if path.exists()})
 
     options = {"samples": 1, "max_tokens": 8, "ranks": (1, 4, 16), "prompts": models / "prompts.txt"}
-    went_on = outputs_of(spoken(models, output=run, progress=Spy(), **options))
-    anew = outputs_of(spoken(models, **options))
+    resumed = outputs_of(measure(models, output=run, progress=Spy(), **options))
+    uninterrupted = outputs_of(measure(models, **options))
 
     assert stamps == kept
-    assert _numbers(went_on) == _numbers(anew)
+    assert _numbers(resumed) == _numbers(uninterrupted)
 
 
 def _numbers(out: Outputs) -> object:
@@ -327,7 +327,7 @@ def _numbers(out: Outputs) -> object:
     return {key: value for key, value in plain.items() if key != "settings"}
 
 
-# ---- what cannot be meant
+# ---- inputs that are refused
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def _numbers(out: Outputs) -> object:
 )
 def test_bad_input(models: Path, options: dict[str, object], slug: str) -> None:
     with pytest.raises(DeltarankError) as caught:
-        spoken(models, **options)
+        measure(models, **options)
     assert caught.value.slug == slug
 
 
@@ -357,12 +357,12 @@ def test_a_model_of_another_tokenizer_is_refused(models: Path, tmp_path: Path) -
     file.write_text(json.dumps(data), encoding="utf-8")
 
     with pytest.raises(DeltarankError) as caught:
-        spoken(models, models=[other])
+        measure(models, models=[other])
     assert caught.value.slug == "tokenizers-differ"
     assert "2 tokens" in caught.value.message
 
 
-def test_a_longer_vocabulary_is_told_and_common_tokens_compared(models: Path, tmp_path: Path) -> None:
+def test_a_longer_vocabulary_is_noted_and_common_tokens_are_compared(models: Path, tmp_path: Path) -> None:
     longer = tmp_path / "longer"
     model = AutoModelForCausalLM.from_pretrained(models / "finetune")
     model.resize_token_embeddings(264, mean_resizing=False)

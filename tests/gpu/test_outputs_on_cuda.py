@@ -17,7 +17,7 @@ from tiny_architectures import write_pair
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def spoken(home: Path, device: str) -> Results:
+def measure(home: Path, device: str) -> Results:
     return deltarank.outputs(
         home / "base",
         home / "finetune",
@@ -45,10 +45,10 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(
     for name in ("base", "finetune"):
         tokenizer(Recipe()).save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text("the rain fell on the stones and the old man counted them\n")
-    on_cpu = spoken(tmp_path, "cpu").outputs
+    on_cpu = measure(tmp_path, "cpu").outputs
     if memory is not None:
         monkeypatch.setattr("deltarank.jobs.outputs.job.available_memory", lambda _: memory)
-    on_gpu = spoken(tmp_path, "cuda").outputs
+    on_gpu = measure(tmp_path, "cuda").outputs
 
     assert on_cpu is not None
     assert on_gpu is not None

@@ -21,8 +21,7 @@ from deltarank.cli.options import (
 )
 from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
-
-RANKS = (16, 64, 256)
+from deltarank.results import DEFAULT_OUTPUTS_RANKS
 
 
 @click.command(short_help="Measure how the model's predictions and texts change.")
@@ -30,7 +29,7 @@ RANKS = (16, 64, 256)
 @click.argument("finetune")
 @output_option("RUN", "Folder of the run; the outputs are added to its results", "runs/ and the finetune's name")
 @input_options
-@ranks_option("Ranks r of the candidates base + rank-r delta", RANKS)
+@ranks_option("Ranks r of the candidates base + rank-r delta", DEFAULT_OUTPUTS_RANKS)
 @click.option("--adapter", "adapters", multiple=True, metavar="DIR", help="Candidate: base + adapter; repeatable.")
 @server_option("Apply adapters as this server does.", None)
 @click.option("--model", "models", multiple=True, metavar="REF", help="Candidate: another checkpoint; repeatable.")
@@ -90,7 +89,7 @@ def outputs(
     prompts. Adds the results to RUN/results.json and RUN/report.html. To resume an interrupted run, repeat the same
     command.
     """
-    options["ranks"] = parse_ranks(ranks) if ranks else RANKS
+    options["ranks"] = parse_ranks(ranks) if ranks else DEFAULT_OUTPUTS_RANKS
     options["yardsticks"] = tuple(word for text in yardsticks for word in text.replace(",", " ").split())
     quieten_the_hub(quiet)
     if dry_run:

@@ -39,7 +39,13 @@ from deltarank.results.outputs import (
     TwoSampleTest,
     Writing,
 )
-from deltarank.results.ranks import DEFAULT_RANKS, PREFERRED_RANK, SERVABLE_RANKS, headline_rank
+from deltarank.results.ranks import (
+    DEFAULT_OUTPUTS_RANKS,
+    DEFAULT_RANKS,
+    PREFERRED_RANK,
+    SERVABLE_RANKS,
+    headline_rank,
+)
 from deltarank.results.reference import Reference
 from deltarank.results.run import AuditRow, Results, Verdict, VerdictKind
 from deltarank.results.text_table import format_table
@@ -56,6 +62,7 @@ from deltarank.results.verification import (
 )
 
 __all__ = [
+    "DEFAULT_OUTPUTS_RANKS",
     "DEFAULT_RANKS",
     "PREFERRED_RANK",
     "SERVABLE_RANKS",

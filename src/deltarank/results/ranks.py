@@ -11,6 +11,9 @@ SERVABLE_RANKS: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DEFAULT_RANKS: tuple[int, ...] = SERVABLE_RANKS[1:]
 """The ranks that are measured by default: those that every server accepts."""
 
+DEFAULT_OUTPUTS_RANKS: tuple[int, ...] = (16, 64, 256)
+"""The ranks whose outputs are measured by default: few, because each takes a pass of a model."""
+
 PREFERRED_RANK = 64
 """The rank that hosts of many adapters use, and that a headline is about."""
 

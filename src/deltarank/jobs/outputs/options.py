@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deltarank.errors import UsageError
+from deltarank.results import DEFAULT_OUTPUTS_RANKS
 from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice
 
 MODEL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,7 +21,7 @@ UNITS = ("module", "layer")
 
 
 class OutputsKeywords(InputKeywords, total=False):
-    """The keywords of `deltarank.outputs` and `deltarank.plan_outputs`; `OutputsOptions` says what they mean."""
+    """The keywords of `deltarank.outputs` and `deltarank.plan_outputs`; `deltarank.outputs` explains them."""
 
     ranks: Sequence[int]
     device: str
@@ -41,29 +42,15 @@ class OutputsKeywords(InputKeywords, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputsOptions:
-    """The options of a measurement of outputs. Equal options on equal inputs give equal numbers.
+    """The options of a measurement of outputs; `deltarank.outputs` explains each.
 
-    ranks              the ranks r of the candidates that are the base plus D_r; stored sorted, each once
-    device             where models run: "cpu", "cuda", "cuda:1", "mps"
-    adapters           folders of adapters in PEFT's format
-    server             the server whose rules the adapters are applied by; None: as PEFT applies them
-    models             other checkpoints, which must have the finetune's tokenizer
-    yardsticks         formats that the finetune is quantised in: q8_0, q4_0, nf4, int8, fp8
-    texts              files or folders to score
-    prompts            a file of prompts; None: the built-in ones
-    attribute          "module" or "layer": each is truncated to rank r alone
-    samples            answers to each prompt
-    max_tokens         the longest answer
-    seed               of the answers and of the bootstrap intervals
-    dtype              the type that models run in; "auto": float32 on a CPU, else the type of the finetune's files
-    batch              documents that go through a model together; None: as many as fit well
-    trust_remote_code  whether code that comes with a checkpoint may run
+    Equal options on equal inputs give equal numbers. Ranks and paths are normalised.
 
     Raises:
         UsageError: a value is not usable.
     """
 
-    ranks: tuple[int, ...] = (16, 64, 256)
+    ranks: tuple[int, ...] = DEFAULT_OUTPUTS_RANKS
     device: str = "cpu"
     adapters: tuple[str, ...] = ()
     server: str | None = None

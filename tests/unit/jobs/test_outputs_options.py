@@ -1,0 +1,76 @@
+"""The options of `outputs`: shared by both functions, normalised once, and the names that candidates get from them."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import deltarank
+from deltarank.errors import UsageError
+from deltarank.jobs.outputs import OutputsOptions
+from deltarank.jobs.outputs.candidate_names import candidate_names
+
+
+def test_the_plan_takes_the_same_options_with_the_same_defaults() -> None:
+    own = inspect.signature(deltarank.outputs).parameters
+    plan = inspect.signature(deltarank.plan_outputs).parameters
+
+    assert own.keys() - plan.keys() == {"output", "force", "progress"}
+    assert all(own[name] == plan[name] for name in plan)
+    assert plan["ranks"].default == (16, 64, 256)
+
+
+def test_values_are_normalised() -> None:
+    options = OutputsOptions(
+        ranks=[64, 4, 64],  # type: ignore[arg-type]
+        adapters=Path("a/b"),  # type: ignore[arg-type]
+        yardsticks=["q8_0", "q8_0"],  # type: ignore[arg-type]
+        texts="book.txt",  # type: ignore[arg-type]
+    )
+
+    assert options == OutputsOptions(ranks=(4, 64), adapters=("a/b",), yardsticks=("q8_0",), texts=("book.txt",))
+    assert options.to_plain()["ranks"] == [4, 64]
+
+
+@pytest.mark.parametrize("number", ["samples", "max_tokens", "batch"])
+def test_a_number_that_is_too_small_is_refused(number: str) -> None:
+    with pytest.raises(UsageError, match=f"--{number.replace('_', '-')} is -1; the smallest value is") as caught:
+        OutputsOptions(**{number: -1})  # type: ignore[arg-type]
+
+    assert caught.value.slug == "bad-number"
+
+
+@pytest.mark.parametrize(
+    ("device", "stored", "dtype"),
+    [
+        ("cpu", torch.bfloat16, "float32"),
+        ("cuda", torch.bfloat16, "bfloat16"),
+        ("cuda", torch.float8_e4m3fn, "float32"),
+    ],
+)
+def test_the_automatic_dtype(device: str, stored: torch.dtype, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OutputsOptions, "torch_device", torch.device(device))
+
+    assert OutputsOptions().with_dtype(stored).dtype == dtype
+    assert OutputsOptions(dtype="float16").with_dtype(stored).dtype == "float16"
+
+
+def test_every_candidate_has_a_name_of_its_own() -> None:
+    options = OutputsOptions(
+        ranks=(8,),
+        adapters=("x/one", "y/one", "z/base/"),
+        models=("org/two", "org/q4_0", "x/one"),
+        yardsticks=("q4_0",),
+    )
+
+    assert candidate_names(options) == (
+        *("finetune again", "whole delta", "base", "rank 8", "any rank"),
+        *("x/one", "y/one", "adapter base"),
+        *("two", "model q4_0", "one"),
+        "q4_0",
+    )
+    shared = OutputsOptions(adapters=("runs/mine",), models=("org/mine",))
+    assert candidate_names(shared)[-2:] == ("mine", "model mine")
