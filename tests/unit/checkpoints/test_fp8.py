@@ -208,8 +208,8 @@ def test_a_changed_configuration_is_another_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (0.0001, "began from this very copy, and that rounding is not in the delta"),
-        (0.002, "% of the energy is that"),
+        (0.0001, "was trained from this quantised copy, so the delta does not contain the rounding"),
+        (0.002, "% of the energy is rounding"),
     ],
 )
 def test_the_size_of_a_delta_tells_whether_the_bases_rounding_is_in_it(

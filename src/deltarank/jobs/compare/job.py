@@ -17,7 +17,7 @@ from deltarank.jobs.compare.audit import audit_matrices
 from deltarank.jobs.compare.base_check import base_warning
 from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.jobs.compare.options import CompareOptions
-from deltarank.jobs.compare.quantised_base import words_on_base
+from deltarank.jobs.compare.quantised_base import quantised_base_notes
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
 from deltarank.jobs.compare.verdict import judge
 from deltarank.results import (
@@ -202,7 +202,7 @@ class CompareRun:
             verdict=judge(matrices, skipped, plan.finetune.short_name),
             tool_version=tool_version(),
             created=now(),
-            notes=(*plan.notes, *self.warnings, *words_on_base(plan.steps, self.matrices)),
+            notes=(*plan.notes, *self.warnings, *quantised_base_notes(plan.steps, self.matrices)),
             audit=job.audit(matrices, self.progress),
         )
 

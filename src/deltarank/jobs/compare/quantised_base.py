@@ -1,4 +1,4 @@
-"""What a quantised base leaves in a delta: headers cannot tell, the delta's size can."""
+"""How much of a delta may be the rounding of a quantised base; only the size of the delta can tell."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from deltarank.results import MatrixResult, percent
 from deltarank.runtime import Step
 
 SURELY = 0.5
-"""Of the energy that rounding makes: a finetune of a finer copy has all of it in its delta, beside its own change."""
+"""A delta with less than this share of the rounding's energy does not contain the rounding."""
 
 
-def words_on_base(steps: Sequence[Step], matrices: Mapping[str, MatrixResult]) -> tuple[str, ...]:
-    """A sentence, if some matrices of the base are quantised and their deltas were measured."""
+def quantised_base_notes(steps: Sequence[Step], matrices: Mapping[str, MatrixResult]) -> tuple[str, ...]:
+    """A note, if some matrices of the base are quantised and their deltas were measured."""
     rounded = [
         (step.pair.base.rounding_error, matrices[step.pair.name]) for step in steps if step.pair.base.rounding_error
     ]
@@ -24,11 +24,14 @@ def words_on_base(steps: Sequence[Step], matrices: Mapping[str, MatrixResult]) -
     if not base or not delta:
         return ()
     sizes = (
-        f"where the base is quantised the delta is {percent(math.sqrt(delta / base))} of the base's size, and rounding "
-        f"to that format alone makes {percent(math.sqrt(made / base))}"
+        f"where the base is quantised, the norm of the delta is {percent(math.sqrt(delta / base))} of the base's; "
+        f"rounding to that format alone makes {percent(math.sqrt(made / base))}"
     )
     if delta < SURELY * made:
-        return (f"{sizes}: the finetune began from this very copy, and that rounding is not in the delta",)
-    if made >= SURELY * delta:
-        return (f"{sizes}: most of this delta may be that rounding; give the base as it was before it was quantised",)
-    return (f"{sizes}: unless the finetune began from this very copy, {percent(made / delta)} of the energy is that",)
+        advice = "The finetune was trained from this quantised copy, so the delta does not contain the rounding"
+    elif made >= SURELY * delta:
+        advice = "Most of this delta may be that rounding: give the base from before it was quantised"
+    else:
+        share = percent(made / delta)
+        advice = f"Unless the finetune was trained from this quantised copy, {share} of the energy is rounding"
+    return (f"{sizes}. {advice}",)

@@ -1,4 +1,4 @@
-"""How much of each spectrum the results keep: of 50,000 matrices less than of 200, so that a file can still be read."""
+"""How much of each spectrum is stored: less if there are many matrices, so that the file stays readable."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ LEAST_POINTS, POINTS, MOST_POINTS = 12, 40, 400_000
 FEWEST_VALUES = 16
 
 _BYTES = (2_000, 25, 40)
-"""Of a matrix without its spectrum, of a singular value, of a point of the curve; as JSON, seen and rounded up."""
+"""Bytes of JSON for a matrix without its spectrum, for a singular value, for a point of the curve; rounded up."""
 
 
 @dataclass(frozen=True)
 class SpectrumDetail:
-    """Of one matrix.
+    """What is stored of one matrix.
 
-    values    singular values, largest first; more where they stand for a low rank (`values_of`)
-    points    of its curve, evenly spaced on a log axis
+    values    the number of singular values, largest first; more for a matrix of low rank (`values_of`)
+    points    the number of points of its curve, evenly spaced on a log axis
     """
 
     values: int
@@ -27,7 +27,7 @@ class SpectrumDetail:
 
     @classmethod
     def of_run(cls, matrices: int, ranks: Sequence[int]) -> Self:
-        """All values up to the highest rank, 64 at least, as long as a run keeps a million; then fewer, 16 at least."""
+        """All values up to the highest rank, at least 64; fewer, at least 16, if the run would store over a million."""
         number = max(matrices, 1)
         wished = max(*ranks, LEAST_VALUES)
         return cls(
@@ -36,12 +36,12 @@ class SpectrumDetail:
         )
 
     def values_of(self, signal_rank: int | None, max_rank: int, ranks: Sequence[int]) -> int:
-        """A low-rank delta keeps what stands above its noise edge: the verdict adds it up."""
+        """For one matrix. A low-rank delta stores all values above the noise edge, since the verdict sums them."""
         is_low = signal_rank is not None and signal_rank <= max_rank / 4
         return max(self.values, min(signal_rank or 0, max(*ranks, LEAST_VALUES)) if is_low else 0)
 
     @property
     def nbytes(self) -> int:
-        """Room on the disk, twice: the run_folder is there until the results are whole."""
+        """Disk space, counted twice: the records of the run folder are kept until the results are written."""
         fixed, value, point = _BYTES
         return 2 * (fixed + value * self.values + point * self.points)

@@ -1,4 +1,4 @@
-"""What kind of delta this is, in plain words."""
+"""The verdict of a comparison: what kind of delta this is and what a LoRA loses of it, in words."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from deltarank.results import (
 )
 
 UNRELATED = 0.9
-"""||D|| / ||W0|| from here on is no finetune's: two models that have nothing in common differ by about 1.4."""
+"""From this ||D|| / ||W0|| on, the pair is unrelated: independently trained models differ by about sqrt(2)."""
 
 MOSTLY_ROUNDING = 0.5
 LOW_RANK_SHARE = 0.8
-"""A merged LoRA shows its rank in nearly all matrices that it touched."""
+"""The share of the changed matrices that must have a low rank, for a delta to be called a merged LoRA."""
 
 ERRORS = (0.10, 0.05)
 
 
 def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: str) -> Verdict:
-    """The verdict over a run. `name` is what a reader calls the finetune."""
+    """The verdict on a run. `name` is what a reader calls the finetune."""
     totals = Totals.of(matrices)
     whole = totals.whole
     if not whole.matrices:
@@ -60,7 +60,7 @@ def _kind(matrices: Sequence[MatrixResult], whole: Total) -> tuple[VerdictKind, 
 
 
 def _common_rank(measured: Sequence[MatrixResult]) -> int | None:
-    """The signal rank that nearly all matrices stay under, if it is low and nothing but rounding lies beyond it."""
+    """The signal rank of nearly all matrices, if it is low and only rounding is beyond it; else None."""
     low = sorted(m.signal_rank for m in measured if m.signal_rank is not None and _is_low(m))
     if len(low) < LOW_RANK_SHARE * len(measured) or not low[-1]:
         return None
@@ -68,7 +68,7 @@ def _common_rank(measured: Sequence[MatrixResult]) -> int | None:
 
 
 def _is_low(matrix: MatrixResult) -> bool:
-    """Few directions stand above the noise, and what lies beyond them is no more than rounding explains."""
+    """Whether few singular values are above the noise edge, and rounding explains the rest."""
     assert matrix.signal_rank is not None
     if matrix.max_rank > 4 and matrix.signal_rank > matrix.max_rank / 4:
         return False
@@ -78,11 +78,11 @@ def _is_low(matrix: MatrixResult) -> bool:
 
 def _headline(kind: VerdictKind, loss: Loss, whole: Total, name: str) -> Iterator[str]:
     if kind is VerdictKind.IDENTICAL:
-        yield f"{name} changed nothing in the {count(whole.matrices, 'matrix', 'matrices')} that were measured."
+        yield f"{name} equals the base in the {count(whole.matrices, 'matrix', 'matrices')} that were measured."
         return
     if kind is VerdictKind.UNRELATED:
         yield (
-            f"{name} is no finetune of this base: it differs by {percent(whole.relative_norm)} of the base's own size. "
+            f"{name} is not a finetune of this base: they differ by {percent(whole.relative_norm)} of the base's norm. "
             "Give the base that it was trained from."
         )
         return
@@ -93,13 +93,12 @@ def _nature(kind: VerdictKind, rank: int | None, whole: Total, matrices: Sequenc
     floor = percent(whole.rounding_floor)
     if kind is VerdictKind.MERGED_LORA:
         yield (
-            f"This looks like a merged LoRA of rank about {rank}: beyond that, only storage rounding is left "
-            f"({floor} of the change)."
+            f"This looks like a merged LoRA of rank about {rank}: the rest of the change, {floor}, is storage rounding."
         )
     elif kind is VerdictKind.ROUNDING:
         yield (
-            f"This delta is at or under the rounding floor: rounding to the stored type alone explains {floor} of it, "
-            "so what a LoRA loses may be noise rather than finetuning."
+            f"Rounding to the storage dtype alone explains {floor} of this delta, so what a LoRA loses may be noise "
+            "rather than finetuning."
         )
     elif kind is VerdictKind.FULL:
         yield f"This is a full finetune or a merge: the change is spread over {_spread(matrices)}."
@@ -115,8 +114,8 @@ def _spread(matrices: Sequence[MatrixResult]) -> str:
 def _cosine(loss: Loss) -> Iterator[str]:
     if 0.005 <= loss.cosine_distance < 1:
         yield (
-            f"Its cosine distance is {figure(loss.cosine_distance)}, which hides how much that is: "
-            f"{percent(loss.energy_lost)} of the energy is gone (at 0.3, half of it)."
+            f"{percent(loss.energy_lost)} of the change is lost. The cosine distance, {figure(loss.cosine_distance)}, "
+            "makes this look smaller than it is."
         )
 
 
@@ -125,33 +124,33 @@ def _worst(totals: Totals, rank: int) -> Iterator[str]:
     if len(losses) > 1:
         name = max(losses, key=lambda each: losses[each].energy_lost)
         if losses[name].energy_lost >= 0.005:
-            yield f"{name} loses the most: {percent(losses[name].energy_lost)} at rank {rank}."
+            yield f"The module that loses most is {name}: {percent(losses[name].energy_lost)} at rank {rank}."
 
 
 def _needed(matrices: Sequence[MatrixResult], whole: Total) -> Iterator[str]:
-    """Which rank brings the relative error down to 10 and to 5 %."""
+    """The ranks at which the relative error is at most 10 % and 5 %."""
     ten, five = (_rank_for(error, matrices, whole) for error in ERRORS)
     if ten == five:
-        yield f"A relative error of 10 % takes {ten}, and so does one of 5 %."
+        yield f"Getting within 10 % or 5 % needs {ten}."
     else:
-        yield f"A relative error of 10 % takes {ten}; 5 % takes {five}."
+        yield f"Getting within 10 % needs {ten}; within 5 %, {five}."
 
 
 def _rank_for(error: float, matrices: Sequence[MatrixResult], whole: Total) -> str:
     enough = [loss.rank for loss in whole.losses if loss.relative_error <= error]
     if enough:
-        return f"rank {enough[0]}" + ("" if enough[0] in SERVABLE_RANKS else " (which vLLM does not load)")
+        return f"rank {enough[0]}" + ("" if enough[0] in SERVABLE_RANKS else " (which vLLM cannot load)")
     highest = whole.losses[-1].rank
     beyond = _estimated_rank(error, matrices)
     if highest < SERVABLE_RANKS[-1] and (beyond is None or beyond <= SERVABLE_RANKS[-1]):
         about = f" (about {beyond:,})" if beyond else ""
-        return f"more than rank {highest}, the highest measured{about}"
-    about = f" (about {beyond:,} would do)" if beyond else ""
-    return f"a higher rank than vLLM loads{about}"
+        return f"a rank above {highest}, the highest measured{about}"
+    about = f" (about {beyond:,})" if beyond else ""
+    return f"a higher rank than vLLM can load{about}"
 
 
 def _estimated_rank(error: float, matrices: Sequence[MatrixResult]) -> int | None:
-    """By bisection over the curves of all matrices, in two digits; None if one of them ends early."""
+    """By bisection over the curves of all matrices, to two digits; None if a curve is not known to its end."""
     rows = [m for m in matrices if m.outcome is Outcome.MEASURED]
     if any(not m.curve or m.curve[-1][0] < m.max_rank for m in rows):
         return None
@@ -166,7 +165,7 @@ def _estimated_rank(error: float, matrices: Sequence[MatrixResult]) -> int | Non
 
 
 def _lost_at(matrix: MatrixResult, rank: int) -> float:
-    """Between the points of the curve, straight in (log rank, energy lost)."""
+    """Interpolates linearly in (log rank, energy lost) between the points of the curve."""
     before = (1, 1.0)
     for at, energy_kept in matrix.curve:
         if at >= rank:
@@ -192,7 +191,7 @@ def _left_out(skipped: Sequence[Skipped]) -> Iterator[str]:
     share = math.fsum(s.share for s in changed if s.share is not None)
     if share >= 0.0005:
         yield (
-            f"{percent(share)} of the whole change lies in {count(len(changed), 'tensor')} that "
+            f"{percent(share)} of the whole change is in {count(len(changed), 'tensor')} that "
             f"{'was' if len(changed) == 1 else 'were'} not measured ({', '.join(_outcomes(changed))})."
         )
 
@@ -207,5 +206,5 @@ def _outcomes(skipped: Sequence[Skipped]) -> list[str]:
 
 
 def kept(loss: Loss) -> str:
-    """The energy kept: a loss too small for 1 - x to show still reads "over 99.9 %"."""
+    """The energy kept; a loss too small to change 1 - x still reads "over 99.9 %"."""
     return "over 99.9 %" if loss.relative_error > 0 and loss.energy_kept == 1 else percent(loss.energy_kept)
