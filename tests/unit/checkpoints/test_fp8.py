@@ -232,7 +232,7 @@ def test_a_delta_that_is_mostly_the_bases_rounding_is_called_so(tmp_path: Path) 
 
     notes = deltarank.compare(base, save(tmp_path / "p", {NAME: true + 0.0001})).notes
 
-    assert any("most of this delta may be that rounding" in note for note in notes), notes
+    assert any("Most of this delta may be that rounding" in note for note in notes), notes
 
 
 def test_a_plan_counts_the_bytes_that_are_stored(tmp_path: Path) -> None:
