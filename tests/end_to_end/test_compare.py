@@ -23,10 +23,10 @@ from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora,
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
-from deltarank.errors import OutputError
+from deltarank.errors import CheckpointError, OutputError
 from deltarank.jobs.compare.measure import MatrixMeasurer
 from deltarank.results import MatrixResult, Outcome, Results, VerdictKind, to_plain
-from deltarank.runtime import SolverOptions, WorkerPool, make_plan
+from deltarank.runtime import DeltaReader, SolverOptions, WorkerPool, make_plan
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -229,6 +229,37 @@ def test_an_audit_states_the_deviation_from_float64(folders: Mapping[str, Path])
 
         assert row.cosine_distance_float64 == pytest.approx(truth, abs=1e-9)
         assert row.deviation < 1e-6
+
+
+def test_a_finished_run_is_audited_when_a_larger_audit_is_asked_for(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    pair = (folders["base"], folders["full"])
+    first = deltarank.compare(*pair, ranks=[4], output=tmp_path)
+    audited = deltarank.compare(*pair, ranks=[4], output=tmp_path, audit=2)
+    again = deltarank.compare(*pair, ranks=[4], output=tmp_path, audit=1)
+
+    assert (len(first.audit), len(audited.audit)) == (0, 2)
+    assert replace(audited, audit=()) == first  # nothing else is measured again
+    assert again == audited == deltarank.open_results(tmp_path)
+
+
+def test_the_warning_of_a_wrong_base_counts_the_matrices_that_could_not_be_read(
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger = write(tmp_path / "stranger", base_weights(seed=9))
+    read, tried = DeltaReader.sums, list[str]()
+
+    def fails_at_first(self: DeltaReader, pair: Any) -> Any:
+        tried.append(pair.name)
+        if len(tried) == 1:
+            raise CheckpointError("gone", cure="", slug="unreadable")
+        return read(self, pair)
+
+    monkeypatch.setattr(DeltaReader, "sums", fails_at_first)
+    results = deltarank.compare(folders["base"], stranger, ranks=[4])
+
+    assert any("in 2 of 3 matrices tried: is this the base" in note for note in results.notes), results.notes
 
 
 @pytest.mark.parametrize("parallel_matrices", [1, 2, 3])

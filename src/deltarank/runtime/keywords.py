@@ -31,9 +31,10 @@ def shows_keywords_of(*sources: Callable[..., Any]) -> Callable[[_Function], _Fu
     def decorate(function: _Function) -> _Function:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names = {p.name for p in own}
         options = [p for source in sources for p in inspect.signature(source).parameters.values()]
-        shown = {p.name: p for p in (*own, *(p for p in options if p.kind is p.KEYWORD_ONLY))}
-        function.__signature__ = signature.replace(parameters=list(shown.values()))  # type: ignore[attr-defined]
+        others = [p for p in options if p.kind is p.KEYWORD_ONLY and p.name not in names]
+        function.__signature__ = signature.replace(parameters=[*own, *others])  # type: ignore[attr-defined]
         return function
 
     return decorate

@@ -1,0 +1,80 @@
+"""Options: the keywords of a function, the fields of its options and its signature name the same things."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+
+import deltarank
+from deltarank.errors import UsageError
+from deltarank.jobs.compare import CompareKeywords, CompareOptions
+from deltarank.runtime import InputKeywords, PairRefs, SolverOptions, shows_keywords_of, split_keywords
+
+
+def test_the_keywords_of_compare_are_its_options_and_its_inputs() -> None:
+    options = {field.name for field in fields(CompareOptions)}
+
+    assert CompareKeywords.__annotations__.keys() == options | InputKeywords.__annotations__.keys()
+
+
+@pytest.mark.parametrize("function", [deltarank.compare, deltarank.plan])
+def test_the_signature_shows_every_option_with_its_default(function: Callable[..., Any]) -> None:
+    shown = inspect.signature(function).parameters
+
+    assert {name for name, p in shown.items() if p.kind is p.VAR_KEYWORD} == set()
+    for field in fields(CompareOptions):
+        assert field.default is not MISSING
+        assert shown[field.name].default == field.default
+    assert shown["fetch"].default == inspect.signature(PairRefs.of).parameters["fetch"].default
+
+
+def test_an_unknown_keyword_is_refused() -> None:
+    with pytest.raises(TypeError, match="rank"):
+        deltarank.plan("base", "finetune", rank=8)  # type: ignore[call-arg]
+
+
+def test_keywords_are_split_by_their_dictionary() -> None:
+    inputs, others = split_keywords({"fetch": "stream", "ranks": [8]}, first=InputKeywords)
+
+    assert (inputs, others) == ({"fetch": "stream"}, {"ranks": [8]})
+
+
+def test_a_parameter_of_its_own_stands_before_the_options() -> None:
+    def options(*, a: int = 1, b: str = "x") -> None: ...
+
+    @shows_keywords_of(options)
+    def function(first: int, *, b: str = "own", **keywords: Any) -> None: ...
+
+    assert str(inspect.signature(function)) == "(first: 'int', *, b: 'str' = 'own', a: 'int' = 1) -> 'None'"
+
+
+def test_ranks_are_stored_sorted_each_once_and_globs_as_a_tuple() -> None:
+    options = SolverOptions(ranks=(64, 8, 64), include="*mlp*")  # type: ignore[arg-type]
+
+    assert options.ranks == (8, 64)
+    assert options.include == ("*mlp*",)
+
+
+@pytest.mark.parametrize(
+    ("values", "slug"),
+    [
+        ({"ranks": ()}, "bad-ranks"),
+        ({"ranks": (0,)}, "bad-ranks"),
+        ({"ranks": (True,)}, "bad-ranks"),
+        ({"solver": "guess"}, "bad-solver"),
+        ({"dtype": "int8"}, "bad-dtype"),
+        ({"tolerance": 0.0}, "bad-tolerance"),
+        ({"tolerance": float("nan")}, "bad-tolerance"),
+        ({"device": "abacus"}, "bad-device"),
+        ({"audit": -1}, "bad-number"),
+    ],
+)
+def test_what_is_not_usable_is_refused_before_anything_is_read(values: dict[str, Any], slug: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        CompareOptions(**values)
+
+    assert caught.value.slug == slug

@@ -1,0 +1,86 @@
+"""The folder of a run: complete records survive, and two runs are not mixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deltarank.errors import OutputError
+from deltarank.runtime import RunFolder, differences, read_identity
+
+RECORDS = [{"name": "a", "energy": 1.5}, {"name": "b", "energy": None}]
+
+
+def opened(folder: Path, identity: dict[str, object], *, force: bool = False) -> list[object]:
+    with RunFolder(folder, identity) as run:
+        return list(run.open(force=force, room=0.0))
+
+
+def begun(folder: Path, identity: dict[str, object]) -> None:
+    with RunFolder(folder, identity) as run:
+        assert run.open(force=False, room=0.0) == []
+        for record in RECORDS:
+            run.append(record)
+
+
+def test_records_are_found_again_up_to_the_first_incomplete_line(tmp_path: Path) -> None:
+    begun(tmp_path / "run", {"ranks": [8]})
+    with (tmp_path / "run" / "matrices.jsonl").open("ab") as file:
+        file.write(b'{"name": "torn')
+
+    assert opened(tmp_path / "run", {"ranks": [8]}) == RECORDS
+    assert opened(tmp_path / "run", {"ranks": [8]}) == RECORDS  # and the incomplete line is gone
+
+
+def test_other_options_are_refused_by_name_and_force_starts_anew(tmp_path: Path) -> None:
+    begun(tmp_path / "run", {"settings": {"ranks": [8, 16]}})
+    with pytest.raises(OutputError, match=r"ranks: \[8, 16\] there, \[8\] requested") as caught:
+        opened(tmp_path / "run", {"settings": {"ranks": [8]}})
+
+    assert caught.value.slug == "run-differs"
+    assert opened(tmp_path / "run", {"settings": {"ranks": [8]}}, force=True) == []
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"thesis\.tex") as caught:
+        opened(tmp_path, {})
+
+    assert caught.value.slug == "output-exists"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}) as first:
+        first.open(force=False, room=0.0)
+        with pytest.raises(OutputError) as caught:
+            opened(tmp_path / "run", {})
+
+    assert caught.value.slug == "output-busy"
+    assert opened(tmp_path / "run", {}) == []
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}) as run, pytest.raises(OutputError, match="are needed") as caught:
+        run.open(force=False, room=1e18)
+
+    assert caught.value.slug == "output-unwritable"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+def test_a_foreign_run_json_is_no_run_of_ours(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(OutputError):
+        opened(tmp_path, {"ranks": [8]})
+
+    assert read_identity(tmp_path / "nowhere") is None
+
+
+def test_differences_are_said_in_words() -> None:
+    before = {"base": "x", "settings": {"rank": 8}, "given": {"texts": "hash"}, "tool_version": "1"}
+    after = {"base": "y", "settings": {"rank": 16}, "given": {"texts": "other"}, "tool_version": "1"}
+
+    assert differences(before, after) == ["the base changed", "the texts changed", "rank: 8 there, 16 requested"]
+    assert json.dumps(differences([], {}))
