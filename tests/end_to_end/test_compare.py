@@ -259,7 +259,7 @@ def test_the_warning_of_a_wrong_base_counts_the_matrices_that_could_not_be_read(
     monkeypatch.setattr(DeltaReader, "sums", fails_at_first)
     results = deltarank.compare(folders["base"], stranger, ranks=[4])
 
-    assert any("in 2 of 3 matrices tried: is this the base" in note for note in results.notes), results.notes
+    assert any("in 2 of 3 matrices tried): is this the base" in note for note in results.notes), results.notes
 
 
 @pytest.mark.parametrize("parallel_matrices", [1, 2, 3])
