@@ -12,7 +12,7 @@ from deltarank.cli.loading import loading
 from deltarank.cli.options import device_option, input_options, json_option, quiet_option, server_option
 from deltarank.cli.run_command import quieten_the_hub
 from deltarank.cli.streams import one_line, out, sayer, width
-from deltarank.results import count, figure, percent
+from deltarank.results import count, figure, format_table, percent
 
 if TYPE_CHECKING:
     from deltarank.results import FitEnergies, Verification
@@ -73,21 +73,22 @@ def _wrapped(sentence: str, columns: int) -> list[str]:
 
 
 def _table(modules: list[tuple[str, FitEnergies]], columns: int) -> Iterator[str]:
-    """Energy kept in percent, the best possible beside it."""
-    shown = modules[:MOST_MODULES]
-    heads = ("kept", "best", "scaled by")
-    room = min(max(len(one_line(name)) for name, _ in [*shown, ("module", None)]), columns - (_COLUMN + 1) * len(heads))
-    yield _row("module", room, heads)
-    for name, energies in shown:
-        cells = (_kept(energies.share_lost), _kept(energies.share_best), figure(energies.scaled_by, unknown="-"))
-        yield _row(one_line(name), room, cells)
-    if len(modules) > len(shown):
-        yield f"({count(len(modules) - len(shown), 'module')} with smaller changes not shown)"
-
-
-def _row(name: str, room: int, cells: tuple[str, ...]) -> str:
-    label = name if len(name) <= room else f"…{name[1 - room :]}"
-    return f"{label:<{room}}" + "".join(f" {cell:>{_COLUMN}}" for cell in cells)
+    """The energy kept, the best possible, and the scale, by module."""
+    room = columns - 3 * (_COLUMN + 1)
+    rows = [("module", "kept", "best", "scaled by")]
+    for name, energies in modules[:MOST_MODULES]:
+        label = one_line(name)
+        rows.append(
+            (
+                label if len(label) <= room else f"…{label[1 - room :]}",
+                _kept(energies.share_lost),
+                _kept(energies.share_best),
+                figure(energies.scaled_by, unknown="-"),
+            )
+        )
+    yield from format_table(rows, align="<>", minimum=(0, _COLUMN), gap=1)
+    if len(modules) > MOST_MODULES:
+        yield f"({count(len(modules) - MOST_MODULES, 'module')} with smaller changes not shown)"
 
 
 def _kept(share_lost: float | None) -> str:
