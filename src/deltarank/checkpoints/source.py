@@ -73,6 +73,9 @@ class LocalSource:
     def files(self) -> Mapping[str, int]:
         return self._files
 
+    def path(self, file: str) -> Path:
+        return self._paths[file]
+
     def identity(self, file: str) -> str:
         return self._identities[file]
 

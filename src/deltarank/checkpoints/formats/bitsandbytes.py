@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints.formats.decoded_source import PartReader, present
+from deltarank.checkpoints.formats.decoded_source import Decoder, PartReader
 from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
 from deltarank.checkpoints.formats.lookup_tables import lookup_pairs, multiply_groups_, pair_table
 from deltarank.checkpoints.formats.packed_integers import integer_error
@@ -29,20 +29,11 @@ Tensors = Mapping[str, TensorInfo]
 
 
 @dataclass(frozen=True)
-class _NestedScales:
-    """Quantised absmax: table[code] * absmax + offset, where each absmax covers `block` codes."""
-
-    absmax: TensorInfo
-    table: TensorInfo
-    block: int
-    offset: float
-
-
-@dataclass(frozen=True)
-class LookupDecoder:
+class LookupDecoder(Decoder):
     """table[code] * absmax, two codes to a byte, the upper half first; an absmax covers `block` consecutive numbers.
 
-    With double quantisation, absmax is quantised too (Dettmers et al. 2023).
+    With double quantisation (Dettmers et al. 2023), absmax is quantised too: nested table[code] * nested absmax +
+    `nested_offset`, where a nested absmax covers `nested_block` codes.
     """
 
     codes: TensorInfo
@@ -51,12 +42,10 @@ class LookupDecoder:
     shape: tuple[int, ...]
     block: int
     storage: StorageFormat
-    nested: _NestedScales | None = None
-
-    @property
-    def parts(self) -> Sequence[TensorInfo]:
-        nested = (self.nested.absmax, self.nested.table) if self.nested else ()
-        return present(self.codes, self.absmax, self.table, *nested)
+    nested_absmax: TensorInfo | None = None
+    nested_table: TensorInfo | None = None
+    nested_block: int = 0
+    nested_offset: float = 0.0
 
     def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         columns = self.shape[-1]
@@ -72,10 +61,10 @@ class LookupDecoder:
 
     def _read_absmax(self, parts: PartReader, first: int, last: int) -> Tensor:
         absmax = parts.rows(self.absmax, 1, first, last).view(-1)
-        if self.nested is None:
+        if self.nested_absmax is None or self.nested_table is None:
             return absmax.to(torch.float32)
-        scales = parts.whole(self.nested.absmax).to(torch.float32)[torch.arange(first, last) // self.nested.block]
-        return parts.whole(self.nested.table).to(torch.float32)[absmax.to(torch.int64)] * scales + self.nested.offset
+        scales = parts.whole(self.nested_absmax).to(torch.float32)[torch.arange(first, last) // self.nested_block]
+        return parts.whole(self.nested_table).to(torch.float32)[absmax.to(torch.int64)] * scales + self.nested_offset
 
 
 def find_bitsandbytes(tensors: Tensors, parts: PartReader) -> DecodingPlan:
@@ -87,12 +76,10 @@ def find_bitsandbytes(tensors: Tensors, parts: PartReader) -> DecodingPlan:
         name, _, kind = state.partition(_STATE)
         plan.used.update({state, name, *(name + part for part in _PARTS)} & tensors.keys())
         decoder = _four_bit_decoder(name, kind, _read_state(tensors[state], parts), tensors)
-        if decoder is not None:
-            plan.decoders[name] = decoder
-            continue
-        plan.used.discard(name)
+        if decoder is None:
+            plan.used.discard(name)
         if name in tensors:
-            plan.refused[name] = "its parts do not match as bitsandbytes stores them"
+            plan.add_decoder(name, decoder, name, "its parts do not match as bitsandbytes stores them")
     for name, info in tensors.items():
         scales = tensors.get(f"{name.removesuffix('.weight')}.SCB")
         if info.dtype == "I8" and name.endswith(".weight") and scales is not None:
@@ -103,12 +90,12 @@ def find_bitsandbytes(tensors: Tensors, parts: PartReader) -> DecodingPlan:
 def _add_int8(plan: DecodingPlan, codes: TensorInfo, scales: TensorInfo, tensors: Tensors) -> None:
     """code * SCB / 127, a scale for each row (Dettmers et al. 2022)."""
     grid = ScaleGrid.match(codes.shape, scales.shape, None)
-    if grid is None:
-        plan.refused[codes.name] = "its SCB does not match its shape"
-        return
-    storage = StorageFormat("int8 (a scale for each row)", integer_error(8, codes.shape[-1]))
-    plan.decoders[codes.name] = ScaledDecoder(codes, scales, grid, storage, factor=1 / 127)
-    plan.used.update({codes.name, scales.name, f"{codes.name}_format"} & tensors.keys())
+    decoder = None
+    if grid is not None:
+        storage = StorageFormat("int8 (a scale for each row)", integer_error(8, codes.shape[-1]))
+        decoder = ScaledDecoder(codes, scales, codes.shape, grid, storage, factor=1 / 127)
+        plan.used.update({f"{codes.name}_format"} & tensors.keys())
+    plan.add_decoder(codes.name, decoder, codes.name, "its SCB does not match its shape")
 
 
 def _read_state(info: TensorInfo, parts: PartReader) -> Mapping[str, Any]:
@@ -131,22 +118,19 @@ def _four_bit_decoder(name: str, kind: str, state: Mapping[str, Any], tensors: T
     blocks = -(-entries // block)
     if codes.dtype != "U8" or codes.nbytes != -(-entries // 2) or absmax.entries != blocks or table.entries != 16:
         return None
-    nested = None
-    if absmax.dtype == "U8":
-        nested = _nested_scales(name, state, tensors, blocks)
-        if nested is None:
-            return None
     title, error = FOUR_BIT_TYPES[kind]
-    storage = StorageFormat(f"{title} (blocks of {block})", error)
-    return LookupDecoder(codes, absmax, table, shape, block, storage, nested)
+    decoder = LookupDecoder(codes, absmax, table, shape, block, StorageFormat(f"{title} (blocks of {block})", error))
+    return _with_nested(decoder, name, state, tensors) if absmax.dtype == "U8" else decoder
 
 
-def _nested_scales(name: str, state: Mapping[str, Any], tensors: Tensors, blocks: int) -> _NestedScales | None:
+def _with_nested(decoder: LookupDecoder, name: str, state: Mapping[str, Any], tensors: Tensors) -> LookupDecoder | None:
     absmax, table = tensors.get(f"{name}.nested_absmax"), tensors.get(f"{name}.nested_quant_map")
     block, offset = _positive_int(state.get("nested_blocksize")), state.get("nested_offset")
     if absmax is None or table is None or not block or not isinstance(offset, int | float) or table.entries != 256:
         return None
-    return _NestedScales(absmax, table, block, float(offset)) if absmax.entries == -(-blocks // block) else None
+    if absmax.entries != -(-decoder.absmax.entries // block):
+        return None
+    return replace(decoder, nested_absmax=absmax, nested_table=table, nested_block=block, nested_offset=float(offset))
 
 
 def _shape(value: object) -> tuple[int, ...]:

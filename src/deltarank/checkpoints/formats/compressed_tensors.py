@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltarank.checkpoints.formats.decoded_source import PartReader
+from deltarank.checkpoints.formats.decoded_source import Decoder, PartReader
 from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
 from deltarank.checkpoints.formats.fp4 import MXFP4, NVFP4, Fp4Decoder
 from deltarank.checkpoints.formats.packed_integers import PackedDecoder, integer_error, words_for
@@ -35,19 +35,11 @@ def find_compressed_tensors(tensors: Tensors, quantization: Mapping[str, Any], p
     return plan
 
 
-def _add(
-    plan: DecodingPlan,
-    stem: str,
-    decoder: PackedDecoder | Fp4Decoder | ScaledDecoder | None,
-    tensors: Tensors,
-    first: str,
-) -> None:
-    if decoder is None:
-        plan.refused[first] = "its parts do not match as compressed-tensors packs them"
-        return
-    plan.decoders[stem + _WEIGHT] = decoder
-    plan.used.update(part.name for part in decoder.parts)
-    plan.used.update({f"{stem}.weight_shape", f"{stem}.weight_zero_point", f"{stem}.weight_g_idx"} & tensors.keys())
+def _add(plan: DecodingPlan, stem: str, decoder: Decoder | None, tensors: Tensors, codes: str) -> None:
+    plan.add_decoder(stem + _WEIGHT, decoder, codes, "its parts do not match as compressed-tensors packs them")
+    if decoder is not None:
+        others = {f"{stem}.weight_shape", f"{stem}.weight_zero_point", f"{stem}.weight_g_idx"}
+        plan.used.update(others & tensors.keys())
 
 
 def _packed_decoder(
@@ -131,4 +123,4 @@ def _int8_decoder(stem: str, tensors: Tensors) -> ScaledDecoder | None:
     if grid is None or (zeros is not None and (zeros.shape != scales.shape or zeros.dtype != "I8")):
         return None
     group = codes.entries if grid.rows == grid.columns == 1 else codes.shape[-1]
-    return ScaledDecoder(codes, scales, grid, _int_format(8, group, 1), zeros)
+    return ScaledDecoder(codes, scales, codes.shape, grid, _int_format(8, group, 1), zeros)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import bisect
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -109,25 +109,23 @@ def _dtype(info: TensorInfo) -> torch.dtype:
     return _PART_DTYPES.get(info.dtype, torch.uint8)
 
 
-class Decoder(Protocol):
-    """One decoded tensor. Its rows are those of its view as (all sides but the last, the last side)."""
+class Decoder(ABC):
+    """One decoded tensor: a dataclass whose fields are the stored tensors that it is made of, the largest first.
+
+    Its rows are those of its view as (all sides but the last, the last side).
+    """
+
+    shape: tuple[int, ...]
+    storage: StorageFormat
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def parts(self) -> tuple[TensorInfo, ...]:
+        """The stored tensors."""
+        return tuple(value for value in vars(self).values() if isinstance(value, TensorInfo))
 
-    @property
-    def storage(self) -> StorageFormat: ...
-
-    @property
-    def parts(self) -> Sequence[TensorInfo]:
-        """The stored tensors that it is made of, the largest first."""
-
+    @abstractmethod
     def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         """Rows first to last, float32 (last - first, columns)."""
-
-
-def present(*parts: TensorInfo | None) -> tuple[TensorInfo, ...]:
-    return tuple(part for part in parts if part is not None)
 
 
 @dataclass(frozen=True, slots=True)

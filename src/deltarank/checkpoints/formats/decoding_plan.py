@@ -23,6 +23,14 @@ class DecodingPlan:
     used: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
 
+    def add_decoder(self, name: str, decoder: Decoder | None, stored: str, obstacle: str) -> None:
+        """Decodes tensor `name`, or refuses the tensor `stored` because of the obstacle if there is no decoder."""
+        if decoder is None:
+            self.refused[stored] = obstacle
+        else:
+            self.decoders[name] = decoder
+            self.used.update(part.name for part in decoder.parts)
+
     def add(self, other: DecodingPlan) -> None:
         """Adds another plan; where both decode a tensor, the other wins."""
         self.decoders.update(other.decoders)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints.formats.decoded_source import PartReader, present
+from deltarank.checkpoints.formats.decoded_source import Decoder, PartReader
 from deltarank.checkpoints.formats.lookup_tables import lookup_pairs, multiply_groups_, pair_table
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.formats.scaled import float_scales
@@ -22,7 +21,7 @@ _PAIR_TABLE = pair_table(torch.tensor([*_POSITIVE, *(-value for value in _POSITI
 
 
 @dataclass(frozen=True)
-class Fp4Decoder:
+class Fp4Decoder(Decoder):
     """fp4 * scale * global scale, or / global scale where `divides` (compressed-tensors)."""
 
     codes: TensorInfo
@@ -31,10 +30,6 @@ class Fp4Decoder:
     storage: StorageFormat
     global_scale: TensorInfo | None = None
     divides: bool = False
-
-    @property
-    def parts(self) -> Sequence[TensorInfo]:
-        return present(self.codes, self.scales, self.global_scale)
 
     def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         scales = float_scales(parts.rows(self.scales, self.scales.shape[-1], first, last))
@@ -45,7 +40,7 @@ class Fp4Decoder:
 
 
 @dataclass(frozen=True)
-class Fp4ExpertsDecoder:
+class Fp4ExpertsDecoder(Decoder):
     """gpt-oss: blocks (experts, outputs, inputs / 32, 16) and scales (experts, outputs, inputs / 32), decoded to the
     shape of the plain checkpoint, (experts, inputs, outputs)."""
 
@@ -53,10 +48,6 @@ class Fp4ExpertsDecoder:
     scales: TensorInfo
     shape: tuple[int, int, int]
     storage: StorageFormat = MXFP4
-
-    @property
-    def parts(self) -> Sequence[TensorInfo]:
-        return (self.codes, self.scales)
 
     def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         """Rows are inputs; those of one expert follow those of another."""

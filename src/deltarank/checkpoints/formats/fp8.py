@@ -36,12 +36,11 @@ def find_fp8(tensors: Mapping[str, TensorInfo], quantization: Mapping[str, Any])
             continue
         scales = _scales(name, tensors)
         grid = ScaleGrid.match(info.shape, scales.shape if scales is not None else (), block)
-        if grid is None:
-            plan.refused[name] = "its scales match no `weight_block_size` in config.json"
-            continue
-        storage = StorageFormat(_format_name(info.dtype, grid, scales), FP8_DTYPES[info.dtype][1])
-        plan.decoders[name] = decoder = ScaledDecoder(info, scales, grid, storage)
-        plan.used.update(part.name for part in decoder.parts)
+        decoder = None
+        if grid is not None:
+            storage = StorageFormat(_format_name(info.dtype, grid, scales), FP8_DTYPES[info.dtype][1])
+            decoder = ScaledDecoder(info, scales, info.shape, grid, storage)
+        plan.add_decoder(name, decoder, name, "its scales match no `weight_block_size` in config.json")
     return plan
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.file_errors import refuse_file
-from deltarank.checkpoints.formats.decoded_source import PartReader
+from deltarank.checkpoints.formats.decoded_source import Decoder, PartReader
 from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
 from deltarank.checkpoints.formats.gguf_header import GgufHeader, GgufTensor, read_gguf
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
@@ -103,7 +103,7 @@ def _tensor_info(tensor: GgufTensor, file: str, size: int) -> TensorInfo:
 
 
 @dataclass(frozen=True)
-class GgufDecoder:
+class GgufDecoder(Decoder):
     """Rows of a ggml type, from row `skip` of the stored tensor on.
 
     heads        of a matrix whose rows llama.cpp reordered; 0 if it did not
@@ -116,10 +116,6 @@ class GgufDecoder:
     skip: int = 0
     heads: int = 0
     shift: float = 0.0
-
-    @property
-    def parts(self) -> Sequence[TensorInfo]:
-        return (self.stored,)
 
     def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         if len(self.shape) < 2:

@@ -23,11 +23,7 @@ def find_gptq(tensors: Mapping[str, TensorInfo], quantization: Mapping[str, Any]
             continue
         stem = name.removesuffix(_CODES)
         decoder = _decoder(stem, tensors, bits if type(bits) is int else 0, quantization)
-        if decoder is None:
-            plan.refused[name] = "its parts do not match as GPTQ and AWQ pack them"
-            continue
-        plan.decoders[f"{stem}.weight"] = decoder
-        plan.used.update(part.name for part in decoder.parts)
+        plan.add_decoder(f"{stem}.weight", decoder, name, "its parts do not match as GPTQ and AWQ pack them")
     return plan
 
 

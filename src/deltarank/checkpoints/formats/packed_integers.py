@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints.formats.decoded_source import PartReader, present
+from deltarank.checkpoints.formats.decoded_source import Decoder, PartReader
 from deltarank.checkpoints.formats.lookup_tables import multiply_groups_, subtract_groups_
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.formats.storage import StorageFormat
@@ -52,7 +51,7 @@ def words_for(count: int, bits: int) -> int:
 
 
 @dataclass(frozen=True)
-class PackedDecoder:
+class PackedDecoder(Decoder):
     """compressed-tensors' `pack-quantized`: rows of codes and rows of scales; zero points are packed down the columns.
 
     (code - 2^(bits - 1) - zero) * scale, with `group` columns to a scale. `group_index` (`g_idx`) holds the group of
@@ -67,10 +66,6 @@ class PackedDecoder:
     bits: int
     group: int
     storage: StorageFormat
-
-    @property
-    def parts(self) -> Sequence[TensorInfo]:
-        return present(self.packed, self.scales, self.zeros, self.group_index)
 
     def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         columns, half = self.shape[-1], 1 << (self.bits - 1)
@@ -107,7 +102,7 @@ def _arrange(operands: Tensor, group_index: Tensor | None, group: int) -> tuple[
 
 
 @dataclass(frozen=True)
-class GptqDecoder:
+class GptqDecoder(Decoder):
     """GPTQ and AWQ: stored as inputs x outputs, so a row of the matrix is a column of the file.
 
     (code - zero) * scale. GPTQ packs down the inputs, and its first format stores zero points minus one; AWQ packs
@@ -124,10 +119,6 @@ class GptqDecoder:
     storage: StorageFormat
     awq: bool = False
     zero_offset: int = 0
-
-    @property
-    def parts(self) -> Sequence[TensorInfo]:
-        return present(self.packed, self.scales, self.zeros, self.group_index)
 
     def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         words, zero_words, scales = (

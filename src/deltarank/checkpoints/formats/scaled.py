@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints.formats.decoded_source import PartReader, present
+from deltarank.checkpoints.formats.decoded_source import Decoder, PartReader
 from deltarank.checkpoints.formats.lookup_tables import byte_table, lookup, multiply_groups_, subtract_groups_
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.formats.storage import StorageFormat
@@ -58,23 +58,16 @@ def _block_side(codes: int, scales: int, block: int) -> int:
 
 
 @dataclass(frozen=True)
-class ScaledDecoder:
+class ScaledDecoder(Decoder):
     """(code - zero) * scale * factor; zero points have the shape of the scales."""
 
     codes: TensorInfo
     scales: TensorInfo | None
+    shape: tuple[int, ...]
     grid: ScaleGrid
     storage: StorageFormat
     zeros: TensorInfo | None = None
     factor: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
-
-    @property
-    def parts(self) -> Sequence[TensorInfo]:
-        return present(self.codes, self.scales, self.zeros)
 
     def decode(self, parts: PartReader, first: int, last: int) -> Tensor:
         codes = parts.rows(self.codes, self.shape[-1], first, last)

@@ -7,21 +7,21 @@ read twice.
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from deltarank.checkpoints.escape import quoted
-from deltarank.checkpoints.file_errors import refuse_file
+from deltarank.checkpoints.file_errors import refuse_file, unreadable_because
 from deltarank.checkpoints.formats.safetensors_header import MAX_HEADER, MAX_SIDES, TensorInfo
 from deltarank.checkpoints.formats.storage import StorageFormat
-from deltarank.checkpoints.source import Source
+from deltarank.checkpoints.source import LocalSource, Source
 from deltarank.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -37,48 +37,17 @@ _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training loops save the weights beside other state."""
 
 
-class SourceFile(io.RawIOBase):
-    """A file of a source as a seekable binary file object."""
-
-    def __init__(self, source: Source, file: str) -> None:
-        self._source = source
-        self._file = file
-        self._size = source.files[file]
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(start + offset, 0)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        length = max(min(len(view), self._size - self._position), 0)
-        if length:
-            self._source.read_into(self._file, self._position, view[:length])
-        self._position += length
-        return length
-
-
 def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
-    """The tensors of a `.bin`, by name, without their data.
+    """The tensors of a local `.bin`, by name, without their data.
 
     Raises:
         CheckpointError: (slug "pickled-weights") it holds more than tensors, or was saved by torch before 1.6.
         HeaderError: it is truncated, or does not fit its size.
     """
-    _check_archive(source, file)
-    size = source.files[file]
-    tensors = dict(_tensor_infos(_state_dict(_load(source, file)), file))
+    assert isinstance(source, LocalSource), "pickles are not streamed"
+    path, size = source.path(file), source.files[file]
+    _check_archive(path, file)
+    tensors = dict(_tensor_infos(_state_dict(_load(path, file)), file))
     for info in tensors.values():
         end = info.start + info.nbytes
         if end > size:
@@ -86,15 +55,16 @@ def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _check_archive(source: Source, file: str) -> None:
+def _check_archive(path: Path, file: str) -> None:
     """A zip archive of uncompressed records, with a pickle of limited size."""
-    start = bytearray(min(len(_ZIP_MAGIC), source.files[file]))
-    source.read_into(file, 0, memoryview(start))
-    if start != _ZIP_MAGIC:
-        _refuse_unsafe(file, "is not an archive of torch, but a bare pickle or a file of torch before 1.6")
     try:
-        with zipfile.ZipFile(SourceFile(source, file)) as archive:
-            records = archive.infolist()
+        with path.open("rb") as stream:
+            if stream.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+                _refuse_unsafe(file, "is not an archive of torch, but a bare pickle or a file of torch before 1.6")
+            with zipfile.ZipFile(stream) as archive:
+                records = archive.infolist()
+    except OSError as error:
+        raise unreadable_because(path, error) from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
         refuse_file(file, "its directory of records is missing: it is truncated")
     if len(records) > _MAX_RECORDS or any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -103,15 +73,13 @@ def _check_archive(source: Source, file: str) -> None:
         refuse_file(file, f"its pickle has more than {MAX_HEADER:,} bytes")
 
 
-def _load(source: Source, file: str) -> object:
+def _load(path: Path, file: str) -> object:
     """The unpickled object, with tensors that know their offsets and hold no data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
         with FakeTensorMode():
-            return torch.load(io.BufferedReader(SourceFile(source, file)), weights_only=True)
-    except CheckpointError:
-        raise
+            return torch.load(path, weights_only=True)
     except pickle.UnpicklingError:
         _refuse_unsafe(file, "holds more than tensors")
     # torch promises no exception types for invalid files.

@@ -38,7 +38,8 @@ def download(ref: HubRef) -> tuple[Path, str]:
     """
     folder, commit = download_metadata(ref)
     before = _weights(folder)
-    if not _download_single(ref, commit):
+    _download(ref, commit, [SINGLE])
+    if not (folder / SINGLE).is_file():
         shards = sorted({glob.escape(shard) for shard in read_owners(folder).values()})
         _download(ref, commit, shards or ["*" + SAFETENSORS])
         if not shards and not any(folder.glob("*" + SAFETENSORS)):
@@ -100,21 +101,6 @@ def _download(ref: HubRef, revision: str | None, patterns: Sequence[str]) -> Pat
         ),
     )
     return Path(folder)
-
-
-def _download_single(ref: HubRef, commit: str) -> bool:
-    """Whether there is a `model.safetensors`, which then is in the cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def request() -> bool:
-        try:
-            hf_hub_download(ref.repo_id, SINGLE, revision=commit, library_name="deltarank")
-        except EntryNotFoundError:  # also when offline and not in the cache: the shards may be
-            return False
-        return True
-
-    return call_hub(ref, request)
 
 
 def call_hub(ref: HubRef, request: Callable[[], _T]) -> _T:
