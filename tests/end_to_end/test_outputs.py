@@ -172,6 +172,7 @@ def test_an_adapter_that_peft_would_refuse_is_refused(models: Path, tmp_path: Pa
         measure(models, output=tmp_path / "run", adapters=[tmp_path / "broken"], ranks=[4])
 
     assert refused.value.slug == "adapter-refused"
+    assert not (tmp_path / "run").exists()  # refused before anything was measured
 
 
 def test_an_adapter_is_what_peft_serves(models: Path, found: Results) -> None:
@@ -336,6 +337,7 @@ def _numbers(out: Outputs) -> object:
         ({"texts": []}, "nothing-to-read"),
         ({"ranks": [0]}, "bad-ranks"),
         ({"dtype": "int4"}, "bad-dtype"),
+        ({"server": "nobody"}, "bad-server"),
         ({"attribute": "matrix"}, "bad-unit"),
         ({"samples": -1}, "bad-number"),
         ({"yardsticks": ["q9"]}, "no-such-yardstick"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltarank.adapters import Applied, Change, LoraAdapter, LoraUpdate, apply_adapter, open_adapter
+from deltarank.adapters import Applied, Change, LoraAdapter, LoraUpdate, open_adapter
 from deltarank.checkpoints import FLOAT_DTYPES, Pair, Piece, SummedTensor, open_checkpoint, quoted
 from deltarank.jobs.outputs.candidate_names import (
     ANY_RANK,
@@ -100,8 +100,7 @@ class CandidateSet:
         """The base with an adapter from disk, as PEFT or the server applies it."""
         models = self._models
         lora = self._open.enter_context(open_adapter(folder))
-        applied = apply_adapter(lora, models.common_tensors, server=self._options.server, config=models.base.config)
-        applied.check_loads_in_peft()
+        applied = models.apply_adapter(lora, self._options.server)
         tensors = {tensor.name: tensor for tensor in models.common_tensors}
         edits = [
             Edit(tensors[target].base, _add_adapter(lora, changes, models.device))

@@ -54,7 +54,7 @@ class OutputsInputs:
             fetch: how other models are fetched from the Hub.
 
         Raises:
-            UsageError, JobError: an input does not exist, cannot be read, or does not fit these models.
+            UsageError, JobError: an input does not exist, cannot be read, or does not fit the base or the finetune.
         """
         tokenizer = load_tokenizer(models.finetune_skeleton.folder, trust_remote_code=options.trust_remote_code)
         for name in options.yardsticks:
@@ -66,6 +66,7 @@ class OutputsInputs:
         notes = [*_base_tokenizer_notes(models, tokenizer, options)]
         for folder in options.adapters:
             with open_adapter(folder) as lora:
+                models.apply_adapter(lora, options.server)
                 fingerprints[folder] = lora.file.fingerprint + _hash_files([str(Path(folder) / CONFIG_FILE)])
         for ref in options.models:
             with open_checkpoint(ref, fetch=fetch) as checkpoint:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deltarank.adapters import Applied, LoraAdapter, apply_adapter
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Pair, Pairing, SummedTensor, pair_checkpoints
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.models import Edit, EditedWeights, ModelSkeleton, read_skeleton
@@ -41,6 +42,16 @@ class ModelPair:
     def common_tensors(self) -> tuple[Pair | SummedTensor, ...]:
         """All tensors that both have."""
         return (*self.pairing.pairs, *self.pairing.summed)
+
+    def apply_adapter(self, lora: LoraAdapter, server: str | None) -> Applied:
+        """What an adapter changes in the base, as PEFT or the server applies it.
+
+        Raises:
+            AdapterError: it does not load, or does not fit the base.
+        """
+        applied = apply_adapter(lora, self.common_tensors, server=server, config=self.base.config)
+        applied.check_loads_in_peft()
+        return applied
 
     def finetune_weights(self, edits: Sequence[Edit] = ()) -> EditedWeights:
         return EditedWeights(self.finetune, edits, self.device)

@@ -13,6 +13,7 @@ import torch
 from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_OUTPUTS_RANKS
 from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice
+from deltarank.servers import get_server
 
 MODEL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO_DTYPE = "auto"
@@ -70,6 +71,8 @@ class OutputsOptions:
         self._set("ranks", self.solver_options.ranks)
         self._set("device", self.solver_options.device)
         check_choice("dtype", self.dtype, (AUTO_DTYPE, *MODEL_DTYPES))
+        if self.server is not None:
+            get_server(self.server)
         if self.attribute is not None:
             check_choice("unit", self.attribute, UNITS)
         _check_number("samples", self.samples, least=0)
