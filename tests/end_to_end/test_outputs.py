@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from threadpoolctl import threadpool_limits
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import deltarank
@@ -33,15 +31,6 @@ FULL = 48
 
 TEXT = "the rain fell on the stones and the old man counted them, one by one, until the light was gone.\n"
 ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 def _model() -> LlamaForCausalLM:

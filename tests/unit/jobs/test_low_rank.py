@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deltarank.checkpoints import Checkpoint, open_checkpoint, pair_checkpoints
-from deltarank.jobs.outputs.low_rank import LowRankDeltas, MatrixDecomposer, lora_matrices
+from deltarank.jobs.outputs.low_rank import LowRankDeltas, MatrixDecomposer, factor_bytes, lora_matrices
 from deltarank.models import Edit, EditedWeights, load_model, read_skeleton
 from deltarank.runtime import SolverOptions, make_plan
 from tiny_architectures import DENSE, EXPERTS, logits, logits_of, write_pair
@@ -71,6 +71,25 @@ def test_a_smaller_rank_is_the_truncated_svd(tmp_path: Path) -> None:
             best = before[name].double() + (u[:, :3] * s[:3]) @ v[:3]
             assert torch.allclose(weights[name][...].double(), best, atol=1e-6)
             assert low.decompositions[name].lost_at(3) == pytest.approx(float((s[3:] ** 2).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [2, LARGEST])
+def test_the_factor_files_have_the_planned_bytes(tmp_path: Path, rank: int) -> None:
+    folders = write_pair(ALL["mixtral"], tmp_path)
+    with open_checkpoint(folders[0]) as base, open_checkpoint(folders[1]) as tuned:
+        pairs = decomposed(base, tuned, tmp_path, rank).pairs
+
+    assert factor_bytes(list(pairs.values()), rank) == sum(file.stat().st_size for file in tmp_path.glob("*.factors"))
+
+
+def test_identical_matrices_are_not_edited(tmp_path: Path) -> None:
+    folder, _ = write_pair(ALL["llama"], tmp_path)
+    with open_checkpoint(folder) as base, open_checkpoint(folder) as same:
+        low = decomposed(base, same, tmp_path)
+        assert low.base_edits(4) == low.finetune_edits(4, list(low.pairs)) == []
+        assert low.lost(4, list(low.pairs)) == (0.0, 0.0)
+
+    assert not list(tmp_path.glob("*.factors"))
 
 
 def test_routers_and_heads_have_no_factors(tmp_path: Path) -> None:

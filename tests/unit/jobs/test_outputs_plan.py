@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from deltarank.checkpoints import open_checkpoint
 from deltarank.divergence import Document
 from deltarank.jobs.outputs import OutputsOptions, OutputsPlan
+from deltarank.jobs.outputs.attribution import matrices_by_part
 from deltarank.jobs.outputs.inputs import OutputsInputs
+from deltarank.jobs.outputs.low_rank import lora_matrices
 from deltarank.jobs.outputs.model_pair import ModelPair
 from tiny_architectures import DENSE, write_pair
 
@@ -54,6 +57,22 @@ def test_only_matrices_with_factors_are_decomposed(plan: OutputsPlan) -> None:
 
     assert len(names) == 14
     assert all("_proj" in name for name in names)
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2)])
+def test_the_weights_have_the_bytes_that_transformers_counts(plan: OutputsPlan, dtype: str, itemsize: int) -> None:
+    folder = plan.models.finetune.reference.ref
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+    assert replace(plan, options=replace(plan.options, dtype=dtype)).weight_bytes == model.num_parameters() * itemsize
+
+
+@pytest.mark.parametrize("unit", ["module", "layer"])
+def test_every_matrix_with_factors_is_in_one_part(plan: OutputsPlan, unit: str) -> None:
+    parts = matrices_by_part(plan.models.pairing, unit)
+    matrices = [each.name for each in lora_matrices(plan.models.pairing.pairs)]
+
+    assert sorted(name for names in parts.values() for name in names) == sorted(matrices)
 
 
 def test_as_text_and_as_json(plan: OutputsPlan) -> None:

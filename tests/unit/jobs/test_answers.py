@@ -1,0 +1,66 @@
+"""Answers of a job: the same whatever is answered together, and after an interruption at any point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltarank.divergence import Answer, Prompt
+from deltarank.jobs.outputs.answers import AnswerRecord, Answers
+from deltarank.results import read_records
+from some_tokenizers import with_spaces_in_front
+from tiny_architectures import DENSE, write_pair
+from unit.jobs.tiny_candidates import opened_model
+
+TOKENIZER = with_spaces_in_front()
+PROMPTS = [Prompt("the cat"), Prompt("a mat for the dog sat"), Prompt("the"), Prompt("on the mat and the cat")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pair(DENSE["llama"], tmp_path_factory.mktemp("pair"))[1]
+
+
+def generated(
+    folder: Path, finished: Sequence[dict[str, Any]] = (), *, batch: int | None = None
+) -> tuple[list[Answer], list[dict[str, Any]], list[int]]:
+    """All answers; the records that were saved; the numbers of prompts that were reported."""
+    records: list[Any] = []
+    reported: list[int] = []
+    answers = Answers(PROMPTS, TOKENIZER, 2, 6, 32, batch, records.append)
+    for record in read_records(AnswerRecord, finished, "answers"):
+        answers.add(record)
+    with opened_model(folder) as model:
+        answers.generate("finetune", model, 5, reported.append)
+    return answers.of_model("finetune"), json.loads(json.dumps(records)), reported
+
+
+def test_they_do_not_depend_on_what_is_generated_together(folder: Path) -> None:
+    whole, records, reported = generated(folder)
+
+    assert [(each.prompt_index, each.sample_index) for each in whole] == [(p, s) for p in range(4) for s in range(2)]
+    assert [record["prompt"] for record in records] == [0, 1, 2, 3]
+    assert sum(reported) == 4
+    for batch in (1, 2, 5, 16):
+        assert generated(folder, batch=batch)[0] == whole
+
+
+@pytest.mark.parametrize("finished", [[0], [1, 2], [0, 2], [3], [0, 1, 2, 3]])
+def test_a_resumed_job_generates_the_missing_ones_and_ends_with_the_same(folder: Path, finished: list[int]) -> None:
+    whole, records, _ = generated(folder)
+    resumed, added, reported = generated(folder, [records[i] for i in finished], batch=4)
+
+    assert resumed == whole
+    assert [record["prompt"] for record in added] == [i for i in range(4) if i not in finished]
+    assert (reported[0], sum(reported)) == (len(finished), 4)
+
+
+def test_answers_of_other_models_are_kept_apart(folder: Path) -> None:
+    _, records, _ = generated(folder)
+    others = [{**record, "answers": "base"} for record in records]
+
+    assert generated(folder, others)[1] == records
