@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deltarank.checkpoints import Checkpoint, open_checkpoint, pair_checkpoints
@@ -83,9 +83,12 @@ def test_the_factor_files_have_the_planned_bytes(tmp_path: Path, rank: int) -> N
 
 
 def test_identical_matrices_are_not_edited(tmp_path: Path) -> None:
-    folder, _ = write_pair(ALL["llama"], tmp_path)
-    with open_checkpoint(folder) as base, open_checkpoint(folder) as same:
-        low = decomposed(base, same, tmp_path)
+    folder, tuned_folder = write_pair(ALL["llama"], tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1  # a vector, which has no factors
+    save_file(weights, tuned_folder / "model.safetensors")
+    with open_checkpoint(folder) as base, open_checkpoint(tuned_folder) as tuned:
+        low = decomposed(base, tuned, tmp_path)
         assert low.base_edits(4) == low.finetune_edits(4, list(low.pairs)) == []
         assert low.lost(4, list(low.pairs)) == (0.0, 0.0)
 
