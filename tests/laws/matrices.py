@@ -22,7 +22,7 @@ from deltarank.spectra import (
 )
 
 Matrix = NDArray[np.float64]
-ModelLoader = Callable[[int, int, np.random.Generator], Matrix]
+MatrixMaker = Callable[[int, int, np.random.Generator], Matrix]
 
 RANKS = (1, 8, 16, 32, 64, 128, 256)
 
@@ -34,7 +34,7 @@ def with_values(values: Matrix, rows: int, columns: int, random: np.random.Gener
     return np.asarray((left * values) @ right.T)
 
 
-def spectrum(recipe: Callable[[Matrix], Matrix]) -> ModelLoader:
+def spectrum(recipe: Callable[[Matrix], Matrix]) -> MatrixMaker:
     """A maker from singular values as a function of their number 0, 1, 2, ..."""
 
     def make(rows: int, columns: int, random: np.random.Generator) -> Matrix:
@@ -43,7 +43,7 @@ def spectrum(recipe: Callable[[Matrix], Matrix]) -> ModelLoader:
     return make
 
 
-def planted(rank: int) -> ModelLoader:
+def planted(rank: int) -> MatrixMaker:
     """A sum of `rank` random outer products."""
 
     def make(rows: int, columns: int, random: np.random.Generator) -> Matrix:
@@ -63,7 +63,7 @@ def few_rows(rows: int, columns: int, random: np.random.Generator) -> Matrix:
     return delta
 
 
-MAKERS: Mapping[str, ModelLoader] = {
+MAKERS: Mapping[str, MatrixMaker] = {
     "flat": gaussian,
     "all values equal": spectrum(np.ones_like),
     "steep": spectrum(lambda i: 0.5**i),
@@ -119,7 +119,7 @@ def measured(
     tolerance: float = 1e-4,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Spectrum, Sums]:
-    """What `compare` does with one pair, less the files."""
+    """Measures one pair as `compare` does, without files."""
     workspace = Workspace()
     rows, columns = base.shape
     delta = torch.empty(rows, columns, dtype=dtype)

@@ -34,22 +34,22 @@ CPU = torch.device("cpu")
 NEAR = {"all values equal": 1e-6, "cliff past 64": 1e-7}
 """Of values that differ by float32's rounding alone, any will do."""
 
-needs_int8 = pytest.mark.skipif(not has_fast_int8(CPU), reason="this processor multiplies no numbers of 8 bits")
+needs_int8 = pytest.mark.skipif(not has_fast_int8(CPU), reason="this processor has no fast int8 products")
 
 
 def share_lost(exact: np.ndarray, found: Factors) -> float:
     return float(((exact - product(found)) ** 2).sum() / (exact**2).sum())
 
 
-def always(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr("deltarank.spectra.factors._cheapest", lambda *_: (way, 0.0))
+def force_method(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr("deltarank.spectra.factors._cheapest_method", lambda *_: (method, 0.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", MAKERS)
 def test_no_matrix_of_the_rank_is_nearer(kind: str, size: tuple[int, int], dtype: torch.dtype) -> None:
-    """By more than 1e-5 of the change, by whichever way is the fastest; the stated loss is that of the factors."""
+    """By more than 1e-5 of the change, by the fastest method; the stated loss is that of the factors."""
     base, finetune, truth = case(kind, size, dtype)
     exact = stored_delta(base, finetune)
     for rank in RANKS:
@@ -67,7 +67,7 @@ def test_the_gram_matrix_finds_the_nearest(
     kind: str, size: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To a millionth of the loss itself."""
-    always(monkeypatch, "gram")
+    force_method(monkeypatch, "gram")
     base, finetune, truth = case(kind, size, dtype)
     exact = stored_delta(base, finetune)
     for rank in RANKS:
@@ -80,7 +80,7 @@ def test_the_gram_matrix_finds_the_nearest(
 @pytest.mark.parametrize("kind", MAKERS)
 def test_iteration_comes_as_near(kind: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """As large matrices are done in float32: within 1e-6 of the least ||D - D_r||."""
-    always(monkeypatch, "krylov")
+    force_method(monkeypatch, "krylov")
     base, finetune, truth = case(kind, size, torch.float32)
     exact = stored_delta(base, finetune)
     for rank in (1, 8, 32):
@@ -92,11 +92,11 @@ def test_iteration_comes_as_near(kind: str, size: tuple[int, int], monkeypatch: 
 @needs_int8
 @pytest.mark.parametrize("size", [(300, 700), (700, 300), (900, 900)], ids=str)
 @pytest.mark.parametrize("kind", MAKERS)
-def test_directions_in_few_bits_come_near_enough(
+def test_directions_in_low_precision_come_near_enough(
     kind: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within 1e-5 of ||D||^2; of a spectrum that 8 bits cannot show, something better is made."""
-    always(monkeypatch, "rough")
+    """Within 1e-5 of ||D||^2; where int8 cannot represent the spectrum, another method is used."""
+    force_method(monkeypatch, "int8 krylov")
     base, finetune, truth = case(kind, size, torch.float32)
     exact = stored_delta(base, finetune)
     for rank in (1, 8, 32, 64):
@@ -106,11 +106,13 @@ def test_directions_in_few_bits_come_near_enough(
         assert lost <= truth[rank] * 1.001 + 1e-7, "where next to nothing is lost, next to nothing is added"
 
 
-def test_the_way_depends_on_the_shape_and_on_the_processor() -> None:
-    assert factorisation_cost(512, 2048, 64, CPU).way == "gram"
-    assert factorisation_cost(2048, 2048, 512, CPU).way == "gram"
-    assert factorisation_cost(5120, 14336, 64, CPU).way == factorisation_cost(28672, 8192, 64, CPU).way
-    assert factorisation_cost(5120, 14336, 64, CPU).way == ("rough" if device_rates(CPU).rounded else "krylov")
+def test_the_method_depends_on_the_shape_and_on_the_processor() -> None:
+    assert factorisation_cost(512, 2048, 64, CPU).method == "gram"
+    assert factorisation_cost(2048, 2048, 512, CPU).method == "gram"
+    assert factorisation_cost(5120, 14336, 64, CPU).method == factorisation_cost(28672, 8192, 64, CPU).method
+    assert factorisation_cost(5120, 14336, 64, CPU).method == (
+        "int8 krylov" if device_rates(CPU).int8_gram else "krylov"
+    )
 
 
 @pytest.mark.parametrize("size", [(96, 96), (300, 700), (700, 300)], ids=str)

@@ -108,12 +108,12 @@ SLOW: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "a quarter circle": lambda share: np.sqrt(1 - share**2),
     "a knee": lambda share: np.where(share < 0.05, 1.0, 0.9) * (1 - 0.1 * share),
 }
-"""Singular values by their place, 0 to 1: a leading subspace that stands out of the rest by next to nothing."""
+"""Singular values by their position, 0 to 1: the leading subspace hardly stands out from the rest."""
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_where_losses_settle_slowly_what_is_left_of_their_fall_is_foreseen(kind: str) -> None:
-    """Of the tolerance, 1e-4, a rest of 0.7 may be left, and few bits may blur half: 1.2e-4, and nothing below."""
+def test_slow_convergence_is_extrapolated(kind: str) -> None:
+    """0.7 of the tolerance of 1e-4 may remain, and low precision may add half of it: at most 1.2e-4, at least 0."""
     values = SLOW[kind](np.arange(1024) / 1024)
     delta = torch.from_numpy(with_values(values, 1024, 1024, np.random.default_rng(0))).float()
     energy = float((values**2).sum())

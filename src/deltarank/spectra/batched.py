@@ -1,7 +1,7 @@
-"""Many small matrices of one shape at once: a mixture of experts has tens of thousands, and each call has its price.
+"""Many small matrices of one shape at once: a mixture of experts has tens of thousands, and each call has overhead.
 
-Measured on one thread, a matrix: 64 x 128 takes 1.0 ms by itself, of which the eigenvalues are 0.09; 256 x 512 takes
-3.4, of which the product and the eigenvalues are 2.5. So larger ones gain nothing by being stacked.
+Measured on one thread, per matrix: 64 x 128 takes 1.0 ms by itself, of which the eigenvalues take 0.09; 256 x 512 takes
+3.4 ms, of which the product and the eigenvalues take 2.5. So larger matrices gain nothing from batches.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from deltarank.spectra.measure import count_resolved, must_refine
 from deltarank.spectra.spectrum import Level, Spectrum
 from deltarank.spectra.workspace import Workspace
 
-LARGEST = 1 << 17
-"""Entries of a matrix that is measured in a stack."""
+LARGEST_MATRIX = 1 << 17
+"""The most entries of a matrix that is measured in a batch."""
 
-MOST = 1 << 20
-"""Entries of a stack: as many as the scratch of one large matrix has."""
+LARGEST_BATCH = 1 << 20
+"""The most entries of a batch: as many as the scratch of one large matrix has."""
 
 
 def batch_size(rows: int, columns: int) -> int:
-    """How many matrices of this shape are measured at once; 1: each by itself."""
-    return MOST // (rows * columns) if 0 < rows * columns <= LARGEST else 1
+    """How many matrices of this shape are measured at once; 1: each alone."""
+    return LARGEST_BATCH // (rows * columns) if 0 < rows * columns <= LARGEST_MATRIX else 1
 
 
 def measure_batch(
@@ -40,31 +40,31 @@ def measure_batch(
 ) -> list[Spectrum | None]:
     """The spectra of (n, rows, columns) deltas by the Gram matrices of their short sides.
 
-    None where more has to be done than finding eigenvalues once: a loss that is small, a cliff, one dominant value,
-    or eigenvalues that do not add up. `measure` does that, one matrix at a time; the deltas are left as they were.
+    None where finding the eigenvalues once is not enough: a small loss, a cliff in the spectrum, one dominant value, or
+    eigenvalues that do not add up. `measure_spectrum` handles those, one at a time; `deltas` is not modified.
 
     Args:
         energies: ||D||^2 of each.
-        ranks: those at which a loss is asked for.
+        ranks: the ranks at which losses are needed.
         edges: the noise edge of each, in the unit of the weights.
     """
     wide = deltas if deltas.shape[1] <= deltas.shape[2] else deltas.transpose(1, 2)
     number, side = wide.shape[:2]
     wide = wide.to(accumulation_dtype(side, deltas))
     gram = torch.bmm(wide, wide.transpose(1, 2), out=workspace.empty("grams", (number, side, side), wide.dtype))
-    found = eigen.batched_eigenvalues(gram)
-    if found is None:
+    eigenvalues = eigen.batched_eigenvalues(gram)
+    if eigenvalues is None:
         return [None] * number
     return [
-        None if values is None else _settled(values, energy, ranks=ranks, edge=edge)
-        for values, energy, edge in zip(found, energies, edges, strict=True)
+        None if values is None else _spectrum_or_none(values, energy, ranks=ranks, edge=edge)
+        for values, energy, edge in zip(eigenvalues, energies, edges, strict=True)
     ]
 
 
-def _settled(found: Tensor, energy: float, *, ranks: tuple[int, ...], edge: float) -> Spectrum | None:
-    """`found`: eigenvalues, ascending."""
-    if float(found[-1]) > DOMINANT * energy:
+def _spectrum_or_none(eigenvalues: Tensor, energy: float, *, ranks: tuple[int, ...], edge: float) -> Spectrum | None:
+    """The spectrum from ascending eigenvalues; None where it must be refined."""
+    if float(eigenvalues[-1]) > DOMINANT * energy:
         return None
-    values = found.flip(0).double().clamp_(min=0).sqrt_()
-    known = Spectrum(tuple(values.tolist()), (Level(0, energy),), len(values), True, Exact.name)
-    return None if must_refine(known, values, count_resolved(values, Exact.resolution), ranks, edge) else known
+    values = eigenvalues.flip(0).double().clamp_(min=0).sqrt_()
+    spectrum = Spectrum(tuple(values.tolist()), (Level(0, energy),), len(values), True, Exact.name)
+    return None if must_refine(spectrum, values, count_resolved(values, Exact.resolution), ranks, edge) else spectrum

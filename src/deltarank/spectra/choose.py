@@ -14,19 +14,22 @@ SOLVERS = ("auto", "exact", "krylov")
 
 
 def choose_solver(
-    asked: str, rows: int, columns: int, ranks: tuple[int, ...], device: torch.device, *, tolerance: float
+    requested: str, rows: int, columns: int, ranks: tuple[int, ...], device: torch.device, *, tolerance: float
 ) -> str:
-    """The solver that `asked` comes to for a matrix of this shape.
+    """The solver for a matrix of this shape: "exact" or "krylov".
 
-    A Krylov space that would fill most of the short side has nothing to iterate on: that is `exact`, whoever asked.
+    A Krylov space that would fill most of the short side has nothing to iterate on, so even "krylov" becomes "exact".
+
+    Args:
+        requested: one of `SOLVERS`.
     """
-    if asked == "auto":
+    if requested == "auto":
         return cheaper_solver(rows, columns, max(ranks), device, tolerance)
-    return "exact" if asked == "krylov" and fills_short_side(min(rows, columns), max(ranks)) else asked
+    return "exact" if requested == "krylov" and fills_short_side(min(rows, columns), max(ranks)) else requested
 
 
 def make_solver(name: str, workspace: Workspace, *, tolerance: float, seed: int) -> Solver:
-    """`exact`, or `krylov` to a tolerance in cosine distance, started from random directions of this seed."""
+    """The solver "exact"; or "krylov", with a tolerance in cosine distance and a seed for its random start."""
     if name == "exact":
         return Exact(workspace)
     return Krylov(workspace, tolerance=tolerance, seed=seed)

@@ -68,9 +68,10 @@ class Sums:
         return min(self.rounding_energy / self.energy, 1.0) if self.energy > 0 else 0.0
 
     def with_format_error(self, error: float) -> Sums:
-        """The same of a finetune whose numbers were rounded more coarsely than their type tells.
+        """The same sums for a finetune that was quantised, whose rounding error its dtype does not show.
 
-        error            ||W - Q(W)|| / ||W|| of its format: its energy is taken over the base's, which is as large
+        Args:
+            error: ||W - Q(W)|| / ||W|| of its format. ||W|| is taken as ||W0||, which is about as large.
         """
         return replace(self, rounding_energy=self.rounding_energy + error * error * self.base_energy)
 
@@ -81,13 +82,13 @@ def subtract(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspac
     Args:
         base, finetune: (rows, columns), as stored.
         out: (rows, columns) in the working precision, on the device that computes.
-        workspace: lends the scratch.
+        workspace: provides the scratch.
     """
     return subtract_batch(base[None], finetune[None], out=out[None], workspace=workspace)[0]
 
 
 def subtract_batch(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace) -> list[Sums]:
-    """The same of several matrices at once, (n, rows, columns) each: the sums of each of them."""
+    """`subtract` for several matrices at once, (n, rows, columns) each. Returns the sums of each matrix."""
     stored = finetune.to(out.device, non_blocking=True)
     scratch = workspace.empty_like("subtrahend", out)
     rounding = _rounding_energies(stored, workspace.empty("exponents", stored.shape, stored.dtype), scratch)
@@ -97,8 +98,8 @@ def subtract_batch(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Wo
     out.sub_(scratch)
     absolutes = _sums(torch.abs(out, out=scratch))
     entries = out[0].numel()
-    found = zip(_energies(out), base_energies, absolutes, rounding, strict=True)
-    return [Sums(energy, before, absolute, lost, entries) for energy, before, absolute, lost in found]
+    sums = zip(_energies(out), base_energies, absolutes, rounding, strict=True)
+    return [Sums(energy, base, absolute, rounded, entries) for energy, base, absolute, rounded in sums]
 
 
 def energy_of(matrix: Tensor, *, entries: int = 1 << 20) -> float:
@@ -109,18 +110,20 @@ def energy_of(matrix: Tensor, *, entries: int = 1 << 20) -> float:
 
 
 def _energies(values: Tensor) -> list[float]:
-    """The sum of squares of each matrix of a stack."""
+    """The sum of squares of each matrix of a batch."""
     runs, rest = _runs(values)
-    whole = torch.linalg.vector_norm(runs, dim=2).to(_widest(values)).square().sum(1)
-    found: list[float] = (whole + rest.to(_widest(values)).square().sum(1)).tolist()
-    return found
+    whole = torch.linalg.vector_norm(runs, dim=2).to(widest_dtype(values)).square().sum(1)
+    energies: list[float] = (whole + rest.to(widest_dtype(values)).square().sum(1)).tolist()
+    return energies
 
 
 def _sums(values: Tensor) -> list[float]:
-    """The sum of each matrix of a stack."""
+    """The sum of each matrix of a batch."""
     runs, rest = _runs(values)
-    found: list[float] = (runs.sum(2).sum(1, dtype=_widest(values)) + rest.sum(1, dtype=_widest(values))).tolist()
-    return found
+    sums: list[float] = (
+        runs.sum(2).sum(1, dtype=widest_dtype(values)) + rest.sum(1, dtype=widest_dtype(values))
+    ).tolist()
+    return sums
 
 
 def _runs(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,8 +136,8 @@ def _runs(values: Tensor) -> tuple[Tensor, Tensor]:
     return flat[:, :whole].view(len(flat), -1, _RUN), flat[:, whole:]
 
 
-def _widest(values: Tensor) -> torch.dtype:
-    # Apple's GPUs know no float64.
+def widest_dtype(values: Tensor) -> torch.dtype:
+    """The dtype to sum in: float64, which Apple's GPUs do not have."""
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 

@@ -11,18 +11,18 @@ from deltarank.spectra.solver import LeadingValues
 from deltarank.spectra.workspace import Workspace
 
 DOMINANT = 0.2
-"""If one value has this share of the energy or more, the eigenvalues of the Gram matrix are found in float64.
+"""If one value has this share of the energy or more, the eigenvalues of the Gram matrix are computed in float64.
 
-In float32 they are off by 1e-7 of the largest, and that may be a thousandth of the small ones: with one dominant value
-over a flat rest the cosine distance was off by 1.4e-6 (512 x 1024); with float64 it is off by 1e-8.
+In float32 their error is 1e-7 of the largest value, which may be a thousandth of the small ones: with one dominant
+value and a flat rest the error of the cosine distance was 1.4e-6 (512 x 1024); in float64 it is 1e-8.
 """
 
 
 class Exact:
     """Square roots of the eigenvalues of D D' (or D' D, the smaller).
 
-    Squaring halves the digits of the small values: an energy under `resolution` of the largest is rounding error. For
-    energies that hardly matters (measured: cosine distance within 1e-6 of float64 on every spectrum tried, in float32).
+    Squaring halves the digits of small values: an energy below `resolution` of the largest is rounding error. For
+    energies this hardly matters (measured: cosine distance within 1e-6 of float64 on every spectrum, in float32).
     """
 
     name = "exact"

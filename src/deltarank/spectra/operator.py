@@ -1,4 +1,4 @@
-"""D D' as a Krylov space sees it: by products with D and D', or as a square matrix that was formed before."""
+"""D D' as a Krylov space sees it: as products with D and D', or as a square matrix that was formed before."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from deltarank.spectra.low_precision import has_fast_bfloat16
 from deltarank.spectra.rounding_bias import noise_deviation
 from deltarank.spectra.workspace import Workspace
 
-BFLOAT16 = 4e-5
-"""The energy of the noise, as a share, when D and the blocks are in bfloat16: 30 times that of rounding D alone."""
+BFLOAT16_NOISE = 4e-5
+"""The noise, as a share of the energy, with D and the blocks in bfloat16: 30 times that of rounding D alone."""
 
 
 class Operator(Protocol):
-    """D D', (side, side), applied to a block of rows, (k, side), in two steps: the last block needs the first only."""
+    """D D', (side, side), applied to blocks of rows, (k, side), in two steps: the last block needs the first only.
+
+    noise             the standard deviation of what rounding adds to an entry of D D'; 0 in the working precision
+    block_size        rows of a block: small blocks need a smaller space in the end, large ones take less time per row
+    tolerance_share   the share of the tolerance for what further iteration may still gain; the rest is for rounding
+                      and for errors of the extrapolation
+    check_interval    dimensions between two convergence checks: more where growing the space is cheaper than a check
+    """
 
     side: int
     noise: float
-    """The standard deviation of what rounding adds to an entry of D D'; 0 in the working precision."""
+    block_size: int
+    tolerance_share: float
+    check_interval: int
 
-    block: int
-    """How many rows it is applied to at a time: few need a smaller space in the end, many are faster by the row."""
-
-    share: float
-    """Of the tolerance, for what iterating on may still bring: the rest is for rounding, and for looking ahead."""
-
-    stride: int
-    """By how much a space grows between two looks at its values: more where growing costs less than looking."""
-
-    def image(self, block: Tensor) -> Tensor:
-        """Half of the way, in whatever form."""
+    def half_product(self, block: Tensor) -> Tensor:
+        """The first step; the form of the result is up to the operator."""
         ...
 
-    def within(self, block: Tensor, image: Tensor) -> Tensor:
-        """(k, k): D D' between the rows of the block."""
+    def restrict(self, block: Tensor, half: Tensor) -> Tensor:
+        """(k, k): D D' restricted to the rows of the block, from the first step."""
         ...
 
-    def onward(self, image: Tensor) -> Tensor:
-        """(k, side): the block times D D'."""
+    def full_product(self, half: Tensor) -> Tensor:
+        """(k, side): the block times D D', from the first step."""
         ...
 
 
 class ProductOperator:
-    """Two products a block, with D and with D': `wide` is (side, length), in any type."""
+    """Two products for each block, with D and with D'. `wide` is (side, length), in any dtype."""
 
-    block = stride = 48
-    share = 0.7
+    block_size = check_interval = 48
+    tolerance_share = 0.7
 
     def __init__(self, wide: Tensor, working: torch.dtype, *, noise: float = 0.0) -> None:
         self.side = wide.shape[0]
@@ -56,55 +56,55 @@ class ProductOperator:
         self._wide = wide
         self._working = working
 
-    def image(self, block: Tensor) -> Tensor:
+    def half_product(self, block: Tensor) -> Tensor:
         return block.to(self._wide.dtype) @ self._wide
 
-    def within(self, block: Tensor, image: Tensor) -> Tensor:
-        exact = image.to(self._working)
+    def restrict(self, block: Tensor, half: Tensor) -> Tensor:
+        exact = half.to(self._working)
         return exact @ exact.T
 
-    def onward(self, image: Tensor) -> Tensor:
-        return (image @ self._wide.T).to(self._working)
+    def full_product(self, half: Tensor) -> Tensor:
+        return (half @ self._wide.T).to(self._working)
 
 
 class GramOperator:
-    """One product a block, with D D' itself, which is S N S: N in few bits, but for its diagonal, which is the most.
+    """One product for each block, with D D' = S N S: N is in low precision, except for its diagonal, the largest part.
 
     Args:
-        low: N, (side, side), symmetric; zeros in the diagonal.
-        scales: those of S, (side,).
-        diagonal: that of D D', (side,).
+        gram: N, (side, side), symmetric, with zeros on the diagonal.
+        scales: the diagonal of S, (side,).
+        diagonal: the diagonal of D D', (side,).
     """
 
-    block = 16
-    stride = 80
-    share = 0.7
+    block_size = 16
+    check_interval = 80
+    tolerance_share = 0.7
 
-    def __init__(self, low: Tensor, scales: Tensor, diagonal: Tensor, *, noise: float) -> None:
-        self.side = low.shape[0]
+    def __init__(self, gram: Tensor, scales: Tensor, diagonal: Tensor, *, noise: float) -> None:
+        self.side = gram.shape[0]
         self.noise = noise
-        self._low = low
+        self._gram = gram
         self._scales = scales
         self._diagonal = diagonal
 
-    def image(self, block: Tensor) -> Tensor:
-        scaled = (block * self._scales).to(self._low.dtype)
-        image = (self._low @ scaled.T).T.to(block.dtype, memory_format=torch.contiguous_format)
-        return image.mul_(self._scales).addcmul_(block, self._diagonal)
+    def half_product(self, block: Tensor) -> Tensor:
+        scaled = (block * self._scales).to(self._gram.dtype)
+        product = (self._gram @ scaled.T).T.to(block.dtype, memory_format=torch.contiguous_format)
+        return product.mul_(self._scales).addcmul_(block, self._diagonal)
 
-    def within(self, block: Tensor, image: Tensor) -> Tensor:
-        restricted = image @ block.T
+    def restrict(self, block: Tensor, half: Tensor) -> Tensor:
+        restricted = half @ block.T
         return (restricted + restricted.T) / 2
 
-    def onward(self, image: Tensor) -> Tensor:
-        return image
+    def full_product(self, half: Tensor) -> Tensor:
+        return half
 
 
 def bfloat16_operator(wide: Tensor, energy: float, workspace: Workspace) -> ProductOperator:
-    """With `wide` in bfloat16 where products in it are faster."""
+    """Products with `wide` in bfloat16 if the device is faster at that, otherwise in its own dtype."""
     if wide.dtype != torch.float32 or not has_fast_bfloat16(wide.device):
         return ProductOperator(wide, wide.dtype)
     stored = wide if wide.is_contiguous() else wide.T
     low = workspace.empty("krylov operator", stored.shape, torch.bfloat16).copy_(stored)
-    noise = noise_deviation(energy, wide.shape[0], wide.shape[1], BFLOAT16)
+    noise = noise_deviation(energy, wide.shape[0], wide.shape[1], BFLOAT16_NOISE)
     return ProductOperator(low if wide.is_contiguous() else low.T, wide.dtype, noise=noise)

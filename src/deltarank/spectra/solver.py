@@ -1,4 +1,4 @@
-"""What a solver is: a matrix in, leading singular values and a basis of their subspace out."""
+"""The interface of a solver: leading singular values of a matrix, and a basis of their subspace."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 class LeadingValues:
     """Singular values of a matrix, largest first, in float64 on the CPU.
 
-    values    (k,), each at most the true one up to rounding
-    complete  these are all there are
-    basis     given k' <= k: (short side, k') orthonormal columns that span the leading singular subspace of the short
+    values    (k,), each at most the true one, up to rounding
+    complete  whether these are all singular values
+    basis     for k' <= k: (short side, k') orthonormal columns that span the leading singular subspace of the short
               side, on the matrix's device. Valid until the solver runs again
     """
 
@@ -27,7 +27,7 @@ class LeadingValues:
 class Solver(Protocol):
     """Finds singular values.
 
-    resolution  the share of the largest energy under which this solver's energies are rounding errors
+    resolution  the share of the largest energy below which this solver's energies are rounding errors
     """
 
     name: str
@@ -36,6 +36,9 @@ class Solver(Protocol):
     def leading(self, delta: Tensor, energy: float, whole: float, ranks: tuple[int, ...]) -> LeadingValues:
         """At least the first max(ranks) singular values of `delta`, whose ||delta||^2 is `energy`.
 
-        The loss at each of `ranks`, as a share of `whole`, is to be right within the solver's tolerance.
+        The loss at each of `ranks`, as a share of `whole`, must be right within the solver's tolerance.
+
+        Args:
+            whole: ||D||^2 of the delta that `delta` is what is left of; `energy` if nothing was taken out.
         """
         ...

@@ -1,4 +1,4 @@
-"""What is known of a delta's singular values, and every loss that follows from them."""
+"""The singular values of a delta, as far as they are known, and every loss that follows from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class Level:
-    """The energy that is left once the first `start` singular values are gone, measured on what is left of D."""
+    """The energy without the first `start` singular values, measured on D after deflation."""
 
     start: int
     energy: float
@@ -44,17 +44,17 @@ class Spectrum:
     def lost(self, rank: int) -> float:
         """||D - D_r||^2 (Eckart and Young 1936).
 
-        Taken from the deepest level at or above the rank, so that little is subtracted from little: ||D||^2 minus
-        what is kept would leave the rounding errors of both.
+        Computed from the last level that starts at or before the rank, so that numbers of similar size are subtracted:
+        ||D||^2 minus what is kept would leave the rounding errors of both.
 
         Raises:
-            ValueError: the leading values end before this rank.
+            ValueError: fewer singular values than `rank` are known.
         """
         if rank >= self.max_rank:
             return 0.0
         if rank > len(self.values):
-            raise ValueError(f"{len(self.values)} singular values are known; rank {rank} was asked for")
-        level = next(x for x in reversed(self.levels) if x.start <= rank)  # they stand in the order of their starts
+            raise ValueError(f"rank {rank} was requested, and only {len(self.values)} singular values are known")
+        level = next(x for x in reversed(self.levels) if x.start <= rank)  # levels are sorted by start
         return max(level.energy - (self._kept[rank] - self._kept[level.start]), 0.0)
 
     @property
@@ -74,7 +74,7 @@ class Spectrum:
         return math.exp(-math.fsum(p * math.log(p) for p in shares if p > 0))
 
     def signal_rank(self, edge: float) -> int | None:
-        """How many singular values stand above the noise edge; None if all known ones do and there are more."""
+        """The number of singular values above the noise edge; None if all known ones are, and more exist."""
         above = sum(value > edge for value in self.values)
         return above if self.complete or above < len(self.values) else None
 

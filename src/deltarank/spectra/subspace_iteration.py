@@ -1,4 +1,4 @@
-"""A subspace of one side of a delta, sharpened by half steps of subspace iteration from one side to the other."""
+"""A subspace of one side of a delta, refined by half steps of subspace iteration from one side to the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Subspace:
-    """Orthonormal columns that should span leading singular vectors, and what of the matrix lies in their span.
+    """Orthonormal columns that approximately span leading singular vectors, and the projection of the matrix on them.
 
     matrix       (m, n): the delta, or its transpose
     basis        Q, (m, k)
@@ -33,23 +33,21 @@ class Subspace:
         """||Q' matrix||^2: what an approximation in this span keeps."""
         return float(self.projected.double().square().sum())
 
-    def turned(self) -> Subspace:
-        """Half a step: the span of matrix' Q on the other side. It holds as much or more.
+    def half_step(self) -> Subspace:
+        """The span of matrix' Q on the other side, which keeps at least as much energy.
 
-        Each half is orthonormalised by itself: a whole step at once would drown the small values in the rounding of
-        the large.
+        Each half step is orthonormalised by itself: rounding in a whole step at once would hide the small values.
         """
         return Subspace.of(self.matrix.T, torch.linalg.qr(self.projected.T).Q, is_delta=not self.is_delta)
 
-    def sharpened(self) -> Subspace:
-        """A whole step."""
-        return self.turned().turned()
+    def full_step(self) -> Subspace:
+        return self.half_step().half_step()
 
-    def settled(self, *, gain: float, most: int) -> Subspace | None:
-        """Turned at least once, until that gains `gain` or less in energy; None if it goes on after `most` turns."""
-        found = self
-        for _ in range(most):
-            before, found = found, found.turned()
-            if found.energy - before.energy <= gain:
-                return found
+    def iterate(self, *, gain: float, max_steps: int) -> Subspace | None:
+        """Takes half steps until one gains `gain` or less in energy; None if `max_steps` half steps are not enough."""
+        space = self
+        for _ in range(max_steps):
+            before, space = space, space.half_step()
+            if space.energy - before.energy <= gain:
+                return space
         return None

@@ -144,4 +144,4 @@ def _check_rank_is_useful(layout: AdapterLayout) -> None:
 def _factoring_step(pair: Pair, options: SolverOptions) -> Step:
     """The cost of factoring one matrix."""
     cost = factorisation_cost(*pair.shape, max(options.ranks), options.torch_device)
-    return Step(pair, cost.way, cost.seconds, cost.memory)
+    return Step(pair, cost.method, cost.seconds, cost.memory)
