@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from deltarank.results.codec import Count, Rank, StoredResult, decode, to_plain
+from deltarank.results.codec import Count, Rank, StoredResult, decode, json_line, to_plain
 from deltarank.results.matrix import MatrixResult, Skipped
 from deltarank.results.notebook import notebook_html
 from deltarank.results.outputs import Outputs
@@ -150,7 +150,7 @@ class Results(StoredResult):
         before, after = frame.split(_NO_MATRICES)  # at that depth only there: a text has no new lines of its own
         yield before + _NO_MATRICES.rstrip("]")
         for number, matrix in enumerate(self.matrices):
-            yield ("," if number else "") + "\n  " + json.dumps(to_plain(matrix), allow_nan=False)
+            yield ("," if number else "") + "\n  " + json_line(matrix)
         yield "\n ]" + after + "\n"
 
     @classmethod
