@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import rooms_page
 from cli_page import GROUP, PAGE, render
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,23 @@ def test_every_slug_is_an_anchor() -> None:
 def test_the_page_of_commands_is_up_to_date() -> None:
     """If this fails: python tests/house/cli_page.py."""
     assert PAGE.read_text(encoding="utf-8") == render()
+
+
+def test_the_drawing_of_the_rooms_is_up_to_date() -> None:
+    """If this fails: python tests/house/rooms_page.py."""
+    page = rooms_page.PAGE.read_text(encoding="utf-8")
+
+    assert page == rooms_page.page_with(rooms_page.render())
+    assert "flowchart" in page
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    page = rooms_page.PAGE.read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|json))`", page)) - {"jobs/NAME/options.py"}
+    named = {path for path in named if not path.startswith("tests/")}
+
+    assert len(named) > 20
+    assert {path for path in named if not (ROOT / "src" / "deltarank" / path).is_file()} == set()
 
 
 def test_every_command_and_option_has_help() -> None:

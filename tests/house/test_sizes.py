@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-LONGEST_MODULE = 360
+LONGEST_MODULE = 350
 LONGEST_FUNCTION = 60
 
 
