@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,15 @@ def test_without_yardsticks_the_headline_is_the_share_that_is_kept_with_its_inte
     )
 
 
+def test_without_a_figure_to_compare_with_the_headline_is_the_divergence() -> None:
+    """The share that is kept is unknown where the base was not scored; a yardstick at zero has no ratio."""
+    rank, yardstick = (candidate(name, kld, base=0.5) for name, kld in (("rank 64", 0.1), ("q8_0", 0.0)))
+    made = (replace(rank, logits=(replace(rank.logits[0], kept=None),)), yardstick)
+    headline, *_ = verdict_sentences(Outputs("some/finetune", (Text("own answers", 5, 200, own=True),), made))
+
+    assert headline == "Rank 64 diverges from the finetune by 0.1 nats per token on the finetune's own answers."
+
+
 def test_a_candidate_beyond_the_base_is_said_to_be() -> None:
     assert "Rank 8 is farther from the finetune than the base" in said({"base": 0.5, "rank 8": 0.6})
 
@@ -111,6 +121,9 @@ def test_what_is_under_the_control_says_nothing() -> None:
     words = said({"base": 0.5, "rank 64": 1e-7, "whole delta": 2e-6, "finetune again": 0.0})
 
     assert words.startswith("Rank 64 is indistinguishable from the finetune on the finetune's own answers")
+    assert said({"base": 0.5, "rank 64": 0.0, **YARDSTICKS}).startswith(
+        "Rank 64 is indistinguishable from the finetune"
+    )
     assert "judge" not in words
     assert "Noise floor: whole delta 2.0e-6 and finetune again 0 nats per token." in words
 

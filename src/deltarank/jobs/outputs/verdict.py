@@ -100,15 +100,17 @@ class _TextVerdict:
 
     def headline(self) -> Iterator[str]:
         name, logits = _name(self.subject), self.logits[self.subject.name]
-        kept = _kept(logits.kept)
         if not self.is_distinguishable:
             yield f"{name} is indistinguishable from the finetune {self.on_text}: the controls differ as much."
-        elif self.subject.kind is CandidateKind.BASE or not (kept or self.of_kind(CandidateKind.YARDSTICK)):
-            yield f"{name} diverges from the finetune by {_nats(logits.kld.mean)} {self.on_text}."
-        elif yardsticks := self._beside_yardsticks():
+            return
+        is_base = self.subject.kind is CandidateKind.BASE
+        kept, yardsticks = ("", "") if is_base else (_kept(logits.kept), self._beside_yardsticks())
+        if yardsticks:
             yield f"{name} {yardsticks}{f', and {kept}' if kept else ''}."
-        else:
+        elif kept:
             yield f"{name} {kept} {self.on_text}."
+        else:
+            yield f"{name} diverges from the finetune by {_nats(logits.kld.mean)} {self.on_text}."
 
     def _beside_yardsticks(self) -> str:
         """ "is as close to the finetune as q4_0": beside measured yardsticks only, nothing is extrapolated."""
