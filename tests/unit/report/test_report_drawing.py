@@ -195,7 +195,7 @@ def test_it_does_not_outlive_its_parent(fate: signal.Signals) -> None:
 
 
 def _runs(process: int) -> bool:
-    """Not so if nobody has asked yet how it ended (a zombie)."""
+    """A zombie does not count: it has ended, and its parent has not waited for it."""
     state = Path("/proc", str(process), "stat")
     if state.parent.parent.joinpath("self").exists():
         return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"

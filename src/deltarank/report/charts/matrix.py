@@ -8,7 +8,7 @@ from deltarank.report.charts.weights import lost_axis
 from deltarank.report.view.page import PageData
 
 
-def loss_curve(page: PageData, *, width: int | str = "container", height: int = 200) -> Spec:
+def loss_curve(page: PageData) -> Spec:
     """Energy lost against rank. The line between the ranks of the page is measured, too."""
     x, y = rank_axis(page), lost_axis()
     points = rows_of("curve")
@@ -19,10 +19,10 @@ def loss_curve(page: PageData, *, width: int | str = "container", height: int = 
         .mark("circle", style="whole-dot", size=50, opacity=1, tooltip=ROW_TOOLTIP)
         .encode(x=x, y=y),
     ]
-    return chart_at_rank(page, layers, width=width, height=height)
+    return chart_at_rank(page, layers, height=200)
 
 
-def spectrum(page: PageData, *, width: int | str = "container", height: int = 200) -> Spec:
+def spectrum(page: PageData) -> Spec:
     """The singular values of the delta, log-log, with the ranks, the noise edge and the rounding floor as lines."""
     y_axis = {"title": "singular value", "format": ".0e", "tickCount": 4, "grid": False}
     x_axis = {"title": "singular value number", "format": "~s", "tickCount": 5, "grid": False, "labelOverlap": "greedy"}
@@ -46,4 +46,4 @@ def spectrum(page: PageData, *, width: int | str = "container", height: int = 20
         values.mark("line", style="whole", strokeWidth=2, tooltip=None).encode(x=x, y=y),
         values.mark("circle", style="whole-dot", size=14, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
     ]
-    return chart_at_rank(page, layers, width=width, height=height)
+    return chart_at_rank(page, layers, height=200)

@@ -11,7 +11,6 @@ from deltarank.report.charts.parts import (
     chart_at_rank,
     label_leaders,
     map_axes,
-    map_height,
     ramp_colour,
     rank_axis,
     right_labels,
@@ -26,7 +25,7 @@ _NUMBER_LABEL = "format(datum.value, datum.value < 0.001 ? '.0e' : '~r')"
 _SPAN = ({"expr": "low"}, {"expr": "high"})
 
 
-def kld_by_rank(page: PageData, span: Span, *, width: int | str = "container", height: int = 320) -> Spec:
+def kld_by_rank(page: PageData, span: Span) -> Spec:
     """Mean KLD against rank with its interval; the base and the quantised finetunes as reference lines."""
     x, y = rank_axis(page), _kld_axis(span, round_ticks(span))
     points, references = rows_of("points"), rows_of("references")
@@ -48,7 +47,7 @@ def kld_by_rank(page: PageData, span: Span, *, width: int | str = "container", h
             for style in ("halo", "note")
         ),
     ]
-    return chart_at_rank(page, layers, width=width, height=height)
+    return chart_at_rank(page, layers, height=320)
 
 
 def _kld_axis(ends: Sequence[Any], ticks: Any) -> Spec:
@@ -62,7 +61,7 @@ def _kld_axis(ends: Sequence[Any], ticks: Any) -> Spec:
     return field("kld:Q", scale={"type": "log", "domain": list(ends), "nice": False}, axis=axis)
 
 
-def token_histogram(page: PageData, *, width: int | str = "container", height: int = 190) -> Spec:
+def token_histogram(page: PageData) -> Spec:
     """The distribution of KLD over tokens; the base's as an outline, the mean and the tail as lines."""
     scale = {"type": "log", "domain": [{"expr": "first"}, {"expr": "last"}], "nice": False}
     x_axis = {
@@ -90,7 +89,7 @@ def token_histogram(page: PageData, *, width: int | str = "container", height: i
         ),
     ]
     params = param("first", 1e-6), param("last", 10.0), param("top", 1.0)
-    return chart_at_rank(page, layers, *params, width=width, height=height)
+    return chart_at_rank(page, layers, *params, height=190)
 
 
 def kld_by_slice(page: PageData, name: str, labels: Sequence[str], *, title: str, shares: bool = False) -> Spec:
@@ -128,17 +127,15 @@ def kld_by_document(page: PageData) -> Spec:
 def _candidate_chart(page: PageData, layers: Sequence[Spec]) -> Spec:
     """A chart whose KLD axis follows the candidate that is shown."""
     params = param("low", 0.01), param("high", 1.0), param("ticks", [0.1])
-    return chart_at_rank(page, layers, *params, width="container", height=190)
+    return chart_at_rank(page, layers, *params, height=190)
 
 
 def part_map(page: PageData, layers: Sequence[str], modules: Sequence[Module], top: float, *, tall: bool) -> Spec:
     """Layer x module, coloured by the KLD of this one matrix: from 0 to the largest at any rank."""
     x, y = map_axes(layers, modules, tall=tall)
     cells = rows_of("parts").mark("rect", style="square", tooltip=ROW_TOOLTIP)
-    height = map_height(layers, modules, tall=tall, step=24)
-    return chart_at_rank(
-        page, [cells.encode(x=x, y=y, color=ramp_colour("kld", top))], width="container", height=height
-    )
+    height = 24 * max(1, len(layers if tall else modules))
+    return chart_at_rank(page, [cells.encode(x=x, y=y, color=ramp_colour("kld", top))], height=height)
 
 
 def part_bars(page: PageData, bars: int) -> Spec:
@@ -151,7 +148,7 @@ def part_bars(page: PageData, bars: int) -> Spec:
         parts.mark("bar", style="bar", height={"band": 0.6}, tooltip=ROW_TOOLTIP).encode(y=y, x=kld),
         parts.mark("tick", style="whole-tick", thickness=2, tooltip=ROW_TOOLTIP).encode(y=y, x=lost),
     ]
-    return chart_at_rank(page, layers, width="container", height=20 * max(bars, 1))
+    return chart_at_rank(page, layers, height=20 * max(bars, 1))
 
 
 def part_scatter(page: PageData, top: float) -> Spec:
@@ -172,4 +169,4 @@ def part_scatter(page: PageData, top: float) -> Spec:
             for sign, align, dx in (("<", "left", 7), (">=", "right", -7))
         ),
     ]
-    return chart_at_rank(page, layers, width="container", height=260)
+    return chart_at_rank(page, layers, height=260)

@@ -19,9 +19,9 @@ ROW_TOOLTIP = {"content": "data"}
 PERCENT_LABEL = "format(100 * datum.value, '~r') + '\\u00a0%'"
 
 
-def chart_at_rank(page: PageData, layers: Sequence[Spec], *params: Spec, width: int | str, height: int) -> Spec:
-    """Layers as a chart whose first parameter is the selected rank."""
-    return chart(layers, [param("rank", page.default_rank), *params], width=width, height=height)
+def chart_at_rank(page: PageData, layers: Sequence[Spec], *params: Spec, height: int) -> Spec:
+    """Layers as a chart whose first parameter is the selected rank. It is as wide as its place on the page."""
+    return chart(layers, [param("rank", page.default_rank), *params], width="container", height=height)
 
 
 def rank_axis(page: PageData) -> Spec:
@@ -76,10 +76,6 @@ def map_axes(layers: Sequence[str], modules: Sequence[Module], *, tall: bool) ->
     layer = field("layer:O", sort=list(layers), scale={"domain": list(layers)}, axis=layer_axis)
     module = field(f"{'short_module' if tall else 'module'}:N", sort=labels, scale={"domain": labels}, axis=module_axis)
     return (module, layer) if tall else (layer, module)
-
-
-def map_height(layers: Sequence[str], modules: Sequence[Module], *, tall: bool, step: int) -> int:
-    return step * max(1, len(layers if tall else modules))
 
 
 def ramp_colour(column: str, top: float, *, legend: Spec | None = None) -> Spec:

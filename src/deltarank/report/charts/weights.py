@@ -10,7 +10,6 @@ from deltarank.report.charts.parts import (
     chart_at_rank,
     label_leaders,
     map_axes,
-    map_height,
     ramp_colour,
     rank_axis,
     right_labels,
@@ -25,9 +24,7 @@ _LOST_AT_RANK = "datum['lost_' + rank]"
 _COSINE_AT_RANK = f"{_LOST_AT_RANK} / (1 + sqrt(1 - {_LOST_AT_RANK}))"
 
 
-def heat_map(
-    page: PageData, *, tall: bool, legend: bool = False, width: int | str = "container", step: int = 24
-) -> Spec:
+def heat_map(page: PageData, *, tall: bool, legend: bool = False) -> Spec:
     """Layer x module, coloured by the energy lost at `rank`, from 0 to 1 at every rank. `tall`: layers on the y axis.
 
     Grey cells have no loss: "=" where finetuning changed nothing, "×" where nothing could be measured.
@@ -47,8 +44,8 @@ def heat_map(
         at_cursor.mark("rect", style="cursor", tooltip=None).encode(x=x, y=y),
     ]
     cursor = param("cursor_layer", ""), param("cursor_module", "")
-    height = map_height(page.layers, page.modules, tall=tall, step=step)
-    return chart_at_rank(page, layers, *cursor, width=width, height=height)
+    step = 24 if not tall else 22 if len(page.layers) <= 24 else 16 if len(page.layers) <= 48 else 12
+    return chart_at_rank(page, layers, *cursor, height=step * max(1, len(page.layers if tall else page.modules)))
 
 
 _LEGEND = {
@@ -69,7 +66,7 @@ def lost_axis() -> Spec:
     return field("lost:Q", scale={"domain": [0, 1]}, axis=axis)
 
 
-def loss_by_rank(page: PageData, *, width: int | str = "container", height: int = 320) -> Spec:
+def loss_by_rank(page: PageData) -> Spec:
     """Energy lost against rank: a line for each module, a thick one for all matrices, names at the right end."""
     x, y = rank_axis(page), lost_axis()
     points = rows_of("by_rank")
@@ -88,10 +85,10 @@ def loss_by_rank(page: PageData, *, width: int | str = "container", height: int 
         whole.mark("circle", style="whole-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
         *_line_labels(series["color"], y),
     ]
-    return chart_at_rank(page, layers, width=width, height=height)
+    return chart_at_rank(page, layers, height=320)
 
 
-def runs_by_rank(page: PageData, styles: Sequence[int], *, width: int | str = "container", height: int = 320) -> Spec:
+def runs_by_rank(page: PageData, styles: Sequence[int]) -> Spec:
     """Energy lost against rank: a thick line for each run."""
     x, y = rank_axis(page), lost_axis()
     series = _series([run.label for run in page.runs], styles)
@@ -106,7 +103,7 @@ def runs_by_rank(page: PageData, styles: Sequence[int], *, width: int | str = "c
         ),
         *_line_labels(series["color"], y),
     ]
-    return chart_at_rank(page, layers, width=width, height=height)
+    return chart_at_rank(page, layers, height=320)
 
 
 def _line_labels(colour: Spec, y: Spec) -> list[Spec]:
@@ -118,9 +115,7 @@ def _line_labels(colour: Spec, y: Spec) -> list[Spec]:
     ]
 
 
-def cosine_by_layer(
-    page: PageData, group: ModuleGroup, *, axis_end: float, width: int | str = "container", height: int = 220
-) -> Spec:
+def cosine_by_layer(page: PageData, group: ModuleGroup, *, axis_end: float) -> Spec:
     """The article's chart: cosine distance by layer at `rank`, for the modules of one group."""
     series = _module_series([module for module in page.modules if module.group is group])
     numbers = [int(layer) for layer in page.layers if layer.isdecimal()]
@@ -147,7 +142,7 @@ def cosine_by_layer(
             x=x, y=y, color=colour, shape=shape
         ),
     ]
-    return chart_at_rank(page, layers, width=width, height=height)
+    return chart_at_rank(page, layers, height=220)
 
 
 def _module_series(modules: Sequence[Module]) -> dict[str, Spec]:

@@ -25,12 +25,12 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
   const scored = (run, candidate) => runs[run].by_text[textOf(run)]?.candidates[candidate] ?? null;
 
   function attribution(run) {
-    const found = runs[run].attribution;
+    const all = runs[run].attribution;
     const away = (each) => Math.abs(Math.log(each.rank / rank()));
-    return found.length ? found.reduce((best, each) => (away(each) < away(best) ? each : best)) : null;
+    return all.length ? all.reduce((best, each) => (away(each) < away(best) ? each : best)) : null;
   }
 
-  function found(name, run) {
+  function tables(name, run) {
     const table = (columns) => rows(columns ?? {});
     if (name === "kld") return [table(runs[run].by_text[textOf(run)]?.points), table(runs[run].by_text[textOf(run)]?.references)];
     if (CHARTS[name][0] === "parts") return [table(attribution(run)?.parts)];
@@ -46,11 +46,11 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     return axes ? Object.fromEntries(AXES[name].map((signal) => [signal, axes[signal]])) : {};
   }
 
-  const datasets = (name, run) => Object.fromEntries(found(name, run).map((each, i) => [CHARTS[name][i], each]));
+  const datasets = (name, run) => Object.fromEntries(tables(name, run).map((each, i) => [CHARTS[name][i], each]));
 
   // Without rows a logarithmic axis has no ends, so an empty chart is not drawn at all.
   function empty(name, run) {
-    const [first, second] = found(name, run);
+    const [first, second] = tables(name, run);
     if (name === "parts") return !attribution(run)?.has_map;
     if (name === "documents") return first.length < 2;
     if (name === "bars") return attribution(run)?.has_map || !first.length;
@@ -81,8 +81,8 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     const nats = excerpt.kld[shown(run)];
     place.nextElementSibling.textContent = "";
     place.replaceChildren(...excerpt.pieces.map((piece, i) => {
-      const known = nats?.[i];
-      return element("span", piece, { class: `k${stepOf(known)}`, "data-nats": known ?? "" });
+      const value = nats?.[i];
+      return element("span", piece, { class: `k${stepOf(value)}`, "data-nats": value ?? "" });
     }));
     if (excerpt.is_cut) place.append(element("i", " …"));
   }

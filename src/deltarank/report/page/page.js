@@ -315,13 +315,13 @@
 
   // Without numbers a logarithmic axis has no ends, so an empty chart is not drawn at all.
   function showMatrixChart(place) {
-    const found = matrixData();
+    const datasets = matrixData();
     const name = place.dataset.chart;
-    place.closest("figure").hidden = !found[name].length;
-    if (!found[name].length) return;
+    place.closest("figure").hidden = !datasets[name].length;
+    if (!datasets[name].length) return;
     const view = drawn.get(place);
     if (!view) return void (document.documentElement.dataset.ready && draw(place));
-    for (const dataset of name === "curve" ? ["curve"] : ["spectrum", "rank_marks", "references"]) view.data(dataset, found[dataset]);
+    for (const dataset of name === "curve" ? ["curve"] : ["spectrum", "rank_marks", "references"]) view.data(dataset, datasets[dataset]);
     view.runAsync().then(() => view.resize().runAsync());
   }
 
@@ -405,8 +405,8 @@
     const focused = document.activeElement?.dataset?.sort;
     const column = all.find(({ id }) => id === state.sort) ?? all[0];
     const word = state.filter.toLowerCase();
-    const found = lines.filter((line) => line.name.toLowerCase().includes(word)).sort(compare(column));
-    const shown = state.all ? found : found.slice(0, FIRST_ROWS);
+    const matching = lines.filter((line) => line.name.toLowerCase().includes(word)).sort(compare(column));
+    const shown = state.all ? matching : matching.slice(0, FIRST_ROWS);
     const head = element("tr");
     head.append(...all.map(header));
     find("#matrices thead").replaceChildren(head);
@@ -415,8 +415,8 @@
     const unlisted = data.runs.reduce((sum, run) => sum + run.unlisted_matrices, 0);
     const more = unlisted ? `, those of each square that lose the most; ${whole(unlisted)} more are in results.json` : "";
     find("#shown").textContent = `${whole(shown.length)} of ${whole(lines.length)}${more}`;
-    find("#more").hidden = shown.length === found.length;
-    find("#more").textContent = `Show all ${found.length.toLocaleString("en-US")}`;
+    find("#more").hidden = shown.length === matching.length;
+    find("#more").textContent = `Show all ${matching.length.toLocaleString("en-US")}`;
   }
 
   function sortBy(id) {
@@ -430,12 +430,12 @@
 
   // ---- begin ------------------------------------------------------------------------------------------------
   function worst() {
-    let found = null;
+    let largest = null;
     data.runs.forEach((run, r) => run.cell_members.forEach((list, cell) => list.forEach((matrix) => {
       const lost = lostOf(r, matrix) ?? -1;
-      if (!found || lost > found.lost) found = { run: r, cell, matrix, lost };
+      if (!largest || lost > largest.lost) largest = { run: r, cell, matrix, lost };
     })));
-    return found;
+    return largest;
   }
 
   function listen() {

@@ -79,7 +79,7 @@ def charts(page: PageData) -> dict[str, Any]:
     modules = modules_with_style(page.modules)
     made = {
         "heat": _chart(heat_map(page, tall=False)),
-        "heat_tall": _chart(heat_map(page, tall=True, step=tall_layer_height(page))),
+        "heat_tall": _chart(heat_map(page, tall=True)),
         "loss": _chart(loss_by_rank(page), _styles(modules)),
         "curve": _chart(loss_curve(page)),
         "spectrum": _chart(spectrum(page)),
@@ -98,11 +98,6 @@ def layer_groups(page: PageData) -> list[ModuleGroup]:
     if not any(layer.isdecimal() for layer in page.layers):
         return []
     return [group for group in ModuleGroup if any(module.group is group for module in page.modules)]
-
-
-def tall_layer_height(page: PageData) -> int:
-    """The height of a layer where layers are on the y axis."""
-    return 22 if len(page.layers) <= 24 else 16 if len(page.layers) <= 48 else 12
 
 
 def _styles(modules: Sequence[Module]) -> list[int]:
@@ -160,7 +155,7 @@ def _line_chart_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _matrices(rows: Sequence[MatrixRow]) -> dict[str, Any]:
-    """Columns. Curves and spectra share their indices (ranks, or numbers of singular values), so these stand once."""
+    """Columns. Curves and spectra share their indices (ranks, or numbers of singular values), which are stored once."""
     indices: dict[tuple[int, ...], int] = {}
     return {
         **{field.name: [getattr(row, field.name) for row in rows] for field in fields(MatrixRow)},

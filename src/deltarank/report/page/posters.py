@@ -37,53 +37,41 @@ def posters(page: PageData) -> dict[str, Spec]:
 
 def _heat_map(page: PageData) -> Spec:
     subtitle = f"Energy lost by layer and module at rank {page.default_rank} (base: {_bases(page)})"
-    if len(page.runs) == 1:
-        width = min(WIDTH, 90 * len(page.layers))
-        chart = heat_map(page, tall=False, legend=True, width=width, step=44 if len(page.modules) <= 8 else 28)
-        return _poster(page, [_filled(chart, {"cells": cell_rows(page, page.runs[0])})], subtitle)
-    width = max(min(WIDTH // len(page.runs), 64 * len(page.modules)), 160)
-    step = 30 if len(page.layers) <= 12 else 18 if len(page.layers) <= 48 else 12
-    charts = [
-        _filled(
-            heat_map(page, tall=True, legend=i == 0, width=width, step=step),
-            {"cells": cell_rows(page, run)},
-            title=run.label,
-        )
+    layers, modules, runs = len(page.layers), len(page.modules), len(page.runs)
+    if runs == 1:
+        chart, step = heat_map(page, tall=False, legend=True), 44 if modules <= 8 else 28
+        size = min(WIDTH, 90 * layers), step * modules
+        return _poster(page, [_panel(chart, size, {"cells": cell_rows(page, page.runs[0])})], subtitle)
+    step = 30 if layers <= 12 else 18 if layers <= 48 else 12
+    size = max(min(WIDTH // runs, 64 * modules), 160), step * layers
+    panels = [
+        _panel(heat_map(page, tall=True, legend=i == 0), size, {"cells": cell_rows(page, run)}, title=run.label)
         for i, run in enumerate(page.runs)
     ]
-    return _poster(page, charts, subtitle, side_by_side=True)
+    return _poster(page, panels, subtitle, side_by_side=True)
 
 
 def _loss_by_rank(page: PageData) -> Spec:
     subtitle = f"Energy lost against LoRA rank (base: {_bases(page)})"
-    names = {}
     if len(page.runs) == 1:
         rows, styles = rank_rows(page, page.runs[0]), [m.style or 0 for m in modules_with_style(page.modules)]
-        chart = loss_by_rank(page, width=WIDTH, height=440)
+        chart, names = loss_by_rank(page), {}
     else:
         rows, styles = run_rows(page), run_styles(len(page.runs))
-        chart = runs_by_rank(page, styles, width=WIDTH, height=440)
-        names = {run.label: short(run.label, most=26) for run in page.runs}
+        chart, names = runs_by_rank(page, styles), {run.label: short(run.label, most=26) for run in page.runs}
     datasets = {"by_rank": rows, "line_ends": line_end_rows(rows, gap=LABEL_GAP, names=names)}
-    return _poster(page, [_filled(chart, datasets)], subtitle, styles=styles)
+    return _poster(page, [_panel(chart, (WIDTH, 440), datasets)], subtitle, styles=styles)
 
 
 def _cosine_by_layer(page: PageData, group: ModuleGroup) -> Spec:
     """The article's chart of one group: a panel for each run, all on one scale."""
     meaning = "0.3 = half of the energy is lost"
     subtitle = f"{group.heading}: cosine distance by layer at rank {page.default_rank} ({meaning})"
-    axis_end = cosine_axis_end(page, page.default_index)
-    height = 400 if len(page.runs) == 1 else 220
-    charts = [
-        _filled(
-            cosine_by_layer(page, group, axis_end=axis_end, width=WIDTH, height=height),
-            {"cells": cell_rows(page, run)},
-            title=_panel_title(page, run),
-        )
-        for run in page.runs
-    ]
+    chart = cosine_by_layer(page, group, axis_end=cosine_axis_end(page, page.default_index))
+    size = WIDTH, 400 if len(page.runs) == 1 else 220
+    panels = [_panel(chart, size, {"cells": cell_rows(page, run)}, title=_panel_title(page, run)) for run in page.runs]
     styles = [module.style or 0 for module in modules_with_style(page.modules) if module.group is group]
-    return _poster(page, charts, subtitle, styles=styles)
+    return _poster(page, panels, subtitle, styles=styles)
 
 
 def _kld_by_rank(page: PageData) -> Spec:
@@ -95,10 +83,11 @@ def _kld_by_rank(page: PageData) -> Spec:
         "of the finetune"
     )
     span = kld_span(page.outputs)
-    width, height = max(WIDTH // len(shown), 220), 440 if len(shown) == 1 else 340
-    charts = [
-        _filled(
-            kld_by_rank(page, span, width=width, height=height),
+    size = max(WIDTH // len(shown), 220), 440 if len(shown) == 1 else 340
+    panels = [
+        _panel(
+            kld_by_rank(page, span),
+            size,
             {
                 "points": point_rows(outputs, outputs.default_text),
                 "references": reference_rows(outputs, outputs.default_text, span),
@@ -109,7 +98,7 @@ def _kld_by_rank(page: PageData) -> Spec:
     ]
     sentences = shown[0][1].sentences if len(page.runs) == 1 else ()
     title = sentences[0] if sentences else "Output divergence from the finetune, by LoRA rank"
-    return _poster(page, charts, subtitle, side_by_side=len(charts) > 1, title=title)
+    return _poster(page, panels, subtitle, side_by_side=len(panels) > 1, title=title)
 
 
 def _panel_title(page: PageData, run: RunView) -> str | None:
@@ -120,9 +109,12 @@ def _bases(page: PageData) -> str:
     return listing(list(dict.fromkeys(run.base for run in page.runs)), most=3)
 
 
-def _filled(chart: Spec, datasets: Mapping[str, Sequence[Row]], *, title: str | None = None) -> Spec:
-    """A chart with the rows of its datasets in it, as a panel of a poster."""
+def _panel(
+    chart: Spec, size: tuple[int, int], datasets: Mapping[str, Sequence[Row]], *, title: str | None = None
+) -> Spec:
+    """A chart of this width and height with the rows of its datasets, ready to be put beside others."""
     panel: Spec = {key: _with_rows(value, datasets) for key, value in chart.items() if key != "$schema"}
+    panel |= {"width": size[0], "height": size[1]}
     return panel | ({"title": {"text": title, "fontSize": FONT_SIZE, "offset": 8}} if title else {})
 
 

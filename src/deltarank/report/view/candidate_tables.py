@@ -43,7 +43,7 @@ _WRITING_CAPTION = (
 )
 
 FINETUNE_AGAIN_NAME = "finetune, other seeds"
-"""The A/A control: what sampling alone does."""
+"""The A/A arm: the effect of sampling alone."""
 
 
 def logits_table(candidates: Sequence[CandidateView], text: Text, text_index: int) -> Table | None:
@@ -81,7 +81,7 @@ def _signed(value: float) -> str:
 
 
 def writing_table(candidates: Sequence[CandidateView], again: Writing | None) -> Table | None:
-    """A row for each candidate that wrote answers, under the finetune with other seeds; None if nobody wrote."""
+    """A row for each candidate that wrote answers, under the finetune with other seeds; None without answers."""
     rows = [TableRow(FINETUNE_AGAIN_NAME, _writing_cells(again))] if again else []
     rows += [TableRow(c.name, _writing_cells(c.writing), c.rank_index) for c in candidates if c.writing]
     return Table(_WRITING_HEADINGS, (tuple(rows),), _WRITING_CAPTION) if rows else None

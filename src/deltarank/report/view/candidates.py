@@ -1,4 +1,4 @@
-"""The candidates of a run, which of them stands for each rank, and the sentence about each rank."""
+"""The candidates of a run, which of them is shown at each rank, and the sentence about it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def candidate_views(outputs: Outputs, ranks: Sequence[int]) -> tuple[CandidateVi
 
 
 def candidate_at(rank: int, candidates: Sequence[CandidateView]) -> RankCandidate:
-    """The nearest rank by ratio stands for one that was not measured; of two equally near ones, the smaller."""
+    """For a rank that was not measured, the nearest by ratio is shown; of two equally near ones, the smaller."""
     measured = [(c.rank, i) for i, c in enumerate(candidates) if c.kind is CandidateKind.RANK and c.rank]
     if not measured:
         return RankCandidate(None, is_exact=False)

@@ -48,7 +48,7 @@ def point_rows(outputs: OutputsView, text: int) -> list[Row]:
 
 
 def reference_rows(outputs: OutputsView, text: int, span: Span) -> list[Row]:
-    """Candidates without a rank, as reference lines: the base, quantised finetunes, others. Their labels stand apart.
+    """Candidates without a rank, as reference lines whose labels do not overlap: the base, quantised finetunes, others.
 
     A line below the axis is drawn at its end, and its label has an arrow.
     """
