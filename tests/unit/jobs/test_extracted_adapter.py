@@ -10,8 +10,7 @@ import pytest
 
 from deltarank.adapters import METADATA_FILE, Budget, LeftOut
 from deltarank.errors import ResultsError
-from deltarank.jobs.extract import ExtractedAdapter
-from deltarank.jobs.extract.result import AdapterMatrix
+from deltarank.jobs.extract import AdapterMatrix, ExtractedAdapter
 from deltarank.results import Loss, Outcome, Reference
 
 LOSS = Loss(8, 0.1, 0.2, 0.5, 0.75)

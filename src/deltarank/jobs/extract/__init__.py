@@ -2,21 +2,17 @@
 
 from deltarank.jobs.extract.api import extract, extract_with_picture, plan_extraction
 from deltarank.jobs.extract.job import ExtractJob
-from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor
 from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
 
 __all__ = [
-    "AdapterLayout",
     "AdapterMatrix",
     "ExtractJob",
     "ExtractKeywords",
     "ExtractOptions",
     "ExtractedAdapter",
     "ExtractionPlan",
-    "Target",
-    "UnfactoredTensor",
     "extract",
     "extract_with_picture",
     "plan_extraction",

@@ -72,7 +72,7 @@ def _modules(adapter: ExtractedAdapter) -> Iterator[str]:
     yield from (
         "## By module",
         "",
-        f"| module | matrices | kept by the best rank-{adapter.rank} LoRA | kept by this adapter |",
+        "| module | matrices | kept by the best LoRA of this rank | kept by this adapter |",
         "| --- | ---: | ---: | ---: |",
     )
     for module, number, kept in adapter.modules:
