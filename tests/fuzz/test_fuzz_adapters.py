@@ -1,4 +1,4 @@
-"""Adapters that strangers wrote: a configuration, tensors under any name, and both against a real pair."""
+"""Untrusted adapters: a configuration, tensors under any name, and both against a real pair."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 import deltarank
-from deltarank.adapters import LoraAdapter, open_adapter
-from deltarank.adapters.config_read import LoraConfig, parse_config
+from deltarank.adapters import LoraAdapter, LoraConfig, open_adapter
 from fuzz.hostile import JSON, WORDS, as_json, cases, spoilt, survives, torn
 
 CONFIG = {
@@ -41,11 +40,12 @@ EXPRESSIONS = st.text(r"ab.*+?{}()[]|\^$,1", max_size=14) | st.sampled_from(
 NAMES = ["model.layers.0.self_attn.q_proj", "a" * 200, "a.a.a.a.b", "", "..", "a" * 40 + "!", r"\\" * 60, "a." * 20]
 
 
-def check_config(text: bytes) -> None:
-    """A configuration that is believed has ranks and scales that can be meant, for whatever module it is asked."""
+def check_config(text: bytes, folder: Path) -> None:
+    """A configuration that is accepted has valid ranks and alphas for every module."""
 
     def action() -> LoraConfig:
-        config = parse_config(text)
+        with open_adapter(write(folder, text, save(FACTORS))) as adapter:
+            config = adapter.config
         for name in NAMES:
             assert 1 <= config.rank_of(name) <= 1_000_000
             assert math.isfinite(config.alpha_of(name))
@@ -58,14 +58,15 @@ def check_config(text: bytes) -> None:
 
 @given(text=spoilt(CONFIG).map(as_json) | torn(as_json(CONFIG)) | JSON.map(as_json))
 @cases(250)
-def test_a_configuration_with_other_claims(text: bytes) -> None:
-    check_config(text)
+def test_a_configuration_with_other_claims(text: bytes, tmp_path: Path) -> None:
+    check_config(text, tmp_path)
 
 
 @given(ranks=st.dictionaries(EXPRESSIONS, st.integers(1, 9), max_size=3), targets=EXPRESSIONS)
 @cases(100)
-def test_a_configuration_full_of_expressions(ranks: dict[str, int], targets: str) -> None:
-    check_config(as_json(CONFIG | {"rank_pattern": ranks, "target_modules": targets, "exclude_modules": targets}))
+def test_a_configuration_full_of_expressions(ranks: dict[str, int], targets: str, tmp_path: Path) -> None:
+    config = CONFIG | {"rank_pattern": ranks, "target_modules": targets, "exclude_modules": targets}
+    check_config(as_json(config), tmp_path)
 
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -131,7 +132,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_an_adapter_of_any_tensors_held_against_a_pair(
     weights: dict[str, torch.Tensor], config: Any, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Every tensor of the adapter ends somewhere, and what is said of the change is a number."""
+    """The verification is refused, or all of its figures are numbers."""
     weights = {name: w for name, w in weights.items() if "\0" not in name}
     folder = write(tmp_path / "a", as_json(config), save(weights))
     found = survives(lambda: deltarank.verify(*pair, folder))

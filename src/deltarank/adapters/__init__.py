@@ -13,6 +13,7 @@ from __future__ import annotations
 from deltarank.adapters.apply import Applied, Change, NewBias, apply_adapter
 from deltarank.adapters.as_checkpoint import is_adapted, low_rank_factors, open_finetune
 from deltarank.adapters.budget import Budget, LeftOut, MatrixEnergies
+from deltarank.adapters.config_read import LoraConfig
 from deltarank.adapters.config_write import adapter_config
 from deltarank.adapters.file_names import (
     BUDGET_PICTURE_FILE,
@@ -58,6 +59,7 @@ __all__ = [
     "LeftOut",
     "LoadEffect",
     "LoraAdapter",
+    "LoraConfig",
     "LoraUpdate",
     "MatrixEnergies",
     "NewBias",

@@ -147,7 +147,7 @@ def _place_parts(
             is_harmless = _why_peft_ignores(part, adapter.config) is not None or _may_be_longer(part, target)
             effect = LoadEffect.NONE if is_harmless else LoadEffect.REFUSED
             unused.append(UnusedTensor(part.up.name, placed, effect))
-    if len(placements) <= len(unused):
+    if not adapter.parts or (unused and len(placements) <= len(unused)):
         _raise_wrong_base(adapter, unused, len(placements) + len(unused))
     return placements, unused
 

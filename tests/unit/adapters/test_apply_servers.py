@@ -198,6 +198,13 @@ def test_an_adapter_of_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert caught.value.slug == "adapter-empty"
 
 
+def test_an_adapter_of_new_biases_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    weights = {f"base_model.model.{ATTENTION.format(0, 'q')}.lora_B.bias": torch.ones(32)}
+    found = applied(pair, tmp_path, weights, None, lora_bias=True)
+
+    assert (len(found.biases), found.changes, found.unused) == (1, {}, ())
+
+
 def test_a_few_that_fit_nothing_are_unused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     weights = q_and_o() | factors("model.layers.7.self_attn.q_proj") | factors(ATTENTION.format(0, "k"), side=99)
 

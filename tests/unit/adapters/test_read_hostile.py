@@ -1,9 +1,8 @@
-"""An adapter is bytes from a stranger: what cannot be read is refused by name, and what changes nothing is told."""
+"""An adapter is untrusted: what cannot be read is refused with a reason, and unused tensors are listed."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import pytest
 import torch
 
 import peft_adapters as made
-from deltarank.adapters import open_adapter
-from deltarank.adapters.config_read import parse_config
-from deltarank.adapters.patterns import InvalidFieldError, ModulePatterns, ModuleSelector
+from deltarank.adapters import LoraConfig, open_adapter
 from deltarank.errors import AdapterError, DeltarankError, HeaderError
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -23,9 +20,21 @@ def factors(rank: int = 2) -> dict[str, torch.Tensor]:
     return {f"{STEM}.lora_A.weight": torch.ones(rank, 32), f"{STEM}.lora_B.weight": torch.ones(32, rank)}
 
 
-def refusal(text: bytes) -> AdapterError:
+def read_config(folder: Path, text: bytes) -> LoraConfig:
+    """The configuration of an adapter with this adapter_config.json."""
+    made.write_adapter(folder, factors())
+    (folder / "adapter_config.json").write_bytes(text)
+    with open_adapter(folder) as adapter:
+        return adapter.config
+
+
+def config_with(folder: Path, **fields: Any) -> LoraConfig:
+    return read_config(folder, json.dumps({"peft_type": "LORA", **fields}).encode())
+
+
+def refusal(folder: Path, text: bytes) -> AdapterError:
     with pytest.raises(AdapterError) as caught:
-        parse_config(text)
+        read_config(folder, text)
     assert caught.value.cure
     return caught.value
 
@@ -65,13 +74,13 @@ def refusal(text: bytes) -> AdapterError:
     ],
     ids=range(24),
 )
-def test_a_configuration_that_is_none(text: bytes) -> None:
-    assert refusal(text).slug == "adapter-bad-config"
+def test_an_invalid_configuration(text: bytes, tmp_path: Path) -> None:
+    assert refusal(tmp_path, text).slug == "adapter-bad-config"
 
 
 @pytest.mark.parametrize("kind", ["IA3", "LOHA", "PROMPT_TUNING", {"a": 1}, "x" * 10_000])
-def test_another_method_is_named(kind: Any) -> None:
-    error = refusal(json.dumps({"peft_type": kind}).encode())
+def test_another_method_is_named(kind: Any, tmp_path: Path) -> None:
+    error = refusal(tmp_path, json.dumps({"peft_type": kind}).encode())
 
     assert error.slug == "adapter-not-lora"
     assert len(error.message) < 200
@@ -87,31 +96,31 @@ def test_another_method_is_named(kind: Any) -> None:
         ("init_lora_weights", "pissa_niter_4"),
     ],
 )
-def test_more_than_a_product_is_named(field: str, value: object) -> None:
-    error = refusal(json.dumps({"peft_type": "LORA", field: value}).encode())
+def test_more_than_a_product_is_named(field: str, value: object, tmp_path: Path) -> None:
+    error = refusal(tmp_path, json.dumps({"peft_type": "LORA", field: value}).encode())
 
     assert error.slug == "adapter-unsupported"
     assert field in error.message
     assert "merge_and_unload" in error.cure
 
 
-def test_a_configuration_without_anything_is_peft_s_default() -> None:
-    config = parse_config(b'{"peft_type": "LORA"}')
+def test_an_empty_configuration_has_the_defaults_of_peft(tmp_path: Path) -> None:
+    config = config_with(tmp_path)
 
     assert (config.rank, config.alpha, config.rslora) == (8, 8.0, False)
     assert config.targets_module("any.module")
 
 
-def test_the_first_pattern_that_fits_decides() -> None:
+def test_the_first_pattern_that_matches_decides(tmp_path: Path) -> None:
     """As PEFT's get_pattern_key: the end of a name, behind a dot or whole."""
     from peft.utils.other import get_pattern_key
 
     entries = {"layers.1.mlp.up": 1, "up": 2, r"layers\.\d+\.mlp\.down": 3, "^mlp.down": 4, "own|gate": 5, "q.*": 6}
     names = ["model.layers.1.mlp.up", "x.up", "xup", "up", "layers.12.mlp.down", "mlp.down", "a.mlp.down", "a.gate"]
-    patterns = ModulePatterns({key: float(value) for key, value in entries.items()})
+    config = config_with(tmp_path, r=9, rank_pattern=entries)
 
     for name in [*names, "a.q_proj", "q", "aq", "", "layers.1.mlp.up.x"]:
-        assert patterns.get(name, 0) == entries.get(get_pattern_key(entries, name), 0), name
+        assert config.rank_of(name) == entries.get(get_pattern_key(entries, name), 9), name
 
 
 @pytest.mark.parametrize(
@@ -121,27 +130,28 @@ def test_the_first_pattern_that_fits_decides() -> None:
         *("a?" * 30 + "a" * 30, "(aa|aa)" * 30 + "b", "(a|(b|(a|b)(a|b)))" * 9 + "c", r"\\*" * 4 + "b"),
     ],
 )
-def test_an_expression_that_could_take_years_is_not_run(key: str) -> None:
-    with pytest.raises(InvalidFieldError):
-        ModulePatterns({key: 1.0})
-    assert ModuleSelector.from_expression(key).not_run
+def test_an_expression_that_could_take_years_is_not_run(key: str, tmp_path: Path) -> None:
+    as_pattern = json.dumps({"peft_type": "LORA", "alpha_pattern": {key: 1.0}}).encode()
+
+    assert refusal(tmp_path, as_pattern).slug == "adapter-bad-config"
+    assert config_with(tmp_path, target_modules=key).targets.not_run
 
 
-def test_an_expression_that_is_run_ends_soon() -> None:
-    patterns = ModulePatterns({"a*a*a*b": 1.0, "(aa|a)" * 13 + "b": 1.0, r".*\.(q|k|v|o)_proj|[(*|+?]{2}": 2.0})
-    started = time.perf_counter()
+def test_an_expression_that_is_run_ends(tmp_path: Path) -> None:
+    """With others of its kind this would take years."""
+    patterns = {"a*a*a*b": 1.0, "(aa|a)" * 13 + "b": 1.0, r".*\.(q|k|v|o)_proj|[(*|+?]{2}": 2.0}
+    config = config_with(tmp_path, lora_alpha=9, alpha_pattern=patterns)
 
     for name in (".".join(["a" * 60] * 3), "a" * 200, ".".join("a" * 24), "a" * 100_000, "." * 100_000):
-        assert patterns.get(name, 0) == 0
-    assert patterns.get("x.layers.1.k_proj", 0) == 2
-    assert time.perf_counter() - started < 5
+        assert config.alpha_of(name) == 9
+    assert config.alpha_of("x.layers.1.k_proj") == 2
 
 
-def test_a_target_that_is_not_run_is_taken_as_meant() -> None:
+def test_an_expression_that_is_not_run_targets_all_and_excludes_nothing(tmp_path: Path) -> None:
     unsloth = r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|v_proj).*?)"
 
-    assert ModuleSelector.from_expression(unsloth).matches("model.layers.0.self_attn.q_proj")
-    assert not ModuleSelector.from_expression(unsloth)  # as an exclusion it covers nothing
+    assert config_with(tmp_path, target_modules=unsloth).targets_module("model.layers.0.self_attn.q_proj")
+    assert config_with(tmp_path, exclude_modules=unsloth).targets_module("model.layers.0.self_attn.k_proj")
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
@@ -173,7 +183,7 @@ def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "nowhere", "\0", "a\nb"])
-def test_a_folder_that_is_none(name: str, tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist(name: str, tmp_path: Path) -> None:
     with pytest.raises(DeltarankError):
         open_adapter(tmp_path / name)
 
