@@ -447,14 +447,14 @@ import hashlib, json, os, sys
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import DeltarankError
 
-if "WAITS" in os.environ:  # the same tries as ever, with shorter waits between them
+if "MAX_RETRY_DELAY" in os.environ:  # the same tries as ever, with shorter waits between them
     from deltarank.checkpoints.hub import retry
-    retry.FIRST_DELAY, retry.MAX_DELAY = 0.01, float(os.environ["WAITS"])
+    retry.FIRST_DELAY, retry.MAX_DELAY = 0.01, float(os.environ["MAX_RETRY_DELAY"])
 
 def describe(ref, revision=None, fetch="download"):
-    told = []
-    with open_checkpoint(ref, revision=revision, fetch=fetch, on_note=told.append) as c:
-        return {"told": told, "traffic": c.traffic and (c.traffic.requests, c.traffic.received),
+    fetch_notes = []
+    with open_checkpoint(ref, revision=revision, fetch=fetch, on_note=fetch_notes.append) as c:
+        return {"fetch_notes": fetch_notes, "traffic": c.traffic and (c.traffic.requests, c.traffic.received),
                 "ref": c.reference.ref, "revision": c.reference.revision, "files": dict(c.reference.files),
                 "tensors": {n: t.shape for n, t in c.tensors.items()}, "config": c.config,
                 "fingerprint": c.fingerprint, "notes": c.notes}
@@ -465,15 +465,15 @@ def pair(base, finetune, fetch="download"):
 
 def read(ref, fetch, *tensors):
     # SHA-256 of each tensor (of all if none is named), and the sentences heard on the way.
-    told = []
-    with open_checkpoint(ref, fetch=fetch, on_note=told.append) as c:
+    fetch_notes = []
+    with open_checkpoint(ref, fetch=fetch, on_note=fetch_notes.append) as c:
         found = {}
         for name in tensors or c.tensors:
             info = c.tensors[name]
             buffer = bytearray(info.nbytes)
             c.source.read_into(info.file, info.start, memoryview(buffer))
             found[name] = hashlib.sha256(buffer).hexdigest()
-        return {"hashes": found, "told": told, "requests": c.traffic and c.traffic.requests}
+        return {"hashes": found, "fetch_notes": fetch_notes, "requests": c.traffic and c.traffic.requests}
 
 for line in sys.stdin:
     verb, *arguments = json.loads(line)

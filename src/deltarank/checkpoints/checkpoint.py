@@ -12,9 +12,8 @@ from typing import Any, Self
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.folder import find_weights
-from deltarank.checkpoints.formats.file_header import read_tensors
 from deltarank.checkpoints.formats.quantization_config import quantization_fingerprint
-from deltarank.checkpoints.formats.registry import decode_tensors
+from deltarank.checkpoints.formats.registry import decode_tensors, read_tensors
 from deltarank.checkpoints.formats.safetensors_header import TYPICAL_HEADER_BYTES, TensorInfo
 from deltarank.checkpoints.hub.fetch import FetchedModel, check_fetch_mode, fetch_model
 from deltarank.checkpoints.hub.http_ranges import Traffic

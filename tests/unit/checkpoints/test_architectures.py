@@ -61,7 +61,7 @@ def test_gpt2_is_measured_as_stored_and_says_so(tmp_path: Path) -> None:
     assert {"wte", "wpe"} == embeddings
 
 
-def test_a_tied_llama_has_no_head_and_no_complaint(tmp_path: Path) -> None:
+def test_a_tied_llama_needs_no_head(tmp_path: Path) -> None:
     plan = planned(tiny_models.tied_llama, tmp_path)
     assert modules(plan) == ATTENTION | {"mlp.gate_proj": 1, "mlp.up_proj": 1, "mlp.down_proj": 1}
     assert [x.name for x in plan.summed if x.outcome is Outcome.EMBEDDING] == ["model.embed_tokens.weight"]

@@ -179,7 +179,7 @@ def test_the_stated_error_of_four_bits_is_what_rounding_makes(kind: str) -> None
     assert relative_error(found, true) == pytest.approx(FOUR_BIT_TYPES[kind][1], rel=0.1)
 
 
-def test_rows_that_begin_inside_of_a_byte(tmp_path: Path) -> None:
+def test_rows_may_begin_inside_a_byte(tmp_path: Path) -> None:
     true = weights(5, 7)
     codes, state = bnb.functional.quantize_4bit(true, quant_type="nf4")
     stored = {NAME: codes, **{f"{NAME}.{part}": t for part, t in state.as_dict(packed=True).items()}}
@@ -201,7 +201,7 @@ def test_rows_that_begin_inside_of_a_byte(tmp_path: Path) -> None:
         b"[" * 900,
     ],
 )
-def test_a_state_that_lies_is_not_believed(tmp_path: Path, state: bytes) -> None:
+def test_a_wrong_quant_state_is_refused(tmp_path: Path, state: bytes) -> None:
     codes, quant = bnb.functional.quantize_4bit(weights(5, 7), quant_type="nf4")
     stored = {NAME: codes, **{f"{NAME}.{part}": t for part, t in quant.as_dict(packed=True).items()}}
     stored[f"{NAME}.quant_state.bitsandbytes__nf4"] = torch.tensor(list(state), dtype=torch.uint8)
@@ -212,7 +212,7 @@ def test_a_state_that_lies_is_not_believed(tmp_path: Path, state: bytes) -> None
         assert "do not match" in str(checkpoint.tensors[NAME].storage)
 
 
-def test_the_configuration_says_nothing_that_names_do_not(tmp_path: Path) -> None:
+def test_fp8_is_found_without_a_configuration(tmp_path: Path) -> None:
     """A folder without config.json is decoded as well, where all that is needed stands in the file."""
     codes, quant = bnb.functional.quantize_4bit(weights(64, 64), quant_type="nf4")
     stored = {NAME: codes, **{f"{NAME}.{part}": t for part, t in quant.as_dict(packed=True).items()}}

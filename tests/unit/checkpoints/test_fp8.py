@@ -133,7 +133,7 @@ def test_without_a_block_size_a_grid_is_not_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [[128], [0, 128], ["a", "b"], "128", [2**40, 1], None, [True, True]])
-def test_a_block_size_that_cannot_be_is_none(tmp_path: Path, block: object) -> None:
+def test_an_implausible_block_size_is_ignored(tmp_path: Path, block: object) -> None:
     codes, scales = fp8_blocks(weights(300, 520), (128, 128))
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": block}}
     base = save(tmp_path / "a", {NAME: codes, INVERSE: scales}, config=config)
@@ -158,7 +158,7 @@ def test_scales_in_another_shard_are_found(tmp_path: Path) -> None:
     assert torch.equal(found, by_library(codes, scales, (16, 16)))
 
 
-def test_any_run_of_bytes_can_be_read(tmp_path: Path) -> None:
+def test_any_byte_range_can_be_read(tmp_path: Path) -> None:
     """Two tensors lie one after the other in the virtual file."""
     names = [NAME, "model.layers.1.self_attn.q_proj.weight"]
     stored, whole = {}, []
@@ -176,7 +176,7 @@ def test_any_run_of_bytes_can_be_read(tmp_path: Path) -> None:
             assert bytes(buffer) == content[start : start + length]
 
 
-def test_the_rounding_of_a_quantised_finetune_is_counted_and_that_of_a_base_is_told(tmp_path: Path) -> None:
+def test_rounding_of_a_finetune_is_in_the_floor_and_that_of_a_base_is_noted(tmp_path: Path) -> None:
     true = weights(256, 256)
     codes, scales = fp8_blocks(true, (128, 128))
     quantised = save(tmp_path / "q", {NAME: codes, INVERSE: scales}, config={"quantization_config": fp8()})
@@ -193,7 +193,7 @@ def test_the_rounding_of_a_quantised_finetune_is_counted_and_that_of_a_base_is_t
     assert any("the base is stored as FP8" in note and "2.6 %" in note for note in out.notes)
 
 
-def test_a_changed_configuration_is_another_checkpoint(tmp_path: Path) -> None:
+def test_a_changed_configuration_changes_the_fingerprint(tmp_path: Path) -> None:
     """Else a run that died could go on with other numbers."""
     codes, scales = fp8_blocks(weights(4, 4), (2, 2))
     prints = set()
@@ -212,9 +212,7 @@ def test_a_changed_configuration_is_another_checkpoint(tmp_path: Path) -> None:
         (0.002, "% of the energy is rounding"),
     ],
 )
-def test_the_size_of_a_delta_tells_whether_the_bases_rounding_is_in_it(
-    tmp_path: Path, change: float, said: str
-) -> None:
+def test_a_note_says_whether_the_delta_contains_the_bases_rounding(tmp_path: Path, change: float, said: str) -> None:
     """0.0265 x 0.02 = 0.00053 is what rounding moves a weight by."""
     codes, scales = fp8_blocks(weights(256, 256), (128, 128))
     base = save(tmp_path / "q", {NAME: codes, INVERSE: scales}, config={"quantization_config": fp8()})
@@ -225,7 +223,7 @@ def test_the_size_of_a_delta_tells_whether_the_bases_rounding_is_in_it(
     assert any(said in note for note in notes), notes
 
 
-def test_a_delta_that_is_mostly_the_bases_rounding_is_called_so(tmp_path: Path) -> None:
+def test_a_note_says_when_a_delta_is_mostly_the_bases_rounding(tmp_path: Path) -> None:
     true = weights(256, 256)
     codes, scales = fp8_blocks(true, (128, 128))
     base = save(tmp_path / "q", {NAME: codes, INVERSE: scales}, config={"quantization_config": fp8()})

@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_single_experts(make: Callable[[], PreTrainedMo
         assert {m.module for m in found.matrices} >= {m.module for m in known.matrices if "expert" in m.module}
 
 
-def test_old_names_are_those_of_the_new(tmp_path: Path) -> None:
+def test_mixtral_names_match_those_of_transformers_5(tmp_path: Path) -> None:
     """Mixtral's w1, w3, w2 against gate, up, down, both one by one."""
     base, tuned = trained(mixtral, tmp_path)
     old = load_file(tuned / "model.safetensors")
@@ -137,9 +137,7 @@ def test_another_number_of_experts_is_not_paired(experts: int, tmp_path: Path) -
     ],
     ids=["missing", "transposed", "not plain", "there twice", "there by two names"],
 )
-def test_where_one_is_in_doubt_none_of_its_stack_is_paired(
-    change: dict[str, torch.Tensor | None], tmp_path: Path
-) -> None:
+def test_one_doubtful_expert_leaves_its_stack_unpaired(change: dict[str, torch.Tensor | None], tmp_path: Path) -> None:
     base = {name: tensor for name, tensor in (singles(3) | change).items() if tensor is not None}
     number, alone = paired(base, stacks(3), tmp_path)
 
@@ -154,7 +152,7 @@ def test_a_square_stack_could_be_transposed_and_is_not_paired(tmp_path: Path) ->
     assert f"{STEM}.gate_up_proj" in alone
 
 
-def test_whoever_writes_tensors_is_given_whole_ones(tmp_path: Path) -> None:
+def test_without_experts_only_whole_tensors_are_paired(tmp_path: Path) -> None:
     base, tuned = save(tmp_path / "base", singles(2)), save(tmp_path / "tuned", stacks(2))
 
     assert [pair.name for pair in pairing(base, tuned).pairs] == ["model.layers.0.self_attn.q_proj.weight"]

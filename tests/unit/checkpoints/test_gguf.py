@@ -175,7 +175,7 @@ def write(path: Path, architecture: str, tensors: dict[str, Tensor], kind: str =
 @pytest.mark.parametrize(
     ("name", "kind"), [*((name, "F32") for name in sorted(MODELS)), ("mixtral", "Q8_0"), ("gemma2", "Q8_0")]
 )
-def test_a_model_comes_back_as_transformers_saved_it(tmp_path: Path, name: str, kind: str) -> None:
+def test_gguf_tensors_equal_the_checkpoint_they_were_made_from(tmp_path: Path, name: str, kind: str) -> None:
     architecture, tensors = model(name, tmp_path / "plain")
     path = write(tmp_path / "x.gguf", architecture, laid_out(architecture, tensors), kind)
     with open_checkpoint(path) as base, open_checkpoint(tmp_path / "plain") as finetune:
@@ -234,7 +234,7 @@ def test_the_stated_error_is_what_rounding_makes(kind: str) -> None:
     assert relative_error(found, true) == pytest.approx(ERRORS[kind], rel=0.05)
 
 
-def test_a_gguf_base_is_compared_and_its_rounding_told(tmp_path: Path) -> None:
+def test_a_gguf_base_is_compared_and_its_rounding_noted(tmp_path: Path) -> None:
     architecture, tensors = model("llama", tmp_path / "plain")
     (tmp_path / "gguf").mkdir()
     write(tmp_path / "gguf" / "x.gguf", architecture, laid_out(architecture, tensors), "Q4_0")
@@ -247,7 +247,7 @@ def test_a_gguf_base_is_compared_and_its_rounding_told(tmp_path: Path) -> None:
     assert any("GGUF Q4_0" in note and "8.6 %" in note for note in results.notes)
 
 
-def test_an_architecture_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", "mamba", {"blk.0.ssm_in.weight": weights(4, 32)})
 
     with pytest.raises(CheckpointError, match="mamba") as caught:
@@ -257,7 +257,7 @@ def test_an_architecture_that_is_not_known_is_refused_by_name(tmp_path: Path) ->
     assert all(name in caught.value.message for name in FAMILIES)
 
 
-def test_parts_of_a_file_are_read_together(tmp_path: Path) -> None:
+def test_gguf_parts_are_read_together(tmp_path: Path) -> None:
     architecture, tensors = model("qwen2", tmp_path / "plain")
     stored = list(laid_out(architecture, tensors).items())
     first = write(tmp_path / "x-00001-of-00002.gguf", architecture, dict(stored[:10]))
@@ -267,7 +267,7 @@ def test_parts_of_a_file_are_read_together(tmp_path: Path) -> None:
         assert checkpoint.tensors.keys() == tensors.keys()
 
 
-def test_heads_that_do_not_divide_the_rows_leave_them_unread(tmp_path: Path) -> None:
+def test_heads_that_do_not_divide_the_rows_leave_them_undecoded(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", "llama", {"blk.0.attn_q.weight": weights(30, 32)})
 
     with open_checkpoint(path) as checkpoint:

@@ -45,7 +45,7 @@ def refusal(content: bytes, tmp_path: Path) -> HeaderError:
     return caught.value
 
 
-def test_names_shapes_types_and_places_are_those_of_the_file(tmp_path: Path) -> None:
+def test_names_shapes_dtypes_and_offsets_are_those_of_the_file(tmp_path: Path) -> None:
     tensors = llama()
     folder = save(tmp_path, tensors)
     content = (folder / "model.safetensors").read_bytes()
@@ -74,11 +74,11 @@ def test_sizes_agree_with_the_library_for_every_type_that_it_knows() -> None:
     assert unknown == []
 
 
-def test_a_type_from_the_future_is_let_through_unread() -> None:
+def test_an_unknown_dtype_is_accepted_unread() -> None:
     assert parse(raw({"a": entry("Q3", (7,), 0, 5)}, 5))["a"].dtype == "Q3"
 
 
-def test_metadata_and_spaces_are_passed_over() -> None:
+def test_metadata_and_spaces_are_skipped() -> None:
     text = (
         b' {"__metadata__" : {"format":"pt","k":"{[\\"]}"} ,\n"a":{"data_offsets":[0,4],"shape":[1],"dtype":"F32"} }  '
     )
@@ -142,7 +142,7 @@ def test_the_message_says_whose_file_it_is(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
-def test_a_truncated_file_is_called_cut_short(tmp_path: Path) -> None:
+def test_a_truncated_file_is_called_truncated(tmp_path: Path) -> None:
     content = (save(tmp_path / "whole", llama()) / "model.safetensors").read_bytes()
     for end in (len(content) - 1, len(content) // 2, 100, 20):
         assert refusal(content[:end], tmp_path).slug == "truncated"

@@ -71,7 +71,7 @@ def test_weights_and_configuration_are_fetched_and_nothing_else(hub: FakeHub, cl
     assert (home / "hub" / "models--org--single").is_dir()
 
 
-def test_a_second_time_nothing_is_fetched(hub: FakeHub, client: Client) -> None:
+def test_a_second_call_fetches_nothing(hub: FakeHub, client: Client) -> None:
     first = client.ask("org/single")
     hub.forget()
     assert first == client.ask("hf://org/single")
@@ -94,11 +94,11 @@ def test_only_the_shards_that_the_index_names_are_fetched(hub: FakeHub, client: 
     assert sum(name.endswith(".safetensors") for name in hub.downloaded()) == 3
 
 
-def test_a_file_of_another_name_is_found(client: Client) -> None:
+def test_a_single_gguf_of_any_name_is_found(client: Client) -> None:
     assert list(client.ask("org/named")["files"]) == ["weights.safetensors"]
 
 
-def test_torchs_own_files_are_fetched_where_there_is_no_safetensors(hub: FakeHub, client: Client) -> None:
+def test_pickles_are_downloaded_if_there_are_no_safetensors(hub: FakeHub, client: Client) -> None:
     hub.forget()
     assert set(llama()) == set(client.ask("org/torched")["tensors"])
     assert hub.downloaded() == ["pytorch_model.bin"]
@@ -127,7 +127,7 @@ def test_equal_blobs_under_two_names_are_the_same_checkpoint(client: Client) -> 
         ("a--b/c..d", "bad-reference"),
     ],
 )
-def test_failures_are_told_with_a_cure(ref: str, slug: str, client: Client) -> None:
+def test_failures_have_a_message_and_a_cure(ref: str, slug: str, client: Client) -> None:
     answer = client.ask(ref)
     assert answer.get("slug") == slug, answer
     assert answer["message"].isprintable()
@@ -150,7 +150,7 @@ def test_a_transfer_that_breaks_off_leaves_no_file_that_looks_whole(hub: FakeHub
         assert set(llama()) == set(client.ask("org/single")["tensors"])
 
 
-def test_offline_the_cache_serves_and_what_is_not_in_it_is_told(hub: FakeHub, client: Client, home: Path) -> None:
+def test_offline_uses_the_cache_and_reports_what_it_lacks(hub: FakeHub, client: Client, home: Path) -> None:
     cached = [client.ask(ref) for ref in ("org/single", "org/sharded", "org/named")]
     hub.forget()
     with Client(hub, home, HF_HUB_OFFLINE="1") as offline:
@@ -161,13 +161,13 @@ def test_offline_the_cache_serves_and_what_is_not_in_it_is_told(hub: FakeHub, cl
     assert hub.requests == []
 
 
-def test_a_token_opens_what_is_closed(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_token_opens_a_private_model(hub: FakeHub, tmp_path: Path) -> None:
     with Client(hub, tmp_path, HF_TOKEN=TOKEN) as client:
         assert "tensors" in client.ask("org/private")
         assert "tensors" in client.ask("org/gated")
 
 
-def test_a_hub_that_is_not_there_is_told(hub: FakeHub, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported(hub: FakeHub, tmp_path: Path) -> None:
     with Client(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9") as client:
         answer = client.ask("org/single")
     assert answer["slug"] == "hub-unreachable"

@@ -63,7 +63,7 @@ def test_a_name_that_is_no_plain_file_name_is_refused(shard: str, tmp_path: Path
     assert slug_of(write_index(tmp_path, {"a": shard}).parent) in ("bad-index", "outside-folder")
 
 
-def test_a_shard_in_a_folder_below_is_read(tmp_path: Path) -> None:
+def test_a_shard_in_a_subfolder_is_read(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     save_file({"a": numbers(2, 2)}, tmp_path / "below" / "x.safetensors")
     write_index(tmp_path, {"a": "below/x.safetensors"})
@@ -90,7 +90,7 @@ def test_a_huge_index_is_refused(tmp_path: Path) -> None:
     assert slug_of(tmp_path) == "bad-index"
 
 
-def test_where_two_shards_hold_a_tensor_the_index_decides(tmp_path: Path) -> None:
+def test_the_index_decides_between_two_shards(tmp_path: Path) -> None:
     save_file({"a": numbers(2, 2)}, tmp_path / "x.safetensors")
     save_file({"a": numbers(3, 3), "b": numbers(1, 1)}, tmp_path / "y.safetensors")
     write_index(tmp_path, {"a": "x.safetensors", "b": "y.safetensors"})
@@ -100,7 +100,7 @@ def test_where_two_shards_hold_a_tensor_the_index_decides(tmp_path: Path) -> Non
     assert slug_of(tmp_path) == "bad-index"
 
 
-def test_a_tensor_that_no_shard_holds_is_told(tmp_path: Path) -> None:
+def test_a_tensor_that_no_shard_holds_is_noted(tmp_path: Path) -> None:
     save_file({"a": numbers(2, 2)}, tmp_path / "x.safetensors")
     write_index(tmp_path, {"a": "x.safetensors", "gone": "x.safetensors"})
     with open_checkpoint(tmp_path) as checkpoint:

@@ -42,7 +42,7 @@ def test_layer_and_module(name: str, layer: int | None, module: str) -> None:
     assert (layer, module) == (location.layer, location.module)
 
 
-def test_a_small_tower_beside_the_main_stack_is_labelled() -> None:
+def test_modules_of_a_small_second_stack_are_prefixed() -> None:
     main = infos(*(f"model.language_model.layers.{i}.mlp.up.weight" for i in range(8)), shape=(100, 100))
     tower = infos(*(f"model.visual.blocks.{i}.mlp.up.weight" for i in range(8)))
     merger = infos("model.visual.merger.mlp.0.weight", "model.visual.merger.mlp.2.weight")
@@ -53,7 +53,7 @@ def test_a_small_tower_beside_the_main_stack_is_labelled() -> None:
     assert locator.locate("model.visual.merger.mlp.2.weight").layer is None
 
 
-def test_two_stacks_of_like_size_are_both_labelled() -> None:
+def test_modules_of_two_stacks_of_similar_size_are_prefixed() -> None:
     names = [f"{side}.block.{i}.layer.0.q.weight" for side in ("encoder", "decoder") for i in range(3)]
     locations = [TensorLocator(infos(*names)).locate(name) for name in (names[0], names[-1])]
     assert [(p.layer, p.module) for p in locations] == [(0, "encoder.layer.0.q"), (2, "decoder.layer.0.q")]
@@ -96,7 +96,7 @@ def test_vocabulary(name: str, role: VocabularyRole | None) -> None:
         )
     )
 )
-def test_fuzz_any_names_have_places(names: list[str]) -> None:
+def test_fuzz_any_name_has_a_location(names: list[str]) -> None:
     tensors = infos(*names)
     locator = TensorLocator(tensors)
     assert all(locator.locate(name).module for name in names)
@@ -121,33 +121,33 @@ INNER = ("layers.0.up.weight", "layers.1.up.weight", "norm.weight")
         ("model.", "base_model.model.model.", "is `base_model.model.model.` in the finetune"),
     ],
 )
-def test_wrappers_are_mapped_and_told(old: str, new: str, note: str) -> None:
+def test_wrappers_are_ignored_and_noted(old: str, new: str, note: str) -> None:
     matches = match_names(infos(*(old + n for n in INNER)), infos(*(new + n for n in INNER)))
     assert {new + n: old + n for n in INNER} == matches.names
     assert len(matches.notes) == 1
     assert note in matches.notes[0]
 
 
-def test_wrappers_inside_names_are_passed_over_and_told() -> None:
+def test_wrappers_inside_names_are_ignored_and_noted() -> None:
     matches = match_names(infos("model.layers.0.up.weight"), infos("model.layers.0._orig_mod.up.weight"))
     assert matches.names == {"model.layers.0._orig_mod.up.weight": "model.layers.0.up.weight"}
     assert "_orig_mod" in matches.notes[0]
 
 
-def test_two_candidates_are_no_match() -> None:
+def test_ambiguous_names_are_not_matched() -> None:
     base = infos(*("model." + n for n in INNER), *("module." + n for n in INNER))
     matches = match_names(base, infos(*("transformer." + n for n in INNER)))
     assert matches.names == {}
     assert matches.ambiguous == 3
 
 
-def test_a_name_that_is_equal_is_not_mapped_elsewhere() -> None:
+def test_equal_names_are_matched_first() -> None:
     base = infos(*("model." + n for n in INNER))
     finetune = infos(*("model." + n for n in INNER), *("language_model." + n for n in INNER))
     assert {"model." + n: "model." + n for n in INNER} == match_names(base, finetune).names
 
 
-def test_a_mapping_between_unlike_shapes_is_not_believed() -> None:
+def test_a_prefix_whose_shapes_disagree_is_not_accepted() -> None:
     base, finetune = infos(*("model." + n for n in INNER)), infos(*INNER, shape=(4, 5))
     assert match_names(base, finetune).names == {}
     some = finetune | infos(*INNER[:2])

@@ -167,7 +167,7 @@ def test_awq(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["aqlm", "hqq", "quip_sharp"])
-def test_a_format_that_is_not_decoded_is_refused_by_name(tmp_path: Path, method: str) -> None:
+def test_an_unsupported_quantisation_method_is_named(tmp_path: Path, method: str) -> None:
     codes = {"model.layers.0.mlp.up_proj.codes": torch.ones(4, 4, dtype=torch.int16)}
     folder = save(tmp_path, codes, config={"quantization_config": {"quant_method": method}})
 
@@ -179,7 +179,7 @@ def test_a_format_that_is_not_decoded_is_refused_by_name(tmp_path: Path, method:
 
 @pytest.mark.parametrize("part", ["qweight", "qzeros", "scales", "g_idx"])
 @pytest.mark.parametrize("shape", [(1, 1), (4,), (0, 4), (128, 64)])
-def test_parts_that_do_not_fit_are_named_not_misread(tmp_path: Path, part: str, shape: tuple[int, ...]) -> None:
+def test_parts_that_do_not_match_are_skipped_with_a_reason(tmp_path: Path, part: str, shape: tuple[int, ...]) -> None:
     stored, _ = gptq(4, second=False)
     stored[f"{STEM}.{part}"] = torch.zeros(shape, dtype=stored[f"{STEM}.{part}"].dtype)
     config = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
@@ -190,7 +190,7 @@ def test_parts_that_do_not_fit_are_named_not_misread(tmp_path: Path, part: str, 
     assert caught.value.slug in ("nothing-in-common", "not-floating")
 
 
-def test_a_shape_that_lies_is_not_believed(tmp_path: Path) -> None:
+def test_a_wrong_weight_shape_is_refused(tmp_path: Path) -> None:
     how = scheme("pack-quantized", num_bits=4, group_size=32, strategy="group", symmetric=True)
     stored, _ = by_library(weights(40, 96), how)
     for sides in ([40, 2**40], [40, -96], [2**31, 96], [41, 96], [40]):

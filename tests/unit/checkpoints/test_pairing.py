@@ -49,7 +49,7 @@ def test_order_is_by_layer_as_numbers(tmp_path: Path) -> None:
     assert layers[-1] == 11
 
 
-def test_every_tensor_ends_somewhere(tmp_path: Path) -> None:
+def test_every_tensor_is_paired_summed_or_skipped(tmp_path: Path) -> None:
     base = {**llama(), "only.base": numbers(2), "both.int": torch.ones(3, dtype=torch.int32), "c": numbers(4, 2, 3, 3)}
     finetune = {**llama(seed=9, words=50), "only.ours": numbers(2), "both.int": base["both.int"], "c": base["c"]}
     finetune["model.norm.weight"] = numbers(99)
@@ -76,7 +76,7 @@ def test_skipped_tensors_say_why(tmp_path: Path) -> None:
     )
 
 
-def test_other_types_on_the_two_sides_are_told(tmp_path: Path) -> None:
+def test_different_dtypes_are_noted(tmp_path: Path) -> None:
     finetune = {name: tensor.float() for name, tensor in llama(seed=9).items()}
     plan = pairing(*two(tmp_path, llama(), finetune))
     assert {"bfloat16 -> float32"} == {pair.dtype for pair in plan.pairs}
@@ -130,13 +130,13 @@ def test_a_head_tied_in_the_finetune_is_compared_with_its_embedding(tmp_path: Pa
     assert tied.shape == (40, 16)
 
 
-def test_a_head_that_the_configuration_does_not_tie_is_only_in_one(tmp_path: Path) -> None:
+def test_a_head_that_the_configuration_denies_is_tied_is_unmatched(tmp_path: Path) -> None:
     base = {name: tensor for name, tensor in llama().items() if name != "lm_head.weight"}
     plan = pairing(*two(tmp_path, base, llama(seed=9), text_config={"tie_word_embeddings": False}))
     assert {x.name: x.outcome for x in plan.skipped} == {"lm_head.weight": Outcome.ONLY_IN_FINETUNE}
 
 
-def test_other_prefixes_are_mapped_and_told(tmp_path: Path) -> None:
+def test_other_prefixes_are_matched_and_noted(tmp_path: Path) -> None:
     plan = pairing(*two(tmp_path, llama(), llama(seed=9, prefix="model.language_model.")))
     assert len(plan.pairs) == 6
     assert plan.pairs[0].name.startswith("model.language_model.layers.0.")
@@ -264,14 +264,14 @@ def test_only_a_head_in_common_is_no_matrix_in_common(tmp_path: Path) -> None:
     assert refusal(*folders).slug == "nothing-in-common"
 
 
-def test_only_a_vocabulary_in_common_can_be_asked_for(tmp_path: Path) -> None:
+def test_only_a_vocabulary_in_common_can_be_included(tmp_path: Path) -> None:
     head = {"lm_head.weight": numbers(4, 4)}
     folders = two(tmp_path, head | {"a.weight": numbers(2, 2)}, head | {"b.weight": numbers(2, 2)})
     assert refusal(*folders).slug == "nothing-in-common"
     assert [pair.name for pair in pairing(*folders, include=["lm_head*"]).pairs] == ["lm_head.weight"]
 
 
-def test_packed_weights_have_no_matrix_in_common_and_are_called_quantised(tmp_path: Path) -> None:
+def test_packed_weights_are_reported_as_quantised(tmp_path: Path) -> None:
     packed = {"model.layers.0.mlp.down_proj.qweight": torch.ones(4, 4, dtype=torch.int32)}
     base = save(tmp_path / "a", llama())
     finetune = save(tmp_path / "b", packed, config={"quantization_config": {"quant_method": "gptq"}})
@@ -299,13 +299,13 @@ def test_a_few_other_shapes_are_not_the_wrong_base(tmp_path: Path) -> None:
     assert len(pairing(*two(tmp_path, llama(), finetune)).pairs) == 5
 
 
-def test_other_numbers_of_layers_are_told(tmp_path: Path) -> None:
+def test_different_layer_counts_are_noted(tmp_path: Path) -> None:
     plan = pairing(*two(tmp_path, llama(), llama(layers=3, seed=9)))
     assert "the base has 2 layers and the finetune 3: layers with equal numbers are compared" in plan.notes
     assert len(plan.pairs) == 6
 
 
-def test_other_kinds_of_model_are_told(tmp_path: Path) -> None:
+def test_different_model_types_are_noted(tmp_path: Path) -> None:
     base = save(tmp_path / "a", llama(), config={"model_type": "llama"})
     finetune = save(tmp_path / "b", llama(seed=9), config={"model_type": "mist`ral\n" * 99})
     (note,) = pairing(base, finetune).notes
@@ -313,7 +313,7 @@ def test_other_kinds_of_model_are_told(tmp_path: Path) -> None:
     assert note.isprintable()
 
 
-def test_quantised_weights_are_named_not_measured(tmp_path: Path) -> None:
+def test_undecoded_weights_are_skipped_with_a_reason(tmp_path: Path) -> None:
     codes = {name: tensor.to(torch.int8) for name, tensor in llama().items() if tensor.ndim == 2}
     rest = {name: tensor for name, tensor in llama().items() if tensor.ndim != 2}
     error = refusal(*two(tmp_path, llama(), codes | rest))
@@ -321,7 +321,7 @@ def test_quantised_weights_are_named_not_measured(tmp_path: Path) -> None:
     assert "`I8` in the finetune" in error.message
 
 
-def test_a_type_that_nobody_knows_is_named(tmp_path: Path) -> None:
+def test_an_unknown_dtype_is_skipped_by_name(tmp_path: Path) -> None:
     header = {"a": entry("F32", (1, 2), 0, 8), "b": entry("Q\n3", (7,), 8, 9)}
     for name in ("x", "y"):
         (tmp_path / f"{name}.safetensors").write_bytes(raw(header, 9))
@@ -365,7 +365,7 @@ def test_fifty_thousand_tensors_are_paired_in_seconds(tmp_path: Path) -> None:
         pytest.param([f"layers.{i}.{'x' * 300}{i}.weight" for i in range(5000)], id="long names"),
     ],
 )
-def test_names_made_to_be_slow_are_not(names: list[str], tmp_path: Path) -> None:
+def test_names_made_to_be_slow_are_fast(names: list[str], tmp_path: Path) -> None:
     shapes = {"a.weight": ("F32", (2, 2))} | dict.fromkeys(names, ("F32", (2, 2)))
     header, size = layout(shapes)
     (tmp_path / "x.safetensors").write_bytes(raw(header, size))

@@ -70,7 +70,7 @@ def test_any_order_of_reads_gives_the_bytes(announced: str, readers: int) -> Non
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_neighbours_are_one_request_and_nothing_comes_twice() -> None:
+def test_adjacent_ranges_are_one_request_and_nothing_is_fetched_twice() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
     line.gate.clear()
@@ -86,7 +86,7 @@ def test_neighbours_are_one_request_and_nothing_comes_twice() -> None:
     assert line.asked == [(0, 100), (100, 10_100), (10_100, 20_100), (20_100, 30_100)]
 
 
-def test_neighbours_are_found_whatever_the_order_in_which_they_are_announced() -> None:
+def test_adjacent_ranges_are_joined_in_any_order() -> None:
     """Matrices of one shape are measured together, and do not lie together."""
     line = Line()
     ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
@@ -103,7 +103,7 @@ def test_neighbours_are_found_whatever_the_order_in_which_they_are_announced() -
     assert line.asked == [(0, 10), (1000, 7000)]
 
 
-def test_a_small_gap_is_read_over_and_a_large_one_is_not() -> None:
+def test_ranges_are_joined_across_small_gaps_only() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
     line.gate.clear()
@@ -121,7 +121,7 @@ def test_a_small_gap_is_read_over_and_a_large_one_is_not() -> None:
     assert asked <= 1.05 * 7010
 
 
-def test_memory_is_bounded_whatever_is_announced() -> None:
+def test_memory_is_bounded_whatever_is_prefetched() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=4)
     ahead.prefetch("x", 0, len(CONTENT))
@@ -131,7 +131,7 @@ def test_memory_is_bounded_whatever_is_announced() -> None:
     ahead.close()
 
 
-def test_a_reader_does_not_wait_behind_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_does_not_wait_for_blocks_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The budget is full of blocks that were announced and never asked for; in time they make room."""
     monkeypatch.setattr(read_ahead_module, "STALE_READS", 20)
     line = Line()
@@ -147,7 +147,7 @@ def test_a_reader_does_not_wait_behind_what_nobody_reads(monkeypatch: pytest.Mon
     ahead.close()
 
 
-def test_a_failed_fetch_fails_its_reader_and_nobody_else() -> None:
+def test_a_failed_fetch_fails_only_its_reader() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=8000, block=2000, fetchers=2)
     line.broken = True
@@ -159,7 +159,7 @@ def test_a_failed_fetch_fails_its_reader_and_nobody_else() -> None:
     ahead.close()
 
 
-def test_what_is_dropped_is_fetched_again() -> None:
+def test_dropped_blocks_are_fetched_again() -> None:
     line = Line()
     ahead = ReadAhead(line.fetch)
     ahead.prefetch("x", 0, 1000)
@@ -170,7 +170,7 @@ def test_what_is_dropped_is_fetched_again() -> None:
     assert line.asked == [(0, 1000), (10, 20)]
 
 
-def test_closing_ends_the_threads_and_lets_go_of_the_memory() -> None:
+def test_closing_ends_the_threads_and_frees_the_memory() -> None:
     before = threading.active_count()
     ahead = ReadAhead(Line().fetch, fetchers=3)
     ahead.prefetch("x", 0, 1000)
@@ -181,7 +181,7 @@ def test_closing_ends_the_threads_and_lets_go_of_the_memory() -> None:
     assert threading.active_count() == before
 
 
-def test_a_reader_that_waits_is_let_go_when_the_program_stops() -> None:
+def test_a_waiting_reader_fails_when_the_program_stops() -> None:
     line = Line()
     line.gate.clear()
     ahead = ReadAhead(line.fetch, fetchers=1)

@@ -100,7 +100,7 @@ def test_a_file_that_became_shorter_is_unreadable(two: tuple[Path, Path]) -> Non
     assert caught.value.slug == "unreadable"
 
 
-def test_a_file_that_went_away_is_unreadable(two: tuple[Path, Path]) -> None:
+def test_a_deleted_file_is_unreadable(two: tuple[Path, Path]) -> None:
     source = LocalSource(two[0], ["model-00001-of-00002.safetensors"])
     (two[0] / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError) as caught:
@@ -148,7 +148,7 @@ def test_without_positioned_reads_the_same_bytes_come(tmp_path: Path, monkeypatc
     assert wrong == []
 
 
-def test_more_files_than_may_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_files_than_stay_open_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_module, "MAX_OPEN_FILES", 2)
     names = [f"{i}.bin" for i in range(8)]
     for name in names:
@@ -181,7 +181,7 @@ def test_hints_never_fail(two: tuple[Path, Path]) -> None:
             prefetch(pair)
 
 
-def test_reading_asks_for_two_buffers_and_no_more(tmp_path: Path) -> None:
+def test_reading_allocates_two_buffers(tmp_path: Path) -> None:
     tensors = {"a": numbers(2048, 512)}
     one, other = save(tmp_path / "a", tensors), save(tmp_path / "b", tensors)
     with open_checkpoint(one) as base, open_checkpoint(other) as finetune:
@@ -208,7 +208,7 @@ def _read(pair: Pair) -> None:
 
 
 @pytest.mark.skipif(not _resident("RssFile"), reason="the system does not tell")
-def test_reading_a_large_pair_leaves_memory_where_it_was(tmp_path: Path) -> None:
+def test_reading_a_large_pair_takes_little_memory(tmp_path: Path) -> None:
     """A memory map of the same file does not: its pages count as ours, and a job with a memory limit dies of them."""
     tensors = {f"layers.{i}.w.weight": torch.zeros(2048, 1024, dtype=torch.bfloat16) + i for i in range(12)}
     folders = [save(tmp_path / side, tensors) for side in ("a", "b")]

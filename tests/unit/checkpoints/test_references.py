@@ -37,26 +37,26 @@ def test_hub_ids(text: str, repo_id: str, revision: str | None) -> None:
     assert HubRef(repo_id, revision) == parse_ref(text)
 
 
-def test_a_revision_may_stand_beside_the_id() -> None:
+def test_a_revision_may_be_given_separately() -> None:
     assert HubRef("org/name", "v2") == parse_ref("org/name", "v2")
     assert HubRef("org/name", "v2") == parse_ref("org/name@v2", "v2")
     with pytest.raises(UsageError):
         parse_ref("org/name@v1", "v2")
 
 
-def test_what_exists_here_is_meant_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_take_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert LocalRef(Path("org/name"), "org/name") == parse_ref("org/name")
     assert HubRef("org/name") == parse_ref("hf://org/name")
 
 
-def test_a_dot_gets_its_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dot_is_shown_as_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path) == parse_ref(".").ref
 
 
-def test_home_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     save(tmp_path / "model", llama())
     with open_checkpoint("~/model") as checkpoint:
@@ -124,7 +124,7 @@ def test_a_pickle_that_calls_itself_safetensors_is_not_run(tmp_path: Path) -> No
     assert not proof.exists()
 
 
-def test_a_file_of_another_kind(tmp_path: Path) -> None:
+def test_an_unsupported_file_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"onnx")
     assert refusal(path).slug == "bad-format"
@@ -143,11 +143,19 @@ def test_several_files_without_an_index(tmp_path: Path) -> None:
         assert list(checkpoint.tensors) == ["b"]
 
 
-def test_one_file_of_any_name_will_do(tmp_path: Path) -> None:
+def test_a_single_safetensors_of_any_name_is_read(tmp_path: Path) -> None:
     save_file({"a": numbers(2, 2)}, tmp_path / "weights.safetensors")
     (tmp_path / "below.safetensors").mkdir()
     with open_checkpoint(tmp_path) as checkpoint:
         assert list(checkpoint.reference.files) == ["weights.safetensors"]
+
+
+def test_an_adapter_beside_the_weights_is_ignored(tmp_path: Path) -> None:
+    """As it is on the Hub."""
+    for name in ("adapter_model", "weights"):
+        save_file({name: numbers(2, 2)}, tmp_path / f"{name}.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["weights"]
 
 
 def test_numbered_shards_need_no_index_if_the_set_is_whole(tmp_path: Path) -> None:
@@ -182,13 +190,13 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     assert refusal(tmp_path).slug == "unreadable"
 
 
-def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").symlink_to("model.safetensors")
     assert isinstance(refusal(tmp_path), CheckpointError)
 
 
 @pytest.mark.parametrize("config", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
-def test_a_broken_configuration_is_an_empty_one(config: bytes, tmp_path: Path) -> None:
+def test_a_broken_configuration_counts_as_empty(config: bytes, tmp_path: Path) -> None:
     save(tmp_path, llama())
     (tmp_path / "config.json").write_bytes(config)
     with open_checkpoint(tmp_path) as checkpoint:

@@ -17,7 +17,7 @@ def a_backoff() -> tuple[Backoff, list[float], list[str]]:
     return Backoff(said.append, slept.append), slept, said
 
 
-def test_waits_double_and_end_after_about_a_minute() -> None:
+def test_delays_double_and_end_after_about_a_minute() -> None:
     backoff, slept, _ = a_backoff()
     for _ in range(MAX_FAILURES - 1):
         backoff.wait("timed out")
@@ -28,7 +28,7 @@ def test_waits_double_and_end_after_about_a_minute() -> None:
     assert 20 < sum(slept) < 90
 
 
-def test_bytes_that_arrive_clear_the_count() -> None:
+def test_received_bytes_reset_the_count() -> None:
     backoff, slept, _ = a_backoff()
     for _ in range(5 * MAX_FAILURES):
         backoff.wait("cut")
@@ -70,11 +70,11 @@ def test_delays_are_limited_in_total() -> None:
         ({"RateLimit": "nonsense;t"}, None),
     ],
 )
-def test_what_an_answer_asks_for(headers: dict[str, str], seconds: float | None) -> None:
+def test_requested_delays_are_parsed(headers: dict[str, str], seconds: float | None) -> None:
     assert requested_delay(headers) == seconds
 
 
-def test_a_date_is_told_from_now() -> None:
+def test_a_date_becomes_seconds_from_now() -> None:
     found = requested_delay({"Retry-After": formatdate(time.time() + 100, usegmt=True)})
     assert found is not None
     assert 95 < found <= 100

@@ -14,7 +14,7 @@ import pytest
 import torch
 from files import llama, save, write_index
 
-from deltarank.checkpoints.hub import fetch as _fetch
+from deltarank.checkpoints.hub import fetch as fetch_module
 from deltarank.checkpoints.hub.fetch import MIN_FREE_BYTES
 from deltarank.checkpoints.references import HubRef
 from deltarank.results import size
@@ -52,7 +52,7 @@ def _without_faults(hub: FakeHub) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def client(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     home = tmp_path_factory.mktemp("home")
-    with Client(hub, home, WAITS="0.05", HF_HUB_DOWNLOAD_TIMEOUT="1") as client:
+    with Client(hub, home, MAX_RETRY_DELAY="0.05", HF_HUB_DOWNLOAD_TIMEOUT="1") as client:
         yield client
         assert list(home.rglob("*.safetensors")) == []
 
@@ -65,7 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def keeper(hub: FakeHub, home: Path) -> Iterator[Client]:
     """A client that may download, and has a token."""
-    with Client(hub, home, HF_TOKEN=TOKEN, WAITS="0.05") as keeper:
+    with Client(hub, home, HF_TOKEN=TOKEN, MAX_RETRY_DELAY="0.05") as keeper:
         yield keeper
 
 
@@ -88,7 +88,7 @@ def test_streamed_bytes_are_the_files_bytes(
     assert hub.secrets == []
 
 
-def test_a_file_is_resolved_once_and_its_header_comes_in_one_request(hub: FakeHub, client: Client) -> None:
+def test_a_url_is_resolved_once_and_a_header_takes_one_request(hub: FakeHub, client: Client) -> None:
     assert client.ask("org/big", None, "stream")["traffic"][0] == 3
     assert [part.start for part in hub.sent] == [0, 0, 0]
     hub.forget()
@@ -97,7 +97,7 @@ def test_a_file_is_resolved_once_and_its_header_comes_in_one_request(hub: FakeHu
     assert len(resolved) == 3
 
 
-def test_what_is_streamed_has_the_fingerprint_of_what_is_downloaded(
+def test_streamed_and_downloaded_checkpoints_have_equal_fingerprints(
     hub: FakeHub, client: Client, keeper: Client
 ) -> None:
     """So one way goes on with a run that the other began."""
@@ -110,9 +110,7 @@ def test_what_is_streamed_has_the_fingerprint_of_what_is_downloaded(
         assert streamed[key] == downloaded[key] == cached[key]
 
 
-def test_files_that_lie_in_the_cache_are_not_streamed(
-    hub: FakeHub, keeper: Client, home: Path, truth: dict[str, Any]
-) -> None:
+def test_cached_files_are_not_streamed(hub: FakeHub, keeper: Client, home: Path, truth: dict[str, Any]) -> None:
     keeper.ask("org/big", None, "download")
     next(home.glob("hub/models--org--big/snapshots/*/model-00002-of-00003.safetensors")).unlink()
     hub.forget()
@@ -120,28 +118,30 @@ def test_files_that_lie_in_the_cache_are_not_streamed(
     assert {part.file for part in hub.sent} == {"model-00002-of-00003.safetensors"}
 
 
-def test_the_user_is_told_what_is_streamed(client: Client) -> None:
-    told = client.ask("org/big", None, "stream")["told"]
-    assert told == ["Streaming 2.1 MB of `org/big` without saving it."]
+def test_a_note_says_what_is_streamed(client: Client) -> None:
+    notes = client.ask("org/big", None, "stream")["fetch_notes"]
+    assert notes == ["Streaming 2.1 MB of `org/big` without saving it."]
 
 
-def test_the_free_disk_decides_where_the_user_does_not(hub: FakeHub, keeper: Client, home: Path) -> None:
+def test_auto_decides_by_free_disk_space(hub: FakeHub, keeper: Client, home: Path) -> None:
     free = shutil.disk_usage(home).free
-    (told,) = keeper.ask("org/one", None, "auto")["told"]
-    assert told.startswith("Downloading" if free > MIN_FREE_BYTES + 3_000_000 else "Streaming")
-    assert "free" in told
+    (note,) = keeper.ask("org/one", None, "auto")["fetch_notes"]
+    assert note.startswith("Downloading" if free > MIN_FREE_BYTES + 3_000_000 else "Streaming")
+    assert "free" in note
 
 
 @pytest.mark.parametrize(
     ("free", "streamed"), [(MIN_FREE_BYTES, True), (MIN_FREE_BYTES + 99, True), (MIN_FREE_BYTES + 100, False)]
 )
-def test_a_download_leaves_room_on_the_disk(free: int, streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(_fetch.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10 * free, 0, free))
-    assert _fetch.is_streamed(HubRef("org/a"), "auto", 100, said.append) == streamed
+def test_auto_streams_unless_the_disk_keeps_free_space(
+    free: int, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10 * free, 0, free))
+    assert fetch_module.is_streamed(HubRef("org/a"), "auto", 100, notes.append) == streamed
     action = "Streaming 100 B of `org/a` without saving it"
     action = action if streamed else "Downloading 100 B of `org/a` into the Hub's cache"
-    assert said == [f"{action} ({size(free)} of disk space free)."]
+    assert notes == [f"{action} ({size(free)} of disk space free)."]
 
 
 CUTS = random.Random(5)
@@ -161,7 +161,7 @@ CUTS = random.Random(5)
         pytest.param([Fault("status", status=403, place="storage", after=3)], id="link refused once"),
     ],
 )
-def test_faults_of_the_line_leave_no_trace(
+def test_connection_faults_do_not_change_the_bytes(
     faults: list[Fault], hub: FakeHub, client: Client, truth: dict[str, Any]
 ) -> None:
     hub.faults = [Fault(**vars(fault)) for fault in faults]
@@ -169,13 +169,13 @@ def test_faults_of_the_line_leave_no_trace(
     assert all(fault.times == 0 for fault in hub.faults), "a fault was not met"
 
 
-def test_a_cut_body_goes_on_where_it_broke_off(hub: FakeHub, client: Client) -> None:
+def test_a_truncated_body_is_continued(hub: FakeHub, client: Client) -> None:
     hub.faults = [Fault("cut", at=100_000)]
     client.read("org/one", "stream", TENSOR)
     assert [part.start for part in hub.sent][:2] == [0, 100_000]
 
 
-def test_a_body_that_stalls_is_asked_for_again(hub: FakeHub, client: Client, truth: dict[str, Any]) -> None:
+def test_a_stalled_body_is_requested_again(hub: FakeHub, client: Client, truth: dict[str, Any]) -> None:
     hub.faults = [Fault("stall", at=50_000)]
     assert client.read("org/big", "stream")["hashes"] == truth
     hub.faults, already = [Fault("stall", at=50_000)], len(hub.sent)
@@ -183,7 +183,7 @@ def test_a_body_that_stalls_is_asked_for_again(hub: FakeHub, client: Client, tru
     assert [part.start for part in hub.sent[already:]][:2] == [0, 50_000]
 
 
-def test_a_server_that_asks_to_wait_is_obeyed(hub: FakeHub, client: Client, truth: dict[str, Any]) -> None:
+def test_a_requested_delay_is_obeyed(hub: FakeHub, client: Client, truth: dict[str, Any]) -> None:
     hub.faults = [Fault("status", status=429, headers={"Retry-After": "1"}, after=1)]
     began = time.monotonic()
     assert client.read("org/big", "stream")["hashes"] == truth
@@ -191,7 +191,7 @@ def test_a_server_that_asks_to_wait_is_obeyed(hub: FakeHub, client: Client, trut
 
 
 @pytest.mark.parametrize("fetch", ["stream", "download"])
-def test_a_busy_hub_is_asked_again_before_anything_was_read(fetch: str, hub: FakeHub, keeper: Client) -> None:
+def test_a_busy_hub_is_retried_before_anything_is_read(fetch: str, hub: FakeHub, keeper: Client) -> None:
     hub.faults = [
         Fault("status", status=503, times=2, place="api"),
         Fault("status", status=429, headers={"Retry-After": "0"}, place="api"),
@@ -207,7 +207,7 @@ def test_an_expired_link_is_resolved_again(hub: FakeHub, client: Client, truth: 
     assert 3 < len(resolved) <= 9
 
 
-def test_small_files_are_held_against_their_hash(hub: FakeHub, client: Client) -> None:
+def test_hashes_of_small_files_are_checked(hub: FakeHub, client: Client) -> None:
     whole = client.read("org/small", "stream")["hashes"]
     hub.faults = [Fault("flip", at=8000)]
     assert client.read("org/small", "stream")["hashes"] == whole
@@ -221,12 +221,12 @@ def test_a_damaged_header_is_refused(hub: FakeHub, client: Client) -> None:
 
 
 @pytest.mark.parametrize("kind", ["shifted", "zipped"])
-def test_bytes_that_are_not_those_that_were_asked_for_are_not_used(kind: str, hub: FakeHub, client: Client) -> None:
+def test_bytes_of_another_range_are_refused(kind: str, hub: FakeHub, client: Client) -> None:
     hub.faults = [Fault(kind, times=99)]
     assert client.read("org/one", "stream")["slug"] == "unreadable"
 
 
-def test_a_download_that_arrives_damaged_is_not_kept(hub: FakeHub, keeper: Client) -> None:
+def test_a_damaged_download_is_deleted(hub: FakeHub, keeper: Client) -> None:
     hub.faults = [Fault("flip", at=8000)]
     assert keeper.ask("org/small", None, "download")["slug"] == "damaged"
     assert "tensors" in keeper.ask("org/small", None, "download")
@@ -242,9 +242,7 @@ def test_a_server_that_stays_down_ends_the_run(hub: FakeHub, client: Client) -> 
 @pytest.mark.parametrize(
     ("how", "slug"), [("gone", "hub-not-found"), ("gated", "hub-gated"), ("moved", "hub-no-revision")]
 )
-def test_a_model_that_is_taken_away_in_between(
-    how: str, slug: str, hub: FakeHub, client: Client, tmp_path: Path
-) -> None:
+def test_a_model_deleted_during_the_run(how: str, slug: str, hub: FakeHub, client: Client, tmp_path: Path) -> None:
     """The link of a running stream expires, and behind it is nothing any more."""
     hub.repos.pop("org/leaving", None)
     repo = hub.add("org/leaving", save(tmp_path / "leaving", BIG))
@@ -275,14 +273,14 @@ def test_a_model_that_is_taken_away_in_between(
         ("org/holes", "missing-shard"),
     ],
 )
-def test_what_cannot_be_streamed_is_told_with_a_cure(ref: str, slug: str, client: Client) -> None:
+def test_what_cannot_be_streamed_is_refused_with_a_cure(ref: str, slug: str, client: Client) -> None:
     answer = client.ask(ref, None, "stream")
     assert answer.get("slug") == slug, answer
     assert answer["message"].isprintable()
     assert answer["cure"]
 
 
-def test_a_token_opens_what_is_closed_and_stays_with_the_hub(hub: FakeHub, keeper: Client) -> None:
+def test_a_token_opens_a_private_model_and_is_sent_to_the_hub_only(hub: FakeHub, keeper: Client) -> None:
     assert "hashes" in keeper.read("org/private", "stream")
     assert "hashes" in keeper.read("org/gated", "stream")
     assert len(hub.sent) == 2
@@ -290,12 +288,12 @@ def test_a_token_opens_what_is_closed_and_stays_with_the_hub(hub: FakeHub, keepe
 
 
 @pytest.mark.slow
-def test_a_name_that_does_not_resolve_is_told(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_host_that_does_not_resolve_is_reported(hub: FakeHub, tmp_path: Path) -> None:
     with Client(hub, tmp_path, HF_ENDPOINT="http://nowhere.invalid") as client:
         assert client.ask("org/big", None, "stream")["slug"] == "hub-unreachable"
 
 
-def test_a_storage_whose_name_does_not_resolve_ends_the_run(hub: FakeHub, client: Client) -> None:
+def test_a_storage_host_that_does_not_resolve_ends_the_run(hub: FakeHub, client: Client) -> None:
     storage, hub.storage = hub.storage, "http://nowhere.invalid"
     try:
         assert client.read("org/big", "stream")["slug"] == "hub-lost"
@@ -303,7 +301,7 @@ def test_a_storage_whose_name_does_not_resolve_ends_the_run(hub: FakeHub, client
         hub.storage = storage
 
 
-def test_a_full_disk_is_told(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(hub: FakeHub, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: the client's own writing fails."""
     with Client(hub, tmp_path, most_bytes=100_000) as client:
         answer = client.ask("org/big", None, "download")
@@ -313,9 +311,7 @@ def test_a_full_disk_is_told(hub: FakeHub, tmp_path: Path) -> None:
     assert not list((tmp_path / "hub").glob("models--org--big/snapshots/*/*.safetensors"))
 
 
-def test_what_is_stored_quantised_is_decoded_from_what_is_streamed(
-    hub: FakeHub, client: Client, tmp_path: Path
-) -> None:
+def test_quantised_models_are_decoded_while_streamed(hub: FakeHub, client: Client, tmp_path: Path) -> None:
     """FP8 with block scales: a decoded row is made of two places of the file, and both are announced."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(600, 520, generator=generator).to(torch.float8_e4m3fn)

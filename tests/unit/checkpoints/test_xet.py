@@ -31,7 +31,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, storage: Path) -> Iterator[Fak
 
 @pytest.fixture(scope="module")
 def client(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with Client(hub, tmp_path_factory.mktemp("home"), WAITS="0.05") as client:
+    with Client(hub, tmp_path_factory.mktemp("home"), MAX_RETRY_DELAY="0.05") as client:
         yield client
 
 
@@ -54,7 +54,7 @@ def test_a_model_on_xet_is_read_there_with_one_token_for_all_its_files(
 
 
 @pytest.mark.slow
-def test_both_ways_tell_the_same_of_a_checkpoint(hub: FakeHub, client: Client, tmp_path: Path) -> None:
+def test_streamed_and_downloaded_checkpoints_are_equal(hub: FakeHub, client: Client, tmp_path: Path) -> None:
     over_xet = client.ask("org/big", None, "stream")
     with Client(hub, tmp_path, HF_HUB_DISABLE_XET="1") as other:
         hub.forget()
@@ -72,18 +72,18 @@ def elsewhere(hub: FakeHub, tmp_path: Path) -> Iterator[FakeHub]:
     hub.cas = cas
 
 
-def test_what_xet_does_not_give_comes_over_http(elsewhere: FakeHub, client: Client, truth: dict[str, Any]) -> None:
+def test_bytes_that_xet_does_not_deliver_come_over_http(
+    elsewhere: FakeHub, client: Client, truth: dict[str, Any]
+) -> None:
     elsewhere.forget()
     answer = client.read("org/big", "stream")
     assert answer["hashes"] == truth
     assert {part.file for part in elsewhere.sent} == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
-    assert any("continues over HTTP" in sentence for sentence in answer["told"])
+    assert any("continues over HTTP" in sentence for sentence in answer["fetch_notes"])
 
 
 @pytest.mark.slow
-def test_a_xet_storage_that_says_nothing_is_left_for_http(
-    elsewhere: FakeHub, tmp_path: Path, truth: dict[str, Any]
-) -> None:
+def test_a_silent_xet_storage_is_replaced_by_http(elsewhere: FakeHub, tmp_path: Path, truth: dict[str, Any]) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as mute,
         Client(elsewhere, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="1") as client,

@@ -1,8 +1,8 @@
-"""Which tensors of a checkpoint are decoded, and from what: found by names, dtypes and config.json."""
+"""All formats: how the header of a file is read, and which tensors are decoded from which stored ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +12,13 @@ from deltarank.checkpoints.formats.compressed_tensors import find_compressed_ten
 from deltarank.checkpoints.formats.decoded_source import DecodedSource, PartReader
 from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
 from deltarank.checkpoints.formats.fp8 import find_fp8
-from deltarank.checkpoints.formats.gguf import find_gguf
+from deltarank.checkpoints.formats.gguf import GGUF_SUFFIX, find_gguf, gguf_tensors
 from deltarank.checkpoints.formats.gpt_oss_experts import find_gpt_oss_experts
 from deltarank.checkpoints.formats.gptq import find_gptq
 from deltarank.checkpoints.formats.quantization_config import quantization_config
-from deltarank.checkpoints.formats.safetensors_header import TensorInfo
+from deltarank.checkpoints.formats.safetensors_header import TensorInfo, parse_header, read_header
 from deltarank.checkpoints.formats.storage import StorageFormat
+from deltarank.checkpoints.formats.torch_pickle import PICKLE_SUFFIXES, read_pickled
 from deltarank.checkpoints.pieces import FLOAT_DTYPES
 from deltarank.checkpoints.source import Source
 from deltarank.errors import CheckpointError
@@ -29,6 +30,21 @@ SUPPORTED_METHODS = frozenset(
 """The `quant_method`s that are decoded."""
 
 Tensors = Mapping[str, TensorInfo]
+
+
+def read_tensors(source: Source, file: str) -> tuple[bytes, Iterable[TensorInfo]]:
+    """The tensors that a file's header describes, after bytes that change when the header does.
+
+    Raises:
+        CheckpointError, HeaderError: it cannot be read, or is invalid.
+    """
+    if file.lower().endswith(PICKLE_SUFFIXES):
+        tensors = read_pickled(source, file)
+        return repr(sorted(tensors.items())).encode("utf-8", "surrogatepass"), tensors.values()
+    if file.endswith(GGUF_SUFFIX):
+        return gguf_tensors(source, file)
+    header = read_header(source, file)
+    return header, parse_header(header, file=file, size=source.files[file]).values()
 
 
 def decode_tensors(tensors: Tensors, source: Source, config: Mapping[str, Any]) -> tuple[Tensors, Source]:

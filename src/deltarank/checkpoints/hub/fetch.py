@@ -20,7 +20,7 @@ from deltarank.checkpoints.hub.xet import XetConnection, XetRangeReader
 from deltarank.checkpoints.hub.xet import is_available as xet_is_available
 from deltarank.checkpoints.references import HubRef, parse_ref
 from deltarank.checkpoints.source import LocalSource, Source
-from deltarank.errors import CheckpointError, UsageError
+from deltarank.errors import CheckpointError, DeltarankError, UsageError
 from deltarank.results import size
 
 FetchMode = Literal["auto", "download", "stream"]
@@ -135,22 +135,15 @@ def _streamed(
     ref: HubRef, commit: str, weights: WeightFiles, missing: Sequence[RemoteFile], on_note: Callable[[str], None]
 ) -> FetchedModel:
     traffic = Traffic(frozenset(file.name for file in missing))
-    readers = _RangeReaders(ref, commit, traffic, on_note)
-    source: Source = HubSource(
-        missing,
-        readers.open,
-        traffic=traffic,
-        stop=readers.stop,
-        translate=lambda error: translate_hub_error(ref, error),
-    )
+    source: Source = HubSource(missing, _Connection(ref, commit, traffic, on_note))
     cached = [name for name in weights.names if name not in source.files]
     if cached:
         source = CombinedSource([source, LocalSource(weights.folder, cached)])
     return FetchedModel(weights, commit, source, traffic)
 
 
-class _RangeReaders:
-    """Opens the files of a model: over Xet if they are stored there, else over HTTP."""
+class _Connection:
+    """Opens the files of one commit: over Xet if they are stored there, else over HTTP."""
 
     def __init__(self, ref: HubRef, commit: str, traffic: Traffic, on_note: Callable[[str], None]) -> None:
         from huggingface_hub import constants
@@ -177,6 +170,9 @@ class _RangeReaders:
         self._stopped.set()
         if self._xet is not None:
             self._xet.close()
+
+    def translate(self, error: Exception) -> DeltarankError:
+        return translate_hub_error(self._ref, error)
 
 
 def _cannot_stream(ref: HubRef) -> CheckpointError:

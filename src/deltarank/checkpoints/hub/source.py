@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.file_errors import unreadable
 from deltarank.checkpoints.formats.safetensors_header import LENGTH_BYTES, TYPICAL_HEADER_BYTES
 from deltarank.checkpoints.hub.checksums import damaged, has_digest
-from deltarank.checkpoints.hub.http_ranges import RangeReader, RemoteFile, Traffic
+from deltarank.checkpoints.hub.http_ranges import RangeReader, RemoteFile
 from deltarank.checkpoints.hub.read_ahead import MAX_BUFFERED_BYTES, ReadAhead
 from deltarank.checkpoints.hub.retry import TransferError
 from deltarank.checkpoints.source import Source
@@ -22,6 +23,18 @@ MAX_SMALL_FILES_BYTES = 32 << 20
 """Bytes of small files that are kept in memory."""
 
 
+class Connection(Protocol):
+    """How the files of a model are reached."""
+
+    def open(self, file: RemoteFile) -> RangeReader: ...
+
+    def stop(self) -> None:
+        """Makes all reads fail soon."""
+
+    def translate(self, error: Exception) -> DeltarankError:
+        """The client library's exception as one of ours."""
+
+
 class HubSource:
     """Files on the Hub by name, read ahead by ranges. Small files are fetched whole and stay in memory.
 
@@ -29,25 +42,15 @@ class HubSource:
     that is not the one that was listed is a CheckpointError, which fails its own matrices only.
     """
 
-    def __init__(
-        self,
-        files: Sequence[RemoteFile],
-        open_file: Callable[[RemoteFile], RangeReader],
-        *,
-        traffic: Traffic,
-        stop: Callable[[], None],
-        translate: Callable[[Exception], DeltarankError],
-    ) -> None:
+    def __init__(self, files: Sequence[RemoteFile], connection: Connection) -> None:
         self._listed = {file.name: file for file in files}
         self._sizes = {file.name: file.size for file in files}
-        self._readers = {file.name: open_file(file) for file in files}
+        self._readers = {file.name: connection.open(file) for file in files}
         self._small = _small_files(files)
         self._contents: dict[str, bytes] = {}
         self._lock = threading.Lock()
-        self._stop = stop
-        self._translate = translate
+        self._connection = connection
         self._ahead = ReadAhead(self._fetch)
-        self.traffic = traffic
 
     @property
     def files(self) -> Mapping[str, int]:
@@ -76,11 +79,11 @@ class HubSource:
             self._ahead.drop(file)  # with many files, tensors that came with the headers are read too late to be kept
 
     def interrupt(self) -> None:
-        self._stop()
+        self._connection.stop()
         self._ahead.stop()
 
     def close(self) -> None:
-        self._stop()
+        self._connection.stop()
         self._ahead.close()
         self._contents.clear()
 
@@ -107,7 +110,7 @@ class HubSource:
             raise _connection_lost(file, str(error)) from None
         # The client library's exceptions have no common base class.
         except Exception as error:
-            translated = self._translate(error)
+            translated = self._connection.translate(error)
             raise JobError(translated.message, cure=translated.cure, slug=translated.slug) from error
 
 

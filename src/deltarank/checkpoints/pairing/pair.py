@@ -63,10 +63,13 @@ def pair_checkpoints(
     refuse_unrelated(base, finetune, matches, matrices, has_include=bool(include))
     selection = Selection(include, exclude)
     builder = _PairingBuilder(base, finetune, selection)
-    for match in (*matcher.with_experts(matched), *matcher.tied()):
+    unmatched = list(matcher.unmatched())
+    ties = [matcher.tie(*each) for each in unmatched]
+    for match in (*matcher.with_experts(matched), *filter(None, ties)):
         builder.add_match(match)
-    for info, outcome, location in matcher.unmatched():
-        builder.add_unmatched(info, outcome, location)
+    for each, tie in zip(unmatched, ties, strict=True):
+        if tie is None:
+            builder.add_unmatched(*each)
     selection.refuse_unmatched([*base.tensors, *finetune.tensors], matcher.modules)
     if not builder.pairs:
         refuse_empty(builder.skipped, selected=bool(include or exclude))
@@ -159,15 +162,8 @@ class _Matcher:
         ]
         return sorted((*matched, *parts), key=lambda match: _layer_order(match.location))
 
-    def tied(self) -> list[_Match]:
-        """Embeddings and heads that one side stores and the other shares with its counterpart."""
-        return [match for only in self._one_sided() if (match := self._tie(*only)) is not None]
-
-    def unmatched(self) -> list[tuple[TensorInfo, Outcome, Location]]:
-        return [only for only in self._one_sided() if self._tie(*only) is None]
-
-    def _one_sided(self) -> Iterable[tuple[TensorInfo, Outcome, Location]]:
-        """Tensors without a match of their name."""
+    def unmatched(self) -> Iterable[tuple[TensorInfo, Outcome, Location]]:
+        """Tensors of one side without a match on the other."""
         base_used = self._experts.used[0].union(self._names.values())
         finetune_used = self._experts.used[1].union(self._names)
         for info in _in_order(self._finetune.tensors, self.finetune_locations):
@@ -177,7 +173,8 @@ class _Matcher:
             if info.name not in base_used:
                 yield info, Outcome.ONLY_IN_BASE, self.base_locations[info.name]
 
-    def _tie(self, info: TensorInfo, outcome: Outcome, location: Location) -> _Match | None:
+    def tie(self, info: TensorInfo, outcome: Outcome, location: Location) -> _Match | None:
+        """The counterpart of an unmatched embedding or head that the other side shares with its head or embedding."""
         in_base = outcome is Outcome.ONLY_IN_BASE
         side, ties = ("finetune", self._finetune_ties) if in_base else ("base", self._base_ties)
         counterpart = ties.find_tied(info, location.vocabulary)
