@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deltarank.cli import main
-from deltarank.cli.demo import FINETUNES, RANKS, SPOKEN, YARDSTICKS
+from deltarank.cli.demo import FINETUNES, OUTPUT_RANKS, RANKS, YARDSTICKS
 from deltarank.results import CandidateKind, Outputs, Results, Total
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def own(outputs: Outputs) -> str:
 def test_what_it_says_comes_nearer_with_rank_and_the_controls_read_zero(runs: dict[str, Results], name: str) -> None:
     outputs = runs[name].outputs
     assert outputs is not None
-    by_rank = [kld(outputs, f"rank {rank}") for rank in SPOKEN]
+    by_rank = [kld(outputs, f"rank {rank}") for rank in OUTPUT_RANKS]
 
     assert [kld(outputs, "base"), *by_rank] == sorted([kld(outputs, "base"), *by_rank], reverse=True)
     assert kld(outputs, "any rank") <= by_rank[-1]
@@ -124,8 +124,8 @@ def test_again_it_trains_and_measures_nothing(folder: Path, capsys: pytest.Captu
 
     assert "trained earlier" in captured.err
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "What a LoRA of rank 8 loses" in captured.out
-    assert "How far what it says is from its finetune" in captured.out
+    assert "Loss at rank 8" in captured.out
+    assert "Output divergence from the finetune" in captured.out
     assert str(folder / "report.html") in captured.out
 
 

@@ -1,12 +1,13 @@
-"""`deltarank demo`: the article again, small enough for any machine."""
+"""`deltarank demo`: train a tiny base and three finetunes, and compare them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltarank.cli.options import quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
 from deltarank.results import Results, listing
@@ -14,17 +15,17 @@ from deltarank.results import Results, listing
 if TYPE_CHECKING:
     from deltarank.demo import Reading
 
-RANKS = (1, 2, 4, 8, 16, 32, 64)
 FINETUNES = ("lora", "full", "merge")
-SPOKEN = (2, 8, 32)
-"""Ranks of which it is measured what they say; each takes some seconds."""
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+OUTPUT_RANKS = (2, 8, 32)
+"""Ranks of which the outputs are measured; each takes some seconds."""
 YARDSTICKS = ("q8_0", "q4_0")
-SAMPLES, LONGEST, BATCH = 2, 64, 16
+SAMPLES, MAX_TOKENS, BATCH = 2, 64, 16
 ATTRIBUTED = "full"
-"""The finetune of which it is asked which modules matter."""
+"""The finetune of which the effect of each module is measured."""
 
 
-@click.command(short_help="The article again, small enough for any machine.")
+@click.command(short_help="Train a tiny base and three finetunes, and compare them.")
 @click.option(
     "-o",
     "--output",
@@ -40,57 +41,58 @@ ATTRIBUTED = "full"
     default=0,
     show_default=True,
     metavar="N",
-    help="Of the first weights and of the order of the text.",
+    help="Seed of the initial weights and of the order of the text.",
 )
-@click.option("--force", is_flag=True, help="Replace a demo of another seed or version that lies in OUT.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr.")
+@click.option("--force", is_flag=True, help="Replace a demo of another seed or version in OUT.")
+@quiet_option
 def demo(output: Path, seed: int, force: bool, quiet: bool) -> None:
     """Train a tiny base and three finetunes, and show what a LoRA keeps of each.
 
-    A LoRA (merged), a full finetune and a merge, trained here on the text of Python's own library and compared in their
-    weights and in what they say: about three minutes on two cores, without network. Finished parts are used again.
+    A merged LoRA, a full finetune and a merge are trained on the text of Python's own library, and compared with their
+    base in weights and outputs. Takes about three minutes on two cores and needs no network. Finished parts are reused.
     """
-    from deltarank.demo import build_lab, write_reading
+    from deltarank.demo import Recipe, build_lab, write_reading
 
     tell = sayer(quiet)
     if not force:
-        _refuse_others(output)
-    # Before anything loads torch: the lab asks it to leave cores to others (see `build_lab`).
+        _refuse_other_folders(output)
+    # First of all, before anything imports torch: `build_lab` sets how its threads wait.
     lab = build_lab(output / "lab", seed=seed, say=tell, progress=not quiet, force=force)
-    runs = {}
-    for name in FINETUNES:
-        tell(f"Comparing the base with {name}.")
-        runs[name] = _compared(lab.base, lab.folder / name, output / "runs" / name, force=force, quiet=quiet)
-    ranks = listing([str(rank) for rank in SPOKEN])
     reading = write_reading(lab.texts, output / "reading")
     for name in FINETUNES:
-        tell(f"Holding what {name} says against the base, LoRAs of rank {ranks}, and itself quantised.")
-        runs[name] = _spoken(lab.base, lab.folder / name, reading, output / "runs" / name, force=force, quiet=quiet)
-    _conclude(runs, output, quiet=quiet)
+        tell(f"Comparing {name} with the base.")
+        _compare(lab.base, lab.folder / name, output / "runs" / name, force=force, quiet=quiet)
+    runs = []
+    for name in FINETUNES:
+        ranks = listing([str(rank) for rank in OUTPUT_RANKS])
+        tell(f"Measuring the outputs of {name}, of LoRAs of rank {ranks}, and of quantised copies.")
+        run = output / "runs" / name
+        runs.append(_outputs(lab.base, lab.folder / name, reading, run, force=force, quiet=quiet))
+    _report(runs, Recipe.lora_rank, output, quiet=quiet)
 
 
-def _refuse_others(output: Path) -> None:
-    """Raises OutputError for a folder in which others keep runs or a page."""
+def _refuse_other_folders(output: Path) -> None:
+    """Raises OutputError for a folder that holds runs or a page of somebody else."""
     if (output / "lab" / "lab.json").is_file():
         return
     for name in ("runs", "report.html"):
         if (output / name).exists():
             raise OutputError(
-                f"{output} holds {name} and no lab: it is not a demo's folder, or its models are gone.",
+                f"{output} contains {name} but no lab: it was not written by the demo, or its models were deleted.",
                 cure="Give -o another folder, or --force to replace what the demo writes.",
                 slug="output-exists",
             )
 
 
-def _compared(base: Path, finetune: Path, run: Path, *, force: bool, quiet: bool) -> Results:
+def _compare(base: Path, finetune: Path, run: Path, *, quiet: bool, **options: Any) -> Results:
     import deltarank
     from deltarank.cli.progress import watching
 
     with watching(quiet) as progress:
-        return deltarank.compare(base, finetune, ranks=RANKS, output=run, force=force, progress=progress)
+        return deltarank.compare(base, finetune, ranks=RANKS, output=run, progress=progress, **options)
 
 
-def _spoken(base: Path, finetune: Path, reading: Reading, run: Path, *, force: bool, quiet: bool) -> Results:
+def _outputs(base: Path, finetune: Path, reading: Reading, run: Path, *, quiet: bool, **options: Any) -> Results:
     import deltarank
     from deltarank.cli.progress import watching
 
@@ -98,27 +100,26 @@ def _spoken(base: Path, finetune: Path, reading: Reading, run: Path, *, force: b
         return deltarank.outputs(
             base,
             finetune,
-            ranks=SPOKEN,
+            ranks=OUTPUT_RANKS,
             yardsticks=YARDSTICKS,
             texts=[reading.text],
             prompts=reading.prompts,
             attribute="module" if finetune.name == ATTRIBUTED else None,
             samples=SAMPLES,
-            max_tokens=LONGEST,
+            max_tokens=MAX_TOKENS,
             batch=BATCH,
             output=run,
-            force=force,
             progress=progress,
+            **options,
         )
 
 
-def _conclude(runs: dict[str, Results], output: Path, *, quiet: bool) -> None:
-    from deltarank.demo import findings, spoken
-    from deltarank.report import write_report
+def _report(runs: list[Results], rank: int, output: Path, *, quiet: bool) -> None:
+    from deltarank.report import runs_side_by_side, write_report
 
     try:
-        written = write_report(list(runs.values()), output)
-    finally:  # a page that failed takes no findings with it
-        out("\n".join([*findings(runs, width=width()), "", *spoken(runs, width=width())]))
+        written = write_report(runs, output)
+    finally:  # if the page fails, the tables are printed all the same
+        out(runs_side_by_side(runs, rank=rank, width=width()))
     say_written(written, sayer(quiet))
     out(f"\nThe page: {(output / 'report.html').resolve()}")

@@ -1,4 +1,4 @@
-"""`deltarank report`: the page again, or one page over several runs."""
+"""`deltarank report`: write the page of a run again, or one page over several runs."""
 
 from __future__ import annotations
 
@@ -6,43 +6,48 @@ from pathlib import Path
 
 import click
 
-from deltarank.cli.streams import out, say_written, sayer
+from deltarank.cli.options import output_option, quiet_option
+from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
+from deltarank.results import Results, headline_rank
 
 
-@click.command(short_help="Make the page again, or one over several runs.")
+@click.command(short_help="Write the page again, or one page over several runs.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="OUT",
-    help="Folder for the page.  [default: the run itself; for several runs, report/]",
-)
-@click.option("--force", is_flag=True, help="Replace a report.html that lies in OUT and is not this run's own.")
-@click.option("-q", "--quiet", is_flag=True, help="No remarks on stderr.")
+@output_option("OUT", "Folder for the page", "the run itself; for several runs, report/")
+@click.option("--force", is_flag=True, help="Replace a report.html in OUT that is not this run's own.")
+@quiet_option
 def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool) -> None:
-    """Make the page of a RUN again, or one page that sets several side by side.
+    """Write the page of a RUN again, or one page that shows several runs side by side.
 
-    RUN is a folder that `deltarank compare` wrote, or its results.json. Nothing is measured. Prints the page's path.
+    RUN is a folder that `deltarank compare` wrote, or its results.json. Nothing is measured. Prints the path of the
+    page and, with several runs, their tables side by side.
     """
-    from deltarank.report import report_process, write_report
-    from deltarank.results import Results
+    from deltarank.report import report_process, runs_side_by_side, write_report
 
     results = [Results.load(run) for run in runs]
     folders = [run if run.is_dir() else run.parent for run in runs]
     target = output or (folders[0] if len(runs) == 1 else Path("report"))
-    own = len(runs) == 1 and target.resolve() == folders[0].resolve()
-    if not (own or force):
+    is_own = len(runs) == 1 and target.resolve() == folders[0].resolve()
+    if not (is_own or force):
         refuse_to_replace(target)
     with report_process():
         written = write_report(results, target)
     out(str(target / "report.html"))
+    if len(results) > 1:
+        out("\n" + runs_side_by_side(results, rank=_common_rank(results), width=width()))
     say_written(written, sayer(quiet))
 
 
+def _common_rank(results: list[Results]) -> int:
+    """The headline rank among those that all runs measured, or among the first run's if they share none."""
+    ranks = set.intersection(*(set(run.ranks) for run in results)) or set(results[0].ranks)
+    largest = max((matrix.max_rank for run in results for matrix in run.measured), default=0)
+    return headline_rank(sorted(ranks), largest)
+
+
 def refuse_to_replace(folder: Path) -> None:
-    """Raises OutputError if a page lies there."""
+    """Raises OutputError if the folder contains a page."""
     page = folder / "report.html"
     if page.exists():
         raise OutputError(

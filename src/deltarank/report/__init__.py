@@ -10,6 +10,7 @@ from deltarank.report.drawing.draw import drawing_process
 from deltarank.report.page.adapter_poster import adapter_picture
 from deltarank.report.page.html import page_html
 from deltarank.report.page.write import report_process, write_report
+from deltarank.report.terminal.side_by_side import runs_side_by_side
 from deltarank.report.terminal.summary import terminal_summary
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "drawing_process",
     "page_html",
     "report_process",
+    "runs_side_by_side",
     "terminal_summary",
     "write_report",
 ]

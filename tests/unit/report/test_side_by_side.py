@@ -1,0 +1,62 @@
+"""Several runs in a terminal: one column for each, with the figures of their results."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from builders import results
+from some_outputs import outputs
+
+from deltarank.report import runs_side_by_side
+from deltarank.results import CandidateKind, figure, percent
+
+
+def line_of(text: str, label: str) -> str:
+    return next(line for line in text.splitlines() if line.strip().startswith(label))
+
+
+def cells(line: str) -> list[str]:
+    return [cell for cell in re.split(r"\s{2,}", line.strip()) if cell]
+
+
+def test_each_run_has_a_column_with_its_own_loss() -> None:
+    runs = [results(name="lab/one"), results(name="lab/two", ranks=(8, 64))]
+    text = runs_side_by_side(runs, rank=64)
+
+    assert cells(line_of(text, "one")) == ["one", "two"]
+    for label, total in [("all matrices", runs[0].totals.whole), *runs[0].totals.by_module.items()]:
+        loss = total.loss(64)
+        assert line_of(text, label).count(figure(loss.cosine_distance)) == 2
+        assert percent(loss.energy_lost) in line_of(text, label)
+
+
+def test_a_rank_that_a_run_lacks_is_a_dash() -> None:
+    assert set(cells(line_of(runs_side_by_side([results()], rank=7), "all matrices"))[1:]) == {"-"}
+
+
+def test_outputs_are_those_on_the_finetunes_own_answers_without_the_controls() -> None:
+    found = outputs()
+    text = runs_side_by_side([results(outputs=found), results(name="lab/none")], rank=64)
+    own = next(text.name for text in found.texts if text.own)
+
+    for candidate in found.candidates:
+        logits = next(each for each in candidate.logits if each.text == own)
+        if candidate.kind is CandidateKind.CONTROL:
+            assert candidate.name not in text
+        else:
+            assert figure(logits.kld.mean) in line_of(text, candidate.name)
+
+
+def test_runs_without_outputs_have_no_second_table() -> None:
+    assert "Output divergence" not in runs_side_by_side([results()], rank=64)
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_verdicts_follow_within_the_width(width: int) -> None:
+    sentences = ("A headline.", "This is a full finetune or a merge, with many more words than a line of sixty has.")
+    text = runs_side_by_side([results(name="lab/one", sentences=sentences)], rank=64, width=width)
+    last = text.split("\n\n")[-1]
+
+    assert " ".join(last.split()) == f"one: {sentences[1]}"
+    assert all(len(line) <= width for line in last.splitlines())
