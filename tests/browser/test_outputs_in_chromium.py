@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import builders
 import pytest
-from some_outputs import ANSWER, OTHER, hostile_outputs, outputs
+from outputs_builders import ANSWER, OTHER, hostile_outputs, outputs
 
 pytestmark = pytest.mark.browser
 

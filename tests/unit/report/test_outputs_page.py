@@ -6,13 +6,13 @@ import json
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from builders import HOSTILE, hostile, low_rank, model, results
-from some_outputs import KLD, OWN, WIKI, attribution, candidate, hostile_outputs, logits, outputs
+from outputs_builders import KLD, OWN, WIKI, attribution, candidate, hostile_outputs, logits, outputs
+from page_reader import PageReader
 
 from deltarank.report import page_html, terminal_summary, write_report
 from deltarank.report.page.payload import TOKEN_STEPS, charts, embedded_json, payload
@@ -39,27 +39,6 @@ THREE = [
     results(model(layers=2), name="a/Full", outputs=outputs(unit="module")),
     results(model(layers=2), name="a/Silent"),
 ]
-
-
-def text_of(html: str) -> str:
-    class Reader(HTMLParser):
-        def __init__(self) -> None:
-            super().__init__(convert_charrefs=True)
-            self.found: list[str] = []
-            self.raw = False
-
-        def handle_starttag(self, tag, attrs):
-            self.raw = self.raw or tag in ("script", "style")
-
-        def handle_endtag(self, tag):
-            self.raw = self.raw and tag not in ("script", "style")
-
-        def handle_data(self, data):
-            self.found += [] if self.raw else [data]
-
-    reader = Reader()
-    reader.feed(html)
-    return " ".join(" ".join(reader.found).replace("\u00a0", " ").split())
 
 
 class TestWithout:
@@ -348,7 +327,7 @@ class TestPage:
 
     def test_tables_stand_without_script(self):
         html = page_html([ONE])
-        text = text_of(html)
+        text = PageReader(html).words
         assert 'class="text"' in html
         assert "Mean KLD 95 % interval kept Max 99.9 % 99 % 95 % 90 % Median" in text
         assert "An ideal judge needs about 42 tokens" in text
@@ -358,7 +337,7 @@ class TestPage:
     def test_runs_with_and_without_outputs_stand_together(self):
         html = page_html(THREE)
         assert html.count('data-chart="kld"') == 2
-        assert "not measured" in text_of(html)
+        assert "not measured" in PageReader(html).words
 
     def test_only_texts_that_there_are_can_be_chosen(self):
         made = outputs()
@@ -400,7 +379,7 @@ class TestPage:
         html = page_html([replace(hostile(), outputs=hostile_outputs())])
         tags = re.findall(r"<([a-z]+)", html.split("<script")[0])
         assert not {*tags} & {"img", "iframe", "object", "embed", "link", "form"}
-        assert "{{7*7}}" in text_of(html)
+        assert "{{7*7}}" in PageReader(html).words
 
     def test_the_script_gets_numbers_and_no_nan(self):
         made = outputs()
@@ -428,7 +407,7 @@ class TestPage:
         again = "the finetune with other seeds: the effect of sampling alone"
         assert [note for _, note in found] == ["W0 + D_r in the matrices", again]
         assert found[0][0].startswith("rank 8, rank 16")
-        text = text_of(page_html([results(model(layers=1), outputs=replace(made, candidates=noted))]))
+        text = PageReader(page_html([results(model(layers=1), outputs=replace(made, candidates=noted))])).words
         assert text.count("W0 + D_r in the matrices") == 1
 
 

@@ -9,7 +9,7 @@ import altair
 import jsonschema
 import pytest
 from builders import hostile, low_rank, model, results
-from some_outputs import outputs
+from outputs_builders import outputs
 
 from deltarank.report.page.payload import charts
 from deltarank.report.page.posters import posters

@@ -7,11 +7,11 @@ import hashlib
 import json
 import re
 from functools import cache
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from builders import HOSTILE, experts, flat, hostile, low_rank, matrix, model, not_finite, results
+from page_reader import PageReader
 
 import deltarank.report
 from deltarank.report import page_html
@@ -22,42 +22,14 @@ from deltarank.report.view.build import page_data
 PAGE = Path(deltarank.report.__file__).parent / "page"
 
 
-class Reader(HTMLParser):
-    """Elements in order, and the text of scripts, styles and all else."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.raw: dict[str, list[str]] = {"script": [], "style": []}
-        self.text: list[str] = []
-        self._inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag in self.raw:
-            self.raw[tag].append("")
-            self._inside = tag
-
-    def handle_endtag(self, tag):
-        if tag == self._inside:
-            self._inside = ""
-
-    def handle_data(self, data):
-        if self._inside:
-            self.raw[self._inside][-1] += data
-        else:
-            self.text.append(data)
-
-
 @cache
-def page(kind: str = "one") -> Reader:
+def page(kind: str = "one") -> PageReader:
     made = {
         "one": lambda: [results()],
         "three": lambda: [results(model(low_rank), name="a/Lora"), results(name="a/Full"), results(name="a/Third")],
         "hostile": lambda: [hostile()],
     }
-    return Reader(page_html(made[kind]()))
+    return PageReader(page_html(made[kind]()))
 
 
 def test_it_stays_under_3_mb_for_80_layers_of_7_modules():
@@ -91,7 +63,7 @@ def test_the_sentence_and_the_verdict_stand_in_the_markup_without_script():
 
 def test_a_verdict_that_repeats_the_sentence_is_not_shown_twice():
     said = "As a rank-64 LoRA, Bigger-Body-12b keeps 52 % of what finetuning changed."
-    text = "".join(Reader(page_html([results(sentences=[said, "It is full."])])).text).replace("\u00a0", " ")
+    text = "".join(PageReader(page_html([results(sentences=[said, "It is full."])])).text).replace("\u00a0", " ")
     assert text.count("of what finetuning changed") == 1
     assert "It is full." in text
 
