@@ -29,7 +29,7 @@ from deltarank.jobs.extract import assemble as assemble_module
 from deltarank.jobs.extract import extract_with_picture
 from deltarank.jobs.extract import factorise as factorise_module
 from deltarank.results import Outcome
-from tiny_architectures import DENSE, EXPERTS, VOCABULARY, tokens, write_pair
+from tiny_architectures import DENSE, EXPERTS, VOCABULARY, logits_of, write_pair
 
 PREFIX = "base_model.model."
 
@@ -76,12 +76,6 @@ def config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model.eval()(input_ids=tokens(seed=99)).logits
-    return found
-
-
 def served(base: Path, adapter: Path) -> PeftModel:
     """As PEFT loads it; its warnings of missing and unexpected keys are errors here."""
     with warnings.catch_warnings():
@@ -101,7 +95,7 @@ def with_rank(base: Path, finetune: Path, names: list[str], rank: int, room: Pat
     room.mkdir()
     save_file(weights, room / "model.safetensors", metadata={"format": "pt"})
     (room / "config.json").write_bytes((base / "config.json").read_bytes())
-    return logits(AutoModelForCausalLM.from_pretrained(room, dtype=torch.float32))
+    return logits_of(AutoModelForCausalLM.from_pretrained(room, dtype=torch.float32))
 
 
 # What is written ----------------------------------------------------------------------------------------------
@@ -221,12 +215,12 @@ def test_base_and_adapter_are_base_and_rank_r_delta(tmp_path: Path, name: str, m
     base, finetune = write_pair({**DENSE, **EXPERTS}[name], tmp_path)
     adapter = deltarank.extract(base, finetune, rank=8, output=tmp_path / "a")
     model: Any = served(base, tmp_path / "a")
-    found = logits(model.merge_and_unload() if merged else model)
+    found = logits_of(model.merge_and_unload() if merged else model)
     truth = with_rank(base, finetune, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
 
     assert {m.outcome for m in adapter.matrices} == {Outcome.MEASURED}
     torch.testing.assert_close(found, truth, atol=2e-5, rtol=1e-4)
-    assert not torch.allclose(found, logits(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
+    assert not torch.allclose(found, logits_of(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["tied llama", "gemma"])
@@ -234,7 +228,7 @@ def test_a_tied_vocabulary_goes_to_peft_whole_and_stays_tied(tmp_path: Path, nam
     base, finetune = write_pair(DENSE[name], tmp_path)
     adapter = deltarank.extract(base, finetune, rank=32, output=tmp_path / "a", server="peft")
     seen = deltarank.verify(base, finetune, tmp_path / "a")
-    truth = logits(AutoModelForCausalLM.from_pretrained(finetune))
+    truth = logits_of(AutoModelForCausalLM.from_pretrained(finetune))
     model: Any = served(base, tmp_path / "a")
     table, head = (
         module.modules_to_save["default"].weight
@@ -245,8 +239,8 @@ def test_a_tied_vocabulary_goes_to_peft_whole_and_stays_tied(tmp_path: Path, nam
     assert table is head
     assert seen.unused == ()
     assert seen.whole.share_lost == pytest.approx(0, abs=1e-9)
-    torch.testing.assert_close(logits(model), truth, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(logits(model.merge_and_unload()), truth, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits_of(model), truth, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits_of(model.merge_and_unload()), truth, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "tied llama"])
@@ -263,7 +257,7 @@ def test_added_tokens_come_along_for_peft_once_the_base_is_resized(tmp_path: Pat
     assert any("resize_token_embeddings" in note for note in adapter.notes)
     assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
     torch.testing.assert_close(
-        logits(served(tmp_path / "resized", tmp_path / "a")), logits(model), atol=2e-5, rtol=1e-4
+        logits_of(served(tmp_path / "resized", tmp_path / "a")), logits_of(model), atol=2e-5, rtol=1e-4
     )
 
 
@@ -294,16 +288,16 @@ def test_peft_takes_experts_which_transformers_fuses(tmp_path: Path, name: str) 
     truth = with_rank(base, finetune, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
 
     assert sum(".experts." in m.name for m in adapter.matrices) == 2 * 4 * 3
-    torch.testing.assert_close(logits(served(base, tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits_of(served(base, tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
 
 
 def test_at_full_rank_and_with_what_peft_carries_it_is_the_finetune(llama: tuple[Path, Path], tmp_path: Path) -> None:
     adapter = deltarank.extract(*llama, rank=32, output=tmp_path / "a", server="peft")
-    truth = logits(AutoModelForCausalLM.from_pretrained(llama[1]))
+    truth = logits_of(AutoModelForCausalLM.from_pretrained(llama[1]))
 
     assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
     assert {"model.norm", "lm_head", "model.embed_tokens"} <= set(config_of(tmp_path / "a")["modules_to_save"])
-    torch.testing.assert_close(logits(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits_of(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
 
 
 def test_at_rank_32_peft_gets_patterns_for_smaller_matrices_and_others_zeros(
@@ -330,7 +324,9 @@ def test_identical_models_give_an_adapter_of_zeros_that_loads(llama: tuple[Path,
 
     assert {m.outcome for m in adapter.matrices} == {Outcome.IDENTICAL}
     assert adapter.budget.kept == 1
-    assert torch.equal(logits(served(llama[0], tmp_path / "a")), logits(AutoModelForCausalLM.from_pretrained(llama[0])))
+    assert torch.equal(
+        logits_of(served(llama[0], tmp_path / "a")), logits_of(AutoModelForCausalLM.from_pretrained(llama[0]))
+    )
 
 
 def test_module_types_that_did_not_change_are_not_in_the_file(folders: Mapping[str, Path], tmp_path: Path) -> None:
@@ -390,7 +386,7 @@ def test_vllm_takes_an_output_head_that_is_asked_for(llama: tuple[Path, Path], t
     truth = with_rank(*llama, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
 
     assert "lm_head" in config_of(tmp_path / "a")["target_modules"]
-    torch.testing.assert_close(logits(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits_of(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
 
 
 # As `verify` measures it --------------------------------------------------------------------------------------
@@ -508,14 +504,6 @@ def test_another_adapter_is_replaced_only_by_force(folders: Mapping[str, Path], 
     assert refused.value.slug == "output-exists"
     assert adapter.rank == config_of(tmp_path / "a")["r"] == 16
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_what_is_no_adapter_is_not_replaced_at_all(folders: Mapping[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="is not an adapter"):
-        deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path, force=True)
-
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 # Cut off ------------------------------------------------------------------------------------------------------

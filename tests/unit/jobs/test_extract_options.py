@@ -34,7 +34,7 @@ def test_both_functions_show_every_option_with_its_default() -> None:
 
 
 def test_options_are_written_as_they_were_given() -> None:
-    options = ExtractOptions(rank="auto", max_error=0.3, include="*up*", exclude=["a", "b"])
+    options = ExtractOptions(rank="auto", max_error=0.3, include=("*up*",), exclude=("a", "b"))
 
     assert list(options.to_plain().items()) == [
         ("rank", "auto"),
