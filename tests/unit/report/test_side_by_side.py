@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
-from builders import results
-from some_outputs import outputs
+from builders import hostile, results
+from outputs_builders import hostile_outputs, outputs
 
 from deltarank.report import runs_side_by_side
 from deltarank.results import CandidateKind, figure, percent
@@ -60,3 +61,11 @@ def test_the_verdicts_follow_within_the_width(width: int) -> None:
 
     assert " ".join(last.split()) == f"one: {sentences[1]}"
     assert all(len(line) <= width for line in last.splitlines())
+
+
+def test_hostile_names_add_no_line_and_no_direction_mark() -> None:
+    run = replace(hostile(), outputs=hostile_outputs())
+    text = runs_side_by_side([run, run], rank=64)
+
+    assert not {"\u202e", "\u2028"} & set(text)
+    assert not any(line.startswith("{{") for line in text.splitlines())

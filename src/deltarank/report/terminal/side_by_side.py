@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
-from deltarank.results import (
-    CandidateKind,
-    Logits,
-    Loss,
-    Results,
-    figure,
-    format_table,
-    percent,
-)
-
-_WHOLE = "all matrices"
+from deltarank.report.terminal.summary import wrapped
+from deltarank.report.view.build import page_data
+from deltarank.report.view.chart_rows import ALL_MATRICES
+from deltarank.report.view.outputs import OutputsView
+from deltarank.report.view.page import PageData
+from deltarank.report.view.text import behaviour_percent
+from deltarank.results import CandidateKind, Logits, Loss, Results, figure, format_table, percent
 
 
 def runs_side_by_side(runs: Sequence[Results], *, rank: int, width: int = 100) -> str:
-    """Tables over runs that have `rank` in common, then the verdict of each in a sentence.
+    """Tables with one column for each run, then the verdict of each in a sentence.
 
     Args:
         rank: the rank of the table of losses; a run without it shows "-".
         width: columns of the terminal, for the sentences.
     """
-    blocks = [_losses(runs, rank), _divergences(runs), _verdicts(runs, width)]
+    page = page_data(runs)
+    blocks = [_losses(page, runs, rank), _divergences(page), _verdicts(page, width)]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def _table(heading: str, runs: Sequence[Results], rows: Sequence[Sequence[str]]) -> list[str]:
-    header = ["", *(run.finetune.short_name for run in runs)]
+def _table(heading: str, page: PageData, rows: Sequence[Sequence[str]]) -> list[str]:
+    header = ["", *(run.label for run in page.runs)]
     return [heading, "", *format_table([header, *rows], align="<>", indent=2, gap=3)]
 
 
-def _losses(runs: Sequence[Results], rank: int) -> list[str]:
-    modules = dict.fromkeys(name for run in runs for name in run.totals.by_module)
-    rows = [[_WHOLE, *(_loss_cell(run.totals.losses, rank) for run in runs)]]
-    for name in modules if len(modules) > 1 else ():
-        totals = (run.totals.by_module.get(name) for run in runs)
-        rows.append([name, *(_loss_cell(total.losses if total else (), rank) for total in totals)])
+def _losses(page: PageData, runs: Sequence[Results], rank: int) -> list[str]:
+    rows = [[ALL_MATRICES, *(_loss_cell(run.totals.losses, rank) for run in runs)]]
+    for module in page.modules if len(page.modules) > 1 else ():
+        totals = (run.totals.by_module.get(module.name) for run in runs)
+        rows.append([module.label, *(_loss_cell(total.losses if total else (), rank) for total in totals)])
     heading = f"Loss at rank {rank}: cosine distance, and the share of the change (energy) that is lost."
-    return _table(heading, runs, rows)
+    return _table(heading, page, rows)
 
 
 def _loss_cell(losses: Sequence[Loss], rank: int) -> str:
@@ -49,8 +44,8 @@ def _loss_cell(losses: Sequence[Loss], rank: int) -> str:
     return "-" if loss is None else f"{figure(loss.cosine_distance)} {percent(loss.energy_lost):>11}"
 
 
-def _divergences(runs: Sequence[Results]) -> list[str]:
-    columns = [_on_own_answers(run) for run in runs]
+def _divergences(page: PageData) -> list[str]:
+    columns = [_on_own_answers(run.outputs) for run in page.runs]
     names = dict.fromkeys(name for column in columns for name in column)
     if not names:
         return []
@@ -58,29 +53,28 @@ def _divergences(runs: Sequence[Results]) -> list[str]:
         "Output divergence from the finetune, on its own answers: KL divergence in nats per token, and the share of "
         "behaviour kept."
     )
-    return _table(heading, runs, [[name, *(_kld_cell(column.get(name)) for column in columns)] for name in names])
+    return _table(heading, page, [[name, *(_kld_cell(column.get(name)) for column in columns)] for name in names])
 
 
-def _on_own_answers(run: Results) -> Mapping[str, Logits]:
+def _on_own_answers(outputs: OutputsView | None) -> Mapping[str, Logits]:
     """The logits of each candidate, without the controls."""
-    if run.outputs is None:
+    if outputs is None or not any(text.own for text in outputs.texts):
         return {}
-    own = {text.name for text in run.outputs.texts if text.own}
     return {
         candidate.name: logits
-        for candidate in run.outputs.candidates
-        for logits in candidate.logits
-        if logits.text in own and candidate.kind is not CandidateKind.CONTROL
+        for candidate in outputs.candidates
+        if (logits := candidate.logits[outputs.default_text]) and candidate.kind is not CandidateKind.CONTROL
     }
 
 
 def _kld_cell(logits: Logits | None) -> str:
     if logits is None:
         return "-"
-    return f"{figure(logits.kld.mean)} {percent(logits.kept.value) if logits.kept else '':>11}"
+    kept = behaviour_percent(logits.kept.value).replace("\u2212", "-") if logits.kept else ""
+    return f"{figure(logits.kld.mean)} {kept:>11}"
 
 
-def _verdicts(runs: Sequence[Results], width: int) -> list[str]:
+def _verdicts(page: PageData, width: int) -> list[str]:
     """What kind of delta each is: the second sentence of a verdict, if it has several."""
-    sentences = [f"{run.finetune.short_name}: {run.verdict.sentences[:2][-1]}" for run in runs]
-    return [line for text in sentences for line in textwrap.wrap(text, width, subsequent_indent="  ")]
+    sentences = [f"{run.label}: {run.sentences[:2][-1]}" for run in page.runs]
+    return [line for text in sentences for line in wrapped(text, width, indent="  ")]

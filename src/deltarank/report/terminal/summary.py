@@ -43,21 +43,21 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
         _weights(page, run, paint, width) if run.matrices_measured and run.energy else [],
         *(_outputs(run.outputs, paint, width) if run.outputs else []),
         [line for group in run.left_out for line in _left_out(group, width)],
-        _wrapped(run.provenance.audit_sentence, width),
+        wrapped(run.provenance.audit_sentence, width),
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    """A number and its percent sign stay on one line."""
-    lines = textwrap.wrap(unbroken(text), width, break_on_hyphens=False)
+def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
+    """Lines of at most `width` columns, all but the first after `indent`. A percent sign stays with its number."""
+    lines = textwrap.wrap(unbroken(text), width, subsequent_indent=indent, break_on_hyphens=False)
     return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def _sentences(page: PageData, run: RunView, paint: Paint, width: int) -> list[str]:
     headline = plain_text(page.headlines[page.default_index]).replace(NO_BREAK, " ")
-    rest = [line for sentence in run.sentences if sentence != headline for line in _wrapped(sentence, width)]
-    return [*(paint(line, _BOLD) for line in _wrapped(headline, width)), *rest]
+    rest = [line for sentence in run.sentences if sentence != headline for line in wrapped(sentence, width)]
+    return [*(paint(line, _BOLD) for line in wrapped(headline, width)), *rest]
 
 
 def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str]:
@@ -86,7 +86,7 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
 
 def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
     """The verdict, and a line for each candidate on the text that the page shows first."""
-    blocks = [[line for sentence in outputs.sentences for line in _wrapped(sentence, width)]]
+    blocks = [[line for sentence in outputs.sentences for line in wrapped(sentence, width)]]
     table = outputs.logits_tables[outputs.default_text] if outputs.texts else None
     if table is None:
         return blocks
@@ -101,7 +101,7 @@ def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
     similarity = f"Similarity to the finetune's answers (TF-IDF cosine): {'; '.join(writing)}."
     return [
         *blocks,
-        [paint(short(title, most=width), _BOLD), *lines, *(_wrapped(similarity, width) if writing else [])],
+        [paint(short(title, most=width), _BOLD), *lines, *(wrapped(similarity, width) if writing else [])],
     ]
 
 
@@ -143,4 +143,4 @@ def _kept_colour(percentage: str) -> str:
 
 def _left_out(group: LeftOutGroup, width: int) -> list[str]:
     share = "" if group.share is None else f" ({percent(group.share)} of the whole change)"
-    return _wrapped(f"Left out: {count(group.count, 'tensor')}{share}: {group.sentence}.", width)
+    return wrapped(f"Left out: {count(group.count, 'tensor')}{share}: {group.sentence}.", width)
