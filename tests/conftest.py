@@ -1,7 +1,5 @@
 """This folder goes on the path of all tests, so that they share `hub.py`. What every test is run under."""
 
-from __future__ import annotations
-
 import os
 
 from hypothesis import settings

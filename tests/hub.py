@@ -8,8 +8,6 @@ The client library reads its settings when it is imported, so it runs in a proce
 `HF_ENDPOINT` and `HF_HOME` set before. Nothing leaves the machine.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import http.server

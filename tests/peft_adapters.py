@@ -1,7 +1,5 @@
 """Adapters that PEFT itself trained and wrote, on models small enough to be trained in a moment; PEFT's own merge."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping

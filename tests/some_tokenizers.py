@@ -1,7 +1,5 @@
 """Real tokenizers, made here: bytes, and pieces with spaces in front as SentencePiece has them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -1,7 +1,5 @@
 """Tiny models of real architectures, finetuned for real for a few steps, as transformers saves them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A page opened in Chromium, and what it asked for and complained of."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """A browser for these tests, and what opens a page in it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path

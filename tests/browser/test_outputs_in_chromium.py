@@ -1,7 +1,5 @@
 """Outputs on the page in a real Chromium: the selected rank and one choice drive all of it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import builders

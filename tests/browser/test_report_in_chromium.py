@@ -1,7 +1,5 @@
 """The page in a real headless Chromium: it asks for nothing, complains of nothing, and does what it says."""
 
-from __future__ import annotations
-
 import builders
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """A LoRA as the finetune gives the numbers of the checkpoint that PEFT merges it into, without that checkpoint."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The commands as a user gives them, on tiny checkpoints, in this process."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

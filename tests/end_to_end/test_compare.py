@@ -1,7 +1,5 @@
 """`deltarank.compare` as a library, on real files: every figure against numpy, and every way to be cut off."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

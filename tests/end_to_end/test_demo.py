@@ -1,7 +1,5 @@
 """The real demo, trained for real: the article's picture."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Experts, stored one by one or in one tensor: extracted, loaded by PEFT itself, and read back by `verify`."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Experts in one tensor on one side, one by one on the other: the adapter is that of two equal layouts. And on both."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`deltarank extract`, seen from the outside: float64 SVDs, safetensors' own reader, and PEFT itself."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

@@ -1,7 +1,5 @@
 """Biases beside factors, for PEFT alone: exact in its logits, counted in the budget, read back by `verify`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

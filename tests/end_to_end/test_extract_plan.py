@@ -1,7 +1,5 @@
 """`deltarank extract --dry-run`: what it foretells is what `extract` then does."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pages of docs/how-to, run: their commands and their Python, in their order, on tiny models."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import warnings

@@ -1,7 +1,5 @@
 """A mixture of many small experts: measured in stacks, with the numbers of each alone."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

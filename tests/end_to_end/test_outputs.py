@@ -1,7 +1,5 @@
 """`deltarank outputs`: its laws on a pair that was really trained, and the command."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Routers go to PEFT whole, by the names that its modules have; whoever does not know a model's leaves them out."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A file that both checkpoints hold is known to be identical: read once, with the numbers of reading both."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The numbers do not depend on how a model is fetched: streamed, downloaded, local."""
 
-from __future__ import annotations
-
 import json
 import random
 import signal

@@ -1,7 +1,5 @@
 """`deltarank verify`: what an adapter makes of its base, held against float64, against `compare` and against PEFT."""
 
-from __future__ import annotations
-
 import json
 import math
 import warnings

@@ -1,7 +1,5 @@
 """An adapter with a tensor missing, extra, of another shape: the verdict is what becomes of it in PEFT itself."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import warnings

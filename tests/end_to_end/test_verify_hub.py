@@ -1,7 +1,5 @@
 """`deltarank verify` of adapters on the Hub: the real client against a Hub on this machine."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Which base a finetune came from: found where the distances tell, and said where they do not."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Llama-shaped checkpoints of a few kilobytes, written to disk as real ones are."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ A case survives if it ends in an answer or in a `DeltarankError`, soon, without 
 fixed seed, so that a run today and one tomorrow try the same ones.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import signal

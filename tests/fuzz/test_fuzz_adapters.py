@@ -1,7 +1,5 @@
 """Untrusted adapters: a configuration, tensors under any name, and both against a real pair."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

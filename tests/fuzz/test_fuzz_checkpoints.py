@@ -1,7 +1,5 @@
 """Headers, indexes and configurations that strangers wrote."""
 
-from __future__ import annotations
-
 import json
 import math
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """GGUF and torch's own files that strangers wrote."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

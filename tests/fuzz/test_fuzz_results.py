@@ -1,7 +1,5 @@
 """Results and journals that were edited, torn, or written by nobody of ours."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The same code on a GPU: run with `pytest -m gpu` on a machine that has one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`outputs` on a GPU: the numbers of the CPU, whole and streamed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

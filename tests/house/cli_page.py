@@ -1,7 +1,5 @@
 """docs/cli.md, made from the commands themselves. `python tests/house/cli_page.py` writes it again."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from pathlib import Path

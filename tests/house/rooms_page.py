@@ -3,8 +3,6 @@
 `python tests/house/rooms_page.py` draws it again.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

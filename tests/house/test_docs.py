@@ -1,7 +1,5 @@
 """The papers say what the code does: commands, options, messages, examples."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The library's front: few names, sorted, each importable, each documented."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The rooms of the package: what stands at its root, what each room may import, and that no import goes in a circle."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import os

@@ -1,7 +1,5 @@
 """A module is about one noun, and a function fits on a screen."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

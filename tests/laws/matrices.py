@@ -1,7 +1,5 @@
 """Deltas of known kind for the laws, in float64; the truth is always an SVD of what was stored."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import cache

@@ -1,7 +1,5 @@
 """Small matrices measured in a batch: the laws of one alone, independent of the rest of the batch."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

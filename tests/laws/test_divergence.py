@@ -1,7 +1,5 @@
 """What holds of every pair of predictions: against scipy in float64, and against what KL is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Laws of factors: no matrix of the rank is nearer (numpy's SVD in float64 says so), and the two sides are balanced."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

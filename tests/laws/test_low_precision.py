@@ -1,7 +1,5 @@
 """Directions found in low precision: int8 Gram matrices and Krylov spaces, compared with float64."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Every solver joins one battery: known spectra, an SVD in float64 as the oracle, and the laws of Eckart and Young."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 

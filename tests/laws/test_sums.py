@@ -1,7 +1,5 @@
 """Sums over entries, rounding and the noise edge, against float64 and against simulation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

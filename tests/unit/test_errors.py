@@ -1,7 +1,5 @@
 """The tree of expected failures."""
 
-from __future__ import annotations
-
 import inspect
 import pickle
 

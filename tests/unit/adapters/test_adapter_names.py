@@ -1,7 +1,5 @@
 """Names: from tensors in files to PEFT's modules, keys and targets."""
 
-from __future__ import annotations
-
 import pytest
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists

@@ -1,7 +1,5 @@
 """An adapter as a server would apply it: what it drops, what it multiplies by, what it refuses."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

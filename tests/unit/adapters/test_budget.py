@@ -1,7 +1,5 @@
 """The budget: shares that add up to 1, and a sentence that names what the server cannot take."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """An adapter is untrusted: what cannot be read is refused with a reason, and unused tensors are listed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What is read from a folder adds what PEFT adds: held against PEFT's own merge, tensor by tensor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The writer's files are read by safetensors' own reader."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

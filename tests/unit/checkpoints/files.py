@@ -1,7 +1,5 @@
 """Checkpoints on disk for these tests: real ones by safetensors and transformers, broken ones by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Quantised checkpoints for these tests: by the library that defines the format, or by its definition."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

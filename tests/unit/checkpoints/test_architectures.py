@@ -1,7 +1,5 @@
 """Checkpoints as transformers writes them: what is measured, what is left over, and the numbers themselves."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

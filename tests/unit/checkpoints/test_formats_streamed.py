@@ -1,7 +1,5 @@
 """Quantised checkpoints on the Hub: read by byte ranges, they are the numbers of the local file, bit for bit."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

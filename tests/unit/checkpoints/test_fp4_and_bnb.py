@@ -1,7 +1,5 @@
 """FP4 in blocks (NVFP4, MXFP4, gpt-oss) and bitsandbytes: as their own libraries decode what they wrote."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """FP8 comes out as the library that defines the format decodes it, ragged edges and all kinds of scales."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Fused experts on one side, single ones on the other: the numbers of single against single, or no pair at all."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """GGUF files, written by the gguf package as llama.cpp's converter lays them out, meet checkpoints of transformers."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable
 from pathlib import Path

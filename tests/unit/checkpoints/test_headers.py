@@ -1,7 +1,5 @@
 """A header is believed only where the file bears it out."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Hub ids through the real client library and its cache, against a Hub on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

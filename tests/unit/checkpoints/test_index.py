@@ -1,7 +1,5 @@
 """A shard index names files inside its own folder, and nothing else."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

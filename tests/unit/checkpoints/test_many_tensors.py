@@ -1,7 +1,5 @@
 """Checkpoints of very many tensors: true headers over holes in the file, so that nothing but names is large."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What a name says of layer, module and vocabulary; and how names with other wrappers find each other."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

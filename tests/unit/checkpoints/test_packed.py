@@ -1,7 +1,5 @@
 """Whole numbers of a few bits come out as the libraries that pack them unpack them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every tensor of both sides ends somewhere, with a reason that a user can read."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`.bin` of torch: the numbers that torch.load gives, by position, and nothing in it is executed."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

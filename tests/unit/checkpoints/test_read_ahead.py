@@ -1,7 +1,5 @@
 """Blocks that are fetched before they are read: right bytes, few requests, bounded memory, no standstill."""
 
-from __future__ import annotations
-
 import random
 import threading
 from collections import Counter

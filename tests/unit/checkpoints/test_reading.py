@@ -1,7 +1,5 @@
 """Bytes come out as they lie in the file, through buffers that are used again."""
 
-from __future__ import annotations
-
 import itertools
 import mmap
 import os

@@ -1,7 +1,5 @@
 """Which checkpoint is meant, and which of the files in it are the weights."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from pathlib import Path

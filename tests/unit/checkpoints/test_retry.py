@@ -1,7 +1,5 @@
 """How long a failed transfer waits, and when it fails for good."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from email.utils import formatdate

@@ -1,7 +1,5 @@
 """What the world does to a streamed checkpoint, with the real client against a Hub and a storage on this machine."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import shutil

@@ -1,7 +1,5 @@
 """Streaming over Xet, through the real hf_xet with a storage on this disk, and over HTTP where that fails."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tiny checkpoints of real architectures: configured, filled and saved by transformers itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

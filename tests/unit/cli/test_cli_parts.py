@@ -1,7 +1,5 @@
 """The doorway's small parts: ranks as people write them, names of runs, progress."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

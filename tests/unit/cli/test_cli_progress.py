@@ -1,7 +1,5 @@
 """Progress on stderr: a bar with the time left on a terminal, a line now and then elsewhere, nothing when quiet."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr

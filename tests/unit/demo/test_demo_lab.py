@@ -1,7 +1,5 @@
 """The lab as a folder: whole or absent, and used again when it is the one asked for. Trained for real, but tiny."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

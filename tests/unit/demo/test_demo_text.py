@@ -1,7 +1,5 @@
 """The demo's text: what every Python has, taken apart, cut, and partly held back."""
 
-from __future__ import annotations
-
 import ast
 
 import pytest

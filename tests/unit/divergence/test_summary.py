@@ -1,7 +1,5 @@
 """Statistics of a text: against plain numpy in float64, and intervals against a known truth."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

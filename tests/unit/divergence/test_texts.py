@@ -1,7 +1,5 @@
 """Files to documents: what is scored, where long ones are cut, and what cannot be read."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Texts beside texts: likeness against its definition, and a test that finds what is there and nothing else."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """Answers of a job: the same whatever is answered together, and after an interruption at any point."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

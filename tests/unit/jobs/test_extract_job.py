@@ -1,7 +1,5 @@
 """`ExtractJob` over open checkpoints: the layout of the adapter, and what a resumed run takes over."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The options of `extract`: one description for two functions, checked before anything is read."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import fields
 from typing import Any

@@ -1,7 +1,5 @@
 """What `extract` writes about an adapter, read again."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

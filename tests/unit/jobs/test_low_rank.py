@@ -1,7 +1,5 @@
 """The rank-r deltas of `outputs`: one decomposition for every rank, laid over either checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The options of `outputs`: shared by both functions, normalised once, and the names that candidates get from them."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The plan of `outputs`: when a model is streamed, and what its figures are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

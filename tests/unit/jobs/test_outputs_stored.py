@@ -1,7 +1,5 @@
 """What an unfinished job stores: answers are generated once, and only files of the job are removed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

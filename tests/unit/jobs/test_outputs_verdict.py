@@ -1,7 +1,5 @@
 """The verdict: what it compares with, what it leaves out, and that it claims no more than was measured."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Scores of a candidate: those of transformers' logits, however documents are batched, and none computed twice."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A run of very many matrices keeps less of each spectrum, and what a verdict needs."""
 
-from __future__ import annotations
-
 import pytest
 
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail

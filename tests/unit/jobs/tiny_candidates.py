@@ -1,7 +1,5 @@
 """A tiny pair of models and candidates made of its checkpoints, as a job of `outputs` holds them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Answers are sampled from the model's own distribution, each with random numbers of its own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A candidate's model is what transformers would load from a folder with its numbers in it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Predictions of a model: the inputs of its output head, and the head that turns them into its logits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

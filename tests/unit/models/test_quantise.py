@@ -1,7 +1,5 @@
 """Yardsticks: against the libraries, the definitions of the formats, and known errors."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

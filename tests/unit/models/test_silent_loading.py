@@ -1,7 +1,5 @@
 """Loading a model writes nothing to a user's terminal."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

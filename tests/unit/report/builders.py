@@ -1,7 +1,5 @@
 """Results of a Llama-like shape made from invented spectra: the report's tests need numbers, not checkpoints."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

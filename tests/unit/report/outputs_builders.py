@@ -1,7 +1,5 @@
 """Outputs of a run made from invented token divergences: statistics are taken from them, so the figures agree."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Reads a page: its elements, and its text outside scripts and styles."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 

@@ -1,7 +1,5 @@
 """An adapter's budget as a picture: its bars by value, and that it is a picture."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every chart is Vega-Lite as its schema has it: charts are plain dictionaries, which check nothing themselves."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

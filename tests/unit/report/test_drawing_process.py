@@ -1,7 +1,5 @@
 """Pictures are the same with a drawing process and without, whatever happens to it; and it never outlives its block."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Outputs on the page, in the terminal and in pictures: by value, from invented divergences."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """What the page shows, by value: no markup is looked at here."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import pairwise

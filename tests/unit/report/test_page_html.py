@@ -1,7 +1,5 @@
 """The page as text: one file, small enough, and nothing in it that a checkpoint could use."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The page over very many matrices: every square of the map, the worst lines of each, and a size that can be sent."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

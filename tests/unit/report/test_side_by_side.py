@@ -1,7 +1,5 @@
 """Several runs in a terminal: one column for each, with the figures of their results."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The terminal and the files on disk."""
 
-from __future__ import annotations
-
 import struct
 import subprocess
 import sys

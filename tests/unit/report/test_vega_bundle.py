@@ -1,7 +1,5 @@
 """The script under the charts: made once, kept, and made again if what was kept is not what was made."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The answer of `which-base`, as JSON and back."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

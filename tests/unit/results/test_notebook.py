@@ -1,7 +1,5 @@
 """A run as a notebook shows it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from deltarank.results import (

@@ -1,7 +1,5 @@
 """What `outputs` found, in plain numbers and back."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """What a run found out: in and out of JSON unchanged, and totals by addition."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

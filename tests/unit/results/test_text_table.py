@@ -1,7 +1,5 @@
 """Tables in plain text: columns stand apart, whatever is in them."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """What `verify` found, as JSON and back."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A result of each kind with every field set."""
 
-from __future__ import annotations
-
 from deltarank.results import (
     AttributionResult,
     BaseChoice,

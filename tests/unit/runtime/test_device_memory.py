@@ -1,7 +1,5 @@
 """How much memory a device has for a job."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

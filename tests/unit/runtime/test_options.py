@@ -1,7 +1,5 @@
 """Options: the keywords of a function, the fields of its options and its signature name the same things."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields

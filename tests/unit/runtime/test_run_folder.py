@@ -1,7 +1,5 @@
 """The folder of a run: complete records survive, and two runs are not mixed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

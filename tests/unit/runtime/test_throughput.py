@@ -1,7 +1,5 @@
 """Bytes and speed of a streamed run, from what the line's counters say."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The time estimate: shares of the planned seconds, scaled by the time that the finished part has taken."""
 
-from __future__ import annotations
-
 import pytest
 
 from deltarank.runtime import ProgressListener, TimeEstimate

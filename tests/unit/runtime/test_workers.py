@@ -1,7 +1,5 @@
 """The worker pool: every task has one result, whatever the number of workers; what a worker raises ends the pool."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass

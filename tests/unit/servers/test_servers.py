@@ -1,7 +1,5 @@
 """The rules of servers: dated, with sources, and each command line names all of them."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

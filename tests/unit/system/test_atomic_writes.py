@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from threading import Barrier, Thread
 

@@ -1,7 +1,5 @@
 """The memory that a process may use: the machine's, or less where its control group says so."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

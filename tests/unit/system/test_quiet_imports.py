@@ -1,7 +1,5 @@
 """What libraries log while they are imported does not reach a user's terminal."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 
