@@ -1,4 +1,4 @@
-"""docs/cli.md, made from the commands themselves. `python tests/house/cli_page.py` writes it again."""
+"""docs/cli.md, generated from the help texts. `python tests/house/cli_page.py` writes it."""
 
 import inspect
 from collections.abc import Iterator
@@ -13,9 +13,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 _HEAD = """\
 # The command line
 
-Made from the commands' own help by `python tests/house/cli_page.py`; a test compares the two. Results go to stdout;
-progress, remarks and errors go to stderr. Exit codes: 0 done, 1 the job failed, 2 the command could not be meant, 130
-stopped by the user. Every message has a section in [messages.md](messages.md).
+This page is generated from the help texts by `python tests/house/cli_page.py`. Results go to stdout; progress, notes
+and errors go to stderr. Exit codes: 0: success; 1: the job failed; 2: invalid usage; 130: interrupted. Every error
+message has a section in [messages.md](messages.md).
+
+D = W - W0 is the change of a weight matrix (W: finetune, W0: base), and D_r its best approximation of rank r. KLD is
+the Kullback-Leibler divergence of next-token distributions. The [glossary](glossary.md) explains the other terms.
 
 BASE and FINETUNE are a folder, a `.safetensors` file, or a Hub id: `org/name`, `org/name@revision`, `hf://org/name`.
 `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `NO_COLOR` are honoured.
@@ -23,7 +26,7 @@ BASE and FINETUNE are a folder, a `.safetensors` file, or a Hub id: `org/name`, 
 
 
 def render() -> str:
-    """The whole page. Made of the commands' parameters, not of click's layout, which moves between its versions."""
+    """The whole page, from the parameters of the commands: the layout of click's own help differs between versions."""
     sections = [_HEAD, *(_section(GROUP.commands[name]) for name in sorted(GROUP.commands))]
     return "\n".join(sections)
 

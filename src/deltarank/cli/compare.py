@@ -24,7 +24,7 @@ from deltarank.cli.run_command import RunRequest, default_output, print_plan, qu
 from deltarank.results import DEFAULT_RANKS
 
 
-@click.command(short_help="Measure what a LoRA would keep of a finetune.")
+@click.command(short_help="Measure how much of a finetune a LoRA keeps.")
 @click.argument("base")
 @click.argument("finetune")
 @output_option("RUN", "Folder for the results", "runs/ and the finetune's name")
@@ -75,7 +75,7 @@ def compare(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Measure how much of FINETUNE a LoRA extracted against BASE would keep.
+    """Measure how much of the change from BASE to FINETUNE an extracted LoRA keeps, at every rank.
 
     Writes RUN/results.json, RUN/report.html and pictures, and prints a table and a verdict. FINETUNE may be a LoRA
     adapter on BASE. To resume an interrupted run, repeat the same command.

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 FINETUNES = ("lora", "full", "merge")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 OUTPUT_RANKS = (2, 8, 32)
-"""Ranks of which the outputs are measured; each takes some seconds."""
+"""The ranks whose outputs are measured; each takes some seconds."""
 YARDSTICKS = ("q8_0", "q4_0")
 SAMPLES, MAX_TOKENS, BATCH = 2, 64, 16
 ATTRIBUTED = "full"
-"""The finetune of which the effect of each module is measured."""
+"""The finetune for which the effect of each module is measured."""
 
 
 @click.command(short_help="Train a tiny base and three finetunes, and compare them.")
@@ -56,7 +56,7 @@ def demo(output: Path, seed: int, force: bool, quiet: bool) -> None:
     tell = sayer(quiet)
     if not force:
         _refuse_other_folders(output)
-    # First of all, before anything imports torch: `build_lab` sets how its threads wait.
+    # Before anything imports torch: `build_lab` sets how its threads wait.
     lab = build_lab(output / "lab", seed=seed, say=tell, progress=not quiet, force=force)
     reading = write_reading(lab.texts, output / "reading")
     for name in FINETUNES:
@@ -65,20 +65,20 @@ def demo(output: Path, seed: int, force: bool, quiet: bool) -> None:
     runs = []
     for name in FINETUNES:
         ranks = listing([str(rank) for rank in OUTPUT_RANKS])
-        tell(f"Measuring the outputs of {name}, of LoRAs of rank {ranks}, and of quantised copies.")
+        tell(f"Measuring the outputs of {name}, of its LoRAs of rank {ranks}, and of its quantised copies.")
         run = output / "runs" / name
         runs.append(_outputs(lab.base, lab.folder / name, reading, run, force=force, quiet=quiet))
     _report(runs, Recipe.lora_rank, output, quiet=quiet)
 
 
 def _refuse_other_folders(output: Path) -> None:
-    """Raises OutputError for a folder that holds runs or a page of somebody else."""
+    """Raises OutputError for a folder with runs or a page that are not the demo's."""
     if (output / "lab" / "lab.json").is_file():
         return
     for name in ("runs", "report.html"):
         if (output / name).exists():
             raise OutputError(
-                f"{output} contains {name} but no lab: it was not written by the demo, or its models were deleted.",
+                f"{output} contains {name} but no trained models: it is not a demo's folder, or they were deleted.",
                 cure="Give -o another folder, or --force to replace what the demo writes.",
                 slug="output-exists",
             )
@@ -122,4 +122,4 @@ def _report(runs: list[Results], rank: int, output: Path, *, quiet: bool) -> Non
     finally:  # if the page fails, the tables are printed all the same
         out(runs_side_by_side(runs, rank=rank, width=width()))
     say_written(written, sayer(quiet))
-    out(f"\nThe page: {(output / 'report.html').resolve()}")
+    out(f"\nReport: {(output / 'report.html').resolve()}")

@@ -1,4 +1,4 @@
-"""`deltarank extract`: write a LoRA that a server will load, and its loss budget."""
+"""`deltarank extract`: write a LoRA that a server loads, and its loss budget."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from deltarank.jobs.extract import ExtractedAdapter
 
 
-@click.command(short_help="Write the best LoRA that a server will load.")
+@click.command(short_help="Extract the best LoRA that a server loads.")
 @click.argument("base")
 @click.argument("finetune")
-@click.option("-r", "--rank", default="64", show_default=True, metavar="N", help="The adapter's rank, or auto.")
+@click.option("-r", "--rank", default="64", show_default=True, metavar="N", help="Rank of the adapter, or auto.")
 @click.option(
     "--max-error",
     type=float,
@@ -64,11 +64,11 @@ def extract(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Extract the best LoRA of a rank from FINETUNE, against BASE, that a server will load.
+    """Extract a LoRA from the difference between FINETUNE and BASE: the best of its rank that the server loads.
 
-    Writes ADAPTER in PEFT's format, and prints where the change went: kept, truncated, lost to rounding, or in tensors
-    that the server does not load. FINETUNE may be a LoRA adapter on BASE. To resume an interrupted run, repeat the same
-    command.
+    Writes ADAPTER in PEFT's format, and prints its loss budget: the shares of the change that are kept, truncated,
+    lost to rounding, or in tensors that the server does not load. FINETUNE may be a LoRA adapter on BASE. To resume
+    an interrupted run, repeat the same command.
     """
     quieten_the_hub(quiet)
     options["rank"] = _parse_rank(rank)
@@ -109,7 +109,7 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
 
 
 def _lines(adapter: ExtractedAdapter) -> list[str]:
-    """The sentence, the budget, and by module what is kept."""
+    """The sentence, the budget, and the share kept of each module."""
     budget = adapter.budget
     kinds = [
         (percent(share), f"{kind_in_words(kind)}, {count(number, 'tensor')}")
@@ -121,13 +121,13 @@ def _lines(adapter: ExtractedAdapter) -> list[str]:
     return [
         f"{adapter.sentence}.",
         "",
-        *format_table(list(zip(budget.percents, _fates(adapter), strict=True)), align="><", minimum=(12,)),
+        *format_table(list(zip(budget.percents, _budget_labels(adapter), strict=True)), align="><", minimum=(12,)),
         *format_table(kinds, align="><", minimum=(16,)),
         "",
-        "kept of each module's change, as written:",
+        "Share kept of each module's change, rounding included:",
         *format_table(modules, align="><", minimum=(12,)),
     ]
 
 
-def _fates(adapter: ExtractedAdapter) -> list[str]:
+def _budget_labels(adapter: ExtractedAdapter) -> list[str]:
     return ["kept", f"truncated at rank {adapter.rank}", "lost to rounding A and B", "left out"]

@@ -1,4 +1,4 @@
-"""Loading torch, and the rooms that need it."""
+"""Imports of torch and of the packages that need it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from types import FrameType
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """For imports that bring a million objects which stay to the end.
+    """Switch the garbage collector off during imports that create a million permanent objects.
 
-    The collector of cycles would look through them again and again on the way, a fifth of the time, and once more at
-    the exit, 0.25 s. It is off meanwhile, and leaves them alone for good.
+    It would scan them repeatedly, for a fifth of the import time, and once more at exit (0.25 s). Afterwards the
+    objects are frozen: the collector never scans them.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
     gc.disable()
     try:
-        with _heard():
+        with _sigint_kept():
             yield
     finally:
         gc.freeze()
@@ -31,8 +31,8 @@ def loading() -> Iterator[None]:
 
 
 @contextmanager
-def _heard() -> Iterator[None]:
-    """Ctrl-C stops the command, even where the import in hand swallows it, as parts of torch's do."""
+def _sigint_kept() -> Iterator[None]:
+    """Ctrl-C stops the command even if an import swallows the KeyboardInterrupt, as parts of torch do."""
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

@@ -1,6 +1,6 @@
-"""A run as it goes on: a bar with the time left where there is a terminal, else a line now and then.
+"""The progress of a run on stderr: a bar with the time left on a terminal, else a line every half minute.
 
-Imports torch by way of `deltarank.compare`: only a verb that is running imports this.
+Importing this module imports torch (by way of `deltarank.runtime`), so a command imports it only when it runs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from deltarank.results import count, duration, size
 from deltarank.runtime import Plan, ProgressListener
 
 SECONDS_BETWEEN_LINES = 30.0
-"""In a log that nobody watches, more lines than this hide the others."""
+"""In a log file, more frequent lines would hide the others."""
 
 _BAR = "{desc}{percentage:3.0f} % |{bar}| {postfix}"
 
 
 @contextmanager
 def watching(quiet: bool) -> Iterator[ProgressListener]:
-    """The progress that suits this stderr. What is said after it stands on a line of its own."""
+    """The progress display that suits this stderr; at the end, the bar is removed."""
     if quiet or sys.stderr is None:  # None: closed by the shell
         yield ProgressListener()
     elif not sys.stderr.isatty():
@@ -37,8 +37,8 @@ def watching(quiet: bool) -> Iterator[ProgressListener]:
             bar.close()
 
 
-class _Spoken(ProgressListener):
-    """Tells the plan and what is worth knowing beforehand."""
+class _NotesOnStderr(ProgressListener):
+    """Prints the plan, and the notes of a run."""
 
     def planned(self, plan: Plan) -> None:
         known = plan.to_plain()
@@ -48,7 +48,7 @@ class _Spoken(ProgressListener):
         )
 
     def resumed(self, finished: int) -> None:
-        _say_above_bars(f"Going on with an earlier run: {count(finished, 'tensor')} of it kept.")
+        _say_above_bars(f"Resuming an earlier run: {count(finished, 'tensor')} of it kept.")
 
     def noted(self, sentence: str) -> None:
         _say_above_bars(sentence)
@@ -57,19 +57,19 @@ class _Spoken(ProgressListener):
         _say_above_bars(f"Note: {sentence}")
 
 
-class Bar(_Spoken):
-    """One line that is drawn again: share of the work, time left, the matrix in hand."""
+class Bar(_NotesOnStderr):
+    """A progress bar: share of the work, time left, the current matrix."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._left = ""
-        self._line = ""
+        self._transfer = ""
 
     def began(self, name: str) -> None:
         self._draw().set_postfix_str(self._beside(name))
 
     def streamed(self, received: int, whole: int, speed: float) -> None:
-        self._line = _streamed(received, whole, speed)
+        self._transfer = _streamed(received, whole, speed)
 
     def finished(self, name: str, seconds_left: float, share_done: float) -> None:
         self._left = f"{duration(seconds_left)} left"
@@ -87,28 +87,29 @@ class Bar(_Spoken):
         return self._bar
 
     def _beside(self, name: str) -> str:
-        return "  ".join(part for part in (self._line, self._left, _tail(name)) if part)
+        return "  ".join(part for part in (self._transfer, self._left, _tail(name)) if part)
 
 
-class Lines(_Spoken):
-    """A plain line at most every half minute."""
+class Lines(_NotesOnStderr):
+    """A plain line, at most every half minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last = clock()
-        self._line = ""
+        self._transfer = ""
 
     def streamed(self, received: int, whole: int, speed: float) -> None:
-        self._line = f", {_streamed(received, whole, speed)}"
+        self._transfer = f", {_streamed(received, whole, speed)}"
 
     def finished(self, name: str, seconds_left: float, share_done: float) -> None:
         if self._clock() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = self._clock()
-            say(f"{100 * min(share_done, 1.0):.0f} % done{self._line}, {_about(seconds_left)} left, at {_tail(name)}")
+            done = f"{100 * min(share_done, 1.0):.0f} % done"
+            say(f"{done}{self._transfer}, {_about(seconds_left)} left, at {_tail(name)}")
 
 
 def _streamed(received: int, whole: int, speed: float) -> str:
-    """Bytes and their speed, as a line under load shows them."""
+    """Received bytes and their speed."""
     return f"{size(received)} of {size(whole)} at {size(speed)}/s"
 
 
@@ -121,6 +122,6 @@ def _say_above_bars(sentence: str) -> None:
 
 
 def _tail(name: str, most: int = 48) -> str:
-    """The end of a tensor's name: layer and module stand there."""
+    """The end of a tensor's name, which contains the layer and the module."""
     shown = one_line(name)
     return shown if len(shown) <= most else f"…{shown[1 - most :]}"

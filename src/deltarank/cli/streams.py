@@ -1,4 +1,4 @@
-"""What the doorway prints, and where: results on stdout, everything else on stderr."""
+"""What the commands print: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ NARROWEST, WIDEST = 60, 120
 
 
 def printable(text: str) -> str:
-    """Text that may quote names from a checkpoint: nothing in it moves the cursor or changes a colour."""
+    """`text` with control characters escaped, because it may quote names from a checkpoint."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def one_line(text: str) -> str:
-    """As `printable`, and no new line either: a name cannot forge a line of its own."""
+    """As `printable`, with newlines escaped, too: a name cannot forge a line."""
     return printable(text).replace("\n", "\\n")
 
 
 def out(text: str) -> None:
-    """A result, on stdout. What its encoding lacks is replaced: a table is never lost to one sign.
+    """Print a result on stdout. Characters that its encoding lacks are replaced.
 
     Raises:
         OutputError: stdout is a file on a full disk.
-        BrokenPipeError: nobody reads it any more.
+        BrokenPipeError: the reader of a pipe has ended.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # None: closed by the shell
     try:
@@ -42,13 +42,13 @@ def out(text: str) -> None:
         forget_stdout()
         raise OutputError(
             f"cannot write to standard output: {error.strerror or error}.",
-            cure="Send it to a disk with room; files that were named before this message are whole.",
+            cure="Redirect it to a disk with free space. The files that were named before this message are complete.",
             slug="output-unwritable",
         ) from None
 
 
 def forget_stdout() -> None:
-    """Nothing more is written to a stdout that failed, and Python does not complain about it at exit."""
+    """Redirect a stdout that failed to the null device, so that Python does not report it again at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # a stdout without a file behind it
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -56,12 +56,12 @@ def forget_stdout() -> None:
 
 
 def say(sentence: str) -> None:
-    """A remark on the way, on stderr."""
+    """Print a note on stderr."""
     click.echo(one_line(sentence), err=True)
 
 
 def sayer(quiet: bool) -> Callable[[str], None]:
-    """`say`, or nothing under `--quiet`."""
+    """`say`, or a function that prints nothing, under `--quiet`."""
     return _nothing if quiet else say
 
 
@@ -70,21 +70,21 @@ def _nothing(sentence: str) -> None:
 
 
 def complain(message: str) -> None:
-    """Why a job failed, on stderr, also under `--quiet`."""
+    """Print why a job failed on stderr, also under `--quiet`."""
     click.echo(f"deltarank: {message}", err=True)
 
 
 def say_written(paths: tuple[Path, ...], tell: Callable[[str], None]) -> None:
-    """Names what was written, the page first: it is what most people want to open."""
+    """Name the files that were written, the page first, because most people want to open it."""
     for path in sorted(paths, key=lambda path: (path.suffix != ".html", path.name)):
         tell(f"wrote {path}")
 
 
 def in_colour() -> bool:
-    """Colour on stdout: only on a terminal, and not under NO_COLOR (no-color.org)."""
+    """Whether stdout gets colours: on a terminal only, and not under NO_COLOR (no-color.org)."""
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def width() -> int:
-    """Columns for a table on stdout."""
+    """The number of columns for a table on stdout."""
     return min(max(shutil.get_terminal_size((100, 24)).columns, NARROWEST), WIDEST)

@@ -21,21 +21,21 @@ MOST_MODULES, MOST_UNUSED = 24, 6
 _COLUMN = 9
 
 
-@click.command(short_help="Measure how much of a finetune an adapter holds.")
+@click.command(short_help="Measure how much of a finetune an adapter keeps.")
 @click.argument("base")
 @click.argument("finetune")
 @click.argument("adapter")
-@server_option("Apply the adapter as this server does; portable: as none of them refuses it.", None)
+@server_option("Apply the adapter as this server does; portable: check that all of them load it.", None)
 @input_options
 @click.option("--adapter-revision", metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
 @device_option()
 @json_option("all figures")
 @quiet_option
 def verify(as_json: bool, quiet: bool, **job: Any) -> None:
-    """Measure how much of the change from BASE to FINETUNE a LoRA adapter holds, beside the best LoRA of its rank.
+    """Measure how much of the change from BASE to FINETUNE a LoRA adapter keeps, and how much the best LoRA would.
 
     ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, from any tool, or a Hub id. The verdict
-    says whether the adapter is optimal, falls short, is scaled wrongly, or does not belong to BASE and FINETUNE.
+    says whether the adapter is optimal, falls short, has a wrong scale, or does not belong to BASE and FINETUNE.
     Nothing is written.
     """
     quieten_the_hub(quiet)
@@ -53,7 +53,7 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
 
 
 def _lines(found: Verification, columns: int) -> Iterator[str]:
-    """The sentences, a table by module, the tensors that change nothing."""
+    """The sentences, a table of the modules, and the tensors that change nothing."""
     for sentence in found.sentences:
         yield from _wrapped(sentence, columns)
     modules = sorted(found.by_module.items(), key=lambda item: -item[1].energy)
@@ -67,20 +67,20 @@ def _lines(found: Verification, columns: int) -> Iterator[str]:
 
 
 def _wrapped(sentence: str, columns: int) -> list[str]:
-    """A number and its percent sign stay together."""
+    """The lines of a sentence; a number and its percent sign stay together."""
     lines = textwrap.wrap(one_line(sentence).replace(" %", "\u00a0%"), columns, break_on_hyphens=False)
     return [line.replace("\u00a0", " ") for line in lines]
 
 
 def _table(modules: list[tuple[str, FitEnergies]], columns: int) -> Iterator[str]:
     """The energy kept, the best possible, and the scale, by module."""
-    room = columns - 3 * (_COLUMN + 1)
+    name_width = columns - 3 * (_COLUMN + 1)
     rows = [("module", "kept", "best", "scaled by")]
     for name, energies in modules[:MOST_MODULES]:
         label = one_line(name)
         rows.append(
             (
-                label if len(label) <= room else f"…{label[1 - room :]}",
+                label if len(label) <= name_width else f"…{label[1 - name_width :]}",
                 _kept(energies.share_lost),
                 _kept(energies.share_best),
                 figure(energies.scaled_by, unknown="-"),

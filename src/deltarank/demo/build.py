@@ -1,4 +1,4 @@
-"""The lab's story: one base, one LoRA finetune merged, one full finetune, one merge of two full finetunes."""
+"""Training of the demo's models: a base, a merged LoRA, a full finetune, and a merge of two full finetunes."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from deltarank.results import duration, figure, size
 
 
 def build(folder: Path, recipe: Recipe, *, seed: int, say: Callable[[str], None], progress: bool) -> Lab:
-    """Trains all checkpoints into `folder`; about 13 MB a pair."""
+    """Train all checkpoints into `folder`, about 13 MB for each pair."""
     started = time.perf_counter()
     with _quiet(), _reproducible():
-        shop = _Workshop(folder, recipe, seed, say, progress)
-        shop.read_texts()
-        shop.make_base()
-        shop.make_lora()
-        shop.make_full()
-        shop.make_other()
-        shop.make_merge()
+        builder = _LabBuilder(folder, recipe, seed, say, progress)
+        builder.read_texts()
+        builder.make_base()
+        builder.make_lora()
+        builder.make_full()
+        builder.make_other()
+        builder.make_merge()
     return Lab(
         folder=folder,
         seed=seed,
-        parameters=shop.parameters,
+        parameters=builder.parameters,
         seconds=time.perf_counter() - started,
-        trainings=tuple(shop.trainings),
-        losses=shop.losses,
+        trainings=tuple(builder.trainings),
+        losses=builder.losses,
     )
 
 
 @dataclass
-class _Workshop:
-    """What the steps of the story share."""
+class _LabBuilder:
+    """The state that the training steps share."""
 
     folder: Path
     recipe: Recipe
@@ -70,8 +70,8 @@ class _Workshop:
             self._write_unseen(text)
         sizes = {name: size(len(tokens)) for name, tokens in self.train_tokens.items()}
         self.say(
-            f"Text to train on, from this Python's own library: {sizes['code']} of code, {sizes['manual']} of the "
-            f"manual behind help(), {sizes['docstrings']} of doc strings."
+            f"Training text, from Python's standard library: {sizes['code']} of code, {sizes['manual']} of help "
+            f"pages, {sizes['docstrings']} of docstrings."
         )
 
     def _write_unseen(self, text: TrainingText) -> None:
@@ -82,14 +82,14 @@ class _Workshop:
         torch.manual_seed(self._seed_for("weights"))
         model = _model.new_model(self.recipe)
         self.parameters = _model.parameters(model)
-        self.say(f"1 of 4: the base, a Llama of {self.parameters / 1e6:.1f} M parameters, learns to write code.")
+        self.say(f"1 of 4: training the base, a Llama of {self.parameters / 1e6:.1f} M parameters, on code.")
         before = self._losses_of(model)
         seconds = self._train(model, "base", "code", self.recipe.base)
         self._keep(model, "base", "code", self.recipe.base, seconds, before)
 
     def make_lora(self) -> None:
         rank = self.recipe.lora_rank
-        self.say(f"2 of 4: a LoRA of rank {rank} on that base learns to write the manual, and is merged into it.")
+        self.say(f"2 of 4: training a LoRA of rank {rank} on help pages, and merging it into the base.")
         torch.manual_seed(self._seed_for("adapter"))
         model = _model.with_lora(_model.load(self.folder / "base"), self.recipe)
         seconds = self._train(model, "lora", "manual", self.recipe.lora)
@@ -97,15 +97,15 @@ class _Workshop:
         self._keep(_model.merged(model), "lora", "manual", self.recipe.lora, seconds)
 
     def make_full(self) -> None:
-        self.say("3 of 4: a full finetune of that base learns from the same pages in the same order.")
+        self.say("3 of 4: training a full finetune of the base on the same pages in the same order.")
         self._finetune("full", "manual", self.recipe.full)
 
     def make_other(self) -> None:
-        self.say("4 of 4: a second full finetune learns to write doc strings, to be merged with the first.")
+        self.say("4 of 4: training a second full finetune on docstrings, for the merge.")
         self._finetune("other", "docstrings", self.recipe.other)
 
     def make_merge(self) -> None:
-        self.say("The merge: the average of the two full finetunes.")
+        self.say("Merging: averaging the weights of the two full finetunes.")
         model = _model.average(_model.load(self.folder / "full"), _model.load(self.folder / "other"))
         self._keep(model, "merge", "manual", Course(steps=0, peak_rate=0.0), 0.0)
 
@@ -117,7 +117,7 @@ class _Workshop:
     def _train(self, model: nn.Module, name: str, text: str, course: Course) -> float:
         quiet = None if self.progress else True  # None: a bar only on a terminal
         with tqdm(total=course.steps, desc=name, unit="step", leave=False, disable=quiet, file=sys.stderr) as bar:
-            # The seed is the text's, not the finetune's: who learns from the same text sees it in the same order.
+            # The seed is the text's, not the finetune's: models trained on the same text see it in the same order.
             seed = self._seed_for(text)
             return train(model, self.train_tokens[text], course, length=self.recipe.length, seed=seed, bar=bar)
 
@@ -130,17 +130,17 @@ class _Workshop:
         seconds: float,
         before: dict[str, float] | None = None,
     ) -> None:
-        """Saves a checkpoint, and judges what was stored, not what was in memory."""
+        """Save a checkpoint, and compute the losses of what was stored, not of what was in memory."""
         _model.save(model, self.folder / name, self.recipe)
         self.losses[name] = self._losses_of(_model.load(self.folder / name))
         was, now = (before or self.losses["base"])[text], self.losses[name][text]
         tokens = course.steps * course.batch * self.recipe.length
         self.trainings.append(Training(name, text, course.steps, tokens, seconds, was, now))
-        self.say(f"  {name}: loss on unseen {text} from {figure(was)} to {figure(now)} nats per byte{_in(seconds)}.")
+        self.say(f"  {name}: loss on held-out {text} from {figure(was)} to {figure(now)} nats per byte{_in(seconds)}.")
 
     def _losses_of(self, model: nn.Module) -> dict[str, float]:
         return {
-            name: loss_on(model, tokens, length=self.recipe.length, windows=self.recipe.judges)
+            name: loss_on(model, tokens, length=self.recipe.length, windows=self.recipe.loss_windows)
             for name, tokens in self.unseen_tokens.items()
         }
 
@@ -154,7 +154,7 @@ def _in(seconds: float) -> str:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """Deterministic kernels, and the caller's random numbers left as they were."""
+    """Deterministic kernels; the state of the caller's random generators is restored."""
     strict = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -166,7 +166,7 @@ def _reproducible() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars of transformers' own, and no deprecations that its releases and PEFT's settle between themselves."""
+    """Without progress bars of transformers, and without FutureWarnings from transformers and PEFT."""
     logging: Any = transformers_logging  # untyped
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

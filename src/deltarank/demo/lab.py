@@ -1,4 +1,4 @@
-"""The lab as a folder: whole or absent, and used again when it is the one that was asked for."""
+"""The folder of the trained models (the lab): complete or absent, and reused if seed and version are the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltarank.errors import OutputError
 from deltarank.system import limit_openmp_spinning, replace_folder, silence_logging
 
 LAB_VERSION = 1
-"""To be raised when a change of code moves the weights: a lab of another version is not used again."""
+"""Raise this when a change of the code changes the weights: a lab of another version is not reused."""
 
 RECORD = "lab.json"
 
@@ -25,21 +25,21 @@ RECORD = "lab.json"
 def build_lab(
     folder: Path, *, seed: int = 0, say: Callable[[str], None], progress: bool = True, force: bool = False
 ) -> Lab:
-    """Trains the lab into `folder`, or finds it there.
+    """Train the models of the lab into `folder`, or reuse those that are there.
 
-    The same seed gives the same weights on the same machine, Python and torch. Nothing is written to `folder` before
-    all is done.
+    The same seed gives the same weights on the same machine, Python and torch. Nothing is written to `folder` until
+    all models are trained.
 
     Args:
         folder: absent, empty, or a lab.
-        seed: of the first weights and of the order of the text.
-        say: gets a plain sentence for each step.
+        seed: of the initial weights and of the order of the text.
+        say: called with a sentence for each step.
         progress: a bar on stderr while a model trains, if stderr is a terminal.
-        force: replace a lab that another seed or version made, with all that lies in its folder.
+        force: replace a lab of another seed or version, and everything else in its folder.
 
     Raises:
-        OutputError: the folder holds something else, or cannot be written.
-        JobError: this Python came without its sources, so there is no text to train on.
+        OutputError: the folder contains something else, or cannot be written.
+        JobError: this Python has no library sources, so there is no text to train on.
     """
     return build_by(Recipe(), folder, seed=seed, say=say, progress=progress, force=force)
 
@@ -47,14 +47,14 @@ def build_lab(
 def build_by(
     recipe: Recipe, folder: Path, *, seed: int, say: Callable[[str], None], progress: bool, force: bool = False
 ) -> Lab:
-    """`build_lab` of any size."""
+    """`build_lab` with a recipe of any size."""
     target = Path(folder).resolve()
     if found := _found(target, seed, recipe):
-        say(f"Using the lab in {folder}, trained earlier with seed {seed}.")
+        say(f"Reusing the models in {folder}, which were trained earlier with seed {seed}.")
         return found
     _check_free(target, force)
     limit_openmp_spinning()
-    with silence_logging():  # PEFT imports every quantiser there is, and some talk
+    with silence_logging():  # PEFT imports every quantisation library that is installed, and some log
         from deltarank.demo.build import build
 
     with _whole_or_nothing(target) as partial:
@@ -64,7 +64,7 @@ def build_by(
 
 
 def _found(target: Path, seed: int, recipe: Recipe) -> Lab | None:
-    """The lab of this seed, version and recipe, if it lies there with every file it was made with."""
+    """The lab in `target`, if it has this seed, version and recipe, and all its files."""
     try:
         record = json.loads((target / RECORD).read_text(encoding="utf-8"))
         if record["made_by"] != _made_by(seed, recipe) or record["files"] != _files(target, record["files"]):
@@ -108,13 +108,13 @@ def _check_free(target: Path, force: bool) -> None:
         return
     if not (target / RECORD).is_file():
         raise OutputError(
-            f"{target} exists and is not a lab.",
+            f"{target} exists and does not contain models of the demo.",
             cure="Give -o a folder that does not exist yet.",
             slug="output-exists",
         )
     if not force:
         raise OutputError(
-            f"{target} holds a lab that another seed or version of deltarank made, or one that lacks files.",
+            f"{target} contains models of another seed or version of deltarank, or files are missing.",
             cure="Give -o another folder, or --force to replace everything in this one.",
             slug="output-exists",
         )
@@ -122,7 +122,7 @@ def _check_free(target: Path, force: bool) -> None:
 
 @contextmanager
 def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place at the end, or goes."""
+    """A folder beside `target`, which replaces it at the end, or is deleted after a failure."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -132,7 +132,7 @@ def _whole_or_nothing(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}.",
-            cure="Give -o a folder on a disk with 60 MB to spare, where you may write.",
+            cure="Give -o a folder that you may write to, on a disk with 60 MB of free space.",
             slug="output-unwritable",
         ) from error
     finally:

@@ -1,4 +1,4 @@
-"""The lab's model: a tiny Llama over bytes, with a tokenizer, made, saved and loaded by transformers and PEFT."""
+"""The demo's model: a tiny byte-level Llama with a tokenizer, in transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SPECIALS = {"<|begin|>": BEGIN, "<|end|>": END, "<|pad|>": PAD}
 
 Llama = LlamaForCausalLM
 
-# Published checkpoints are bf16, so these are too: the merged LoRA's delta then carries rounding, as real ones do.
-# Measured: its relative norm is 0.2 to 0.35, so rounding is 0.004 % of its energy: there to be seen (a ninth singular
-# value that is not zero), and a fiftieth or less of the eighth, so that nobody mistakes the rank.
+# bfloat16, as in published checkpoints: the delta of the merged LoRA then contains rounding, as real ones do. Measured:
+# its relative norm is 0.2 to 0.35, and rounding is 0.004 % of its energy. So the ninth singular value is not zero, but
+# at most a fiftieth of the eighth, and the rank is clear.
 STORED = torch.bfloat16
 
 
 def new_model(recipe: Recipe) -> LlamaForCausalLM:
-    """An untrained Llama in float32, drawn from torch's global generator."""
+    """An untrained Llama in float32, initialised by torch's global generator."""
     config = LlamaConfig(
         vocab_size=len(_SPECIALS) + 256,
         hidden_size=recipe.hidden,
@@ -45,12 +45,12 @@ def new_model(recipe: Recipe) -> LlamaForCausalLM:
 
 
 def load(folder: Path) -> LlamaForCausalLM:
-    """A saved model in float32, as trainers load bf16 checkpoints."""
+    """Load a saved model in float32, as for training."""
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
 
 def save(model: LlamaForCausalLM, folder: Path, recipe: Recipe) -> None:
-    """Weights rounded once to `STORED`, configuration and tokenizer. The model itself is rounded by it."""
+    """Save weights, configuration and tokenizer. This rounds the weights of `model` itself to `STORED`."""
     with _full_disk_is_an_oserror():
         nn.Module.to(model, STORED)
         model.save_pretrained(folder)
@@ -59,7 +59,7 @@ def save(model: LlamaForCausalLM, folder: Path, recipe: Recipe) -> None:
 
 @contextmanager
 def _full_disk_is_an_oserror() -> Iterator[None]:
-    """safetensors reports a write that failed by an exception of its own."""
+    """Raise OSError if a write fails: safetensors raises an exception of its own."""
     try:
         yield
     except SafetensorError as error:
@@ -67,7 +67,7 @@ def _full_disk_is_an_oserror() -> Iterator[None]:
 
 
 def tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Byte b is token b; `<|begin|>` stands before every text, as Llama's tokenizer puts it."""
+    """A tokenizer in which byte b is token b; like Llama's, it puts `<|begin|>` before every text."""
     alphabet = {letter: byte for byte, letter in enumerate(_byte_letters())}
     inner = Tokenizer(models.BPE(vocab={**alphabet, **_SPECIALS}, merges=[]))
     inner.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in _SPECIALS])
@@ -89,14 +89,14 @@ def tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in byte-level tokenizers (GPT-2's table, 2019)."""
+    """The printable character for each byte in byte-level tokenizers (GPT-2's table, 2019)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     spare = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
 
 
 def encode(documents: Iterable[str]) -> Tensor:
-    """Documents as one row of tokens, each closed by `<|end|>`: what the tokenizer gives, less `<|begin|>`."""
+    """The documents as one row of tokens, each followed by `<|end|>`, without `<|begin|>`."""
     tokens: list[int] = []
     for document in documents:
         tokens += [*document.encode("utf-8", errors="replace"), END]
@@ -104,7 +104,7 @@ def encode(documents: Iterable[str]) -> Tensor:
 
 
 def with_lora(model: LlamaForCausalLM, recipe: Recipe) -> PeftModel:
-    """The model frozen, with a LoRA on every linear module but `lm_head`."""
+    """The frozen model with a LoRA on every linear module except `lm_head`."""
     return get_peft_model(
         model,
         LoraConfig(
@@ -117,13 +117,15 @@ def with_lora(model: LlamaForCausalLM, recipe: Recipe) -> PeftModel:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """The LoRA alone. It names its base by the folder beside it, and does not ask the Hub about it."""
+    """Save the LoRA alone. It names its base by a relative path, so the Hub is not asked about it."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = "../base"
-        config.target_modules = sorted(config.target_modules)  # PEFT keeps a set: another order in every process
+        config.target_modules = sorted(
+            config.target_modules
+        )  # PEFT stores a set, whose order differs between processes
     with _full_disk_is_an_oserror():
         model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink()  # a form with nothing filled in but the path of a folder that will be renamed
+    (folder / "README.md").unlink()  # an empty template with the path of a folder that will be renamed
 
 
 def merged(model: PeftModel) -> LlamaForCausalLM:
@@ -132,7 +134,7 @@ def merged(model: PeftModel) -> LlamaForCausalLM:
 
 
 def average(one: LlamaForCausalLM, two: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Every weight the mean of two: the plainest of the merges that communities publish. `one` is overwritten."""
+    """The mean of two models' weights, the simplest merge that people publish. Overwrites `one`."""
     with torch.no_grad():
         for mine, other in zip(one.parameters(), two.parameters(), strict=True):
             mine.lerp_(other, 0.5)

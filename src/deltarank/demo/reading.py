@@ -1,4 +1,4 @@
-"""What the lab's models are asked and read to: pages of the manual that none of them was trained on."""
+"""The text and the prompts of the demo's `outputs`: held-out help pages."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from deltarank.demo.recipe import Recipe
 PASSAGES = 12
 PROMPTS = 8
 OPENING = 64
-"""Letters of a page's beginning that a model is given to go on from."""
+"""Characters of the beginning of a page that are a prompt."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Files as `deltarank outputs` takes them: passages to score, and openings to go on from."""
+    """Input files of `deltarank outputs`: passages to score, and prompts to continue."""
 
     text: Path
     prompts: Path
 
 
 def write_reading(texts: Path, folder: Path, *, length: int = Recipe.length) -> Reading:
-    """Passages and openings out of the lab's unseen manual, evenly spread over it, into `folder`.
+    """Write passages and prompts from the held-out help pages, spread evenly over them, into `folder`.
 
     Args:
-        texts: the lab's texts that no model was trained on.
-        length: of a passage in bytes at most, the token before it counted.
+        texts: the folder of the lab's held-out texts.
+        length: the largest length of a passage in tokens (bytes), the `<|begin|>` token included.
     """
     pages = list(_pages((texts / "manual.txt").read_text(encoding="utf-8"), length - 1))
     made = Reading(folder / "unseen-pages.jsonl", folder / "openings.jsonl")
@@ -40,7 +40,7 @@ def write_reading(texts: Path, folder: Path, *, length: int = Recipe.length) -> 
 
 
 def _pages(text: str, most: int) -> Iterator[str]:
-    """Neighbouring paragraphs, as many as fit into `most` bytes; what is much shorter than that is passed over."""
+    """Adjacent paragraphs, as many as fit into `most` bytes; groups of less than half of that are skipped."""
     page = ""
     for paragraph in text.split("\n\n"):
         longer = f"{page}\n\n{paragraph.rstrip()}" if page else paragraph.strip()
@@ -53,12 +53,12 @@ def _pages(text: str, most: int) -> Iterator[str]:
 
 
 def _opening(page: str) -> str:
-    """The beginning, up to the end of a word."""
+    """The beginning of a page, up to the end of a word."""
     return page[:OPENING].rsplit(maxsplit=1)[0]
 
 
 def spread(items: Sequence[str], wanted: int) -> list[str]:
-    """So many of them, evenly spaced; all if there are no more."""
+    """`wanted` of the items, evenly spaced, or all if there are fewer."""
     if len(items) <= wanted:
         return list(items)
     return [items[i * len(items) // wanted] for i in range(wanted)]

@@ -1,4 +1,4 @@
-"""How big the lab is and how long it trains: every number that decides what it shows, in one place."""
+"""The sizes of the demo's model, and how long each finetune is trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Course:
-    """One training: AdamW, warmed up over a tenth of the steps, then down a cosine to a tenth of `peak_rate`."""
+    """A training with AdamW: linear warm-up over a tenth of the steps, then cosine decay to a tenth of `peak_rate`."""
 
     steps: int
     peak_rate: float
@@ -17,10 +17,10 @@ class Course:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A Llama of 3.3 M parameters, its base training and its three finetunings: 80 s on two idle cores.
+    """A Llama of 3.3 M parameters, the training of the base and of three finetunes: 80 s on two idle cores.
 
-    `length` is a window in tokens, `<|begin|>` included; `text_limit` caps each text in characters; `judges` is how
-    many windows of unseen text measure a loss.
+    `length` is that of a window in tokens, `<|begin|>` included; `text_limit` limits each text in characters;
+    `loss_windows` is the number of windows of held-out text over which a loss is computed.
     """
 
     hidden: int = 256
@@ -29,12 +29,12 @@ class Recipe:
     heads: int = 4
     length: int = 192
     text_limit: int = 2_000_000
-    judges: int = 32
+    loss_windows: int = 32
     lora_rank: int = 8
     lora_alpha: int = 16
     base: Course = Course(steps=255, peak_rate=1.2e-3, weight_decay=0.1)
-    # As many steps for each finetune: the LoRA and the full finetune then differ in nothing but the method.
-    # A LoRA wants the higher rate, as everywhere.
+    # All finetunes take the same number of steps, so that LoRA and full finetune differ only in the method.
+    # A LoRA needs a higher learning rate, as usual.
     lora: Course = Course(steps=90, peak_rate=3e-3)
     full: Course = Course(steps=90, peak_rate=1e-3)
     other: Course = Course(steps=90, peak_rate=1e-3)

@@ -1,7 +1,7 @@
-"""Text that every Python has: the standard library's code, the manual behind `help()`, and doc strings.
+"""Text that every Python has: the code of the standard library, the pages of `help()`, and docstrings.
 
-Three texts of three kinds, so that a finetune has something to learn that its base did not know. All are in an order
-that depends on names alone: the same Python gives the same bytes on every machine.
+They are of three kinds, so that a finetune learns something that its base does not know. Their order depends on names
+only: the same Python gives the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -17,8 +17,17 @@ from pathlib import Path
 
 from deltarank.errors import JobError
 
-_PASSED_OVER = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
-"""Not the standard library, or not written to be read: tests hold broken sources and tables."""
+_SKIPPED_FOLDERS = {
+    "__pycache__",
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+}
+"""Folders that are skipped: not the standard library, or not prose and code, such as tests with broken sources."""
 
 _LONGEST = 200_000
 _LEAST = 20_000
@@ -35,7 +44,7 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """`code`: modules without their doc strings; `manual`: the topics of `help()`; `docstrings`: those of a module."""
+    """`code`: modules without docstrings; `manual`: the topics of `help()`; `docstrings`: those of the modules."""
 
     code: TrainingText
     manual: TrainingText
@@ -43,17 +52,17 @@ class TrainingTexts:
 
 
 def read_texts(limit: int) -> TrainingTexts:
-    """The three texts, each cut after `limit` characters.
+    """The three texts, each truncated to `limit` characters.
 
     Raises:
-        JobError: this Python came without its sources.
+        JobError: this Python has no library sources.
     """
     modules = list(_modules(limit))
     code = [code for code, _ in modules]
     docstrings = [prose for _, prose in modules if prose]
     manual = list(_manual())
     if not manual:
-        # A Python packaged without pydoc's data: two halves of the doc strings are still two texts.
+        # A Python packaged without pydoc's data: two halves of the docstrings are still two texts.
         manual, docstrings = docstrings[::2], docstrings[1::2]
     return TrainingTexts(
         _text("code", code, limit), _text("manual", manual, limit), _text("docstrings", docstrings, limit)
@@ -61,7 +70,7 @@ def read_texts(limit: int) -> TrainingTexts:
 
 
 def split_docstrings(source: str) -> tuple[str, str]:
-    """A module's source as (code without doc strings, doc strings without code).
+    """A module's source as (code without docstrings, docstrings without code).
 
     Raises:
         SyntaxError, ValueError, RecursionError: the source does not parse.
@@ -111,14 +120,14 @@ def _modules(limit: int) -> Iterator[tuple[str, str]]:
 
 def _files(root: Path) -> Iterator[Path]:
     for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if name not in _PASSED_OVER and not name.startswith("config-")]
+        below[:] = [name for name in below if name not in _SKIPPED_FOLDERS and not name.startswith("config-")]
         for name in names:
             if name.endswith(".py"):
                 yield Path(folder, name)
 
 
 def _manual() -> Iterator[str]:
-    """The topics of `help()`, each paragraph once: topics quote whole parts of each other."""
+    """The topics of `help()`. Paragraphs that topics share appear once."""
     try:
         from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
@@ -132,7 +141,7 @@ def _manual() -> Iterator[str]:
 
 
 def _shuffled(name: str) -> str:
-    """A sort key that mixes neighbours, so that a cut keeps some of everything, and moves nothing when files come."""
+    """A sort key by hash: truncation keeps some of everything, and added files do not reorder the others."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""One training loop for all: windows drawn at random, AdamW, a warm-up and a cosine."""
+"""The training loop: random windows, AdamW, linear warm-up and cosine decay."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from deltarank.demo.recipe import Course
 
 
 def train(model: nn.Module, tokens: Tensor, course: Course, *, length: int, seed: int, bar: tqdm) -> float:
-    """Trains what requires a gradient, in place; returns the seconds it took.
+    """Train the parameters that require a gradient, in place; return the seconds it took.
 
     Args:
-        model: gives `.loss` for `input_ids` and `labels` of shape (batch, length).
+        model: returns an object with `.loss` for `input_ids` and `labels` of shape (batch, length).
         tokens: one row of token ids to draw windows from.
         seed: of the windows; the same seed draws the same windows in the same order.
         bar: advanced by one for each step, with the loss beside it.
@@ -42,7 +42,7 @@ def train(model: nn.Module, tokens: Tensor, course: Course, *, length: int, seed
 
 
 def rate(step: int, steps: int) -> float:
-    """The learning rate of a step as a share of the peak: up in a tenth of the steps, then a cosine down to a tenth."""
+    """The learning rate of a step as a share of the peak: linear warm-up, then cosine decay to a tenth."""
     warm = max(steps // 10, 1)
     if step < warm:
         return (step + 1) / warm
@@ -50,7 +50,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def draw(tokens: Tensor, batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """Windows at random places, shape (batch, length), each begun as the tokenizer begins a text."""
+    """Windows at random positions, shape (batch, length), each with `<|begin|>` before it."""
     starts = torch.randint(0, len(tokens) - length + 2, (batch,), generator=generator)
     return _windows(tokens, starts, length)
 

@@ -1,4 +1,4 @@
-"""What a lab holds: a base, three finetunes, and how each was trained."""
+"""The trained models of the demo (the lab): a base, three finetunes, and how each was trained."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Training:
-    """What a checkpoint was trained on and what came of it.
+    """How a checkpoint was trained, and its losses.
 
-    name             the checkpoint's folder: "base", "lora", "full", "other", or "merge", which had no steps of its own
+    name             the checkpoint's folder: "base", "lora", "full", "other", or "merge", which is not trained
     text             the kind of text: "code", "manual" or "docstrings"
-    loss_before      mean negative log-likelihood of unseen text of that kind, nats per byte; a finetune's before is
-                     its base's
+    loss_before      mean negative log-likelihood of held-out text of that kind in nats per byte; for a finetune, that
+                     of its base
     loss_after       the same, of the checkpoint as stored
     """
 
@@ -32,7 +32,7 @@ class Lab:
     """A base and three finetunes of it, as folders that transformers loads.
 
     `adapter` is the LoRA before it was merged (a PEFT folder), `other` the second parent of the merge, `texts` the
-    text that no model was trained on. `losses[checkpoint][text]` is in nats per byte.
+    held-out texts. `losses[checkpoint][text]` is in nats per byte.
     """
 
     folder: Path

@@ -21,7 +21,7 @@ TINY = Recipe(
     heads=2,
     length=24,
     text_limit=200_000,
-    judges=4,
+    loss_windows=4,
     lora_rank=2,
     lora_alpha=4,
     base=Course(steps=4, peak_rate=1e-2, batch=2),
@@ -151,7 +151,7 @@ def test_force_replaces_it(lab_copy: Path) -> None:
 def test_a_lab_that_lacks_a_file_is_no_lab(lab_copy: Path, lost: str) -> None:
     (lab_copy / lost).unlink()
 
-    with pytest.raises(OutputError, match="lacks files"):
+    with pytest.raises(OutputError, match="files are missing"):
         build(lab_copy)
 
 
@@ -159,7 +159,7 @@ def test_a_folder_of_something_else_is_left_alone_even_by_force(tmp_path: Path) 
     (tmp_path / "lab").mkdir()
     (tmp_path / "lab" / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(OutputError, match="is not a lab"):
+    with pytest.raises(OutputError, match="does not contain models of the demo"):
         build(tmp_path / "lab", force=True)
     assert (tmp_path / "lab" / "thesis.txt").read_text() == "years of work"
 
@@ -171,7 +171,7 @@ def test_a_lab_is_whole_or_nothing(
     def fail(self: object) -> None:
         raise failure
 
-    monkeypatch.setattr(_build._Workshop, "make_merge", fail)
+    monkeypatch.setattr(_build._LabBuilder, "make_merge", fail)
     with pytest.raises(failure):
         build(tmp_path / "lab")
 
@@ -182,7 +182,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(self: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_build._Workshop, "make_full", fail)
+    monkeypatch.setattr(_build._LabBuilder, "make_full", fail)
     with pytest.raises(OutputError, match="No space left on device") as caught:
         build(tmp_path / "lab")
 
