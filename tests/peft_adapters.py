@@ -1,4 +1,4 @@
-"""Adapters that PEFT itself trained and wrote, on models small enough to be trained in a moment; PEFT's own merge."""
+"""Adapters that PEFT itself trained, wrote and merged, on models small enough to be trained in a moment."""
 
 import json
 import warnings
@@ -58,8 +58,8 @@ def gpt2() -> PreTrainedModel:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """PEFT warns of much that is meant here."""
+def _without_warnings() -> Iterator[None]:
+    """Without PEFT's warnings about what the tests do on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -71,7 +71,7 @@ def write_base(make: Callable[[], PreTrainedModel], folder: Path, *, seed: int =
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0, 0.05)
-    with _quietly():
+    with _without_warnings():
         model.save_pretrained(folder)
     return folder
 
@@ -79,7 +79,7 @@ def write_base(make: Callable[[], PreTrainedModel], folder: Path, *, seed: int =
 def train(base: Path, folder: Path, *, seed: int = 1, steps: int = 4, **config: Any) -> Path:
     """A LoRA that has really been trained, saved by PEFT."""
     torch.manual_seed(seed)
-    with _quietly():
+    with _without_warnings():
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **config))
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         optimiser = torch.optim.Adam(trained, lr=1e-2)
@@ -94,7 +94,7 @@ def train(base: Path, folder: Path, *, seed: int = 1, steps: int = 4, **config: 
 
 def merge(base: Path, adapter: Path, folder: Path) -> Path:
     """PEFT's own merge, as a checkpoint."""
-    with _quietly():
+    with _without_warnings():
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
         model.merge_and_unload().save_pretrained(folder)
     return folder
@@ -112,7 +112,7 @@ def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], like: Path) ->
 
 
 def finetune(base: Path, folder: Path, *, seed: int = 2, scale: float = 0.01) -> Path:
-    """Every number moves, in no direction more than in others."""
+    """Every weight changes, equally in all directions."""
     generator = torch.Generator().manual_seed(seed)
     moved = {name: w + scale * torch.randn(w.shape, generator=generator) for name, w in tensors(base).items()}
     return write_checkpoint(folder, moved, base)

@@ -196,7 +196,7 @@ def test_files_inside_rooms_have_plain_names() -> None:
     assert [shown(path) for path in MODULES if path.name.startswith("_") and not path.name.startswith("__")] == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compare", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["extract", "--help"], ["demo", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from deltarank.cli import main; code = main(sys.argv[1:]); "

@@ -89,7 +89,7 @@ def test_energy_of_is_the_squared_norm() -> None:
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 300), (200, 900)])
 def test_the_noise_edge_lies_just_above_pure_rounding(size: tuple[int, int]) -> None:
-    """Marchenko and Pastur: nothing of pure rounding stands above it, and not much room is given away."""
+    """Marchenko and Pastur: no value of pure rounding is above it, and the largest comes close to it."""
     for seed in range(20):
         exact = np.random.default_rng(seed).standard_normal(size)
         stored = torch.from_numpy(exact).bfloat16()
@@ -106,7 +106,7 @@ def test_the_noise_edge_lies_just_above_pure_rounding(size: tuple[int, int]) -> 
 def test_the_rank_of_a_merged_lora_is_found_under_its_rounding(
     solver: str, dtype: torch.dtype, relative_norm: float
 ) -> None:
-    """A rank-16 update, stored: 16 values stand above the edge, though the stored delta has full rank."""
+    """A rank-16 update, stored: 16 values are above the edge, though the stored delta has full rank."""
     base, finetune = pair("planted 16", (600, 700), dtype, relative_norm=relative_norm)
     spectrum, sums = measured(base, finetune, solver=solver, ranks=(8, 64))
 

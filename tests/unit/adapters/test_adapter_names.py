@@ -23,7 +23,7 @@ def matched_by_peft(targets: list[str], tensors: list[str]) -> list[str]:
     return [module for module in modules_of(tensors) if check_target_module_exists(config, module)]
 
 
-def test_a_module_is_a_name_less_its_last_word() -> None:
+def test_a_module_is_a_name_without_its_last_component() -> None:
     assert module_path("model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj"
 
 
@@ -43,11 +43,11 @@ def test_a_module_is_a_name_less_its_last_word() -> None:
         "x." * 600 + "weight",
     ],
 )
-def test_what_is_no_path_of_a_module_has_none(name: str) -> None:
+def test_a_name_that_is_not_the_path_of_a_module_has_none(name: str) -> None:
     assert module_path(name) is None
 
 
-def test_keys_are_peft_s() -> None:
+def test_keys_are_those_of_peft() -> None:
     assert factor_keys("model.layers.0.mlp.up_proj") == (
         "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
         "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight",
@@ -59,7 +59,7 @@ def test_the_same_module_of_all_layers_is_a_type() -> None:
     assert module_type("model.layers.3.mlp.up_proj") != module_type("visual.layers.3.mlp.up_proj")
 
 
-def test_targets_are_last_words_where_these_do() -> None:
+def test_targets_are_last_components_where_those_are_enough() -> None:
     wanted = modules_of(LAYERS)
 
     assert exact_targets(wanted, TENSORS) == ["down_proj", "k_proj", "q_proj", "up_proj"]
@@ -70,7 +70,7 @@ def test_targets_are_last_words_where_these_do() -> None:
     "excluded", [["model.layers.1.mlp.up_proj"], [f"model.layers.{i}.mlp.up_proj" for i in (0, 3)]]
 )
 def test_nothing_excluded_matches_again(excluded: list[str]) -> None:
-    """Layer 1 is not layer 11: a name written out matches itself alone."""
+    """Layer 1 is not layer 11: a full name matches only itself."""
     wanted = [module for module in modules_of(LAYERS) if module not in excluded]
     targets = exact_targets(wanted, TENSORS)
 

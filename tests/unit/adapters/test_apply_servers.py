@@ -121,7 +121,7 @@ def test_whole_tensors(pair: tuple[Path, Path], tmp_path: Path, server: str, doe
         assert len(found.unused) == (does == "ignores")
 
 
-def test_llama_cpp_takes_norms_and_forgets_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_llama_cpp_loads_norms_and_ignores_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
     found = applied(pair, tmp_path, q_and_o() | {"base_model.model.model.norm.weight": torch.ones(32)}, "llama.cpp")
 
     assert [entry.name for entry in found.unused] == ["base_model.model.model.norm.weight"]
@@ -154,7 +154,7 @@ def test_what_is_not_portable_is_refused(pair: tuple[Path, Path], tmp_path: Path
     assert len(applied(pair, tmp_path / "plain", q_and_o(), "portable").changes) == 4
 
 
-def test_a_server_that_nobody_knows(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_unknown_server_is_refused_with_the_known_ones(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tgi") as caught:
         applied(pair, tmp_path, q_and_o(), "tgi")
     assert caught.value.slug == "bad-server"

@@ -32,7 +32,7 @@ def test_shares_add_up_to_one(
     assert math.isclose(math.fsum(t.share or 0 for t in budget.tensors), budget.left_out, abs_tol=1e-9)
 
 
-def test_it_says_in_words_where_the_change_went() -> None:
+def test_the_sentence_states_where_the_change_went() -> None:
     others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "lm_head"), 4.0), (left("tokens", "added tokens"), None)]
     budget = Budget.of([MatrixEnergies(93.0, 22.0, 22.0)], [], others)
 
@@ -42,7 +42,7 @@ def test_it_says_in_words_where_the_change_went() -> None:
     )
 
 
-def test_what_a_server_takes_if_included_is_not_said_to_be_impossible() -> None:
+def test_what_a_server_loads_if_included_is_not_called_impossible() -> None:
     budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [(left("h", "lm_head"), 1.0)])
 
     assert budget.sentence(get_server("vllm"), 8) == (
@@ -60,13 +60,13 @@ def test_what_a_server_never_takes_is_named() -> None:
     )
 
 
-def test_tensors_stand_by_share_and_those_unknown_last() -> None:
+def test_tensors_are_sorted_by_share_and_unknown_ones_come_last() -> None:
     budget = Budget.of([], [], [(left("u"), None), (left("a"), 1.0), (left("b"), 3.0)])
 
     assert [(t.name, t.share) for t in budget.tensors] == [("b", 0.75), ("a", 0.25), ("u", None)]
 
 
-def test_of_no_change_all_is_kept() -> None:
+def test_without_a_change_everything_is_kept() -> None:
     budget = Budget.of([MatrixEnergies(0.0, 0.0, 0.0)], [], [(left("u"), None)])
 
     assert (budget.kept, budget.truncated, budget.rounded, budget.left_out) == (1, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""What is read from a folder adds what PEFT adds: held against PEFT's own merge, tensor by tensor."""
+"""An adapter adds what PEFT adds: compared with PEFT's own merge, tensor by tensor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,19 +47,25 @@ CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
 
 
 def added(base: Path, tuned: Path, adapter: Path) -> tuple[dict[str, Tensor], tuple[UnusedTensor, ...]]:
-    """L of every tensor that is changed, put together from a few rows at a time."""
+    """L of every tensor that changes, a few rows at a time; and the tensors that change nothing."""
     whole = {}
     with open_adapter(adapter) as lora, open_checkpoint(base) as before, open_checkpoint(tuned) as after:
         pairing = pair_checkpoints(before, after)
         targets = (*pairing.pairs, *pairing.summed)
-        laid = apply_adapter(lora, targets, server=None, config=before.config)
+        applied = apply_adapter(lora, targets, server=None, config=before.config)
         shapes = {target.name: target.shape for target in targets}
-        for name, changes in laid.changes.items():
+        for name, changes in applied.changes.items():
             update = LoraUpdate(lora, changes, device=torch.device("cpu"), dtype=torch.float64)
             rows = made.tensors(base)[name].double().reshape(changes[0].placement.target.base.shape)
             parts = [update.rows(first, rows[first : first + 5]) for first in range(0, len(rows), 5)]
             whole[name] = torch.cat(parts).reshape(shapes[name])
-    return whole, laid.unused
+    return whole, applied.unused
+
+
+def assert_equals_merge(found: dict[str, Tensor], before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    for name, weight in before.items():
+        truth = after[name].double() - weight.double()
+        assert float((found.get(name, torch.zeros_like(truth)) - truth).abs().max()) < 1e-6, name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -76,15 +82,12 @@ def test_what_is_added_is_what_peft_merges(case: str, tmp_path: Path) -> None:
     found, unused = added(base, merged, adapter)
 
     assert unused == ()
-    for name, weight in before.items():
-        truth = after[name].double() - weight.double()
-        ours = found.get(name, torch.zeros_like(truth))
-        assert float((ours - truth).abs().max()) < 1e-6, name
+    assert_equals_merge(found, before, after)
     assert any(float((after[name] - before[name]).abs().max()) > 1e-4 for name in before)
 
 
-def test_what_peft_passes_over_is_passed_over(tmp_path: Path) -> None:
-    """A matrix outside target_modules, a rank that the configuration denies, a bias without lora_bias."""
+def test_what_peft_ignores_changes_nothing(tmp_path: Path) -> None:
+    """A matrix outside target_modules, and a bias without lora_bias."""
     base = made.write_base(made.qwen2, tmp_path / "base")
     other = made.finetune(base, tmp_path / "other")
     stem = "base_model.model.model.layers.0.self_attn."
@@ -109,7 +112,7 @@ def test_what_peft_passes_over_is_passed_over(tmp_path: Path) -> None:
     }
 
 
-def test_a_whole_tensor_that_nothing_names_is_loaded_all_the_same(tmp_path: Path) -> None:
+def test_a_whole_tensor_is_loaded_even_if_modules_to_save_does_not_name_it(tmp_path: Path) -> None:
     """PEFT gives the model every tensor whose name it has: a norm takes effect, a matrix behind a LoRA does not."""
     base = made.write_base(made.llama, tmp_path / "base")
     other = made.finetune(base, tmp_path / "other")
@@ -163,6 +166,4 @@ def test_a_folder_as_mergekit_writes_it(tmp_path: Path) -> None:
     found, unused = added(base, tuned, adapter)
 
     assert unused == ()
-    for name, weight in before.items():
-        truth = after[name].double() - weight.double()
-        assert float((found.get(name, torch.zeros_like(truth)) - truth).abs().max()) < 1e-6, name
+    assert_equals_merge(found, before, after)

@@ -19,7 +19,7 @@ from deltarank.adapters import (
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_safetensors_reads_what_was_kept_as_factors(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_safetensors_reads_what_was_written_as_factors(tmp_path: Path, dtype: torch.dtype) -> None:
     a, b = torch.randn(8, 300).to(dtype), torch.randn(500, 8).to(dtype)
     kept = tmp_path / "00000.factors"
     write_factors(kept, a, b)
@@ -55,7 +55,7 @@ def test_tensors_larger_than_a_block_come_whole(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "y")["a"], a)
 
 
-def test_the_file_says_that_it_is_torch_s(tmp_path: Path) -> None:
+def test_the_file_is_marked_as_torch_s(tmp_path: Path) -> None:
     """transformers and PEFT refuse a file without it."""
     write_weights(tmp_path / "y", [StreamedTensor("a", torch.float32, (2, 2))])
 

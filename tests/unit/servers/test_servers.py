@@ -1,4 +1,4 @@
-"""The rules of servers: dated, with sources, and each command line names all of them."""
+"""The rules of servers: dated, with sources, and in words that the code knows."""
 
 import re
 
@@ -13,7 +13,7 @@ def test_the_rules_are_dated() -> None:
 
 
 @pytest.mark.parametrize("name", server_names())
-def test_each_server_has_sources_and_words_that_are_known(name: str) -> None:
+def test_each_server_has_sources_and_valid_rules(name: str) -> None:
     rules = get_server(name)
 
     assert rules.sources
@@ -67,7 +67,7 @@ def test_an_unknown_server_is_refused() -> None:
         ("transformer.h.0.attn.c_attn.weight", None),
     ],
 )
-def test_kinds_of_tensors_are_told_by_name(name: str, kind: str | None) -> None:
+def test_the_kind_of_a_tensor_follows_from_its_name(name: str, kind: str | None) -> None:
     assert kind_of_tensor(name) == kind
 
 
@@ -76,7 +76,7 @@ def test_kinds_have_words() -> None:
     assert kind_in_words("added tokens") == "added tokens"
 
 
-def test_a_conv1d_is_known_by_model_and_name() -> None:
+def test_a_conv1d_is_recognised_by_model_and_name() -> None:
     assert is_transposed("transformer.h.0.attn.c_attn.weight", {"model_type": "gpt2"})
     assert not is_transposed("transformer.h.0.attn.c_attn.weight", {"model_type": "gpt_bigcode"})
     assert not is_transposed("lm_head.weight", {"model_type": "gpt2"})
