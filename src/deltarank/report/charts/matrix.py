@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltarank.report.charts.parts import ROW_TOOLTIP, chart_at_rank, rank_axis, selected_rank_line
+from deltarank.report.charts.building_blocks import ROW_TOOLTIP, chart_at_rank, rank_axis, selected_rank_line
 from deltarank.report.charts.vega import Spec, either, field, rows_of, value
 from deltarank.report.charts.weights import lost_axis
 from deltarank.report.view.page import PageData

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deltarank.report.charts.parts import (
+from deltarank.report.charts.building_blocks import (
     PERCENT_LABEL,
     ROW_TOOLTIP,
     chart_at_rank,

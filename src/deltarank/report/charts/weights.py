@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltarank.report.charts.parts import (
+from deltarank.report.charts.building_blocks import (
     PERCENT_LABEL,
     ROW_TOOLTIP,
     chart_at_rank,

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltarank.report.charts.building_blocks import PERCENT_LABEL
 from deltarank.report.charts.frame import framed
-from deltarank.report.charts.parts import PERCENT_LABEL
 from deltarank.report.charts.theme import INKS
 from deltarank.report.charts.vega import Spec, field, own_rows
 from deltarank.report.drawing.draw import drawing_process, start_drawing
