@@ -22,6 +22,7 @@ from deltarank.cli.options import (
 from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
 from deltarank.results import DEFAULT_RANKS
+from deltarank.system import Default
 
 
 @click.command(short_help="Measure how much of a finetune a LoRA keeps.")
@@ -33,14 +34,14 @@ from deltarank.results import DEFAULT_RANKS
 @click.option(
     "--solver",
     type=click.Choice(["auto", "exact", "krylov"]),
-    default="auto",
+    default=Default.SOLVER,
     show_default=True,
     help="exact: all singular values; krylov: the largest ones, to --tolerance; auto: the faster one.",
 )
 @click.option(
     "--tolerance",
     type=float,
-    default=1e-4,
+    default=Default.TOLERANCE,
     show_default=True,
     metavar="X",
     help="Largest error of krylov, in cosine distance.",
@@ -48,7 +49,7 @@ from deltarank.results import DEFAULT_RANKS
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float64"]),
-    default="float32",
+    default=Default.COMPUTE_DTYPE,
     show_default=True,
     help="Precision of the computation.",
 )
@@ -57,7 +58,7 @@ from deltarank.results import DEFAULT_RANKS
 @click.option(
     "--audit",
     type=click.IntRange(min=0),
-    default=0,
+    default=Default.AUDIT,
     show_default=True,
     metavar="N",
     help="Re-measure N random matrices with a full float64 SVD.",

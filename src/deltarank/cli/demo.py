@@ -11,6 +11,7 @@ from deltarank.cli.options import quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
 from deltarank.results import Results, listing
+from deltarank.system import Default
 
 if TYPE_CHECKING:
     from deltarank.demo import Reading
@@ -38,7 +39,7 @@ ATTRIBUTED = "full"
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
-    default=0,
+    default=Default.SEED,
     show_default=True,
     metavar="N",
     help="Seed of the initial weights and of the order of the text.",

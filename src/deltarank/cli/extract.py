@@ -26,6 +26,7 @@ from deltarank.cli.streams import one_line, out, sayer
 from deltarank.errors import UsageError
 from deltarank.results import count, format_table, percent
 from deltarank.servers import DEFAULT_SERVER, kind_in_words
+from deltarank.system import Default
 
 if TYPE_CHECKING:
     from deltarank.jobs.extract import ExtractedAdapter
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
 @click.command(short_help="Extract the best LoRA that a server loads.")
 @click.argument("base")
 @click.argument("finetune")
-@click.option("-r", "--rank", default="64", show_default=True, metavar="N", help="Rank of the adapter, or auto.")
+@click.option(
+    "-r",
+    "--rank",
+    default=str(Default.ADAPTER_RANK),
+    show_default=True,
+    metavar="N",
+    help="Rank of the adapter, or auto.",
+)
 @click.option(
     "--max-error",
     type=float,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from deltarank.servers import server_names
+from deltarank.system import Default
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FETCH_MODES = {None: "auto", True: "stream", False: "download"}
@@ -48,7 +49,7 @@ def filter_options(function: _Function) -> _Function:
 
 def device_option(does: str = "Where to compute") -> Callable[[_Function], _Function]:
     return click.option(
-        "--device", default="cpu", show_default=True, metavar="NAME", help=f"{does}: cpu, cuda, cuda:1, mps."
+        "--device", default=Default.DEVICE, show_default=True, metavar="NAME", help=f"{does}: cpu, cuda, cuda:1, mps."
     )
 
 
@@ -75,6 +76,10 @@ def server_option(does: str, default: str | None) -> Callable[[_Function], _Func
     return click.option(
         "--server", type=click.Choice(server_names()), default=default, show_default=default is not None, help=text
     )
+
+
+def number_option(name: str, does: str, default: int) -> Callable[[_Function], _Function]:
+    return click.option(name, type=int, default=default, show_default=True, metavar="N", help=does)
 
 
 def json_option(what: str) -> Callable[[_Function], _Function]:

@@ -22,6 +22,7 @@ from deltarank.cli.options import (
 from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
 from deltarank.results import DEFAULT_OUTPUTS_RANKS
+from deltarank.system import Default
 
 
 @click.command(short_help="Measure how the model's predictions and texts change.")
@@ -53,16 +54,30 @@ from deltarank.results import DEFAULT_OUTPUTS_RANKS
     type=click.Choice(["module", "layer"]),
     help="Reduce one module (or layer) at a time to rank r, and rank them by their KLD.",
 )
-@click.option("--samples", type=int, default=4, show_default=True, metavar="N", help="Answers per prompt; 0: none.")
-@click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N", help="Longest answer, in tokens.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the answers and the intervals."
+    "--samples", type=int, default=Default.SAMPLES, show_default=True, metavar="N", help="Answers per prompt; 0: none."
+)
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=Default.MAX_TOKENS,
+    show_default=True,
+    metavar="N",
+    help="Longest answer, in tokens.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=Default.SEED,
+    show_default=True,
+    metavar="N",
+    help="Seed of the answers and the intervals.",
 )
 @click.option("--batch", type=int, metavar="N", help="Documents per forward pass.  [default: as memory allows]")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
+    default=Default.MODEL_DTYPE,
     show_default=True,
     help="Precision in which models run; auto: float32 on a CPU, else the finetune's.",
 )

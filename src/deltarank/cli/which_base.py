@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltarank.cli.loading import loading
-from deltarank.cli.options import device_option, filter_options, json_option, quiet_option, revision_option
+from deltarank.cli.options import (
+    device_option,
+    filter_options,
+    json_option,
+    quiet_option,
+    revision_option,
+)
 from deltarank.cli.run_command import quieten_the_hub
 from deltarank.cli.streams import one_line, out
 from deltarank.results import format_table, percent
+from deltarank.system import Default
 
 if TYPE_CHECKING:
     from deltarank.results import BaseChoice, CandidateBase
@@ -22,18 +29,20 @@ if TYPE_CHECKING:
 @click.option(
     "--matrices",
     type=click.IntRange(min=1),
-    default=8,
+    default=Default.SAMPLED_MATRICES,
     show_default=True,
     metavar="N",
     help="Matrices to read; four times as many if the answer is not clear.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random sample.")
+@click.option(
+    "--seed", type=int, default=Default.SEED, show_default=True, metavar="N", help="Seed of the random sample."
+)
 @revision_option
 @click.option(
     "--download",
     "fetch",
     flag_value="download",
-    default="stream",
+    default=Default.SAMPLE_FETCH,
     help="Download Hub models that are not in the cache.  [default: stream the sample only]",
 )
 @filter_options

@@ -11,6 +11,7 @@ from typing import Self, TypedDict
 from deltarank.adapters import open_finetune
 from deltarank.checkpoints import Checkpoint, check_fetch_mode, open_checkpoint
 from deltarank.runtime.progress import ProgressListener
+from deltarank.system import Default
 
 Ref = str | os.PathLike[str]
 """A folder, a file of weights, or a Hub id: `org/name`, `org/name@revision`."""
@@ -62,7 +63,7 @@ class PairRefs:
         *,
         base_revision: str | None = None,
         revision: str | None = None,
-        fetch: str = "auto",
+        fetch: str = Default.FETCH,
     ) -> Self:
         return cls(ModelRef(base, base_revision), ModelRef(finetune, revision), check_fetch_mode(fetch))
 

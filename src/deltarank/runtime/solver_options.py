@@ -12,6 +12,7 @@ import torch
 from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_RANKS, listing
 from deltarank.spectra import SOLVERS
+from deltarank.system import Default
 
 COMPUTE_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -33,10 +34,10 @@ class SolverOptions:
     """
 
     ranks: tuple[int, ...] = DEFAULT_RANKS
-    solver: str = "auto"
-    tolerance: float = 1e-4
-    dtype: str = "float32"
-    device: str = "cpu"
+    solver: str = Default.SOLVER
+    tolerance: float = Default.TOLERANCE
+    dtype: str = Default.COMPUTE_DTYPE
+    device: str = Default.DEVICE
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 

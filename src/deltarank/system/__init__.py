@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from deltarank.system.atomic import replace_folder, write_atomically, write_bytes_atomically, write_text_atomically
 from deltarank.system.command import current_command, recorded_command
+from deltarank.system.defaults import Default
 from deltarank.system.memory import memory_limit
 from deltarank.system.quiet_imports import import_silently, silence_logging
 from deltarank.system.threads import limit_openmp_spinning
 from deltarank.system.version import tool_version
 
 __all__ = [
+    "Default",
     "current_command",
     "import_silently",
     "limit_openmp_spinning",

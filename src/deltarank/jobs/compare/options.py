@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deltarank.errors import UsageError
 from deltarank.runtime import InputKeywords, SolverOptions
+from deltarank.system import Default
 
 
 class CompareKeywords(InputKeywords, total=False):
@@ -32,7 +33,7 @@ class CompareOptions(SolverOptions):
         UsageError: a value is not usable.
     """
 
-    audit: int = 0
+    audit: int = Default.AUDIT
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from deltarank.errors import JobError, UsageError
 from deltarank.results import Total, figure
 from deltarank.runtime import InputKeywords, SolverOptions, as_tuple, check_choice
 from deltarank.servers import DEFAULT_SERVER, Server, get_server
+from deltarank.system import Default
 
 AUTO = "auto"
 FACTOR_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -48,11 +49,11 @@ class ExtractOptions:
         UsageError: a value is not usable.
     """
 
-    rank: int | str = 64
+    rank: int | str = Default.ADAPTER_RANK
     max_error: float | None = None
     server: str = DEFAULT_SERVER
     dtype: str | None = None
-    device: str = "cpu"
+    device: str = Default.DEVICE
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_OUTPUTS_RANKS
 from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice
 from deltarank.servers import get_server
+from deltarank.system import Default
 
 MODEL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO_DTYPE = "auto"
@@ -52,7 +53,7 @@ class OutputsOptions:
     """
 
     ranks: tuple[int, ...] = DEFAULT_OUTPUTS_RANKS
-    device: str = "cpu"
+    device: str = Default.DEVICE
     adapters: tuple[str, ...] = ()
     server: str | None = None
     models: tuple[str, ...] = ()
@@ -60,10 +61,10 @@ class OutputsOptions:
     texts: tuple[str, ...] = ()
     prompts: str | None = None
     attribute: str | None = None
-    samples: int = 4
-    max_tokens: int = 128
-    seed: int = 0
-    dtype: str = AUTO_DTYPE
+    samples: int = Default.SAMPLES
+    max_tokens: int = Default.MAX_TOKENS
+    seed: int = Default.SEED
+    dtype: str = Default.MODEL_DTYPE
     batch: int | None = None
     trust_remote_code: bool = False
 

@@ -36,7 +36,7 @@ from deltarank.runtime import (
     now,
 )
 from deltarank.servers import PEFT, get_server
-from deltarank.system import tool_version
+from deltarank.system import Default, tool_version
 
 _ONE_SIDED = "only one of the checkpoints has a bias there, so its change is not compared"
 
@@ -50,8 +50,8 @@ def verify(
     base_revision: str | None = None,
     revision: str | None = None,
     adapter_revision: str | None = None,
-    fetch: str = "auto",
-    device: str = "cpu",
+    fetch: str = Default.FETCH,
+    device: str = Default.DEVICE,
     progress: ProgressListener | None = None,
 ) -> Verification:
     """Measures ||W - (W0 + L)||^2 of a LoRA L from disk, tensor by tensor, beside the least possible at its rank.

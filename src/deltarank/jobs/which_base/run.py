@@ -20,6 +20,7 @@ from deltarank.runtime import (
     TimeEstimate,
     as_tuple,
 )
+from deltarank.system import Default
 
 LARGER_SAMPLE = 4
 """If the first sample does not tell, so many times as many matrices are read."""
@@ -30,12 +31,12 @@ def which_base(
     candidates: Sequence[Ref],
     *,
     revision: str | None = None,
-    matrices: int = 8,
-    seed: int = 0,
+    matrices: int = Default.SAMPLED_MATRICES,
+    seed: int = Default.SEED,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    fetch: str = "stream",
-    device: str = "cpu",
+    fetch: str = Default.SAMPLE_FETCH,
+    device: str = Default.DEVICE,
     progress: ProgressListener | None = None,
 ) -> BaseChoice:
     """Compares a finetune with each candidate in the same few matrices: ||W - W0|| / ||W0|| is least for its base.

@@ -1,0 +1,21 @@
+"""The default of each option, written once: the library applies it, and the command line shows it without torch."""
+
+from typing import Final
+
+
+class Default:
+    """Ranks have their defaults in `deltarank.results`, servers in `deltarank.servers`."""
+
+    SOLVER: Final = "auto"
+    TOLERANCE: Final = 1e-4
+    COMPUTE_DTYPE: Final = "float32"
+    DEVICE: Final = "cpu"
+    AUDIT: Final = 0
+    ADAPTER_RANK: Final = 64
+    SAMPLED_MATRICES: Final = 8
+    SEED: Final = 0
+    SAMPLES: Final = 4
+    MAX_TOKENS: Final = 128
+    MODEL_DTYPE: Final = "auto"
+    FETCH: Final = "auto"
+    SAMPLE_FETCH: Final = "stream"
