@@ -14,6 +14,7 @@ from deltarank.cli.options import (
     force_option,
     input_options,
     json_option,
+    number_option,
     output_option,
     quiet_option,
     ranks_option,
@@ -54,25 +55,9 @@ from deltarank.system import Default
     type=click.Choice(["module", "layer"]),
     help="Reduce one module (or layer) at a time to rank r, and rank them by their KLD.",
 )
-@click.option(
-    "--samples", type=int, default=Default.SAMPLES, show_default=True, metavar="N", help="Answers per prompt; 0: none."
-)
-@click.option(
-    "--max-tokens",
-    type=int,
-    default=Default.MAX_TOKENS,
-    show_default=True,
-    metavar="N",
-    help="Longest answer, in tokens.",
-)
-@click.option(
-    "--seed",
-    type=int,
-    default=Default.SEED,
-    show_default=True,
-    metavar="N",
-    help="Seed of the answers and the intervals.",
-)
+@number_option("--samples", "Answers per prompt; 0: none.", Default.SAMPLES)
+@number_option("--max-tokens", "Longest answer, in tokens.", Default.MAX_TOKENS)
+@number_option("--seed", "Seed of the answers and the intervals.", Default.SEED)
 @click.option("--batch", type=int, metavar="N", help="Documents per forward pass.  [default: as memory allows]")
 @click.option(
     "--dtype",

@@ -11,6 +11,7 @@ from deltarank.cli.options import (
     device_option,
     filter_options,
     json_option,
+    number_option,
     quiet_option,
     revision_option,
 )
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Matrices to read; four times as many if the answer is not clear.",
 )
-@click.option(
-    "--seed", type=int, default=Default.SEED, show_default=True, metavar="N", help="Seed of the random sample."
-)
+@number_option("--seed", "Seed of the random sample.", Default.SEED)
 @revision_option
 @click.option(
     "--download",
