@@ -224,7 +224,7 @@ class OutputsPlan:
 
     def to_plain(self) -> dict[str, Any]:
         return {
-            "options": self.options.to_plain(),
+            "settings": self.options.to_plain(),
             "candidates": list(self.candidates),
             "documents": len(self.documents),
             "tokens": self.tokens,
