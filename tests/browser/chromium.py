@@ -29,7 +29,7 @@ class Opened:
         return self.page.locator(selector).inner_text().replace(NBSP, " ")
 
     def fills(self, run: int = 0) -> list[str]:
-        """The colours of the squares of a heat map, in their order."""
+        """The colours of the cells of a heat map, in their order."""
         return self.page.evaluate(
             "r => [...document.querySelectorAll(`.heat[data-run='${r}'] .mark-rect.layer_0_marks path`)]"
             ".map(path => path.getAttribute('fill'))",

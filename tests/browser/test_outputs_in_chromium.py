@@ -127,8 +127,8 @@ def test_hostile_text_stays_inert(show):
             )
     opened.page.locator("#tokens select.candidate").select_option(index=4)
     opened.page.locator(".tokens span").nth(1).click()
-    for square in opened.page.locator("#parts path").all()[:4]:
-        square.hover(force=True)
+    for cell in opened.page.locator("#parts path").all()[:4]:
+        cell.hover(force=True)
     assert opened.page.evaluate("window.struck") is None
     assert opened.page.locator("img").count() == 0
     assert opened.page.locator("script").count() == 3

@@ -101,11 +101,11 @@ def test_a_rank_means_the_same_colour_on_every_map(show):
     assert {"rgb(247, 239, 224)"} == set(opened.fills())
 
 
-def test_a_click_on_a_square_shows_that_matrix_with_its_figures(show):
+def test_a_click_on_a_cell_shows_that_matrix_with_its_figures(show):
     run = one()
     opened = show([run])
-    square = opened.page.locator(".heat .mark-rect.layer_0_marks path").nth(7 + 3)  # layer 1, o_proj
-    square.click()
+    cell = opened.page.locator(".heat .mark-rect.layer_0_marks path").nth(7 + 3)  # layer 1, o_proj
+    cell.click()
     opened.settle()
     matrix = run.matrices[10]
     assert matrix.name == "model.layers.1.self_attn.o_proj.weight" == opened.text("#matrix-name")
@@ -198,7 +198,7 @@ def test_a_name_in_the_table_opens_its_matrix(show):
     assert opened.page.evaluate("document.querySelector('#matrix').getBoundingClientRect().top") < 800
 
 
-def test_experts_of_one_square_can_be_chosen(show):
+def test_experts_of_one_cell_can_be_chosen(show):
     opened = show([builders.results([m for layer in range(2) for m in builders.experts(layer, 128)])])
     options = opened.page.locator("#matrix-choice option")
     assert options.count() == 128
@@ -206,12 +206,12 @@ def test_experts_of_one_square_can_be_chosen(show):
     assert opened.text("#matrix-name") == options.nth(127).inner_text().split(":")[0]
 
 
-def test_of_more_experts_than_lines_each_square_says_how_many(show, monkeypatch):
+def test_of_more_experts_than_lines_each_cell_says_how_many(show, monkeypatch):
     monkeypatch.setattr("deltarank.report.view.matrices.MOST_LISTED", 50)
     opened = show([builders.results(odd()["128 experts"])])
 
-    assert opened.text("#matrix-choice span") == "128 in this square; the 25 that lose the most"
-    assert opened.text("#shown") == "50 of 50, those of each square that lose the most; 206 more are in results.json"
+    assert opened.text("#matrix-choice span") == "128 in this cell; the 25 that lose the most"
+    assert opened.text("#shown") == "50 of 50, those of each cell that lose the most; 206 more are in results.json"
 
 
 def test_several_runs_stand_side_by_side(show):
@@ -252,8 +252,8 @@ def test_hostile_names_stay_inert(show, width):
     opened.select_rank(8)
     opened.page.locator("#more").or_(opened.page.locator("#filter")).first.click()
     opened.page.locator("#matrices a").first.click()
-    for square in opened.page.locator(".heat path").all()[:5]:
-        square.hover(force=True)
+    for cell in opened.page.locator(".heat path").all()[:5]:
+        cell.hover(force=True)
     opened.page.wait_for_timeout(200)
     assert opened.page.evaluate("window.struck") is None
     assert opened.page.locator("img").count() == 0

@@ -1,4 +1,4 @@
-"""The page over very many matrices: every square of the map, the worst lines of each, and a size that can be sent."""
+"""The page over very many matrices: every cell of the map, the worst lines of each, and a size that can be sent."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def test_few_matrices_all_have_a_line() -> None:
     assert all(cell.matrices == len(cell.members) for cell in view.cells)
 
 
-def test_of_many_each_square_keeps_its_worst(run: Results) -> None:
+def test_of_many_each_cell_keeps_its_worst(run: Results) -> None:
     view = page_data([run]).runs[0]
 
     assert len(view.matrices) == MOST_LISTED
@@ -64,7 +64,7 @@ def test_of_many_each_square_keeps_its_worst(run: Results) -> None:
         assert min(kept) >= max(gone)
 
 
-def test_a_square_s_figure_is_of_all_its_matrices_listed_or_not(run: Results) -> None:
+def test_a_cell_s_figure_is_of_all_its_matrices_listed_or_not(run: Results) -> None:
     view = page_data([run]).runs[0]
     for cell in view.cells:
         row = view.matrices[cell.members[0]]

@@ -196,7 +196,7 @@
     const cells = cellsOf[run];
     let layer = data.layers.indexOf(cells[from].layer);
     let module = data.modules.indexOf(cells[from].module);
-    for (;;) { // over the gaps, to the next square
+    for (;;) { // over the gaps, to the next cell
       layer += byLayer;
       module += byModule;
       if (!(layer in data.layers) || !(module in data.modules)) return from;
@@ -232,7 +232,7 @@
 
   function choose(run, cell, { matrix, from } = {}) {
     const members = data.runs[run].cell_members[cell];
-    if (!members.length) return void moveTo(run, cell); // more squares than lines
+    if (!members.length) return void moveTo(run, cell); // more cells than rows
     Object.assign(state, { run, matrix: matrix ?? worstFirst(run, members)[0] });
     showChoice(members, data.runs[run].cell_matrices[cell]);
     showMatrix();
@@ -247,7 +247,7 @@
     if (box.hidden) return;
     const names = data.runs[state.run].matrices.name;
     const listed = members.length < count ? `; the ${members.length} that lose the most` : "";
-    box.querySelector("span").textContent = `${whole(count)} in this square${listed}`;
+    box.querySelector("span").textContent = `${whole(count)} in this cell${listed}`;
     const options = worstFirst(state.run, members).map((i) => element("option", `${names[i]}: ${percent(lostOf(state.run, i))} lost`, { value: i }));
     box.querySelector("select").replaceChildren(...options);
     box.querySelector("select").value = state.matrix;
@@ -413,7 +413,7 @@
     find("#matrices tbody").replaceChildren(...shown.map((line) => tableRow(line, all)));
     if (focused) find(`[data-sort="${focused}"]`)?.focus();
     const unlisted = data.runs.reduce((sum, run) => sum + run.unlisted_matrices, 0);
-    const more = unlisted ? `, those of each square that lose the most; ${whole(unlisted)} more are in results.json` : "";
+    const more = unlisted ? `, those of each cell that lose the most; ${whole(unlisted)} more are in results.json` : "";
     find("#shown").textContent = `${whole(shown.length)} of ${whole(lines.length)}${more}`;
     find("#more").hidden = shown.length === matching.length;
     find("#more").textContent = `Show all ${matching.length.toLocaleString("en-US")}`;
