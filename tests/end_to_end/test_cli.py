@@ -411,7 +411,7 @@ def test_a_full_stdout_is_told_as_such(base: Path, full: Path, tmp_path: Path) -
         )
 
     assert done.returncode == 1
-    assert "cannot write to standard output" in done.stderr
+    assert "Cannot write to standard output" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -619,7 +619,7 @@ def test_a_disk_that_takes_no_more_is_one_message_and_the_same_command_goes_on(
     )
 
     assert (full.returncode, full.stdout) == (1, "")
-    assert full.stderr.startswith("deltarank: cannot write ")
+    assert full.stderr.startswith("deltarank: Cannot write ")
     assert "the same command to resume" in full.stderr
     assert len(full.stderr.splitlines()) == 3  # what, the cure, where to read more
     assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
@@ -666,7 +666,7 @@ def test_the_command_prints_the_budget(
     printed = capsys.readouterr()
 
     assert code == 0
-    assert printed.out.startswith("keeps ")
+    assert printed.out.startswith("The adapter keeps ")
     assert "truncated at rank 8" in printed.out
     assert "that vLLM cannot load (" in printed.out
     assert "mlp.up_proj, 2 matrices" in printed.out
@@ -736,12 +736,12 @@ def test_the_command_prints_json(
     [
         (["-r", "48"], 2, "servable ranks are 8, 16, 32"),
         (["-r", "lots"], 2, "--rank: 'lots' is not one rank"),
-        (["-r", "0"], 2, "--rank: '0' is not one rank, a whole number from 1 up"),
+        (["-r", "0"], 2, "--rank: '0' is not one rank, a whole number from 1."),
         (["-r", "1024", "--server", "vllm"], 2, "servable ranks are 1, 8, 16, 32, 64, 128, 256, 320 and 512"),
         (["-r", "33", "--server", "peft"], 2, "no matrix here has a rank above 32"),
         (["-r", "8,16"], 2, "not one rank"),
         (["-r", "auto"], 2, "--max-error"),
-        (["-r", "8", "--include", "*norm*"], 1, "there is nothing to extract: a portable adapter leaves out norms."),
+        (["-r", "8", "--include", "*norm*"], 1, "There is nothing to extract: a portable adapter leaves out norms."),
         (["-r", "8", "--exclude", "*"], 1, "No matrix is left to measure"),
     ],
 )

@@ -84,7 +84,7 @@ class Budget:
         )
 
     def by_kind(self) -> dict[str, tuple[int, float]]:
-        """Kind -> (tensors that changed, share), the largest share first."""
+        """The number of changed tensors and the share of each kind, the largest share first."""
         kinds: dict[str, list[float]] = {}
         for tensor in self.tensors:
             if tensor.share:
@@ -93,22 +93,23 @@ class Budget:
         return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
 
     def sentence(self, server: Server, rank: int) -> str:
-        """ "keeps 71 % of the change; 22 % truncated at rank 64; 7 % in 81 tensors that vLLM cannot load (norms)"."""
+        """As in "keeps 71 % of the change; 29 % is in 81 tensors that vLLM cannot load (norms)"."""
         if self.energy == 0 and self.kept == 1:
             return "changes nothing, since both checkpoints hold the same numbers"
         kept, truncated, rounded, left_out = self.percents
         parts = [f"keeps {kept} of the change"]
         if self.truncated > 0:
-            parts.append(f"{truncated} truncated at rank {rank}")
+            parts.append(f"{truncated} is truncated at rank {rank}")
         if self.rounded >= 0.001:
-            parts.append(f"{rounded} lost to rounding")
+            parts.append(f"{rounded} is lost to rounding")
         if self.left_out > 0:
             tensors = count(sum(number for number, _ in self.by_kind().values()), "tensor")
-            parts.append(f"{left_out} in {tensors} that {self._omission(server)}")
+            parts.append(f"{left_out} is in {tensors} that {self._omission(server)}")
         unknown = [tensor.kind for tensor in self.tensors if tensor.share is None]
         if unknown:
             names = listing([kind_in_words(kind) for kind in dict.fromkeys(unknown)], most=4)
-            parts.append(f"{count(len(unknown), 'tensor')} not counted ({names})")
+            are = "is" if len(unknown) == 1 else "are"
+            parts.append(f"{count(len(unknown), 'tensor')} {are} not counted ({names})")
         return "; ".join(parts)
 
     def _omission(self, server: Server) -> str:
@@ -116,10 +117,10 @@ class Budget:
         kinds = list(self.by_kind())
         on_request = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) == "on request"]
         never = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) != "on request"]
-        takes = f"takes if included by name ({listing(on_request)})"
+        on_request_only = f"loads only if included by name ({listing(on_request)})"
         if not never:
-            return f"{server.title} {takes}"
-        return f"{server.omission} ({listing(never, most=4)})" + (f" or {takes}" if on_request else "")
+            return f"{server.title} {on_request_only}"
+        return f"{server.omission} ({listing(never, most=4)})" + (f" or {on_request_only}" if on_request else "")
 
     @property
     def percents(self) -> list[str]:

@@ -94,7 +94,7 @@ def _parse_rank(text: str) -> int | str:
         (rank,) = parse_ranks([text])
     except (UsageError, ValueError):
         raise UsageError(
-            f"--rank: {text!r} is not one rank, a whole number from 1 up.",
+            f"--rank: {text!r} is not one rank, a whole number from 1.",
             cure="Give a rank such as 64, or auto.",
             slug="bad-ranks",
         ) from None
@@ -127,7 +127,7 @@ def _lines(adapter: ExtractedAdapter) -> list[str]:
         (percent(kept), f"{module}, {count(number, 'matrix', 'matrices')}") for module, number, kept in adapter.modules
     ]
     return [
-        f"{adapter.sentence}.",
+        f"The adapter {adapter.sentence}.",
         "",
         *format_table(list(zip(budget.percents, _budget_labels(adapter), strict=True)), align="><", minimum=(12,)),
         *format_table(kinds, align="><", minimum=(16,)),

@@ -9,21 +9,21 @@ from deltarank.results import DEFAULT_RANKS
 
 
 def parse_ranks(texts: Iterable[str]) -> tuple[int, ...]:
-    """Whole numbers in the order of their size, each once; the default where nothing was asked.
+    """The ranks in ascending order, each once; the default if there are none.
 
     Raises:
-        UsageError: something that is no whole number of at least 1.
+        UsageError (slug "bad-ranks"): a word is not a whole number of at least 1.
     """
     words = [word for text in texts for word in text.replace(",", " ").split() or [text]]
     return tuple(sorted({_rank(word) for word in words})) or DEFAULT_RANKS
 
 
 def _rank(word: str) -> int:
-    # `int` alone would also take "1_0" and digits of other scripts, and give up on thousands of digits.
+    # `int` alone would also accept "1_0" and digits of other scripts, and raise for thousands of digits.
     if word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0:
         return int(word)
     raise UsageError(
-        f"--ranks: {word!r} is not a rank; ranks are whole numbers from 1 up.",
+        f"--ranks: {word!r} is not a rank; ranks are whole numbers from 1.",
         cure="Write them with commas, as in --ranks 16,64,128.",
         slug="bad-ranks",
     )

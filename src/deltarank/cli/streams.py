@@ -41,7 +41,7 @@ def out(text: str) -> None:
     except OSError as error:
         forget_stdout()
         raise OutputError(
-            f"cannot write to standard output: {error.strerror or error}.",
+            f"Cannot write to standard output: {error.strerror or error}.",
             cure="Redirect it to a disk with free space. The files that were named before this message are complete.",
             slug="output-unwritable",
         ) from None

@@ -75,7 +75,7 @@ def _wrapped(sentence: str, columns: int) -> list[str]:
 def _table(modules: list[tuple[str, FitEnergies]], columns: int) -> Iterator[str]:
     """The energy kept, the best possible, and the scale, by module."""
     name_width = columns - 3 * (_COLUMN + 1)
-    rows = [("module", "kept", "best", "scaled by")]
+    rows = [("module", "kept", "best LoRA", "scaled by")]
     for name, energies in modules[:MOST_MODULES]:
         label = one_line(name)
         rows.append(

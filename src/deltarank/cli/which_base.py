@@ -68,7 +68,7 @@ def which_base(finetune: str, candidates: tuple[str, ...], as_json: bool, quiet:
 
 def _lines(choice: BaseChoice) -> list[str]:
     nearest_first = sorted(choice.candidates, key=lambda each: each.distance)
-    rows = [("candidate", "change / weights", "in single matrices"), *map(_row, nearest_first)]
+    rows = [("candidate", "change / weights", "in each matrix"), *map(_row, nearest_first)]
     return [f"finetune: {choice.finetune.ref}", "", *format_table(rows, align="<><", indent=2), "", choice.sentence]
 
 

@@ -131,7 +131,7 @@ def _whole_or_nothing(target: Path) -> Iterator[Path]:
         replace_folder(partial, target)
     except OSError as error:
         raise OutputError(
-            f"cannot write {target}: {error.strerror or error}.",
+            f"Cannot write {target}: {error.strerror or error}.",
             cure="Give -o a folder that you may write to, on a disk with 60 MB of free space.",
             slug="output-unwritable",
         ) from error

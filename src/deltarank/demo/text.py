@@ -150,7 +150,7 @@ def _text(name: str, documents: Iterable[str], limit: int) -> TrainingText:
     total = sum(map(len, kept))
     if len(kept) < 2 or total < min(_LEAST, limit // 2):
         raise JobError(
-            f"this Python has {total:,} characters of {name} to train on; the demo needs {_LEAST:,}.",
+            f"This Python has {total:,} characters of {name} to train on; the demo needs {_LEAST:,}.",
             cure="Use a Python whose standard library is there as .py files, as python.org's and most systems' is.",
             slug="demo-no-text",
         )

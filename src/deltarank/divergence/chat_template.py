@@ -37,7 +37,7 @@ def encode_messages(
             return encode_messages(tokenizer, merged, add_generation_prompt=add_generation_prompt)
         roles = ", ".join(role for role, _ in messages)
         raise JobError(
-            f"the tokenizer's chat template refuses a conversation with the roles {roles}: {error}",
+            f"The tokenizer's chat template refuses a conversation with the roles {roles}: {error}",
             cure="Put the messages in an order that the model was trained on, or give plain text.",
             slug="chat-template",
         ) from error

@@ -53,7 +53,7 @@ def read_prompts(path: Path | None) -> list[Prompt]:
         return builtin_prompts()
     if not path.is_file():
         raise UsageError(
-            f"there is no file of prompts at {str(path)!r}.",
+            f"There is no file of prompts at {str(path)!r}.",
             cure="Give --prompts a text file with one prompt per line, or a .jsonl file.",
             slug="text-not-found",
         )
@@ -93,10 +93,10 @@ def encode_prompts(
     encoded = [prompt.ids(tokenizer) for prompt in prompts]
     for number, ids in enumerate(encoded, start=first + 1):
         if not ids:
-            raise UsageError(f"prompt {number} has no token.", cure="Remove the prompt.", slug="prompt-length")
+            raise UsageError(f"Prompt {number} has no token.", cure="Remove the prompt.", slug="prompt-length")
         if len(ids) + max_tokens > context:
             raise UsageError(
-                f"prompt {number} is too long: {len(ids):,} tokens and an answer of {max_tokens:,} exceed the model's "
+                f"Prompt {number} is too long: {len(ids):,} tokens and an answer of {max_tokens:,} exceed the model's "
                 f"context of {context:,}.",
                 cure="Shorten the prompt or lower --max-tokens.",
                 slug="prompt-length",

@@ -62,7 +62,7 @@ def messages_of(record: Mapping[str, Any], name: str) -> list[Message]:
 
 def _unreadable(file: Path, reason: str) -> JobError:
     return JobError(
-        f"cannot read {file}: {reason}.",
+        f"Cannot read {file}: {reason}.",
         cure="Save it as UTF-8; a .jsonl file has one JSON object per line.",
         slug="text-unreadable",
     )

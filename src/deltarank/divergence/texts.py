@@ -119,7 +119,7 @@ def _encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> t
 def _text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UsageError(
-            f"there is no text at {str(path)!r}.",
+            f"There is no text at {str(path)!r}.",
             cure="Give --text a file (.txt, .md, .jsonl) or a folder of such files.",
             slug="text-not-found",
         )

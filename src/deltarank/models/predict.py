@@ -177,9 +177,10 @@ def translate_out_of_memory(device: torch.device, *, batch: int | None = None) -
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
+        subject = "The model" if batch is None else f"A batch of {batch}"
         smaller = "shorter texts, or " if batch == 1 else f"--batch {batch // 2}, or " if batch else ""
         raise JobError(
-            f"{'the model' if batch is None else f'a batch of {batch}'} does not fit into the memory of {device}.",
+            f"{subject} does not fit into the memory of {device}.",
             cure=f"Use {smaller}--dtype bfloat16. To resume, repeat the command: finished work is kept.",
             slug="out-of-memory",
         ) from error

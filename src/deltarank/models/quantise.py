@@ -57,7 +57,7 @@ def get_yardstick(name: str) -> Yardstick:
     """
     if name not in YARDSTICKS:
         raise UsageError(
-            f"unknown yardstick {name!r}; known are {', '.join(YARDSTICKS)}.",
+            f"Unknown yardstick {name!r}; known are {', '.join(YARDSTICKS)}.",
             cure="Give --yardstick one of these, or several separated by commas, as in q8_0,q4_0.",
             slug="no-such-yardstick",
         )
@@ -117,7 +117,7 @@ def _import_bitsandbytes() -> Any:
         return import_silently("bitsandbytes.functional")
     except (ImportError, OSError, RuntimeError) as error:
         raise UsageError(
-            f"the yardstick 'nf4' needs bitsandbytes, which cannot be imported: {error}.",
+            f"The yardstick 'nf4' needs bitsandbytes, which cannot be imported: {error}.",
             cure='Run `pip install "deltarank[yardsticks]"`, or leave nf4 out.',
             slug="yardstick-missing",
         ) from error

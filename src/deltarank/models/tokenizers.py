@@ -24,7 +24,7 @@ def load_tokenizer(folder: ModelFolder, *, trust_remote_code: bool = False) -> T
             )
     except Exception as error:  # tokenizers, sentencepiece and their converters raise many kinds
         raise CheckpointError(
-            f"cannot read a tokenizer from {folder.name_or_path!a}: {first_line(error)}",
+            f"Cannot read a tokenizer from {folder.name_or_path!a}: {first_line(error)}",
             cure=FOLDER_CURE,
             slug="no-tokenizer",
         ) from error

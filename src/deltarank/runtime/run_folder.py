@@ -77,7 +77,7 @@ class RunFolder:
         free = shutil.disk_usage(self.folder).free
         if free < room:
             raise OutputError(
-                f"the disk of {self.folder} has {size(free)} left; about {size(room)} are needed.",
+                f"The disk of {self.folder} has {size(free)} left; about {size(room)} are needed.",
                 cure="Free some space, or choose another disk with -o.",
                 slug="output-unwritable",
             )
@@ -150,7 +150,7 @@ def _lock(file: IO[bytes], folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OutputError(
-            f"another process is writing to {folder}.",
+            f"Another process is writing to {folder}.",
             cure="Wait until it has finished, or give -o another folder.",
             slug="output-busy",
         ) from None
@@ -199,7 +199,7 @@ def as_output_error(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot write {folder}: {error.strerror or error}.",
+            f"Cannot write {folder}: {error.strerror or error}.",
             cure="Give -o a folder that you may write to, on a disk with enough space. Finished matrices are kept: "
             "repeat the same command to resume.",
             slug="output-unwritable",

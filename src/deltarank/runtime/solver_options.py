@@ -46,7 +46,7 @@ class SolverOptions:
         check_choice("dtype", self.dtype, tuple(COMPUTE_DTYPES))
         if not (0 < self.tolerance < 1) or not math.isfinite(self.tolerance):
             raise UsageError(
-                f"the tolerance {self.tolerance} is not between 0 and 1; it is a difference of cosine distances.",
+                f"The tolerance {self.tolerance} is not between 0 and 1; it is a difference of cosine distances.",
                 cure="Give --tolerance a small number such as 1e-4.",
                 slug="bad-tolerance",
             )
@@ -93,7 +93,7 @@ def _sorted_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
     wrong = [r for r in ranks if isinstance(r, bool) or not isinstance(r, int) or r < 1]
     if wrong or not ranks:
         raise UsageError(
-            f"{wrong[0]!r} is not a rank; ranks are whole numbers from 1." if wrong else "no rank was given.",
+            f"{wrong[0]!r} is not a rank; ranks are whole numbers from 1." if wrong else "No rank was given.",
             cure="Give ranks such as 16,64,128.",
             slug="bad-ranks",
         )
@@ -107,7 +107,7 @@ def _check_device(device: str, dtype: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
-            f"the device {device!r} cannot be used here: {reason[:200]}",
+            f"The device {device!r} cannot be used here: {reason[:200]}",
             cure=f"Use one of {listing(_available_devices())}.",
             slug="bad-device",
         ) from None

@@ -160,7 +160,7 @@ def test_half_a_letter_at_the_end_is_shown_as_what_it_is() -> None:
 
 
 BAD_TEXTS = {
-    "absent.txt": (None, UsageError, "text-not-found", "there is no text at"),
+    "absent.txt": (None, UsageError, "text-not-found", "There is no text at"),
     "a.pdf": (b"%PDF", UsageError, "text-not-found", ".txt, .md, .jsonl"),
     "empty.txt": (b"", UsageError, "text-short", "too short"),
     "latin.txt": (b"Gr\xfc\xdfe", JobError, "text-unreadable", "byte 2 is not UTF-8"),

@@ -89,7 +89,7 @@ def test_a_layer_that_is_excluded_gets_zeros_where_every_layer_is_required(make_
 
 
 def test_what_no_adapter_can_hold_is_refused(make_job: MakeJob) -> None:
-    with pytest.raises(JobError, match="there is nothing to extract: a portable adapter leaves out norms") as nothing:
+    with pytest.raises(JobError, match="There is nothing to extract: a portable adapter leaves out norms") as nothing:
         make_job(include="*norm*").plan  # noqa: B018
     with pytest.raises(UsageError, match="no matrix here has a rank above 16") as beyond:
         make_job(rank=17, server="peft").plan  # noqa: B018

@@ -87,7 +87,7 @@ def test_auto_takes_the_smallest_rank_that_keeps_to_the_error() -> None:
 @pytest.mark.parametrize(("error", "cure"), [(0.411, "--max-error 0.42, or"), (0.995, "Choose a rank with --rank.")])
 def test_where_no_rank_is_enough_the_cure_is_an_error_that_is_accepted(error: float, cure: str) -> None:
     options = ExtractOptions(rank="auto", max_error=0.3, server="vllm")
-    with pytest.raises(JobError, match="even rank 512, the largest for vLLM") as none:
+    with pytest.raises(JobError, match="Even rank 512, the largest for vLLM") as none:
         options.smallest_servable_rank(totals({256: 0.999, 512: error}))
 
     assert none.value.slug == "no-servable-rank"

@@ -127,6 +127,6 @@ def test_an_answer_s_document_scores_the_answer_and_not_the_prompt() -> None:
 
 
 def test_a_prompt_that_leaves_no_room_is_named() -> None:
-    with pytest.raises(UsageError, match="prompt 9 is too long") as caught:
+    with pytest.raises(UsageError, match="Prompt 9 is too long") as caught:
         answers(model(), [Prompt("the cat sat on the mat and the dog sat on the cat")], first=8, context=15)
     assert caught.value.slug == "prompt-length"

@@ -93,7 +93,7 @@ def test_a_batch_without_memory_says_what_to_do() -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert caught.value.slug == "out-of-memory"
     assert "--batch 4" in caught.value.cure
-    with pytest.raises(JobError, match="the model does not fit") as caught, translate_out_of_memory(CPU):
+    with pytest.raises(JobError, match="The model does not fit") as caught, translate_out_of_memory(CPU):
         torch.empty(1 << 60, dtype=torch.uint8)
     assert "batch" not in caught.value.message + caught.value.cure
     with pytest.raises(RuntimeError, match="shape"), translate_out_of_memory(CPU, batch=8):

@@ -39,7 +39,7 @@ class CompareOptions(SolverOptions):
         super().__post_init__()
         if self.audit < 0:
             raise UsageError(
-                f"an audit of {self.audit} matrices was asked for.",
+                f"An audit of {self.audit} matrices was asked for.",
                 cure="Give a whole number from 0.",
                 slug="bad-number",
             )

@@ -87,7 +87,7 @@ class ExtractJob:
             readable = [tensor for tensor in layout.unfactored if tensor.pair is not None] or layout.unfactored
             reasons = listing(sorted({tensor.reason for tensor in readable if tensor.reason}), most=3)
             raise JobError(
-                f"there is nothing to extract: {reasons}.",
+                f"There is nothing to extract: {reasons}.",
                 cure="Check --include and --exclude, or choose another --server.",
                 slug="nothing-to-extract",
             )
@@ -135,7 +135,7 @@ def _check_rank_is_useful(layout: AdapterLayout) -> None:
     enough = largest if servable is None else min((rank for rank in servable if rank >= largest), default=layout.rank)
     if layout.rank > enough:
         raise UsageError(
-            f"rank {layout.rank} is larger than needed: no matrix here has a rank above {largest}.",
+            f"Rank {layout.rank} is larger than needed: no matrix here has a rank above {largest}.",
             cure=f"Use --rank {enough}: it keeps the whole change of these matrices.",
             slug="rank-beyond-matrices",
         )

@@ -118,7 +118,7 @@ class ExtractOptions:
         last = losses[-1]
         reachable = math.ceil(100 * last.relative_error) / 100
         raise JobError(
-            f"even rank {last.rank}, the largest for {self.rules.title}, has a relative error of "
+            f"Even rank {last.rank}, the largest for {self.rules.title}, has a relative error of "
             f"{figure(last.relative_error)}; --max-error is {figure(self.max_error)}.",
             cure=(f"Use --max-error {reachable:g}, or c" if reachable < 1 else "C") + "hoose a rank with --rank.",
             slug="no-servable-rank",

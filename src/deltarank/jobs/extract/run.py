@@ -153,7 +153,7 @@ class ExtractRun:
         matrices = list(self.matrices.values())
         if all(matrix.written is None for matrix in matrices):
             raise JobError(
-                f"none of {len(matrices)} matrices could be extracted; {matrices[0].name}: {matrices[0].reason}.",
+                f"None of {len(matrices)} matrices could be extracted; {matrices[0].name}: {matrices[0].reason}.",
                 cure="Run `deltarank compare` on the same checkpoints: it reports what is wrong with each matrix.",
                 slug="nothing-to-extract",
             )

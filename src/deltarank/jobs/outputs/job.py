@@ -64,7 +64,7 @@ class OutputsJob:
         plan = OutputsPlan(self.options, self.models, self.inputs, available_memory(self.options.torch_device))
         if plan.streams and plan.prompts:
             raise UsageError(
-                f"the models do not fit into memory ({plan.memory_sentence}), and a streamed model would read its "
+                f"The models do not fit into memory ({plan.memory_sentence}), and a streamed model would read its "
                 "whole checkpoint for each token of an answer.",
                 cure="Use --samples 0 and --text FILE (answers of the finetune that a server generated make a good "
                 "text), or --dtype bfloat16, or a machine with more memory.",

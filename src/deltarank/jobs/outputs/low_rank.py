@@ -62,7 +62,7 @@ class MatrixDecomposition:
         """Raises JobError (slug "cannot-decompose") if it failed: every candidate would lack this matrix."""
         if self.outcome not in (Outcome.MEASURED, Outcome.IDENTICAL):
             raise JobError(
-                f"cannot decompose the change of {self.matrix!a}: {self.reason}.",
+                f"Cannot decompose the change of {self.matrix!a}: {self.reason}.",
                 cure="Run `deltarank compare` on the two models: it reports the state of every matrix.",
                 slug="cannot-decompose",
             )

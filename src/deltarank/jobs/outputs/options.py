@@ -87,7 +87,7 @@ class OutputsOptions:
             self._set("prompts", os.fspath(self.prompts))
         if self.samples == 0 and not self.texts:
             raise UsageError(
-                "there is nothing to compare on: no text is given, and no answers are sampled.",
+                "There is nothing to compare on: no text is given, and no answers are sampled.",
                 cure="Give --text FILE, or --samples of at least 1.",
                 slug="nothing-to-read",
             )

@@ -75,12 +75,12 @@ def which_base(
 def _check(candidates: Sequence[Ref], matrices: int) -> None:
     if isinstance(candidates, str | os.PathLike) or not candidates:
         raise UsageError(
-            "no list of candidates was given.",
+            "No list of candidates was given.",
             cure="Give the finetune first, then one or more candidates: deltarank which-base FINETUNE A B C.",
             slug="no-candidate",
         )
     if matrices < 1:
-        raise UsageError(f"a sample of {matrices} matrices is too small.", cure="Read at least one.", slug="bad-number")
+        raise UsageError(f"A sample of {matrices} matrices is too small.", cure="Read at least one.", slug="bad-number")
 
 
 def _opened(
@@ -121,7 +121,7 @@ def _searched(
 def _no_candidate(candidates: Sequence[SampledCandidate], after: Checkpoint) -> JobError:
     reasons = [f"{each.result.reference.ref}: {each.result.reason}" for each in candidates]
     return JobError(
-        f"no candidate can be compared with {after.reference.ref}. {' '.join(reasons[:3])}",
+        f"No candidate can be compared with {after.reference.ref}. {' '.join(reasons[:3])}",
         cure="Give candidates of the finetune's own architecture and size.",
         slug="no-candidate",
     )

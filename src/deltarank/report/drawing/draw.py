@@ -103,7 +103,7 @@ def _current() -> _DrawingProcess | None:
 def _raise_if_crashed(process: _DrawingProcess | None) -> None:
     if process and process.has_crashed:
         raise OutputError(
-            "cannot draw: the JavaScript engine of vl_convert (V8) crashed when it started.",
+            "Cannot draw: the JavaScript engine of vl_convert (V8) crashed when it started.",
             cure="It reserves much address space: lift the limit (`ulimit -v unlimited`), or draw the page on another "
             "machine with `deltarank report RUN`. results.json is complete.",
             slug="no-drawing",

@@ -43,7 +43,7 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
             write_bytes_atomically(target / name, content)
     except OSError as error:
         raise OutputError(
-            f"cannot write the report to {target}: {error.strerror or error}.",
+            f"Cannot write the report to {target}: {error.strerror or error}.",
             cure="Choose a folder that you may write to, on a disk with some free megabytes.",
             slug="output-unwritable",
         ) from error
