@@ -415,7 +415,7 @@ def test_two_processes_do_not_share_a_folder(larger: tuple[Path, Path], tmp_path
             assert process.poll() is None
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
-        with pytest.raises(OutputError, match="another process"):
+        with pytest.raises(OutputError, match="Another process"):
             deltarank.compare(*larger, ranks=[4, 64], output=run)
     finally:
         process.send_signal(signal.SIGCONT)

@@ -79,17 +79,17 @@ def best(before: Tensor, after: Tensor, rank: int) -> Tensor:
     return (before.double() + torch.from_numpy((left[:, :rank] * values[:rank]) @ right[:rank])).float()
 
 
-def with_rank(base: Path, finetune: Path, names: list[str], room: Path) -> Path:
+def with_rank(base: Path, finetune: Path, names: list[str], folder: Path) -> Path:
     """base + D_r of these matrices ("x[3]": of one expert), as a checkpoint."""
-    weights, tuned = (load_file(folder / "model.safetensors") for folder in (base, finetune))
+    weights, tuned = (load_file(each / "model.safetensors") for each in (base, finetune))
     for name in names:
         tensor, _, number = name.rstrip("]").partition("[")
         place = (int(number),) if number else ()
         weights[tensor][place] = best(weights[tensor][place], tuned[tensor][place], RANK)
-    room.mkdir()
-    save_file(weights, room / "model.safetensors", metadata={"format": "pt"})
-    (room / "config.json").write_bytes((base / "config.json").read_bytes())
-    return room
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
+    return folder
 
 
 def config_of(adapter: Path) -> dict[str, Any]:

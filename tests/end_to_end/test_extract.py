@@ -84,16 +84,16 @@ def served(base: Path, adapter: Path) -> PeftModel:
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
 
 
-def with_rank(base: Path, finetune: Path, names: list[str], rank: int, room: Path) -> torch.Tensor:
+def with_rank(base: Path, finetune: Path, names: list[str], rank: int, folder: Path) -> torch.Tensor:
     """The logits of base + D_r, a checkpoint made by SVDs in float64: the oracle."""
-    weights, tuned = (load_file(folder / "model.safetensors") for folder in (base, finetune))
+    weights, tuned = (load_file(each / "model.safetensors") for each in (base, finetune))
     for name in names:
         delta = tuned[name].double().numpy() - weights[name].double().numpy()
         weights[name] = (weights[name].double() + torch.from_numpy(best(delta, rank))).float()
-    room.mkdir()
-    save_file(weights, room / "model.safetensors", metadata={"format": "pt"})
-    (room / "config.json").write_bytes((base / "config.json").read_bytes())
-    return logits_of(AutoModelForCausalLM.from_pretrained(room, dtype=torch.float32))
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
+    return logits_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
 
 
 # What is written ----------------------------------------------------------------------------------------------
@@ -606,13 +606,13 @@ def test_a_full_disk_at_the_end_leaves_no_half_adapter(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files here")
-@pytest.mark.parametrize("room", [1000, 12_000], ids=["at the first factors", "at the adapter"])
+@pytest.mark.parametrize("limit", [1000, 12_000], ids=["at the first factors", "at the adapter"])
 def test_a_disk_that_takes_no_more_is_one_message_and_the_same_command_goes_on(
-    folders: Mapping[str, Path], tmp_path: Path, room: int
+    folders: Mapping[str, Path], tmp_path: Path, limit: int
 ) -> None:
     """A limit on the size of files stands for the disk: both make the system refuse a write in the middle of it."""
     words = ["extract", str(folders["base"]), str(folders["full"]), "-r", "8", "-q", "-o"]
-    short = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))"
+    short = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))"
     program = f"{short}; import sys; from deltarank.cli import main; sys.exit(main(sys.argv[1:]))"
     full = subprocess.run(
         [sys.executable, "-c", program, *words, str(tmp_path / "a")], capture_output=True, text=True, timeout=120

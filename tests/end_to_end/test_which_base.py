@@ -143,7 +143,7 @@ def test_what_cannot_be_asked(folders: Mapping[str, Path], tmp_path: Path) -> No
         which_base(folders["full"], [folders["base"]], matrices=0)
     with pytest.raises(CheckpointError):
         which_base(tmp_path / "nowhere", [folders["base"]])
-    with pytest.raises(JobError, match="no candidate can be compared") as caught:
+    with pytest.raises(JobError, match="No candidate can be compared") as caught:
         which_base(folders["full"], [folders["wide"], tmp_path / "nowhere"])
     assert caught.value.slug == "no-candidate"
 

@@ -1,7 +1,7 @@
 """Checkpoints: opened from files or the Hub, paired, and read piece by piece. Only this room knows files and the Hub.
 
 open_checkpoint(ref) -> Checkpoint                headers read and checked, but no tensor data
-pair_checkpoints(base, finetune) -> Pairing       what becomes of every tensor: pairs, summed, skipped; and notes
+pair_checkpoints(base, finetune) -> Pairing       for every tensor: measured, summed or skipped; and notes
 read_chunks(pair.base, pair.finetune)             rows of both sides, through reused buffers
 """
 

@@ -140,7 +140,7 @@ class SummedTensor(_TwoPieces):
 
 @dataclass(frozen=True)
 class Pairing:
-    """What becomes of every tensor of two checkpoints: measured, only summed, or not read; and notes for the user."""
+    """Which tensors of two checkpoints are measured, only summed, or not read; and notes for the user."""
 
     pairs: tuple[Pair, ...]
     summed: tuple[SummedTensor, ...]

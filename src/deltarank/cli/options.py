@@ -71,7 +71,7 @@ def ranks_option(does: str, default: tuple[int, ...]) -> Callable[[_Function], _
 
 
 def server_option(does: str, default: str | None) -> Callable[[_Function], _Function]:
-    """`default`: None stands for PEFT."""
+    """--server; a `default` of None means PEFT."""
     text = does if default else f"{does}  [default: as PEFT does]"
     return click.option(
         "--server", type=click.Choice(server_names()), default=default, show_default=default is not None, help=text

@@ -163,10 +163,10 @@ def _text(name: str, documents: Iterable[str], limit: int) -> TrainingText:
 
 def _within(documents: Iterable[str], limit: int) -> list[str]:
     kept: list[str] = []
-    room = limit
+    remaining = limit
     for document in documents:
-        if room <= 0:
+        if remaining <= 0:
             break
-        kept.append(document[:room])
-        room -= len(kept[-1])
+        kept.append(document[:remaining])
+        remaining -= len(kept[-1])
     return kept

@@ -196,14 +196,14 @@ def batch_windows(windows: Sequence[Window], *, size: int | None, tokens: int) -
     longest_first = sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), i))
     batches: list[list[int]] = []
     for index in longest_first:
-        if batches and _has_room(batches[-1], windows, size, tokens):
+        if batches and _fits(batches[-1], windows, size, tokens):
             batches[-1].append(index)
         else:
             batches.append([index])
     return batches
 
 
-def _has_room(batch: Sequence[int], windows: Sequence[Window], size: int | None, tokens: int) -> bool:
+def _fits(batch: Sequence[int], windows: Sequence[Window], size: int | None, tokens: int) -> bool:
     if size is not None:
         return len(batch) < size
     return (len(batch) + 1) * len(windows[batch[0]].ids) <= tokens

@@ -81,7 +81,7 @@ class StoredResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads a file, or the folder that it stands in under its usual name.
+        """Reads a file, or the file of the usual name in a folder.
 
         Raises:
             ResultsError: (slug "results-unreadable") there is none, or it is something else.
@@ -92,11 +92,11 @@ class StoredResult:
         try:
             text = source.read_bytes()
         except OSError as error:
-            raise cls._unreadable(f"cannot read {source}: {error.strerror or error}.") from None
+            raise cls._unreadable(f"Cannot read {source}: {error.strerror or error}.") from None
         try:
             return cls.from_json(text)
         except ResultsError as error:
-            raise cls._unreadable(f"cannot read {source}: {error.message}") from None
+            raise cls._unreadable(f"Cannot read {source}: {error.message}") from None
 
     @classmethod
     def _decoded(cls, text: str | bytes) -> Self:
@@ -151,7 +151,7 @@ def from_record(kind: type[T], record: Mapping[str, Any]) -> T:
 
 
 def read_records(kind: type[T], records: Iterable[Mapping[str, Any]], key: str) -> Iterator[T]:
-    """Those of the records that have this key, as dataclasses; what does not fit is passed over."""
+    """The records that have this key, as dataclasses; invalid records are skipped."""
     for record in records:
         if key in record:
             with suppress(ResultsError):

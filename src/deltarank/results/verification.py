@@ -219,7 +219,7 @@ class Verification(StoredResult):
 
     @classmethod
     def _decoded(cls, text: str | bytes) -> Self:
-        """The energies of a tensor stand in its row, beside its other fields."""
+        """The row of a tensor contains its energies beside its other fields."""
         verification, rows = decode(cls, text), decode(_EnergyRows, text).tensors
         tensors = tuple(
             replace(tensor, energies=energies) for tensor, energies in zip(verification.tensors, rows, strict=True)

@@ -10,7 +10,7 @@ from deltarank.spectra import Sums, Workspace, subtract
 
 
 class DeltaReader:
-    """For one thread. `workspace` lends its other buffers to whoever computes with the delta."""
+    """Reads deltas in one thread. The code that computes with a delta uses the other buffers of `workspace`."""
 
     def __init__(self, options: SolverOptions) -> None:
         self.workspace = Workspace(options.torch_device)

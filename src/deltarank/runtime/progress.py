@@ -15,7 +15,7 @@ class ProgressListener:
         """The plan, before anything is read."""
 
     def resumed(self, finished: int) -> None:
-        """An earlier process left so many finished tensors."""
+        """An interrupted run is resumed, with this number of finished tensors."""
 
     def noted(self, sentence: str) -> None:
         """How the job proceeds: what is downloaded or streamed, what it waits for."""

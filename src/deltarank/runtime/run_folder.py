@@ -39,12 +39,12 @@ class RunFolder:
             self._file.close()
             self._file = None
 
-    def open(self, *, force: bool, room: float) -> list[Record]:
+    def open(self, *, force: bool, needed_bytes: float) -> list[Record]:
         """Locks the folder and returns the records of an earlier process.
 
         Args:
             force: removes what another run left here.
-            room: bytes that the results will take.
+            needed_bytes: bytes that the results will take.
 
         Raises:
             OutputError: the folder holds something else, another run, or one that another process is writing; or it
@@ -62,7 +62,7 @@ class RunFolder:
             else:
                 self._check_identity()
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.check_room(room)
+            self.check_disk_space(needed_bytes)
             write_text_atomically(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
             return self._open_records()
 
@@ -72,12 +72,12 @@ class RunFolder:
         path = self.folder / RESULTS
         return Results.load(path) if path.is_file() and read_identity(self.folder) == self._identity else None
 
-    def check_room(self, room: float) -> None:
-        """Raises OutputError (slug "output-unwritable") if the disk has less than `room` bytes left."""
+    def check_disk_space(self, needed_bytes: float) -> None:
+        """Raises OutputError (slug "output-unwritable") if the disk has less than `needed_bytes` bytes left."""
         free = shutil.disk_usage(self.folder).free
-        if free < room:
+        if free < needed_bytes:
             raise OutputError(
-                f"The disk of {self.folder} has {size(free)} left; about {size(room)} are needed.",
+                f"The disk of {self.folder} has {size(free)} left; about {size(needed_bytes)} are needed.",
                 cure="Free some space, or choose another disk with -o.",
                 slug="output-unwritable",
             )

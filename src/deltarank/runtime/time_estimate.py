@@ -32,7 +32,7 @@ class TimeEstimate:
         self._started = time.perf_counter()
 
     def add(self, name: str, seconds: float, *, resumed: bool = False) -> None:
-        """Reports that `name` is finished, which was planned to take so many seconds."""
+        """Reports that `name` is finished, which was planned to take `seconds`."""
         if resumed:
             self._resumed += seconds
         else:

@@ -13,7 +13,7 @@ def memory_limit(*, root: Path = Path("/")) -> int | None:
     None where the system does not tell. Swap does not count.
 
     Args:
-        root: where `proc` and `sys` lie.
+        root: the folder that contains `proc` and `sys`.
     """
     return min((*_physical_memory(), *_control_group_limits(root)), default=None)
 
@@ -29,7 +29,7 @@ def _control_group_limits(root: Path) -> Iterator[int]:
     """The limits of the process's control group and of all above it, of version 1 and 2.
 
     A container often sees its own group as the topmost one, and the path of the host in `/proc/self/cgroup`: folders
-    that are not there are passed over.
+    that are not there are ignored.
     """
     for controllers, group in _control_groups(root):
         if controllers and "memory" not in controllers.split(","):

@@ -257,10 +257,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="cannot read"):
+    with pytest.raises(ResultsError, match="Cannot read"):
         Results.load(tmp_path)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ResultsError, match="cannot read"):
+    with pytest.raises(ResultsError, match="Cannot read"):
         Results.load(tmp_path / "binary.json")
 
 

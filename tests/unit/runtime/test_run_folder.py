@@ -13,12 +13,12 @@ RECORDS = [{"name": "a", "energy": 1.5}, {"name": "b", "energy": None}]
 
 def opened(folder: Path, identity: dict[str, object], *, force: bool = False) -> list[object]:
     with RunFolder(folder, identity) as run:
-        return list(run.open(force=force, room=0.0))
+        return list(run.open(force=force, needed_bytes=0.0))
 
 
 def begun(folder: Path, identity: dict[str, object]) -> None:
     with RunFolder(folder, identity) as run:
-        assert run.open(force=False, room=0.0) == []
+        assert run.open(force=False, needed_bytes=0.0) == []
         for record in RECORDS:
             run.append(record)
 
@@ -52,7 +52,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", {}) as first:
-        first.open(force=False, room=0.0)
+        first.open(force=False, needed_bytes=0.0)
         with pytest.raises(OutputError) as caught:
             opened(tmp_path / "run", {})
 
@@ -62,7 +62,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", {}) as run, pytest.raises(OutputError, match="are needed") as caught:
-        run.open(force=False, room=1e18)
+        run.open(force=False, needed_bytes=1e18)
 
     assert caught.value.slug == "output-unwritable"
 

@@ -154,8 +154,8 @@ class ReadAhead:
             self._fill(block)
 
     def _next_block(self) -> _Block | None:
-        """The next block to fetch, if there is one and room for it."""
-        if self._closed or not self._queue or not self._has_room():
+        """The next block to fetch, if there is one and it fits."""
+        if self._closed or not self._queue or not self._fits_in_buffer():
             return None
         return self._join(self._queue.popleft())
 
@@ -183,7 +183,7 @@ class ReadAhead:
                 return queued
         return None
 
-    def _has_room(self) -> bool:
+    def _fits_in_buffer(self) -> bool:
         """Drops stale blocks if memory is short."""
         blocks = [block for blocks in self._blocks.values() for block in blocks]
         stale = [block for block in blocks if block.is_ready and self._reads - block.last_used > STALE_READS]

@@ -149,10 +149,10 @@ class CombinedSource:
 
 def _small_files(files: Sequence[RemoteFile]) -> frozenset[str]:
     """The smallest files first, as many as may stay in memory."""
-    room, names = MAX_SMALL_FILES_BYTES, []
+    free_bytes, names = MAX_SMALL_FILES_BYTES, []
     for file in sorted(files, key=lambda f: f.size):
-        room -= file.size
-        if file.size > SMALL_FILE_BYTES or room < 0:
+        free_bytes -= file.size
+        if file.size > SMALL_FILE_BYTES or free_bytes < 0:
             break
         names.append(file.name)
     return frozenset(names)

@@ -1,4 +1,4 @@
-"""Pairs two checkpoints: which matrices are measured, and what becomes of everything else."""
+"""Pairs two checkpoints: which tensors are measured, only summed, or skipped."""
 
 from __future__ import annotations
 

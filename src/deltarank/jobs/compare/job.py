@@ -94,13 +94,13 @@ class CompareJob:
                 return self._with_audit(finished, folder, progress)
             detail = SpectrumDetail.of_run(len(self.plan.steps), self.options.ranks)
             run = CompareRun(self, progress, folder)
-            run.resume(folder.open(force=force, room=detail.nbytes * len(self.plan.steps) + BYTES_A_PAGE))
+            run.resume(folder.open(force=force, needed_bytes=detail.nbytes * len(self.plan.steps) + BYTES_A_PAGE))
             results = run.results()
             folder.finish(results)
             return results
 
     def _with_audit(self, finished: Results, folder: RunFolder, progress: ProgressListener) -> Results:
-        """The results of a finished run, audited now if a larger audit is asked for than it has."""
+        """The results of a finished run, with a new audit if a larger one is requested."""
         if self.options.audit <= len(finished.audit):
             return finished
         rows = self.audit(finished.matrices, progress)

@@ -181,9 +181,9 @@ def _group_size(step: Step) -> int:
 
 
 def group_small_matrices(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
-    """Groups small matrices of one kind, as many as are measured at once; a larger matrix is a group of its own.
+    """Groups small matrices of one kind, that are measured together; a larger matrix is a group by itself.
 
-    The order is nearly that of `steps`: a group stands at the place of its last member.
+    The order is nearly that of `steps`: a group has the position of its last member.
     """
     groups: list[tuple[Step, ...]] = []
     waiting: dict[object, list[Step]] = {}

@@ -1,4 +1,4 @@
-"""What `compare` was asked for, checked before anything is read."""
+"""The options of `compare`, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CompareOptions(SolverOptions):
         super().__post_init__()
         if self.audit < 0:
             raise UsageError(
-                f"An audit of {self.audit} matrices was asked for.",
+                f"An audit of {self.audit} matrices was requested.",
                 cure="Give a whole number from 0.",
                 slug="bad-number",
             )

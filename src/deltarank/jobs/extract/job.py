@@ -112,7 +112,7 @@ class ExtractJob:
             self.layout(options.fixed_rank or min(options.solver_options.ranks))  # refuse before anything is written
             records = staging.open(force=force)
             plan = self._plan_at(options.fixed_rank or self._searched_rank(staging.rank_search, progress))
-            staging.check_room(2 * plan.adapter_bytes)
+            staging.check_disk_space(2 * plan.adapter_bytes)
             run = ExtractRun(plan, self.base, self.finetune, staging, progress, draw)
             run.resume(records)
             return run.adapter()

@@ -17,7 +17,7 @@ def model_card(adapter: ExtractedAdapter, *, picture: bool = False) -> str:
     """Markdown, with the front matter that the Hub reads.
 
     Args:
-        picture: the picture of the budget lies beside the card; without one, the card has a chart in text.
+        picture: whether the folder contains the picture of the budget; without one, the card has a chart in text.
     """
     sections = (
         _front_matter(adapter),

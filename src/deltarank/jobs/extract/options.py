@@ -1,4 +1,4 @@
-"""What `extract` was asked for, checked before anything is read."""
+"""The options of `extract`, checked before anything is read."""
 
 from __future__ import annotations
 

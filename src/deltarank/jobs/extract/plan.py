@@ -20,7 +20,7 @@ class ExtractionPlan:
     layout               what gets factors, what is carried whole, what is left out and why
     work                 what is read and computed; its seconds and memory (bytes) are estimates
     dtype                of A and B
-    adapter_bytes        of the adapter on disk, at most; while it is written, as much again lies beside it
+    adapter_bytes        of the adapter on disk, at most; twice as much while it is being written
     rank_search_seconds  to measure the loss at every rank that `--rank auto` may choose; 0 for a given rank
 
     With `--rank auto` the rank is not known yet: layout, bytes and seconds are those of the largest rank that may be

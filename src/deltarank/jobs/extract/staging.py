@@ -57,11 +57,11 @@ class StagingFolder:
 
     def open(self, *, force: bool) -> list[Record]:
         """Locks the folder and returns the records of an earlier process; see `RunFolder.open`."""
-        return self._run_folder.open(force=force, room=0.0)
+        return self._run_folder.open(force=force, needed_bytes=0.0)
 
-    def check_room(self, room: float) -> None:
-        """Raises OutputError (slug "output-unwritable") if the disk has less than `room` bytes left."""
-        self._run_folder.check_room(room)
+    def check_disk_space(self, needed_bytes: float) -> None:
+        """Raises OutputError (slug "output-unwritable") if the disk has less than `needed_bytes` bytes left."""
+        self._run_folder.check_disk_space(needed_bytes)
 
     def append(self, record: Record) -> None:
         self._run_folder.append(record)

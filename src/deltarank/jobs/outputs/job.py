@@ -143,7 +143,7 @@ class OutputsJob:
             files.remove()
         try:
             with RunFolder(files.path, self.identity) as folder:
-                records = folder.open(force=force, room=plan.disk_bytes)
+                records = folder.open(force=force, needed_bytes=plan.disk_bytes)
                 if records:
                     progress.resumed(len(records))
                 return OutputsRun(plan, folder, records, self.fetch, progress).outputs()

@@ -1,4 +1,4 @@
-"""What `outputs` was asked for, checked before anything is read."""
+"""The options of `outputs`, checked before anything is read."""
 
 from __future__ import annotations
 

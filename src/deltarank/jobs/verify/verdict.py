@@ -175,7 +175,7 @@ def _say_stranger(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, t
         f"changed (cosine {figure(touched.cosine, unknown='not defined: nothing changed there')})."
         if (touched.cosine or 0.0) > -0.1
         else f"{subject} adds the opposite of what finetuning changed (cosine {figure(touched.cosine)}): it does not "
-        "belong to this base and finetune, or they were given the wrong way round."
+        "belong to this base and finetune, or the two were exchanged."
     )
 
 

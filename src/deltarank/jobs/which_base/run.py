@@ -23,7 +23,7 @@ from deltarank.runtime import (
 from deltarank.system import Default
 
 LARGER_SAMPLE = 4
-"""If the first sample does not tell, so many times as many matrices are read."""
+"""By this factor the sample is enlarged if the first one gives no clear answer."""
 
 
 def which_base(

@@ -17,7 +17,7 @@ from deltarank.results import percent
 
 MOST_MODULES, MOST_KINDS = 14, 8
 LEAST_SHARE = 5e-4
-"""Of the change. What has less has no bar of its own."""
+"""The smallest share of the change that gets a bar; the rest is summed in one."""
 
 _FATES = {"kept": "#1d5fa8", "truncated": "#ef8d5d", "lost to rounding": "#b8860b", "left out": "#b9b3b8"}
 """What happens to a part of the change, and its colour."""

@@ -24,7 +24,7 @@ _RANK_WIDTH = 6
 
 _OUTPUTS_COLUMNS = ("Mean KLD", "95 % interval", "99.9 %", "Same top p", "kept")
 _OUTPUTS_NEEDED = ("Mean KLD", "Same top p", "kept", "95 % interval", "99.9 %")
-"""The columns in the order in which they get room."""
+"""The columns, most important first: narrow terminals omit the last ones."""
 
 Paint = Callable[[str, str], str]
 
@@ -67,7 +67,7 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
     shown = [*(modules[i] for i in sorted(largest)), whole, cosine]
     rows = [["module", "share", *map(str, page.ranks)], *([row.name, *map(_ascii, row.cells)] for row in shown)]
     rows[-1][2:] = [_at_most_six_letters(cell) for cell in rows[-1][2:]]
-    # The rank of the headline gets room first, then servable ranks.
+    # If space is short, the rank of the headline comes first, then servable ranks.
     ranks = sorted(range(len(page.ranks)), key=lambda i: (i != page.default_index, not page.servable[i], i))
     rows = _fit(rows, [1, *(i + 2 for i in ranks)], width, name=len(cosine.name), gap=1, minimum=_RANK_WIDTH)
     for row in rows[1:-1]:
@@ -113,14 +113,14 @@ def _fit(
     Names have `name` letters at least, and are cut where they need more than what is left.
     """
     widths = [max(minimum, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    room = width - min(widths[0], name)
+    free_columns = width - min(widths[0], name)
     chosen = []
     for column in needed:
-        if widths[column] + gap <= room:
-            room -= widths[column] + gap
+        if widths[column] + gap <= free_columns:
+            free_columns -= widths[column] + gap
             chosen.append(column)
-    name_room = room + min(widths[0], name)
-    return [[short(row[0], most=name_room), *(row[i] for i in sorted(chosen))] for row in rows]
+    name_width = free_columns + min(widths[0], name)
+    return [[short(row[0], most=name_width), *(row[i] for i in sorted(chosen))] for row in rows]
 
 
 def _ascii(cell: TableCell) -> str:
