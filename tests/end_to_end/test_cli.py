@@ -189,7 +189,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(run: Run, base: Pa
         [replace(matrix, seconds=None) for matrix in Results.load(name).matrices] for name in ("run", "fresh")
     )
 
-    assert "Resuming an earlier run: 3 tensors of it kept." in done.err
+    assert "Resuming an interrupted run: 3 parts are finished." in done.err
     assert stopped == fresh
 
 

@@ -381,7 +381,7 @@ def half_done(larger: tuple[Path, Path], tmp_path: Path) -> Path:
 
 def test_another_setting_is_refused_and_named(larger: tuple[Path, Path], half_done: Path) -> None:
     before = lines_in(half_done)
-    with pytest.raises(OutputError, match=r"ranks: \[4, 64\] there, \[8\] requested") as caught:
+    with pytest.raises(OutputError, match=r"ranks: \[4, 64\] in that run, \[8\] now") as caught:
         deltarank.compare(*larger, ranks=[8], output=half_done)
 
     assert "--force" in caught.value.cure

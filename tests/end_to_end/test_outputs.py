@@ -263,7 +263,7 @@ def test_outputs_are_added_to_the_run_and_not_measured_twice(models: Path, found
     assert not (run / "outputs.partial").exists()
     assert first.matrices == deltarank.open_results(run).matrices
     assert measure(models, output=run, ranks=[4]) == first
-    with pytest.raises(DeltarankError, match=r"ranks: \[4\] there, \[1\] requested") as caught:
+    with pytest.raises(DeltarankError, match=r"ranks: \[4\] in that run, \[1\] now") as caught:
         measure(models, output=run, ranks=[1])
     assert caught.value.slug == "run-differs"
     assert measure(models, output=run, ranks=[4], batch=1) == first

@@ -48,7 +48,7 @@ class _NotesOnStderr(ProgressListener):
         )
 
     def resumed(self, finished: int) -> None:
-        _say_above_bars(f"Resuming an earlier run: {count(finished, 'tensor')} of it kept.")
+        _say_above_bars(f"Resuming an interrupted run: {count(finished, 'part is', 'parts are')} finished.")
 
     def noted(self, sentence: str) -> None:
         _say_above_bars(sentence)

@@ -18,7 +18,7 @@ from deltarank.runtime.plan import (
     step_lines,
 )
 from deltarank.runtime.progress import ProgressListener
-from deltarank.runtime.provenance import now, run_provenance
+from deltarank.runtime.provenance import run_provenance, utc_timestamp
 from deltarank.runtime.run_folder import (
     IDENTITY,
     RESULTS,
@@ -66,7 +66,6 @@ __all__ = [
     "make_plan",
     "matrix_pass",
     "needs_line",
-    "now",
     "planned_seconds",
     "read_identity",
     "reference_line",
@@ -74,4 +73,5 @@ __all__ = [
     "shows_keywords_of",
     "split_keywords",
     "step_lines",
+    "utc_timestamp",
 ]

@@ -15,7 +15,7 @@ class ProgressListener:
         """The plan, before anything is read."""
 
     def resumed(self, finished: int) -> None:
-        """An interrupted run is resumed, with this number of finished tensors."""
+        """An interrupted run is resumed, of which so many parts (tensors, answers, scores) are finished."""
 
     def noted(self, sentence: str) -> None:
         """How the job proceeds: what is downloaded or streamed, what it waits for."""

@@ -1,4 +1,4 @@
-"""How a result came about: versions, threads, the date, and the command line, if there was one."""
+"""How a result came about: threads, the version of torch, the duration, the command line, the time."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def run_provenance(seconds: float, **details: Any) -> dict[str, Any]:
     }
 
 
-def now() -> str:
+def utc_timestamp() -> str:
     """The time in UTC, as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

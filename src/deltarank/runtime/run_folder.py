@@ -77,7 +77,7 @@ class RunFolder:
         free = shutil.disk_usage(self.folder).free
         if free < needed_bytes:
             raise OutputError(
-                f"The disk of {self.folder} has {size(free)} left; about {size(needed_bytes)} are needed.",
+                f"Not enough disk space for {self.folder}: {size(free)} free, about {size(needed_bytes)} needed.",
                 cure="Free some space, or choose another disk with -o.",
                 slug="output-unwritable",
             )
@@ -111,7 +111,7 @@ class RunFolder:
         if found is None:
             if self.folder.is_dir() and (names := sorted(path.name for path in self.folder.iterdir())):
                 raise OutputError(
-                    f"{self.folder} exists and holds {listing(names, most=3)}, but no run to resume.",
+                    f"{self.folder} is not empty ({listing(names, most=3)}) and contains no run to resume.",
                     cure="Give -o another folder, or --force to write into this one.",
                     slug="output-exists",
                 )
@@ -183,12 +183,12 @@ def differences(found: Any, wanted: Record) -> list[str]:
             changed += [f"the {name} changed" if name in ("texts", "prompts") else f"{name} changed" for name in names]
         elif isinstance(before, dict) and isinstance(after, dict):
             changed += [
-                f"{name}: {before.get(name)!r} there, {after.get(name)!r} requested"
+                f"{name}: {before.get(name)!r} in that run, {after.get(name)!r} now"
                 for name in sorted({*before, *after})
                 if before.get(name) != after.get(name)
             ]
         else:
-            changed.append(f"the {key} changed" if key in ("base", "finetune") else f"{key}: {before!r} there")
+            changed.append(f"the {key} changed" if key in ("base", "finetune") else f"{key}: {before!r} in that run")
     return [each if len(each) < 200 else each[:200] + "..." for each in changed] or ["its run.json cannot be read"]
 
 

@@ -100,7 +100,7 @@ def test_plan_resumption_and_warnings_are_told(capsys: pytest.CaptureFixture[str
 
     assert capsys.readouterr().err.splitlines() == [
         "2 matrices to measure, 2.5 MB to read, about 1 min 30 s.",
-        "Resuming an earlier run: 1 tensor of it kept.",
+        "Resuming an interrupted run: 1 part is finished.",
         "Note: The delta is as large as the weights.",
     ]
 

@@ -47,7 +47,7 @@ def test_a_parameter_of_its_own_stands_before_the_options() -> None:
     @shows_keywords_of(options)
     def function(first: int, *, b: str = "own", **keywords: Any) -> None: ...
 
-    assert str(inspect.signature(function)) == "(first: 'int', *, b: 'str' = 'own', a: 'int' = 1) -> 'None'"
+    assert str(inspect.signature(function)) == "(first: int, *, b: str = 'own', a: int = 1) -> None"
 
 
 def test_ranks_are_stored_sorted_each_once_and_globs_as_a_tuple() -> None:

@@ -34,7 +34,7 @@ def test_records_are_found_again_up_to_the_first_incomplete_line(tmp_path: Path)
 
 def test_other_options_are_refused_by_name_and_force_starts_anew(tmp_path: Path) -> None:
     begun(tmp_path / "run", {"settings": {"ranks": [8, 16]}})
-    with pytest.raises(OutputError, match=r"ranks: \[8, 16\] there, \[8\] requested") as caught:
+    with pytest.raises(OutputError, match=r"ranks: \[8, 16\] in that run, \[8\] now") as caught:
         opened(tmp_path / "run", {"settings": {"ranks": [8]}})
 
     assert caught.value.slug == "run-differs"
@@ -61,7 +61,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run", {}) as run, pytest.raises(OutputError, match="are needed") as caught:
+    with RunFolder(tmp_path / "run", {}) as run, pytest.raises(OutputError, match="Not enough disk space") as caught:
         run.open(force=False, needed_bytes=1e18)
 
     assert caught.value.slug == "output-unwritable"
@@ -80,5 +80,5 @@ def test_differences_are_said_in_words() -> None:
     before = {"base": "x", "settings": {"rank": 8}, "given": {"texts": "hash"}, "tool_version": "1"}
     after = {"base": "y", "settings": {"rank": 16}, "given": {"texts": "other"}, "tool_version": "1"}
 
-    assert differences(before, after) == ["the base changed", "the texts changed", "rank: 8 there, 16 requested"]
+    assert differences(before, after) == ["the base changed", "the texts changed", "rank: 8 in that run, 16 now"]
     assert json.dumps(differences([], {}))

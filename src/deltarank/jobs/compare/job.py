@@ -41,9 +41,9 @@ from deltarank.runtime import (
     estimate_time,
     make_plan,
     matrix_pass,
-    now,
     planned_seconds,
     run_provenance,
+    utc_timestamp,
 )
 from deltarank.system import tool_version
 
@@ -90,7 +90,7 @@ class CompareJob:
             return CompareRun(self, progress, None).results()
         with RunFolder(output, self.identity) as folder:
             if not force and (finished := folder.finished) is not None:
-                progress.resumed(len(finished.matrices))
+                progress.noted(f"{output} already contains this run; its results are used.")
                 return self._with_audit(finished, folder, progress)
             detail = SpectrumDetail.of_run(len(self.plan.steps), self.options.ranks)
             run = CompareRun(self, progress, folder)
@@ -201,7 +201,7 @@ class CompareRun:
             skipped=skipped,
             verdict=judge(matrices, skipped, plan.finetune.short_name),
             tool_version=tool_version(),
-            created=now(),
+            created=utc_timestamp(),
             notes=(*plan.notes, *self.warnings, *quantised_base_notes(plan.steps, self.matrices)),
             audit=job.audit(matrices, self.progress),
         )

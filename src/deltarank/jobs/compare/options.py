@@ -1,4 +1,4 @@
-"""The options of `compare`, checked before anything is read."""
+"""What `compare` was asked for, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CompareOptions(SolverOptions):
         super().__post_init__()
         if self.audit < 0:
             raise UsageError(
-                f"An audit of {self.audit} matrices was requested.",
-                cure="Give a whole number from 0.",
+                f"--audit is {self.audit}.",
+                cure="Give 0 or a positive whole number.",
                 slug="bad-number",
             )

@@ -31,9 +31,9 @@ from deltarank.runtime import (
     TimeEstimate,
     estimate_time,
     matrix_pass,
-    now,
     planned_seconds,
     run_provenance,
+    utc_timestamp,
 )
 from deltarank.system import tool_version
 
@@ -182,7 +182,7 @@ class ExtractRun:
             settings={**plan.options.to_plain(), **provenance},
             notes=self._notes,
             tool_version=tool_version(),
-            created=now(),
+            created=utc_timestamp(),
             identity=self.staging.identity,
         )
 

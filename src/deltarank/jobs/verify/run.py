@@ -33,7 +33,7 @@ from deltarank.runtime import (
     SolverOptions,
     TimeEstimate,
     matrix_pass,
-    now,
+    utc_timestamp,
 )
 from deltarank.servers import PEFT, get_server
 from deltarank.system import Default, tool_version
@@ -99,7 +99,7 @@ def verify(
             kind=kind,
             sentences=sentences,
             tool_version=tool_version(),
-            created=now(),
+            created=utc_timestamp(),
         )
 
 

@@ -22,8 +22,8 @@ from deltarank.runtime import (
 )
 from deltarank.system import Default
 
-LARGER_SAMPLE = 4
-"""By this factor the sample is enlarged if the first one gives no clear answer."""
+SAMPLE_GROWTH = 4
+"""How many times larger the second sample is, if the first one is inconclusive."""
 
 
 def which_base(
@@ -65,10 +65,10 @@ def which_base(
     progress = progress or ProgressListener()
     with ExitStack() as stack:
         after = stack.enter_context(ModelRef(finetune, revision).open(fetch, progress))
-        sampled = [_opened(ref, after, options, fetch, progress, stack) for ref in candidates]
+        sampled = [_open_candidate(ref, after, options, fetch, progress, stack) for ref in candidates]
         if not any(candidate.pairs for candidate in sampled):
             raise _no_candidate(sampled, after)
-        kind, sentence = _searched(sampled, after, options, matrices, seed, progress)
+        kind, sentence = _search(sampled, after, options, matrices, seed, progress)
         return BaseChoice(kind, sentence, after.reference, tuple(each.result for each in sampled), seed)
 
 
@@ -76,14 +76,14 @@ def _check(candidates: Sequence[Ref], matrices: int) -> None:
     if isinstance(candidates, str | os.PathLike) or not candidates:
         raise UsageError(
             "No list of candidates was given.",
-            cure="Give the finetune first, then one or more candidates: deltarank which-base FINETUNE A B C.",
+            cure="Give a list: which_base(finetune, [a, b, c]).",
             slug="no-candidate",
         )
     if matrices < 1:
         raise UsageError(f"A sample of {matrices} matrices is too small.", cure="Read at least one.", slug="bad-number")
 
 
-def _opened(
+def _open_candidate(
     ref: Ref, after: Checkpoint, options: SolverOptions, fetch: str, progress: ProgressListener, stack: ExitStack
 ) -> SampledCandidate:
     """A candidate that cannot be read does not stop the comparison with the others."""
@@ -97,7 +97,7 @@ def _opened(
     return candidate
 
 
-def _searched(
+def _search(
     candidates: Sequence[SampledCandidate],
     after: Checkpoint,
     options: SolverOptions,
@@ -112,7 +112,7 @@ def _searched(
     answer = decide([each.result for each in candidates], name)
     if answer[0] is not BaseKind.TOO_CLOSE or len(names) <= matrices:
         return answer
-    larger = names[: LARGER_SAMPLE * matrices]
+    larger = names[: SAMPLE_GROWTH * matrices]
     estimate = TimeEstimate(progress, float(len(larger)), resumed=float(matrices))
     read_sample(candidates, larger, reader, progress, estimate)
     return decide([each.result for each in candidates], name)
