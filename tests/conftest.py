@@ -2,7 +2,11 @@
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from commands import Finished, RunCommand
+from deltarank.cli import main
 
 # Two workers share two cores (see pyproject.toml): a second thread each would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,3 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
+    """Runs `deltarank` with these words in this process."""
+
+    def run(*words: object) -> Finished:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return run

@@ -15,8 +15,6 @@ import json
 import os
 import re
 import resource
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
@@ -24,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from commands import LineProcess
 
 TOKEN = "hf_for_tests"
 
@@ -479,11 +479,11 @@ for line in sys.stdin:
         answer = {"describe": describe, "pair": pair, "read": read}[verb](*arguments)
     except DeltarankError as error:
         answer = {"error": type(error).__name__, "slug": error.slug, "message": error.message, "cure": error.cure}
-    print(json.dumps(answer), flush=True)
+    print("@" + json.dumps(answer), flush=True)
 """
 
 
-class Client:
+class Client(LineProcess):
     """A process with deltarank and the real client library in it, which answers one question after another."""
 
     def __init__(self, hub: FakeHub, home: Path, *, most_bytes: int | None = None, **environment: str) -> None:
@@ -493,40 +493,19 @@ class Client:
             if most_bytes is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error::ResourceWarning", "-c", _CLIENT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=client_environment(hub, home, **environment),
-            text=True,
-            preexec_fn=limit,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
+        super().__init__(_CLIENT, client_environment(hub, home, **environment), preexec_fn=limit)
 
     def ask(self, ref: str, revision: str | None = None, fetch: str = "download") -> dict[str, Any]:
         """What `open_checkpoint` finds, or the error that it raises."""
-        return self._call("describe", ref, revision, fetch)
+        return self._answer("describe", ref, revision, fetch)
 
     def pair(self, base: str, finetune: str, fetch: str = "download") -> dict[str, Any]:
-        return self._call("pair", base, finetune, fetch)
+        return self._answer("pair", base, finetune, fetch)
 
     def read(self, ref: str, fetch: str, *tensors: str) -> dict[str, Any]:
         """Hashes of the tensors' bytes, or the error."""
-        return self._call("read", ref, fetch, *tensors)
+        return self._answer("read", ref, fetch, *tensors)
 
-    def _call(self, *request: object) -> dict[str, Any]:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+    def _answer(self, *request: object) -> dict[str, Any]:
+        answer: dict[str, Any] = self.request(request)
         return answer

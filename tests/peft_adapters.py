@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,50 +11,17 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
-_SIZES = {
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+from tiny_architectures import DENSE, SIZES, Make, architecture
 
-
-def llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**_SIZES))
-
-
-def wide_llama() -> PreTrainedModel:
-    """Wide enough for rank 64."""
-    return LlamaForCausalLM(LlamaConfig(**_SIZES | {"hidden_size": 64, "intermediate_size": 96}))
-
-
-def qwen2() -> PreTrainedModel:
-    """Its q, k and v have biases."""
-    return Qwen2ForCausalLM(Qwen2Config(**_SIZES))
-
-
-def gpt2() -> PreTrainedModel:
-    """Its layers are Conv1D, and c_proj of the attention is square."""
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=48, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
-    )
+llama = DENSE["llama"]
+wide_llama = architecture("llama", **SIZES | {"hidden_size": 64, "intermediate_size": 96})
+"""Wide enough for rank 64."""
+qwen2 = DENSE["qwen2"]
+"""Its q, k and v have biases."""
+gpt2 = DENSE["gpt2"]
+"""Its layers are Conv1D, and c_proj of the attention is square."""
 
 
 @contextmanager
@@ -65,7 +32,7 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def write_base(make: Callable[[], PreTrainedModel], folder: Path, *, seed: int = 0) -> Path:
+def write_base(make: Make, folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     model = make()
     with torch.no_grad():
@@ -124,6 +91,15 @@ def write_adapter(folder: Path, weights: Mapping[str, Tensor], **config: Any) ->
     save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
     return folder
+
+
+def config_of(adapter: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
+    return config
+
+
+def edit_config(adapter: Path, **fields: object) -> None:
+    (adapter / "adapter_config.json").write_text(json.dumps({**config_of(adapter), **fields}))
 
 
 def best_factors(base: Path, tuned: Path, rank: int, *, ends: str = "_proj.weight") -> dict[str, Tensor]:

@@ -5,38 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 48
 SIZES = {
@@ -50,47 +23,47 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_HEADS = {**SIZES, "head_dim": 8}
-_FEW_EXPERTS = {**_HEADS, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+HEADS = {**SIZES, "head_dim": 8}
+FEW_EXPERTS = {**HEADS, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GPT_OSS = {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * 2}
+QWEN3_MOE = {**FEW_EXPERTS, "num_experts": 4, "decoder_sparse_step": 1}
 _SHARED_EXPERT = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_GPT2 = {"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
 
 Make = Callable[[], PreTrainedModel]
 
+
+def architecture(model_type: str, **config: Any) -> Make:
+    """Makes models of this type, with random weights."""
+    return lambda: AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+
+
 DENSE: Mapping[str, Make] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "tied llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**_HEADS)),
-    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_HEADS)),
-    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZES)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
-        )
-    ),
+    "llama": architecture("llama", **SIZES),
+    "tied llama": architecture("llama", **SIZES, tie_word_embeddings=True),
+    "qwen2": architecture("qwen2", **SIZES),
+    "mistral": architecture("mistral", **HEADS),
+    "gemma": architecture("gemma", **HEADS),
+    "phi3": architecture("phi3", **SIZES),
+    "gpt2": architecture("gpt2", **_GPT2, bos_token_id=1, eos_token_id=2),
 }
 EXPERTS: Mapping[str, Make] = {
-    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_HEADS, num_local_experts=4)),
-    "qwen3 moe": lambda: Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(**_HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1)
-    ),
-    "gpt-oss": lambda: GptOssForCausalLM(
-        GptOssConfig(**_HEADS, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"] * 2)
-    ),
+    "mixtral": architecture("mixtral", **HEADS, num_local_experts=4),
+    "qwen3 moe": architecture("qwen3_moe", **QWEN3_MOE),
+    "gpt-oss": architecture("gpt_oss", **GPT_OSS),
 }
 MORE_EXPERTS: Mapping[str, Make] = {
-    "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2)),
+    "olmoe": architecture("olmoe", **SIZES, num_experts=4, num_experts_per_tok=2),
     # A shared expert, whose modules have the names of an expert's.
-    "qwen2 moe": lambda: Qwen2MoeForCausalLM(
-        Qwen2MoeConfig(**_FEW_EXPERTS, num_experts=4, shared_expert_intermediate_size=24, decoder_sparse_step=1)
+    "qwen2 moe": architecture(
+        "qwen2_moe", **FEW_EXPERTS, num_experts=4, shared_expert_intermediate_size=24, decoder_sparse_step=1
     ),
     # Beside the router's weight lies a correction that is no parameter, and that PEFT wants all the same.
-    "glm4 moe": lambda: Glm4MoeForCausalLM(Glm4MoeConfig(**_FEW_EXPERTS | _SHARED_EXPERT)),
-    "deepseek v3": lambda: DeepseekV3ForCausalLM(
-        DeepseekV3Config(
-            **_FEW_EXPERTS | _SHARED_EXPERT | _LATENT | {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1}
-        )
+    "glm4 moe": architecture("glm4_moe", **FEW_EXPERTS | _SHARED_EXPERT),
+    "deepseek v3": architecture(
+        "deepseek_v3",
+        **FEW_EXPERTS | _SHARED_EXPERT | _LATENT | {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1},
     ),
 }
 """Models that few tests need."""
@@ -100,17 +73,21 @@ def tokens(rows: int = 4, seed: int = 3) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (rows, 12), generator=torch.Generator().manual_seed(seed))
 
 
+def served(folder: Path, adapter: Path) -> PeftModel:
+    """As PEFT loads it; its warnings of missing and unexpected keys are errors here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between PEFT and transformers
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)  # its own, experts
+        warnings.filterwarnings("ignore", "`lora_bias=True` was passed but")
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), adapter)
+
+
 def logits(folder: Path, adapter: Path | None = None, *, merged: bool = False) -> torch.Tensor:
-    """What a saved model says of `tokens`, with an adapter as PEFT loads it, beside the weights or merged into them."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
-            warnings.filterwarnings("ignore", "`lora_bias=True` was passed but")
-            model = PeftModel.from_pretrained(model, adapter)
-        model = model.merge_and_unload() if merged else model
-    return logits_of(model.eval())
+    """Those of a saved model, with an adapter as PEFT loads it, beside the weights or merged into them."""
+    if adapter is None:
+        return logits_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    model: Any = served(folder, adapter)
+    return logits_of((model.merge_and_unload() if merged else model).eval())
 
 
 def logits_of(model: Any) -> torch.Tensor:
@@ -120,8 +97,11 @@ def logits_of(model: Any) -> torch.Tensor:
     return found
 
 
-def write_pair(make: Make, folder: Path, *, dtype: torch.dtype = torch.float32, steps: int = 3) -> tuple[Path, Path]:
-    """A base of random weights and what a few steps of AdamW make of it: every weight that learns has moved."""
+def write_pair(
+    make: Make, folder: Path, *, dtype: torch.dtype = torch.float32, steps: int = 3, shard_size: str = "5GB"
+) -> tuple[Path, Path]:
+    """A base of random weights, and a finetune in shards of this size, in which a few steps of AdamW moved each weight
+    that learns."""
     torch.manual_seed(0)
     model = make()
     with torch.no_grad():
@@ -136,5 +116,25 @@ def write_pair(make: Make, folder: Path, *, dtype: torch.dtype = torch.float32, 
         model(input_ids=batch, labels=batch).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    model.to(dtype).save_pretrained(folder / "finetune")
+    model.to(dtype).save_pretrained(folder / "finetune", max_shard_size=shard_size)
     return folder / "base", folder / "finetune"
+
+
+def best_approximation(delta: np.ndarray, rank: int) -> np.ndarray:
+    """The rank-r delta, by an SVD in float64: what the tool never builds."""
+    left, values, right = np.linalg.svd(delta, full_matrices=False)
+    return np.asarray((left[:, :rank] * values[:rank]) @ right[:rank])
+
+
+def with_rank(base: Path, finetune: Path, names: list[str], rank: int, folder: Path) -> Path:
+    """The oracle: base + D_r of these matrices ("x[3]": of one expert), as a checkpoint."""
+    weights, tuned = (load_file(each / "model.safetensors") for each in (base, finetune))
+    for name in names:
+        tensor, _, number = name.rstrip("]").partition("[")
+        place = (int(number),) if number else ()
+        before, after = weights[tensor][place].double().numpy(), tuned[tensor][place].double().numpy()
+        weights[tensor][place] = torch.from_numpy(before + best_approximation(after - before, rank)).float()
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
+    return folder

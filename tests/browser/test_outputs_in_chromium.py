@@ -59,7 +59,7 @@ def test_a_choice_holds_for_every_section(show):
     assert opened.complaints == []
 
 
-def test_a_token_says_how_far_it_is(show):
+def test_a_token_shows_its_divergence(show):
     opened = show([one()], width=390)
     opened.page.locator(".tokens span").nth(4).click()
     assert opened.text("#coloured .readout").endswith(" nats")

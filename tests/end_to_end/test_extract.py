@@ -1,13 +1,10 @@
 """`deltarank extract`, seen from the outside: float64 SVDs, safetensors' own reader, and PEFT itself."""
 
-import errno
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,25 +12,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_checkpoints import LAYERS, MATRICES, base_weights, full_finetune, merged_lora, write
 from transformers import AutoModelForCausalLM
 
 import deltarank
+import peft_adapters as made
+from commands import RunCommand
 from deltarank.cli import main
-from deltarank.errors import DeltarankError, OutputError
-from deltarank.jobs.extract import assemble as assemble_module
+from deltarank.errors import OutputError
 from deltarank.jobs.extract import extract_with_picture
-from deltarank.jobs.extract import factorise as factorise_module
 from deltarank.results import Outcome
-from tiny_architectures import DENSE, EXPERTS, VOCABULARY, logits_of, write_pair
+from refusals import refused
+from tiny_architectures import (
+    DENSE,
+    EXPERTS,
+    VOCABULARY,
+    best_approximation,
+    logits,
+    logits_of,
+    served,
+    with_rank,
+    write_pair,
+)
+
+Folders = Mapping[str, Path]
+Pair = tuple[Path, Path]
 
 PREFIX = "base_model.model."
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     home = tmp_path_factory.mktemp("models")
     base = {name: w.bfloat16().float() for name, w in base_weights().items()}
     broken = full_finetune(base)
@@ -49,18 +59,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return write_pair(DENSE["llama"], tmp_path_factory.mktemp("llama"))
 
 
-def delta_of(folders: Mapping[str, Path], name: str, finetune: str = "full") -> np.ndarray:
+def delta_of(folders: Folders, name: str, finetune: str = "full") -> np.ndarray:
     files = (load_file(folders[side] / "model.safetensors")[name].double().numpy() for side in (finetune, "base"))
     return next(files) - next(files)
-
-
-def best(delta: np.ndarray, rank: int) -> np.ndarray:
-    left, values, right = np.linalg.svd(delta, full_matrices=False)
-    return (left[:, :rank] * values[:rank]) @ right[:rank]
 
 
 def product(folder: Path, name: str) -> np.ndarray:
@@ -69,44 +74,17 @@ def product(folder: Path, name: str) -> np.ndarray:
     return (tensors[f"{key}.lora_B.weight"].double() @ tensors[f"{key}.lora_A.weight"].double()).numpy()
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
-    return config
-
-
-def served(base: Path, adapter: Path) -> PeftModel:
-    """As PEFT loads it; its warnings of missing and unexpected keys are errors here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # between PEFT and transformers
-        warnings.filterwarnings(
-            "ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning
-        )  # its own, for experts
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
-
-
-def with_rank(base: Path, finetune: Path, names: list[str], rank: int, folder: Path) -> torch.Tensor:
-    """The logits of base + D_r, a checkpoint made by SVDs in float64: the oracle."""
-    weights, tuned = (load_file(each / "model.safetensors") for each in (base, finetune))
-    for name in names:
-        delta = tuned[name].double().numpy() - weights[name].double().numpy()
-        weights[name] = (weights[name].double() + torch.from_numpy(best(delta, rank))).float()
-    folder.mkdir()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
-    return logits_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-
-
 # What is written ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_the_best_of_its_rank(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_the_adapter_is_the_best_of_its_rank(folders: Folders, tmp_path: Path) -> None:
     adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", dtype="float32")
 
     assert len(adapter.matrices) == MATRICES
     for matrix in adapter.matrices:
         delta = delta_of(folders, matrix.name)
         energy = (delta**2).sum()
-        truth = ((delta - best(delta, 8)) ** 2).sum() / energy
+        truth = ((delta - best_approximation(delta, 8)) ** 2).sum() / energy
         written = ((delta - product(tmp_path / "a", matrix.name)) ** 2).sum() / energy
 
         assert matrix.energy == pytest.approx(energy, rel=1e-6)
@@ -116,7 +94,7 @@ def test_what_is_written_is_the_best_of_its_rank(folders: Mapping[str, Path], tm
         assert matrix.written.relative_error**2 == pytest.approx(written, rel=1e-6)
 
 
-def test_the_promise_is_that_of_compare(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_losses_are_those_of_compare(folders: Folders, tmp_path: Path) -> None:
     adapter = deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a")
     results = deltarank.compare(folders["base"], folders["full"], ranks=[16])
     promised = {m.name: m.loss(16) for m in results.matrices}
@@ -127,7 +105,7 @@ def test_the_promise_is_that_of_compare(folders: Mapping[str, Path], tmp_path: P
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16", "float32"])
-def test_the_budget_is_what_the_files_say(folders: Mapping[str, Path], tmp_path: Path, dtype: str | None) -> None:
+def test_the_budget_follows_from_the_files(folders: Folders, tmp_path: Path, dtype: str | None) -> None:
     """Every share recomputed in float64 from both checkpoints and the adapter as safetensors reads it."""
     out = tmp_path / "a"
     budget = deltarank.extract(folders["base"], folders["full"], rank=8, output=out, dtype=dtype, server="vllm").budget
@@ -135,7 +113,7 @@ def test_the_budget_is_what_the_files_say(folders: Mapping[str, Path], tmp_path:
     deltas = {name: delta_of(folders, name) for name in names}
     whole = sum((delta**2).sum() for delta in deltas.values())
     matrices = [name for name in names if "_proj" in name]
-    truncated = sum(((deltas[n] - best(deltas[n], 8)) ** 2).sum() for n in matrices) / whole
+    truncated = sum(((deltas[n] - best_approximation(deltas[n], 8)) ** 2).sum() for n in matrices) / whole
     lost = sum(((deltas[n] - product(out, n)) ** 2).sum() for n in matrices) / whole
     others = {n: (deltas[n] ** 2).sum() / whole for n in names if n not in matrices}
 
@@ -148,14 +126,14 @@ def test_the_budget_is_what_the_files_say(folders: Mapping[str, Path], tmp_path:
     assert all("vLLM" in t.reason for t in budget.tensors)
 
 
-def test_numbers_are_stored_as_the_finetune_s(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_the_dtype_is_that_of_the_finetune(folders: Folders, tmp_path: Path) -> None:
     adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
 
     assert adapter.dtype == "bfloat16"
     assert {w.dtype for w in load_file(tmp_path / "a" / "adapter_model.safetensors").values()} == {torch.bfloat16}
 
 
-def test_an_adapter_tells_about_itself(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_has_metadata_and_a_model_card(folders: Folders, tmp_path: Path) -> None:
     adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
     about = json.loads((tmp_path / "a" / "deltarank.json").read_text())
     card = (tmp_path / "a" / "README.md").read_text()
@@ -176,7 +154,7 @@ def test_an_adapter_tells_about_itself(folders: Mapping[str, Path], tmp_path: Pa
     ]
 
 
-def test_its_card_has_a_picture_where_someone_draws(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_drawn_picture_is_shown_on_the_card(folders: Folders, tmp_path: Path) -> None:
     drawn: list[Any] = []
 
     def draw(about: Mapping[str, Any]) -> bytes:
@@ -192,7 +170,7 @@ def test_its_card_has_a_picture_where_someone_draws(folders: Mapping[str, Path],
     assert "█" not in card
 
 
-def test_a_picture_that_fails_takes_no_adapter_with_it(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_picture_that_fails_is_left_out(folders: Folders, tmp_path: Path) -> None:
     def draw(about: Mapping[str, Any]) -> bytes:
         raise ValueError("no fonts here")
 
@@ -212,21 +190,20 @@ def test_a_picture_that_fails_takes_no_adapter_with_it(folders: Mapping[str, Pat
 def test_base_and_adapter_are_base_and_rank_r_delta(tmp_path: Path, name: str, merged: bool) -> None:
     base, finetune = write_pair({**DENSE, **EXPERTS}[name], tmp_path)
     adapter = deltarank.extract(base, finetune, rank=8, output=tmp_path / "a")
-    model: Any = served(base, tmp_path / "a")
-    found = logits_of(model.merge_and_unload() if merged else model)
-    truth = with_rank(base, finetune, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
+    found = logits(base, tmp_path / "a", merged=merged)
+    truth = logits(with_rank(base, finetune, [m.name for m in adapter.matrices], 8, tmp_path / "truth"))
 
     assert {m.outcome for m in adapter.matrices} == {Outcome.MEASURED}
     torch.testing.assert_close(found, truth, atol=2e-5, rtol=1e-4)
-    assert not torch.allclose(found, logits_of(AutoModelForCausalLM.from_pretrained(base)), atol=1e-3)
+    assert not torch.allclose(found, logits(base), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["tied llama", "gemma"])
-def test_a_tied_vocabulary_goes_to_peft_whole_and_stays_tied(tmp_path: Path, name: str) -> None:
+def test_a_tied_vocabulary_is_saved_whole_for_peft_and_stays_tied(tmp_path: Path, name: str) -> None:
     base, finetune = write_pair(DENSE[name], tmp_path)
     adapter = deltarank.extract(base, finetune, rank=32, output=tmp_path / "a", server="peft")
     seen = deltarank.verify(base, finetune, tmp_path / "a")
-    truth = logits_of(AutoModelForCausalLM.from_pretrained(finetune))
+    truth = logits(finetune)
     model: Any = served(base, tmp_path / "a")
     table, head = (
         module.modules_to_save["default"].weight
@@ -242,7 +219,7 @@ def test_a_tied_vocabulary_goes_to_peft_whole_and_stays_tied(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", ["llama", "tied llama"])
-def test_added_tokens_come_along_for_peft_once_the_base_is_resized(tmp_path: Path, name: str) -> None:
+def test_added_tokens_load_in_peft_once_the_base_is_resized(tmp_path: Path, name: str) -> None:
     base, old = write_pair(DENSE[name], tmp_path)
     model: Any = AutoModelForCausalLM.from_pretrained(old)
     model.resize_token_embeddings(VOCABULARY + 4, mean_resizing=False)
@@ -254,9 +231,7 @@ def test_added_tokens_come_along_for_peft_once_the_base_is_resized(tmp_path: Pat
 
     assert any("resize_token_embeddings" in note for note in adapter.notes)
     assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
-    torch.testing.assert_close(
-        logits_of(served(tmp_path / "resized", tmp_path / "a")), logits_of(model), atol=2e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(logits(tmp_path / "resized", tmp_path / "a"), logits_of(model), atol=2e-5, rtol=1e-4)
 
 
 def test_a_tied_vocabulary_that_peft_would_untie_stays_the_base_s(tmp_path: Path) -> None:
@@ -272,7 +247,7 @@ def test_a_tied_vocabulary_that_peft_would_untie_stays_the_base_s(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3 moe"])
-def test_peft_takes_experts_which_transformers_fuses(tmp_path: Path, name: str) -> None:
+def test_peft_loads_experts_that_transformers_fuses(tmp_path: Path, name: str) -> None:
     """Each expert's factors are of the rank; PEFT puts gate and up into one tensor, block by block."""
     base, finetune = write_pair(EXPERTS[name], tmp_path)
     adapter = deltarank.extract(
@@ -283,37 +258,35 @@ def test_peft_takes_experts_which_transformers_fuses(tmp_path: Path, name: str) 
         server="peft",
         exclude=["*norm*", "*m_head*", "*embed*", "*.gate.*"],
     )
-    truth = with_rank(base, finetune, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
+    truth = logits(with_rank(base, finetune, [m.name for m in adapter.matrices], 8, tmp_path / "truth"))
 
     assert sum(".experts." in m.name for m in adapter.matrices) == 2 * 4 * 3
-    torch.testing.assert_close(logits_of(served(base, tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(base, tmp_path / "a"), truth, atol=2e-5, rtol=1e-4)
 
 
-def test_at_full_rank_and_with_what_peft_carries_it_is_the_finetune(llama: tuple[Path, Path], tmp_path: Path) -> None:
+def test_at_full_rank_peft_gives_back_the_finetune(llama: Pair, tmp_path: Path) -> None:
     adapter = deltarank.extract(*llama, rank=32, output=tmp_path / "a", server="peft")
-    truth = logits_of(AutoModelForCausalLM.from_pretrained(llama[1]))
+    truth = logits(llama[1])
 
     assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
-    assert {"model.norm", "lm_head", "model.embed_tokens"} <= set(config_of(tmp_path / "a")["modules_to_save"])
-    torch.testing.assert_close(logits_of(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+    assert {"model.norm", "lm_head", "model.embed_tokens"} <= set(made.config_of(tmp_path / "a")["modules_to_save"])
+    torch.testing.assert_close(logits(llama[0], tmp_path / "a"), truth, atol=2e-5, rtol=1e-4)
 
 
-def test_at_rank_32_peft_gets_patterns_for_smaller_matrices_and_others_zeros(
-    llama: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_at_rank_32_peft_gets_patterns_for_smaller_matrices_and_others_zeros(llama: Pair, tmp_path: Path) -> None:
     """k and v have 16 rows."""
     deltarank.extract(*llama, rank=32, output=tmp_path / "peft", server="peft")
     deltarank.extract(*llama, rank=32, output=tmp_path / "vllm", server="vllm")
-    pattern = config_of(tmp_path / "peft")["rank_pattern"]
+    pattern = made.config_of(tmp_path / "peft")["rank_pattern"]
     ranks = {w.shape[0] for k, w in load_file(tmp_path / "vllm" / "adapter_model.safetensors").items() if "lora_A" in k}
 
     assert set(pattern.values()) == {16}
-    assert config_of(tmp_path / "peft")["alpha_pattern"] == pattern
-    assert config_of(tmp_path / "vllm")["rank_pattern"] == {}
+    assert made.config_of(tmp_path / "peft")["alpha_pattern"] == pattern
+    assert made.config_of(tmp_path / "vllm")["rank_pattern"] == {}
     assert ranks == {32}
 
 
-def test_identical_models_give_an_adapter_of_zeros_that_loads(llama: tuple[Path, Path], tmp_path: Path) -> None:
+def test_identical_models_give_an_adapter_of_zeros_that_loads(llama: Pair, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in llama[0].iterdir():
@@ -322,12 +295,10 @@ def test_identical_models_give_an_adapter_of_zeros_that_loads(llama: tuple[Path,
 
     assert {m.outcome for m in adapter.matrices} == {Outcome.IDENTICAL}
     assert adapter.budget.kept == 1
-    assert torch.equal(
-        logits_of(served(llama[0], tmp_path / "a")), logits_of(AutoModelForCausalLM.from_pretrained(llama[0]))
-    )
+    assert torch.equal(logits(llama[0], tmp_path / "a"), logits(llama[0]))
 
 
-def test_module_types_that_did_not_change_are_not_in_the_file(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_module_types_that_did_not_change_are_not_in_the_file(folders: Folders, tmp_path: Path) -> None:
     tuned = load_file(folders["base"] / "model.safetensors")
     changed = "model.layers.1.mlp.up_proj.weight"
     tuned[changed] += 0.01
@@ -335,12 +306,12 @@ def test_module_types_that_did_not_change_are_not_in_the_file(folders: Mapping[s
     deltarank.extract(folders["base"], tmp_path / "some", rank=8, output=tmp_path / "a")
     tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
 
-    assert config_of(tmp_path / "a")["target_modules"] == ["up_proj"]
+    assert made.config_of(tmp_path / "a")["target_modules"] == ["up_proj"]
     assert len(tensors) == 2 * LAYERS
     assert not tensors[f"{PREFIX}model.layers.0.mlp.up_proj.lora_B.weight"].any()
 
 
-def test_what_is_excluded_stays_out_and_does_not_match_again(llama: tuple[Path, Path], tmp_path: Path) -> None:
+def test_excluded_modules_are_not_matched_by_peft(llama: Pair, tmp_path: Path) -> None:
     exclude = ["*layers.0.mlp.up_proj*"]
     adapter = deltarank.extract(*llama, rank=8, output=tmp_path / "a", server="peft", exclude=exclude)
     model: Any = served(llama[0], tmp_path / "a")
@@ -351,9 +322,7 @@ def test_what_is_excluded_stays_out_and_does_not_match_again(llama: tuple[Path, 
     assert "model.layers.1.mlp.up_proj" in wrapped
 
 
-def test_a_server_that_wants_whole_types_gets_zeros_for_what_is_excluded(
-    folders: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_excluded_modules_are_zeros_where_every_layer_is_required(folders: Folders, tmp_path: Path) -> None:
     exclude = ["*layers.0.mlp.up_proj*"]
     adapter = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a", exclude=exclude)
     tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
@@ -364,11 +333,9 @@ def test_a_server_that_wants_whole_types_gets_zeros_for_what_is_excluded(
 
 
 @pytest.mark.parametrize("server", ["portable", "vllm", "sglang", "lorax", "llama.cpp"])
-def test_other_servers_get_nothing_that_they_refuse_or_ignore(
-    folders: Mapping[str, Path], tmp_path: Path, server: str
-) -> None:
+def test_other_servers_get_nothing_that_they_refuse_or_ignore(folders: Folders, tmp_path: Path, server: str) -> None:
     deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a", server=server)
-    config = config_of(tmp_path / "a")
+    config = made.config_of(tmp_path / "a")
 
     assert (config["r"], config["lora_alpha"]) == (16, 16)
     assert config["bias"] == "none"
@@ -378,13 +345,13 @@ def test_other_servers_get_nothing_that_they_refuse_or_ignore(
     assert all(".lora_" in key for key in load_file(tmp_path / "a" / "adapter_model.safetensors"))
 
 
-def test_vllm_takes_an_output_head_that_is_asked_for(llama: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_output_head_is_extracted_for_vllm_if_included(llama: Pair, tmp_path: Path) -> None:
     include = ["*_proj*", "lm_head*"]
     adapter = deltarank.extract(*llama, rank=8, output=tmp_path / "a", server="vllm", include=include)
-    truth = with_rank(*llama, [m.name for m in adapter.matrices], 8, tmp_path / "truth")
+    truth = logits(with_rank(*llama, [m.name for m in adapter.matrices], 8, tmp_path / "truth"))
 
-    assert "lm_head" in config_of(tmp_path / "a")["target_modules"]
-    torch.testing.assert_close(logits_of(served(llama[0], tmp_path / "a")), truth, atol=2e-5, rtol=1e-4)
+    assert "lm_head" in made.config_of(tmp_path / "a")["target_modules"]
+    torch.testing.assert_close(logits(llama[0], tmp_path / "a"), truth, atol=2e-5, rtol=1e-4)
 
 
 # As `verify` measures it --------------------------------------------------------------------------------------
@@ -393,7 +360,7 @@ def test_vllm_takes_an_output_head_that_is_asked_for(llama: tuple[Path, Path], t
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("server", ["portable", "vllm", "sglang", "lorax", "llama.cpp", "peft"])
 def test_verify_measures_what_extract_and_compare_promise(
-    folders: Mapping[str, Path], tmp_path: Path, server: str, dtype: str
+    folders: Folders, tmp_path: Path, server: str, dtype: str
 ) -> None:
     """With none of the code that wrote the adapter, and as the server would apply it."""
     pair = (folders["base"], folders["full"])
@@ -417,7 +384,7 @@ def test_verify_measures_what_extract_and_compare_promise(
 # Ranks --------------------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_smallest_servable_rank_that_is_good_enough(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_auto_chooses_the_smallest_servable_rank_within_max_error(folders: Folders, tmp_path: Path) -> None:
     losses = deltarank.compare(folders["base"], folders["full"], ranks=[8, 16, 32]).totals.losses
     allowed = (losses[0].relative_error + losses[1].relative_error) / 2
     adapter = deltarank.extract(folders["base"], folders["full"], rank="auto", max_error=allowed, output=tmp_path / "a")
@@ -426,29 +393,10 @@ def test_auto_takes_the_smallest_servable_rank_that_is_good_enough(folders: Mapp
     assert not (tmp_path / "a.partial").exists()
 
 
-@pytest.mark.parametrize(
-    ("asked", "slug"),
-    [
-        ({"rank": 48}, "illegal-rank"),
-        ({"rank": 64, "server": "vllm"}, "rank-beyond-matrices"),
-        ({"rank": "auto"}, "bad-max-error"),
-        ({"rank": 8, "include": ["*norm*"]}, "nothing-to-extract"),
-    ],
-)
-def test_what_is_not_usable_is_refused_before_anything_is_written(
-    folders: Mapping[str, Path], tmp_path: Path, asked: dict[str, Any], slug: str
-) -> None:
-    with pytest.raises(DeltarankError) as refused:
-        deltarank.extract(folders["base"], folders["full"], output=tmp_path / "a", **asked)
-
-    assert refused.value.slug == slug
-    assert list(tmp_path.iterdir()) == []
-
-
 # Bad input ----------------------------------------------------------------------------------------------------
 
 
-def test_a_matrix_with_nan_stays_as_in_the_base_and_is_told(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_matrix_with_nan_stays_as_in_the_base_with_a_note(folders: Folders, tmp_path: Path) -> None:
     adapter = deltarank.extract(folders["base"], folders["broken"], rank=8, output=tmp_path / "a")
     name = "model.layers.0.mlp.up_proj.weight"
 
@@ -474,9 +422,9 @@ def test_a_hostile_name_becomes_no_path_no_key_and_no_heading(tmp_path: Path, na
     assert "\n# x" not in (tmp_path / "out" / "a" / "README.md").read_text()
 
 
-def test_a_base_of_another_model_is_warned_of(folders: Mapping[str, Path], tmp_path: Path) -> None:
-    stranger = write(tmp_path / "stranger", base_weights(seed=77))
-    adapter = deltarank.extract(folders["base"], stranger, rank=8, output=tmp_path / "a")
+def test_an_unrelated_base_is_noted(folders: Folders, tmp_path: Path) -> None:
+    unrelated = write(tmp_path / "unrelated", base_weights(seed=77))
+    adapter = deltarank.extract(folders["base"], unrelated, rank=8, output=tmp_path / "a")
 
     assert any("is this the base" in note for note in adapter.notes)
 
@@ -484,7 +432,7 @@ def test_a_base_of_another_model_is_warned_of(folders: Mapping[str, Path], tmp_p
 # The output ---------------------------------------------------------------------------------------------------
 
 
-def test_the_same_call_again_gives_the_same_adapter(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_the_same_call_again_gives_the_same_adapter(folders: Folders, tmp_path: Path) -> None:
     first = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
     changed = (tmp_path / "a" / "adapter_model.safetensors").stat().st_mtime_ns
     again = deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
@@ -493,14 +441,13 @@ def test_the_same_call_again_gives_the_same_adapter(folders: Mapping[str, Path],
     assert (tmp_path / "a" / "adapter_model.safetensors").stat().st_mtime_ns == changed
 
 
-def test_another_adapter_is_replaced_only_by_force(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_another_adapter_is_replaced_only_by_force(folders: Folders, tmp_path: Path) -> None:
     deltarank.extract(folders["base"], folders["full"], rank=8, output=tmp_path / "a")
-    with pytest.raises(OutputError, match="already contains an adapter") as refused:
+    with refused("output-exists", OutputError, match="already contains an adapter"):
         deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a")
     adapter = deltarank.extract(folders["base"], folders["full"], rank=16, output=tmp_path / "a", force=True)
 
-    assert refused.value.slug == "output-exists"
-    assert adapter.rank == config_of(tmp_path / "a")["r"] == 16
+    assert adapter.rank == made.config_of(tmp_path / "a")["r"] == 16
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -521,16 +468,16 @@ deltarank.extract(sys.argv[1], sys.argv[2], rank=8, output=sys.argv[3], progress
 """
 
 
+def kill_after(pair: Pair, output: Path, matrices: int) -> None:
+    command = [sys.executable, "-c", PROGRAM, *map(str, (*pair, output, matrices))]
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+
+
 class Listener(deltarank.ProgressListener):
-    def __init__(self) -> None:
-        self.kept: list[int] = []
-        self.done: list[str] = []
+    kept = 0
 
     def resumed(self, finished: int) -> None:
-        self.kept.append(finished)
-
-    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
-        self.done.append(name)
+        self.kept = finished
 
 
 def bytes_of(adapter: Path) -> dict[str, bytes]:
@@ -538,77 +485,25 @@ def bytes_of(adapter: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bytes(folders: Folders, tmp_path: Path) -> None:
     pair = (folders["base"], folders["full"])
     deltarank.extract(*pair, rank=8, output=tmp_path / "whole")
-    process = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, pair), str(tmp_path / "a"), "3"], timeout=120)
-
-    assert process.returncode == -signal.SIGKILL
+    kill_after(pair, tmp_path / "a", 3)
     assert not (tmp_path / "a").exists()
 
     listener = Listener()
     adapter = deltarank.extract(*pair, rank=8, output=tmp_path / "a", progress=listener)
 
-    assert listener.kept[0] >= 3
+    assert listener.kept >= 3
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "whole"]
     assert adapter.budget == deltarank.ExtractedAdapter.load(tmp_path / "whole").budget
 
 
-def test_a_full_disk_midway_is_told_and_the_run_goes_on(
-    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair, real, written = (folders["base"], folders["full"]), factorise_module.write_factors, []
-
-    def fills_up(path: Path, a: torch.Tensor, b: torch.Tensor) -> None:
-        if len(written) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written.append(path)
-        real(path, a, b)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(factorise_module, "write_factors", fills_up)
-        with pytest.raises(OutputError, match="No space left") as full:
-            deltarank.extract(*pair, rank=8, output=tmp_path / "a")
-
-    assert full.value.slug == "output-unwritable"
-    assert not (tmp_path / "a").exists()
-
-    listener = Listener()
-    deltarank.extract(*pair, rank=8, output=tmp_path / "a", progress=listener)
-    deltarank.extract(*pair, rank=8, output=tmp_path / "whole")
-
-    assert listener.kept
-    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
-
-
-def test_a_full_disk_at_the_end_leaves_no_half_adapter(
-    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = (folders["base"], folders["full"])
-
-    def fills_up(path: Path, data: Any) -> None:
-        path.write_text("{")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(assemble_module, "write_json", fills_up)
-        with pytest.raises(OutputError, match="No space left"):
-            deltarank.extract(*pair, rank=8, output=tmp_path / "a")
-
-    assert not (tmp_path / "a").exists()
-
-    listener = Listener()
-    deltarank.extract(*pair, rank=8, output=tmp_path / "a", progress=listener)
-
-    assert listener.done == []
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files here")
 @pytest.mark.parametrize("limit", [1000, 12_000], ids=["at the first factors", "at the adapter"])
-def test_a_disk_that_takes_no_more_is_one_message_and_the_same_command_goes_on(
-    folders: Mapping[str, Path], tmp_path: Path, limit: int
+def test_a_run_that_filled_the_disk_is_resumed_by_the_same_command(
+    folders: Folders, tmp_path: Path, limit: int
 ) -> None:
     """A limit on the size of files stands for the disk: both make the system refuse a write in the middle of it."""
     words = ["extract", str(folders["base"]), str(folders["full"]), "-r", "8", "-q", "-o"]
@@ -630,9 +525,9 @@ def test_a_disk_that_takes_no_more_is_one_message_and_the_same_command_goes_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "whole"]
 
 
-def test_kept_factors_that_were_cut_short_are_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_truncated_factors_are_computed_again(folders: Folders, tmp_path: Path) -> None:
     pair = (folders["base"], folders["full"])
-    subprocess.run([sys.executable, "-c", PROGRAM, *map(str, pair), str(tmp_path / "a"), "4"], timeout=120)
+    kill_after(pair, tmp_path / "a", 4)
     kept = sorted((tmp_path / "a.partial").glob("*.factors"))
     kept[0].write_bytes(kept[0].read_bytes()[:100])
     deltarank.extract(*pair, rank=8, output=tmp_path / "a")
@@ -641,53 +536,47 @@ def test_kept_factors_that_were_cut_short_are_made_again(folders: Mapping[str, P
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
 
 
-def test_what_another_extraction_left_is_not_mixed_in(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_records_of_another_rank_are_not_reused(folders: Folders, tmp_path: Path) -> None:
     pair = (folders["base"], folders["full"])
-    subprocess.run([sys.executable, "-c", PROGRAM, *map(str, pair), str(tmp_path / "a"), "3"], timeout=120)
-    with pytest.raises(OutputError, match="rank: 8 in that run, 16 now") as refused:
+    kill_after(pair, tmp_path / "a", 3)
+    with refused("run-differs", OutputError, match="rank: 8 in that run, 16 now"):
         deltarank.extract(*pair, rank=16, output=tmp_path / "a")
     adapter = deltarank.extract(*pair, rank=16, output=tmp_path / "a", force=True)
 
-    assert refused.value.slug == "run-differs"
     assert adapter.rank == 16
 
 
 # The command --------------------------------------------------------------------------------------------------
 
 
-def run(*words: object) -> int:
-    return main(["extract", *map(str, words)])
+@pytest.fixture
+def extract(command: RunCommand, folders: Folders) -> RunCommand:
+    """`deltarank extract` of the full finetune with these options."""
+    return lambda *options: command("extract", folders["base"], folders["full"], *options)
 
 
-def test_the_command_prints_the_budget(
-    folders: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = run(folders["base"], folders["full"], "-r", 8, "-o", tmp_path / "a", "--server", "vllm")
-    printed = capsys.readouterr()
+def test_the_command_prints_the_budget(extract: RunCommand, tmp_path: Path) -> None:
+    done = extract("-r", 8, "-o", tmp_path / "a", "--server", "vllm")
 
-    assert code == 0
-    assert printed.out.startswith("The adapter keeps ")
-    assert "truncated at rank 8" in printed.out
-    assert "that vLLM cannot load (" in printed.out
-    assert "mlp.up_proj, 2 matrices" in printed.out
-    assert f"wrote {tmp_path / 'a'}" in printed.err
+    assert done.code == 0
+    assert done.out.startswith("The adapter keeps ")
+    for words in ("truncated at rank 8", "that vLLM cannot load (", "mlp.up_proj, 2 matrices"):
+        assert words in done.out
+    assert f"wrote {tmp_path / 'a'}" in done.err
     assert (tmp_path / "a" / "budget.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_again_says_that_nothing_was_done(
-    folders: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = (folders["base"], folders["full"], "-r", "auto", "--max-error", 0.9, "-o", tmp_path / "a")
-    codes = [run(*words), run(*words)]
-    told = capsys.readouterr().err
+def test_repeating_the_command_does_nothing_and_says_so(extract: RunCommand, tmp_path: Path) -> None:
+    options = ("-r", "auto", "--max-error", 0.9, "-o", tmp_path / "a")
+    first, again = extract(*options), extract(*options)
 
-    assert codes == [0, 0]
-    assert told.count("Rank 8 is the smallest servable rank with a relative error of at most 0.9.") == 1
-    assert told.count("already contains this adapter: nothing to do") == 1
+    assert (first.code, again.code) == (0, 0)
+    assert "Rank 8 is the smallest servable rank with a relative error of at most 0.9." in first.err
+    assert "already contains this adapter: nothing to do" in again.err
 
 
 @pytest.mark.parametrize(
-    ("output", "force", "said"),
+    ("output", "force", "message"),
     [
         ("thesis", [], "is not an adapter"),
         ("thesis", ["--force"], "is not an adapter"),
@@ -695,49 +584,37 @@ def test_the_command_again_says_that_nothing_was_done(
         ("adapter", [], "--force to replace it"),
     ],
 )
-def test_the_command_leaves_alone_what_lies_in_the_output(
-    folders: Mapping[str, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    output: str,
-    force: list[str],
-    said: str,
+def test_the_command_leaves_the_files_of_the_output_alone(
+    extract: RunCommand, tmp_path: Path, output: str, force: list[str], message: str
 ) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text.tex").write_text("years of work")
     (tmp_path / "file").write_text("of something else")
-    assert run(folders["base"], folders["full"], "-r", 8, "-o", tmp_path / "adapter", "-q") == 0
+    assert extract("-r", 8, "-o", tmp_path / "adapter", "-q").code == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    capsys.readouterr()
+    done = extract("-r", 16, "-o", tmp_path / output, "-q", *force)
 
-    code = run(folders["base"], folders["full"], "-r", 16, "-o", tmp_path / output, "-q", *force)
-    printed = capsys.readouterr()
-
-    assert (code, printed.out) == (1, "")
-    assert said in printed.err
-    assert len(printed.err.splitlines()) == 3
+    assert (done.code, done.out) == (1, "")
+    assert message in done.err
+    assert len(done.err.splitlines()) == 3
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_the_command_prints_json(
-    folders: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = run(folders["base"], folders["full"], "-r", "auto", "--max-error", 0.9, "-o", tmp_path / "a", "--json", "-q")
-    printed = capsys.readouterr()
+def test_the_command_prints_json(extract: RunCommand, tmp_path: Path) -> None:
+    done = extract("-r", "auto", "--max-error", 0.9, "-o", tmp_path / "a", "--json", "-q")
+    about = json.loads(done.out)
 
-    assert (code, printed.err) == (0, "")
-    assert json.loads(printed.out)["rank"] == 8
-    assert json.loads(printed.out) == json.loads((tmp_path / "a" / "deltarank.json").read_text())
-    assert "deltarank extract" in json.loads(printed.out)["settings"]["command"]
+    assert (done.code, done.err, about["rank"]) == (0, "", 8)
+    assert about == json.loads((tmp_path / "a" / "deltarank.json").read_text())
+    assert "deltarank extract" in about["settings"]["command"]
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("options", "code", "message"),
     [
         (["-r", "48"], 2, "servable ranks are 8, 16, 32"),
         (["-r", "lots"], 2, "--rank: 'lots' is not one rank"),
         (["-r", "0"], 2, "--rank: '0' is not one rank, a whole number from 1."),
-        (["-r", "1024", "--server", "vllm"], 2, "servable ranks are 1, 8, 16, 32, 64, 128, 256, 320 and 512"),
         (["-r", "33", "--server", "peft"], 2, "no matrix here has a rank above 32"),
         (["-r", "8,16"], 2, "not one rank"),
         (["-r", "auto"], 2, "--max-error"),
@@ -745,14 +622,11 @@ def test_the_command_prints_json(
         (["-r", "8", "--exclude", "*"], 1, "No matrix is left to measure"),
     ],
 )
-def test_the_command_refuses_in_one_message(
-    folders: Mapping[str, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    code: int,
-    said: str,
+def test_the_command_refuses_before_anything_is_written(
+    extract: RunCommand, tmp_path: Path, options: list[str], code: int, message: str
 ) -> None:
-    assert run(folders["base"], folders["full"], *words, "-o", tmp_path / "a", "-q") == code
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "a").exists()
+    done = extract(*options, "-o", tmp_path / "a", "-q")
+
+    assert done.code == code
+    assert message in done.err
+    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,7 @@
 """Biases beside factors, for PEFT alone: exact in its logits, counted in the budget, read back by `verify`."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,35 +12,30 @@ import peft_adapters as made
 from deltarank.results import Outcome
 from tiny_architectures import DENSE, logits, write_pair
 
+Pairs = Callable[[str], tuple[Path, Path]]
+
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     home = tmp_path_factory.mktemp("biases")
     known = {name: write_pair(DENSE[name], home / name) for name in ("qwen2", "gpt2")}
     return lambda name: known[name]
 
 
-def config_of(adapter: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text())
-    return config
-
-
-def test_at_full_rank_a_model_with_biases_comes_back(pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+def test_at_full_rank_a_model_with_biases_comes_back(pairs: Pairs, tmp_path: Path) -> None:
     base, finetune = pairs("qwen2")
     adapter = deltarank.extract(base, finetune, rank=32, server="peft", output=tmp_path / "a")
 
     seen = deltarank.verify(base, finetune, tmp_path / "a")
 
-    assert config_of(tmp_path / "a")["lora_bias"]
+    assert made.config_of(tmp_path / "a")["lora_bias"]
     assert seen.unused == ()  # o_proj has no bias, and zeros in the file
     assert adapter.budget.kept == pytest.approx(1, abs=1e-9)
     torch.testing.assert_close(logits(base, tmp_path / "a"), logits(finetune), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_where_every_module_has_a_bias_peft_merges_it(
-    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path, merged: bool
-) -> None:
+def test_where_every_module_has_a_bias_peft_merges_it(pairs: Pairs, tmp_path: Path, merged: bool) -> None:
     """All of GPT-2 but its vocabulary, which is tied and stays the base's: so it does in the oracle."""
     base, finetune = pairs("gpt2")
     adapter = deltarank.extract(base, finetune, rank=32, server="peft", output=tmp_path / "a")
@@ -55,7 +48,7 @@ def test_where_every_module_has_a_bias_peft_merges_it(
     torch.testing.assert_close(logits(base, tmp_path / "a", merged=merged), logits(truth), atol=2e-5, rtol=1e-4)
 
 
-def test_what_peft_cannot_merge_is_told(pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+def test_biases_that_peft_cannot_merge_are_noted(pairs: Pairs, tmp_path: Path) -> None:
     """Qwen2's o_proj and mlp have no biases."""
     base, finetune = pairs("qwen2")
     told = deltarank.extract(base, finetune, rank=8, server="peft", output=tmp_path / "a").notes
@@ -65,13 +58,11 @@ def test_what_peft_cannot_merge_is_told(pairs: Callable[[str], tuple[Path, Path]
 
     assert any("cannot merge" in note for note in told)
     assert not any("cannot merge" in note for note in without.notes)
-    assert "lora_bias" not in config_of(tmp_path / "b")
+    assert "lora_bias" not in made.config_of(tmp_path / "b")
     assert logits(base, tmp_path / "b", merged=True).isfinite().all()
 
 
-def test_rounding_of_biases_is_in_the_budget_and_verify_agrees(
-    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
-) -> None:
+def test_rounding_of_biases_is_in_the_budget_and_verify_agrees(pairs: Pairs, tmp_path: Path) -> None:
     pair = pairs("gpt2")
     adapter = deltarank.extract(*pair, rank=32, server="peft", output=tmp_path / "a", dtype="bfloat16")
     seen = deltarank.verify(*pair, tmp_path / "a")
@@ -87,9 +78,7 @@ def test_rounding_of_biases_is_in_the_budget_and_verify_agrees(
     assert seen.unused == ()
 
 
-def test_a_bias_that_alone_changed_brings_its_module_along(
-    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
-) -> None:
+def test_a_bias_that_alone_changed_brings_its_module_along(pairs: Pairs, tmp_path: Path) -> None:
     base, _ = pairs("qwen2")
     weights = load_file(base / "model.safetensors")
     weights["model.layers.1.self_attn.k_proj.bias"] += 0.1
@@ -97,13 +86,11 @@ def test_a_bias_that_alone_changed_brings_its_module_along(
     adapter = deltarank.extract(base, tuned, rank=8, server="peft", output=tmp_path / "a")
 
     assert {m.outcome for m in adapter.matrices} == {Outcome.IDENTICAL}
-    assert config_of(tmp_path / "a")["target_modules"] == ["k_proj"]
+    assert made.config_of(tmp_path / "a")["target_modules"] == ["k_proj"]
     torch.testing.assert_close(logits(base, tmp_path / "a"), logits(tuned), atol=1e-6, rtol=1e-5)
 
 
-def test_without_biases_norms_come_along_with_the_base_s(
-    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path
-) -> None:
+def test_without_biases_norms_are_saved_with_the_biases_of_the_base(pairs: Pairs, tmp_path: Path) -> None:
     """Which the note recommends: PEFT loads all of a module that is carried whole, or raises a KeyError."""
     base, finetune = pairs("gpt2")
     deltarank.extract(base, finetune, rank=8, server="peft", output=tmp_path / "a", exclude=["*.bias"])

@@ -15,7 +15,7 @@ import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.results import MatrixResult, Outcome, Results
-from deltarank.runtime import SolverOptions, make_plan
+from deltarank.runtime import SolverOptions, WorkerPool, make_plan
 
 EXPERTS, ROWS, COLUMNS = 40, 24, 48
 RANKS = [1, 4, 8, 16]
@@ -71,7 +71,7 @@ def test_every_expert_s_losses_are_numpy_s(pair: tuple[Path, Path], results: Res
             assert loss.cosine_distance == pytest.approx(1 - math.sqrt(kept), abs=1e-6), matrix.name
 
 
-def test_experts_with_a_way_of_their_own_have_their_own_outcome(results: Results) -> None:
+def test_each_expert_has_its_own_outcome(results: Results) -> None:
     outcomes = {m.name: m.outcome for m in results.matrices if m.outcome is not Outcome.MEASURED}
     planted = next(m for m in results.matrices if m.name == name_of(5))
 
@@ -80,7 +80,7 @@ def test_experts_with_a_way_of_their_own_have_their_own_outcome(results: Results
     assert planted.signal_rank == 2
 
 
-def test_the_numbers_are_those_of_each_alone_and_the_same_in_any_stack(
+def test_neither_the_stack_nor_the_number_of_workers_changes_a_number(
     pair: tuple[Path, Path], results: Results
 ) -> None:
     settings = SolverOptions(ranks=RANKS)
@@ -90,10 +90,13 @@ def test_the_numbers_are_those_of_each_alone_and_the_same_in_any_stack(
         measurer = MatrixMeasurer(settings)
         alone = {step.pair.name: measurer.result(step) for step in steps}
         groups = group_small_matrices(steps)
+        pools = [WorkerPool(lambda: MatrixMeasurer(settings), workers) for workers in (1, 2, 3)]
+        side_by_side = [{m.name: m for m in dict(pool.results(groups)).values()} for pool in pools]
         in_threes = [measurer.results(group[i : i + 3]) for group in groups for i in range(0, len(group), 3)]
 
     assert len(groups) == 3  # up, down, gate
     assert untimed({m.name: m for part in in_threes for m in part}) == untimed(found)
+    assert [untimed(each) for each in side_by_side] == [untimed(found)] * 3
     for name, matrix in alone.items():
         assert found[name].outcome is matrix.outcome
         for ours, theirs in zip(found[name].losses, matrix.losses, strict=True):
@@ -119,7 +122,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(
     assert untimed({m.name: m for m in again.matrices}) == untimed({m.name: m for m in results.matrices})
 
 
-def test_an_expert_that_cannot_be_read_takes_no_other_with_it(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_unreadable_expert_does_not_affect_the_others(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The file is cut short after its header was read."""
     tuned = tmp_path / "model.safetensors"
     tuned.write_bytes((pair[1] / "model.safetensors").read_bytes())

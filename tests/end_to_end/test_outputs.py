@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import deltarank
 import peft_adapters as made
-from deltarank.cli import main
+from commands import RunCommand
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
-from deltarank.errors import AdapterError, DeltarankError
+from deltarank.errors import AdapterError
 from deltarank.results import CandidateKind, CandidateResult, Outputs, Results
+from refusals import refused
+from tiny_architectures import architecture
 
 RECIPE = Recipe()
 RANKS = (1, 4, 16, 48)
@@ -31,14 +34,11 @@ TEXT = "the rain fell on the stones and the old man counted them, one by one, un
 ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
 
 
-def _model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    tokens = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **tokens, max_position_embeddings=256))
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOKENS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 
 
-def _train(model: LlamaForCausalLM, text: str, *, frozen: bool) -> None:
+def _train(model: PreTrainedModel, text: str, *, frozen: bool) -> None:
     ids = torch.tensor([list(text.encode())])
     for name, weight in model.named_parameters():
         weight.requires_grad_("_proj" in name or not frozen)
@@ -53,7 +53,8 @@ def _train(model: LlamaForCausalLM, text: str, *, frozen: bool) -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base; finetune, its matrices alone trained; adapter, of rank 4 by a float64 SVD; text.txt; prompts.txt."""
     home = tmp_path_factory.mktemp("models")
-    model = _model()
+    torch.manual_seed(0)
+    model = architecture("llama", **SIZES, **TOKENS, max_position_embeddings=256)()
     for name, text in (("base", TEXT.upper()), ("finetune", TEXT)):
         _train(model, text, frozen=name == "finetune")
         model.save_pretrained(home / name)
@@ -130,7 +131,7 @@ def test_full_rank_is_the_control_s_floor(found: Results) -> None:
 
 def test_what_has_no_factors_stays_lost(models: Path, tmp_path: Path) -> None:
     """Another norm: of any rank, matrices give back nothing of it."""
-    other = _copy(models / "finetune", tmp_path / "other")
+    other = shutil.copytree(models / "finetune", tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     weights["model.norm.weight"] *= torch.linspace(0.5, 2, 32)
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
@@ -155,10 +156,9 @@ def test_an_adapter_that_peft_would_refuse_is_refused(models: Path, tmp_path: Pa
     key = next(key for key in factors if key.endswith("lora_A.weight"))
     broken = factors | {key: factors[key][:, :-1]}
     made.write_adapter(tmp_path / "broken", broken, r=4, lora_alpha=4, target_modules=ALL, task_type="CAUSAL_LM")
-    with pytest.raises(AdapterError, match="PEFT does not load this adapter correctly") as refused:
+    with refused("adapter-refused", AdapterError, match="PEFT does not load this adapter correctly"):
         measure(models, output=tmp_path / "run", adapters=[tmp_path / "broken"], ranks=[4])
 
-    assert refused.value.slug == "adapter-refused"
     assert not (tmp_path / "run").exists()  # refused before anything was measured
 
 
@@ -245,9 +245,8 @@ def test_a_model_that_does_not_fit_is_streamed_with_the_same_numbers(
     for ours, theirs in zip(streamed.candidates, whole.candidates, strict=True):
         assert kld(ours) == pytest.approx(kld(theirs), rel=1e-4, abs=1e-9)
     assert streamed.attribution[0].together == pytest.approx(whole.attribution[0].together, rel=1e-4)
-    with pytest.raises(DeltarankError) as caught:
+    with refused("cannot-write-streamed"):
         measure(models, samples=1)
-    assert caught.value.slug == "cannot-write-streamed"
 
 
 def _not_to_be_called(*_: object, **__: object) -> None:
@@ -263,9 +262,8 @@ def test_outputs_are_added_to_the_run_and_not_measured_twice(models: Path, found
     assert not (run / "outputs.partial").exists()
     assert first.matrices == deltarank.open_results(run).matrices
     assert measure(models, output=run, ranks=[4]) == first
-    with pytest.raises(DeltarankError, match=r"ranks: \[4\] in that run, \[1\] now") as caught:
+    with refused("run-differs", match=r"ranks: \[4\] in that run, \[1\] now"):
         measure(models, output=run, ranks=[1])
-    assert caught.value.slug == "run-differs"
     assert measure(models, output=run, ranks=[4], batch=1) == first
     replaced = measure(models, output=run, ranks=[1], force=True)
     assert replaced.matrices == first.matrices
@@ -332,22 +330,20 @@ def _numbers(out: Outputs) -> object:
     ],
 )
 def test_bad_input(models: Path, options: dict[str, object], slug: str) -> None:
-    with pytest.raises(DeltarankError) as caught:
+    with refused(slug):
         measure(models, **options)
-    assert caught.value.slug == slug
 
 
 def test_a_model_of_another_tokenizer_is_refused(models: Path, tmp_path: Path) -> None:
-    other = _copy(models / "finetune", tmp_path / "other")
+    other = shutil.copytree(models / "finetune", tmp_path / "other")
     file = other / "tokenizer.json"
     text = file.read_text(encoding="utf-8")
     data = json.loads(text)
     data["model"]["vocab"]["a"], data["model"]["vocab"]["b"] = 98, 97
     file.write_text(json.dumps(data), encoding="utf-8")
 
-    with pytest.raises(DeltarankError) as caught:
+    with refused("tokenizers-differ") as caught:
         measure(models, models=[other])
-    assert caught.value.slug == "tokenizers-differ"
     assert "2 tokens" in caught.value.message
 
 
@@ -365,57 +361,44 @@ def test_a_longer_vocabulary_is_noted_and_common_tokens_are_compared(models: Pat
 
 
 def test_nan_in_the_finetune_is_an_error(models: Path, tmp_path: Path) -> None:
-    broken = _copy(models / "finetune", tmp_path / "broken")
+    broken = shutil.copytree(models / "finetune", tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][3] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(DeltarankError) as caught:
+    with refused("outputs-not-finite"):
         deltarank.outputs(
             models / "base", broken, texts=[models / "text.txt"], samples=0, ranks=(1,), output=tmp_path / "run"
         )
-    assert caught.value.slug == "outputs-not-finite"
     assert not (tmp_path / "run" / "outputs.partial").exists()
-
-
-def _copy(folder: Path, to: Path) -> Path:
-    to.mkdir()
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    return to
 
 
 def test_prompts_without_room_are_refused_before_anything_is_read(models: Path, tmp_path: Path) -> None:
     """One's own must all fit; of those built in, at least one."""
     (tmp_path / "long.txt").write_text("short\n" + "long " * 60)
     for options in ({"prompts": tmp_path / "long.txt", "max_tokens": 8}, {"max_tokens": 250}):
-        with pytest.raises(DeltarankError) as caught:
+        with refused("prompt-length"):
             deltarank.plan_outputs(models / "base", models / "finetune", **options)
-        assert caught.value.slug == "prompt-length"
 
 
 # ---- the command
 
 
-def test_the_command_writes_the_page(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pair = [str(models / "base"), str(models / "finetune")]
-    words = ["--text", str(models / "text.txt"), "--samples", "0", "--ranks", "4", "-o", str(tmp_path / "run")]
-    code = main(["outputs", *pair, *words, "--json", "-q"])
-    captured = capsys.readouterr()
+def test_the_command_writes_the_page(models: Path, tmp_path: Path, command: RunCommand) -> None:
+    options = ["--text", models / "text.txt", "--samples", 0, "--ranks", 4, "-o", tmp_path / "run"]
+    done = command("outputs", models / "base", models / "finetune", *options, "--json", "-q")
 
-    data = json.loads(captured.out)
-    assert (code, captured.err) == (0, "")
-    assert [c["name"] for c in data["outputs"]["candidates"]][2:5] == ["base", "rank 4", "any rank"]
+    assert (done.code, done.err) == (0, "")
+    assert [c["name"] for c in json.loads(done.out)["outputs"]["candidates"]][2:5] == ["base", "rank 4", "any rank"]
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_a_dry_run_has_figures_and_reads_no_weight(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--dry-run", "--yardstick", "q8_0,q4_0", "--max-tokens", "8"]
-    code = main(["outputs", str(models / "base"), str(models / "finetune"), *words])
-    out = capsys.readouterr().out
+def test_a_dry_run_has_figures_and_reads_no_weight(models: Path, command: RunCommand) -> None:
+    options = ["--dry-run", "--yardstick", "q8_0,q4_0", "--max-tokens", 8]
+    done = command("outputs", models / "base", models / "finetune", *options)
 
-    assert code == 0
-    assert "prompts x 4, up to 8 tokens each" in out
-    assert "of 24 built-in prompts are left out: together with an answer of 8 tokens they exceed the models'" in out
-    assert "loaded whole, one after another" in out
-    assert "q4_0" in out
+    assert done.code == 0
+    assert "prompts x 4, up to 8 tokens each" in done.out
+    assert "of 24 built-in prompts are left out: together with an answer of 8 tokens they exceed" in done.out
+    assert "loaded whole, one after another" in done.out
+    assert "q4_0" in done.out

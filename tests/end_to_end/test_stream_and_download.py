@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from commands import LineProcess
 from deltarank.checkpoints import open_checkpoint
 from hub import FakeHub, Fault, client_environment
 
@@ -49,30 +50,13 @@ def write(folder: Path, tensors: Mapping[str, Tensor], shards: int) -> Path:
     return folder
 
 
-class Doorway:
+class CommandProcess(LineProcess):
     """A process with the real client, which takes one command line after another. `said` is its stderr."""
 
     def __init__(self, hub: FakeHub, folder: Path) -> None:
         self.home, self._log = folder / "home", folder / "stderr"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-W", "error::ResourceWarning", "-c", _RUN],
-                env=client_environment(hub, self.home),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
+            super().__init__(_RUN, client_environment(hub, self.home), stderr=log)
 
     @property
     def said(self) -> str:
@@ -81,15 +65,9 @@ class Doorway:
     def weights_in_cache(self, user: str) -> list[Path]:
         return list(self.home.glob(f"hub/models--{user}--*/snapshots/*/*.safetensors"))
 
-    def run(self, *command: str) -> int:
-        """The exit code."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        while not (line := self._process.stdout.readline()).startswith("@"):
-            assert line, self.said
-        return int(line[1:])
+    def run(self, *words: object) -> None:
+        """Runs a command that succeeds."""
+        assert self.request([str(word) for word in words]) == 0, self.said
 
 
 def numbers_in(folder: Path) -> list[dict[str, Any]]:
@@ -128,23 +106,23 @@ def _at_full_speed(hub: FakeHub) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def doorway(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doorway]:
-    with Doorway(hub, tmp_path_factory.mktemp("doorway")) as doorway:
-        yield doorway
+def commands(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandProcess]:
+    with CommandProcess(hub, tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
 
 
 def test_streamed_downloaded_and_local_runs_give_equal_numbers(
-    hub: FakeHub, doorway: Doorway, pair: tuple[Path, Path], tmp_path: Path
+    hub: FakeHub, commands: CommandProcess, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     ids, more = ("org/base", "org/tuned"), ("--ranks", "4,16")
     local, streamed, downloaded = (tmp_path / way for way in ("local", "streamed", "downloaded"))
-    assert doorway.run("compare", *map(str, pair), "-o", str(local), *more) == 0, doorway.said
-    assert doorway.run("compare", *ids, "--stream", "-o", str(streamed), *more) == 0, doorway.said
-    assert "without saving it" in doorway.said
-    assert doorway.weights_in_cache("org") == []
+    commands.run("compare", *pair, "-o", local, *more)
+    commands.run("compare", *ids, "--stream", "-o", streamed, *more)
+    assert "without saving it" in commands.said
+    assert commands.weights_in_cache("org") == []
     asked = sum(part.nbytes for part in hub.sent)
-    assert doorway.run("compare", *ids, "--download", "-o", str(downloaded), *more) == 0, doorway.said
-    assert len(doorway.weights_in_cache("org")) == 5
+    commands.run("compare", *ids, "--download", "-o", downloaded, *more)
+    assert len(commands.weights_in_cache("org")) == 5
     assert hub.secrets == []
     needed = sum(path.stat().st_size for folder in pair for path in folder.glob("*.safetensors"))
     assert asked <= 1.4 * needed  # three matrices are read twice, to probe whether this can be the base
@@ -157,21 +135,21 @@ def test_streamed_downloaded_and_local_runs_give_equal_numbers(
     assert results["base"]["revision"] == hub.repos["org/base"].commit("main")
 
 
-def test_extract_and_verify_stream_as_well(doorway: Doorway, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_extract_and_verify_stream_as_well(commands: CommandProcess, pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The adapters are equal, byte for byte. A dry run downloads nothing."""
     ids = ("other/base", "other/tuned")
     local, streamed = tmp_path / "local", tmp_path / "streamed"
-    assert doorway.run("extract", *map(str, pair), "-r", "16", "-o", str(local)) == 0, doorway.said
-    assert doorway.run("extract", *ids, "--stream", "-r", "16", "-o", str(streamed)) == 0, doorway.said
-    assert doorway.run("verify", *ids, str(local), "--stream") == 0, doorway.said
-    assert doorway.run("compare", *ids, "--dry-run") == 0, doorway.said
-    assert doorway.weights_in_cache("other") == []
+    commands.run("extract", *pair, "-r", "16", "-o", local)
+    commands.run("extract", *ids, "--stream", "-r", "16", "-o", streamed)
+    commands.run("verify", *ids, local, "--stream")
+    commands.run("compare", *ids, "--dry-run")
+    assert commands.weights_in_cache("other") == []
     weights = [folder / "adapter_model.safetensors" for folder in (local, streamed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 @pytest.mark.slow
-def test_nobody_waits_for_a_silent_line_after_ctrl_c(hub: FakeHub, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_stalled_transfer_at_once(hub: FakeHub, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deltarank", "compare", "org/base", "org/tuned", "--stream", "-o", "run"]
     environment = client_environment(hub, tmp_path / "home", HF_HUB_DOWNLOAD_TIMEOUT="60", HF_HUB_DISABLE_XET="1")
     hub.faults = [Fault("stall", after=5, times=99, seconds=20)]
@@ -203,7 +181,7 @@ _KILLER = """
 import json, os, signal, sys, time, traceback
 import huggingface_hub, torch
 from huggingface_hub import HfApi, snapshot_download
-from deltarank.jobs.compare import compare
+from deltarank import compare
 
 def begin(output):
     pid = os.fork()
@@ -233,40 +211,20 @@ for line in sys.stdin:
         time.sleep(max(seconds, 0))
         os.kill(pid, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(json.dumps([status, time.monotonic() - began]), flush=True)
+    print("@" + json.dumps([status, time.monotonic() - began]), flush=True)
 """
 
 
-class Killer:
-    """Runs comparisons in processes of their own, and kills them when told to."""
-
-    def __init__(self, hub: FakeHub, home: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _KILLER],
-            env=client_environment(hub, home),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+class Killer(LineProcess):
+    """Runs comparisons in processes of their own, and kills them on request."""
 
     def run(self, output: Path, *, kill_after: float | None = None) -> tuple[int, float]:
         """The exit code, negative for a signal, and the seconds that it took.
 
         `kill_after` so many seconds, or, negative, when so many matrices are finished.
         """
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps([str(output), kill_after]) + "\n")
-        self._process.stdin.flush()
-        code, seconds = json.loads(self._process.stdout.readline())
+        code, seconds = self.request([str(output), kill_after])
         return code, seconds
-
-    def close(self) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
 
 
 def finished_in(folder: Path) -> list[str]:
@@ -296,15 +254,14 @@ def read_twice(hub: FakeHub, pair: tuple[Path, Path], names: list[str]) -> list[
 @pytest.mark.parametrize(
     "kills", [pytest.param(1, id="a moment"), pytest.param(20, id="20 moments", marks=pytest.mark.slow)]
 )
-def test_a_run_that_was_killed_while_streaming_goes_on(
+def test_a_streamed_run_that_was_killed_is_resumed(
     kills: int, hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """With the numbers of one that was not, and without reading again what was finished."""
     chance = random.Random(kills)
     began_again = 0
     hub.delay = 0.01
-    killer = Killer(hub, tmp_path / "home")
-    try:
+    with Killer(_KILLER, client_environment(hub, tmp_path / "home")) as killer:
         killer.run(tmp_path / "first")  # fills the cache with what is small
         code, seconds = killer.run(tmp_path / "whole")
         assert code == 0
@@ -318,6 +275,4 @@ def test_a_run_that_was_killed_while_streaming_goes_on(
             assert killer.run(output)[0] == 0
             assert read_twice(hub, pair, finished) == []
             assert numbers_in(output) == numbers_in(tmp_path / "whole")
-    finally:
-        killer.close()
     assert began_again or kills < 10

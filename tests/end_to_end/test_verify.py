@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import deltarank
 import peft_adapters as made
-from deltarank.cli import main
+from commands import RunCommand
 from deltarank.results import FitKind, Outcome, TensorChange, TensorFit, Verification
 from tiny_architectures import DENSE, EXPERTS, write_pair
 
@@ -78,7 +78,7 @@ def test_every_figure_is_numpy_s(models: Path) -> None:
         assert row.energies.best == pytest.approx(float((values[RANK:] ** 2).sum()), rel=1e-5)
 
 
-def test_what_is_left_alone_counts_in_the_whole(models: Path) -> None:
+def test_tensors_that_the_adapter_leaves_alone_count_in_the_whole(models: Path) -> None:
     found = verified(models, "best")
 
     alone = [row for row in found.tensors if row.change is TensorChange.NONE]
@@ -89,7 +89,7 @@ def test_what_is_left_alone_counts_in_the_whole(models: Path) -> None:
     assert found.whole.lost == pytest.approx(lost, rel=1e-6)
 
 
-def test_the_best_lora_is_optimal_and_loses_what_compare_promised(models: Path) -> None:
+def test_the_best_lora_is_optimal_with_the_loss_of_compare(models: Path) -> None:
     found = verified(models, "best")
     promised = deltarank.compare(models / "base", models / "tuned", ranks=[RANK])
 
@@ -103,7 +103,7 @@ def test_the_best_lora_is_optimal_and_loses_what_compare_promised(models: Path) 
         assert row.energies.share_best == pytest.approx(loss.energy_lost, rel=1e-5)
 
 
-def test_a_trained_lora_gives_back_what_peft_merged(models: Path) -> None:
+def test_a_trained_lora_equals_the_merge_of_peft(models: Path) -> None:
     found = verified(models, "trained", tuned="merged")
 
     assert found.kind is FitKind.OPTIMAL
@@ -113,7 +113,7 @@ def test_a_trained_lora_gives_back_what_peft_merged(models: Path) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, 1.25])
-def test_a_wrong_scale_is_told_and_by_how_much(models: Path, tmp_path: Path, factor: float) -> None:
+def test_a_wrong_scale_is_reported_with_its_factor(models: Path, tmp_path: Path, factor: float) -> None:
     found = verified(models, write_best(models, tmp_path, lora_alpha=RANK * factor))
 
     assert found.kind is FitKind.MISSCALED
@@ -144,39 +144,28 @@ def test_a_server_without_rank_stabilisation_scales_by_a_half(models: Path, tmp_
 
 
 READINGS: Mapping[str, tuple[dict[str, Any], dict[str, Any], str, tuple[float, ...]]] = {
-    "one alpha": (
-        {"alpha_pattern": dict.fromkeys(ALL, 8)},
-        {"alpha_pattern": {}},
-        "vllm",
-        (0.5,),
-    ),
+    "one alpha": ({"alpha_pattern": dict.fromkeys(ALL, 8)}, {"alpha_pattern": {}}, "vllm", (0.5,)),
     "one scale": (
         {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 32, "v_proj": 2}},
         {"alpha_pattern": {"q_proj": 8}},
         "vllm",
         (0.25, 2.0),
     ),
-    "the rank of each tensor": (
-        {"rank_pattern": {"q_proj": 8}},
-        {"alpha_pattern": {"q_proj": 4}},
-        "llama.cpp",
-        (),
-    ),
+    "the rank of each tensor": ({"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 4}}, "llama.cpp", ()),
     "no rank stabilisation": ({"use_rslora": True}, {"use_rslora": False}, "sglang", (0.5,)),
 }
 """What was trained, how a server reads it, in PEFT's own words, and by what that is wrong."""
 
 
 @pytest.mark.parametrize("case", READINGS)
-def test_a_server_serves_what_peft_merges_of_what_it_reads(case: str, models: Path, tmp_path: Path) -> None:
+def test_a_server_applies_the_configuration_as_it_reads_it(case: str, models: Path, tmp_path: Path) -> None:
     trained, read, server, factors = READINGS[case]
     base = models / "base"
     adapter = made.train(base, tmp_path / "a", r=4, lora_alpha=4, target_modules=ALL, **trained)
     finetune = made.merge(base, adapter, tmp_path / "finetune")
     seen = deltarank.verify(base, finetune, adapter, server=server)
     right = deltarank.verify(base, finetune, adapter)
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **read}))
+    made.edit_config(adapter, **read)
     served, truth = made.tensors(made.merge(base, adapter, tmp_path / "served")), made.tensors(finetune)
     lost = {name: float((served[name].double() - truth[name].double()).square().sum()) for name in truth}
 
@@ -201,7 +190,7 @@ def test_mixed_ranks_are_over_scaled_by_llama_cpp(models: Path, tmp_path: Path) 
     assert "model.layers.0.self_attn.q_proj.weight by 4" in verified(models, adapter, server="llama.cpp").sentences[1]
 
 
-def test_a_worse_lora_than_could_be(models: Path, tmp_path: Path) -> None:
+def test_a_lora_that_is_not_optimal(models: Path, tmp_path: Path) -> None:
     """The second to fifth directions in place of the first four."""
     five = made.best_factors(models / "base", models / "tuned", RANK + 4)
     weights = {key: w[4:] if "_A" in key else w[:, 4:] for key, w in five.items()}
@@ -223,27 +212,22 @@ def test_an_adapter_of_another_finetune(models: Path, tmp_path: Path) -> None:
     assert "does not belong to this base and finetune" in found.sentences[0]
 
 
-def test_the_command_names_the_base_of_a_stranger(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of another size, of other names, and of equal shapes: what its configuration names is what to look for."""
+def test_the_command_names_the_base_of_an_unrelated_adapter(models: Path, tmp_path: Path, command: RunCommand) -> None:
+    """Of another size, of other names, and of equal shapes: its configuration names the base to look for."""
     other = made.write_base(made.llama, tmp_path / "other", seed=5)
     adapter = made.train(other, tmp_path / "a", r=2, target_modules=ALL)
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "org/other"}))
+    made.edit_config(adapter, base_model_name_or_path="org/other")
     wide = made.write_base(made.wide_llama, tmp_path / "wide")
     gpt2 = made.write_base(made.gpt2, tmp_path / "gpt2")
-    pairs = ((wide, made.finetune(wide, tmp_path / "w")), (gpt2, made.finetune(gpt2, tmp_path / "g")))
-    capsys.readouterr()
-    for base, tuned in pairs:
-        assert main(["verify", str(base), str(tuned), str(adapter), "-q"]) == 1
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert told.err.startswith("deltarank: This adapter does not belong to this base: 14 of 14 parts fit nothing")
-        assert "adapter_config.json names org/other." in told.err
+    for base, tuned in ((wide, made.finetune(wide, tmp_path / "w")), (gpt2, made.finetune(gpt2, tmp_path / "g"))):
+        done = command("verify", base, tuned, adapter, "-q")
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith("deltarank: This adapter does not belong to this base: 14 of 14 parts fit nothing")
+        assert "adapter_config.json names org/other." in done.err
 
-    assert main(["verify", str(models / "base"), str(models / "tuned"), str(adapter), "-q"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    done = command("verify", models / "base", models / "tuned", adapter, "-q")
+    printed = " ".join(done.out.split())
+    assert done.code == 0
     assert printed.startswith("a does not belong to this base and finetune")
     assert "Its adapter_config.json names org/other as its base." in printed
 
@@ -307,7 +291,7 @@ def test_zero_padding_loses_nothing(models: Path, tmp_path: Path) -> None:
     assert found.touched.share_lost < 1e-9
 
 
-def test_modules_to_save_keep_all(models: Path, tmp_path: Path) -> None:
+def test_a_module_to_save_loses_nothing(models: Path, tmp_path: Path) -> None:
     weights = made.best_factors(models / "base", models / "tuned", RANK)
     weights |= {f"base_model.model.{name}": made.tensors(models / "tuned")[name] for name in ("lm_head.weight",)}
 
@@ -318,7 +302,7 @@ def test_modules_to_save_keep_all(models: Path, tmp_path: Path) -> None:
     assert head.energies.share_lost < 1e-9
 
 
-def test_what_peft_saved_whole_counts_in_the_whole_change(models: Path, tmp_path: Path) -> None:
+def test_modules_that_peft_saved_whole_count_in_the_whole_change(models: Path, tmp_path: Path) -> None:
     """PEFT takes "norm" for every module whose name ends in it."""
     base = models / "base"
     adapter = made.train(base, tmp_path / "a", r=2, target_modules=ALL, modules_to_save=["lm_head", "norm"])
@@ -329,7 +313,7 @@ def test_what_peft_saved_whole_counts_in_the_whole_change(models: Path, tmp_path
     assert any("over 99.9 %, with 6 tensors stored whole (lm_head, " in sentence for sentence in seen.sentences)
 
 
-def test_what_is_in_no_figure_is_told(models: Path, tmp_path: Path) -> None:
+def test_tensors_that_are_not_counted_are_noted(models: Path, tmp_path: Path) -> None:
     """NaN in the finetune, a tensor that one side alone has, a vocabulary that grew."""
     weights = made.tensors(models / "tuned")
     weights["model.layers.0.mlp.up_proj.weight"][0, 0] = math.nan
@@ -349,7 +333,7 @@ def test_what_is_in_no_figure_is_told(models: Path, tmp_path: Path) -> None:
     assert not any("not counted" in note for note in verified(models, "best").notes)
 
 
-def test_biases_that_the_base_lacks_lead_away_by_what_peft_adds(models: Path, tmp_path: Path) -> None:
+def test_biases_that_the_base_lacks_count_as_peft_adds_them(models: Path, tmp_path: Path) -> None:
     """Of a zero, PEFT's module makes its bias. PEFT itself merges no such adapter."""
     base = models / "base"
     adapter = made.train(
@@ -414,7 +398,7 @@ def test_conv1d(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("server", ["portable", "peft"])
 @pytest.mark.parametrize("name", ["tied llama", "phi3", "gpt2", "mixtral", "qwen3 moe", "gpt-oss"])
-def test_of_every_architecture_it_measures_what_the_label_says(tmp_path: Path, name: str, server: str) -> None:
+def test_every_architecture_is_measured_as_extract_states(tmp_path: Path, name: str, server: str) -> None:
     base, tuned = write_pair({**DENSE, **EXPERTS}[name], tmp_path)
     adapter = deltarank.extract(base, tuned, output=tmp_path / "adapter", rank=8, server=server, dtype="bfloat16")
 
@@ -430,50 +414,43 @@ def test_of_every_architecture_it_measures_what_the_label_says(tmp_path: Path, n
 # ---- the command
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def test_the_command_prints_sentences_and_a_table(models: Path, command: RunCommand) -> None:
+    done = command("verify", models / "base", models / "tuned", models / "best")
+
+    assert done.code == 0
+    assert "within 0.01 % of optimal" in " ".join(done.out.split())
+    assert "mlp.down_proj" in done.out
+    assert "scaled by" in done.out
+    assert "Of the whole change" in done.out
+    assert max(map(len, done.out.splitlines())) <= 120
 
 
-def test_the_command_says_it_in_words_and_a_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "verify", models / "base", models / "tuned", models / "best")
+def test_the_command_prints_json_alone(models: Path, command: RunCommand) -> None:
+    done = command("verify", "--json", "-q", models / "base", models / "tuned", models / "best")
 
-    assert code == 0
-    assert "within 0.01 % of optimal" in " ".join(out.split())
-    assert "mlp.down_proj" in out
-    assert "scaled by" in out
-    assert "Of the whole change" in out
-    assert max(map(len, out.splitlines())) <= 120
-
-
-def test_the_command_gives_json_alone(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call(capsys, "verify", "--json", "-q", models / "base", models / "tuned", models / "best")
-
-    data = json.loads(out)
-    assert (code, err) == (0, "")
+    data = json.loads(done.out)
+    assert (done.code, done.err) == (0, "")
     assert data["kind"] == "optimal"
     assert data == verified(models, "best").to_plain() | {"created": data["created"]}
 
 
-def test_a_refusal_has_a_cure(models: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_refuses_what_the_server_refuses(models: Path, command: RunCommand, tmp_path: Path) -> None:
     adapter = write_best(models, tmp_path, bias="all")
 
-    code, out, err = call(capsys, "verify", models / "base", models / "tuned", adapter, "--server", "vllm")
+    done = command("verify", models / "base", models / "tuned", adapter, "--server", "vllm")
 
-    assert (code, out) == (1, "")
-    assert "vLLM does not load this adapter: it holds biases" in err
-    assert "messages.md#adapter-refused" in err
+    assert (done.code, done.out) == (1, "")
+    assert "vLLM does not load this adapter: it holds biases" in done.err
+    assert "messages.md#adapter-refused" in done.err
 
 
-def test_hostile_names_stay_on_their_line(models: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_hostile_names_stay_on_their_line(models: Path, command: RunCommand, tmp_path: Path) -> None:
     weights = made.best_factors(models / "base", models / "tuned", RANK)
     weights["base_model.model.\x1b[31mred\nAll is well.lora_A.weight"] = torch.ones(2, 2)
 
     adapter = write_best(models, tmp_path, weights=weights)
-    code, out, _ = call(capsys, "verify", models / "base", models / "tuned", adapter)
+    done = command("verify", models / "base", models / "tuned", adapter)
 
-    assert code == 0
-    assert "\x1b" not in out
-    assert not any(line.startswith("All is well") for line in out.splitlines())
+    assert done.code == 0
+    assert "\x1b" not in done.out
+    assert not any(line.startswith("All is well") for line in done.out.splitlines())

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
 
 import deltarank
-from deltarank.cli import main
+from commands import RunCommand
 from deltarank.errors import CheckpointError, JobError, UsageError
-from deltarank.jobs.which_base import which_base
 from deltarank.results import BaseKind
+from refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         "lora": merged_lora(base, 3),
         "few": {name: w + (0.01 if "layers.1.mlp.up" in name else 0.0) for name, w in base.items()},
         "merge": {name: (stage[name] + sibling[name]) / 2 for name in base},
-        "stranger": base_weights(seed=77),
+        "unrelated": base_weights(seed=77),
         "nudged": nudged,
         "wide": {name: torch.zeros(w.shape[0], 2 * w.shape[-1]) for name, w in base.items() if w.ndim == 2},
         "broken": {name: w * float("nan") for name, w in base.items()},
@@ -48,7 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 @pytest.mark.parametrize(
     ("candidates", "finetune", "found"),
     [
-        (("stranger", "base", "wide"), "full", "base"),
+        (("unrelated", "base", "wide"), "full", "base"),
         (("sibling", "base"), "full", "base"),
         (("base", "stage", "sibling"), "mine", "stage"),
         (("base", "lora"), "few", "base"),
@@ -58,7 +58,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 )
 def test_the_base_is_found(candidates: tuple[str, ...], finetune: str, found: str, folders: Mapping[str, Path]) -> None:
     for seed in range(4):
-        choice = which_base(folders[finetune], [folders[name] for name in candidates], seed=seed)
+        choice = deltarank.which_base(folders[finetune], [folders[name] for name in candidates], seed=seed)
 
         assert choice.kind is BaseKind.FOUND
         assert choice.base is not None
@@ -70,10 +70,10 @@ def test_the_base_is_found(candidates: tuple[str, ...], finetune: str, found: st
     ("candidates", "finetune"),
     [(("base", "copy"), "full"), (("stage", "sibling"), "merge"), (("copy", "base"), "lora")],
 )
-def test_what_is_equally_near_is_not_told_apart(
+def test_candidates_that_are_equally_near_are_too_close(
     candidates: tuple[str, ...], finetune: str, folders: Mapping[str, Path]
 ) -> None:
-    choice = which_base(folders[finetune], [folders[name] for name in candidates], matrices=2)
+    choice = deltarank.which_base(folders[finetune], [folders[name] for name in candidates], matrices=2)
 
     assert choice.kind is BaseKind.TOO_CLOSE
     assert choice.base is None
@@ -83,9 +83,9 @@ def test_what_is_equally_near_is_not_told_apart(
     assert choice.matrices == MATRICES  # four times as many were read before it was given up
 
 
-@pytest.mark.parametrize("candidates", [("stranger",), ("stranger", "wide")])
-def test_none_of_these(candidates: tuple[str, ...], folders: Mapping[str, Path]) -> None:
-    choice = which_base(folders["full"], [folders[name] for name in candidates])
+@pytest.mark.parametrize("candidates", [("unrelated",), ("unrelated", "wide")])
+def test_unrelated_candidates_are_no_base(candidates: tuple[str, ...], folders: Mapping[str, Path]) -> None:
+    choice = deltarank.which_base(folders["full"], [folders[name] for name in candidates])
 
     assert choice.kind is BaseKind.NONE
     assert choice.base is None
@@ -94,9 +94,9 @@ def test_none_of_these(candidates: tuple[str, ...], folders: Mapping[str, Path])
 
 
 def test_the_figures_are_numpy_s(folders: Mapping[str, Path]) -> None:
-    choice = which_base(folders["full"], [folders["base"], folders["stranger"]], matrices=3)
+    choice = deltarank.which_base(folders["full"], [folders["base"], folders["unrelated"]], matrices=3)
     after = load_file(folders["full"] / "model.safetensors")
-    for candidate, name in zip(choice.candidates, ("base", "stranger"), strict=True):
+    for candidate, name in zip(choice.candidates, ("base", "unrelated"), strict=True):
         before = load_file(folders[name] / "model.safetensors")
         pairs = {n: (before[n].double().numpy(), after[n].double().numpy()) for n in candidate.norms}
         norms = {n: np.linalg.norm(w - w0) / np.linalg.norm(w0) for n, (w0, w) in pairs.items()}
@@ -109,7 +109,7 @@ def test_the_figures_are_numpy_s(folders: Mapping[str, Path]) -> None:
 
 def test_a_seed_draws_the_same_matrices_of_every_module_and_another_seed_others(folders: Mapping[str, Path]) -> None:
     def drawn(seed: int) -> list[str]:
-        choice = which_base(folders["full"], [folders["base"]], matrices=4, seed=seed)
+        choice = deltarank.which_base(folders["full"], [folders["base"]], matrices=4, seed=seed)
         return list(choice.candidates[0].norms)
 
     assert drawn(1) == drawn(1)
@@ -119,11 +119,11 @@ def test_a_seed_draws_the_same_matrices_of_every_module_and_another_seed_others(
     }
 
 
-def test_a_candidate_that_cannot_be_compared_is_told_and_the_others_are(
+def test_a_candidate_that_cannot_be_compared_has_a_reason_and_the_others_are_compared(
     folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     candidates = [tmp_path / "nowhere", folders["wide"], folders["broken"], folders["base"], folders["full"]]
-    choice = which_base(folders["full"], candidates)
+    choice = deltarank.which_base(folders["full"], candidates)
     reasons = [candidate.reason or "" for candidate in choice.candidates]
 
     assert choice.kind is BaseKind.FOUND
@@ -134,50 +134,38 @@ def test_a_candidate_that_cannot_be_compared_is_told_and_the_others_are(
     assert "the same files" in reasons[4]
 
 
-def test_what_cannot_be_asked(folders: Mapping[str, Path], tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        which_base(folders["full"], [])
+        deltarank.which_base(folders["full"], [])
     with pytest.raises(UsageError):
-        which_base(folders["full"], str(folders["base"]))  # type: ignore[arg-type]
+        deltarank.which_base(folders["full"], str(folders["base"]))  # type: ignore[arg-type]
     with pytest.raises(UsageError):
-        which_base(folders["full"], [folders["base"]], matrices=0)
+        deltarank.which_base(folders["full"], [folders["base"]], matrices=0)
     with pytest.raises(CheckpointError):
-        which_base(tmp_path / "nowhere", [folders["base"]])
-    with pytest.raises(JobError, match="No candidate can be compared") as caught:
-        which_base(folders["full"], [folders["wide"], tmp_path / "nowhere"])
-    assert caught.value.slug == "no-candidate"
+        deltarank.which_base(tmp_path / "nowhere", [folders["base"]])
+    with refused("no-candidate", JobError, match="No candidate can be compared"):
+        deltarank.which_base(folders["full"], [folders["wide"], tmp_path / "nowhere"])
 
 
-def given(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def test_the_command_prints_candidates_and_a_sentence(folders: Mapping[str, Path], command: RunCommand) -> None:
+    refs = [folders[name] for name in ("full", "unrelated", "base", "wide")]
+    done = command("which-base", *refs)
 
-
-def test_the_command_as_it_is_typed(folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    refs = [folders[name] for name in ("full", "stranger", "base", "wide")]
-    code, out, _ = given(capsys, "which-base", *refs)
-
-    assert code == 0
-    lines = out.splitlines()
+    assert done.code == 0
+    lines = done.out.splitlines()
     assert lines[0] == f"finetune: {refs[0]}"
     assert lines[3].split()[0] == str(refs[2])  # the nearest first
     assert "not compared" in lines[5]
     assert lines[-1].startswith(f"full came from {refs[2]}: they differ by ")
 
 
-def test_the_command_as_json(folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    refs = [folders[name] for name in ("full", "stranger", "base")]
-    code, out, err = given(capsys, "which-base", *refs, "--json", "-q", "--include", "*mlp*")
-    data = json.loads(out)
+def test_the_command_prints_json_alone(folders: Mapping[str, Path], command: RunCommand) -> None:
+    refs = [folders[name] for name in ("full", "unrelated", "base")]
+    done = command("which-base", *refs, "--json", "-q", "--include", "*mlp*")
+    data = json.loads(done.out)
 
-    assert (code, err) == (0, "")
+    assert (done.code, done.err) == (0, "")
     assert data["base"] == str(refs[2])
     assert data["kind"] == "found"
     assert [each["ref"] for each in data["candidates"]] == [str(refs[1]), str(refs[2])]
     assert all("mlp" in name for name in data["candidates"][0]["matrices"])
-
-
-def test_the_library_s_name() -> None:
-    assert deltarank.which_base is which_base

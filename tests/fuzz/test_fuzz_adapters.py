@@ -56,7 +56,7 @@ def check_config(text: bytes, folder: Path) -> None:
 
 @given(text=spoilt(CONFIG).map(as_json) | torn(as_json(CONFIG)) | JSON.map(as_json))
 @cases(250)
-def test_a_configuration_with_other_claims(text: bytes, tmp_path: Path) -> None:
+def test_an_edited_configuration(text: bytes, tmp_path: Path) -> None:
     check_config(text, tmp_path)
 
 
@@ -98,7 +98,7 @@ def filled(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 @given(weights=torn(save(FACTORS)))
 @cases(100)
-def test_a_file_of_factors_with_other_bytes(weights: bytes, tmp_path: Path) -> None:
+def test_a_file_of_factors_with_edited_bytes(weights: bytes, tmp_path: Path) -> None:
     def action() -> LoraAdapter:
         with open_adapter(write(tmp_path / "a", as_json(CONFIG), weights)) as adapter:
             return adapter

@@ -15,8 +15,8 @@ from safetensors.torch import save
 
 import deltarank
 from deltarank.checkpoints import Checkpoint, open_checkpoint
-from deltarank.checkpoints.formats.safetensors_header import BITS
 from fuzz.hostile import JSON, SCALARS, WORDS, as_json, cases, spoilt, survives, torn
+from unit.checkpoints.files import BITS
 
 SHAPES = {
     "model.embed_tokens.weight": (12, 8),
@@ -69,14 +69,14 @@ def check_header(content: bytes, path: Path) -> None:
 
 @given(header=spoilt(HEADER))
 @cases(250)
-def test_a_header_with_other_claims(header: Any, tmp_path: Path) -> None:
+def test_an_edited_header(header: Any, tmp_path: Path) -> None:
     text = as_json(header)
     check_header(len(text).to_bytes(8, "little") + text + DATA, tmp_path / "x.safetensors")
 
 
 @given(content=torn(WHOLE, head=8 + LENGTH))
 @cases(250)
-def test_a_file_with_other_bytes(content: bytes, tmp_path: Path) -> None:
+def test_a_file_with_edited_bytes(content: bytes, tmp_path: Path) -> None:
     check_header(content, tmp_path / "x.safetensors")
 
 
@@ -93,7 +93,7 @@ def test_a_file_with_other_bytes(content: bytes, tmp_path: Path) -> None:
     beyond=st.integers(-8, 8),
 )
 @cases(150)
-def test_a_header_made_of_claims_that_join(entries: list[Any], beyond: int, tmp_path: Path) -> None:
+def test_a_header_of_adjacent_tensors(entries: list[Any], beyond: int, tmp_path: Path) -> None:
     """Tensors one behind the other, of sizes that fit their shapes or do not."""
     header, place = {}, 0
     for name, dtype, shape, size in entries:
@@ -147,7 +147,7 @@ def test_an_index_that_names_any_file(weight_map: Any, sharded: Path) -> None:
 
 @given(text=spoilt(INDEX).map(as_json) | torn(as_json(INDEX)))
 @cases(150)
-def test_an_index_with_other_claims(text: bytes, sharded: Path) -> None:
+def test_an_edited_index(text: bytes, sharded: Path) -> None:
     check_index(text, sharded)
 
 
@@ -162,7 +162,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @given(texts=st.tuples(*[spoilt(CONFIG).map(as_json) | torn(as_json(CONFIG)) | JSON.map(as_json)] * 2))
 @cases(150)
-def test_a_configuration_that_says_anything(texts: tuple[bytes, bytes], pair: tuple[Path, Path]) -> None:
+def test_any_configuration(texts: tuple[bytes, bytes], pair: tuple[Path, Path]) -> None:
     """It adds words and hints; the matrices that are measured are the same, unless it calls them quantised."""
     for folder, text in zip(pair, texts, strict=True):
         (folder / "config.json").write_bytes(text)

@@ -53,13 +53,13 @@ def check_results(text: bytes) -> None:
 
 @given(data=st.data())
 @cases(200)
-def test_results_with_other_claims(data: st.DataObject, run: Results) -> None:
+def test_edited_results(data: st.DataObject, run: Results) -> None:
     check_results(as_json(data.draw(spoilt(run.to_plain()))))
 
 
 @given(data=st.data())
 @cases(120)
-def test_results_with_other_bytes(data: st.DataObject, run: Results) -> None:
+def test_results_with_edited_bytes(data: st.DataObject, run: Results) -> None:
     check_results(data.draw(torn(run.to_json().encode())))
 
 
@@ -75,7 +75,7 @@ STORED: list[StoredResult] = [OUTPUTS, VERIFICATION, CHOICE]
 @pytest.mark.parametrize("stored", STORED, ids=lambda stored: type(stored).__name__)
 @given(data=st.data())
 @cases(100)
-def test_other_results_with_other_claims(data: st.DataObject, stored: StoredResult) -> None:
+def test_edited_results_of_other_jobs(data: st.DataObject, stored: StoredResult) -> None:
     """What is believed comes back the same from its own JSON."""
     text = as_json(data.draw(spoilt(stored.to_plain())))
     found = survives(lambda: type(stored).from_json(text))
@@ -86,7 +86,7 @@ def test_other_results_with_other_claims(data: st.DataObject, stored: StoredResu
 @pytest.mark.slow
 @given(data=st.data())
 @cases(150)
-def test_a_page_over_results_with_other_claims(data: st.DataObject, run: Results) -> None:
+def test_a_page_of_edited_results(data: st.DataObject, run: Results) -> None:
     """One edit a time, so that many are believed."""
     text = as_json(data.draw(spoilt(run.to_plain())))
     results = survives(lambda: Results.from_json(text.decode()))
@@ -108,7 +108,7 @@ def run_folder(run: Results) -> list[Any]:
 
 @given(data=st.data())
 @cases(40)
-def test_a_journal_with_other_claims(
+def test_a_run_folder_with_edited_records(
     data: st.DataObject, run: Results, run_folder: list[Any], pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Lines that cannot be meant are measured again: a run goes on to its end, with a result for every matrix."""
@@ -124,7 +124,7 @@ def test_a_journal_with_other_claims(
 
 @given(text=JSON.map(as_json) | st.binary(max_size=40) | st.sampled_from([b"[" * 100_000, b'{"base": [' * 500]))
 @cases(40)
-def test_a_folder_whose_run_was_written_by_another(text: bytes, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_folder_with_another_run_json(text: bytes, pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Told from ours, and left alone."""
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
@@ -148,7 +148,7 @@ def resumable(tmp_path: Path, pair: tuple[Path, Path], lines: bytes) -> Path:
 
 @given(data=st.data())
 @cases(20)
-def test_a_journal_of_an_extraction_with_other_claims(
+def test_a_run_folder_of_an_extraction_with_edited_records(
     data: st.DataObject, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """As above; factors whose file is gone are made again."""

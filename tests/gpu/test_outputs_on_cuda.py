@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import deltarank
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
 from deltarank.results import Results
-from tiny_architectures import write_pair
+from tiny_architectures import architecture, write_pair
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -29,9 +28,8 @@ def measure(home: Path, device: str) -> Results:
     )
 
 
-def small_llama() -> PreTrainedModel:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=259, bos_token_id=256, eos_token_id=257, pad_token_id=258, **sizes))
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOKENS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 
 
 @pytest.mark.parametrize("memory", [None, 100_000])
@@ -39,7 +37,7 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int | None
 ) -> None:
     """`memory`: bytes that the GPU is said to have; with few, models are streamed."""
-    write_pair(small_llama, tmp_path)
+    write_pair(architecture("llama", **SIZES, **TOKENS), tmp_path)
     for name in ("base", "finetune"):
         tokenizer(Recipe()).save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text("the rain fell on the stones and the old man counted them\n")

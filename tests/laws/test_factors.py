@@ -6,7 +6,6 @@ import torch
 from matrices import MAKERS, SIZES, case, pair, stored_delta
 
 from deltarank.spectra import Factors, Workspace, device_rates, factorisation_cost, factorise, residual_energy, subtract
-from deltarank.spectra.low_precision import has_fast_int8
 
 RANKS = (1, 8, 64)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -32,7 +31,7 @@ CPU = torch.device("cpu")
 NEAR = {"all values equal": 1e-6, "cliff past 64": 1e-7}
 """Of values that differ by float32's rounding alone, any will do."""
 
-needs_int8 = pytest.mark.skipif(not has_fast_int8(CPU), reason="this processor has no fast int8 products")
+needs_int8 = pytest.mark.skipif(not device_rates(CPU).int8_gram, reason="this processor has no fast int8 products")
 
 
 def share_lost(exact: np.ndarray, found: Factors) -> float:

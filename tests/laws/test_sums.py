@@ -130,6 +130,6 @@ def test_all_of_a_flat_delta_is_signal() -> None:
     assert sums.rounding_floor < 0.01
 
 
-def test_planted_makes_what_it_says() -> None:
+def test_planted_makes_a_matrix_of_that_rank() -> None:
     """The helper itself: a wrong oracle would make every law pass."""
     assert np.linalg.matrix_rank(planted(5)(40, 60, np.random.default_rng(0))) == 5

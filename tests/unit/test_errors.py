@@ -11,28 +11,16 @@ TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issub
 
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
-def test_every_error_shows_message_and_cure(kind: type[errors.DeltarankError]) -> None:
+def test_every_error_has_a_message_a_cure_and_an_exit_code(kind: type[errors.DeltarankError]) -> None:
     error = kind("This is so.", cure="Do that.", slug="a-slug")
 
     assert str(error) == "This is so.\nDo that."
     assert (error.message, error.cure, error.slug) == ("This is so.", "Do that.", "a-slug")
-
-
-@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
-def test_a_cure_cannot_be_forgotten(kind: type[errors.DeltarankError]) -> None:
+    assert kind.exit_code == (2 if issubclass(kind, errors.UsageError) else 1)
+    assert kind.__name__ in (errors.__doc__ or "")  # the tree is drawn there
+    assert kind.__doc__
     with pytest.raises(TypeError):
         kind("This is so.")  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
-def test_usage_ends_with_2_and_jobs_with_1(kind: type[errors.DeltarankError]) -> None:
-    assert kind.exit_code == (2 if issubclass(kind, errors.UsageError) else 1)
-
-
-@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
-def test_the_tree_is_drawn_at_the_top(kind: type[errors.DeltarankError]) -> None:
-    assert kind.__name__ in (errors.__doc__ or "")
-    assert kind.__doc__
 
 
 def test_usage_is_not_a_job() -> None:

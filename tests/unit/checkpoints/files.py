@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deltarank.checkpoints import Pair, Pairing, SummedTensor, open_checkpoint, pair_checkpoints, read_chunks
-from deltarank.checkpoints.formats.safetensors_header import BITS
 
 Tensors = Mapping[str, Tensor]
+
+BITS = {
+    **dict.fromkeys(["BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"], 8),
+    **dict.fromkeys(["U16", "I16", "F16", "BF16"], 16),
+    **dict.fromkeys(["U32", "I32", "F32"], 32),
+    **dict.fromkeys(["U64", "I64", "F64", "C64"], 64),
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+"""The types of the safetensors format."""
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -85,3 +96,13 @@ def read(pair: Pair | SummedTensor, *, entries: int = 50) -> tuple[Tensor, Tenso
     """Both sides whole, put together from chunks."""
     steps = [(a.clone(), b.clone()) for _, a, b in read_chunks(pair.base, pair.finetune, entries=entries)]
     return torch.cat([a for a, _ in steps]), torch.cat([b for _, b in steps])
+
+
+class Program:
+    """In a pickle, it makes a folder when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(self.proof),))

@@ -47,3 +47,11 @@ def decoded(folder: Path, stored: Mapping[str, Tensor], how: Any, *, name: str =
 
 def relative_error(found: Tensor, true: Tensor) -> float:
     return float((found - true).norm() / true.norm())
+
+
+def stated_error(checkpoint: Path, *, name: str = NAME) -> float:
+    """What the reader says that rounding to the format of this tensor costs."""
+    with open_checkpoint(checkpoint) as opened:
+        storage = opened.tensors[name].storage
+        assert storage is not None
+        return storage.rounding_error

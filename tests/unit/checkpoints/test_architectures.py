@@ -1,31 +1,27 @@
 """Checkpoints as transformers writes them: what is measured, what is left over, and the numbers themselves."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
 from files import read
-from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from deltarank.checkpoints import Pairing, open_checkpoint, pair_checkpoints
 from deltarank.results import Outcome
+from tiny_architectures import DENSE, EXPERTS, Make, write_pair
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     """By the library: what our reader is held against."""
-    tensors = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as content:
-            tensors |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    return tensors
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def planned(make: Callable[[], object], tmp_path: Path) -> Pairing:
+def planned(make: Make, tmp_path: Path) -> Pairing:
     """The plan, after every pair and summed in it was read and compared with the library's reading."""
-    folders = tiny_models.write_pair(make, tmp_path)  # type: ignore[arg-type]
+    folders = write_pair(make, tmp_path, dtype=torch.bfloat16, shard_size="20KB")
     ours, theirs = stored(folders[0]), stored(folders[1])
     with open_checkpoint(folders[0]) as base, open_checkpoint(folders[1]) as finetune:
         assert len(finetune.reference.files) > 1
@@ -50,8 +46,8 @@ def modules(plan: Pairing) -> Counter[str]:
 ATTENTION = {f"self_attn.{x}_proj": 1 for x in "qkvo"}
 
 
-def test_gpt2_is_measured_as_stored_and_says_so(tmp_path: Path) -> None:
-    plan = planned(tiny_models.gpt2, tmp_path)
+def test_gpt2_is_measured_as_stored_with_a_note(tmp_path: Path) -> None:
+    plan = planned(DENSE["gpt2"], tmp_path)
     assert modules(plan) == {"attn.c_attn": 1, "attn.c_proj": 1, "mlp.c_fc": 1, "mlp.c_proj": 1}
     assert {(32, 96)} == {pair.shape for pair in plan.pairs if pair.module == "attn.c_attn"}
     assert any("Conv1D: inputs x outputs" in note for note in plan.notes)
@@ -60,26 +56,26 @@ def test_gpt2_is_measured_as_stored_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_tied_llama_needs_no_head(tmp_path: Path) -> None:
-    plan = planned(tiny_models.tied_llama, tmp_path)
+    plan = planned(DENSE["tied llama"], tmp_path)
     assert modules(plan) == ATTENTION | {"mlp.gate_proj": 1, "mlp.up_proj": 1, "mlp.down_proj": 1}
     assert [x.name for x in plan.summed if x.outcome is Outcome.EMBEDDING] == ["model.embed_tokens.weight"]
     assert plan.notes == ()
 
 
 def test_mixtral_experts_share_a_module(tmp_path: Path) -> None:
-    found = modules(planned(tiny_models.mixtral, tmp_path))
+    found = modules(planned(EXPERTS["mixtral"], tmp_path))
     assert ATTENTION.items() <= found.items()
     assert sum(number for module, number in found.items() if "experts" in module) == 12
 
 
 def test_qwen3_moe_experts_share_a_module(tmp_path: Path) -> None:
-    found = modules(planned(tiny_models.qwen3_moe, tmp_path))
+    found = modules(planned(EXPERTS["qwen3 moe"], tmp_path))
     assert {f"mlp.experts.{x}_proj": 4 for x in ("gate", "up", "down")}.items() <= found.items()
     assert found["mlp.gate"] == 1
 
 
 def test_fused_experts_of_gpt_oss_are_measured_slice_by_slice(tmp_path: Path) -> None:
-    plan = planned(tiny_models.gpt_oss, tmp_path)
+    plan = planned(EXPERTS["gpt-oss"], tmp_path)
     found = modules(plan)
     assert {"mlp.experts.gate_up_proj": 4, "mlp.experts.down_proj": 4, "mlp.router": 1}.items() <= found.items()
     assert "model.layers.1.mlp.experts.down_proj[3]" in {pair.name for pair in plan.pairs}
@@ -89,8 +85,8 @@ def test_fused_experts_of_gpt_oss_are_measured_slice_by_slice(tmp_path: Path) ->
 
 @pytest.mark.parametrize("head", ["base", "finetune"])
 def test_a_head_that_training_untied_is_compared_with_the_embedding(head: str, tmp_path: Path) -> None:
-    folders = dict(zip(("base", "finetune"), tiny_models.write_pair(tiny_models.tied_llama, tmp_path), strict=True))
-    model = tiny_models.LlamaForCausalLM.from_pretrained(folders[head], dtype=torch.bfloat16)
+    folders = dict(zip(("base", "finetune"), write_pair(DENSE["tied llama"], tmp_path), strict=True))
+    model = AutoModelForCausalLM.from_pretrained(folders[head])
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     model.save_pretrained(tmp_path / "untied")

@@ -1,38 +1,29 @@
 """Fused experts on one side, single ones on the other: the numbers of single against single, or no pair at all."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from files import numbers, pairing, save
 from safetensors.torch import load_file
-from tiny_models import mixtral, qwen3_moe
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoModelForCausalLM
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.results import Outcome, Results
+from tiny_architectures import EXPERTS, QWEN3_MOE, architecture, write_pair
 
 RANKS = [2, 8]
+MAKES = {
+    "mixtral": EXPERTS["mixtral"],
+    # No fused matrix is square.
+    "uneven qwen3 moe": architecture("qwen3_moe", **QWEN3_MOE | {"moe_intermediate_size": 24}),
+}
 
 
-def uneven_qwen3_moe() -> PreTrainedModel:
-    """Of which no fused matrix is square."""
-    config = qwen3_moe().config.to_dict() | {"moe_intermediate_size": 24}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**config))
-
-
-def trained(make: Callable[[], PreTrainedModel], folder: Path) -> tuple[Path, Path]:
-    """Saved by transformers: experts one by one. A seed for each, so that the two differ everywhere."""
-    for seed, side in enumerate(("base", "tuned")):
-        torch.manual_seed(seed)
-        model = make()
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.normal_(0, 0.02)
-        model.to(torch.bfloat16).save_pretrained(folder / side)
-    return folder / "base", folder / "tuned"
+def trained(name: str, folder: Path) -> tuple[Path, Path]:
+    """Saved by transformers: experts one by one."""
+    return write_pair(MAKES[name], folder, dtype=torch.bfloat16)
 
 
 def fused(folder: Path, to: Path) -> Path:
@@ -51,9 +42,9 @@ def losses(results: Results) -> list[tuple[object, ...]]:
     return sorted(rows)
 
 
-@pytest.mark.parametrize("make", [mixtral, uneven_qwen3_moe])
-def test_the_numbers_are_those_of_single_experts(make: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
-    base, tuned = trained(make, tmp_path)
+@pytest.mark.parametrize("name", MAKES)
+def test_the_numbers_are_those_of_single_experts(name: str, tmp_path: Path) -> None:
+    base, tuned = trained(name, tmp_path)
     known = deltarank.compare(base, tuned, ranks=RANKS)
     for pair in ((base, fused(tuned, tmp_path / "a")), (fused(base, tmp_path / "b"), tuned)):
         found = deltarank.compare(*pair, ranks=RANKS)
@@ -66,7 +57,7 @@ def test_the_numbers_are_those_of_single_experts(make: Callable[[], PreTrainedMo
 
 def test_mixtral_names_match_those_of_transformers_5(tmp_path: Path) -> None:
     """Mixtral's w1, w3, w2 against gate, up, down, both one by one."""
-    base, tuned = trained(mixtral, tmp_path)
+    base, tuned = trained("mixtral", tmp_path)
     old = load_file(tuned / "model.safetensors")
     spelled = {"block_sparse_moe": "mlp", ".w1.": ".gate_proj.", ".w3.": ".up_proj.", ".w2.": ".down_proj."}
     new = {}
@@ -103,10 +94,7 @@ def stacks(experts: int, rows: int = 24, columns: int = 40) -> dict[str, torch.T
 
 def paired(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor], home: Path) -> tuple[int, set[str]]:
     """How many experts' matrices are measured, and what belongs to one side only."""
-    with (
-        open_checkpoint(save(home / "base", base)) as before,
-        open_checkpoint(save(home / "tuned", tuned)) as after,
-    ):
+    with open_checkpoint(save(home / "base", base)) as before, open_checkpoint(save(home / "tuned", tuned)) as after:
         plan = pair_checkpoints(before, after, experts=True)
     alone = {s.name for s in plan.skipped if s.outcome in (Outcome.ONLY_IN_BASE, Outcome.ONLY_IN_FINETUNE)}
     return sum("experts" in pair.name for pair in plan.pairs), alone

@@ -1,7 +1,7 @@
 """GGUF files, written by the gguf package as llama.cpp's converter lays them out, meet checkpoints of transformers."""
 
+import shutil
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,79 +12,43 @@ import torch
 from files import read
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
-from quantised import relative_error, weights
+from quantised import relative_error, stated_error, weights
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GemmaForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
-from deltarank.checkpoints.formats.gguf import ERRORS, FAMILIES
-from deltarank.errors import CheckpointError, DeltarankError, HeaderError
+from deltarank.errors import CheckpointError, HeaderError
+from refusals import refused
+from tiny_architectures import Make, architecture
 
 HEADS, KEYS = 4, 2
-_SIZES = {
+SIZES = {
     "vocab_size": 48,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": HEADS,
     "num_key_value_heads": KEYS,
-    "tie_word_embeddings": False,
     "pad_token_id": 0,
 }
-_EXPERTS = {**_SIZES, "head_dim": 16}
+SIXTEEN = {**SIZES, "head_dim": 16}
+FEW = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 
-MODELS: dict[str, tuple[str, Callable[[], PreTrainedModel]]] = {
-    "llama": ("llama", lambda: LlamaForCausalLM(LlamaConfig(**_SIZES))),
-    "mixtral": ("llama", lambda: MixtralForCausalLM(MixtralConfig(**_EXPERTS, num_local_experts=3))),
-    "qwen2": ("qwen2", lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES))),
-    "qwen3moe": (
-        "qwen3moe",
-        lambda: Qwen3MoeForCausalLM(
-            Qwen3MoeConfig(**_EXPERTS, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=32)
-        ),
-    ),
-    "gemma2": ("gemma2", lambda: Gemma2ForCausalLM(Gemma2Config(**{**_EXPERTS, "tie_word_embeddings": True}))),
-    "gemma": ("gemma", lambda: GemmaForCausalLM(GemmaConfig(**{**_EXPERTS, "tie_word_embeddings": True}))),
-    "gemma3": ("gemma3", lambda: Gemma3ForCausalLM(Gemma3TextConfig(**{**_EXPERTS, "tie_word_embeddings": True}))),
-    "qwen3": ("qwen3", lambda: Qwen3ForCausalLM(Qwen3Config(**_EXPERTS))),
-    "qwen2moe": (
-        "qwen2moe",
-        lambda: Qwen2MoeForCausalLM(
-            Qwen2MoeConfig(
-                **_SIZES,
-                num_experts=3,
-                num_experts_per_tok=2,
-                moe_intermediate_size=32,
-                shared_expert_intermediate_size=64,
-            )
-        ),
-    ),
-    "phi3": ("phi3", lambda: Phi3ForCausalLM(Phi3Config(**_SIZES, bos_token_id=1, eos_token_id=2))),
+MODELS: dict[str, tuple[str, Make]] = {
+    "llama": ("llama", architecture("llama", **SIZES, **UNTIED)),
+    "mixtral": ("llama", architecture("mixtral", **SIXTEEN, **UNTIED, num_local_experts=3)),
+    "qwen2": ("qwen2", architecture("qwen2", **SIZES, **UNTIED)),
+    "qwen2moe": ("qwen2moe", architecture("qwen2_moe", **SIZES, **UNTIED, **FEW, shared_expert_intermediate_size=64)),
+    "qwen3": ("qwen3", architecture("qwen3", **SIXTEEN, **UNTIED)),
+    "qwen3moe": ("qwen3moe", architecture("qwen3_moe", **SIXTEEN, **UNTIED, **FEW)),
+    "gemma": ("gemma", architecture("gemma", **SIXTEEN, **TIED)),
+    "gemma2": ("gemma2", architecture("gemma2", **SIXTEEN, **TIED)),
+    "gemma3": ("gemma3", architecture("gemma3_text", **SIXTEEN, **TIED)),
+    "phi3": ("phi3", architecture("phi3", **SIZES, **UNTIED, bos_token_id=1, eos_token_id=2)),
 }
+"""llama.cpp's name of the architecture, and the model of transformers."""
 
 
 def model(name: str, folder: Path) -> tuple[str, dict[str, Tensor]]:
@@ -96,19 +60,11 @@ def model(name: str, folder: Path) -> tuple[str, dict[str, Tensor]]:
         for weight in made.parameters():
             weight.normal_(0, 0.1)
     made.save_pretrained(folder)
-    with open_checkpoint(folder) as one, open_checkpoint(_nothing_like(folder)) as other:
+    copy = shutil.copytree(folder, folder.with_name("copy"))  # under other inodes: equal files are refused
+    with open_checkpoint(folder) as one, open_checkpoint(copy) as other:
         plan = pair_checkpoints(one, other)
         found = {pair.name: read(pair)[0].view(pair.shape) for pair in (*plan.pairs, *plan.summed)}
         return architecture, {name: found[name].view(one.tensors[name].shape) for name in found}
-
-
-def _nothing_like(folder: Path) -> Path:
-    """A copy under other inodes: equal files are refused."""
-    copy = folder.parent / f"{folder.name} copy"
-    copy.mkdir()
-    for path in folder.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    return copy
 
 
 def permuted(weight: Tensor, heads: int) -> Tensor:
@@ -145,6 +101,14 @@ def laid_out(architecture: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return found
 
 
+def written(writer: GGUFWriter, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def write(path: Path, architecture: str, tensors: dict[str, Tensor], kind: str = "F32", **about: Any) -> Path:
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(2)
@@ -163,11 +127,7 @@ def write(path: Path, architecture: str, tensors: dict[str, Tensor], kind: str =
         numpy = tensor.float().contiguous().numpy()
         chosen = GGMLQuantizationType["F32" if plain else kind]
         writer.add_tensor(name, numpy if plain else quantize(numpy, chosen), raw_dtype=chosen)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return written(writer, path)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +169,7 @@ def test_types_are_those_of_the_package(tmp_path: Path, kind: str) -> None:
     raw = np.random.default_rng(0).integers(0, 60, (40, 512 // block * size), dtype=np.uint8)
     writer = GGUFWriter(tmp_path / "x.gguf", "qwen2")
     writer.add_tensor("blk.0.ffn_down.weight", raw, raw_dtype=chosen)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with open_checkpoint(tmp_path / "x.gguf") as checkpoint:
+    with open_checkpoint(written(writer, tmp_path / "x.gguf")) as checkpoint:
         info = checkpoint.tensors["model.layers.0.mlp.down_proj.weight"]
         buffer = bytearray(info.nbytes)
         checkpoint.source.read_into(info.file, info.start, memoryview(buffer))
@@ -223,13 +179,14 @@ def test_types_are_those_of_the_package(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "MXFP4"])
-def test_the_stated_error_is_what_rounding_makes(kind: str) -> None:
+def test_the_stated_error_is_what_rounding_makes(tmp_path: Path, kind: str) -> None:
     true = weights(256, 1024)
     chosen = GGMLQuantizationType[kind]
-
+    path = write(tmp_path / "x.gguf", "qwen2", {"blk.0.ffn_down.weight": true}, kind)
     found = torch.from_numpy(dequantize(quantize(true.numpy(), chosen), chosen))
 
-    assert relative_error(found, true) == pytest.approx(ERRORS[kind], rel=0.05)
+    stated = stated_error(path, name="model.layers.0.mlp.down_proj.weight")
+    assert relative_error(found, true) == pytest.approx(stated, rel=0.05)
 
 
 def test_a_gguf_base_is_compared_and_its_rounding_noted(tmp_path: Path) -> None:
@@ -241,18 +198,17 @@ def test_a_gguf_base_is_compared_and_its_rounding_noted(tmp_path: Path) -> None:
 
     norms = [m.relative_norm for m in results.matrices]
     assert len(norms) == 14
-    assert norms == pytest.approx([ERRORS["Q4_0"]] * 14, rel=0.1)
+    assert norms == pytest.approx([0.086] * 14, rel=0.1)
     assert any("GGUF Q4_0" in note and "8.6 %" in note for note in results.notes)
 
 
 def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", "mamba", {"blk.0.ssm_in.weight": weights(4, 32)})
 
-    with pytest.raises(CheckpointError, match="mamba") as caught:
+    with refused("quantised-format", CheckpointError, match="mamba") as caught:
         open_checkpoint(path)
 
-    assert caught.value.slug == "quantised-format"
-    assert all(name in caught.value.message for name in FAMILIES)
+    assert all(name in caught.value.message for name, _ in MODELS.values())
 
 
 def test_gguf_parts_are_read_together(tmp_path: Path) -> None:
@@ -304,24 +260,8 @@ def text(value: bytes) -> bytes:
         header(tensors=1, rest=text(b"a") + struct.pack("<IQIQ", 1, 1, 0, 2**63)),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_inconsistent_header_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
 
     with pytest.raises(HeaderError):
         open_checkpoint(tmp_path / "x.gguf")
-
-
-def test_flipped_bytes_give_an_error_or_tensors_within_the_file(tmp_path: Path) -> None:
-    whole = write(tmp_path / "x.gguf", "qwen2", {"blk.0.ffn_down.weight": weights(8, 32)}, "Q8_0").read_bytes()
-    generator = torch.Generator().manual_seed(5)
-    start = whole.index(b"blk.0")
-    for _ in range(300):
-        broken = bytearray(whole)
-        for place in torch.randint(start + 120, (3,), generator=generator).tolist():
-            broken[place if place < 300 else start - 20 + place % 140] ^= 1 << (place % 8)
-        (tmp_path / "x.gguf").write_bytes(broken)
-        try:
-            with open_checkpoint(tmp_path / "x.gguf") as checkpoint:
-                assert all(info.nbytes <= 8 * len(whole) for info in checkpoint.tensors.values())
-        except DeltarankError:
-            continue

@@ -1,22 +1,22 @@
 """A header is believed only where the file bears it out."""
 
 import json
-import tempfile
 import time
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from files import entry, layout, llama, numbers, raw, save
+from files import BITS, entry, layout, llama, raw, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
-from deltarank.checkpoints import TensorInfo, open_checkpoint
-from deltarank.checkpoints.formats.safetensors_header import BITS, MAX_HEADER, parse_header
+from deltarank.checkpoints import open_checkpoint
+from deltarank.checkpoints.formats.safetensors_header import MAX_HEADER, parse_header
 from deltarank.errors import HeaderError
 
 F32 = {"a": ("F32", (2, 3)), "b": ("BF16", (5,)), "c": ("F16", ())}
@@ -126,14 +126,14 @@ def test_metadata_and_spaces_are_skipped() -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_header_that_lies_is_refused(header: object, data: int, tmp_path: Path) -> None:
+def test_an_inconsistent_header_is_refused(header: object, data: int, tmp_path: Path) -> None:
     error = refusal(raw(header, data), tmp_path)
     assert error.slug in ("bad-header", "truncated")
     assert "`x.safetensors`" in error.message
     assert len(error.message) < 600
 
 
-def test_the_message_says_whose_file_it_is(tmp_path: Path) -> None:
+def test_the_message_names_the_folder_of_the_file(tmp_path: Path) -> None:
     folder = save(tmp_path / "the base", llama())
     (folder / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(HeaderError, match=r"the base`: `model\.safetensors` is invalid"):
@@ -148,6 +148,16 @@ def test_a_truncated_file_is_called_truncated(tmp_path: Path) -> None:
         assert refusal(content[:end], tmp_path).slug in ("bad-header", "truncated")
 
 
+@contextmanager
+def little_memory(most: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("length", [MAX_HEADER + 1, 2**31, 2**63, 2**64 - 1])
 def test_a_long_header_is_refused_by_its_length_alone(length: int, tmp_path: Path) -> None:
     """The file is sparse, so a reader that believed the length would find that many bytes."""
@@ -155,12 +165,8 @@ def test_a_long_header_is_refused_by_its_length_alone(length: int, tmp_path: Pat
     with path.open("wb") as file:
         file.write(length.to_bytes(8, "little") + b"{")
         file.truncate(min(length + 8, 2**33))
-    tracemalloc.start()
-    with pytest.raises(HeaderError) as caught:
+    with little_memory(1_000_000), pytest.raises(HeaderError, match=f"{length:,}"):
         open_checkpoint(path)
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    tracemalloc.stop()
-    assert f"{length:,}" in caught.value.message
 
 
 def test_a_hundred_megabytes_of_junk_are_refused_unread(tmp_path: Path) -> None:
@@ -168,11 +174,8 @@ def test_a_hundred_megabytes_of_junk_are_refused_unread(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(MAX_HEADER.to_bytes(8, "little"))
         file.truncate(MAX_HEADER + 8)
-    tracemalloc.start()
-    with pytest.raises(HeaderError, match="not a safetensors file"):
+    with little_memory(1_000_000), pytest.raises(HeaderError, match="not a safetensors file"):
         open_checkpoint(path)
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -187,11 +190,8 @@ def test_a_hundred_megabytes_of_junk_are_refused_unread(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_nested_junk_does_not_grow_in_memory(junk: bytes) -> None:
     """Taken by a JSON parser whole, seven bytes of empty lists become over a hundred bytes of objects."""
-    tracemalloc.start()
-    with pytest.raises(HeaderError):
+    with little_memory(2 * len(junk) + 1_000_000), pytest.raises(HeaderError):
         parse_header(junk, file="x", size=2**40)
-    assert tracemalloc.get_traced_memory()[1] < 2 * len(junk) + 1_000_000
-    tracemalloc.stop()
 
 
 def test_hostile_names_stay_on_one_line_and_short(tmp_path: Path) -> None:
@@ -215,27 +215,11 @@ def test_fifty_thousand_tensors_are_read_in_seconds(tmp_path: Path) -> None:
     assert time.process_time() - before < 8
 
 
-# --- Fuzz: a right answer or a clear error, and never anything else.
+# --- Fuzz; tests/fuzz has more: edited headers, against the library.
 
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-5, 40),
-    st.integers(2**31 - 2, 2**66),
-    st.floats(),
-    st.text(max_size=8),
-    st.lists(st.integers(-1, 9), max_size=4),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-)
 TRUE_SHAPES = st.dictionaries(
-    st.text(max_size=12),
-    st.tuples(st.sampled_from(sorted(BITS)), st.lists(st.integers(0, 4), max_size=4)),
-    max_size=5,
+    st.text(max_size=12), st.tuples(st.sampled_from(sorted(BITS)), st.lists(st.integers(0, 4), max_size=4)), max_size=5
 ).map(lambda d: {n: (t, [8, *s] if BITS[t] < 8 else s) for n, (t, s) in d.items() if n != "__metadata__"})
-
-
-def expected(shapes: dict[str, tuple[str, list[int]]]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in shapes.items()}
 
 
 @settings(max_examples=150, deadline=None)
@@ -243,35 +227,8 @@ def expected(shapes: dict[str, tuple[str, list[int]]]) -> dict[str, tuple[str, t
 def test_fuzz_true_headers_are_read(shapes: dict[str, tuple[str, list[int]]], padding: int) -> None:
     header, size = layout(shapes)
     found = parse(raw(json.dumps(header).encode() + b" " * padding, size))
-    assert expected(shapes) == {name: (info.dtype, info.shape) for name, info in found.items()}
-
-
-@settings(max_examples=300, deadline=None)
-@given(TRUE_SHAPES, st.data())
-def test_fuzz_one_changed_field_is_refused_where_the_library_refuses_it(
-    shapes: dict[str, tuple[str, list[int]]], data: st.DataObject
-) -> None:
-    header, size = layout(shapes)
-    victims = [(name, key) for name in header for key in header[name]]
-    if victims:
-        name, key = data.draw(st.sampled_from(victims))
-        header[name][key] = data.draw(ODD)
-    size = max(0, size + data.draw(st.sampled_from([0, 0, 0, -1, 1, 8])))
-    content = raw(header, size)
-    check_against_library(content)
-
-
-@settings(max_examples=300, deadline=None)
-@given(TRUE_SHAPES, st.data())
-def test_fuzz_flipped_bytes_give_a_right_answer_or_a_clear_error(
-    shapes: dict[str, tuple[str, list[int]]], data: st.DataObject
-) -> None:
-    header, size = layout(shapes)
-    content = bytearray(raw(header, size))
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(content) - size - 1))
-        content[at] = data.draw(st.integers(0, 255))
-    check_against_library(bytes(content))
+    expected = {name: (dtype, tuple(shape)) for name, (dtype, shape) in shapes.items()}
+    assert expected == {name: (info.dtype, info.shape) for name, info in found.items()}
 
 
 @settings(max_examples=150, deadline=None)
@@ -279,43 +236,3 @@ def test_fuzz_flipped_bytes_give_a_right_answer_or_a_clear_error(
 def test_fuzz_any_bytes_give_a_clear_error(tail: bytes) -> None:
     with pytest.raises(HeaderError):
         parse_header(b"{" + tail, file="x", size=10_000)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.recursive(
-        ODD, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
-    )
-)
-def test_fuzz_any_json_gives_a_right_answer_or_a_clear_error(value: object) -> None:
-    content = raw(json.dumps({"a": value}).encode(), 4)
-    check_against_library(content)
-
-
-def opened(path: str) -> Mapping[str, TensorInfo] | HeaderError:
-    try:
-        with open_checkpoint(path) as checkpoint:
-            return checkpoint.tensors
-    except HeaderError as error:
-        return error
-
-
-def check_against_library(content: bytes) -> None:
-    """Through a file, as users do. What the library refuses, we refuse, but for types that it does not know."""
-    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-        file.write(content)
-        file.flush()
-        tensors = opened(file.name)
-    if isinstance(tensors, HeaderError):
-        assert tensors.message.isprintable()
-        assert len(tensors.message) < 800
-    elif all(info.dtype in BITS for info in tensors.values()):
-        assert library_accepts(content)
-        assert {name: list(info.shape) for name, info in tensors.items()} == {
-            name: described["shape"] for name, described in deserialize(content)
-        }
-
-
-def test_the_library_writes_what_is_read(tmp_path: Path) -> None:
-    folder = save(tmp_path, {"a": numbers(3, 4)})
-    assert library_accepts((folder / "model.safetensors").read_bytes())

@@ -125,8 +125,9 @@ def test_equal_blobs_under_two_names_are_the_same_checkpoint(client: Client) -> 
         ("a--b/c..d", "bad-reference"),
     ],
 )
-def test_failures_have_a_message_and_a_cure(ref: str, slug: str, client: Client) -> None:
-    answer = client.ask(ref)
+@pytest.mark.parametrize("fetch", ["download", "stream"])
+def test_failures_have_a_message_and_a_cure(fetch: str, ref: str, slug: str, client: Client) -> None:
+    answer = client.ask(ref, None, fetch)
     assert answer.get("slug") == slug, answer
     assert answer["message"].isprintable()
     assert answer["cure"]

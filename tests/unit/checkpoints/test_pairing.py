@@ -257,7 +257,7 @@ def test_nothing_in_common(tmp_path: Path) -> None:
     assert "`unet.down.0.weight`" in error.message
 
 
-def test_only_a_head_in_common_is_no_matrix_in_common(tmp_path: Path) -> None:
+def test_a_common_head_alone_is_no_common_matrix(tmp_path: Path) -> None:
     folders = two(tmp_path, llama(hidden=32, words=44), llama(seed=9, prefix="language_model.model."))
     assert refusal(*folders).slug == "nothing-in-common"
 

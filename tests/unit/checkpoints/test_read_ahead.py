@@ -68,55 +68,35 @@ def test_any_order_of_reads_gives_the_bytes(announced: str, readers: int) -> Non
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_adjacent_ranges_are_one_request_and_nothing_is_fetched_twice() -> None:
+HUNDREDS = [(start, 100) for start in range(100, 30_100, 100)]
+SHUFFLED = [(start, 1000) for start in (1000, 3000, 5000, 2000, 4000, 6000)]
+"""Matrices of one shape are measured together, and do not lie together."""
+
+
+@pytest.mark.parametrize(
+    ("ranges", "requests"),
+    [
+        pytest.param(HUNDREDS, [(100, 10_100), (10_100, 20_100), (20_100, 30_100)], id="blocks"),
+        pytest.param(SHUFFLED, [(1000, 7000)], id="any order"),
+        pytest.param([(1000, 5000), (6100, 1000), (7400, 1000)], [(1000, 7100), (7400, 8400)], id="small gaps"),
+    ],
+)
+def test_adjacent_ranges_are_one_request_and_nothing_is_fetched_twice(
+    ranges: list[tuple[int, int]], requests: list[tuple[int, int]]
+) -> None:
     line = Line()
     ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
     line.gate.clear()
     ahead.prefetch("x", 0, 100)  # while this is under way, the others gather
     while not line.asked:
         pass
-    for start in range(100, 30_100, 100):
-        ahead.prefetch("x", start, 100)
-    line.gate.set()
-    for start in range(0, 30_100, 100):
-        assert read(ahead, start, 100) == CONTENT[start : start + 100]
-    ahead.close()
-    assert line.asked == [(0, 100), (100, 10_100), (10_100, 20_100), (20_100, 30_100)]
-
-
-def test_adjacent_ranges_are_joined_in_any_order() -> None:
-    """Matrices of one shape are measured together, and do not lie together."""
-    line = Line()
-    ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
-    line.gate.clear()
-    ahead.prefetch("x", 0, 10)
-    while not line.asked:
-        pass
-    for start in (1000, 3000, 5000, 2000, 4000, 6000):
-        ahead.prefetch("x", start, 1000)
-    line.gate.set()
-    for start in (1000, 3000, 5000, 2000, 4000, 6000):
-        assert read(ahead, start, 1000) == CONTENT[start : start + 1000]
-    ahead.close()
-    assert line.asked == [(0, 10), (1000, 7000)]
-
-
-def test_ranges_are_joined_across_small_gaps_only() -> None:
-    line = Line()
-    ahead = ReadAhead(line.fetch, budget=40_000, block=10_000, fetchers=1)
-    line.gate.clear()
-    ahead.prefetch("x", 0, 10)
-    while not line.asked:
-        pass
-    for start, length in ((1000, 5000), (6100, 1000), (7400, 1000)):
+    for start, length in ranges:
         ahead.prefetch("x", start, length)
     line.gate.set()
-    for start, length in ((0, 10), (1000, 5000), (6100, 1000), (7400, 1000)):
+    for start, length in [(0, 100), *ranges]:
         assert read(ahead, start, length) == CONTENT[start : start + length]
     ahead.close()
-    assert line.asked == [(0, 10), (1000, 7100), (7400, 8400)]
-    asked = sum(end - start for start, end in line.asked)
-    assert asked <= 1.05 * 7010
+    assert line.asked == [(0, 100), *requests]
 
 
 def test_memory_is_bounded_whatever_is_prefetched() -> None:

@@ -5,7 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from files import llama, numbers, save, write_index
+from files import Program, llama, numbers, save, write_index
 from safetensors.torch import save_file
 
 from deltarank.checkpoints import open_checkpoint
@@ -89,16 +89,6 @@ def test_a_folder_has_no_revision(tmp_path: Path) -> None:
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert refusal(tmp_path).slug == "no-weights"
-
-
-class Program:
-    """Runs when it is unpickled."""
-
-    def __init__(self, proof: Path) -> None:
-        self.proof = proof
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (os.mkdir, (str(self.proof),))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.ckpt"])

@@ -34,7 +34,7 @@ def test_received_bytes_reset_the_count() -> None:
     assert max(slept) < 1
 
 
-def test_a_requested_delay_is_kept_noted_and_no_failure() -> None:
+def test_a_requested_delay_is_waited_noted_and_not_counted_as_a_failure() -> None:
     backoff, slept, said = a_backoff()
     for _ in range(2 * MAX_FAILURES):
         backoff.wait("it answers 429", 30.0)

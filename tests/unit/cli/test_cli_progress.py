@@ -39,7 +39,7 @@ def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
     assert "layers.1.mlp.up_proj.weight" in terminal.getvalue()
 
 
-def test_the_bar_goes_when_the_run_fails() -> None:
+def test_the_bar_is_cleared_when_the_run_fails() -> None:
     def fail() -> None:
         with watching(quiet=False) as progress:
             progress.began("a")
@@ -81,7 +81,7 @@ def test_what_is_streamed_is_shown_with_its_speed(capsys: pytest.CaptureFixture[
     assert shown == ["10 % done, 12.3 GB of 141 GB at 118 MB/s, about 18 min 20 s left, at layers.1"]
 
 
-def test_quiet_says_nothing() -> None:
+def test_quiet_prints_nothing() -> None:
     with a_terminal() as terminal, watching(quiet=True) as progress:
         progress.planned(FakePlan())  # type: ignore[arg-type]
         progress.warned("A remark.")
@@ -92,7 +92,7 @@ def test_quiet_says_nothing() -> None:
     assert terminal.getvalue() == ""
 
 
-def test_plan_resumption_and_warnings_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_resumption_and_warnings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with watching(quiet=False) as progress:
         progress.planned(FakePlan())  # type: ignore[arg-type]
         progress.resumed(1)

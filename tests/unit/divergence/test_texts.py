@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltarank.divergence import Document, Prompt, read_prompts, read_texts
-from deltarank.errors import DeltarankError, JobError, UsageError
+from deltarank.errors import JobError, UsageError
+from refusals import refused
 from some_tokenizers import FORGETS, NO_SYSTEM, byte_level, with_spaces_in_front
 
 BYTES = byte_level()
@@ -93,13 +94,11 @@ CONVERSATION = {
 
 @pytest.mark.parametrize(
     ("template", "scored"),
-    [
-        ("given", "x=Hello</s>y=Ciao</s>"),
-        ("forgets", "y=Ciao</s>"),
-        (None, "\n\nx=Hello\n\ny=Ciao"),
-    ],
+    [("given", "x=Hello</s>y=Ciao</s>"), ("forgets", "y=Ciao</s>"), (None, "\n\nx=Hello\n\ny=Ciao")],
 )
-def test_of_a_conversation_what_the_assistant_says_is_scored(tmp_path: Path, template: str | None, scored: str) -> None:
+def test_the_assistant_s_messages_of_a_conversation_are_scored(
+    tmp_path: Path, template: str | None, scored: str
+) -> None:
     tokenizer = {"given": BYTES, "forgets": byte_level(FORGETS), None: PLAIN}[template]
     document = only(read_texts([wrote(tmp_path / "a.jsonl", CONVERSATION)], tokenizer, context=200))
 
@@ -123,12 +122,11 @@ def test_a_template_without_system_messages_gets_it_at_the_head_of_the_user_s() 
 def test_a_template_that_refuses_is_quoted() -> None:
     prompt = Prompt("three", history=tuple(("user", str(i)) for i in range(5)))
 
-    with pytest.raises(JobError, match="too many") as caught:
+    with refused("chat-template", JobError, match="too many"):
         prompt.ids(byte_level(NO_SYSTEM))
-    assert caught.value.slug == "chat-template"
 
 
-def test_without_a_template_a_prompt_is_text_that_goes_on() -> None:
+def test_without_a_template_a_prompt_is_plain_text() -> None:
     assert PLAIN.decode(Prompt("Once upon").ids(PLAIN)) == "<s>Once upon"
     assert PLAIN.decode(Prompt("Once", system="A tale.").ids(PLAIN)) == "<s>A tale.\n\nOnce\n\n"
 
@@ -179,13 +177,11 @@ def test_a_text_that_cannot_be_read_is_named_with_why(tmp_path: Path, name: str)
     if content is not None:
         (tmp_path / name).write_bytes(content)
 
-    with pytest.raises(DeltarankError) as caught:
+    with refused(slug, kind, match=words):
         read_texts([tmp_path / name], BYTES, context=64)
-    assert (type(caught.value), caught.value.slug) == (kind, slug)
-    assert words in caught.value.message
 
 
-def test_a_folder_without_texts_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no text in a format"):
         read_texts([tmp_path], BYTES, context=64)
 
@@ -199,10 +195,7 @@ def test_prompts_are_read_a_line_each(tmp_path: Path) -> None:
     )
 
     assert read_prompts(tmp_path / "p.txt") == [Prompt("First?"), Prompt("Second?")]
-    assert read_prompts(tmp_path / "p.jsonl") == [
-        Prompt("A", "code", "S"),
-        Prompt("B", history=(("system", "S"),)),
-    ]
+    assert read_prompts(tmp_path / "p.jsonl") == [Prompt("A", "code", "S"), Prompt("B", history=(("system", "S"),))]
 
 
 BAD_PROMPTS = {
@@ -210,11 +203,7 @@ BAD_PROMPTS = {
     "empty.txt": (b"\n \n", UsageError, "prompts-empty"),
     "empty.jsonl": (b"", UsageError, "prompts-empty"),
     "blank.jsonl": (b'{"prompt": " "}', JobError, "prompts-unreadable"),
-    "assistant.jsonl": (
-        b'{"messages": [{"role": "assistant", "content": "a"}]}',
-        JobError,
-        "prompts-unreadable",
-    ),
+    "assistant.jsonl": (b'{"messages": [{"role": "assistant", "content": "a"}]}', JobError, "prompts-unreadable"),
     "messages.jsonl": (b'{"messages": 3}', JobError, "text-unreadable"),
 }
 
@@ -225,9 +214,8 @@ def test_prompts_that_cannot_be_asked_are_refused(tmp_path: Path, name: str) -> 
     if content is not None:
         (tmp_path / name).write_bytes(content)
 
-    with pytest.raises(DeltarankError) as caught:
+    with refused(slug, kind):
         read_prompts(tmp_path / name)
-    assert (type(caught.value), caught.value.slug) == (kind, slug)
 
 
 def test_the_built_in_prompts_are_of_every_kind_and_need_no_file() -> None:

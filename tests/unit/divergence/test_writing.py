@@ -55,7 +55,7 @@ def rejected(p: Sequence[float], level: float = 0.05) -> tuple[float, float, flo
 
 
 @pytest.mark.slow
-def test_one_and_the_same_author_is_told_from_himself_at_the_nominal_rate(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_author_is_distinguished_from_himself_at_the_nominal_rate(capsys: pytest.CaptureFixture[str]) -> None:
     """The A/A arm, 200 times: the rate's interval holds 0.05, and the p values are spread evenly."""
     p = p_values(0.0, 200)
     rate, low, high = rejected(p)
@@ -79,7 +79,7 @@ def test_the_power_grows_with_the_difference(capsys: pytest.CaptureFixture[str])
     assert all(after >= before - 0.1 for before, after in itertools.pairwise(rates))
 
 
-def test_equal_authors_are_rarely_told_apart_and_different_ones_are() -> None:
+def test_equal_authors_are_rarely_distinguished_and_different_ones_are() -> None:
     """The laws above in short: 20 repetitions, of which at most five by an even chance of one in twenty (p < 0.001)."""
     assert rejected(p_values(0.0, 20))[0] <= 0.25
     assert rejected(p_values(2.0, 5))[0] == 1.0

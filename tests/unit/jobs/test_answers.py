@@ -57,7 +57,7 @@ def test_a_resumed_job_generates_the_missing_ones_and_ends_with_the_same(folder:
     assert (reported[0], sum(reported)) == (len(finished), 4)
 
 
-def test_answers_of_other_models_are_kept_apart(folder: Path) -> None:
+def test_answers_of_other_models_are_not_reused(folder: Path) -> None:
     _, records, _ = generated(folder)
     others = [{**record, "answers": "base"} for record in records]
 

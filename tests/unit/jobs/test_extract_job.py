@@ -113,7 +113,7 @@ def test_an_adapter_keeps_the_command_order_of_its_settings(make_job: MakeJob, t
 
 
 @pytest.mark.parametrize("record", ['{"path": "x"}', '{"energy_of": 3}', "MATRIX"])
-def test_records_of_no_tensor_of_the_run_are_passed_over(make_job: MakeJob, tmp_path: Path, record: str) -> None:
+def test_records_of_unknown_tensors_are_ignored(make_job: MakeJob, tmp_path: Path, record: str) -> None:
     """As a damaged disk may leave them: the line is read, and what it names is measured again."""
     job = make_job()
     whole = run(job, tmp_path / "whole")

@@ -111,11 +111,11 @@ def test_without_a_figure_to_compare_with_the_headline_is_the_divergence() -> No
     assert headline == "Rank 64 diverges from the finetune by 0.1 nats per token on the finetune's own answers."
 
 
-def test_a_candidate_beyond_the_base_is_said_to_be() -> None:
+def test_a_candidate_farther_than_the_base_is_reported() -> None:
     assert "Rank 8 is farther from the finetune than the base" in said({"base": 0.5, "rank 8": 0.6})
 
 
-def test_what_is_under_the_control_says_nothing() -> None:
+def test_a_difference_below_the_control_is_no_difference() -> None:
     words = said({"base": 0.5, "rank 64": 1e-7, "whole delta": 2e-6, "finetune again": 0.0})
 
     assert words.startswith("Rank 64 is indistinguishable from the finetune on the finetune's own answers")
@@ -126,7 +126,7 @@ def test_what_is_under_the_control_says_nothing() -> None:
     assert "Noise floor: whole delta 2.0e-6 and finetune again 0 nats per token." in words
 
 
-def test_the_judge_and_the_bound_are_said_of_the_finetune_s_own_text_only() -> None:
+def test_the_judge_and_the_bound_are_stated_for_the_finetune_s_own_text_only() -> None:
     klds = {"base": 0.5, "rank 64": 0.001355, "q4_0": 0.03}
     own, other = said(klds), said(klds, own=False)
 
@@ -153,7 +153,7 @@ def test_the_rank_that_is_as_near_as_a_yardstick_is_named() -> None:
     )
 
 
-def test_what_no_rank_reaches_is_told() -> None:
+def test_the_loss_at_unlimited_rank_is_reported() -> None:
     words = said({"base": 1.0, "rank 64": 0.1, "any rank": 0.03})
 
     assert "No rank keeps all: even at unlimited rank 97 % would be kept, because norms, biases, embeddings" in words
@@ -176,7 +176,7 @@ def test_the_headline_is_about_the_run_s_rank_or_the_one_nearest_64_or_what_ther
     )
 
 
-def test_another_text_is_told_beside_the_finetune_s_own() -> None:
+def test_another_text_is_reported_beside_the_finetune_s_own() -> None:
     own, wiki = (candidate("rank 64", kld, base=0.5, own=own) for kld, own in ((0.1, True), (0.2, False)))
     both = CandidateResult("rank 64", CandidateKind.RANK, 64, (*wiki.logits, *own.logits))
     texts = (Text("wiki", 5, 200), Text("own answers", 5, 200, own=True))
@@ -189,7 +189,7 @@ def test_another_text_is_told_beside_the_finetune_s_own() -> None:
     )
 
 
-def test_texts_are_told_beside_what_sampling_alone_does() -> None:
+def test_texts_are_compared_with_a_second_run_of_the_finetune() -> None:
     def writing(accuracy: float, p: float) -> Writing:
         return Writing(24, 4, 0.21, 0.3, 80.0, TwoSampleTest(accuracy, p, 999))
 
@@ -220,7 +220,7 @@ def test_the_dearest_part_is_named_at_the_headline_s_rank() -> None:
     assert "Over 2 modules, the loss in the weights and the divergence have a rank correlation of 0.83" in words
 
 
-def test_nothing_scored_nothing_said() -> None:
+def test_without_scores_there_is_no_verdict() -> None:
     assert verdict_sentences(Outputs("some/finetune", (), ())) == ()
     assert verdict_sentences(Outputs("some/finetune", (Text("wiki", 1, 1),), ())) == ()
 

@@ -87,7 +87,7 @@ def test_each_window_is_in_one_batch_and_none_is_too_large() -> None:
     assert [len(part) for part in batch_windows(many, size=4, tokens=1)] == [4, 2]
 
 
-def test_a_batch_without_memory_says_what_to_do() -> None:
+def test_an_out_of_memory_error_suggests_a_smaller_batch() -> None:
     """As torch says it on a CPU; half of the batch is advised."""
     with pytest.raises(JobError) as caught, translate_out_of_memory(CPU, batch=8):
         torch.empty(1 << 60, dtype=torch.uint8)

@@ -16,20 +16,9 @@ def about(*, modules: int = 3, name: str = "mlp.m{}", energy: float = 10.0) -> d
     each = {"energy": 2.0, "losses": [{"relative_error": 0.5}], "written": {"relative_error": math.sqrt(0.5)}}
     matrices = [{"module": name.format(i), **each} for i in range(modules)]
     kept, left = modules * 1.0 / energy, 1 - 2 * modules / energy
-    budget = {
-        "energy": energy,
-        "kept": kept + left / 2,
-        "kinds": [{"kind": "norms", "tensors": 2, "share": left / 2}],
-    }
+    budget = {"energy": energy, "kept": kept + left / 2, "kinds": [{"kind": "norms", "tensors": 2, "share": left / 2}]}
     side = {"ref": f"org/{name}"}
-    return {
-        "rank": 8,
-        "sentence": "keeps some",
-        "matrices": matrices,
-        "budget": budget,
-        "base": side,
-        "finetune": side,
-    }
+    return {"rank": 8, "sentence": "keeps some", "matrices": matrices, "budget": budget, "base": side, "finetune": side}
 
 
 def test_bars_add_up_to_the_change() -> None:
@@ -52,8 +41,7 @@ def test_many_modules_are_summed_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "plain",
-    [about(), about(name=HOSTILE), about() | {"matrices": [], "budget": {"energy": 0, "kept": 1, "kinds": []}}],
+    "plain", [about(), about(name=HOSTILE), about() | {"matrices": [], "budget": {"energy": 0, "kept": 1, "kinds": []}}]
 )
 def test_it_is_a_picture_whatever_the_names(plain: dict[str, Any]) -> None:
     picture = adapter_picture(plain)

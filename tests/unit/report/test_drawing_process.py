@@ -99,7 +99,7 @@ def test_it_answers_with_svg(process: subprocess.Popen[bytes]) -> None:
     assert svg.startswith("<svg")
 
 
-def test_more_than_a_pipe_holds_goes_through(process: subprocess.Popen[bytes]) -> None:
+def test_charts_larger_than_a_pipe_buffer_are_drawn(process: subprocess.Popen[bytes]) -> None:
     points = {"data": {"values": [{"a": i} for i in range(9_000)]}, "mark": "point"}
     chart = points | {"encoding": {"x": {"field": "a", "type": "quantitative"}}}
     drawn = [_current().request(chart) for _ in range(3)]
@@ -108,7 +108,7 @@ def test_more_than_a_pipe_holds_goes_through(process: subprocess.Popen[bytes]) -
 
 
 @pytest.mark.parametrize("after", [0.0, 1.0])
-def test_without_one_that_died_this_process_draws(
+def test_this_process_draws_where_the_drawing_process_died(
     process: subprocess.Popen[bytes], alone: bytes, after: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
     time.sleep(after)  # while it starts, and when it waits
@@ -136,25 +136,17 @@ def test_an_engine_that_cannot_start_crashes_the_drawing_process_alone(tmp_path:
     assert not folder.exists()
 
 
-def test_without_one_that_cannot_start_this_process_draws(
-    alone: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("executable", ["no python", "/bin/echo"])
+def test_this_process_draws_where_a_drawing_process_cannot_start(
+    alone: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], executable: str
 ) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
-    with drawing_process():
-        assert _current() is None
-        assert start_drawing(TINY)() == alone
-
-
-def test_without_one_that_is_no_python_this_process_draws(
-    alone: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/echo" if os.name == "posix" else "hostname")
+    monkeypatch.setattr(sys, "executable", executable)
     with drawing_process():
         assert start_drawing(TINY)() == alone
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_invalid_chart_raises_as_without_one(process: subprocess.Popen[bytes]) -> None:
+def test_an_invalid_chart_raises(process: subprocess.Popen[bytes]) -> None:
     bad, good = start_drawing(NO_CHART), start_drawing(TINY)
     with pytest.raises(ValueError, match="Vega-Lite"):
         bad()

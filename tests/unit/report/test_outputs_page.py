@@ -80,10 +80,9 @@ class TestView:
         assert view.texts[view.default_text].name == OWN
 
     @pytest.mark.parametrize(
-        ("rank", "beside"),
-        [(8, "more than q4_0"), (64, "more than q4_0"), (128, "between q8_0 and nf4")],
+        ("rank", "beside"), [(8, "more than q4_0"), (64, "more than q4_0"), (128, "between q8_0 and nf4")]
     )
-    def test_the_line_says_between_which_yardsticks_a_rank_lies(self, rank, beside):
+    def test_a_rank_is_compared_with_the_nearest_yardsticks(self, rank, beside):
         line = outputs_view(outputs(), RANKS).rank_sentences[RANKS.index(rank)].replace("\u00a0", " ")
         assert f"({beside})" in line
         assert (
@@ -103,7 +102,7 @@ class TestView:
         view = outputs_view(replace(made, candidates=(replace(made.candidates[1], logits=(worse,)),)), RANKS)
         assert "\u221220\u00a0% of the behaviour is kept" in view.rank_sentences[0]
 
-    def test_names_that_look_alike_are_told_apart(self):
+    def test_equal_names_are_numbered(self):
         made = outputs(names=["q4_0"])
         twice = replace(made, candidates=(made.candidates[0],) * 2)
         assert [c.name for c in outputs_view(twice, RANKS).candidates] == ["q4_0", "q4_0 (2)"]
@@ -124,7 +123,7 @@ class TestView:
         assert names == {"finetune again", *KLD} - {"finetune, rounded"}
         assert sample.others[FINETUNE_AGAIN].same_first_words == 0
 
-    def test_an_answer_that_was_not_kept_is_not_made_up(self):
+    def test_a_missing_answer_is_left_out(self):
         made = outputs(samples=(Sample("p", "chat", {"rank 64": "x", "someone else": "y"}),))
         view = outputs_view(made, RANKS)
         assert view.samples[0].answer == ()
@@ -228,7 +227,7 @@ class TestRows:
             assert all(axis["low"] <= tick <= axis["high"] for tick in axis["ticks"])
 
     @pytest.mark.parametrize(("text", "cut"), [("It ends.", False), ("It goes", True), ("It ends.\n", False)])
-    def test_a_text_that_stops_in_the_middle_is_said_to_go_on(self, text, cut):
+    def test_a_text_without_a_full_stop_is_marked_as_cut(self, text, cut):
         made = outputs()
         found = outputs_view(replace(made, excerpts=(replace(made.excerpts[0], pieces=(text,)),)), RANKS)
         assert found.excerpts[0].is_cut is cut
@@ -302,7 +301,7 @@ class TestTables:
         assert rows[5].rank_index == RANKS.index(64)
         assert rows[1].rank_index is None
 
-    def test_writing_stands_under_what_sampling_alone_does(self):
+    def test_the_writing_table_begins_with_a_second_run_of_the_finetune(self):
         names = [row.name for row in self.VIEW.writing_table.rows]
         assert names[:3] == ["finetune, other seeds", "base", "rank 8"]
         assert "finetune, rounded" not in names
@@ -315,7 +314,7 @@ class TestTables:
 
 
 class TestPage:
-    def test_the_first_screen_says_how_it_speaks(self):
+    def test_the_first_screen_is_about_the_outputs(self):
         html = page_html([ONE])
         header = html.split("<main>")[0]
         assert "Rank 64 is about as far from the finetune as q4_0 is" in header
@@ -398,7 +397,7 @@ class TestPage:
             assert style.count(f"--k{number}:") == 2  # light and dark
             assert f".k{number} {{ background: var(--k{number}); }}" in style
 
-    def test_what_a_candidate_is_stands_under_the_table_and_once(self):
+    def test_notes_on_candidates_are_shown_once_under_the_table(self):
         made = outputs()
         noted = tuple(replace(c, note="W0 + D_r in the matrices") for c in made.candidates if c.rank)
         found = outputs_view(replace(made, candidates=noted), RANKS).candidate_notes

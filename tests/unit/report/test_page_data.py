@@ -64,7 +64,7 @@ class TestHeadline:
         assert "cosine distance" in text
         assert "mlp.down_proj loses most" in text
 
-    def test_a_rank_that_no_server_loads_is_said(self):
+    def test_a_rank_that_vllm_does_not_accept_is_noted(self):
         page = page_data([results(model(ranks=(8, 24)), ranks=(8, 24))])
         assert page.servable == (True, False)
         assert "vLLM does not accept rank 24." in page.figures[1]
@@ -109,7 +109,7 @@ class TestCells:
         assert cell.reason == "3 of its entries are NaN"
         assert (cell.missing, cell.unchanged) == (1, False)
 
-    def test_identical_is_told_apart_from_kept(self):
+    def test_an_identical_matrix_is_not_shown_as_kept(self):
         cell = page_data([results([*unchanged(1), *model(layers=1)[:1]])]).runs[0].cells[1]
         assert cell.unchanged
 

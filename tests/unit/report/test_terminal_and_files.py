@@ -9,6 +9,7 @@ from builders import RANKS, hostile, low_rank, model, not_finite, results
 
 from deltarank.errors import OutputError
 from deltarank.report import terminal_summary, write_report
+from refusals import refused
 
 
 class TestTerminal:
@@ -35,7 +36,7 @@ class TestTerminal:
         assert [float(x) for x in cosine] == pytest.approx([x.cosine_distance for x in run.totals.losses], rel=0.05)
         assert "Cosine distance 0.3 means that half of the energy is lost." in lines
 
-    def test_what_is_lost_a_little_is_never_all_kept(self):
+    def test_a_small_loss_is_never_shown_as_none(self):
         assert ">99.9" in terminal_summary(results(model(low_rank)))
 
     def test_the_sentence_the_verdict_and_what_was_left_out(self):
@@ -97,9 +98,8 @@ class TestFiles:
 
     def test_a_folder_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(OutputError) as caught:
+        with refused("output-unwritable", OutputError):
             write_report([results([])], tmp_path / "file")
-        assert caught.value.slug == "output-unwritable"
 
     def test_a_failed_write_leaves_nothing_that_looks_whole(self, tmp_path):
         (tmp_path / "report.html").mkdir()
@@ -123,10 +123,6 @@ def test_making_a_page_needs_no_torch():
         "import builders, deltarank.report as r; print(len(r.page_html([builders.results()])) > 9)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=__file__.rsplit("/tests/", 1)[0],
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=__file__.rsplit("/tests/", 1)[0]
     )
     assert done.stdout.strip() == "True"

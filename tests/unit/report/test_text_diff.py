@@ -35,7 +35,7 @@ def test_a_text_does_not_differ_from_itself(text: list[str]) -> None:
 
 
 @given(words, words)
-def test_a_text_that_goes_on_is_alike_as_far_as_the_other_goes(start: list[str], right: list[str]) -> None:
+def test_a_longer_text_agrees_to_the_end_of_the_shorter(start: list[str], right: list[str]) -> None:
     found = difference(start, start + right)
     assert found.same_first_words == len(start)
 

@@ -23,7 +23,7 @@ def again() -> str:
     return module.vega_bundle()
 
 
-def test_it_is_kept_and_read_back_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundle_is_cached_and_read_back_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = module.vega_bundle()
     monkeypatch.setattr(module, "_make", lambda: pytest.fail("made twice"))
 
@@ -32,7 +32,7 @@ def test_it_is_kept_and_read_back_equal(folder: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("damage", [b"", b"alert(1)", b"// 00\nalert(1)", b"\xff\xfe"])
-def test_a_damaged_or_altered_one_is_made_again(folder: Path, damage: bytes) -> None:
+def test_a_damaged_bundle_is_built_again(folder: Path, damage: bytes) -> None:
     made = module.vega_bundle()
     (kept,) = folder.iterdir()
     kept.write_bytes(damage)

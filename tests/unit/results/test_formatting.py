@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,10 +12,8 @@ from hypothesis import strategies as st
 
 from deltarank.results import count, duration, figure, listing, percent, percents, size
 
-
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
+TEXTS: dict[Callable[[Any], object], list[tuple[Any, object]]] = {
+    percent: [
         (0, "0 %"),
         (1, "100 %"),
         (1e-300, "under 0.1 %"),
@@ -32,13 +32,50 @@ from deltarank.results import count, duration, figure, listing, percent, percent
         (math.nan, "unknown"),
         (math.inf, "unknown"),
     ],
+    figure: [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (1.2e-7, "1.2e-7"),
+        (-1.2e-7, "-1.2e-7"),
+        (12.345, "12.3"),
+        (999, "999"),
+        (12345, "12,300"),
+        (-12345, "-12,300"),
+        (None, ""),
+        (math.nan, ""),
+    ],
+    size: [(0, "0 B"), (999, "999 B"), (1234567, "1.23 MB"), (2.45e10, "24.5 GB"), (3e12, "3 TB")],
+    duration: [
+        (0.2, "under 1 s"),
+        (12.4, "12 s"),
+        (59.7, "1 min"),
+        (90, "1 min 30 s"),
+        (120, "2 min"),
+        (3599.7, "1 h"),
+        (3600, "1 h"),
+        (7300, "2 h 2 min"),
+    ],
+    percents: [
+        ([0.6706, 0.1745, 3.8e-6, 0.1549], ["67 %", "17 %", "under 0.1 %", "16 %"]),
+        ([0.71, 0.22, 0.0, 0.07], ["71 %", "22 %", "0 %", "7 %"]),
+        ([0.81, 0.185, 0.0, 0.005], ["81 %", "18 %", "0 %", "0.5 %"]),
+        ([0.995, 0.005], ["99.5 %", "0.5 %"]),
+        ([0.002, 0.998], ["0.2 %", "99.8 %"]),
+        ([1.0, 0.0, 0.0, 0.0], ["100 %", "0 %", "0 %", "0 %"]),
+        ([0.0, 1.0], ["0 %", "100 %"]),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("format_", "value", "text"), [(format_, *row) for format_, rows in TEXTS.items() for row in rows]
 )
-def test_percent(share: float | None, text: str) -> None:
-    assert percent(share) == text
+def test_numbers_as_text(format_: Callable[[Any], object], value: object, text: object) -> None:
+    assert format_(value) == text
 
 
 @given(st.floats(0, 1, exclude_min=True, exclude_max=True))
-def test_nothing_and_everything_are_said_only_when_literally_so(share: float) -> None:
+def test_0_and_100_percent_are_shown_only_when_exact(share: float) -> None:
     number = float(re.sub(r"[^\d.]", "", percent(share)))
 
     assert 0 < number < 100
@@ -59,52 +96,9 @@ def test_percent_has_three_digits_at_most(share: float) -> None:
     assert len(re.sub(r"\D", "", percent(share)).lstrip("0")) <= 3
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (0.01234, "0.0123"),
-        (1.2e-7, "1.2e-7"),
-        (-1.2e-7, "-1.2e-7"),
-        (12.345, "12.3"),
-        (999, "999"),
-        (12345, "12,300"),
-        (-12345, "-12,300"),
-        (None, ""),
-        (math.nan, ""),
-    ],
-)
-def test_figure(value: float | None, text: str) -> None:
-    assert figure(value) == text
-
-
 @given(st.floats(1e-12, 1e12))
 def test_a_figure_is_right_to_its_digits(value: float) -> None:
     assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=0.06 if value < 1e-3 else 0.006)
-
-
-@pytest.mark.parametrize(
-    ("bytes_", "text"), [(0, "0 B"), (999, "999 B"), (1234567, "1.23 MB"), (2.45e10, "24.5 GB"), (3e12, "3 TB")]
-)
-def test_size(bytes_: float, text: str) -> None:
-    assert size(bytes_) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "under 1 s"),
-        (12.4, "12 s"),
-        (59.7, "1 min"),
-        (90, "1 min 30 s"),
-        (120, "2 min"),
-        (3599.7, "1 h"),
-        (3600, "1 h"),
-        (7300, "2 h 2 min"),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @given(st.floats(0, 1e6))
@@ -123,22 +117,6 @@ def test_shares_of_a_whole_add_up_as_far_as_their_digits_can(parts: list[float])
     if min(shares) >= 0.01 and max(shares) < 0.9895:
         assert math.isclose(math.fsum(numbers), 100, abs_tol=0.5 if "." in texts[0] else 1e-9)
         assert all(abs(number - 100 * share) < 1 for number, share in zip(numbers, shares, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("shares", "texts"),
-    [
-        ([0.6706, 0.1745, 3.8e-6, 0.1549], ["67 %", "17 %", "under 0.1 %", "16 %"]),
-        ([0.71, 0.22, 0.0, 0.07], ["71 %", "22 %", "0 %", "7 %"]),
-        ([0.81, 0.185, 0.0, 0.005], ["81 %", "18 %", "0 %", "0.5 %"]),
-        ([0.995, 0.005], ["99.5 %", "0.5 %"]),
-        ([0.002, 0.998], ["0.2 %", "99.8 %"]),
-        ([1.0, 0.0, 0.0, 0.0], ["100 %", "0 %", "0 %", "0 %"]),
-        ([0.0, 1.0], ["0 %", "100 %"]),
-    ],
-)
-def test_percents(shares: list[float], texts: list[str]) -> None:
-    assert percents(shares) == texts
 
 
 def test_count() -> None:

@@ -2,17 +2,7 @@
 
 from dataclasses import replace
 
-from deltarank.results import (
-    Loss,
-    MatrixResult,
-    Outcome,
-    Outputs,
-    Reference,
-    Results,
-    Skipped,
-    Verdict,
-    VerdictKind,
-)
+from deltarank.results import Loss, MatrixResult, Outcome, Outputs, Reference, Results, Skipped, Verdict, VerdictKind
 
 
 def matrix(name: str, module: str, lost: float) -> MatrixResult:

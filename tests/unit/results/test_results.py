@@ -26,6 +26,7 @@ from deltarank.results import (
     Verdict,
     VerdictKind,
 )
+from refusals import refused
 
 shares = st.floats(0, 1)
 maybe = st.none() | st.floats(0, 1e9)
@@ -40,7 +41,7 @@ matrices = st.builds(
     layer=st.none() | st.integers(0, 200),
     module=names,
     shape=st.tuples(st.integers(1, 9000), st.integers(1, 9000)),
-    outcome=st.sampled_from([Outcome.MEASURED, Outcome.NOT_FINITE, Outcome.UNREADABLE]),
+    outcome=st.sampled_from(Outcome),
     dtype=names,
     max_rank=st.integers(0, 9000),
     relative_norm=maybe,
@@ -136,21 +137,9 @@ def test_json_has_a_matrix_a_line() -> None:
 
 
 def test_json_has_the_order_of_the_contract() -> None:
-    assert list(run_of(measured(4, 1)).to_plain()) == [
-        "format_version",
-        "tool_version",
-        "created",
-        "base",
-        "finetune",
-        "settings",
-        "matrices",
-        "skipped",
-        "totals",
-        "verdict",
-        "notes",
-        "audit",
-        "outputs",
-    ]
+    assert " ".join(run_of(measured(4, 1)).to_plain()) == (
+        "format_version tool_version created base finetune settings matrices skipped totals verdict notes audit outputs"
+    )
 
 
 def test_a_file_gives_back_an_equal_run(tmp_path: Path) -> None:
@@ -162,7 +151,7 @@ def test_a_file_gives_back_an_equal_run(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_fields_of_later_versions_are_passed_over() -> None:
+def test_fields_of_later_versions_are_ignored() -> None:
     data = run_of(measured(4, 1)).to_plain()
     data["matrices"][0]["colour"] = "red"
     data["mood"] = "good"
@@ -181,11 +170,10 @@ def test_totals_are_added_up_again_never_believed() -> None:
     "text",
     ["", "{", "[]", "3", "null", "[" * 100_000, '{"format_version": 2}', '{"format_version": 1}', '{"matrices": []}'],
 )
-def test_what_is_no_results_file_is_refused_with_a_cure(text: str) -> None:
-    with pytest.raises(ResultsError) as caught:
+def test_a_text_that_is_no_results_file_is_refused(text: str) -> None:
+    with refused("results-unreadable", ResultsError) as caught:
         Results.from_json(text)
 
-    assert caught.value.slug == "results-unreadable"
     assert caught.value.cure
 
 
@@ -363,8 +351,7 @@ def test_every_outcome_has_its_sentence(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ref", "name"),
-    [("org/name", "name"), ("/a/b/", "b"), ("x/m.safetensors", "m"), (".safetensors", ".safetensors")],
+    ("ref", "name"), [("org/name", "name"), ("/a/b/", "b"), ("x/m.safetensors", "m"), (".safetensors", ".safetensors")]
 )
 def test_short_names(ref: str, name: str) -> None:
     assert Reference(ref).short_name == name

@@ -10,24 +10,32 @@ import pytest
 import deltarank
 from deltarank.errors import UsageError
 from deltarank.jobs.compare import CompareKeywords, CompareOptions
+from deltarank.jobs.extract import ExtractKeywords, ExtractOptions
+from deltarank.jobs.outputs import OutputsKeywords, OutputsOptions
 from deltarank.runtime import InputKeywords, PairRefs, SolverOptions, shows_keywords_of, split_keywords
+from refusals import refused
+
+JOBS = {
+    deltarank.compare: (CompareOptions, CompareKeywords),
+    deltarank.plan: (CompareOptions, CompareKeywords),
+    deltarank.extract: (ExtractOptions, ExtractKeywords),
+    deltarank.plan_extraction: (ExtractOptions, ExtractKeywords),
+    deltarank.outputs: (OutputsOptions, OutputsKeywords),
+    deltarank.plan_outputs: (OutputsOptions, OutputsKeywords),
+}
 
 
-def test_the_keywords_of_compare_are_its_options_and_its_inputs() -> None:
-    options = {field.name for field in fields(CompareOptions)}
-
-    assert CompareKeywords.__annotations__.keys() == options | InputKeywords.__annotations__.keys()
-
-
-@pytest.mark.parametrize("function", [deltarank.compare, deltarank.plan])
+@pytest.mark.parametrize("function", JOBS, ids=lambda function: function.__name__)
 def test_the_signature_shows_every_option_with_its_default(function: Callable[..., Any]) -> None:
+    options, keywords = JOBS[function]
     shown = inspect.signature(function).parameters
+    defaults = {field.name: field.default for field in fields(options)}
 
-    assert {name for name, p in shown.items() if p.kind is p.VAR_KEYWORD} == set()
-    for field in fields(CompareOptions):
-        assert field.default is not MISSING
-        assert shown[field.name].default == field.default
+    assert MISSING not in defaults.values()
+    assert keywords.__annotations__.keys() == defaults.keys() | InputKeywords.__annotations__.keys()
+    assert {name: shown[name].default for name in defaults} == defaults
     assert shown["fetch"].default == inspect.signature(PairRefs.of).parameters["fetch"].default
+    assert shown.keys() - keywords.__annotations__.keys() <= {"base", "finetune", "output", "force", "progress"}
 
 
 def test_an_unknown_keyword_is_refused() -> None:
@@ -71,8 +79,6 @@ def test_ranks_are_stored_sorted_each_once_and_globs_as_a_tuple() -> None:
         ({"audit": -1}, "bad-number"),
     ],
 )
-def test_what_is_not_usable_is_refused_before_anything_is_read(values: dict[str, Any], slug: str) -> None:
-    with pytest.raises(UsageError) as caught:
+def test_invalid_options_are_refused(values: dict[str, Any], slug: str) -> None:
+    with refused(slug, UsageError):
         CompareOptions(**values)
-
-    assert caught.value.slug == slug

@@ -7,6 +7,7 @@ import pytest
 
 from deltarank.errors import OutputError
 from deltarank.runtime import RunFolder, differences, read_identity
+from refusals import refused
 
 RECORDS = [{"name": "a", "energy": 1.5}, {"name": "b", "energy": None}]
 
@@ -34,19 +35,17 @@ def test_records_are_found_again_up_to_the_first_incomplete_line(tmp_path: Path)
 
 def test_other_options_are_refused_by_name_and_force_starts_anew(tmp_path: Path) -> None:
     begun(tmp_path / "run", {"settings": {"ranks": [8, 16]}})
-    with pytest.raises(OutputError, match=r"ranks: \[8, 16\] in that run, \[8\] now") as caught:
+    with refused("run-differs", OutputError, match=r"ranks: \[8, 16\] in that run, \[8\] now"):
         opened(tmp_path / "run", {"settings": {"ranks": [8]}})
 
-    assert caught.value.slug == "run-differs"
     assert opened(tmp_path / "run", {"settings": {"ranks": [8]}}, force=True) == []
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match=r"thesis\.tex") as caught:
+    with refused("output-exists", OutputError, match=r"thesis\.tex"):
         opened(tmp_path, {})
 
-    assert caught.value.slug == "output-exists"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -68,7 +67,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
-def test_a_foreign_run_json_is_no_run_of_ours(tmp_path: Path, text: str) -> None:
+def test_an_invalid_run_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(OutputError):
         opened(tmp_path, {"ranks": [8]})
@@ -76,7 +75,7 @@ def test_a_foreign_run_json_is_no_run_of_ours(tmp_path: Path, text: str) -> None
     assert read_identity(tmp_path / "nowhere") is None
 
 
-def test_differences_are_said_in_words() -> None:
+def test_differences_are_listed_in_words() -> None:
     before = {"base": "x", "settings": {"rank": 8}, "given": {"texts": "hash"}, "tool_version": "1"}
     after = {"base": "y", "settings": {"rank": 16}, "given": {"texts": "other"}, "tool_version": "1"}
 

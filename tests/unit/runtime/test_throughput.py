@@ -8,7 +8,6 @@ import torch
 
 from deltarank.checkpoints import Pair, Piece, Traffic
 from deltarank.runtime import ProgressListener, Throughput
-from deltarank.runtime import throughput as throughput_module
 
 
 class Heard(ProgressListener):
@@ -41,7 +40,7 @@ def test_bytes_count_from_the_start_of_the_work_and_speed_from_the_last_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(throughput_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("deltarank.runtime.throughput.time.monotonic", lambda: now)
     traffic = Traffic(frozenset({"a"}))
     traffic.count(received=5000)  # headers
     heard, sides = Heard(), (a_side(traffic), a_side(None))

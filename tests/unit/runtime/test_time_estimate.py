@@ -32,7 +32,7 @@ def test_the_rest_takes_as_much_longer_as_the_first_part_did(clock: list[float])
     assert heard.heard == [(pytest.approx(16.0), 0.2), (pytest.approx(10.0), 0.5)]
 
 
-def test_what_an_earlier_process_did_says_nothing_about_the_speed(clock: list[float]) -> None:
+def test_resumed_work_does_not_count_towards_the_speed(clock: list[float]) -> None:
     heard = Heard()
     estimate = TimeEstimate(heard, 10.0, resumed=4.0)
     estimate.add("kept", 1.0, resumed=True)

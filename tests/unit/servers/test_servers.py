@@ -6,6 +6,7 @@ import pytest
 
 from deltarank.errors import UsageError
 from deltarank.servers import get_server, is_transposed, kind_in_words, kind_of_tensor, rules_date, server_names
+from refusals import refused
 
 
 def test_the_rules_are_dated() -> None:
@@ -32,18 +33,17 @@ def test_every_server_accepts_the_ranks_of_a_portable_adapter() -> None:
 
 
 def test_a_rank_that_is_not_servable_is_refused_with_those_that_are() -> None:
-    with pytest.raises(UsageError, match="servable ranks are 1, 8, 16, 32, 64, 128, 256, 320 and 512") as refused:
+    with refused(
+        "illegal-rank", UsageError, match="servable ranks are 1, 8, 16, 32, 64, 128, 256, 320 and 512"
+    ) as caught:
         get_server("vllm").check_rank(48)
 
-    assert refused.value.slug == "illegal-rank"
-    assert "--rank 64" in refused.value.cure
+    assert "--rank 64" in caught.value.cure
 
 
 def test_an_unknown_server_is_refused() -> None:
-    with pytest.raises(UsageError, match="'tgi'") as refused:
+    with refused("bad-server", UsageError, match="'tgi'"):
         get_server("tgi")
-
-    assert refused.value.slug == "bad-server"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_an_unknown_server_is_refused() -> None:
         ("transformer.h.0.attn.c_attn.weight", None),
     ],
 )
-def test_the_kind_of_a_tensor_follows_from_its_name(name: str, kind: str | None) -> None:
+def test_kinds_of_tensors_follow_from_their_names(name: str, kind: str | None) -> None:
     assert kind_of_tensor(name) == kind
 
 

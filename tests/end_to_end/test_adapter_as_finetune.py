@@ -1,6 +1,5 @@
 """A LoRA as the finetune gives the numbers of the checkpoint that PEFT merges it into, without that checkpoint."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Outcome, Results
 from deltarank.runtime import DeltaReader
 from hub import FakeHub, client_environment
+from refusals import refused
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -86,15 +86,9 @@ def test_an_adapter_equals_its_merge(base: Path, tmp_path: Path, config: dict[st
 @pytest.mark.slow
 def test_transposed_layers_equal_their_merge(tmp_path: Path) -> None:
     """GPT-2's Conv1D; its c_proj is square."""
-    assert_equal(
-        *both(
-            tmp_path,
-            made.write_base(made.gpt2, tmp_path / "base"),
-            r=3,
-            target_modules=["c_attn", "c_proj"],
-            fan_in_fan_out=True,
-        )
-    )
+    base = made.write_base(made.gpt2, tmp_path / "base")
+
+    assert_equal(*both(tmp_path, base, r=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True))
 
 
 def test_experts_that_share_a_tensor_equal_their_merge(tmp_path: Path) -> None:
@@ -170,17 +164,16 @@ def test_what_is_extracted_from_an_adapter_is_that_adapter(base: Path, adapter: 
         ({"layer_replication": [[0, 2]]}, "adapter-unsupported"),
     ],
 )
-def test_what_cannot_be_expressed_is_refused_by_name(base: Path, own: Path, change: dict[str, Any], slug: str) -> None:
-    config = json.loads((own / "adapter_config.json").read_text())
-    (own / "adapter_config.json").write_text(json.dumps(config | change))
+def test_an_adapter_that_is_no_plain_lora_is_refused(base: Path, own: Path, change: dict[str, Any], slug: str) -> None:
+    made.edit_config(own, **change)
 
-    with pytest.raises(AdapterError) as caught:
+    with refused(slug, AdapterError):
         deltarank.compare(base, own)
 
-    assert caught.value.slug == slug
 
-
-def test_an_adapter_is_no_base_and_belongs_to_one(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_as_the_base_and_an_adapter_of_another_base_are_refused(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
     other = made.write_base(made.wide_llama, tmp_path / "other")
 
     with pytest.raises(CheckpointError) as as_base:
@@ -216,8 +209,7 @@ def test_biases_for_modules_that_have_none_are_left_out_with_a_note(base: Path, 
 def test_a_run_resumes_only_with_the_same_adapter(base: Path, own: Path, tmp_path: Path) -> None:
     first = deltarank.compare(base, own, output=tmp_path / "run")
     again = deltarank.compare(base, own, output=tmp_path / "run")
-    config = json.loads((own / "adapter_config.json").read_text())
-    (own / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
+    made.edit_config(own, lora_alpha=99)
 
     assert again.matrices == first.matrices
     with pytest.raises(deltarank.DeltarankError):
@@ -227,23 +219,12 @@ def test_a_run_resumes_only_with_the_same_adapter(base: Path, own: Path, tmp_pat
 @pytest.mark.slow
 def test_an_adapter_on_the_hub_over_a_base_that_is_streamed(base: Path, adapter: Path, tmp_path: Path) -> None:
     """By the real client: the base by byte ranges, the adapter into the cache."""
-    program = "import sys; from deltarank.cli import main; sys.exit(main(sys.argv[1:]))"
+    pair, out = ("org/base", "org/lora"), tmp_path / "run"
     with FakeHub() as hub:
         hub.add("org/base", base)
         commit = hub.add("org/lora", adapter).commit("main")
         done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                program,
-                "compare",
-                "org/base",
-                "org/lora",
-                "--stream",
-                "-q",
-                "-o",
-                tmp_path / "run",
-            ],
+            [sys.executable, "-m", "deltarank", "compare", *pair, "--stream", "-q", "-o", out],
             env=client_environment(hub, tmp_path / "home"),
             capture_output=True,
             text=True,

@@ -10,6 +10,7 @@ import torch
 import peft_adapters as made
 from deltarank.adapters import LoraConfig, open_adapter
 from deltarank.errors import AdapterError, DeltarankError, HeaderError
+from refusals import refused
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -157,18 +158,16 @@ def test_half_a_folder(missing: str, tmp_path: Path) -> None:
     folder = made.write_adapter(tmp_path / "a", factors())
     (folder / missing).unlink()
 
-    with pytest.raises(AdapterError, match=missing) as caught:
+    with refused("adapter-not-found", AdapterError, match=missing):
         open_adapter(folder)
-    assert caught.value.slug == "adapter-not-found"
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     folder = made.write_adapter(tmp_path / "a", factors())
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
-    with pytest.raises(AdapterError) as caught:
+    with refused("pickled-weights", AdapterError):
         open_adapter(folder)
-    assert caught.value.slug == "pickled-weights"
 
 
 def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
