@@ -53,7 +53,7 @@ def test_fields_of_later_versions_are_ignored() -> None:
         ("verification", ["tensors", 0, "rank"], True, "rank"),
         ("verification", ["tensors", 0, "inner"], math.inf, "JSON is malformed"),
         ("verification", ["tensors", 0, "energy"], 1e-320, "no finite ratios"),
-        ("choice", ["candidates"], [], "not the"),
+        ("choice", ["candidates"], [], "no candidate was compared"),
         ("choice", ["candidates"], ["x"], "candidates"),
         ("choice", ["kind"], "mine", "kind"),
         ("choice", ["seed"], "1", "seed"),
