@@ -80,7 +80,7 @@ def _refuse_other_folders(output: Path) -> None:
         if (output / name).exists():
             raise OutputError(
                 f"{output} contains {name} but no trained models: it is not a demo's folder, or they were deleted.",
-                cure="Give -o another folder, or --force to replace what the demo writes.",
+                cure="Choose another folder with -o, or use --force to replace what the demo writes.",
                 slug="output-exists",
             )
 

@@ -43,8 +43,8 @@ class _NotesOnStderr(ProgressListener):
     def planned(self, plan: Plan) -> None:
         known = plan.to_plain()
         _say_above_bars(
-            f"{count(len(known['steps']), 'matrix', 'matrices')} to measure, {size(known['read_bytes'])} to read, "
-            f"{_about(known['seconds'])}."
+            f"{count(len(known['steps']), 'matrix', 'matrices')} to measure, {size(known['read_bytes'])} to read. "
+            f"Estimated time: {duration(known['seconds'])}."
         )
 
     def resumed(self, finished: int) -> None:

@@ -52,6 +52,6 @@ def refuse_to_replace(folder: Path) -> None:
     if page.exists():
         raise OutputError(
             f"{page} exists already.",
-            cure="Give -o another folder, or --force to replace it.",
+            cure="Choose another folder with -o, or use --force to replace it.",
             slug="output-exists",
         )

@@ -109,13 +109,13 @@ def _check_free(target: Path, force: bool) -> None:
     if not (target / RECORD).is_file():
         raise OutputError(
             f"{target} exists and does not contain models of the demo.",
-            cure="Give -o a folder that does not exist yet.",
+            cure="Use -o with a folder that does not exist yet.",
             slug="output-exists",
         )
     if not force:
         raise OutputError(
             f"{target} contains models of another seed or version of deltarank, or files are missing.",
-            cure="Give -o another folder, or --force to replace everything in this one.",
+            cure="Choose another folder with -o, or use --force to replace everything in this one.",
             slug="output-exists",
         )
 
@@ -132,7 +132,7 @@ def _whole_or_nothing(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"Cannot write {target}: {error.strerror or error}.",
-            cure="Give -o a folder that you may write to, on a disk with 60 MB of free space.",
+            cure="Use -o with a folder that you may write to, on a disk with 60 MB of free space.",
             slug="output-unwritable",
         ) from error
     finally:

@@ -54,7 +54,7 @@ def read_prompts(path: Path | None) -> list[Prompt]:
     if not path.is_file():
         raise UsageError(
             f"There is no file of prompts at {str(path)!r}.",
-            cure="Give --prompts a text file with one prompt per line, or a .jsonl file.",
+            cure="Use --prompts with a text file that has one prompt per line, or with a .jsonl file.",
             slug="text-not-found",
         )
     if path.suffix.lower() == ".jsonl":

@@ -57,7 +57,7 @@ def _read_text(path: Path, tokenizer: Tokenizer, context: int) -> list[Document]
         return documents
     raise UsageError(
         f"{str(path)!r} is too short: it has no token that can be scored. A scored token needs one before it.",
-        cure="Give --text at least a few pages. A thousand tokens in ten documents give a usable interval.",
+        cure="Use a text of at least a few pages. A thousand tokens in ten documents give a usable interval.",
         slug="text-short",
     )
 
@@ -120,7 +120,7 @@ def _text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UsageError(
             f"There is no text at {str(path)!r}.",
-            cure="Give --text a file (.txt, .md, .jsonl) or a folder of such files.",
+            cure="Use --text with a file (.txt, .md, .jsonl) or a folder of such files.",
             slug="text-not-found",
         )
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
@@ -128,7 +128,7 @@ def _text_files(path: Path) -> list[Path]:
         return readable
     raise UsageError(
         f"{str(path)!r} has no text in a format that can be read; these can: {', '.join(SUFFIXES)}.",
-        cure="Give --text a file in one of these formats, or a folder of such files.",
+        cure="Use --text with a file in one of these formats, or a folder of such files.",
         slug="text-not-found",
     )
 

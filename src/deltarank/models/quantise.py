@@ -58,7 +58,7 @@ def get_yardstick(name: str) -> Yardstick:
     if name not in YARDSTICKS:
         raise UsageError(
             f"Unknown yardstick {name!r}; known are {', '.join(YARDSTICKS)}.",
-            cure="Give --yardstick one of these, or several separated by commas, as in q8_0,q4_0.",
+            cure="Choose one of these, or several separated by commas: --yardstick q8_0,q4_0.",
             slug="no-such-yardstick",
         )
     if name == "nf4":

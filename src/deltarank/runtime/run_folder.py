@@ -54,7 +54,7 @@ class RunFolder:
             if self.folder.exists() and not self.folder.is_dir():
                 raise OutputError(
                     f"{self.folder} is a file.",
-                    cure="Give -o a folder, or a path that does not exist yet.",
+                    cure="Use -o with a folder, or with a path that does not exist yet.",
                     slug="output-exists",
                 )
             if force:
@@ -112,14 +112,14 @@ class RunFolder:
             if self.folder.is_dir() and (names := sorted(path.name for path in self.folder.iterdir())):
                 raise OutputError(
                     f"{self.folder} is not empty ({listing(names, most=3)}) and contains no run to resume.",
-                    cure="Give -o another folder, or --force to write into this one.",
+                    cure="Choose another folder with -o, or use --force to write into this one.",
                     slug="output-exists",
                 )
         elif found != self._identity:
             changed = differences(found, self._identity)
             raise OutputError(
                 f"{self.folder} already contains a run with other inputs or options: {listing(changed)}.",
-                cure="Give -o another folder, or --force to replace that run.",
+                cure="Choose another folder with -o, or use --force to replace that run.",
                 slug="run-differs",
             )
 
@@ -151,7 +151,7 @@ def _lock(file: IO[bytes], folder: Path) -> None:
     except BlockingIOError:
         raise OutputError(
             f"Another process is writing to {folder}.",
-            cure="Wait until it has finished, or give -o another folder.",
+            cure="Wait until it has finished, or choose another folder with -o.",
             slug="output-busy",
         ) from None
     except OSError:
@@ -200,7 +200,7 @@ def as_output_error(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"Cannot write {folder}: {error.strerror or error}.",
-            cure="Give -o a folder that you may write to, on a disk with enough space. Finished matrices are kept: "
+            cure="Use -o with a folder that you may write to, on a disk with enough space. Finished matrices are kept: "
             "repeat the same command to resume.",
             slug="output-unwritable",
         ) from error

@@ -47,7 +47,7 @@ class SolverOptions:
         if not (0 < self.tolerance < 1) or not math.isfinite(self.tolerance):
             raise UsageError(
                 f"The tolerance {self.tolerance} is not between 0 and 1; it is a difference of cosine distances.",
-                cure="Give --tolerance a small number such as 1e-4.",
+                cure="Use a small number, such as --tolerance 1e-4.",
                 slug="bad-tolerance",
             )
         _check_device(self.device, self.dtype)
@@ -108,11 +108,15 @@ def _check_device(device: str, dtype: str) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"The device {device!r} cannot be used here: {reason[:200]}",
-            cure=f"Use one of {listing(_available_devices())}.",
+            cure=f"Available devices: {listing(_available_devices())}.",
             slug="bad-device",
         ) from None
     if kind == "mps" and dtype == "float64":
-        raise UsageError("mps has no float64.", cure="Use --dtype float32, or --device cpu.", slug="bad-device")
+        raise UsageError(
+            "The device 'mps' does not support float64.",
+            cure="Use --dtype float32, or --device cpu.",
+            slug="bad-device",
+        )
 
 
 def _available_devices() -> list[str]:

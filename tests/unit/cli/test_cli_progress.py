@@ -99,7 +99,7 @@ def test_plan_resumption_and_warnings_are_printed(capsys: pytest.CaptureFixture[
         progress.warned("The delta is as large as the weights.")
 
     assert capsys.readouterr().err.splitlines() == [
-        "2 matrices to measure, 2.5 MB to read, about 1 min 30 s.",
+        "2 matrices to measure, 2.5 MB to read. Estimated time: 1 min 30 s.",
         "Resuming an interrupted run: 1 part is finished.",
         "Note: The delta is as large as the weights.",
     ]

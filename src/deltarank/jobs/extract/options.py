@@ -154,6 +154,6 @@ def _check_max_error(fixed_rank: int | None, max_error: float | None) -> None:
     if max_error is not None and not 0 < max_error < 1:
         raise UsageError(
             f"--max-error is {max_error}; it is ||D - D_r|| / ||D||, between 0 and 1.",
-            cure="Give --max-error a number such as 0.3.",
+            cure="Use a number such as --max-error 0.3.",
             slug="bad-max-error",
         )

@@ -52,7 +52,11 @@ class StagingFolder:
         is_adapter = output.is_dir() and (output / CONFIG_FILE).is_file()
         if not (force and is_adapter):
             message = "already contains an adapter" if is_adapter else "already exists and is not an adapter"
-            cure = "Give -o another folder, or --force to replace it." if is_adapter else "Give -o another folder."
+            cure = (
+                "Choose another folder with -o, or use --force to replace it."
+                if is_adapter
+                else "Choose another folder with -o."
+            )
             raise OutputError(f"{output} {message}.", cure=cure, slug="output-exists")
 
     def open(self, *, force: bool) -> list[Record]:

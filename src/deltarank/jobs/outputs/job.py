@@ -133,8 +133,8 @@ class OutputsJob:
             raise OutputError(
                 f"{folder} already contains outputs with other inputs or options: "
                 f"{listing(differences(stored, self.identity))}.",
-                cure="Give -o another folder, or --force to replace these outputs; the results for the weights are "
-                "kept.",
+                cure="Choose another folder with -o, or use --force to replace these outputs. The results for the "
+                "weights are kept.",
                 slug="run-differs",
             )
 

@@ -88,7 +88,7 @@ class OutputsOptions:
         if self.samples == 0 and not self.texts:
             raise UsageError(
                 "There is nothing to compare on: no text is given, and no answers are sampled.",
-                cure="Give --text FILE, or --samples of at least 1.",
+                cure="Add --text FILE, or use --samples 1 or more.",
                 slug="nothing-to-read",
             )
 
