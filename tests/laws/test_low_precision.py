@@ -9,7 +9,7 @@ from deltarank.spectra.int8_gram import int8_gram_operator
 from deltarank.spectra.krylov import Krylov
 from deltarank.spectra.krylov_space import KrylovSpace
 from deltarank.spectra.low_precision import has_fast_int8, int8_product
-from deltarank.spectra.operator import GramOperator, Operator, ProductOperator, bfloat16_operator
+from deltarank.spectra.operator import GramOperator, Operator, ProductOperator, product_operator
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not has_fast_int8(CPU), reason="this processor has no fast int8 products")
@@ -82,7 +82,7 @@ def test_a_krylov_space_is_orthonormal_and_restricts_d_d_to_it(kind: str, size: 
     wide = wide_of(*size)
     made = {
         "products": lambda: ProductOperator(wide, wide.dtype),
-        "bfloat16": lambda: bfloat16_operator(wide, energy_of(wide), Workspace()),
+        "bfloat16": lambda: product_operator(wide, energy_of(wide), Workspace()),
         "int8 gram": lambda: int8_gram_operator(wide, energy_of(wide), Workspace()),
     }
     space = KrylovSpace(made[kind](), torch.float32, Workspace(), seed=0, max_size=250)

@@ -23,10 +23,10 @@ from deltarank.servers import (
     PEFT,
     Handling,
     Server,
+    file_router_name,
     get_server,
     kind_of_tensor,
     modules_fused_by_peft,
-    router_in_files,
 )
 
 _OUTPUT_HEADS = frozenset({"lm_head.weight"})
@@ -198,7 +198,7 @@ def _weight_beside(part: AdapterPart, tensors: TensorIndex) -> Target | None:
 def _name_in_files(part: AdapterPart, config: Mapping[str, Any]) -> str:
     """PEFT knows routers by the names of modules, which are not always those in files."""
     module, _, leaf = part.tensor.rpartition(".")
-    return f"{router_in_files(module, config)}.{leaf}"
+    return f"{file_router_name(module, config)}.{leaf}"
 
 
 def _raise_wrong_base(adapter: LoraAdapter, unused: list[UnusedTensor], parts: int) -> NoReturn:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from deltarank.servers.model_families import (
     ExpertLayout,
+    file_router_name,
     is_conv1d_model,
     is_transposed,
     modules_fused_by_peft,
-    router_in_files,
-    router_in_peft,
+    peft_router_name,
 )
 from deltarank.servers.rules import DEFAULT_SERVER, PEFT, Handling, Server, get_server, rules_date, server_names
 from deltarank.servers.tensor_kinds import kind_in_words, kind_of_tensor
@@ -22,14 +22,14 @@ __all__ = [
     "ExpertLayout",
     "Handling",
     "Server",
+    "file_router_name",
     "get_server",
     "is_conv1d_model",
     "is_transposed",
     "kind_in_words",
     "kind_of_tensor",
     "modules_fused_by_peft",
-    "router_in_files",
-    "router_in_peft",
+    "peft_router_name",
     "rules_date",
     "server_names",
 ]

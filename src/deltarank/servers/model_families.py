@@ -37,7 +37,7 @@ def modules_fused_by_peft(config: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for row in _families("fused_by_peft", config) for name in row["names"])
 
 
-def router_in_peft(module: str, config: Mapping[str, Any]) -> str | None:
+def peft_router_name(module: str, config: Mapping[str, Any]) -> str | None:
     """The name by which PEFT reaches a router, given its name in files or in PEFT; None where it is not known."""
     for row in _families("routers", config):
         for end in (row["in_files"], row["in_peft"]):
@@ -46,7 +46,7 @@ def router_in_peft(module: str, config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def router_in_files(module: str, config: Mapping[str, Any]) -> str:
+def file_router_name(module: str, config: Mapping[str, Any]) -> str:
     """The name that files have for one of PEFT's routers; any other module keeps its name."""
     for row in _families("routers", config):
         if module.endswith(f".{row['in_peft']}"):

@@ -12,7 +12,7 @@ from deltarank.spectra import eigen as eigen
 from deltarank.spectra.cost_model import LOW_PRECISION_TOLERANCE, device_rates, is_gram_cheaper
 from deltarank.spectra.int8_gram import int8_gram_operator
 from deltarank.spectra.krylov_space import KrylovSpace
-from deltarank.spectra.operator import Operator, ProductOperator, bfloat16_operator
+from deltarank.spectra.operator import Operator, ProductOperator, product_operator
 from deltarank.spectra.rounding_bias import expected_energy_loss
 from deltarank.spectra.solver import LeadingValues
 from deltarank.spectra.workspace import Workspace
@@ -79,7 +79,7 @@ class Krylov:
         gram = None
         if is_gram_cheaper(wide.shape[0], wide.shape[1], rank, device_rates(wide.device)):
             gram = int8_gram_operator(wide, energy, self._workspace)
-        return gram or bfloat16_operator(wide, energy, self._workspace)
+        return gram or product_operator(wide, energy, self._workspace)
 
     def _is_precise_enough(self, operator: Operator, energies: Tensor, request: _Request) -> bool:
         """Whether low precision overstates the losses by little enough, which the spectrum tells."""

@@ -100,7 +100,7 @@ class GramOperator:
         return half
 
 
-def bfloat16_operator(wide: Tensor, energy: float, workspace: Workspace) -> ProductOperator:
+def product_operator(wide: Tensor, energy: float, workspace: Workspace) -> ProductOperator:
     """Products with `wide` in bfloat16 if the device is faster at that, otherwise in its own dtype."""
     if wide.dtype != torch.float32 or not has_fast_bfloat16(wide.device):
         return ProductOperator(wide, wide.dtype)

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltarank.checkpoints import TensorInfo
+from deltarank.checkpoints.pairing.name_matches import match_names
 from deltarank.checkpoints.pairing.names import TensorLocator, VocabularyRole
-from deltarank.checkpoints.pairing.prefixes import match_names
 
 
 def infos(*names: str, shape: tuple[int, ...] = (4, 4)) -> dict[str, TensorInfo]:

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from deltarank.checkpoints.hub import read_ahead as read_ahead_module
+from deltarank.checkpoints.hub.backoff import TransferError
 from deltarank.checkpoints.hub.read_ahead import ReadAhead
-from deltarank.checkpoints.hub.retry import TransferError
 
 CONTENT = random.Random(1).randbytes(100_000)
 

@@ -14,7 +14,7 @@ from deltarank.report.view.headline import plain_text
 from deltarank.report.view.matrices import MOST_DETAILED, log_spaced
 from deltarank.report.view.modules import ModuleGroup, arrange_modules, group_of
 from deltarank.report.view.page import PageData
-from deltarank.report.view.text import NO_BREAK, clean, rounded_share, short, terse_percent
+from deltarank.report.view.text import NO_BREAK, escape, rounded_share, shorten, terse_percent
 from deltarank.results import Outcome, Results
 
 
@@ -213,10 +213,10 @@ class TestRuns:
 
 class TestText:
     def test_nothing_can_turn_or_hide_its_neighbours(self):
-        assert clean("a\u202eb\nc\u200bd\ud800") == "a\\u202eb\\nc\\u200bd\\ud800"
+        assert escape("a\u202eb\nc\u200bd\ud800") == "a\\u202eb\\nc\\u200bd\\ud800"
 
     def test_both_ends_of_a_long_name_stay(self):
-        assert short("abcdefghij", most=5) == "ab…ij"
+        assert shorten("abcdefghij", most=5) == "ab…ij"
 
     def test_names_at_line_ends_stand_apart_and_inside(self):
         placed = spread_out([0.9, 0.9, 0.02, 0.01, 0.0], 0.1)

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.folder import SAFETENSORS, SINGLE, read_owners
 from deltarank.checkpoints.formats.shard_index import BIN_INDEX_SUFFIX, INDEX_SUFFIX
+from deltarank.checkpoints.hub.backoff import RETRIED_STATUSES, Backoff, TransferError, requested_delay
 from deltarank.checkpoints.hub.checksums import check_downloads
-from deltarank.checkpoints.hub.retry import RETRIED_STATUSES, Backoff, TransferError, requested_delay
 from deltarank.checkpoints.references import HubRef
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from deltarank.checkpoints.file_errors import unreadable
-from deltarank.checkpoints.hub.retry import RETRIED_STATUSES, Backoff, TransferError, requested_delay
+from deltarank.checkpoints.hub.backoff import RETRIED_STATUSES, Backoff, TransferError, requested_delay
 
 MAX_DISCARDED_BYTES = 64 << 20
 """Bytes before the wanted ones that are read and discarded if a server ignores ranges."""

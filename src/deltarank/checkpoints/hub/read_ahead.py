@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from deltarank.checkpoints.hub.retry import TransferError
+from deltarank.checkpoints.hub.backoff import TransferError
 
 BLOCK_BYTES = 8 << 20
 """The largest request: large compared with a round trip, small compared with the buffer."""

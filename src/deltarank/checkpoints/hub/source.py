@@ -9,10 +9,10 @@ from typing import Protocol
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.file_errors import unreadable
 from deltarank.checkpoints.formats.safetensors_header import LENGTH_BYTES, TYPICAL_HEADER_BYTES
+from deltarank.checkpoints.hub.backoff import TransferError
 from deltarank.checkpoints.hub.checksums import damaged, has_digest
 from deltarank.checkpoints.hub.http_ranges import RangeReader, RemoteFile
 from deltarank.checkpoints.hub.read_ahead import MAX_BUFFERED_BYTES, ReadAhead
-from deltarank.checkpoints.hub.retry import TransferError
 from deltarank.checkpoints.source import Source
 from deltarank.errors import DeltarankError, JobError
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.pairing.prefixes import Tensors, core_name
+from deltarank.checkpoints.pairing.name_matches import Tensors, core_name
 from deltarank.checkpoints.pieces import FLOAT_DTYPES
 from deltarank.results import Outcome, Skipped, count
 

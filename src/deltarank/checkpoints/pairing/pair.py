@@ -16,9 +16,9 @@ from deltarank.checkpoints.pairing.fused_experts import (
     note_unmatched_experts,
 )
 from deltarank.checkpoints.pairing.globs import Choice, Selection
+from deltarank.checkpoints.pairing.name_matches import match_names
 from deltarank.checkpoints.pairing.names import Location, TensorLocator
 from deltarank.checkpoints.pairing.notes import notes_on
-from deltarank.checkpoints.pairing.prefixes import match_names
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_unrelated
 from deltarank.checkpoints.pairing.tied_embeddings import TiedEmbeddings
 from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor, is_same_data

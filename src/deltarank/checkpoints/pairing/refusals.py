@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from deltarank.checkpoints.checkpoint import Checkpoint
 from deltarank.checkpoints.escape import dimensions, quoted
+from deltarank.checkpoints.pairing.name_matches import NameMatches
 from deltarank.checkpoints.pairing.notes import quantised_sides
-from deltarank.checkpoints.pairing.prefixes import NameMatches
 from deltarank.errors import PairingError
 from deltarank.results import Outcome, Skipped, count
 

@@ -31,7 +31,7 @@ from deltarank.results import Outcome
 
 
 @dataclass(frozen=True)
-class AdapterFiles:
+class AdapterWriter:
     """adapter_model.safetensors and adapter_config.json. No tensor is ever whole in memory.
 
     dtype         of A and B
@@ -104,13 +104,13 @@ class AdapterFiles:
     def _fused_factors(self, target: Target, paths: Sequence[Path | None]) -> Iterator[StreamedTensor]:
         """A of all experts one below the other; of B, column k of every expert side by side."""
         rank, (outputs, inputs), experts = target.rank, target.linear_shape, len(paths)
-        key_a, key_b = factor_keys(self._wrapper_of(target))
+        key_a, key_b = factor_keys(self._peft_parameter_path(target))
         a_bytes = rank * inputs * self.dtype.itemsize
         fill_b = fill_interleaved(paths, a_bytes, (outputs, rank), self.dtype.itemsize)
         yield StreamedTensor(key_a, self.dtype, (experts * rank, inputs), fill_from_files(paths, a_bytes))
         yield StreamedTensor(key_b, self.dtype, (outputs, rank * experts), fill_b)
 
-    def _wrapper_of(self, target: Target) -> str:
+    def _peft_parameter_path(self, target: Target) -> str:
         """The module under which PEFT stores the factors of a parameter.
 
         PEFT wraps the module once for each parameter, the first one innermost.

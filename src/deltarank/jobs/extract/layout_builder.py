@@ -26,7 +26,7 @@ from deltarank.jobs.extract.reasons import (
     omission_reason,
 )
 from deltarank.results import Outcome, Skipped
-from deltarank.servers import Handling, Server, is_transposed, kind_of_tensor, router_in_peft
+from deltarank.servers import Handling, Server, is_transposed, kind_of_tensor, peft_router_name
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class LayoutBuilder:
 
     def _router(self, pair: Pair | SummedTensor) -> UnfactoredTensor:
         """Carried whole: it has a row for each expert, so factors would rarely be smaller."""
-        module = router_in_peft(_module_of(pair), self.base.config)
+        module = peft_router_name(_module_of(pair), self.base.config)
         if module is None or not is_module_path(module):
             return UnfactoredTensor(pair.name, ROUTER, UNKNOWN_ROUTER, pair)
         return UnfactoredTensor(pair.name, ROUTER, "", pair, whole_module=module)

@@ -12,7 +12,7 @@ from deltarank.adapters import BUDGET_PICTURE_FILE, METADATA_FILE, MODEL_CARD_FI
 from deltarank.checkpoints import Checkpoint, SummedTensor
 from deltarank.errors import CheckpointError, DeltarankError, JobError
 from deltarank.jobs.extract.adapter_warnings import adapter_warnings
-from deltarank.jobs.extract.assemble import AdapterFiles
+from deltarank.jobs.extract.assemble import AdapterWriter
 from deltarank.jobs.extract.biases import bias_energy
 from deltarank.jobs.extract.contents import AdapterContents
 from deltarank.jobs.extract.factorise import MatrixFactoriser
@@ -106,7 +106,7 @@ class ExtractRun:
         adapter = self._description(contents, started)
         picture = self._picture(adapter)
         adapter = replace(adapter, notes=self._notes)
-        files = AdapterFiles(contents, self.base, self.finetune, self._dtype, self._factors_path)
+        files = AdapterWriter(contents, self.base, self.finetune, self._dtype, self._factors_path)
         with self.staging.whole() as folder:
             files.write(folder)
             (folder / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")

@@ -8,28 +8,28 @@ from deltarank.report.charts.weights import lost_axis
 from deltarank.report.view.page import PageData
 
 
-def loss_curve(page: PageData) -> Spec:
+def loss_chart(page: PageData) -> Spec:
     """Energy lost against rank. The line between the ranks of the page is measured, too."""
     x, y = rank_axis(page), lost_axis()
     points = rows_of("curve")
     layers = [
         selected_rank_line(x),
-        points.mark("line", style="whole", strokeWidth=2, clip=True, tooltip=None).encode(x=x, y=y),
+        points.mark("line", style="primary-line", strokeWidth=2, clip=True, tooltip=None).encode(x=x, y=y),
         points.where("datum.is_page_rank")
-        .mark("circle", style="whole-dot", size=50, opacity=1, tooltip=ROW_TOOLTIP)
+        .mark("circle", style="primary-dot", size=50, opacity=1, tooltip=ROW_TOOLTIP)
         .encode(x=x, y=y),
     ]
     return chart_at_rank(page, layers, height=200)
 
 
-def spectrum(page: PageData) -> Spec:
+def spectrum_chart(page: PageData) -> Spec:
     """The singular values of the delta, log-log, with the ranks, the noise edge and the rounding floor as lines."""
     y_axis = {"title": "singular value", "format": ".0e", "tickCount": 4, "grid": False}
     x_axis = {"title": "singular value number", "format": "~s", "tickCount": 5, "grid": False, "labelOverlap": "greedy"}
     x = field("index:Q", scale={"type": "log", "nice": False}, axis=x_axis)
     y = field("value:Q", scale={"type": "log"}, axis=y_axis)
     values, ranks, references = rows_of("spectrum"), rows_of("rank_marks"), rows_of("references")
-    # Hidden rows keep a log axis from having no ends where a filter would leave a layer without rows.
+    # Rows are hidden, not filtered out: a log axis without rows has no domain.
     is_shown = either("datum.is_shown", 1, 0)
     is_selected = either("datum.is_shown && datum.index === rank", 1, 0)
     layers = [
@@ -43,7 +43,7 @@ def spectrum(page: PageData) -> Spec:
             )
             for column, baseline, dy in (("name_above", "bottom", -2), ("name_below", "top", 3))
         ),
-        values.mark("line", style="whole", strokeWidth=2, tooltip=None).encode(x=x, y=y),
-        values.mark("circle", style="whole-dot", size=14, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
+        values.mark("line", style="primary-line", strokeWidth=2, tooltip=None).encode(x=x, y=y),
+        values.mark("circle", style="primary-dot", size=14, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
     ]
     return chart_at_rank(page, layers, height=200)

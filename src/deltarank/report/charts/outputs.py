@@ -37,9 +37,9 @@ def kld_by_rank(page: PageData, span: Span) -> Spec:
         label_leaders(references, y),
         right_labels(references, y, style="note"),
         ranks.mark("area", style="spread", tooltip=None).encode(x=x, y=field("low:Q", scale=y["scale"]), y2="high:Q"),
-        ranks.mark("line", style="whole", tooltip=None).encode(x=x, y=y),
-        ranks.mark("circle", style="whole-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
-        others.mark("point", style="whole-dot", opacity=1, tooltip=ROW_TOOLTIP, **diamond).encode(x=x, y=y),
+        ranks.mark("line", style="primary-line", tooltip=None).encode(x=x, y=y),
+        ranks.mark("circle", style="primary-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
+        others.mark("point", style="primary-dot", opacity=1, tooltip=ROW_TOOLTIP, **diamond).encode(x=x, y=y),
         *(
             others.mark("text", style=style, baseline="top", dy=8, limit=120, tooltip=None).encode(
                 x=x, y=y, text="name:N"
@@ -101,7 +101,7 @@ def kld_by_slice(page: PageData, name: str, labels: Sequence[str], *, title: str
     slices = rows_of(name)
     layers = [
         rows_of(f"{name}_base").mark("tick", style="ghost-tick", tooltip=None, **tick).encode(x=x, y=y),
-        slices.mark("tick", style="whole-tick", tooltip=ROW_TOOLTIP, **tick).encode(x=x, y=y),
+        slices.mark("tick", style="primary-tick", tooltip=ROW_TOOLTIP, **tick).encode(x=x, y=y),
     ]
     if shares:
         share = slices.mark("text", style="note", baseline="top", dy=6, tooltip=None)
@@ -118,7 +118,7 @@ def kld_by_document(page: PageData) -> Spec:
         rows_of(name).mark("circle", style=style, size=40, opacity=1, tooltip=tooltip).encode(x=x, y=y)
         for name, style, tooltip in (
             ("documents_base", "ghost-tick", None),
-            ("documents", "whole-dot", ROW_TOOLTIP),
+            ("documents", "primary-dot", ROW_TOOLTIP),
         )
     ]
     return _candidate_chart(page, layers)
@@ -146,7 +146,7 @@ def part_bars(page: PageData, bars: int) -> Spec:
     kld, lost = (field(f"{column}:Q", axis=axis) for column in ("share_kld", "share_lost"))
     layers = [
         parts.mark("bar", style="bar", height={"band": 0.6}, tooltip=ROW_TOOLTIP).encode(y=y, x=kld),
-        parts.mark("tick", style="whole-tick", thickness=2, tooltip=ROW_TOOLTIP).encode(y=y, x=lost),
+        parts.mark("tick", style="primary-tick", thickness=2, tooltip=ROW_TOOLTIP).encode(y=y, x=lost),
     ]
     return chart_at_rank(page, layers, height=20 * max(bars, 1))
 
@@ -161,7 +161,7 @@ def part_scatter(page: PageData, top: float) -> Spec:
     diagonal = own_rows([{"share_lost": 0, "share_kld": 0}, {"share_lost": top, "share_kld": top}])
     layers = [
         diagonal.mark("line", style="reference", tooltip=None).encode(x=x, y=y),
-        parts.mark("circle", style="whole-dot", size=45, opacity=0.75, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
+        parts.mark("circle", style="primary-dot", size=45, opacity=0.75, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
         *(
             parts.where(f"datum.is_named && datum.share_lost {sign} {top * 0.3}")
             .mark("text", style="note", align=align, dx=dx, limit=150, tooltip=None)

@@ -81,8 +81,8 @@ def loss_by_rank(page: PageData) -> Spec:
         modules.mark("point", filled=True, size=38, opacity=1, tooltip=ROW_TOOLTIP).encode(
             x=x, y=y, color=series["color"], shape=series["shape"]
         ),
-        whole.mark("line", style="whole", tooltip=None).encode(x=x, y=y),
-        whole.mark("circle", style="whole-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
+        whole.mark("line", style="primary-line", tooltip=None).encode(x=x, y=y),
+        whole.mark("circle", style="primary-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
         *_line_labels(series["color"], y),
     ]
     return chart_at_rank(page, layers, height=320)
@@ -111,7 +111,7 @@ def _line_labels(colour: Spec, y: Spec) -> list[Spec]:
     return [
         label_leaders(ends, y),
         right_labels(ends.where("datum.kind === 'module'"), y, color=colour),
-        right_labels(ends.where("datum.kind === 'whole'"), y, style="whole-name"),
+        right_labels(ends.where("datum.kind === 'whole'"), y, style="primary-name"),
     ]
 
 

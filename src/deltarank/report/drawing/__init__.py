@@ -1,1 +1,1 @@
-"""Draws charts as PNG with vl_convert, and makes the script that draws them on the page."""
+"""Draws charts as PNG (vl_convert), and bundles the JavaScript for the page."""

@@ -12,7 +12,7 @@ from deltarank.report.charts.frame import framed
 from deltarank.report.charts.theme import INKS
 from deltarank.report.charts.vega import Spec, field, own_rows
 from deltarank.report.drawing.draw import drawing_process, start_drawing
-from deltarank.report.view.text import clean, short, unbroken
+from deltarank.report.view.text import escape, shorten, unbroken
 from deltarank.results import percent
 
 MOST_MODULES, MOST_KINDS = 14, 8
@@ -56,7 +56,7 @@ def adapter_picture(description: Mapping[str, Any]) -> bytes:
     names = f"{_last_part(description['finetune'])} less {_last_part(description['base'])}"
     picture = framed(
         _bar_chart(_bars(description)),
-        unbroken(f"This LoRA of rank {description['rank']} {clean(description['sentence'])}."),
+        unbroken(f"This LoRA of rank {description['rank']} {escape(description['sentence'])}."),
         f"Shares of the whole change, ||W - W0||², of {names}",
     )
     with drawing_process():
@@ -64,7 +64,7 @@ def adapter_picture(description: Mapping[str, Any]) -> bytes:
 
 
 def _last_part(reference: Mapping[str, Any]) -> str:
-    return short(clean(reference["ref"]).rstrip("/").rsplit("/", 1)[-1])
+    return shorten(escape(reference["ref"]).rstrip("/").rsplit("/", 1)[-1])
 
 
 def _bars(description: Mapping[str, Any]) -> list[_Bar]:
@@ -72,7 +72,7 @@ def _bars(description: Mapping[str, Any]) -> list[_Bar]:
     modules = sorted(_module_bars(description["matrices"], budget["energy"]), key=lambda bar: -bar.length)
     whole = budget["kept"] - math.fsum(bar.shares["kept"] for bar in modules)
     left_out = [
-        _Bar(short(clean(kind["kind"])), {"left out": kind["share"]})
+        _Bar(shorten(escape(kind["kind"])), {"left out": kind["share"]})
         for kind in budget["kinds"]
         if kind["share"] >= LEAST_SHARE
     ]
@@ -94,7 +94,7 @@ def _module_bars(matrices: Sequence[Mapping[str, Any]], whole: float) -> Iterato
         parts.setdefault(matrix["module"], []).append((energy - lost, truncated, lost - truncated))
     for module, shares in parts.items():
         sums = (math.fsum(column) for column in zip(*shares, strict=True))
-        yield _Bar(short(clean(module)), dict(zip(_FATES, sums, strict=False)))
+        yield _Bar(shorten(escape(module)), dict(zip(_FATES, sums, strict=False)))
 
 
 def _at_most(bars: Sequence[_Bar], most: int, noun: str) -> list[_Bar]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from deltarank.report.charts.matrix import loss_curve, spectrum
+from deltarank.report.charts.matrix import loss_chart, spectrum_chart
 from deltarank.report.charts.outputs import (
     kld_by_document,
     kld_by_rank,
@@ -81,8 +81,8 @@ def charts(page: PageData) -> dict[str, Any]:
         "heat": _chart(heat_map(page, tall=False)),
         "heat_tall": _chart(heat_map(page, tall=True)),
         "loss": _chart(loss_by_rank(page), _styles(modules)),
-        "curve": _chart(loss_curve(page)),
-        "spectrum": _chart(spectrum(page)),
+        "curve": _chart(loss_chart(page)),
+        "spectrum": _chart(spectrum_chart(page)),
     }
     if len(page.runs) > 1:
         styles = run_styles(len(page.runs))

@@ -16,7 +16,7 @@ from deltarank.report.view.divergence_rows import kld_span, point_rows, referenc
 from deltarank.report.view.headline import plain_text
 from deltarank.report.view.modules import ModuleGroup
 from deltarank.report.view.page import PageData, RunView
-from deltarank.report.view.text import short, unbroken
+from deltarank.report.view.text import shorten, unbroken
 from deltarank.results import listing
 
 WIDTH = 900
@@ -58,7 +58,7 @@ def _loss_by_rank(page: PageData) -> Spec:
         chart, names = loss_by_rank(page), {}
     else:
         rows, styles = run_rows(page), run_styles(len(page.runs))
-        chart, names = runs_by_rank(page, styles), {run.label: short(run.label, most=26) for run in page.runs}
+        chart, names = runs_by_rank(page, styles), {run.label: shorten(run.label, most=26) for run in page.runs}
     datasets = {"by_rank": rows, "line_ends": line_end_rows(rows, gap=LABEL_GAP, names=names)}
     return _poster(page, [_panel(chart, (WIDTH, 440), datasets)], subtitle, styles=styles)
 

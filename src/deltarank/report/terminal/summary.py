@@ -11,7 +11,7 @@ from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.page import PageData, RunView
 from deltarank.report.view.provenance import LeftOutGroup
 from deltarank.report.view.table import TableCell
-from deltarank.report.view.text import NO_BREAK, short, unbroken
+from deltarank.report.view.text import NO_BREAK, shorten, unbroken
 from deltarank.results import Results, count, format_table, percent
 
 _BOLD, _DIM, _RED, _YELLOW, _GREEN = "1", "2", "31", "33", "32"
@@ -101,7 +101,7 @@ def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
     similarity = f"Similarity to the finetune's answers (TF-IDF cosine): {'; '.join(writing)}."
     return [
         *blocks,
-        [paint(short(title, most=width), _BOLD), *lines, *(wrapped(similarity, width) if writing else [])],
+        [paint(shorten(title, most=width), _BOLD), *lines, *(wrapped(similarity, width) if writing else [])],
     ]
 
 
@@ -120,7 +120,7 @@ def _fit(
             free_columns -= widths[column] + gap
             chosen.append(column)
     name_width = free_columns + min(widths[0], name)
-    return [[short(row[0], most=name_width), *(row[i] for i in sorted(chosen))] for row in rows]
+    return [[shorten(row[0], most=name_width), *(row[i] for i in sorted(chosen))] for row in rows]
 
 
 def _ascii(cell: TableCell) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deltarank.report.view.text import clean, label
+from deltarank.report.view.text import escape, label
 from deltarank.results import AttributionResult, Part, figure
 
 MOST_PARTS = 2000
@@ -62,7 +62,7 @@ def _part(part: Part, kld: float) -> PartView:
 
 def _sentence(attribution: AttributionResult) -> str:
     """What was replaced, whether the parts add up, and whether the loss in the weights predicts the KLD."""
-    unit, rank = clean(attribution.unit), attribution.rank
+    unit, rank = escape(attribution.unit), attribution.rank
     sentences = [
         f"One {unit} at a time was replaced by its rank-{rank} approximation; the rest stayed the finetune's.",
         f"All of them together: {figure(attribution.together)} nats per token.",

@@ -11,7 +11,7 @@ from deltarank.report.view.outputs import output_ranks, outputs_view
 from deltarank.report.view.page import ModuleRow, PageAxes, PageData, RunView
 from deltarank.report.view.provenance import left_out_groups, provenance_of
 from deltarank.report.view.tables import energy_table, outputs_of_runs_table, weights_of_runs_table
-from deltarank.report.view.text import clean, short
+from deltarank.report.view.text import escape, shorten
 from deltarank.results import SERVABLE_RANKS, Loss, Results, VerdictKind, headline_rank
 
 _KINDS = {
@@ -49,7 +49,7 @@ def page_data(runs: Sequence[Results]) -> PageData:
         layers=_layers(runs),
         weights_of_runs=weights_of_runs_table(ranks, views) if len(views) > 1 else None,
         outputs_of_runs=outputs_of_runs_table(ranks, views) if len(views) > 1 else None,
-        tool_version=clean(runs[0].tool_version),
+        tool_version=escape(runs[0].tool_version),
     )
 
 
@@ -75,9 +75,9 @@ def _layers(runs: Sequence[Results]) -> tuple[str, ...]:
 
 def _labels(runs: Sequence[Results]) -> list[str]:
     """The finetunes' short names; full references where those are not unique; numbered where these are not either."""
-    labels = [short(clean(run.finetune.short_name)) for run in runs]
+    labels = [shorten(escape(run.finetune.short_name)) for run in runs]
     if len(set(labels)) < len(labels):
-        labels = [short(clean(run.finetune.ref)) for run in runs]
+        labels = [shorten(escape(run.finetune.ref)) for run in runs]
     if len(set(labels)) < len(labels):
         labels = [f"{label} ({i})" for i, label in enumerate(labels, 1)]
     return labels
@@ -90,9 +90,9 @@ def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
     modules, whole_row = module_rows(run, axes), ModuleRow(None, 1.0, axes.lost(whole.losses))
     return RunView(
         label=label,
-        base=short(clean(run.base.short_name)),
+        base=shorten(escape(run.base.short_name)),
         kind=_KINDS[run.verdict.kind],
-        sentences=tuple(clean(sentence) for sentence in run.verdict.sentences),
+        sentences=tuple(escape(sentence) for sentence in run.verdict.sentences),
         losses=losses,
         matrices_measured=whole.matrices,
         energy=whole.energy,

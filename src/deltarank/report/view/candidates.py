@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltarank.report.view.text import behaviour_percent, clean, label, unbroken, unique_labels
+from deltarank.report.view.text import behaviour_percent, escape, label, unbroken, unique_labels
 from deltarank.results import CandidateKind, Logits, Outputs, Text, Writing, figure, percent
 
 
@@ -47,7 +47,7 @@ def candidate_views(outputs: Outputs, ranks: Sequence[int]) -> tuple[CandidateVi
                 kind=candidate.kind,
                 rank=candidate.rank,
                 rank_index=list(ranks).index(candidate.rank) if is_rank and candidate.rank is not None else None,
-                note=clean(candidate.note) if candidate.note else None,
+                note=escape(candidate.note) if candidate.note else None,
                 logits=tuple(by_text.get(text.name) for text in outputs.texts),
                 writing=candidate.writing,
             )

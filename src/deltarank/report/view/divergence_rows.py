@@ -11,7 +11,7 @@ from deltarank.report.view.candidates import CandidateView
 from deltarank.report.view.chart_rows import Row, spread_out
 from deltarank.report.view.modules import Module, arrange_modules
 from deltarank.report.view.outputs import OutputsView
-from deltarank.report.view.text import NEARLY_ALL, clean, rounded, short, unbroken
+from deltarank.report.view.text import NEARLY_ALL, escape, shorten, significant, unbroken
 from deltarank.results import CandidateKind, DocumentScore, Histogram, Logits, SliceScore, count, figure, percent
 
 Span = tuple[float, float]
@@ -36,9 +36,9 @@ def point_rows(outputs: OutputsView, text: int) -> list[Row]:
             "kind": "rank" if candidate.kind is CandidateKind.RANK else "other",
             "name": candidate.name,
             "rank": candidate.rank,
-            "kld": rounded(logits.kld.mean),
-            "low": rounded(logits.kld.low or logits.kld.mean),
-            "high": rounded(logits.kld.high or logits.kld.mean),
+            "kld": significant(logits.kld.mean),
+            "low": significant(logits.kld.low or logits.kld.mean),
+            "high": significant(logits.kld.high or logits.kld.mean),
             "tooltip": _kld_tooltip(candidate.name, logits),
         }
         for candidate, logits in _scored(outputs, text)
@@ -66,8 +66,8 @@ def reference_rows(outputs: OutputsView, text: int, span: Span) -> list[Row]:
     return [
         {
             "name": candidate.name if logits.kld.mean >= span[0] else f"{candidate.name} \u2193",
-            "kld": rounded(kld),
-            "label_y": rounded(math.exp(low + height * (high - low)), 6),
+            "kld": significant(kld),
+            "label_y": significant(math.exp(low + height * (high - low)), 6),
             "tooltip": _kld_tooltip(candidate.name, logits),
         }
         for (candidate, logits), kld, height in zip(references, shown, heights, strict=True)
@@ -133,14 +133,16 @@ def token_rows(logits: Logits) -> list[Row]:
         for low, high, number in zip(ends, ends[1:], histogram.counts, strict=False):
             share = number / total
             tooltip = f"{percent(share)} of the tokens have a KLD of {figure(low)} to {figure(high)} nats"
-            rows.append({"from": rounded(low), "to": rounded(high), "share": rounded(share), "tooltip": tooltip})
+            rows.append(
+                {"from": significant(low), "to": significant(high), "share": significant(share), "tooltip": tooltip}
+            )
     return rows
 
 
 def statistic_rows(logits: Logits, span: Span) -> list[Row]:
     """The median, the mean and the 99.9th percentile, as far as they lie on the histogram's axis."""
     named = (("median", logits.kld.median), ("mean", logits.kld.mean), ("99.9 %", logits.kld.p999))
-    return [{"name": name, "value": rounded(value)} for name, value in named if span[0] <= value <= span[1]]
+    return [{"name": name, "value": significant(value)} for name, value in named if span[0] <= value <= span[1]]
 
 
 def position_rows(logits: Logits) -> list[Row]:
@@ -160,7 +162,7 @@ def _slice_rows(slices: Sequence[SliceScore], label: str, tooltip: str, *, scale
         {
             "label": label.format(scale * each.first, scale * each.last),
             "share": percent(each.tokens / total),
-            "kld": rounded(each.kld),
+            "kld": significant(each.kld),
             "tooltip": _mean_tooltip(tooltip.format(scale * each.first, scale * each.last), each),
         }
         for each in slices
@@ -186,8 +188,8 @@ def document_rows(logits: Logits) -> list[Row]:
     return [
         {
             "number": number,
-            "kld": rounded(each.kld, 3),
-            "tooltip": _mean_tooltip(short(clean(each.name)), each),
+            "kld": significant(each.kld, 3),
+            "tooltip": _mean_tooltip(shorten(escape(each.name)), each),
         }
         for number, each in list(enumerate(ordered, 1))[::-step][::-1]
     ]
@@ -255,9 +257,9 @@ def part_rows(attribution: AttributionView, modules: Sequence[Module]) -> list[R
             "layer": part.layer,
             "module": module.label if (module := by_name.get(part.module or "")) else None,
             "short_module": module.short_label if module else None,
-            "kld": rounded(part.kld),
-            "share_kld": rounded(part.share_kld),
-            "share_lost": rounded(part.share_lost),
+            "kld": significant(part.kld),
+            "share_kld": significant(part.share_kld),
+            "share_lost": significant(part.share_lost),
         }
         for i, part in enumerate(attribution.parts)
     ]

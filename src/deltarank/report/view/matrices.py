@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 
 from deltarank.report.view.page import HeatCell, MatrixRow, ModuleRow, PageAxes
-from deltarank.report.view.text import clean, rounded, rounded_share
+from deltarank.report.view.text import escape, rounded_share, significant
 from deltarank.results import MatrixResult, Outcome, Results, Total
 
 NO_LAYER = "–"
@@ -79,7 +79,7 @@ def _reason(matrix: MatrixResult) -> str | None:
     """Why there is no loss, or nothing to lose."""
     if matrix.outcome is Outcome.MEASURED:
         return None
-    return clean(matrix.reason or matrix.outcome.sentence)
+    return escape(matrix.reason or matrix.outcome.sentence)
 
 
 def module_rows(run: Results, axes: PageAxes) -> tuple[ModuleRow, ...]:
@@ -100,24 +100,24 @@ def matrix_rows(run: Results, axes: PageAxes, listed: Sequence[int]) -> tuple[Ma
 
 def _matrix_row(run: Results, matrix: MatrixResult, axes: PageAxes, *, is_detailed: bool) -> MatrixRow:
     return MatrixRow(
-        name=clean(matrix.name),
+        name=escape(matrix.name),
         layer=layer_label(matrix.layer),
         shape=matrix.shape,
-        dtype=clean(matrix.dtype),
+        dtype=escape(matrix.dtype),
         reason=_reason(matrix),
         lost=axes.lost(matrix.losses if matrix.has_losses else ()),
         share=_share_of_change(matrix.energy, run) if matrix.has_losses else None,
-        relative_norm=rounded(matrix.relative_norm),
-        frobenius=rounded(matrix.frobenius),
-        mean_abs=rounded(matrix.mean_abs),
+        relative_norm=significant(matrix.relative_norm),
+        frobenius=significant(matrix.frobenius),
+        mean_abs=significant(matrix.mean_abs),
         max_rank=matrix.max_rank,
-        stable_rank=rounded(matrix.stable_rank),
-        effective_rank=rounded(matrix.effective_rank),
+        stable_rank=significant(matrix.stable_rank),
+        effective_rank=significant(matrix.effective_rank),
         signal_rank=matrix.signal_rank,
         rounding_floor=rounded_share(matrix.rounding_floor),
-        floor_level=rounded(_floor_level(matrix)),
-        noise_edge=rounded(matrix.noise_edge),
-        solver=clean(matrix.solver) if matrix.solver else None,
+        floor_level=significant(_floor_level(matrix)),
+        noise_edge=significant(matrix.noise_edge),
+        solver=escape(matrix.solver) if matrix.solver else None,
         curve=_curve(matrix) if is_detailed else (),
         spectrum=_spectrum(matrix) if is_detailed else (),
     )
@@ -140,7 +140,7 @@ def _curve(matrix: MatrixResult) -> tuple[tuple[int, float], ...]:
 def _spectrum(matrix: MatrixResult) -> tuple[tuple[int, float], ...]:
     """About 48 singular values at log-spaced indices, the first and the last included; zeros have no logarithm."""
     values = [v for v in matrix.singular_values if math.isfinite(v) and v > 0]
-    points = ((i, rounded(values[i - 1])) for i in log_spaced(len(values), SPECTRUM_POINTS))
+    points = ((i, significant(values[i - 1])) for i in log_spaced(len(values), SPECTRUM_POINTS))
     return tuple((i, v) for i, v in points if v is not None)
 
 

@@ -17,7 +17,7 @@ from deltarank.report.view.candidates import (
 from deltarank.report.view.provenance import Provenance, clean_command, settings_facts
 from deltarank.report.view.samples import ExcerptView, SampleView, excerpt_views, sample_views
 from deltarank.report.view.table import Table
-from deltarank.report.view.text import clean, label
+from deltarank.report.view.text import escape, label
 from deltarank.results import CandidateKind, Outputs, Text
 
 
@@ -57,7 +57,7 @@ def outputs_view(outputs: Outputs | None, ranks: Sequence[int]) -> OutputsView |
     candidates = candidate_views(outputs, ranks)
     at_rank = tuple(candidate_at(rank, candidates) for rank in ranks)
     return OutputsView(
-        sentences=tuple(clean(sentence) for sentence in outputs.sentences),
+        sentences=tuple(escape(sentence) for sentence in outputs.sentences),
         texts=texts,
         default_text=default_text,
         candidates=candidates,
@@ -75,7 +75,7 @@ def outputs_view(outputs: Outputs | None, ranks: Sequence[int]) -> OutputsView |
         provenance=Provenance(
             facts=tuple(settings_facts(outputs.settings, without={"command", "identity"})),
             command=clean_command(outputs.settings),
-            notes=tuple(clean(note) for note in outputs.notes),
+            notes=tuple(escape(note) for note in outputs.notes),
         ),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.report.view.table import Table, TableRow
-from deltarank.report.view.text import clean
+from deltarank.report.view.text import escape
 from deltarank.results import Outcome, Reference, Results, count, duration, figure, listing, size
 
 MOST_NAMES = 400
@@ -56,7 +56,7 @@ def left_out_groups(run: Results) -> tuple[LeftOutGroup, ...]:
 
 def _left_out_group(outcome: Outcome, tensors: list[tuple[str, str, float | None]]) -> LeftOutGroup:
     shares = [share for _, _, share in tensors if share is not None]
-    names = tuple((clean(name), "" if reason == outcome.sentence else clean(reason)) for name, reason, _ in tensors)
+    names = tuple((escape(name), "" if reason == outcome.sentence else escape(reason)) for name, reason, _ in tensors)
     return LeftOutGroup(
         sentence=outcome.sentence,
         count=len(tensors),
@@ -71,9 +71,9 @@ def provenance_of(run: Results) -> Provenance:
     return Provenance(
         facts=tuple(_facts(run)),
         command=clean_command(run.settings),
-        notes=tuple(clean(note) for note in run.notes),
+        notes=tuple(escape(note) for note in run.notes),
         files=tuple(
-            (title, tuple((clean(name), size(number)) for name, number in reference.files.items()))
+            (title, tuple((escape(name), size(number)) for name, number in reference.files.items()))
             for title, reference in _references(run)
             if reference.files
         ),
@@ -85,20 +85,20 @@ def provenance_of(run: Results) -> Provenance:
 def clean_command(settings: Mapping[str, Any]) -> str | None:
     """The command of a run, if its settings have it."""
     command = settings.get("command")
-    return clean(command if isinstance(command, str) else " ".join(map(str, command))) if command else None
+    return escape(command if isinstance(command, str) else " ".join(map(str, command))) if command else None
 
 
 def setting_text(value: Any) -> str:
     """The value of a setting: text as it is, lists as a series, anything else as JSON."""
     if isinstance(value, (list, tuple)):
         return ", ".join(setting_text(each) for each in value)
-    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def settings_facts(settings: Mapping[str, Any], *, without: Collection[str] = ()) -> list[tuple[str, str]]:
     """(title, value) of the settings that have a value."""
     return [
-        (clean(key).replace("_", " "), setting_text(value))
+        (escape(key).replace("_", " "), setting_text(value))
         for key, value in settings.items()
         if key not in without and value not in (None, "", [], (), {})
     ]
@@ -119,7 +119,7 @@ def _facts(run: Results) -> list[tuple[str, str]]:
     facts.append(("matrices", f"{count(whole.matrices, 'matrix', 'matrices')} with {figure(whole.entries)} weights"))
     if isinstance(seconds := settings.get("seconds"), (int, float)):
         facts.append(("time", duration(seconds)))
-    facts.append(("measured", f"{clean(run.created)} by deltarank {clean(run.tool_version)}"))
+    facts.append(("measured", f"{escape(run.created)} by deltarank {escape(run.tool_version)}"))
     return facts
 
 
@@ -127,7 +127,7 @@ def _reference(reference: Reference) -> str:
     revision = f" at revision {reference.revision}" if reference.revision else ""
     total = sum(reference.files.values())
     files = f" ({count(len(reference.files), 'file')}, {size(total)})" if reference.files else ""
-    return clean(reference.ref + revision) + files
+    return escape(reference.ref + revision) + files
 
 
 def _solvers(run: Results) -> str:
@@ -136,16 +136,16 @@ def _solvers(run: Results) -> str:
     for matrix in run.matrices:
         if matrix.solver:
             used[matrix.solver] = used.get(matrix.solver, 0) + 1
-    requested = clean(run.settings.get("solver", "")) or "auto"
+    requested = escape(run.settings.get("solver", "")) or "auto"
     if not used:
         return requested
-    return f"{requested}: " + clean(listing([f"{number:,} by {name}" for name, number in used.items()]))
+    return f"{requested}: " + escape(listing([f"{number:,} by {name}" for name, number in used.items()]))
 
 
 def _audit_table(run: Results) -> Table:
     rows = tuple(
         TableRow(
-            clean(row.name),
+            escape(row.name),
             (
                 str(row.rank),
                 f"{row.cosine_distance:.6f}",

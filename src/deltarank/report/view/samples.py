@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltarank.report.view.text import clean_lines, label, rounded
+from deltarank.report.view.text import escape_lines, label, significant
 from deltarank.report.view.text_diff import Difference, difference, words_of
 from deltarank.results import Excerpt, Outputs, Sample
 
@@ -60,10 +60,10 @@ def _excerpt(excerpt: Excerpt, outputs: Outputs) -> ExcerptView:
     return ExcerptView(
         text=label(excerpt.text),
         document=label(excerpt.document),
-        pieces=tuple(clean_lines(piece) for piece in excerpt.pieces[:MOST_PIECES]),
+        pieces=tuple(escape_lines(piece) for piece in excerpt.pieces[:MOST_PIECES]),
         is_cut=len(excerpt.pieces) > MOST_PIECES or not "".join(excerpt.pieces).rstrip(" ").endswith(_ENDINGS),
         kld={
-            indices[name]: tuple(rounded(nats, 3) for nats in values[:MOST_PIECES])
+            indices[name]: tuple(significant(nats, 3) for nats in values[:MOST_PIECES])
             for name, values in excerpt.kld.items()
             if name in indices
         },
@@ -100,4 +100,4 @@ def _indices(outputs: Outputs) -> dict[str, int]:
 
 
 def _shortened(text: str) -> str:
-    return clean_lines(text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…")
+    return escape_lines(text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…")

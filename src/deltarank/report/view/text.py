@@ -13,7 +13,7 @@ NEARLY_ALL = 0.9999
 """A share just under 1 is rounded to this, so that it never reads "100 %"."""
 
 
-def clean(text: object) -> str:
+def escape(text: object) -> str:
     """Any text on one line, without characters that could reorder or hide the text around them.
 
     Control characters, direction marks, zero-width characters and lone surrogates become escapes:
@@ -22,13 +22,13 @@ def clean(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
-def clean_lines(text: object) -> str:
-    """As `clean`, but line ends and tabs stay."""
+def escape_lines(text: object) -> str:
+    """As `escape`, but line ends and tabs stay."""
     lines = re.split(r"\r\n?|\n", str(text))
-    return "\n".join("\t".join(clean(part) for part in line.split("\t")) for line in lines)
+    return "\n".join("\t".join(escape(part) for part in line.split("\t")) for line in lines)
 
 
-def short(text: str, *, most: int = 48) -> str:
+def shorten(text: str, *, most: int = 48) -> str:
     """At most `most` characters, cut in the middle: both ends of a tensor's name identify it."""
     if len(text) <= most:
         return text
@@ -37,8 +37,8 @@ def short(text: str, *, most: int = 48) -> str:
 
 
 def label(text: str) -> str:
-    """A name as a label of a chart or a table: clean and short."""
-    return short(clean(text), most=36)
+    """A name as a label of a chart or a table: escaped and short."""
+    return shorten(escape(text), most=36)
 
 
 def unique_labels(labels: Iterable[str]) -> list[str]:
@@ -51,7 +51,7 @@ def unique_labels(labels: Iterable[str]) -> list[str]:
     return result
 
 
-def rounded(value: float | None, digits: int = 4) -> float | None:
+def significant(value: float | None, digits: int = 4) -> float | None:
     """A number with `digits` significant digits; None if it is unknown or not finite (JSON has no NaN)."""
     if value is None or not math.isfinite(value):
         return None
@@ -59,8 +59,8 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
 
 
 def rounded_share(share: float | None) -> float | None:
-    """As `rounded`, but a share under 1 stays under 1."""
-    result = rounded(share)
+    """As `significant`, but a share under 1 stays under 1."""
+    result = significant(share)
     return NEARLY_ALL if result == 1 and share != 1 else result
 
 

@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from deltarank.checkpoints.hub.retry import MAX_FAILURES, MAX_REQUESTED_DELAY, Backoff, TransferError, requested_delay
+from deltarank.checkpoints.hub.backoff import MAX_FAILURES, MAX_REQUESTED_DELAY, Backoff, TransferError, requested_delay
 
 
 def a_backoff() -> tuple[Backoff, list[float], list[str]]:
