@@ -20,6 +20,7 @@ from deltarank.checkpoints import Pair, dimensions, parse_expert_name, quoted
 from deltarank.errors import AdapterError
 from deltarank.results import count
 from deltarank.servers import (
+    EXPERT,
     PEFT,
     Handling,
     Server,
@@ -227,7 +228,7 @@ def _raise_wrong_base(adapter: LoraAdapter, unused: list[UnusedTensor], parts: i
 
 def _names_fused_by_peft(tensors: TensorIndex, config: Mapping[str, Any]) -> frozenset[str]:
     """The last components of names that PEFT takes for experts; empty for a model that has no separate experts."""
-    has_experts = any(kind_of_tensor(target.base.tensor) == "expert" for target in tensors.targets)
+    has_experts = any(kind_of_tensor(target.base.tensor) == EXPERT for target in tensors.targets)
     return modules_fused_by_peft(config) if has_experts else frozenset()
 
 
@@ -240,7 +241,7 @@ def _why_ignored(
         return None if is_honoured else UnusedTensor(part.up.name, f"{server.title} ignores it")
     if (reason := _why_peft_ignores(part, adapter.config)) is not None:
         return UnusedTensor(part.up.name, reason)
-    is_expert = kind_of_tensor(part.tensor) == "expert"
+    is_expert = kind_of_tensor(part.tensor) == EXPERT
     if part.module.rpartition(".")[2] in fused_names and part.is_lora and not (part.is_parameter or is_expert):
         reason = "PEFT (0.21) takes modules of this name for single experts in such a model, and does not apply it"
         return UnusedTensor(part.up.name, reason)

@@ -53,12 +53,18 @@ from deltarank.system import Default
 @click.option(
     "--attribute",
     type=click.Choice(["module", "layer"]),
-    help="Reduce one module (or layer) at a time to rank r, and rank them by their KLD.",
+    help="Truncate one module (or layer) at a time to the rank of the headline, and sort them by the resulting KLD.",
 )
 @number_option("--samples", "Answers per prompt; 0: none.", Default.SAMPLES)
 @number_option("--max-tokens", "Longest answer, in tokens.", Default.MAX_TOKENS)
 @number_option("--seed", "Seed of the answers and the intervals.", Default.SEED)
-@click.option("--batch", type=int, metavar="N", help="Documents per forward pass.  [default: as memory allows]")
+@click.option(
+    "--batch",
+    type=int,
+    metavar="N",
+    help="Documents, or answers, processed together.  [default: documents of 2,048 tokens in all (8,192 on a GPU); "
+    "8 answers]",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -84,10 +90,10 @@ def outputs(
 ) -> None:
     """Compare the predictions and texts of FINETUNE with those of candidates that may be served in its place.
 
-    Candidates are: BASE plus a rank-r delta, adapters, other checkpoints and quantised copies of FINETUNE. BASE alone
-    and two controls are always included. All of them score --text and the finetune's own answers, and answer the
-    prompts. Adds the results to RUN/results.json and RUN/report.html. To resume an interrupted run, repeat the same
-    command.
+    Candidates are: BASE plus a rank-r delta, adapters, other checkpoints and quantised copies of FINETUNE. BASE alone,
+    the unlimited-rank delta and two controls are always included. All are scored on --text and on the finetune's
+    answers; all but the controls answer the prompts. Adds the results to RUN/results.json and RUN/report.html. To
+    resume an interrupted run, repeat the same command.
     """
     options["ranks"] = parse_ranks(ranks) if ranks else DEFAULT_OUTPUTS_RANKS
     options["yardsticks"] = tuple(word for text in yardsticks for word in text.replace(",", " ").split())

@@ -93,7 +93,7 @@ def encode_prompts(
     encoded = [prompt.ids(tokenizer) for prompt in prompts]
     for number, ids in enumerate(encoded, start=first + 1):
         if not ids:
-            raise UsageError(f"Prompt {number} has no token.", cure="Remove the prompt.", slug="prompt-length")
+            raise UsageError(f"Prompt {number} is empty.", cure="Remove the prompt.", slug="prompt-length")
         if len(ids) + max_tokens > context:
             raise UsageError(
                 f"Prompt {number} is too long: {len(ids):,} tokens and an answer of {max_tokens:,} exceed the model's "

@@ -56,7 +56,7 @@ def _read_text(path: Path, tokenizer: Tokenizer, context: int) -> list[Document]
     if documents := [part for file in _text_files(path) for part in _read_documents(file, tokenizer, context)]:
         return documents
     raise UsageError(
-        f"{str(path)!r} is too short: it has no token that can be scored. A scored token needs one before it.",
+        f"{str(path)!r} is too short: it must contain at least two tokens, because the first one cannot be scored.",
         cure="Use a text of at least a few pages. A thousand tokens in ten documents give a usable interval.",
         slug="text-short",
     )

@@ -97,7 +97,7 @@ def read_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) ->
     Raises:
         CheckpointError: (slug "not-a-language-model") there is no configuration of a language model that transformers
             knows.
-        UsageError: (slug "remote-code") the model can only be built by code that comes with the checkpoint.
+        UsageError: (slug "remote-code") the model needs custom Python code from the checkpoint.
         JobError: (slug "quantised-model") weights are stored in a quantised format that cannot be decoded.
     """
     folder = ModelFolder.of_checkpoint(checkpoint)
@@ -132,8 +132,7 @@ def _refuse_remote_code(checkpoint: Checkpoint) -> None:
     if config is not None and type(config) in AutoModelForCausalLM._model_mapping:
         return
     raise UsageError(
-        f"{checkpoint.reference.ref!a} can only be built by code that comes with the checkpoint, which is not run by "
-        "default.",
+        f"{checkpoint.reference.ref!a} needs custom Python code from the checkpoint, which is not run by default.",
         cure="Read the .py files beside its weights. If you trust them, add --trust-remote-code.",
         slug="remote-code",
     )

@@ -21,6 +21,8 @@ from deltarank.results.codec import (
 from deltarank.results.formatting import count, duration, figure, listing, percent, percents, size
 from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.outputs import (
+    FINETUNE,
+    FINETUNE_AGAIN,
     AttributionResult,
     BlindBound,
     CandidateKind,
@@ -64,6 +66,8 @@ from deltarank.results.verification import (
 __all__ = [
     "DEFAULT_OUTPUTS_RANKS",
     "DEFAULT_RANKS",
+    "FINETUNE",
+    "FINETUNE_AGAIN",
     "PREFERRED_RANK",
     "SERVABLE_RANKS",
     "AttributionResult",

@@ -13,6 +13,9 @@ from typing import Any
 
 from deltarank.results.codec import Count, Rank, StoredResult
 
+FINETUNE, FINETUNE_AGAIN = "finetune", "finetune again"
+"""The names of the reference and of its second measurement, among candidates and answers."""
+
 
 class CandidateKind(StrEnum):
     """What a candidate is."""

@@ -14,11 +14,13 @@ from deltarank.servers.model_families import (
     peft_router_name,
 )
 from deltarank.servers.rules import DEFAULT_SERVER, PEFT, Handling, Server, get_server, rules_date, server_names
-from deltarank.servers.tensor_kinds import kind_in_words, kind_of_tensor
+from deltarank.servers.tensor_kinds import EXPERT, ROUTER, kind_in_words, kind_of_tensor
 
 __all__ = [
     "DEFAULT_SERVER",
+    "EXPERT",
     "PEFT",
+    "ROUTER",
     "ExpertLayout",
     "Handling",
     "Server",

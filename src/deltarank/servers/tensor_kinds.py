@@ -8,6 +8,9 @@ from functools import cache
 
 from deltarank.servers.data import compile_globs, load_data
 
+EXPERT, ROUTER = "expert", "router"
+"""Kinds that adapters treat in a way of their own."""
+
 
 @dataclass(frozen=True)
 class TensorKind:
@@ -19,7 +22,7 @@ class TensorKind:
 
 
 def kind_of_tensor(name: str) -> str | None:
-    """ "norm", "bias", "lm_head", "embedding", "router", "expert", ...; None for a plain linear weight."""
+    """ "norm", "bias", "lm_head", "embedding", ROUTER, EXPERT, ...; None for a plain linear weight."""
     return next((k.kind for k in _kinds() if any(pattern.match(name) for pattern in k.patterns)), None)
 
 

@@ -27,7 +27,7 @@ from deltarank.report.view.divergence_rows import (
     token_rows,
 )
 from deltarank.report.view.outputs import outputs_view
-from deltarank.report.view.samples import FINETUNE_AGAIN, MOST_PIECES
+from deltarank.report.view.samples import FINETUNE_AGAIN_INDEX, MOST_PIECES
 from deltarank.results import CandidateKind, Interval, Outputs, Sample, SliceScore
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -119,9 +119,9 @@ class TestView:
         view = outputs_view(outputs(), RANKS)
         sample = view.samples[0]
         assert "".join(sample.answer).startswith("The lantern on the quay")
-        names = {view.candidates[i].name if i != FINETUNE_AGAIN else "finetune again" for i in sample.others}
+        names = {view.candidates[i].name if i != FINETUNE_AGAIN_INDEX else "finetune again" for i in sample.others}
         assert names == {"finetune again", *KLD} - {"finetune, rounded"}
-        assert sample.others[FINETUNE_AGAIN].same_first_words == 0
+        assert sample.others[FINETUNE_AGAIN_INDEX].same_first_words == 0
 
     def test_a_missing_answer_is_left_out(self):
         made = outputs(samples=(Sample("p", "chat", {"rank 64": "x", "someone else": "y"}),))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deltarank.adapters import Budget, LeftOut, MatrixEnergies, module_type
-from deltarank.jobs.extract.layout import EXPERT, AdapterLayout, Target, UnfactoredTensor, ZeroModule
+from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor, ZeroModule
 from deltarank.jobs.extract.result import AdapterMatrix, SummedEnergy
 from deltarank.results import Loss, Outcome
-from deltarank.servers import kind_of_tensor
+from deltarank.servers import EXPERT, kind_of_tensor
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ import torch
 
 from deltarank.checkpoints import Pair, SummedTensor
 from deltarank.results import Outcome
-from deltarank.servers import ExpertLayout, Server, kind_of_tensor
-
-EXPERT, ROUTER = "expert", "router"
+from deltarank.servers import EXPERT, ExpertLayout, Server, kind_of_tensor
 
 
 @dataclass(frozen=True)

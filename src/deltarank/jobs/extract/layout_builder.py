@@ -15,7 +15,7 @@ from deltarank.jobs.extract.experts import (
     refusal_of_expert,
     separate_from_experts,
 )
-from deltarank.jobs.extract.layout import EXPERT, ROUTER, AdapterLayout, Target, UnfactoredTensor, ZeroModule
+from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor, ZeroModule
 from deltarank.jobs.extract.reasons import (
     NOT_A_MATRIX,
     NOT_A_MODULE,
@@ -26,7 +26,7 @@ from deltarank.jobs.extract.reasons import (
     omission_reason,
 )
 from deltarank.results import Outcome, Skipped
-from deltarank.servers import Handling, Server, is_transposed, kind_of_tensor, peft_router_name
+from deltarank.servers import EXPERT, ROUTER, Handling, Server, is_transposed, kind_of_tensor, peft_router_name
 
 
 @dataclass(frozen=True)

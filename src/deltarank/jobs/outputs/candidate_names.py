@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.models import YARDSTICKS
+from deltarank.results import FINETUNE, FINETUNE_AGAIN
 
-FINETUNE = "finetune"
-FINETUNE_AGAIN = "finetune again"
 WHOLE_DELTA = "whole delta"
 BASE = "base"
 ANY_RANK = "any rank"

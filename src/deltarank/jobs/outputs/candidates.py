@@ -14,7 +14,6 @@ from deltarank.checkpoints import FLOAT_DTYPES, Pair, Piece, SummedTensor, open_
 from deltarank.jobs.outputs.candidate_names import (
     ANY_RANK,
     BASE,
-    FINETUNE_AGAIN,
     WHOLE_DELTA,
     adapter_names,
     model_names,
@@ -24,7 +23,7 @@ from deltarank.jobs.outputs.low_rank import LowRankDeltas
 from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.models import Edit, EditedWeights, ModelSkeleton, Yardstick, get_yardstick, read_piece, read_skeleton
-from deltarank.results import CandidateKind, listing
+from deltarank.results import FINETUNE_AGAIN, CandidateKind, listing
 
 
 @dataclass(frozen=True)

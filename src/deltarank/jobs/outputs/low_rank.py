@@ -21,7 +21,7 @@ from deltarank.errors import JobError
 from deltarank.models import Edit, read_piece
 from deltarank.results import Energy, Norm, Outcome
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
-from deltarank.servers import kind_of_tensor
+from deltarank.servers import EXPERT, kind_of_tensor
 from deltarank.spectra import factorise
 
 _BYTES_PER_NUMBER = torch.float32.itemsize
@@ -149,7 +149,7 @@ class LowRankDeltas:
 
 def lora_matrices(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """The matrices that a served LoRA has factors for: no router, no output head, no embedding."""
-    return tuple(pair for pair in pairs if kind_of_tensor(pair.base.tensor) in (None, "expert"))
+    return tuple(pair for pair in pairs if kind_of_tensor(pair.base.tensor) in (None, EXPERT))
 
 
 def factor_bytes(pairs: Sequence[Pair], rank: int) -> int:

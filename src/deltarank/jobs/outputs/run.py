@@ -13,7 +13,6 @@ from pathlib import Path
 from deltarank.divergence import Document
 from deltarank.jobs.outputs.answers import AnswerRecord, Answers
 from deltarank.jobs.outputs.attribution import Attribution
-from deltarank.jobs.outputs.candidate_names import FINETUNE, FINETUNE_AGAIN
 from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.jobs.outputs.low_rank import LowRankDeltas, MatrixDecomposer, MatrixDecomposition
@@ -21,7 +20,16 @@ from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.jobs.outputs.scoring import OnTokens, Scorer, TextSet
 from deltarank.jobs.outputs.summary import Measurements, summarise
-from deltarank.results import AttributionResult, CandidateKind, Outputs, headline_rank, read_records, to_plain
+from deltarank.results import (
+    FINETUNE,
+    FINETUNE_AGAIN,
+    AttributionResult,
+    CandidateKind,
+    Outputs,
+    headline_rank,
+    read_records,
+    to_plain,
+)
 from deltarank.runtime import ProgressListener, Record, RunFolder, TimeEstimate, matrix_pass, planned_seconds
 
 OWN_ANSWERS = "its own answers"

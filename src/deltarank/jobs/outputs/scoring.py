@@ -120,8 +120,8 @@ def _check_finite(head_inputs: Sequence[Tensor]) -> None:
     bad = sum(int((~each.isfinite()).any(-1).sum()) for each in head_inputs)
     if bad:
         raise JobError(
-            f"The finetune's own predictions are NaN or infinite at {bad:,} of {sum(map(len, head_inputs)):,} tokens "
-            "of a batch.",
+            f"The finetune's own predictions are NaN or infinite for {bad:,} of the "
+            f"{sum(map(len, head_inputs)):,} tokens in a batch.",
             cure="Use --dtype float32 (float16 overflows where bfloat16 does not), or look for NaN in the checkpoint: "
             "`deltarank compare` names the tensors.",
             slug="outputs-not-finite",

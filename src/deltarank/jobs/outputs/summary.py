@@ -9,12 +9,14 @@ import numpy as np
 
 from deltarank.divergence import Answer, Tokenizer, TokenStats, summarise_logits, summarise_writing
 from deltarank.jobs.outputs.answers import Answers
-from deltarank.jobs.outputs.candidate_names import BASE, FINETUNE, FINETUNE_AGAIN, rank_name
+from deltarank.jobs.outputs.candidate_names import BASE, rank_name
 from deltarank.jobs.outputs.candidates import Candidate
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.jobs.outputs.verdict import verdict_sentences
 from deltarank.results import (
+    FINETUNE,
+    FINETUNE_AGAIN,
     AttributionResult,
     CandidateKind,
     CandidateResult,

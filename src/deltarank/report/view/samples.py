@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from deltarank.report.view.text import escape_lines, label, significant
 from deltarank.report.view.text_diff import Difference, difference, words_of
-from deltarank.results import Excerpt, Outputs, Sample
+from deltarank.results import FINETUNE, FINETUNE_AGAIN, Excerpt, Outputs, Sample
 
-FINETUNE_AGAIN = -1
+FINETUNE_AGAIN_INDEX = -1
 """Stands for the finetune's answers with other seeds among the indices of candidates."""
 
 MOST_EXCERPTS = 12
@@ -18,9 +18,6 @@ MOST_SAMPLES = 24
 MOST_CHARACTERS = 2000
 MOST_CHARACTERS_IN_ALL = 300_000
 """How much of each the page has for each run; results.json has all."""
-
-_FINETUNE, _AGAIN = "finetune", "finetune again"
-"""The finetune's names among the answers."""
 
 _ENDINGS = (*".!?:;\"'”’»)]}>`。！？…\n", "</s>")
 """How a complete text usually ends."""
@@ -85,7 +82,7 @@ def sample_views(outputs: Outputs) -> tuple[SampleView, ...]:
 def _sample(sample: Sample, outputs: Outputs) -> SampleView:
     indices = _indices(outputs)
     words = {name: words_of(_shortened(answer)) for name, answer in sample.answers.items()}
-    answer = words.get(_FINETUNE, ())
+    answer = words.get(FINETUNE, ())
     return SampleView(
         prompt=_shortened(sample.prompt),
         category=label(sample.category),
@@ -96,7 +93,10 @@ def _sample(sample: Sample, outputs: Outputs) -> SampleView:
 
 def _indices(outputs: Outputs) -> dict[str, int]:
     """Name -> index of a candidate."""
-    return {**{candidate.name: i for i, candidate in enumerate(outputs.candidates)}, _AGAIN: FINETUNE_AGAIN}
+    return {
+        **{candidate.name: i for i, candidate in enumerate(outputs.candidates)},
+        FINETUNE_AGAIN: FINETUNE_AGAIN_INDEX,
+    }
 
 
 def _shortened(text: str) -> str:
