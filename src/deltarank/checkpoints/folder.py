@@ -158,7 +158,7 @@ def _checked(weights: WeightFiles) -> WeightFiles:
     refuse_missing_shards(
         [name for name in shards if not (weights.folder / name).exists()],
         place=f"in {quoted(weights.folder, max_length=300)}",
-        cure="Finish the download or copy: every file that the index names must lie beside it.",
+        cure="Finish the download or copy: every file that the index names must be in the same folder.",
     )
     return weights
 
@@ -178,7 +178,7 @@ def _refuse_folder(folder: Path, names: Sequence[str], safetensors: Sequence[str
     if safetensors and all(map(_is_adapter, safetensors)):
         raise CheckpointError(
             f"{shown} holds an adapter ({quoted(safetensors[0])}), not a whole checkpoint.",
-            cure="`compare`, `extract` and `verify` accept it as FINETUNE if its adapter_config.json lies beside it. "
+            cure="`compare`, `extract` and `verify` accept it as FINETUNE if its folder has adapter_config.json. "
             "Elsewhere, merge it first (PEFT: `merge_and_unload`, then `save_pretrained`) and give that folder.",
             slug="adapter-not-checkpoint",
         )

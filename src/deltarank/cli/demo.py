@@ -34,7 +34,7 @@ ATTRIBUTED = "full"
     default=Path("deltarank-demo"),
     show_default=True,
     metavar="OUT",
-    help="Folder for the models, the runs and the page.",
+    help="Folder for the models, the runs and the report.",
 )
 @click.option(
     "--seed",
@@ -73,7 +73,7 @@ def demo(output: Path, seed: int, force: bool, quiet: bool) -> None:
 
 
 def _refuse_other_folders(output: Path) -> None:
-    """Raises OutputError for a folder with runs or a page that are not the demo's."""
+    """Raises OutputError for a folder with runs or a report that are not the demo's."""
     if (output / "lab" / "lab.json").is_file():
         return
     for name in ("runs", "report.html"):
@@ -120,7 +120,7 @@ def _report(runs: list[Results], rank: int, output: Path, *, quiet: bool) -> Non
 
     try:
         written = write_report(runs, output)
-    finally:  # if the page fails, the tables are printed all the same
+    finally:  # if the report fails, the tables are printed all the same
         out(runs_side_by_side(runs, rank=rank, width=width()))
     say_written(written, sayer(quiet))
     out(f"\nReport: {(output / 'report.html').resolve()}")

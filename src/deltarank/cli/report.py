@@ -1,4 +1,4 @@
-"""`deltarank report`: write the page of a run again, or one page over several runs."""
+"""`deltarank report`: write the report of a run again, or one report on several runs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from deltarank.errors import OutputError
 from deltarank.results import Results, headline_rank
 
 
-@click.command(short_help="Write the page again, or one page over several runs.")
+@click.command(short_help="Write the report of a run again, or one on several runs.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@output_option("OUT", "Folder for the page", "the run itself; for several runs, report/")
+@output_option("OUT", "Folder for the report", "the run itself; for several runs, report/")
 @click.option("--force", is_flag=True, help="Replace a report.html in OUT that is not this run's own.")
 @quiet_option
 def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool) -> None:
-    """Write the page of a RUN again, or one page that shows several runs side by side.
+    """Write the report of a RUN again, or one report that shows several runs side by side.
 
     RUN is a folder that `deltarank compare` wrote, or its results.json. Nothing is measured. Prints the path of the
-    page and, with several runs, their tables side by side.
+    report and, with several runs, their tables side by side.
     """
     from deltarank.report import report_process, runs_side_by_side, write_report
 
@@ -47,11 +47,11 @@ def _common_rank(results: list[Results]) -> int:
 
 
 def refuse_to_replace(folder: Path) -> None:
-    """Raises OutputError if the folder contains a page."""
+    """Raises OutputError if the folder contains a report."""
     page = folder / "report.html"
     if page.exists():
         raise OutputError(
-            f"{page} exists already.",
+            f"{page} already exists.",
             cure="Choose another folder with -o, or use --force to replace it.",
             slug="output-exists",
         )

@@ -1,4 +1,4 @@
-"""What commands that write a run have in common: the output folder, the plan of a dry run, the page."""
+"""What commands that write a run have in common: the output folder, the plan of a dry run, the report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def print_plan(plan: Printable, *, as_json: bool) -> None:
 
 
 def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRequest, *, note: str = "") -> None:
-    """Measures into the folder of the run, and writes the page. `note` is printed first.
+    """Measures into the folder of the run, and writes the report. `note` is printed first.
 
     `measure` should look up the library's function only when it is called: that imports torch, and the first line
     should not wait for it.
@@ -60,7 +60,7 @@ def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRe
             results = measure(**options, output=request.output, force=request.force, progress=progress)
         try:
             written = write_report([results], request.output)
-        finally:  # if the page fails, the results are printed all the same
+        finally:  # if the report fails, the results are printed all the same
             print_results(results, request.as_json)
     say_written((request.output / "results.json", *written), tell)
 

@@ -75,7 +75,7 @@ def complain(message: str) -> None:
 
 
 def say_written(paths: tuple[Path, ...], tell: Callable[[str], None]) -> None:
-    """Name the files that were written, the page first, because most people want to open it."""
+    """Name the files that were written, the report first, because most people want to open it."""
     for path in sorted(paths, key=lambda path: (path.suffix != ".html", path.name)):
         tell(f"wrote {path}")
 

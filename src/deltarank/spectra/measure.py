@@ -59,7 +59,7 @@ def count_resolved(values: Tensor, resolution: float) -> int:
 
 
 def must_refine(spectrum: Spectrum, values: Tensor, resolved: int, ranks: tuple[int, ...], edge: float) -> bool:
-    """Whether D must be deflated, since the solver cannot resolve what is asked for.
+    """Whether D must be deflated, since the solver cannot resolve such small losses.
 
     Args:
         spectrum: as known so far.

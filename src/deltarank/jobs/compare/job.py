@@ -48,7 +48,7 @@ from deltarank.runtime import (
 from deltarank.system import tool_version
 
 BYTES_A_PAGE = 6_000_000
-"""Disk space for the page and the pictures of a run."""
+"""Disk space for the report and the pictures of a run."""
 
 
 @dataclass(frozen=True)

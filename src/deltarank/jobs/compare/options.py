@@ -1,4 +1,4 @@
-"""What `compare` was asked for, checked before anything is read."""
+"""The options of `compare`, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CompareOptions(SolverOptions):
         super().__post_init__()
         if self.audit < 0:
             raise UsageError(
-                f"--audit is {self.audit}.",
-                cure="Give 0 or a positive whole number.",
+                f"--audit is {self.audit}; the smallest value is 0.",
+                cure="Use a whole number of at least 0.",
                 slug="bad-number",
             )

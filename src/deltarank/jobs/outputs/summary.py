@@ -34,7 +34,7 @@ SAMPLED_PROMPTS = 24
 SAMPLE_CHARACTERS = 2000
 
 EXCERPT_CANDIDATES = 6
-"""Candidates whose KLD is listed token by token: the page has no room for more."""
+"""Candidates whose KLD is listed token by token: more would make the report too large."""
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def _raise_if_crashed(process: _DrawingProcess | None) -> None:
     if process and process.has_crashed:
         raise OutputError(
             "Cannot draw: the JavaScript engine of vl_convert (V8) crashed when it started.",
-            cure="It reserves much address space: lift the limit (`ulimit -v unlimited`), or draw the page on another "
-            "machine with `deltarank report RUN`. results.json is complete.",
+            cure="It reserves much address space: lift the limit (`ulimit -v unlimited`), or write the report on "
+            "another machine with `deltarank report RUN`. results.json is complete.",
             slug="no-drawing",
         )
 
