@@ -28,7 +28,7 @@ def energy_of(wide: torch.Tensor) -> float:
 
 
 def applied(operator: Operator, block: torch.Tensor) -> torch.Tensor:
-    return operator.full_product(operator.half_product(block))
+    return operator.full_product(operator.first_product(block))
 
 
 def test_products_of_8_bits_are_exact() -> None:
@@ -121,7 +121,7 @@ def test_the_restriction_of_a_gram_operator_is_symmetric() -> None:
     gram = int8_gram_operator(wide, energy_of(wide), Workspace())
     assert isinstance(gram, GramOperator)
     block = torch.linalg.qr(torch.randn(120, 16, generator=torch.Generator().manual_seed(1))).Q.T
-    restricted = gram.restrict(block, gram.half_product(block))
+    restricted = gram.restrict(block, gram.first_product(block))
 
     assert torch.equal(restricted, restricted.T)
     assert restricted.double().numpy() == pytest.approx(

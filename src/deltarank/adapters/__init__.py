@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from deltarank.adapters.apply import Applied, Change, NewBias, apply_adapter
 from deltarank.adapters.as_checkpoint import is_adapted, low_rank_factors, open_finetune
-from deltarank.adapters.budget import Budget, LeftOut, MatrixEnergies
+from deltarank.adapters.budget import Budget, LeftOut, MatrixEnergies, OmittedTensor
 from deltarank.adapters.config_read import LoraConfig
 from deltarank.adapters.config_write import adapter_config
 from deltarank.adapters.file_names import (
@@ -63,6 +63,7 @@ __all__ = [
     "LoraUpdate",
     "MatrixEnergies",
     "NewBias",
+    "OmittedTensor",
     "PartKind",
     "Placement",
     "StreamedTensor",

@@ -227,7 +227,7 @@ def _raise_wrong_base(adapter: LoraAdapter, unused: list[UnusedTensor], parts: i
 
 
 def _names_fused_by_peft(tensors: TensorIndex, config: Mapping[str, Any]) -> frozenset[str]:
-    """The last components of names that PEFT takes for experts; empty for a model that has no separate experts."""
+    """The last components of names that PEFT treats as experts; empty for a model that has no separate experts."""
     has_experts = any(kind_of_tensor(target.base.tensor) == EXPERT for target in tensors.targets)
     return modules_fused_by_peft(config) if has_experts else frozenset()
 

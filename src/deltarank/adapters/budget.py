@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 from deltarank.results import count, listing, percents, to_plain
 from deltarank.servers import Server, kind_in_words
@@ -25,9 +25,18 @@ class MatrixEnergies:
     lost: float
 
 
+class OmittedTensor(NamedTuple):
+    """A tensor that the adapter does not contain, and ||D||^2 of it; None if it is unknown."""
+
+    name: str
+    kind: str
+    reason: str
+    energy: float | None
+
+
 @dataclass(frozen=True)
 class LeftOut:
-    """A tensor that the adapter does not hold.
+    """A tensor that the adapter does not contain, as the budget states it.
 
     kind      "norm", "lm_head", ...; "excluded" and the like where the server is not the reason
     share     of the whole change; None if its change is unknown (not read, or in one checkpoint only)
@@ -46,7 +55,7 @@ class Budget:
     kept         ||D||^2 - ||D - B A||^2 of the matrices that were extracted, and tensors that were stored whole
     truncated    ||D - D_r||^2: lost to the rank
     rounded      ||D - B A||^2 - ||D - D_r||^2: lost to the rounding of A and B
-    left_out     in tensors that the adapter does not hold, which `tensors` lists
+    left_out     in tensors that the adapter does not contain, which `tensors` lists
     energy       the whole change, ||W - W0||^2
     """
 
@@ -62,18 +71,14 @@ class Budget:
         cls,
         matrices: Sequence[MatrixEnergies],
         stored_whole: Sequence[float],
-        left_out: Sequence[tuple[LeftOut, float | None]],
+        omitted: Sequence[OmittedTensor],
     ) -> Self:
-        """The budget from energies: of extracted matrices, of tensors stored whole, and of those left out.
-
-        Args:
-            left_out: with the energy of each; None if it is unknown.
-        """
-        absent = math.fsum(energy or 0.0 for _, energy in left_out)
+        """The budget from energies: of extracted matrices, of tensors stored whole, and of omitted ones."""
+        absent = math.fsum(tensor.energy or 0.0 for tensor in omitted)
         whole = math.fsum([*(matrix.total for matrix in matrices), *stored_whole, absent])
         if whole <= 0:
-            return cls(1.0, 0.0, 0.0, 0.0, tuple(replace(tensor, share=energy and 0.0) for tensor, energy in left_out))
-        tensors = (replace(tensor, share=None if energy is None else energy / whole) for tensor, energy in left_out)
+            return cls(1.0, 0.0, 0.0, 0.0, tuple(_left_out(tensor, 1.0) for tensor in omitted))
+        tensors = (_left_out(tensor, whole) for tensor in omitted)
         return cls(
             kept=math.fsum([*(matrix.total - matrix.lost for matrix in matrices), *stored_whole]) / whole,
             truncated=math.fsum(matrix.truncated for matrix in matrices) / whole,
@@ -95,7 +100,7 @@ class Budget:
     def sentence(self, server: Server, rank: int) -> str:
         """As in "keeps 71 % of the change; 29 % is in 81 tensors that vLLM cannot load (norms)"."""
         if self.energy == 0 and self.kept == 1:
-            return "changes nothing, since both checkpoints hold the same numbers"
+            return "changes nothing, since both checkpoints contain the same numbers"
         kept, truncated, rounded, left_out = self.percents
         parts = [f"keeps {kept} of the change"]
         if self.truncated > 0:
@@ -140,3 +145,8 @@ class Budget:
             ],
             "tensors": to_plain(self.tensors),
         }
+
+
+def _left_out(tensor: OmittedTensor, whole: float) -> LeftOut:
+    name, kind, reason, energy = tensor
+    return LeftOut(name, kind, reason, None if energy is None else energy / whole)

@@ -1,10 +1,12 @@
-"""How PEFT reaches the unusual tensors of some model families: fused experts, routers and transposed weights."""
+"""How PEFT addresses the unusual tensors of some model families: fused experts, routers and transposed weights."""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from deltarank.servers.data import compile_globs, load_data
@@ -12,7 +14,7 @@ from deltarank.servers.data import compile_globs, load_data
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Experts that share one tensor, (experts, ...), which PEFT reaches as a bare parameter of their module.
+    """Experts that share one tensor, (experts, ...), which PEFT addresses as a bare parameter of their module.
 
     parameters    all such parameters of the module, in the order in which the model registers them
     inputs_first  each expert is stored as inputs x outputs
@@ -33,12 +35,12 @@ class ExpertLayout:
 
 
 def modules_fused_by_peft(config: Mapping[str, Any]) -> frozenset[str]:
-    """The last components of the module names that PEFT takes for single experts of this model, and fuses."""
+    """The last components of the module names that PEFT treats as separate experts of this model, and fuses."""
     return frozenset(name for row in _families("fused_by_peft", config) for name in row["names"])
 
 
 def peft_router_name(module: str, config: Mapping[str, Any]) -> str | None:
-    """The name by which PEFT reaches a router, given its name in files or in PEFT; None where it is not known."""
+    """The name by which PEFT addresses a router, given its name in files or in PEFT; None where it is not known."""
     for row in _families("routers", config):
         for end in (row["in_files"], row["in_peft"]):
             if module.endswith(f".{end}"):
@@ -65,5 +67,9 @@ def is_conv1d_model(config: Mapping[str, Any]) -> bool:
 
 def is_transposed(tensor: str, config: Mapping[str, Any]) -> bool:
     """Whether this model stores this matrix as inputs x outputs."""
-    patterns = compile_globs(load_data()["transposed"]["names"])
-    return is_conv1d_model(config) and any(pattern.match(tensor) for pattern in patterns)
+    return is_conv1d_model(config) and any(pattern.match(tensor) for pattern in _transposed_names())
+
+
+@cache
+def _transposed_names() -> tuple[re.Pattern[str], ...]:
+    return compile_globs(load_data()["transposed"]["names"])

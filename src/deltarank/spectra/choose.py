@@ -1,4 +1,4 @@
-"""Solvers by name."""
+"""Which solver measures a matrix, and the solver of a given name."""
 
 from __future__ import annotations
 

@@ -59,6 +59,12 @@ class Sums:
         return self.absolute == 0.0
 
     @property
+    def relative_norm(self) -> float | None:
+        """||D|| / ||W0||; None where it is not a finite number."""
+        ratio = self.energy / self.base_energy if self.base_energy > 0 else math.inf
+        return math.sqrt(ratio) if math.isfinite(ratio) else None
+
+    @property
     def rounding_floor(self) -> float:
         """The share of ||D||^2 that storage rounding alone explains, at most 1.
 

@@ -57,10 +57,10 @@ class KrylovSpace:
             return False
         block, old, new = self._block[:count], self.size, self.size + count
         self._basis[old:new] = block
-        self._half = self.operator.half_product(block)
+        self._first_product = self.operator.first_product(block)
         self._restricted[old:new, :new] = 0
         self._restricted[:new, old:new] = 0
-        self._restricted[old:new, old:new] = self.operator.restrict(block, self._half)
+        self._restricted[old:new, old:new] = self.operator.restrict(block, self._first_product)
         before = old - len(self._off_diagonal)
         self._restricted[before:old, old:new] = self._off_diagonal[:, :count]
         self._restricted[old:new, before:old] = self._off_diagonal[:, :count].T
@@ -70,7 +70,7 @@ class KrylovSpace:
 
     def make_next_block(self) -> None:
         """D D' times the last block, minus what the basis already spans."""
-        product = self.operator.full_product(self._half)
+        product = self.operator.full_product(self._first_product)
         last_two = self._basis[max(self.size - 2 * self.operator.block_size, 0) : self.size]
         rest = self._minus_basis(_minus_projection(product, last_two))
         length = float(torch.linalg.vector_norm(product))

@@ -16,7 +16,7 @@ BFLOAT16_NOISE = 4e-5
 
 
 class Operator(Protocol):
-    """D D', (side, side), applied to blocks of rows, (k, side), in two steps: the last block needs the first only.
+    """D D', (side, side), applied to blocks of rows, (k, side), in two steps. The last block needs only the first step.
 
     noise             the standard deviation of what rounding adds to an entry of D D'; 0 in the working precision
     block_size        rows of a block: small blocks need a smaller space in the end, large ones take less time per row
@@ -31,15 +31,15 @@ class Operator(Protocol):
     tolerance_share: float
     check_interval: int
 
-    def half_product(self, block: Tensor) -> Tensor:
-        """The first step; the form of the result is up to the operator."""
+    def first_product(self, block: Tensor) -> Tensor:
+        """The first step: the block times D, (k, length), or times D D', (k, side)."""
         ...
 
-    def restrict(self, block: Tensor, half: Tensor) -> Tensor:
+    def restrict(self, block: Tensor, first: Tensor) -> Tensor:
         """(k, k): D D' restricted to the rows of the block, from the first step."""
         ...
 
-    def full_product(self, half: Tensor) -> Tensor:
+    def full_product(self, first: Tensor) -> Tensor:
         """(k, side): the block times D D', from the first step."""
         ...
 
@@ -50,28 +50,28 @@ class ProductOperator:
     block_size = check_interval = 48
     tolerance_share = 0.7
 
-    def __init__(self, wide: Tensor, working: torch.dtype, *, noise: float = 0.0) -> None:
+    def __init__(self, wide: Tensor, working_dtype: torch.dtype, *, noise: float = 0.0) -> None:
         self.side = wide.shape[0]
         self.noise = noise
         self._wide = wide
-        self._working = working
+        self._working_dtype = working_dtype
 
-    def half_product(self, block: Tensor) -> Tensor:
+    def first_product(self, block: Tensor) -> Tensor:
         return block.to(self._wide.dtype) @ self._wide
 
-    def restrict(self, block: Tensor, half: Tensor) -> Tensor:
-        exact = half.to(self._working)
-        return exact @ exact.T
+    def restrict(self, block: Tensor, first: Tensor) -> Tensor:
+        upcast = first.to(self._working_dtype)
+        return upcast @ upcast.T
 
-    def full_product(self, half: Tensor) -> Tensor:
-        return (half @ self._wide.T).to(self._working)
+    def full_product(self, first: Tensor) -> Tensor:
+        return (first @ self._wide.T).to(self._working_dtype)
 
 
 class GramOperator:
     """One product for each block, with D D' = S N S: N is in low precision, except for its diagonal, the largest part.
 
     Args:
-        gram: N, (side, side), symmetric, with zeros on the diagonal.
+        scaled_gram: N, (side, side), symmetric, with zeros on the diagonal.
         scales: the diagonal of S, (side,).
         diagonal: the diagonal of D D', (side,).
     """
@@ -80,24 +80,24 @@ class GramOperator:
     check_interval = 80
     tolerance_share = 0.7
 
-    def __init__(self, gram: Tensor, scales: Tensor, diagonal: Tensor, *, noise: float) -> None:
-        self.side = gram.shape[0]
+    def __init__(self, scaled_gram: Tensor, scales: Tensor, diagonal: Tensor, *, noise: float) -> None:
+        self.side = scaled_gram.shape[0]
         self.noise = noise
-        self._gram = gram
+        self._scaled_gram = scaled_gram
         self._scales = scales
         self._diagonal = diagonal
 
-    def half_product(self, block: Tensor) -> Tensor:
-        scaled = (block * self._scales).to(self._gram.dtype)
-        product = (self._gram @ scaled.T).T.to(block.dtype, memory_format=torch.contiguous_format)
+    def first_product(self, block: Tensor) -> Tensor:
+        scaled = (block * self._scales).to(self._scaled_gram.dtype)
+        product = (self._scaled_gram @ scaled.T).T.to(block.dtype, memory_format=torch.contiguous_format)
         return product.mul_(self._scales).addcmul_(block, self._diagonal)
 
-    def restrict(self, block: Tensor, half: Tensor) -> Tensor:
-        restricted = half @ block.T
+    def restrict(self, block: Tensor, first: Tensor) -> Tensor:
+        restricted = first @ block.T
         return (restricted + restricted.T) / 2
 
-    def full_product(self, half: Tensor) -> Tensor:
-        return half
+    def full_product(self, first: Tensor) -> Tensor:
+        return first
 
 
 def product_operator(wide: Tensor, energy: float, workspace: Workspace) -> ProductOperator:

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.adapters import Budget, LeftOut, MatrixEnergies
+from deltarank.adapters import Budget, MatrixEnergies, OmittedTensor
 from deltarank.results import from_record
 from deltarank.servers import get_server
 
 ENERGIES = st.floats(0, 1e6)
 
 
-def left(name: str, kind: str = "norm") -> LeftOut:
-    return LeftOut(name, kind, f"vLLM cannot load {kind}s", None)
+def left(name: str, energy: float | None, kind: str = "norm") -> OmittedTensor:
+    return OmittedTensor(name, kind, f"vLLM cannot load {kind}s", energy)
 
 
 @given(
@@ -25,15 +25,15 @@ def left(name: str, kind: str = "norm") -> LeftOut:
 def test_shares_add_up_to_one(
     matrices: list[tuple[float, float, float]], carried: list[float], others: list[float | None]
 ) -> None:
-    spent = [MatrixEnergies(energy, energy * lost * part, energy * lost) for energy, lost, part in matrices]
-    budget = Budget.of(spent, carried, [(left(str(i)), energy) for i, energy in enumerate(others)])
+    energies = [MatrixEnergies(energy, energy * lost * part, energy * lost) for energy, lost, part in matrices]
+    budget = Budget.of(energies, carried, [left(str(i), energy) for i, energy in enumerate(others)])
 
     assert math.isclose(budget.kept + budget.truncated + budget.rounded + budget.left_out, 1, abs_tol=1e-9)
     assert math.isclose(math.fsum(t.share or 0 for t in budget.tensors), budget.left_out, abs_tol=1e-9)
 
 
 def test_the_sentence_states_where_the_change_went() -> None:
-    others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "lm_head"), 4.0), (left("tokens", "added tokens"), None)]
+    others = [left("a", 2.0), left("b", 1.0), left("h", 4.0, "lm_head"), left("tokens", None, "added tokens")]
     budget = Budget.of([MatrixEnergies(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(get_server("vllm"), 64) == (
@@ -43,7 +43,7 @@ def test_the_sentence_states_where_the_change_went() -> None:
 
 
 def test_what_a_server_loads_if_included_is_not_called_impossible() -> None:
-    budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [(left("h", "lm_head"), 1.0)])
+    budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [left("h", 1.0, "lm_head")])
 
     assert budget.sentence(get_server("vllm"), 8) == (
         "keeps 90 % of the change; 10 % is in 1 tensor that vLLM loads only if included by name (lm_head)"
@@ -51,7 +51,7 @@ def test_what_a_server_loads_if_included_is_not_called_impossible() -> None:
 
 
 def test_what_a_server_never_takes_is_named() -> None:
-    others = [(left("a"), 2.0), (left("b"), 1.0), (left("h", "embedding"), 4.0)]
+    others = [left("a", 2.0), left("b", 1.0), left("h", 4.0, "embedding")]
     budget = Budget.of([MatrixEnergies(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(get_server("portable"), 64) == (
@@ -61,21 +61,21 @@ def test_what_a_server_never_takes_is_named() -> None:
 
 
 def test_tensors_are_sorted_by_share_and_unknown_ones_come_last() -> None:
-    budget = Budget.of([], [], [(left("u"), None), (left("a"), 1.0), (left("b"), 3.0)])
+    budget = Budget.of([], [], [left("u", None), left("a", 1.0), left("b", 3.0)])
 
     assert [(t.name, t.share) for t in budget.tensors] == [("b", 0.75), ("a", 0.25), ("u", None)]
 
 
 def test_without_a_change_everything_is_kept() -> None:
-    budget = Budget.of([MatrixEnergies(0.0, 0.0, 0.0)], [], [(left("u"), None)])
+    budget = Budget.of([MatrixEnergies(0.0, 0.0, 0.0)], [], [left("u", None)])
 
     assert (budget.kept, budget.truncated, budget.rounded, budget.left_out) == (1, 0, 0, 0)
-    assert budget.sentence(get_server("peft"), 8) == "changes nothing, since both checkpoints hold the same numbers"
+    assert budget.sentence(get_server("peft"), 8) == "changes nothing, since both checkpoints contain the same numbers"
 
 
 @pytest.mark.parametrize("server_name", ["portable", "vllm"])
 def test_it_comes_back_equal(server_name: str) -> None:
-    budget = Budget.of([MatrixEnergies(9.0, 2.0, 3.0)], [1.0], [(left("a"), 2.0), (left("b"), None)])
+    budget = Budget.of([MatrixEnergies(9.0, 2.0, 3.0)], [1.0], [left("a", 2.0), left("b", None)])
 
     assert from_record(Budget, budget.to_plain()) == budget
     assert from_record(Budget, budget.to_plain()).sentence(get_server(server_name), 8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from deltarank.checkpoints import Checkpoint, Pair
@@ -57,7 +56,6 @@ def _relative_norm(pair: Pair, reader: DeltaReader, finished: Mapping[str, Matri
     if (result := finished.get(pair.name)) is not None:
         return result.relative_norm or None
     try:
-        sums = reader.sums(pair)
+        return reader.sums(pair).relative_norm
     except CheckpointError:
         return None
-    return math.sqrt(sums.energy / sums.base_energy) if sums.is_finite and sums.base_energy > 0 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ from deltarank.results import Outcome
 
 @dataclass(frozen=True)
 class AdapterWriter:
-    """adapter_model.safetensors and adapter_config.json. No tensor is ever whole in memory.
+    """Writes adapter_model.safetensors and adapter_config.json. No tensor is ever whole in memory.
 
     dtype         of A and B
     factors_path  the file with the factors of a target, by tensor name
@@ -50,11 +51,14 @@ class AdapterWriter:
             folder / WEIGHTS_FILE,
             [*self._factors(), *self._zero_factors(), *self._whole_tensors(), *self._rest_of_whole_modules()],
         )
+        write_json(folder / CONFIG_FILE, self._config())
+
+    def _config(self) -> dict[str, Any]:
         targets, rank = self.contents.factored, self.contents.layout.rank
         modules = [target.module for target in targets if not target.as_parameter]
         modules += [zero.module for zero in self.contents.zero_modules]
         parameters = {target.pair.base.tensor for target in targets if target.as_parameter}
-        config = adapter_config(
+        return adapter_config(
             base=self.base.reference.ref,
             revision=self.base.reference.revision,
             rank=rank,
@@ -67,7 +71,6 @@ class AdapterWriter:
             bias=bool(self.contents.biases),
             tied=any(tensor.tied_head for tensor in self.contents.whole_tensors),
         )
-        write_json(folder / CONFIG_FILE, config)
 
     def _factors(self) -> Iterator[StreamedTensor]:
         fused: dict[str, dict[int, Path | None]] = {}
@@ -83,6 +86,8 @@ class AdapterWriter:
             paths[target.fused_expert.index] = path
             if len(paths) == target.fused_expert.experts:
                 yield from self._fused_factors(target, [paths[index] for index in range(len(paths))])
+                del fused[target.module]
+        assert not fused, f"experts are missing in {list(fused)}"
 
     def _factor_pair(
         self, module: str, rank: int, linear_shape: tuple[int, int], path: Path | None
@@ -102,7 +107,7 @@ class AdapterWriter:
             yield StreamedTensor(bias_key(target.module), self.dtype, target.linear_shape[:1], fill)
 
     def _fused_factors(self, target: Target, paths: Sequence[Path | None]) -> Iterator[StreamedTensor]:
-        """A of all experts one below the other; of B, column k of every expert side by side."""
+        """A: the experts' rows stacked. B: column k of all experts adjacent, for each k."""
         rank, (outputs, inputs), experts = target.rank, target.linear_shape, len(paths)
         key_a, key_b = factor_keys(self._peft_parameter_path(target))
         a_bytes = rank * inputs * self.dtype.itemsize

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from deltarank.adapters import Budget, LeftOut, MatrixEnergies, module_type
+from deltarank.adapters import Budget, MatrixEnergies, OmittedTensor, module_type
 from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor, ZeroModule
 from deltarank.jobs.extract.result import AdapterMatrix, SummedEnergy
 from deltarank.results import Loss, Outcome
@@ -27,7 +27,10 @@ class AdapterContents:
 
     @cached_property
     def changed_types(self) -> set[str]:
-        """Types of module of which a layer changed; all types if nothing changed: an empty adapter does not load."""
+        """Module types with at least one changed layer.
+
+        All types if none changed, because an empty adapter does not load.
+        """
         changed = {matrix.path for matrix in self.matrices.values() if matrix.outcome is Outcome.MEASURED}
         changed |= {t.bias_of for t in self.layout.unfactored if t.bias_of and self._energy(t.name)}
         return {_type_of(path) for path in changed or {target.module for target in self.layout.targets}}
@@ -35,24 +38,24 @@ class AdapterContents:
     @cached_property
     def factored(self) -> list[Target]:
         """The targets that get factors in the file."""
-        return [t for t in self.layout.targets if _type_of(t.module) in self.changed_types and self._has_factors(t)]
+        return [t for t in self.layout.targets if _type_of(t.module) in self.changed_types and self._gets_factors(t)]
 
-    def _has_factors(self, target: Target) -> bool:
+    def _gets_factors(self, target: Target) -> bool:
         is_known = self.matrices[target.pair.name].outcome in (Outcome.MEASURED, Outcome.IDENTICAL)
         return is_known or target.is_expert or self.layout.server.needs_every_layer
 
-    @property
+    @cached_property
     def zero_modules(self) -> list[ZeroModule]:
         return [zero for zero in self.layout.zero_modules if _type_of(zero.module) in self.changed_types]
 
-    @property
+    @cached_property
     def whole_modules(self) -> list[str]:
         """What `modules_to_save` carries: modules of which a tensor changed."""
         tensors = [tensor for tensor in self.layout.unfactored if tensor.whole_module]
         changed = {tensor.whole_module for tensor in tensors if self._energy(tensor.name)}
         return [module for module in dict.fromkeys(t.whole_module for t in tensors) if module and module in changed]
 
-    @property
+    @cached_property
     def whole_tensors(self) -> list[UnfactoredTensor]:
         """The tensors of those modules."""
         modules = set(self.whole_modules)
@@ -71,24 +74,25 @@ class AdapterContents:
 
     def budget(self) -> Budget:
         biases = {bias.name for bias in self.biases.values()}
-        whole = {tensor.name for tensor in self.whole_tensors}
-        spent = [
+        stored_whole = {tensor.name for tensor in self.whole_tensors}
+        stored = biases | stored_whole
+        energies = [
             _matrix_energies(matrix, matrix.written)
             for matrix in self.matrices.values()
             if matrix.written and matrix.losses
         ]
-        spent += [MatrixEnergies(self.sums[name].energy or 0.0, 0.0, self.sums[name].rounded) for name in biases]
-        left_out: list[tuple[LeftOut, float | None]] = []
+        energies += [MatrixEnergies(self.sums[name].energy or 0.0, 0.0, self.sums[name].rounded) for name in biases]
+        omitted = []
         for tensor in self.layout.unfactored:
-            # Of a vocabulary with added rows, the tensor that both sides have is an entry of its own.
+            # If the finetune added vocabulary rows, the shared rows are a separate entry.
             energy = self._energy(tensor.name) if tensor.pair is not None else None
-            if tensor.name not in whole | biases and energy != 0.0:
-                left_out.append((LeftOut(tensor.name, tensor.kind, tensor.reason, None), energy))
+            if tensor.name not in stored and energy != 0.0:
+                omitted.append(OmittedTensor(tensor.name, tensor.kind, tensor.reason, energy))
         for matrix in self.matrices.values():
             if matrix.written is None:
                 reason = matrix.reason or matrix.outcome.sentence
-                left_out.append((LeftOut(matrix.name, matrix.outcome.value, reason, None), None))
-        return Budget.of(spent, [self._energy(name) or 0.0 for name in whole], left_out)
+                omitted.append(OmittedTensor(matrix.name, matrix.outcome.value, reason, None))
+        return Budget.of(energies, [self._energy(name) or 0.0 for name in stored_whole], omitted)
 
 
 def _type_of(module: str) -> str:

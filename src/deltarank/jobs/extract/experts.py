@@ -1,4 +1,4 @@
-"""The experts of a mixture-of-experts model: which of them get factors, and how PEFT finds them."""
+"""The experts of a mixture-of-experts model: which of them get factors, and how PEFT addresses them."""
 
 from __future__ import annotations
 

@@ -106,9 +106,9 @@ class ExtractRun:
         adapter = self._description(contents, started)
         picture = self._picture(adapter)
         adapter = replace(adapter, notes=self._notes)
-        files = AdapterWriter(contents, self.base, self.finetune, self._dtype, self._factors_path)
+        writer = AdapterWriter(contents, self.base, self.finetune, self._dtype, self._factors_path)
         with self.staging.whole() as folder:
-            files.write(folder)
+            writer.write(folder)
             (folder / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
             (folder / MODEL_CARD_FILE).write_text(model_card(adapter, picture=picture is not None), encoding="utf-8")
             if picture is not None:

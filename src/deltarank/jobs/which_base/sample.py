@@ -46,15 +46,9 @@ class SampledCandidate:
 
     def update_norms(self) -> None:
         """States the figures of what has been read so far."""
-        norms = {name: norm for name, each in self.sums.items() if (norm := _relative_norm(each)) is not None}
-        whole = _relative_norm(sum(self.sums.values(), Sums()))
+        norms = {name: norm for name, each in self.sums.items() if (norm := each.relative_norm) is not None}
+        whole = sum(self.sums.values(), Sums()).relative_norm
         self.result = replace(self.result, relative_norm=whole, norms=norms)
-
-
-def _relative_norm(sums: Sums) -> float | None:
-    """||D|| / ||W0||; None where it is not a finite number."""
-    ratio = sums.energy / sums.base_energy if sums.base_energy > 0 else math.inf
-    return math.sqrt(ratio) if math.isfinite(ratio) else None
 
 
 def shuffled_names(candidates: Sequence[SampledCandidate], seed: int) -> list[str]:
