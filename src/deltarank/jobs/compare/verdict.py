@@ -131,9 +131,9 @@ def _needed(matrices: Sequence[MatrixResult], whole: Total) -> Iterator[str]:
     """The ranks at which the relative error is at most 10 % and 5 %."""
     ten, five = (_rank_for(error, matrices, whole) for error in ERRORS)
     if ten == five:
-        yield f"Getting within 10 % or 5 % needs {ten}."
+        yield f"A relative error of at most 10 %, or of 5 %, needs {ten}."
     else:
-        yield f"Getting within 10 % needs {ten}; within 5 %, {five}."
+        yield f"A relative error of at most 10 % needs {ten}; of 5 %, {five}."
 
 
 def _rank_for(error: float, matrices: Sequence[MatrixResult], whole: Total) -> str:

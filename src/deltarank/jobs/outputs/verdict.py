@@ -219,14 +219,17 @@ class _TextVerdict:
             f"Most of the loss at rank {self.subject.rank} is not due to the rank" if is_most else "No rank keeps all"
         )
         yield (
-            f"{lead}: even at unlimited rank {percent(kept.value)} would be kept, because norms, biases, embeddings "
-            "and the output head stay the base's."
+            f"{lead}: even at unlimited rank {percent(kept.value)} of the behaviour would be kept, because norms, "
+            "biases, embeddings and the output head stay the base's."
         )
 
     def noise_floor(self) -> Iterator[str]:
-        controls = [f"{_short(each.name)} {figure(self.kld(each))}" for each in self.of_kind(CandidateKind.CONTROL)]
+        controls = [f"{figure(self.kld(each))} ({_short(each.name)})" for each in self.of_kind(CandidateKind.CONTROL)]
         if controls:
-            yield f"Noise floor: {listing(controls)} nats per token. Smaller differences mean nothing."
+            yield (
+                f"Noise floor: the controls diverge from the finetune by {listing(controls)} nats per token. "
+                "Smaller differences mean nothing."
+            )
 
 
 def _subject(outputs: Outputs, scored: Sequence[CandidateResult]) -> CandidateResult | None:
