@@ -92,9 +92,8 @@ def _headline(kind: VerdictKind, loss: Loss, whole: Total, name: str) -> Iterato
 def _nature(kind: VerdictKind, rank: int | None, whole: Total, matrices: Sequence[MatrixResult]) -> Iterator[str]:
     floor = percent(whole.rounding_floor)
     if kind is VerdictKind.MERGED_LORA:
-        yield (
-            f"This looks like a merged LoRA of rank about {rank}: the rest of the change, {floor}, is storage rounding."
-        )
+        rest = f": the rest of the change, {floor}, is storage rounding" if whole.rounding_floor else ""
+        yield f"This looks like a merged LoRA of rank about {rank}{rest}."
     elif kind is VerdictKind.ROUNDING:
         yield (
             f"Rounding to the storage dtype alone explains {floor} of this delta, so what a LoRA loses may be noise "
@@ -143,9 +142,9 @@ def _rank_for(error: float, matrices: Sequence[MatrixResult], whole: Total) -> s
     highest = whole.losses[-1].rank
     beyond = _estimated_rank(error, matrices)
     if highest < SERVABLE_RANKS[-1] and (beyond is None or beyond <= SERVABLE_RANKS[-1]):
-        about = f" (about {beyond:,})" if beyond else ""
+        about = f" (estimated: {beyond:,})" if beyond else ""
         return f"a rank above {highest}, the highest measured{about}"
-    about = f" (about {beyond:,})" if beyond else ""
+    about = f" (estimated: {beyond:,})" if beyond else ""
     return f"a higher rank than vLLM can load{about}"
 
 
