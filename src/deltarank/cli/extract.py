@@ -22,9 +22,9 @@ from deltarank.cli.options import (
 )
 from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import default_output, print_plan, quieten_the_hub
-from deltarank.cli.streams import one_line, out, sayer
+from deltarank.cli.streams import out, sayer
 from deltarank.errors import UsageError
-from deltarank.results import count, format_table, percent
+from deltarank.results import count, escape, format_table, percent
 from deltarank.servers import DEFAULT_SERVER, kind_in_words
 from deltarank.system import Default
 
@@ -112,7 +112,7 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
             from deltarank.jobs.extract import extract_with_picture
         with watching(quiet) as progress:
             adapter = extract_with_picture(**options, draw=adapter_picture, progress=progress)
-    out(adapter.to_json() if as_json else "\n".join(map(one_line, _lines(adapter))))
+    out(adapter.to_json() if as_json else "\n".join(map(escape, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from deltarank.cli.streams import one_line, say
-from deltarank.results import count, duration, size
+from deltarank.cli.streams import say
+from deltarank.results import count, duration, escape, size
 from deltarank.runtime import Plan, ProgressListener
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -118,10 +118,10 @@ def _about(seconds: float) -> str:
 
 
 def _say_above_bars(sentence: str) -> None:
-    tqdm.write(one_line(sentence), file=sys.stderr)
+    tqdm.write(escape(sentence), file=sys.stderr)
 
 
 def _tail(name: str, most: int = 48) -> str:
     """The end of a tensor's name, which contains the layer and the module."""
-    shown = one_line(name)
+    shown = escape(name)
     return shown if len(shown) <= most else f"…{shown[1 - most :]}"

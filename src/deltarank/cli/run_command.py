@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deltarank.cli.loading import loading
-from deltarank.cli.streams import in_colour, one_line, out, say_written, sayer, width
-from deltarank.results import Results
+from deltarank.cli.streams import in_colour, out, say_written, sayer, width
+from deltarank.results import Results, escape
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def quieten_the_hub(quiet: bool) -> None:
 
 
 def print_plan(plan: Printable, *, as_json: bool) -> None:
-    out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(one_line, plan.lines())))
+    out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(escape, plan.lines())))
 
 
 def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRequest, *, note: str = "") -> None:

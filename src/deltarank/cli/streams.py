@@ -12,18 +12,14 @@ from pathlib import Path
 import click
 
 from deltarank.errors import OutputError
+from deltarank.results import escape
 
 NARROWEST, WIDEST = 60, 120
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped, because it may quote names from a checkpoint."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
-def one_line(text: str) -> str:
-    """As `printable`, with newlines escaped, too: a name cannot forge a line."""
-    return printable(text).replace("\n", "\\n")
+    """`text` with everything escaped but its newlines, because it may quote names from a checkpoint."""
+    return "\n".join(escape(line) for line in text.split("\n"))
 
 
 def out(text: str) -> None:
@@ -57,7 +53,7 @@ def forget_stdout() -> None:
 
 def say(sentence: str) -> None:
     """Print a note on stderr."""
-    click.echo(one_line(sentence), err=True)
+    click.echo(escape(sentence), err=True)
 
 
 def sayer(quiet: bool) -> Callable[[str], None]:

@@ -11,14 +11,14 @@ import click
 from deltarank.cli.loading import loading
 from deltarank.cli.options import device_option, input_options, json_option, quiet_option, server_option
 from deltarank.cli.run_command import quieten_the_hub
-from deltarank.cli.streams import one_line, out, sayer, width
-from deltarank.results import count, figure, format_table, percent
+from deltarank.cli.streams import out, sayer, width
+from deltarank.results import count, escape, figure, format_table, percent_kept
 
 if TYPE_CHECKING:
     from deltarank.results import FitEnergies, Verification
 
 MOST_MODULES, MOST_UNUSED = 24, 6
-_COLUMN = 9
+_COLUMN = 11
 
 
 @click.command(short_help="Measure how much of a finetune an adapter keeps.")
@@ -68,7 +68,7 @@ def _lines(found: Verification, columns: int) -> Iterator[str]:
 
 def _wrapped(sentence: str, columns: int) -> list[str]:
     """The lines of a sentence; a number and its percent sign stay together."""
-    lines = textwrap.wrap(one_line(sentence).replace(" %", "\u00a0%"), columns, break_on_hyphens=False)
+    lines = textwrap.wrap(escape(sentence).replace(" %", "\u00a0%"), columns, break_on_hyphens=False)
     return [line.replace("\u00a0", " ") for line in lines]
 
 
@@ -77,7 +77,7 @@ def _table(modules: list[tuple[str, FitEnergies]], columns: int) -> Iterator[str
     name_width = columns - 3 * (_COLUMN + 1)
     rows = [("module", "kept", "best LoRA", "scaled by")]
     for name, energies in modules[:MOST_MODULES]:
-        label = one_line(name)
+        label = escape(name)
         rows.append(
             (
                 label if len(label) <= name_width else f"…{label[1 - name_width :]}",
@@ -96,4 +96,4 @@ def _kept(share_lost: float | None) -> str:
         return "-"
     if share_lost > 1:
         return "under 0"
-    return ">99.9 %" if 0 < share_lost < 1e-3 else percent(1.0 - share_lost)
+    return percent_kept(share_lost)

@@ -16,8 +16,8 @@ from deltarank.cli.options import (
     revision_option,
 )
 from deltarank.cli.run_command import quieten_the_hub
-from deltarank.cli.streams import one_line, out
-from deltarank.results import format_table, percent
+from deltarank.cli.streams import out
+from deltarank.results import escape, format_table, percent
 from deltarank.system import Default
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def which_base(finetune: str, candidates: tuple[str, ...], as_json: bool, quiet:
 
     with watching(quiet) as progress:
         choice = deltarank.which_base(finetune, candidates, progress=progress, **options)
-    out(choice.to_json() if as_json else "\n".join(map(one_line, _lines(choice))))
+    out(choice.to_json() if as_json else "\n".join(map(escape, _lines(choice))))
 
 
 def _lines(choice: BaseChoice) -> list[str]:

@@ -1,6 +1,7 @@
 """The results of every job: frozen dataclasses of plain numbers that are written as JSON and read again.
 
-No tensor, no torch. Also how numbers are written for people (`percent`, `figure`, `size`, ...).
+No tensor, no torch. Also how numbers are written for people (`percent`, `figure`, `size`, ...), and untrusted text
+(`escape`, `shorten`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from deltarank.results.codec import (
     read_records,
     to_plain,
 )
-from deltarank.results.formatting import count, duration, figure, listing, percent, percents, size
+from deltarank.results.formatting import (
+    count,
+    duration,
+    escape,
+    figure,
+    listing,
+    percent,
+    percent_kept,
+    percents,
+    shorten,
+    size,
+)
 from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.outputs import (
     FINETUNE,
@@ -116,6 +128,7 @@ __all__ = [
     "compared_energies",
     "count",
     "duration",
+    "escape",
     "figure",
     "format_table",
     "from_record",
@@ -123,8 +136,10 @@ __all__ = [
     "listing",
     "parse_record",
     "percent",
+    "percent_kept",
     "percents",
     "read_records",
+    "shorten",
     "size",
     "to_plain",
     "touched_energies",

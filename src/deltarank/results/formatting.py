@@ -1,4 +1,4 @@
-"""How numbers are written for people.
+"""How numbers are written for people, and untrusted text.
 
 "0 %" and "100 %" are exact: a loss of 0.00001 % is "under 0.1 %". Numbers have at most three digits; the exact ones are
 in the JSON.
@@ -25,6 +25,11 @@ def percent(share: float | None, *, unknown: str = "unknown") -> str:
     hundredths = 100 * share
     digits = 1 if hundredths < 9.95 or 98.95 <= hundredths < 100 else 0
     return f"{hundredths:.{digits}f} %"
+
+
+def percent_kept(share_lost: float) -> str:
+    """What is left of a whole that loses this share. A loss too small to change 1 - x still reads "over 99.9 %"."""
+    return "over 99.9 %" if 0 < share_lost < 0.001 else percent(1.0 - share_lost)
 
 
 def percents(shares: Sequence[float]) -> list[str]:
@@ -93,3 +98,20 @@ def listing(items: list[str], *, most: int = 8) -> str:
     if len(items) < 2:
         return "".join(items)
     return ", ".join(items[:-1]) + f" and {items[-1]}"
+
+
+def escape(text: object) -> str:
+    """Any text on one line, without characters that could reorder or hide the text around them.
+
+    Control characters, direction marks, zero-width characters and lone surrogates become escapes:
+    "a<newline>b" -> "a\\nb".
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def shorten(text: str, *, most: int = 48) -> str:
+    """At most `most` characters, cut in the middle: both ends of a tensor's name identify it."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 2
+    return f"{text[:head]}…{text[-(most - 1 - head) :]}"

@@ -14,8 +14,8 @@ from deltarank.report.view.headline import plain_text
 from deltarank.report.view.matrices import MOST_DETAILED, log_spaced
 from deltarank.report.view.modules import ModuleGroup, arrange_modules, group_of
 from deltarank.report.view.page import PageData
-from deltarank.report.view.text import NO_BREAK, escape, rounded_share, shorten, terse_percent
-from deltarank.results import Outcome, Results
+from deltarank.report.view.text import NO_BREAK, rounded_share, terse_percent
+from deltarank.results import Outcome, Results, escape, shorten
 
 
 def sentences(page: PageData) -> list[str]:

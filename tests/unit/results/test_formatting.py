@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.results import count, duration, figure, listing, percent, percents, size
+from deltarank.results import count, duration, figure, listing, percent, percent_kept, percents, size
 
 TEXTS: dict[Callable[[Any], object], list[tuple[Any, object]]] = {
     percent: [
@@ -32,6 +32,7 @@ TEXTS: dict[Callable[[Any], object], list[tuple[Any, object]]] = {
         (math.nan, "unknown"),
         (math.inf, "unknown"),
     ],
+    percent_kept: [(0, "100 %"), (1e-300, "over 99.9 %"), (0.00099, "over 99.9 %"), (0.25, "75 %"), (1, "0 %")],
     figure: [
         (0, "0"),
         (0.01234, "0.0123"),

@@ -20,6 +20,7 @@ from deltarank.results import (
     headline_rank,
     listing,
     percent,
+    percent_kept,
 )
 
 UNRELATED = 0.9
@@ -86,7 +87,7 @@ def _headline(kind: VerdictKind, loss: Loss, whole: Total, name: str) -> Iterato
             "Give the base that it was trained from."
         )
         return
-    yield f"As a rank-{loss.rank} LoRA, {name} keeps {kept(loss)} of what finetuning changed."
+    yield f"As a rank-{loss.rank} LoRA, {name} keeps {percent_kept(loss.energy_lost)} of what finetuning changed."
 
 
 def _nature(kind: VerdictKind, rank: int | None, whole: Total, matrices: Sequence[MatrixResult]) -> Iterator[str]:
@@ -202,8 +203,3 @@ def _outcomes(skipped: Sequence[Skipped]) -> list[str]:
         Outcome.TIED: "a tied output head",
     }
     return list(dict.fromkeys(words.get(s.outcome, s.outcome.value.replace("_", " ")) for s in skipped))
-
-
-def kept(loss: Loss) -> str:
-    """The energy kept; a loss too small to change 1 - x still reads "over 99.9 %"."""
-    return "over 99.9 %" if loss.relative_error > 0 and loss.energy_kept == 1 else percent(loss.energy_kept)

@@ -18,6 +18,7 @@ from deltarank.results import (
     figure,
     listing,
     percent,
+    percent_kept,
     touched_energies,
 )
 
@@ -128,7 +129,8 @@ def _say_fit(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touche
         yield f"{subject} has no LoRA on a matrix that finetuning changed."
         return
     where = f"the {count(number, 'matrix that has', 'matrices that have')} a LoRA"
-    best = f"the best LoRA of the same rank keeps {_kept(touched.share_best)}" if touched.share_best is not None else ""
+    share_best = touched.share_best
+    best = "" if share_best is None else f"the best LoRA of the same rank keeps {percent_kept(share_best)}"
     if touched.share_lost > NOTHING_KEPT:
         yield (
             f"{subject} moves the base away from the finetune: the remaining difference in {where} has "
@@ -145,11 +147,7 @@ def _say_fit(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touche
 def _keeps(share_lost: float) -> str:
     if share_lost > NOTHING_KEPT:
         return "moves the base away from the finetune"
-    return f"keeps {_kept(share_lost)}" if share_lost < 1 else "keeps nothing"
-
-
-def _kept(share_lost: float) -> str:
-    return "over 99.9 %" if 0 < share_lost < 1e-3 else percent(1.0 - share_lost)
+    return f"keeps {percent_kept(share_lost)}" if share_lost < 1 else "keeps nothing"
 
 
 def _say_broken(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
@@ -200,7 +198,7 @@ def _scales(rows: Sequence[TensorFit], touched: FitEnergies) -> Iterator[str]:
     if factor and factors[-1] <= (1 + OFF_SCALE) * factors[0] and share > 0.9:
         yield f"Its scale is wrong by a factor of {figure(factor)}{_multiplied(wrong, factor)}."
         lost = max(1.0 - (touched.explained or 0.0), touched.share_best or 0.0)  # a cosine of 1 is one up to rounding
-        yield f"With the right scale it would keep {_kept(lost)} in these matrices."
+        yield f"With the right scale it would keep {percent_kept(lost)} in these matrices."
         return
     spread = f", by factors of {figure(factors[0])} to {figure(factors[-1])}" if len(wrong) > 1 else ""
     names = listing([f"{row.name} by {figure(row.energies.scaled_by)}" for row in _worst(wrong)], most=3)

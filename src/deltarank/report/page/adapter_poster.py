@@ -12,8 +12,8 @@ from deltarank.report.charts.frame import framed
 from deltarank.report.charts.theme import INKS
 from deltarank.report.charts.vega import Spec, field, own_rows
 from deltarank.report.drawing.draw import drawing_process, start_drawing
-from deltarank.report.view.text import escape, shorten, unbroken
-from deltarank.results import percent
+from deltarank.report.view.text import unbroken
+from deltarank.results import escape, percent, shorten
 
 MOST_MODULES, MOST_KINDS = 14, 8
 LEAST_SHARE = 5e-4

@@ -16,8 +16,8 @@ from deltarank.report.view.divergence_rows import kld_span, point_rows, referenc
 from deltarank.report.view.headline import plain_text
 from deltarank.report.view.modules import ModuleGroup
 from deltarank.report.view.page import PageData, RunView
-from deltarank.report.view.text import shorten, unbroken
-from deltarank.results import listing
+from deltarank.report.view.text import unbroken
+from deltarank.results import listing, shorten
 
 WIDTH = 900
 """The width of the drawing in points. With names and margins a picture is about 1,150 points wide."""

@@ -11,8 +11,8 @@ from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.page import PageData, RunView
 from deltarank.report.view.provenance import LeftOutGroup
 from deltarank.report.view.table import TableCell
-from deltarank.report.view.text import NO_BREAK, shorten, unbroken
-from deltarank.results import Results, count, format_table, percent
+from deltarank.report.view.text import NO_BREAK, unbroken
+from deltarank.results import Results, count, format_table, percent, shorten
 
 _BOLD, _DIM, _RED, _YELLOW, _GREEN = "1", "2", "31", "33", "32"
 MOST_MODULES = 24

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deltarank.report.view.text import escape, label
-from deltarank.results import AttributionResult, Part, figure
+from deltarank.report.view.text import label
+from deltarank.results import AttributionResult, Part, escape, figure
 
 MOST_PARTS = 2000
 """How many parts the page has for each rank of a run; results.json has all."""

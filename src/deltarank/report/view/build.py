@@ -11,8 +11,7 @@ from deltarank.report.view.outputs import output_ranks, outputs_view
 from deltarank.report.view.page import ModuleRow, PageAxes, PageData, RunView
 from deltarank.report.view.provenance import left_out_groups, provenance_of
 from deltarank.report.view.tables import energy_table, outputs_of_runs_table, weights_of_runs_table
-from deltarank.report.view.text import escape, shorten
-from deltarank.results import SERVABLE_RANKS, Loss, Results, VerdictKind, headline_rank
+from deltarank.results import SERVABLE_RANKS, Loss, Results, VerdictKind, escape, headline_rank, shorten
 
 _KINDS = {
     VerdictKind.IDENTICAL: "identical",

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltarank.report.view.text import behaviour_percent, escape, label, unbroken, unique_labels
-from deltarank.results import CandidateKind, Logits, Outputs, Text, Writing, figure, percent
+from deltarank.report.view.text import behaviour_percent, label, unbroken, unique_labels
+from deltarank.results import CandidateKind, Logits, Outputs, Text, Writing, escape, figure, percent
 
 
 @dataclass(frozen=True)

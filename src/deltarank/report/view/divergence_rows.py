@@ -11,8 +11,19 @@ from deltarank.report.view.candidates import CandidateView
 from deltarank.report.view.chart_rows import Row, spread_out
 from deltarank.report.view.modules import Module, arrange_modules
 from deltarank.report.view.outputs import OutputsView
-from deltarank.report.view.text import NEARLY_ALL, escape, shorten, significant, unbroken
-from deltarank.results import CandidateKind, DocumentScore, Histogram, Logits, SliceScore, count, figure, percent
+from deltarank.report.view.text import NEARLY_ALL, significant, unbroken
+from deltarank.results import (
+    CandidateKind,
+    DocumentScore,
+    Histogram,
+    Logits,
+    SliceScore,
+    count,
+    escape,
+    figure,
+    percent,
+    shorten,
+)
 
 Span = tuple[float, float]
 """The ends of a logarithmic axis."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 
 from deltarank.report.view.page import HeatCell, MatrixRow, ModuleRow, PageAxes
-from deltarank.report.view.text import escape, rounded_share, significant
-from deltarank.results import MatrixResult, Outcome, Results, Total
+from deltarank.report.view.text import rounded_share, significant
+from deltarank.results import MatrixResult, Outcome, Results, Total, escape
 
 NO_LAYER = "–"
 SPECTRUM_POINTS = 48

@@ -17,8 +17,8 @@ from deltarank.report.view.candidates import (
 from deltarank.report.view.provenance import Provenance, clean_command, settings_facts
 from deltarank.report.view.samples import ExcerptView, SampleView, excerpt_views, sample_views
 from deltarank.report.view.table import Table
-from deltarank.report.view.text import escape, label
-from deltarank.results import CandidateKind, Outputs, Text
+from deltarank.report.view.text import label
+from deltarank.results import CandidateKind, Outputs, Text, escape
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.report.view.table import Table, TableRow
-from deltarank.report.view.text import escape
-from deltarank.results import Outcome, Reference, Results, count, duration, figure, listing, size
+from deltarank.results import Outcome, Reference, Results, count, duration, escape, figure, listing, size
 
 MOST_NAMES = 400
 """How many names of one group the page lists; the JSON has all."""

@@ -6,34 +6,17 @@ import math
 import re
 from collections.abc import Iterable
 
-from deltarank.results import Loss, percent
+from deltarank.results import Loss, escape, percent, percent_kept, shorten
 
 NO_BREAK = "\u00a0"
 NEARLY_ALL = 0.9999
 """A share just under 1 is rounded to this, so that it never reads "100 %"."""
 
 
-def escape(text: object) -> str:
-    """Any text on one line, without characters that could reorder or hide the text around them.
-
-    Control characters, direction marks, zero-width characters and lone surrogates become escapes:
-    "a<newline>b" -> "a\\nb".
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
-
-
 def escape_lines(text: object) -> str:
     """As `escape`, but line ends and tabs stay."""
     lines = re.split(r"\r\n?|\n", str(text))
     return "\n".join("\t".join(escape(part) for part in line.split("\t")) for line in lines)
-
-
-def shorten(text: str, *, most: int = 48) -> str:
-    """At most `most` characters, cut in the middle: both ends of a tensor's name identify it."""
-    if len(text) <= most:
-        return text
-    head = (most - 1) // 2
-    return f"{text[:head]}…{text[-(most - 1 - head) :]}"
 
 
 def label(text: str) -> str:
@@ -60,30 +43,28 @@ def significant(value: float | None, digits: int = 4) -> float | None:
 
 def rounded_share(share: float | None) -> float | None:
     """As `significant`, but a share under 1 stays under 1."""
+    is_below_1 = share is not None and share < 1
     result = significant(share)
-    return NEARLY_ALL if result == 1 and share != 1 else result
+    return NEARLY_ALL if result == 1 and is_below_1 else result
 
 
 def kept_percent(loss: Loss | None) -> str:
-    """The energy kept: a loss too small for 1 - x to show still reads "over 99.9 %"."""
-    if loss is None:
-        return "not measured"
-    if loss.relative_error > 0 and loss.energy_kept == 1:
-        return percent(NEARLY_ALL)
-    return percent(loss.energy_kept)
+    """The energy kept."""
+    return "not measured" if loss is None else percent_kept(loss.energy_lost)
 
 
 def terse_percent(share: float | None) -> str:
     """For columns headed "%": 0.4831 -> "48", 1e-9 -> "<0.1"."""
-    text = percent(share, unknown="–").removesuffix(" %")
-    return text.replace("under ", "<").replace("over ", ">")
+    return _terse(percent(share, unknown="–"))
 
 
 def terse_kept(lost: float | None) -> str:
     """The energy kept where this share is lost, for columns headed "%"."""
-    if lost is None:
-        return "–"
-    return terse_percent(NEARLY_ALL if lost > 0 and 1.0 - lost == 1.0 else 1.0 - lost)
+    return "–" if lost is None else _terse(percent_kept(lost))
+
+
+def _terse(text: str) -> str:
+    return text.removesuffix(" %").replace("under ", "<").replace("over ", ">")
 
 
 def behaviour_percent(share: float | None) -> str:
