@@ -76,8 +76,23 @@ def outputs_of(results: Results) -> Outputs:
     return results.outputs
 
 
+class Shares(deltarank.ProgressListener):
+    """The shares of the work that were reported as done."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+
+    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+        self.shares.append(share_done)
+
+
 @pytest.fixture(scope="module")
-def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def shares() -> Shares:
+    return Shares()
+
+
+@pytest.fixture(scope="module")
+def found(models: Path, shares: Shares, tmp_path_factory: pytest.TempPathFactory) -> Results:
     return measure(
         models,
         output=tmp_path_factory.mktemp("run") / "run",
@@ -88,7 +103,19 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
         samples=2,
         max_tokens=8,
         attribute="module",
+        progress=shares,
     )
+
+
+@pytest.mark.usefixtures("found")
+def test_all_work_is_reported_and_no_more(shares: Shares) -> None:
+    """`compare` measures the weights first, and reports shares of its own."""
+    [end_of_compare, *_] = [i for i, share in enumerate(shares.shares) if share == pytest.approx(1.0)]
+    outputs = shares.shares[end_of_compare + 1 :]
+
+    assert outputs == sorted(outputs)
+    assert max(outputs[:-1]) < 1 - 1e-6
+    assert outputs[-1] == pytest.approx(1.0)
 
 
 def kld(candidate: CandidateResult, text: int = 0) -> float:

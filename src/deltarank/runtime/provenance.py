@@ -11,7 +11,7 @@ from deltarank.system import current_command
 
 
 def run_provenance(seconds: float, **details: Any) -> dict[str, Any]:
-    """What the `settings` of a result say beside the options: threads, version of torch, details, duration, command."""
+    """What `compare` and `extract` add to `settings`: threads, version of torch, details, duration, command."""
     return {
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

@@ -12,7 +12,7 @@ from deltarank.jobs.outputs.answers import AnswerRecord, Answers
 from deltarank.results import read_records
 from some_tokenizers import with_spaces_in_front
 from tiny_architectures import DENSE, write_pair
-from unit.jobs.tiny_candidates import opened_model
+from unit.jobs.tiny_candidates import Finished, opened_model
 
 TOKENIZER = with_spaces_in_front()
 PROMPTS = [Prompt("the cat"), Prompt("a mat for the dog sat"), Prompt("the"), Prompt("on the mat and the cat")]
@@ -25,15 +25,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def generated(
     folder: Path, finished: Sequence[dict[str, Any]] = (), *, batch: int | None = None
-) -> tuple[list[Answer], list[dict[str, Any]], list[int]]:
+) -> tuple[list[Answer], list[dict[str, Any]], Finished]:
     """All answers; the records that were saved; the numbers of prompts that were reported."""
     records: list[Any] = []
-    reported: list[int] = []
+    reported = Finished()
     answers = Answers(PROMPTS, TOKENIZER, 2, 6, 32, batch, records.append)
     for record in read_records(AnswerRecord, finished, "answers"):
         answers.add(record)
     with opened_model(folder) as model:
-        answers.generate("finetune", model, 5, reported.append)
+        answers.generate("finetune", model, 5, reported)
     return answers.of_model("finetune"), json.loads(json.dumps(records)), reported
 
 
@@ -42,7 +42,7 @@ def test_they_do_not_depend_on_what_is_generated_together(folder: Path) -> None:
 
     assert [(each.prompt_index, each.sample_index) for each in whole] == [(p, s) for p in range(4) for s in range(2)]
     assert [record["prompt"] for record in records] == [0, 1, 2, 3]
-    assert sum(reported) == 4
+    assert reported.total(resumed=False) == 4
     for batch in (1, 2, 5, 16):
         assert generated(folder, batch=batch)[0] == whole
 
@@ -54,7 +54,7 @@ def test_a_resumed_job_generates_the_missing_ones_and_ends_with_the_same(folder:
 
     assert resumed == whole
     assert [record["prompt"] for record in added] == [i for i in range(4) if i not in finished]
-    assert (reported[0], sum(reported)) == (len(finished), 4)
+    assert (reported.total(resumed=True), reported.total()) == (len(finished), 4)
 
 
 def test_answers_of_other_models_are_not_reused(folder: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from deltarank.errors import UsageError
 from deltarank.jobs.outputs import OutputsOptions
-from deltarank.jobs.outputs.candidate_names import candidate_names
+from deltarank.jobs.outputs.candidate_names import candidate_kinds
 from refusals import refused
 
 
@@ -44,6 +44,10 @@ def test_the_automatic_dtype(device: str, stored: torch.dtype, dtype: str, monke
     assert OutputsOptions(dtype="float16").with_dtype(stored).dtype == "float16"
 
 
+def names(options: OutputsOptions) -> tuple[str, ...]:
+    return tuple(name for name, _ in candidate_kinds(options))
+
+
 def test_every_candidate_has_a_name_of_its_own() -> None:
     options = OutputsOptions(
         ranks=(8,),
@@ -52,11 +56,11 @@ def test_every_candidate_has_a_name_of_its_own() -> None:
         yardsticks=("q4_0",),
     )
 
-    assert candidate_names(options) == (
+    assert names(options) == (
         *("finetune again", "whole delta", "base", "rank 8", "any rank"),
         *("x/one", "y/one", "adapter base"),
         *("two", "model q4_0", "one"),
         "q4_0",
     )
     shared = OutputsOptions(adapters=("runs/mine",), models=("org/mine",))
-    assert candidate_names(shared)[-2:] == ("mine", "model mine")
+    assert names(shared)[-2:] == ("mine", "model mine")

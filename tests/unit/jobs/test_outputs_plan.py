@@ -15,6 +15,7 @@ from deltarank.jobs.outputs.attribution import matrices_by_part
 from deltarank.jobs.outputs.inputs import OutputsInputs
 from deltarank.jobs.outputs.low_rank import lora_matrices
 from deltarank.jobs.outputs.model_pair import ModelPair
+from deltarank.runtime import FIXED_MEMORY
 from tiny_architectures import DENSE, write_pair
 
 
@@ -30,24 +31,40 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutputsPlan]:
 
 
 def test_a_model_is_streamed_when_it_takes_more_than_the_usable_memory(plan: OutputsPlan) -> None:
-    enough = int(plan.whole_model_memory / 0.85) + 1
+    enough = int(plan.memory.whole_model / 0.85) + 1
 
-    assert not plan.streams
-    assert not replace(plan, available_memory=enough).streams
+    assert not plan.memory.must_stream
+    assert not replace(plan, available_memory=enough).memory.must_stream
     streamed = replace(plan, available_memory=enough - 2)
-    assert streamed.streams
-    assert streamed.seconds_per_token > plan.seconds_per_token
-    assert streamed.tokens_at_once > plan.tokens_at_once
+    assert streamed.memory.must_stream
+    assert streamed.time.per_token > plan.time.per_token
+    assert streamed.memory.tokens_at_once > plan.memory.tokens_at_once
 
 
 def test_the_time_is_that_of_the_decomposition_the_models_and_the_parts(plan: OutputsPlan) -> None:
     models = len(plan.candidates) + 1
 
-    assert plan.tokens == 300
-    assert plan.parts == 2
-    assert plan.seconds == pytest.approx(
-        plan.decomposition.seconds + models * plan.seconds_per_model + 2 * 300 * plan.seconds_per_token
-    )
+    assert plan.tokens_per_model == 300
+    assert plan.part_count == 2
+    parts = 2 * plan.time.loading + 3 * 300 * plan.time.per_token  # once with all parts, then one at a time
+    assert plan.seconds == pytest.approx(plan.decomposition.seconds + models * plan.time.model + parts)
+
+
+@pytest.mark.parametrize(
+    ("samples", "prompts", "batches"),
+    [(16, 3, 6), (9, 1, 2), (8, 3, 3), (3, 5, 3), (1, 8, 1), (1, 9, 2), (0, 0, 0)],
+)
+def test_answers_are_generated_eight_at_a_time(plan: OutputsPlan, samples: int, prompts: int, batches: int) -> None:
+    assert replace(plan.time, prompts=prompts, samples=samples).answer_batches == batches
+
+
+def test_peak_memory_is_that_of_the_decomposition_where_it_is_larger(
+    plan: OutputsPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan.peak_memory == plan.memory.whole_model
+    monkeypatch.setattr("deltarank.jobs.outputs.planned_memory._CHUNKS_OF_LOGITS", 0)
+
+    assert plan.peak_memory == FIXED_MEMORY + max(step.memory for step in plan.decomposition.steps)
 
 
 def test_only_matrices_with_factors_are_decomposed(plan: OutputsPlan) -> None:
@@ -62,7 +79,7 @@ def test_the_weights_have_the_bytes_that_transformers_counts(plan: OutputsPlan, 
     folder = plan.models.finetune.reference.ref
     model = AutoModelForCausalLM.from_pretrained(folder)
 
-    assert replace(plan, options=replace(plan.options, dtype=dtype)).weight_bytes == model.num_parameters() * itemsize
+    assert replace(plan, options=replace(plan.options, dtype=dtype)).memory.weights == model.num_parameters() * itemsize
 
 
 @pytest.mark.parametrize("unit", ["module", "layer"])

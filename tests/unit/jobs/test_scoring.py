@@ -13,7 +13,7 @@ from deltarank.divergence import Document
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.jobs.outputs.scoring import Scorer
 from tiny_architectures import DENSE, tokens, write_pair
-from unit.jobs.tiny_candidates import opened_model
+from unit.jobs.tiny_candidates import Finished, ignored, opened_model
 
 DOCUMENTS = [
     Document(f"document {i}", tuple(ids[: 12 - 2 * i]), (False,) * (1 + i % 3) + (True,) * (11 - 2 * i - i % 3))
@@ -31,10 +31,10 @@ def scored(pair: tuple[Path, Path], folder: Path, *, size: int | None = None) ->
     """A scorer with the finetune's predictions, and the scores of candidate 0, the base."""
     scorer = Scorer(DOCUMENTS, PartialFolder(folder), size=size, tokens=30)
     for side, run in ((pair[1], scorer.store_reference), (pair[0], lambda *args: scorer.score(0, *args))):
-        done: list[int] = []
+        done = Finished()
         with opened_model(side) as model:
-            run(model, done.append)
-        assert sum(done) == sum(len(document.ids) for document in DOCUMENTS)
+            run(model, done)
+        assert done.total(resumed=False) == sum(len(document.ids) for document in DOCUMENTS)
     return scorer
 
 
@@ -68,7 +68,7 @@ def test_scores_are_those_of_the_logits_of_transformers(
 def test_the_finetune_itself_is_at_distance_zero(pair: tuple[Path, Path], tmp_path: Path) -> None:
     scorer = scored(pair, tmp_path)
     with opened_model(pair[1]) as finetune:
-        scorer.score(1, finetune, lambda _: None)
+        scorer.score(1, finetune, ignored)
 
     assert max(float(each.kld.max()) for each in scorer.stats(1, range(len(DOCUMENTS))).values()) < 1e-9
 
@@ -76,7 +76,7 @@ def test_the_finetune_itself_is_at_distance_zero(pair: tuple[Path, Path], tmp_pa
 def test_only_the_documents_asked_for_are_scored(pair: tuple[Path, Path], tmp_path: Path) -> None:
     scorer = scored(pair, tmp_path)
     with opened_model(pair[0]) as base:
-        scorer.score(1, base, lambda _: None, only=[1, 4])
+        scorer.score(1, base, ignored, only=[1, 4])
 
     assert list(scorer.stats(1, range(len(DOCUMENTS)))) == ["document 1", "document 4"]
 
@@ -86,10 +86,12 @@ def test_what_an_earlier_process_stored_is_not_computed_again(pair: tuple[Path, 
     PartialFolder(tmp_path).scores(0, 2).unlink()
     scorer = Scorer(DOCUMENTS, PartialFolder(tmp_path), size=1, tokens=30)
     with opened_model(pair[1]) as finetune, opened_model(pair[0]) as base:
-        scorer.store_reference(finetune, lambda _: None)
-        scorer.score(0, base, lambda _: None)
+        scorer.store_reference(finetune, reference := Finished())
+        scorer.score(0, base, scores := Finished())
         predicted = [window.ids for window in (*finetune.predicted, *base.predicted)]
     after = scorer.stats(0, range(len(DOCUMENTS)))
 
     assert predicted == [DOCUMENTS[2].ids]
+    assert reference.total(resumed=False) == 0
+    assert scores.total(resumed=False) == len(DOCUMENTS[2].ids)
     assert all(np.array_equal(after[name].kld, before[name].kld) for name in before)

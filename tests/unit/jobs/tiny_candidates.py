@@ -13,6 +13,21 @@ from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.models import EditedWeights, Head, Window, read_skeleton
 from deltarank.results import CandidateKind
 
+
+class Finished(list[tuple[int, bool]]):
+    """The (number, resumed) that were reported."""
+
+    def __call__(self, number: int, /, *, resumed: bool) -> None:
+        self.append((number, resumed))
+
+    def total(self, *, resumed: bool | None = None) -> int:
+        return sum(number for number, was_resumed in self if resumed in (None, was_resumed))
+
+
+def ignored(*_: object, resumed: bool) -> None:
+    """A report that nobody reads."""
+
+
 CPU = torch.device("cpu")
 
 
@@ -32,5 +47,5 @@ def opened_model(folder: Path) -> Iterator[CountingModel]:
     with open_checkpoint(folder) as checkpoint:
         weights = EditedWeights(checkpoint, [], CPU)
         candidate = Candidate(folder.name, CandidateKind.MODEL, read_skeleton(checkpoint), weights)
-        with CountingModel(candidate, ModelLoader(CPU, torch.float32, streams=False)) as model:
+        with CountingModel(candidate, ModelLoader(CPU, torch.float32, streams=False, on_loaded=ignored)) as model:
             yield model

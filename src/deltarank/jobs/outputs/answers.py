@@ -7,12 +7,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltarank.divergence import Answer, Prompt, Tokenizer
+from deltarank.jobs.outputs.callbacks import OnFinished
 from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.models import generate_answers
 from deltarank.results import Count, to_plain
 
 DEFAULT_BATCH = 8
 """Answers that are generated together."""
+
+
+def candidate_seed(seed: int) -> int:
+    """The seed of the candidates' answers, and of the finetune's second ones. `seed` is that of its first answers.
+
+    The first answers are the reference, so no other may share their random numbers. The others all share theirs: then
+    equal models write the same, and similar ones begin alike.
+    """
+    return seed + 1
+
+
+def prompts_per_block(samples: int, batch: int) -> int:
+    """Prompts that are answered together: those of which all answers fit into a batch, and at least one."""
+    return max(batch // max(samples, 1), 1)
 
 
 @dataclass(frozen=True)
@@ -55,20 +70,21 @@ class Answers:
         """Its answers, prompt by prompt."""
         return [answer for _, answers in sorted(self._by_model.get(name, {}).items()) for answer in answers]
 
-    def generate(self, name: str, model: LoadedModel, seed: int, on_prompts: Callable[[int], None]) -> None:
+    def generate(self, name: str, model: LoadedModel, seed: int, on_finished: OnFinished) -> None:
         """Answers the prompts that the model has not answered yet.
 
         Args:
             name: the name that its answers are stored under.
-            on_prompts: called with the number of prompts that were answered.
+            on_finished: called with numbers of prompts.
         """
         missing = [i for i in range(len(self.prompts)) if i not in self._by_model.get(name, {})]
-        on_prompts(len(self.prompts) - len(missing))
+        if len(missing) < len(self.prompts):
+            on_finished(len(self.prompts) - len(missing), resumed=True)
         while missing:
-            block = _consecutive(missing, max(self._batch // self.samples, 1))
+            block = _consecutive(missing, prompts_per_block(self.samples, self._batch))
             missing = missing[len(block) :]
             self._generate_block(name, block, model, seed)
-            on_prompts(len(block))
+            on_finished(len(block), resumed=False)
 
     def _generate_block(self, name: str, block: Sequence[int], model: LoadedModel, seed: int) -> None:
         answers = generate_answers(

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from deltarank.checkpoints import Pair, Pairing
 from deltarank.divergence import PartMeasurement, TokenStats, summarise_attribution
+from deltarank.jobs.outputs.callbacks import OnFinished
 from deltarank.jobs.outputs.candidates import Candidate
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.jobs.outputs.low_rank import LowRankDeltas, lora_matrices
 from deltarank.jobs.outputs.model_pair import ModelPair
-from deltarank.jobs.outputs.scoring import OnTokens, Scorer, TextSet
+from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.models import EditedWeights, Head, Window, file_tensor_names
 from deltarank.results import AttributionResult, CandidateKind
 
@@ -27,7 +28,7 @@ class Attribution:
     """The measurement of all parts of one unit, "module" or "layer".
 
     first_number     the number that the scores of all parts at once are stored under; those of each part follow
-    on_tokens        makes a callback of the name of a part
+    on_tokens        makes a callback of the name of a part, and of the number of tokens in the text
     """
 
     models: ModelPair
@@ -37,7 +38,7 @@ class Attribution:
     unit: str
     rank: int
     first_number: int
-    on_tokens: Callable[[str], OnTokens]
+    on_tokens: Callable[[str, int], OnFinished]
 
     def measure(self, texts: Sequence[TextSet]) -> AttributionResult:
         """Scores the parts on one text: the finetune's own answers if there are any."""
@@ -56,20 +57,19 @@ class Attribution:
         return matrices_by_part(self.models.pairing, self.unit)
 
     def _score(self, number: int, name: str, model: LoadedModel, text: TextSet) -> Mapping[str, TokenStats]:
-        self.scorer.score(number, model, self.on_tokens(name), only=frozenset(text.numbers))
+        on_finished = self.on_tokens(name, self.scorer.count_tokens(text.numbers))
+        self.scorer.score(number, model, on_finished, only=frozenset(text.numbers))
         return self.scorer.stats(number, text.numbers)
 
     def _truncated_models(self) -> Iterator[tuple[str, LoadedModel]]:
         """A model for each part: one model whose tensors are overwritten, or where that is not possible a new one."""
-        weights = self.models.finetune_weights()
-        skeleton = self.models.finetune_skeleton
-        names = None if self.loader.streams else file_tensor_names(skeleton, weights)
+        names = None if self.loader.streams else _overwritable_tensors(self.models)
         if names is None:
             for part, matrices in self._parts.items():
                 with LoadedModel(self._candidate(part, matrices), self.loader) as model:
                     yield part, model
             return
-        with LoadedModel(Candidate("parts", CandidateKind.MODEL, skeleton, weights), self.loader) as model:
+        with LoadedModel(self._candidate("parts", []), self.loader) as model:
             for part, matrices in self._parts.items():
                 yield part, _OverwrittenModel(self._candidate(part, matrices), model, names)
 
@@ -111,6 +111,16 @@ class _OverwrittenModel(LoadedModel):
         for model_name, file_name in self._names.items():
             if file_name in self.candidate.weights.edits:
                 state[model_name].copy_(weights.tensor(file_name))
+
+
+def loaded_models(models: ModelPair, parts: int) -> int:
+    """How many models the measurement of so many parts loads, if they fit into memory."""
+    return parts + 1 if _overwritable_tensors(models) is None else 2
+
+
+def _overwritable_tensors(models: ModelPair) -> dict[str, str] | None:
+    """The name in the finetune's files for each tensor of its model; None if some tensor is made of several."""
+    return file_tensor_names(models.finetune_skeleton, models.finetune_weights())
 
 
 def matrices_by_part(pairing: Pairing, unit: str) -> dict[str, list[str]]:

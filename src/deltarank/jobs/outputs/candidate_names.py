@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.models import YARDSTICKS
-from deltarank.results import FINETUNE, FINETUNE_AGAIN
+from deltarank.results import FINETUNE, FINETUNE_AGAIN, CandidateKind
 
 WHOLE_DELTA = "whole delta"
 BASE = "base"
@@ -15,18 +15,17 @@ ANY_RANK = "any rank"
 _RESERVED = frozenset({FINETUNE, FINETUNE_AGAIN, WHOLE_DELTA, BASE, ANY_RANK, *YARDSTICKS})
 
 
-def candidate_names(options: OutputsOptions) -> tuple[str, ...]:
-    """All of them, in the order in which they are measured."""
-    return (
-        FINETUNE_AGAIN,
-        WHOLE_DELTA,
-        BASE,
-        *map(rank_name, options.ranks),
-        ANY_RANK,
-        *adapter_names(options),
-        *model_names(options),
-        *options.yardsticks,
-    )
+def candidate_kinds(options: OutputsOptions) -> tuple[tuple[str, CandidateKind], ...]:
+    """The name and the kind of each candidate, in the order in which they are measured."""
+    names: dict[CandidateKind, Sequence[str]] = {
+        CandidateKind.CONTROL: (FINETUNE_AGAIN, WHOLE_DELTA),
+        CandidateKind.BASE: (BASE,),
+        CandidateKind.RANK: (*map(rank_name, options.ranks), ANY_RANK),
+        CandidateKind.ADAPTER: adapter_names(options),
+        CandidateKind.MODEL: model_names(options),
+        CandidateKind.YARDSTICK: options.yardsticks,
+    }
+    return tuple((name, kind) for kind in names for name in names[kind])
 
 
 def rank_name(rank: int) -> str:

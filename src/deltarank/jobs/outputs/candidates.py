@@ -16,6 +16,7 @@ from deltarank.jobs.outputs.candidate_names import (
     BASE,
     WHOLE_DELTA,
     adapter_names,
+    candidate_kinds,
     model_names,
     rank_name,
 )
@@ -56,11 +57,11 @@ class CandidateSet:
         self._open.close()
 
     def all(self) -> list[Candidate]:
-        """In the order of `candidate_names`."""
+        """In the order of `candidate_kinds`."""
         options = self._options
         adapters = zip(options.adapters, adapter_names(options), strict=True)
         models = zip(options.models, model_names(options), strict=True)
-        return [
+        candidates = [
             self._finetune_again(),
             self._whole_delta(),
             self._base(),
@@ -70,6 +71,8 @@ class CandidateSet:
             *(self._model(ref, name) for ref, name in models),
             *(self._yardstick(get_yardstick(name)) for name in options.yardsticks),
         ]
+        assert [(each.name, each.kind) for each in candidates] == [*candidate_kinds(options)]
+        return candidates
 
     def _finetune_again(self) -> Candidate:
         return self._edited_finetune(FINETUNE_AGAIN, CandidateKind.CONTROL, [], "the same weights once more")

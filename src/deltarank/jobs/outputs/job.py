@@ -62,9 +62,9 @@ class OutputsJob:
     def plan(self) -> OutputsPlan:
         """Raises UsageError (slug "cannot-write-streamed") for prompts to models that do not fit into memory."""
         plan = OutputsPlan(self.options, self.models, self.inputs, available_memory(self.options.torch_device))
-        if plan.streams and plan.prompts:
+        if plan.memory.must_stream and plan.prompt_count:
             raise UsageError(
-                f"The models do not fit into memory ({plan.memory_sentence}), and a streamed model would read its "
+                f"The models do not fit into memory ({plan.memory.sentence}), and a streamed model would read its "
                 "whole checkpoint for each token of an answer.",
                 cure="Use --samples 0 and --text FILE (answers of the finetune that a server generated make a good "
                 "text), or --dtype bfloat16, or a machine with more memory.",
@@ -146,7 +146,7 @@ class OutputsJob:
                 records = folder.open(force=force, needed_bytes=plan.disk_bytes)
                 if records:
                     progress.resumed(len(records))
-                return OutputsRun(plan, folder, records, self.fetch, progress).outputs()
+                return OutputsRun(plan, folder, files, records, self.fetch, progress).outputs()
         except DeltarankError as error:
             is_resumable = isinstance(error, OutputError) or error.slug in _RESUMABLE or files.has_scores
             if not is_resumable:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deltarank.jobs.outputs.callbacks import OnLoaded
 from deltarank.jobs.outputs.candidates import Candidate
 from deltarank.models import (
     AnyModel,
@@ -29,11 +30,13 @@ class ModelLoader:
     """How models are loaded.
 
     streams          layer by layer while they run, because they do not fit into memory
+    on_loaded        called once for each `LoadedModel`
     """
 
     device: torch.device
     dtype: torch.dtype
     streams: bool
+    on_loaded: OnLoaded
 
     def load(self, candidate: Candidate) -> tuple[AnyModel, Head | None]:
         """The model, and its output head if the model is streamed and does not hold it.
@@ -59,8 +62,10 @@ class LoadedModel:
     def __enter__(self) -> LoadedModel:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         was_loaded = self._model is not None
+        if not was_loaded and error is None:
+            self.loader.on_loaded(self.candidate.name, resumed=True)
         self._model = self._predictor = None
         if was_loaded and self.candidate.skeleton.parameters > _LARGE_MODEL:
             gc.collect()  # accelerate's hooks and transformers' modules refer to each other
@@ -82,4 +87,5 @@ class LoadedModel:
         if self._predictor is None:
             self._model, streamed_head = self.loader.load(self.candidate)
             self._predictor = Predictor(self._model, self.loader.device, streamed_head)
+            self.loader.on_loaded(self.candidate.name, resumed=False)
         return self._model, self._predictor

@@ -25,7 +25,10 @@ class PartialFolder:
         return self.path / "reference"
 
     def scores(self, candidate: int, document: int) -> Path:
-        """The file for the scores of a candidate on a document."""
+        """The file for the scores of a candidate on a document.
+
+        The candidates of a job are numbered first; then, where parts are truncated, all parts at once and each part.
+        """
         return self.path / f"scores-{candidate:03}" / f"{document:06}.npz"
 
     @property

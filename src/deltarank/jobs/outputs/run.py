@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from deltarank.divergence import Document
-from deltarank.jobs.outputs.answers import AnswerRecord, Answers
+from deltarank.jobs.outputs.answers import AnswerRecord, Answers, candidate_seed
 from deltarank.jobs.outputs.attribution import Attribution
+from deltarank.jobs.outputs.callbacks import OnFinished
 from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
-from deltarank.jobs.outputs.low_rank import LowRankDeltas, MatrixDecomposer, MatrixDecomposition
+from deltarank.jobs.outputs.low_rank import FactorFile, LowRankDeltas, MatrixDecomposer, MatrixDecomposition
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.jobs.outputs.plan import OutputsPlan
-from deltarank.jobs.outputs.scoring import OnTokens, Scorer, TextSet
+from deltarank.jobs.outputs.progress import OutputsProgress
+from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.jobs.outputs.summary import Measurements, summarise
 from deltarank.results import (
     FINETUNE,
@@ -30,7 +31,7 @@ from deltarank.results import (
     read_records,
     to_plain,
 )
-from deltarank.runtime import ProgressListener, Record, RunFolder, TimeEstimate, matrix_pass, planned_seconds
+from deltarank.runtime import ProgressListener, Record, RunFolder, matrix_pass, planned_seconds
 
 OWN_ANSWERS = "its own answers"
 """The name of the text that is the finetune's own answers."""
@@ -40,29 +41,37 @@ OWN_ANSWERS = "its own answers"
 class OutputsRun:
     """One pass over a plan.
 
-    folder           open; it takes the records of finished work, and the files of `PartialFolder`
+    run_folder       open; it takes the records of finished work
+    files            in the same folder
     records          of an earlier process
     fetch            how other checkpoints are fetched from the Hub
     """
 
     plan: OutputsPlan
-    folder: RunFolder
+    run_folder: RunFolder
+    files: PartialFolder
     records: Sequence[Record]
     fetch: str
-    progress: ProgressListener
+    listener: ProgressListener
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._progress = OutputsProgress(self.listener, self.plan)
+
     def outputs(self) -> Outputs:
         """Measures everything, except for what the records say is finished."""
-        self._estimate = TimeEstimate(self.progress, self.plan.seconds)
         for note in self.plan.notes:
             self._note(note)
         answers = self._resume_answers()
         deltas = self._decompose()
         with CandidateSet(self.plan.models, deltas, self.plan.options, fetch=self.fetch) as candidate_set:
             candidates = candidate_set.all()
-            texts, scorer = self._run_finetune(answers)
+            with self._finetune_model() as model:
+                self._answer_twice(model, answers)
+                texts = self._texts(answers)
+                scorer = self._scorer(texts)
+                self._store_reference(model, scorer)
             for number, candidate in enumerate(candidates):
                 self._run_candidate(number, candidate, scorer, answers)
             attribution = self._attribute(deltas, scorer, texts, first_number=len(candidates))
@@ -84,55 +93,63 @@ class OutputsRun:
 
     def _decompose(self) -> LowRankDeltas:
         """Decomposes the matrices whose factors an earlier process has not stored."""
-        options, plan = self.plan.options, self.plan.decomposition
-        pairs = {step.pair.name: step.pair for step in plan.steps}
+        options, steps = self.plan.options, self.plan.decomposition.steps
+        pairs = {step.pair.name: step.pair for step in steps}
         numbers = {name: number for number, name in enumerate(pairs)}
 
         def factor_file(name: str) -> Path:
-            return self._files.factors(numbers[name])
+            return self.files.factors(numbers[name])
 
-        decompositions = {
-            each.matrix: each
-            for each in read_records(MatrixDecomposition, self.records, "matrix")
-            if each.matrix in pairs and (not each.has_factors or factor_file(each.matrix).is_file())
-        }
-        finished = math.fsum(planned_seconds(step) for step in plan.steps if step.pair.name in decompositions)
-        if decompositions:
-            self._estimate.add("decomposition", finished, resumed=True)
+        decompositions = self._resume_decompositions(factor_file)
         results = matrix_pass(
-            [[step] for step in plan.steps if step.pair.name not in decompositions],
+            [[step] for step in steps if step.pair.name not in decompositions],
             lambda: MatrixDecomposer(options.solver_options, max(options.ranks), factor_file),
             seconds=planned_seconds,
-            workers=1,
-            progress=self.progress,
-            estimate=self._estimate,
+            workers=1,  # a small part of the job's time; a second matrix at a time would only raise its memory
+            progress=self.listener,
+            estimate=self._progress.estimate,
         )
         with closing(results):
             for result in results:
                 result.check()
                 decompositions[result.matrix] = result
-                self.folder.append(to_plain(result))
+                self.run_folder.append(to_plain(result))
         return LowRankDeltas(pairs, decompositions, factor_file, options.torch_device)
 
-    def _run_finetune(self, answers: Answers) -> tuple[list[TextSet], Scorer]:
-        """The finetune answers the prompts twice and predicts all texts."""
-        models, seed = self.plan.models, self.plan.options.seed
+    def _resume_decompositions(self, factor_file: FactorFile) -> dict[str, MatrixDecomposition]:
+        """Those of the records, by the name of the matrix."""
+        costs = {step.pair.name: planned_seconds(step) for step in self.plan.decomposition.steps}
+        decompositions = {
+            each.matrix: each
+            for each in read_records(MatrixDecomposition, self.records, "matrix")
+            if each.matrix in costs and (not each.has_factors or factor_file(each.matrix).is_file())
+        }
+        if decompositions:
+            finished = math.fsum(costs[name] for name in decompositions)
+            self._progress.estimate.add("decomposition", finished, resumed=True)
+        return decompositions
+
+    def _finetune_model(self) -> LoadedModel:
+        models = self.plan.models
         finetune = Candidate(FINETUNE, CandidateKind.CONTROL, models.finetune_skeleton, models.finetune_weights())
-        with LoadedModel(finetune, self._loader) as model:
-            self._answer(answers, FINETUNE, model, seed)
-            self._answer(answers, FINETUNE_AGAIN, model, seed + 1)
-            texts, scorer = self._collect_texts(answers)
-            self.progress.began(FINETUNE)
-            scorer.store_reference(model, self._on_tokens(FINETUNE))
-        return texts, scorer
+        return LoadedModel(finetune, self._loader)
+
+    def _answer_twice(self, finetune: LoadedModel, answers: Answers) -> None:
+        seed = self.plan.options.seed
+        self._answer(answers, FINETUNE, finetune, seed)
+        self._answer(answers, FINETUNE_AGAIN, finetune, candidate_seed(seed))
+
+    def _store_reference(self, finetune: LoadedModel, scorer: Scorer) -> None:
+        self.listener.began(FINETUNE)
+        scorer.store_reference(finetune, self._on_tokens(FINETUNE, scorer))
 
     def _run_candidate(self, number: int, candidate: Candidate, scorer: Scorer, answers: Answers) -> None:
         started = time.perf_counter()
-        self.progress.began(candidate.name)
+        self.listener.began(candidate.name)
         with LoadedModel(candidate, self._loader) as model:
             if candidate.kind is not CandidateKind.CONTROL:
-                self._answer(answers, candidate.name, model, self.plan.options.seed + 1)
-            scorer.score(number, model, self._on_tokens(candidate.name))
+                self._answer(answers, candidate.name, model, candidate_seed(self.plan.options.seed))
+            scorer.score(number, model, self._on_tokens(candidate.name, scorer))
             unread = sum(not scorer.can_read(model, i) for i in range(len(scorer.documents)))
         if unread:
             self._note(
@@ -155,20 +172,20 @@ class OutputsRun:
             unit=unit,
             rank=self._headline_rank,
             first_number=first_number,
-            on_tokens=self._on_tokens,
+            on_tokens=self._progress.part,
         )
         return (attribution.measure(texts),)
 
     def _resume_answers(self) -> Answers:
-        options = self.plan.options
+        options, inputs = self.plan.options, self.plan.inputs
         answers = Answers(
-            self.plan.inputs.prompts,
-            self.plan.inputs.tokenizer,
-            options.samples,
-            options.max_tokens,
-            self.plan.models.context,
-            options.batch,
-            self.folder.append,
+            prompts=inputs.prompts,
+            tokenizer=inputs.tokenizer,
+            samples=options.samples,
+            max_tokens=options.max_tokens,
+            context=self.plan.models.context,
+            batch=options.batch,
+            save_record=self.run_folder.append,
         )
         for record in read_records(AnswerRecord, self.records, "answers"):
             answers.add(record)
@@ -176,31 +193,34 @@ class OutputsRun:
 
     def _answer(self, answers: Answers, name: str, model: LoadedModel, seed: int) -> None:
         if answers.prompts:
-            self.progress.began(f"{name}: answers")
-            seconds = self.plan.seconds_per_prompt
-            answers.generate(name, model, seed, lambda prompts: self._estimate.add(name, prompts * seconds))
+            self.listener.began(f"{name}: answers")
+            answers.generate(name, model, seed, self._progress.answers(name, len(answers.prompts)))
 
-    def _collect_texts(self, answers: Answers) -> tuple[list[TextSet], Scorer]:
+    def _texts(self, answers: Answers) -> list[TextSet]:
         """The texts that were given, and the finetune's answers to the prompts."""
         own = [answer.to_document() for answer in answers.of_model(FINETUNE)]
         given = [(name, documents, False) for name, documents in self.plan.inputs.texts]
         texts: list[TextSet] = []
-        documents: list[Document] = []
-        for name, some, is_own in (*given, (OWN_ANSWERS, [each for each in own if each.scored_tokens], True)):
-            if some:
-                texts.append(TextSet(name, tuple(range(len(documents), len(documents) + len(some))), is_own))
-                documents += some
-        size, tokens = self.plan.options.batch, self.plan.tokens_at_once
-        return texts, Scorer(documents, self._files, size=size, tokens=tokens)
+        first = 0
+        for name, documents, is_own in (*given, (OWN_ANSWERS, [each for each in own if each.scored_tokens], True)):
+            if documents:
+                texts.append(TextSet(name, first, documents, is_own))
+                first += len(documents)
+        return texts
 
-    @property
-    def _files(self) -> PartialFolder:
-        return PartialFolder(self.folder.folder)
+    def _scorer(self, texts: Sequence[TextSet]) -> Scorer:
+        documents = [document for text in texts for document in text.documents]
+        tokens = self.plan.memory.tokens_at_once
+        return Scorer(documents, self.files, size=self.plan.options.batch, tokens=tokens)
 
-    @property
+    def _on_tokens(self, name: str, scorer: Scorer) -> OnFinished:
+        return self._progress.texts(name, scorer.count_tokens(range(len(scorer.documents))))
+
+    @cached_property
     def _loader(self) -> ModelLoader:
         options = self.plan.options
-        return ModelLoader(options.torch_device, options.torch_dtype, self.plan.streams)
+        streams = self.plan.memory.must_stream
+        return ModelLoader(options.torch_device, options.torch_dtype, streams, self._progress.loaded)
 
     @cached_property
     def _headline_rank(self) -> int:
@@ -209,8 +229,4 @@ class OutputsRun:
 
     def _note(self, sentence: str) -> None:
         self.notes.append(sentence)
-        self.progress.warned(sentence)
-
-    def _on_tokens(self, name: str) -> OnTokens:
-        seconds = self.plan.seconds_per_token
-        return lambda tokens: self._estimate.add(name, tokens * seconds)
+        self.listener.warned(sentence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,25 +10,29 @@ from torch import Tensor
 
 from deltarank.divergence import Document, TokenStats, compare_logits
 from deltarank.errors import JobError
+from deltarank.jobs.outputs.callbacks import OnFinished
 from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.models import Head, PredictionStore, Window, batch_windows
-
-OnTokens = Callable[[int], None]
-"""Called with the number of tokens that went through a model."""
 
 
 @dataclass(frozen=True)
 class TextSet:
     """The documents of one text.
 
-    numbers          indices into all documents of the job
+    first            index of its first document among all documents of the job
     own              whether the finetune wrote them
     """
 
     name: str
-    numbers: tuple[int, ...]
+    first: int
+    documents: Sequence[Document]
     own: bool = False
+
+    @property
+    def numbers(self) -> range:
+        """Indices of its documents among all documents of the job."""
+        return range(self.first, self.first + len(self.documents))
 
 
 class Scorer:
@@ -46,24 +50,28 @@ class Scorer:
         self._predictions = PredictionStore(folder.reference)
         self._reference_head: Head | None = None
 
-    def store_reference(self, finetune: LoadedModel, on_tokens: OnTokens) -> None:
+    def store_reference(self, finetune: LoadedModel, on_finished: OnFinished) -> None:
         """Stores the predictions of the finetune, except for batches that are stored already.
+
+        Args:
+            on_finished: called with numbers of tokens.
 
         Raises:
             JobError: (slug "outputs-not-finite") a prediction is NaN or infinite.
         """
         for batch in self._batches:
-            if not (self._predictions.has_head and all(map(self._predictions.has, batch))):
+            is_stored = self._predictions.has_head and all(map(self._predictions.has, batch))
+            if not is_stored:
                 head_inputs, head = finetune.predict([self._windows[i] for i in batch])
                 _check_finite(head_inputs)
                 for number, each in zip(batch, head_inputs, strict=True):
                     self._predictions.save(number, each)
                 if not self._predictions.has_head:
                     self._predictions.save_head(head)
-            on_tokens(self._length(batch))
+            on_finished(self.count_tokens(batch), resumed=is_stored)
 
     def score(
-        self, candidate: int, model: LoadedModel, on_tokens: OnTokens, *, only: Collection[int] | None = None
+        self, candidate: int, model: LoadedModel, on_finished: OnFinished, *, only: Collection[int] | None = None
     ) -> None:
         """Scores the documents of which the candidate has no scores yet.
 
@@ -71,17 +79,24 @@ class Scorer:
 
         Args:
             candidate: its number.
+            on_finished: called with numbers of tokens, those of documents that are left out included.
             only: indices of the documents to score; None: all.
         """
         for batch in self._batches:
-            chosen = [i for i in batch if (only is None or i in only) and self.can_read(model, i)]
-            if not all(self._folder.scores(candidate, i).is_file() for i in chosen):
-                head_inputs, head = model.predict([self._windows[i] for i in chosen])
-                for i, each in zip(chosen, head_inputs, strict=True):
+            chosen = [i for i in batch if only is None or i in only]
+            readable = [i for i in chosen if self.can_read(model, i)]
+            is_stored = all(self._folder.scores(candidate, i).is_file() for i in readable)
+            if not is_stored:
+                head_inputs, head = model.predict([self._windows[i] for i in readable])
+                for i, each in zip(readable, head_inputs, strict=True):
                     file = self._folder.scores(candidate, i)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     self._compare(i, each, head).save(file)
-            on_tokens(self._length(batch))
+            if chosen:
+                on_finished(self.count_tokens(chosen), resumed=is_stored)
+
+    def count_tokens(self, documents: Iterable[int]) -> int:
+        return sum(len(self._windows[i].ids) for i in documents)
 
     def can_read(self, model: LoadedModel, document: int) -> bool:
         """Whether the model's vocabulary has all tokens of the document."""
@@ -111,9 +126,6 @@ class Scorer:
                 )
             )
         return TokenStats.concatenate(parts)
-
-    def _length(self, batch: Sequence[int]) -> int:
-        return sum(len(self._windows[i].ids) for i in batch)
 
 
 def _check_finite(head_inputs: Sequence[Tensor]) -> None:

@@ -81,8 +81,8 @@ def summarise(run: Measurements) -> Outputs:
 
 
 def _text(run: Measurements, text: TextSet) -> Text:
-    documents = [run.scorer.documents[i] for i in text.numbers]
-    return Text(text.name, len(documents), sum(document.scored_tokens for document in documents), text.own)
+    tokens = sum(document.scored_tokens for document in text.documents)
+    return Text(text.name, len(text.documents), tokens, text.own)
 
 
 def _candidate(run: Measurements, number: int, candidate: Candidate) -> CandidateResult:
@@ -114,7 +114,8 @@ def _writing(run: Measurements, name: str) -> Writing | None:
 def _samples(run: Measurements) -> Iterator[Sample]:
     """The first answer of each model to each prompt.
 
-    The column "finetune" shows the answers with the seed of the candidates, "finetune again" those with the other one.
+    The column "finetune" shows the answers with the candidates' seed (see `candidate_seed`), "finetune again" the
+    others.
     """
     names = [candidate.name for candidate in run.candidates if candidate.kind is not CandidateKind.CONTROL]
     columns = {FINETUNE: FINETUNE_AGAIN, FINETUNE_AGAIN: FINETUNE, **{name: name for name in names}}
