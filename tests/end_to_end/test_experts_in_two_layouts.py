@@ -101,7 +101,7 @@ def test_experts_of_ambiguous_orientation_are_left_out_with_a_note(tmp_path: Pat
     apart = fused(finetune, tmp_path / "f")
     adapter = deltarank.extract(base, apart, rank=8, server="peft", output=tmp_path / "a")
     seen = deltarank.verify(base, apart, tmp_path / "a")
-    said = "experts are left out: the base holds 16 tensors of them (`model.layers.0.mlp.experts."
+    said = "experts are left out: the base contains 16 tensors of them (`model.layers.0.mlp.experts."
 
     for notes in (adapter.notes, seen.notes):
         assert any(said in note and "in another layout" in note for note in notes), notes

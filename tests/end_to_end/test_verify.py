@@ -222,7 +222,9 @@ def test_the_command_names_the_base_of_an_unrelated_adapter(models: Path, tmp_pa
     for base, tuned in ((wide, made.finetune(wide, tmp_path / "w")), (gpt2, made.finetune(gpt2, tmp_path / "g"))):
         done = command("verify", base, tuned, adapter, "-q")
         assert (done.code, done.out) == (1, "")
-        assert done.err.startswith("deltarank: This adapter does not belong to this base: 14 of 14 parts fit nothing")
+        assert done.err.startswith(
+            "deltarank: This adapter does not belong to this base: 14 of 14 parts match no tensor"
+        )
         assert "adapter_config.json names org/other." in done.err
 
     done = command("verify", models / "base", models / "tuned", adapter, "-q")
@@ -327,7 +329,7 @@ def test_tensors_that_are_not_counted_are_noted(models: Path, tmp_path: Path) ->
     assert (
         "`model.embed_tokens.weight` has 51 rows in the adapter and 48 in the base: PEFT loads it only after" in notes
     )
-    assert "not counted: 1 tensor (model.layers.0.mlp.up_proj.weight): a checkpoint holds NaN or Inf here" in notes
+    assert "not counted: 1 tensor (model.layers.0.mlp.up_proj.weight): a checkpoint contains NaN or Inf here" in notes
     assert "not counted: 1 tensor (model.extra.weight): only the finetune has it" in notes
     assert "rows 48 to 50 are only in the finetune" in notes
     assert not any("not counted" in note for note in verified(models, "best").notes)
@@ -440,7 +442,7 @@ def test_the_command_refuses_what_the_server_refuses(models: Path, command: RunC
     done = command("verify", models / "base", models / "tuned", adapter, "--server", "vllm")
 
     assert (done.code, done.out) == (1, "")
-    assert "vLLM does not load this adapter: it holds biases" in done.err
+    assert "vLLM does not load this adapter: it contains biases" in done.err
     assert "messages.md#adapter-refused" in done.err
 
 

@@ -31,7 +31,7 @@ from deltarank.servers import (
 )
 
 _OUTPUT_HEADS = frozenset({"lm_head.weight"})
-_FUSED_EXPERTS = "the checkpoints hold all experts of a layer in one tensor, and this one is for a single expert"
+_FUSED_EXPERTS = "the checkpoints contain all experts of a layer in one tensor, and this one is for a single expert"
 _NO_TENSOR = "the two checkpoints have no such tensor in common"
 
 
@@ -204,7 +204,7 @@ def _name_in_files(part: AdapterPart, config: Mapping[str, Any]) -> str:
 
 def _raise_wrong_base(adapter: LoraAdapter, unused: list[UnusedTensor], parts: int) -> NoReturn:
     if not adapter.parts:
-        first = adapter.unused[0] if adapter.unused else UnusedTensor("the file", "it holds no tensor")
+        first = adapter.unused[0] if adapter.unused else UnusedTensor("the file", "it contains no tensor")
         raise AdapterError(
             f"The adapter changes nothing: {quoted(first.name)}: {first.reason}.",
             cure="Give an adapter that PEFT's `save_pretrained` wrote.",
@@ -215,12 +215,12 @@ def _raise_wrong_base(adapter: LoraAdapter, unused: list[UnusedTensor], parts: i
         raise AdapterError(
             f"{len(unused):,} of {count(parts, 'part')} of the adapter cannot be applied to these checkpoints, "
             f"{example}.",
-            cure="Give a base or a finetune that holds each expert in tensors of its own, as most on the Hub do.",
+            cure="Give a base or a finetune that contains each expert in tensors of its own, as most on the Hub do.",
             slug="adapter-experts-apart",
         )
     raise AdapterError(
-        f"This adapter does not belong to this base: {len(unused):,} of {count(parts, 'part')} fit "
-        f"nothing in it, {example}.",
+        f"This adapter does not belong to this base: {len(unused):,} of {count(parts, 'part')} match no "
+        f"tensor of the base, {example}.",
         cure=f"Give the base that it was made for; its adapter_config.json names {adapter.config.base or 'none'}.",
         slug="adapter-wrong-base",
     )

@@ -32,10 +32,10 @@ def _refusals(adapter: LoraAdapter, server: Server) -> Iterator[str]:
     wholes = [part for part in adapter.parts if part.kind is PartKind.WHOLE and handling_of(part, server) is refused]
     if wholes or (config.modules_to_save and server.modules_to_save is refused):
         names = [quoted(part.tensor) for part in wholes] or [quoted(name) for name in config.modules_to_save]
-        yield f"it holds whole tensors ({listing(names, most=2)})"
+        yield f"it contains whole tensors ({listing(names, most=2)})"
     has_biases = any(part.kind is PartKind.BIAS for part in adapter.parts) or config.bias != "none"
     if server.bias is refused and (has_biases or config.lora_bias):
-        yield "it holds biases"
+        yield "it contains biases"
     if server.fused_experts is refused and config.parameters:
         yield "it has LoRAs on bare parameters (fused experts)"
     if server.rslora is refused and config.rslora:

@@ -151,7 +151,7 @@ def _missing_tensors(
     if not missing:
         return ()
     names = f"the shard index of {quoted(reference.ref)} names {listing(missing, most=3)}"
-    return (f"{names}, which no file holds: the checkpoint may be incomplete",)
+    return (f"{names}, which no file contains: the checkpoint may be incomplete",)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _refuse_folder(folder: Path, names: Sequence[str], safetensors: Sequence[str
     shown = quoted(folder, max_length=300)
     if safetensors and all(map(_is_adapter, safetensors)):
         raise CheckpointError(
-            f"{shown} holds an adapter ({quoted(safetensors[0])}), not a whole checkpoint.",
+            f"{shown} contains an adapter ({quoted(safetensors[0])}), not a whole checkpoint.",
             cure="`compare`, `extract` and `verify` accept it as FINETUNE if its folder has adapter_config.json. "
             "Elsewhere, merge it first (PEFT: `merge_and_unload`, then `save_pretrained`) and give that folder.",
             slug="adapter-not-checkpoint",
@@ -189,16 +189,16 @@ def _refuse_folder(folder: Path, names: Sequence[str], safetensors: Sequence[str
     ):
         if files:
             raise CheckpointError(
-                f"{shown} holds {problem}: {listing([quoted(name) for name in files], most=4)}.",
+                f"{shown} contains {problem}: {listing([quoted(name) for name in files], most=4)}.",
                 cure="Give the path of the weights file.",
                 slug="several-checkpoints",
             )
-    _refuse(f"{shown} holds no safetensors file.", "no-weights")
+    _refuse(f"{shown} contains no safetensors file.", "no-weights")
 
 
 def _refuse(message: str, slug: str) -> NoReturn:
     raise CheckpointError(
         message,
-        cure="Give a folder that holds `model.safetensors`, or shards and their index; or give one weights file.",
+        cure="Give a folder that contains `model.safetensors`, or shards and their index; or give one weights file.",
         slug=slug,
     )

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        complain("interrupted. " + RESUME_HINT if _can_resume(arguments) else "interrupted.")
+        complain("Interrupted. " + RESUME_HINT if _can_resume(arguments) else "Interrupted.")
         return INTERRUPTED
     except SystemExit as end:  # raised by click when the reader of our output closed the pipe (`| head`)
         code = end.code

@@ -75,6 +75,6 @@ def _lines(choice: BaseChoice) -> list[str]:
 def _row(candidate: CandidateBase) -> tuple[str, str, str]:
     ref = candidate.reference.ref
     if candidate.relative_norm is None:
-        return ref, "", f"not compared: {candidate.reason or 'its sample holds no finite numbers'}"
+        return ref, "", f"not compared: {candidate.reason or 'its sample contains no finite numbers'}"
     norms = sorted(candidate.norms.values())
     return ref, percent(candidate.relative_norm), f"{percent(norms[0])} to {percent(norms[-1])}" if norms else ""

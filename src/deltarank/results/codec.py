@@ -73,11 +73,7 @@ class StoredResult:
         Raises:
             ResultsError: (slug "results-unreadable") it is something else.
         """
-        try:
-            cls._check_format(text)
-            return cls._decoded(text)
-        except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError) as error:
-            raise cls._unreadable(f"not {cls.description}: {_one_line(error)}.") from None
+        return cls._parse(text, "Not")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -93,10 +89,15 @@ class StoredResult:
             text = source.read_bytes()
         except OSError as error:
             raise cls._unreadable(f"Cannot read {source}: {error.strerror or error}.") from None
+        return cls._parse(text, f"Cannot read {source}: not")
+
+    @classmethod
+    def _parse(cls, text: str | bytes, start_of_message: str) -> Self:
         try:
-            return cls.from_json(text)
-        except ResultsError as error:
-            raise cls._unreadable(f"Cannot read {source}: {error.message}") from None
+            cls._check_format(text)
+            return cls._decoded(text)
+        except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError) as error:
+            raise cls._unreadable(f"{start_of_message} {cls.description}: {_one_line(error)}.") from None
 
     @classmethod
     def _decoded(cls, text: str | bytes) -> Self:
@@ -160,7 +161,7 @@ def read_records(kind: type[T], records: Iterable[Mapping[str, Any]], key: str) 
 
 def unreadable_record(kind: type, error: Exception) -> ResultsError:
     return ResultsError(
-        f"not a {kind.__name__}: {_one_line(error)}.", cure="Run the command again.", slug="results-unreadable"
+        f"Not a {kind.__name__}: {_one_line(error)}.", cure="Run the command again.", slug="results-unreadable"
     )
 
 

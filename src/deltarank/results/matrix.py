@@ -39,7 +39,7 @@ class Outcome(StrEnum):
 _SENTENCES: dict[Outcome, str] = {
     Outcome.MEASURED: "measured",
     Outcome.IDENTICAL: "identical in both checkpoints",
-    Outcome.NOT_FINITE: "holds NaN or Inf, so its loss is undefined",
+    Outcome.NOT_FINITE: "contains NaN or Inf, so its loss is undefined",
     Outcome.UNREADABLE: "could not be read",
     Outcome.FAILED: "could not be measured",
     Outcome.NOT_A_MATRIX: "a vector or scalar (a norm or a bias), which a LoRA cannot represent",

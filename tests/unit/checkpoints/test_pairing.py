@@ -67,7 +67,7 @@ def test_skipped_tensors_say_why(tmp_path: Path) -> None:
     assert reasons["only.base"][0] is Outcome.ONLY_IN_BASE
     assert reasons["only.ours"][0] is Outcome.ONLY_IN_FINETUNE
     assert reasons["int"] == (Outcome.NOT_FLOATING, "stored as `I32` in the base: not floating-point weights")
-    assert reasons["empty"] == (Outcome.NOT_A_MATRIX, "holds no numbers")
+    assert reasons["empty"] == (Outcome.NOT_A_MATRIX, "contains no numbers")
     assert reasons["model.layers.0.mlp.down_proj.weight"] == (
         Outcome.SHAPE_DIFFERS,
         "16 x 48 in the base, 16 x 50 in the finetune",

@@ -63,7 +63,7 @@ class TestTerminal:
     def test_nothing_measured(self):
         text = terminal_summary(results([not_finite(m) for m in model(layers=1)]))
         assert text.startswith("Nothing could be measured.")
-        assert "Left out: 7 tensors: holds NaN or Inf" in text
+        assert "Left out: 7 tensors: contains NaN or Inf" in text
 
 
 def png_size(path) -> tuple[int, int]:

@@ -197,7 +197,7 @@ def test_a_results_file_that_lacks_a_part_is_refused(damage: str) -> None:
         (["matrices", 0, "frobenius"], 1e200, "at `$.matrices[0].frobenius`"),
         (["matrices", 0, "mean_abs"], math.nan, "JSON is malformed"),
         (["matrices", 0, "losses", 0, "energy_kept"], 1.5, "at `$.matrices[0].losses[0].energy_kept`"),
-        (["matrices", 0, "name"], "\ud800", "not the results"),
+        (["matrices", 0, "name"], "\ud800", "Not the results"),
         (["matrices", 0, "losses"], [], "the losses of 'm' are not at the ranks of the run"),
         (["matrices", 0, "outcome"], "splendid", "Invalid enum value 'splendid' - at `$.matrices[0].outcome`"),
         (["matrices"], ["x"], "Expected `object`, got `str` - at `$.matrices[0]`"),

@@ -44,8 +44,8 @@ def test_fields_of_later_versions_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("stored", "path", "value", "message"),
     [
-        ("outputs", ["reference"], 1, "not the outputs"),
-        ("outputs", ["texts"], 3, "not the outputs"),
+        ("outputs", ["reference"], 1, "Not the outputs"),
+        ("outputs", ["texts"], 3, "Not the outputs"),
         ("outputs", ["candidates", 1, "rank"], "64", r"`int \| null`, got `str` - at `\$\.candidates\[1\]\.rank`"),
         ("verification", ["tensors", 0, "energy"], -1.0, "energy"),
         ("verification", ["tensors", 0, "energy"], 1e301, "energy"),

@@ -95,7 +95,7 @@ CHOICE = BaseChoice(
     sentence="tuned came from org/one.",
     finetune=Reference("org/tuned"),
     candidates=(
-        CandidateBase(Reference("org/other"), reason="it holds NaN or Inf"),
+        CandidateBase(Reference("org/other"), reason="it contains NaN or Inf"),
         CandidateBase(Reference("org/far", "main"), 1.4, {"a": 1.3, "b": 1.5}),
         CandidateBase(Reference("org/one", "abc"), 0.02, {"a": 0.01, "b": 0.03}),
     ),

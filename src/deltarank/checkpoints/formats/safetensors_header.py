@@ -245,7 +245,7 @@ def _check_nbytes(info: TensorInfo) -> None:
         expected = -(-info.entries * bits // 8)
         refuse_file(
             info.file,
-            f"{quoted(info.name)} holds {dimensions(info.shape)} numbers of type {info.dtype}, which take "
+            f"{quoted(info.name)} contains {dimensions(info.shape)} numbers of type {info.dtype}, which take "
             f"{expected:,} bytes, but its header says {info.nbytes:,}",
         )
 

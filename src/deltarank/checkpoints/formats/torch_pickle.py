@@ -81,7 +81,7 @@ def _load(path: Path, file: str) -> object:
         with FakeTensorMode():
             return torch.load(path, weights_only=True)
     except pickle.UnpicklingError:
-        _refuse_unsafe(file, "holds more than tensors")
+        _refuse_unsafe(file, "contains more than tensors")
     # torch promises no exception types for invalid files.
     except Exception as error:
         refuse_file(file, f"torch cannot read it ({type(error).__name__})")

@@ -47,7 +47,7 @@ def _sha256(path: Path) -> str:
 
 def damaged(file: str) -> CheckpointError:
     return CheckpointError(
-        f"{quoted(file, max_length=300)} was damaged in transfer: its hash is not the one that the Hub states.",
+        f"{quoted(file, max_length=300)} was corrupted during download: its hash does not match the Hub's.",
         cure="Run the command again. If it fails again, a proxy or mirror probably alters files: try another network, "
         "or another HF_ENDPOINT.",
         slug="damaged",

@@ -33,7 +33,7 @@ def download(ref: HubRef) -> tuple[Path, str]:
     top level, else PyTorch's `pytorch_model*.bin`. An index is checked before any file that it names is requested.
 
     Raises:
-        CheckpointError: not found, gated, damaged in transfer, or the Hub cannot be reached; or the disk is full.
+        CheckpointError: not found, gated, corrupted during download, or the Hub cannot be reached; or the disk is full.
         HeaderError: the index is invalid.
     """
     folder, commit = download_metadata(ref)

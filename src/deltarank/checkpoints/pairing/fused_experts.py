@@ -88,7 +88,7 @@ def note_unmatched_experts(skipped: Iterable[Skipped]) -> list[str]:
     base, finetune = unmatched.values()
     if not (base and finetune):
         return []
-    in_base = f"the base holds {count(len(base), 'tensor')} of them ({quoted(base[0])})"
+    in_base = f"the base contains {count(len(base), 'tensor')} of them ({quoted(base[0])})"
     in_finetune = f"the finetune {len(finetune):,} in another layout ({quoted(finetune[0])})"
     return [f"experts are left out: {in_base} and {in_finetune}, so their change is unknown"]
 

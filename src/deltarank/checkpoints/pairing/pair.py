@@ -285,7 +285,7 @@ def _obstacle(match: _Match) -> tuple[Outcome, str] | None:
         shapes = f"{dimensions(match.base.shape)} in the base, {dimensions(match.finetune.shape)} in the finetune"
         return Outcome.SHAPE_DIFFERS, shapes
     if 0 in (match.base.entries, match.finetune.entries):
-        return Outcome.NOT_A_MATRIX, "holds no numbers"
+        return Outcome.NOT_A_MATRIX, "contains no numbers"
     return None
 
 

@@ -41,7 +41,7 @@ def refuse_adapters(side: str, checkpoint: Checkpoint) -> None:
     for name in checkpoint.tensors:
         if any(key in name for key in _ADAPTER_KEYS):
             raise PairingError(
-                f"The {side} holds LoRA factors beside its weights, such as {quoted(name)}.",
+                f"The {side} contains LoRA factors beside its weights, such as {quoted(name)}.",
                 cure="Merge them first (PEFT: `merge_and_unload`, then `save_pretrained`) and give that folder.",
                 slug="adapter-not-merged",
             )
@@ -77,7 +77,7 @@ def _example(checkpoint: Checkpoint) -> str:
     """The first matrix by name, inside a layer if there is one."""
     matrices = [name for name, info in checkpoint.tensors.items() if len(info.shape) > 1]
     inside = [name for name in matrices if any(part.isdecimal() for part in name.split("."))]
-    return quoted(min(inside or matrices)) if matrices else "missing: it holds none"
+    return quoted(min(inside or matrices)) if matrices else "missing: it contains none"
 
 
 def _wrong_base(

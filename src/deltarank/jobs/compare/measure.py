@@ -109,7 +109,7 @@ class MatrixMeasurer:
             return None
         left, right = found
         if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
-            return _without_figures(pair, Outcome.NOT_FINITE, "the adapter holds NaN or Inf, so the loss is undefined")
+            return _not_finite(pair, "adapter")
         known = product_spectrum(left, right)
         sums = Sums()
         for first, base in read_rows(pair.base, 0, pair.shape[0]):
@@ -117,7 +117,7 @@ class MatrixMeasurer:
         sums = replace(sums, energy=known.energy)
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
         if not sums.is_finite:
-            return _without_figures(pair, Outcome.NOT_FINITE, "the base holds NaN or Inf, so the loss is undefined")
+            return _not_finite(pair, "base")
         return self._with_figures(pair, sums, outcome, None if sums.is_zero else known)
 
     def _measured(self, step: Step, delta: Tensor, sums: Sums, known: Spectrum | None = None) -> MatrixResult:
@@ -125,7 +125,7 @@ class MatrixMeasurer:
         pair = step.pair
         if not sums.is_finite:
             side = "base" if not torch.isfinite(torch.tensor(sums.base_energy)) else "finetune"
-            return _without_figures(pair, Outcome.NOT_FINITE, f"the {side} holds NaN or Inf, so the loss is undefined")
+            return _not_finite(pair, side)
         if sums.is_zero:
             return self._with_figures(pair, sums, Outcome.IDENTICAL, None)
         spectrum = known or self._spectrum(step, delta, sums)
@@ -196,6 +196,10 @@ def group_small_matrices(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
             groups.append(tuple(members))
             members.clear()
     return [*groups, *(tuple(members) for members in waiting.values() if members)]
+
+
+def _not_finite(pair: Pair, side: str) -> MatrixResult:
+    return _without_figures(pair, Outcome.NOT_FINITE, f"the {side} contains NaN or Inf, so the loss is undefined")
 
 
 def _without_figures(pair: Pair, outcome: Outcome, reason: str | None = None) -> MatrixResult:

@@ -99,5 +99,5 @@ def _rounded(factors: Factors, target: Target, dtype: torch.dtype) -> tuple[Tens
     a = torch.nn.functional.pad(a, (0, 0, 0, missing)).to(dtype)
     b = torch.nn.functional.pad(b, (0, missing)).to(dtype)
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError(f"a factor holds numbers too large for {str(dtype).removeprefix('torch.')}")
+        raise ValueError(f"a factor contains numbers too large for {str(dtype).removeprefix('torch.')}")
     return a, b

@@ -32,7 +32,7 @@ TOLERANCE = 1e-5
 MOST_ENTRIES = 1 << 29
 """A larger matrix is not held whole (2 GiB in float32), so what the best LoRA keeps of it is not computed."""
 
-_NOT_FINITE_UPDATE = "what the adapter adds here holds NaN or Inf"
+_NOT_FINITE_UPDATE = "what the adapter adds here contains NaN or Inf"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class FitMeasurer:
         delta = self._buffer(target, rank)
         sums, seen = overlap(target, self._update(changes), self._workspace, keep=delta)
         if not sums.is_finite:
-            return _without_figures(target, changes, Outcome.NOT_FINITE, "a checkpoint holds NaN or Inf here")
+            return _without_figures(target, changes, Outcome.NOT_FINITE, "a checkpoint contains NaN or Inf here")
         if not seen.is_finite:
             return _without_figures(target, changes, Outcome.NOT_FINITE, _NOT_FINITE_UPDATE)
         best = self._least_loss(target, sums, rank, delta)

@@ -153,7 +153,7 @@ def _keeps(share_lost: float) -> str:
 def _say_broken(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
     broken = _broken(rows)
     yield (
-        f"{subject} cannot work: {count(len(broken), 'tensor')} would hold NaN or Inf "
+        f"{subject} cannot work: {count(len(broken), 'tensor')} would contain NaN or Inf "
         f"({listing([row.name for row in broken], most=3)}), and so would everything that the model predicts."
     )
 

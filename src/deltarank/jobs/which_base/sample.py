@@ -89,7 +89,7 @@ def _leave_out_not_finite(candidates: Sequence[SampledCandidate]) -> None:
     """A candidate that holds NaN or Inf fails; a matrix in which the finetune holds them counts for no candidate."""
     for candidate in candidates:
         if not all(math.isfinite(sums.base_energy) for sums in candidate.sums.values()):
-            candidate.fail("it holds NaN or Inf")
+            candidate.fail("it contains NaN or Inf")
     bad = {name for candidate in candidates for name, sums in candidate.sums.items() if not sums.is_finite}
     for candidate in candidates:
         candidate.sums |= dict.fromkeys(bad & candidate.sums.keys(), Sums())

@@ -104,7 +104,7 @@ def _raise_if_crashed(process: _DrawingProcess | None) -> None:
     if process and process.has_crashed:
         raise OutputError(
             "Cannot draw: the JavaScript engine of vl_convert (V8) crashed when it started.",
-            cure="It reserves much address space: lift the limit (`ulimit -v unlimited`), or write the report on "
+            cure="It reserves a large address space: raise the limit (`ulimit -v unlimited`), or write the report on "
             "another machine with `deltarank report RUN`. results.json is complete.",
             slug="no-drawing",
         )
