@@ -330,7 +330,7 @@ def test_tensors_that_are_not_counted_are_noted(models: Path, tmp_path: Path) ->
         "`model.embed_tokens.weight` has 51 rows in the adapter and 48 in the base: PEFT loads it only after" in notes
     )
     assert "not counted: 1 tensor (model.layers.0.mlp.up_proj.weight): a checkpoint contains NaN or Inf here" in notes
-    assert "not counted: 1 tensor (model.extra.weight): only the finetune has it" in notes
+    assert "not counted: 1 tensor (model.extra.weight): only in the finetune" in notes
     assert "rows 48 to 50 are only in the finetune" in notes
     assert not any("not counted" in note for note in verified(models, "best").notes)
 

@@ -145,7 +145,7 @@ def experts(layer: int, count: int = 4, ranks: Sequence[int] = RANKS) -> list[Ma
 
 
 def skipped(layers: int = 4) -> list[Skipped]:
-    reason = "a vector or scalar (a norm or a bias), which a LoRA cannot represent"
+    reason = "norms and biases, which a LoRA cannot represent"
     norms = [
         Skipped(f"model.layers.{i}.input_layernorm.weight", Outcome.NOT_A_MATRIX, reason, (1024,), 0.01, 0.0004)
         for i in range(layers)

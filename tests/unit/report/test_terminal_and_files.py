@@ -43,7 +43,7 @@ class TestTerminal:
         text = terminal_summary(results())
         assert text.startswith("As a rank-64 LoRA, Bigger-Body-12b keeps 52 % of what finetuning changed.\n")
         assert "Bigger-Body-12b is a full finetune or a merge." in text
-        assert "Left out: 4 tensors (0.2 % of the whole change): a vector or scalar" in text
+        assert "Left out: 4 tensors (0.2 % of the whole change): norms and biases" in text
 
     def test_plain_text_unless_asked(self):
         assert "\x1b" not in terminal_summary(results())
@@ -63,7 +63,7 @@ class TestTerminal:
     def test_nothing_measured(self):
         text = terminal_summary(results([not_finite(m) for m in model(layers=1)]))
         assert text.startswith("Nothing could be measured.")
-        assert "Left out: 7 tensors: contains NaN or Inf" in text
+        assert "Left out: 7 tensors: NaN or Inf" in text
 
 
 def png_size(path) -> tuple[int, int]:

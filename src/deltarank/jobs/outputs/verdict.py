@@ -226,10 +226,8 @@ class _TextVerdict:
     def noise_floor(self) -> Iterator[str]:
         controls = [f"{figure(self.kld(each))} ({_short(each.name)})" for each in self.of_kind(CandidateKind.CONTROL)]
         if controls:
-            yield (
-                f"Noise floor: the controls diverge from the finetune by {listing(controls)} nats per token. "
-                "Smaller differences mean nothing."
-            )
+            floor = f"the controls diverge from the finetune by {listing(controls)} nats per token"
+            yield f"Noise floor: {floor}. Smaller differences mean nothing."
 
 
 def _subject(outputs: Outputs, scored: Sequence[CandidateResult]) -> CandidateResult | None:
