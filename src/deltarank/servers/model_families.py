@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from deltarank.servers.data import compile_globs, load_data
+from deltarank.servers.data import load_data
+from deltarank.system import compile_globs
 
 
 @dataclass(frozen=True)

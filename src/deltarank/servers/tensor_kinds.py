@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from deltarank.servers.data import compile_globs, load_data
+from deltarank.servers.data import load_data
+from deltarank.system import compile_globs
 
 EXPERT, ROUTER = "expert", "router"
 """Kinds that adapters treat in a way of their own."""

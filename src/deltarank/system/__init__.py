@@ -1,4 +1,4 @@
-"""What other rooms need of the operating system and of Python: atomic writes, memory, threads, quiet imports.
+"""What other rooms need of the operating system and of Python: atomic writes, globs, memory, threads, quiet imports.
 
 Standard library only.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from deltarank.system.atomic import replace_folder, write_atomically, write_bytes_atomically, write_text_atomically
 from deltarank.system.command import current_command, recorded_command
 from deltarank.system.defaults import Default
+from deltarank.system.globs import compile_globs
 from deltarank.system.memory import memory_limit
 from deltarank.system.quiet_imports import import_silently, silence_logging
 from deltarank.system.threads import limit_openmp_spinning
@@ -15,6 +16,7 @@ from deltarank.system.version import tool_version
 
 __all__ = [
     "Default",
+    "compile_globs",
     "current_command",
     "import_silently",
     "limit_openmp_spinning",

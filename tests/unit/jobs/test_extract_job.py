@@ -3,7 +3,9 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from torch import Tensor
 from deltarank.checkpoints import open_checkpoint
 from deltarank.errors import JobError, OutputError, UsageError
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, ExtractOptions
+from deltarank.jobs.extract.assemble import AdapterWriter
+from deltarank.jobs.extract.layout import FusedExpert
 from deltarank.results import Outcome
 from deltarank.runtime import ProgressListener
-from deltarank.servers import server_names
+from deltarank.servers import ExpertLayout, server_names
 
 UP = "model.layers.0.mlp.up_proj"
 SHAPES = {
@@ -46,6 +50,19 @@ def make_job(tmp_path: Path) -> Iterator[MakeJob]:
         folders = [write(tmp_path / "base", base), write(tmp_path / "finetune", tuned)]
         checkpoints = [stack.enter_context(open_checkpoint(folder)) for folder in folders]
         yield lambda **options: ExtractJob(*checkpoints, ExtractOptions(**{"rank": 8, **options}))
+
+
+def test_a_fused_tensor_that_lacks_experts_is_not_written(make_job: MakeJob, tmp_path: Path) -> None:
+    """No layout has one. If one had, the factors of its other experts would be left out silently."""
+    job = make_job()
+    expert = FusedExpert(0, 2, ExpertLayout(("up_proj",), inputs_first=False))
+    target = replace(job.plan.layout.targets[0], as_parameter=True, fused_expert=expert)
+    matrices = {target.pair.name: SimpleNamespace(outcome=Outcome.MEASURED)}
+    contents = SimpleNamespace(factored=[target], matrices=matrices, zero_modules=[], whole_tensors=[], biases={})
+    writer = AdapterWriter(contents, job.base, job.finetune, torch.float32, lambda name: tmp_path / name)
+
+    with pytest.raises(AssertionError, match="experts are missing"):
+        writer.write(tmp_path)
 
 
 def run(job: ExtractJob, output: Path, *, force: bool = False) -> ExtractedAdapter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -11,6 +10,7 @@ from enum import Enum
 from deltarank.checkpoints.escape import quoted
 from deltarank.errors import UsageError
 from deltarank.results import listing
+from deltarank.system import compile_globs
 
 # Limits of the search for near names, which is slow: a checkpoint's names are untrusted.
 _MAX_NAMES = 2000
@@ -32,8 +32,8 @@ class Selection:
     """
 
     def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
-        self._include = [(glob, re.compile(fnmatch.translate(glob))) for glob in include]
-        self._exclude = [(glob, re.compile(fnmatch.translate(glob))) for glob in exclude]
+        self._include = list(zip(include, compile_globs(include), strict=True))
+        self._exclude = list(zip(exclude, compile_globs(exclude), strict=True))
         self._unmatched = dict.fromkeys((*include, *exclude))
 
     def choose(self, names: Sequence[str]) -> Choice:
