@@ -1,8 +1,8 @@
-"""A mixture of experts of 50,000 tensors that takes 20 MB of disk: true headers, and numbers that are holes.
+"""A mixture of experts of 50,000 tensors that takes 20 MB of disk: real headers, and sparse files for the numbers.
 
 The names, shapes and order are those of a Qwen3-MoE checkpoint as transformers saves it: for each layer four attention
-matrices, a router, two norms, and for each expert `gate_proj`, `up_proj` and `down_proj`. A hole reads as zeros and
-takes no room, on file systems that have holes (ext4, xfs, btrfs, apfs, tmpfs).
+matrices, a router, two norms, and for each expert `gate_proj`, `up_proj` and `down_proj`. Sparse regions read as
+zeros and take no disk space, on file systems that support them (ext4, xfs, btrfs, apfs, tmpfs).
 """
 
 from __future__ import annotations

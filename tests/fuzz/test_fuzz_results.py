@@ -111,7 +111,7 @@ def run_folder(run: Results) -> list[Any]:
 def test_a_run_folder_with_edited_records(
     data: st.DataObject, run: Results, run_folder: list[Any], pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Lines that cannot be meant are measured again: a run goes on to its end, with a result for every matrix."""
+    """Invalid lines are measured again: a resumed run ends, with a result for every matrix."""
     lines = data.draw(spoilt(run_folder))
     text = b"\n".join(map(as_json, lines)) + b"\n" if isinstance(lines, list) else as_json(lines)
     out = resumable(tmp_path, pair, data.draw(st.just(text) | torn(text)))
