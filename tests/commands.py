@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from deltarank.runtime import ProgressListener
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -21,6 +23,18 @@ class RunCommand(Protocol):
     """The fixture `command`: `deltarank` with these words."""
 
     def __call__(self, *words: object) -> Finished: ...
+
+
+class StopAfter(ProgressListener):
+    """Interrupts a run, as Ctrl-C does, after so many matrices."""
+
+    def __init__(self, matrices: int) -> None:
+        self.left = matrices
+
+    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
 
 
 class LineProcess:

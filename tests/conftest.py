@@ -1,6 +1,7 @@
 """This folder goes on the path of all tests, so that they share `hub.py`. What every test is run under."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -28,3 +29,11 @@ def command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
         return Finished(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny Llama and its finetune. Not to be written to."""
+    from tiny_architectures import DENSE, write_pair
+
+    return write_pair(DENSE["llama"], tmp_path_factory.mktemp("llama"))

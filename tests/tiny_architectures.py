@@ -138,3 +138,13 @@ def with_rank(base: Path, finetune: Path, names: list[str], rank: int, folder: P
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_bytes((base / "config.json").read_bytes())
     return folder
+
+
+def fused(folder: Path, to: Path) -> Path:
+    """The same model under the names and shapes of transformers' own modules: experts in one tensor."""
+    state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert any(name.endswith("experts.gate_up_proj") for name in state)
+    to.mkdir()
+    save_file({key: tensor.clone() for key, tensor in state.items()}, to / "model.safetensors", {"format": "pt"})
+    (to / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return to

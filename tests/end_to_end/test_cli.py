@@ -14,7 +14,7 @@ import torch
 from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
 
 import deltarank
-from commands import Finished, RunCommand
+from commands import Finished, RunCommand, StopAfter
 from deltarank.results import Results
 
 
@@ -138,19 +138,9 @@ def test_the_same_command_again_measures_nothing(run: RunCommand, base: Path, fu
     assert first.out == second.out
 
 
-class StopAfterThree(deltarank.ProgressListener):
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
-        self.seen += 1
-        if self.seen == 3:
-            raise KeyboardInterrupt
-
-
 def test_a_resumed_run_ends_with_the_same_numbers(run: RunCommand, base: Path, full: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        deltarank.compare(str(base), str(full), ranks=[8], output="run", progress=StopAfterThree())
+        deltarank.compare(str(base), str(full), ranks=[8], output="run", progress=StopAfter(3))
     assert not Path("run/results.json").exists()
     done = run("compare", base, full, "-o", "run", "--ranks", "8")
     run("compare", base, full, "-o", "fresh", "--ranks", "8")
@@ -196,7 +186,7 @@ def test_a_plan_as_json(run: RunCommand, base: Path, full: Path) -> None:
 # bad input ----------------------------------------------------------------------------------------------------------
 
 
-def refused(done: Finished, slug: str, *, code: int = 1, run: str = "run") -> None:
+def assert_refused(done: Finished, slug: str, *, code: int = 1, run: str = "run") -> None:
     """One message, its cure, its place in the docs, and nothing half written."""
     assert done.code == code, done.err
     assert done.out == ""
@@ -219,13 +209,13 @@ def test_a_value_that_is_not_usable(
     run: RunCommand, base: Path, full: Path, option: str, values: Sequence[str]
 ) -> None:
     for value in values:
-        refused(run("compare", base, full, "-o", "run", f"--{option}={value}"), f"bad-{option}", code=2)
+        assert_refused(run("compare", base, full, "-o", "run", f"--{option}={value}"), f"bad-{option}", code=2)
 
 
 def test_globs_that_match_nothing(run: RunCommand, base: Path, full: Path) -> None:
     for option in ("--include", "--exclude"):
         done = run("compare", base, full, "-o", "run", option, "*down_prj*")
-        refused(done, "glob-matches-nothing", code=2)
+        assert_refused(done, "glob-matches-nothing", code=2)
         assert "down_proj" in done.err  # a near name
 
 
@@ -282,12 +272,12 @@ def test_a_finetune_that_is_refused(run: RunCommand, base: Path, tmp_path: Path,
     """Everything that the tests of checkpoints refuse reaches a user in this way."""
     done = run("compare", base, REFUSED[slug](tmp_path / "other"), "-o", "run")
 
-    refused(done, slug)
+    assert_refused(done, slug)
     assert slug not in ("no-such-checkpoint", "missing-shard") or re.search("other|model-00001-of-00002", done.err)
 
 
 def test_base_and_finetune_the_same(run: RunCommand, base: Path) -> None:
-    refused(run("compare", base, base, "-o", "run"), "same-checkpoint")
+    assert_refused(run("compare", base, base, "-o", "run"), "same-checkpoint")
 
 
 def test_an_unrelated_base_is_reported(run: RunCommand, base: Path, tmp_path: Path) -> None:
@@ -360,7 +350,7 @@ def test_an_output_that_cannot_be_written(run: RunCommand, base: Path, full: Pat
     (tmp_path / "file").write_text("mine")
     done = run("compare", base, full, "-o", tmp_path / "file" / "run", "--ranks", "8")
 
-    refused(done, "output-unwritable", run=str(tmp_path / "none"))
+    assert_refused(done, "output-unwritable", run=str(tmp_path / "none"))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -374,7 +364,7 @@ def test_an_output_that_is_a_file(run: RunCommand, base: Path, full: Path, tmp_p
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(run: RunCommand, base: Path, full: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    refused(run("compare", base, full, "-o", tmp_path / "locked" / "run"), "output-unwritable")
+    assert_refused(run("compare", base, full, "-o", tmp_path / "locked" / "run"), "output-unwritable")
 
 
 def test_a_folder_with_other_files_is_left_alone(run: RunCommand, base: Path, full: Path, tmp_path: Path) -> None:
@@ -382,7 +372,7 @@ def test_a_folder_with_other_files_is_left_alone(run: RunCommand, base: Path, fu
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     done = run("compare", base, full, "-o", tmp_path / "thesis", "--ranks", "8")
 
-    refused(done, "output-exists", run=str(tmp_path / "thesis"))
+    assert_refused(done, "output-exists", run=str(tmp_path / "thesis"))
     assert names(tmp_path / "thesis") == {"chapter.txt"}
 
 
@@ -492,8 +482,8 @@ def test_report_replaces_only_a_run_s_own_page(run: RunCommand, two_runs: tuple[
     one, two = two_runs
     before = (two / "report.html").read_text(encoding="utf-8")
 
-    refused(run("report", one, "-o", two), "output-exists", run="none")
-    refused(run("report", one, two, "-o", two), "output-exists", run="none")
+    assert_refused(run("report", one, "-o", two), "output-exists", run="none")
+    assert_refused(run("report", one, two, "-o", two), "output-exists", run="none")
     assert (two / "report.html").read_text(encoding="utf-8") == before
     assert run("report", one, two, "-o", two, "--force").code == 0
 
@@ -504,7 +494,7 @@ def test_report_refuses_a_folder_without_valid_results(run: RunCommand, tmp_path
     if content is not None:
         (tmp_path / "no" / "results.json").write_text(content)
 
-    refused(run("report", tmp_path / "no"), "results-unreadable", run="none")
+    assert_refused(run("report", tmp_path / "no"), "results-unreadable", run="none")
     assert "report.html" not in names(tmp_path / "no")
 
 
@@ -525,5 +515,5 @@ def test_help_lists_the_commands(run: RunCommand) -> None:
 def test_demo_does_not_write_into_a_folder_with_other_runs(run: RunCommand, tmp_path: Path) -> None:
     (tmp_path / "mine" / "runs").mkdir(parents=True)
 
-    refused(run("demo", "-o", tmp_path / "mine"), "output-exists", run="none")
+    assert_refused(run("demo", "-o", tmp_path / "mine"), "output-exists", run="none")
     assert names(tmp_path / "mine") == {"runs"}

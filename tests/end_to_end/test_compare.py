@@ -30,7 +30,7 @@ Weights = Mapping[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     home = tmp_path_factory.mktemp("models")
-    base = {name: w.bfloat16().float() for name, w in base_weights().items()}  # as a trainer reads it
+    base = base_weights()
     made: dict[str, Weights] = {
         "base": base,
         "full": full_finetune(base),

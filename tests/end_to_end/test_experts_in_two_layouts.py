@@ -1,6 +1,5 @@
 """Experts in one tensor on one side, one by one on the other: the adapter is that of two equal layouts. And on both."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,30 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import deltarank
 import peft_adapters as made
 from deltarank.errors import AdapterError
 from deltarank.results import FitKind, TensorChange
 from refusals import refused
-from tiny_architectures import EXPERTS, MORE_EXPERTS, QWEN3_MOE, architecture, logits, write_pair
+from tiny_architectures import EXPERTS, MORE_EXPERTS, QWEN3_MOE, architecture, fused, logits, write_pair
 
 MAKES = {
     "mixtral": EXPERTS["mixtral"],
     "qwen3 moe": architecture("qwen3_moe", **QWEN3_MOE | {"moe_intermediate_size": 24}),
 }
 TRUNCATED = {"rank": 8, "server": "peft"}
-
-
-def fused(folder: Path, to: Path) -> Path:
-    """The same model under the names and shapes of transformers' own modules."""
-    state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    assert any(name.endswith("experts.gate_up_proj") for name in state)
-    to.mkdir()
-    save_file({key: tensor.clone() for key, tensor in state.items()}, to / "model.safetensors", {"format": "pt"})
-    shutil.copy(folder / "config.json", to)
-    return to
 
 
 def factors(adapter: Path) -> Mapping[str, Tensor]:

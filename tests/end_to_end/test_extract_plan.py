@@ -10,7 +10,6 @@ from tiny_checkpoints import MATRICES, base_weights, full_finetune, write
 
 import deltarank
 from commands import RunCommand
-from tiny_architectures import DENSE, write_pair
 
 Pair = tuple[Path, Path]
 
@@ -18,13 +17,8 @@ Pair = tuple[Path, Path]
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     home = tmp_path_factory.mktemp("models")
-    base = {name: w.bfloat16().float() for name, w in base_weights().items()}
+    base = base_weights()
     return write(home / "base", base), write(home / "full", full_finetune(base))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return write_pair(DENSE["llama"], tmp_path_factory.mktemp("llama"))
 
 
 def plan_of(command: RunCommand, *words: object) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deltarank
+from commands import StopAfter
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.results import MatrixResult, Outcome, Results
@@ -108,13 +109,8 @@ def test_neither_the_stack_nor_the_number_of_workers_changes_a_number(
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(
     pair: tuple[Path, Path], results: Results, tmp_path: Path
 ) -> None:
-    class Stop(deltarank.ProgressListener):
-        def finished(self, name: str, seconds_left: float, share_done: float) -> None:
-            if share_done > 0.4:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        deltarank.compare(*pair, ranks=RANKS, output=tmp_path / "run", progress=Stop())
+        deltarank.compare(*pair, ranks=RANKS, output=tmp_path / "run", progress=StopAfter(30))
     kept = [json.loads(line)["name"] for line in (tmp_path / "run" / "matrices.jsonl").read_text().splitlines()]
     again = deltarank.compare(*pair, ranks=RANKS, output=tmp_path / "run")
 

@@ -293,17 +293,6 @@ def test_zero_padding_loses_nothing(models: Path, tmp_path: Path) -> None:
     assert found.touched.share_lost < 1e-9
 
 
-def test_a_module_to_save_loses_nothing(models: Path, tmp_path: Path) -> None:
-    weights = made.best_factors(models / "base", models / "tuned", RANK)
-    weights |= {f"base_model.model.{name}": made.tensors(models / "tuned")[name] for name in ("lm_head.weight",)}
-
-    found = verified(models, write_best(models, tmp_path, weights=weights, modules_to_save=["lm_head"]))
-
-    head = next(row for row in found.tensors if row.name == "lm_head.weight")
-    assert head.change is TensorChange.WHOLE
-    assert head.energies.share_lost < 1e-9
-
-
 def test_modules_that_peft_saved_whole_count_in_the_whole_change(models: Path, tmp_path: Path) -> None:
     """PEFT takes "norm" for every module whose name ends in it."""
     base = models / "base"

@@ -1,8 +1,6 @@
 """`deltarank verify` of adapters on the Hub: the real client against a Hub on this machine."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 
 import deltarank
 import peft_adapters as made
+from commands import LineProcess
 from hub import FakeHub, client_environment
 
 RANK = 4
@@ -23,7 +22,7 @@ for line in sys.stdin:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(json.loads(line))
-    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+    print("@" + json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 
 
@@ -53,16 +52,8 @@ def hub(models: Path) -> Iterator[FakeHub]:
 
 def run(hub: FakeHub, home: Path, *commands: Sequence[object]) -> list[tuple[int, str, str]]:
     """The commands in one process, with the real client."""
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN],
-        input="".join(json.dumps(["verify", *map(str, command)]) + "\n" for command in commands),
-        env=client_environment(hub, home),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    with LineProcess(_RUN, client_environment(hub, home)) as process:
+        return [process.request(["verify", *map(str, command)]) for command in commands]
 
 
 def without_places(found: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from refusals import refused
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """A base, what came from it, and what did not."""
     home = tmp_path_factory.mktemp("models")
-    base = {name: w.bfloat16().float() for name, w in base_weights().items()}
+    base = base_weights()
     stage = full_finetune(base, seed=4)
     sibling = full_finetune(base, seed=5)
     nudged = {name: w * 1.0001 if "norm" not in name else w for name, w in base.items()}

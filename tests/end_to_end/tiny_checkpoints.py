@@ -19,13 +19,14 @@ MATRICES = LAYERS * len(MODULES)
 
 
 def base_weights(seed: int = 0) -> dict[str, Tensor]:
+    """In float32, rounded to bfloat16: as a trainer reads a checkpoint."""
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
     for layer in range(LAYERS):
         shapes |= {f"model.layers.{layer}.{module}.weight": shape for module, shape in MODULES.items()}
         shapes[f"model.layers.{layer}.input_layernorm.weight"] = (HIDDEN,)
     shapes["lm_head.weight"] = (VOCABULARY, HIDDEN)
-    return {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: (0.02 * torch.randn(shape, generator=generator)).bfloat16().float() for name, shape in shapes.items()}
 
 
 def full_finetune(weights: Mapping[str, Tensor], seed: int = 1, scale: float = 0.006) -> dict[str, Tensor]:

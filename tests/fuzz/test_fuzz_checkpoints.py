@@ -1,4 +1,4 @@
-"""Headers, indexes and configurations that strangers wrote."""
+"""Untrusted headers, indexes and configurations."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""GGUF and torch's own files that strangers wrote."""
+"""Untrusted GGUF and torch files."""
 
 import io
 from pathlib import Path

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import deltarank
+from commands import StopAfter
 from deltarank.report import page_html, terminal_summary
 from deltarank.results import Results, StoredResult
 from fuzz.hostile import JSON, as_json, cases, spoilt, survives, torn
@@ -171,14 +172,5 @@ def test_a_run_folder_of_an_extraction_with_edited_records(
 
 def interrupted(pair: tuple[Path, Path], out: Path) -> None:
     """An extraction that was stopped after its third matrix."""
-
-    class Stop(deltarank.ProgressListener):
-        number = 0
-
-        def finished(self, name: str, seconds_left: float, share_done: float) -> None:
-            self.number += 1
-            if self.number == 3:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        deltarank.extract(*pair, output=out, rank=4, server="peft", progress=Stop())
+        deltarank.extract(*pair, output=out, rank=4, server="peft", progress=StopAfter(3))

@@ -1,7 +1,7 @@
 """An adapter as a server would apply it: what it drops, what it multiplies by, what it refuses."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,20 @@ def q_and_o(rank: int = 4) -> dict[str, torch.Tensor]:
     return factors(*(ATTENTION.format(layer, word) for layer in (0, 1) for word in "qo"), rank=rank)
 
 
-def applied(
-    pair: tuple[Path, Path], folder: Path, weights: Mapping[str, torch.Tensor], server: str | None, **config: Any
-) -> Applied:
-    made.write_adapter(folder, weights, **{"r": 4, "lora_alpha": 8, **config})
-    with open_adapter(folder) as lora, open_checkpoint(pair[0]) as before, open_checkpoint(pair[1]) as after:
-        pairing = pair_checkpoints(before, after)
-        return apply_adapter(lora, (*pairing.pairs, *pairing.summed), server=server, config=before.config)
+Apply = Callable[..., Applied]
+
+
+@pytest.fixture
+def applied(pair: tuple[Path, Path], tmp_path: Path) -> Apply:
+    """An adapter with these weights and this configuration, as the server applies it to the pair."""
+
+    def apply(weights: Mapping[str, torch.Tensor], server: str | None, **config: Any) -> Applied:
+        made.write_adapter(tmp_path, weights, **{"r": 4, "lora_alpha": 8, **config})
+        with open_adapter(tmp_path) as lora, open_checkpoint(pair[0]) as before, open_checkpoint(pair[1]) as after:
+            pairing = pair_checkpoints(before, after)
+            return apply_adapter(lora, (*pairing.pairs, *pairing.summed), server=server, config=before.config)
+
+    return apply
 
 
 def scales(found: Applied) -> dict[str, float]:
@@ -65,40 +72,32 @@ def scales(found: Applied) -> dict[str, float]:
     ],
 )
 def test_patterns_move_the_scale_where_they_are_read(
-    pair: tuple[Path, Path], tmp_path: Path, server: str | None, of_q: float, of_o: float
+    applied: Apply, server: str | None, of_q: float, of_o: float
 ) -> None:
     q = [ATTENTION.format(layer, "q") for layer in (0, 1)]
     o = [ATTENTION.format(layer, "o") for layer in (0, 1)]
     weights = factors(*q, rank=2) | factors(*o)
-    found = applied(pair, tmp_path, weights, server, rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 12})
+    found = applied(weights, server, rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 12})
 
-    assert scales(found) == {
-        "0.self_attn.q": of_q,
-        "1.self_attn.q": of_q,
-        "0.self_attn.o": of_o,
-        "1.self_attn.o": of_o,
-    }
+    assert scales(found) == {"0.self_attn.q": of_q, "1.self_attn.q": of_q, "0.self_attn.o": of_o, "1.self_attn.o": of_o}
     assert any("alpha_pattern" in note for note in found.notes) == (server not in (None, "peft"))
 
 
 @pytest.mark.parametrize(
-    ("server", "scale"),
-    [("peft", 4.0), ("vllm", 4.0), ("lorax", 4.0), ("sglang", 2.0), ("llama.cpp", 2.0)],
+    ("server", "scale"), [("peft", 4.0), ("vllm", 4.0), ("lorax", 4.0), ("sglang", 2.0), ("llama.cpp", 2.0)]
 )
-def test_rank_stabilisation_is_ignored_by_two(
-    pair: tuple[Path, Path], tmp_path: Path, server: str, scale: float
-) -> None:
-    found = applied(pair, tmp_path, q_and_o(), server, use_rslora=True)
+def test_rank_stabilisation_is_ignored_by_two(applied: Apply, server: str, scale: float) -> None:
+    found = applied(q_and_o(), server, use_rslora=True)
 
     assert set(scales(found).values()) == {scale}
     assert scale == 8 / (math.sqrt(4) if scale == 4 else 4)
     assert bool(found.notes) == (scale == 2.0)
 
 
-def test_lorax_drops_a_module_that_lacks_a_layer(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_lorax_drops_a_module_that_lacks_a_layer(applied: Apply) -> None:
     weights = factors(ATTENTION.format(0, "q"), *(ATTENTION.format(layer, "o") for layer in (0, 1)))
 
-    found = applied(pair, tmp_path, weights, "lorax")
+    found = applied(weights, "lorax")
 
     assert set(scales(found)) == {"0.self_attn.o", "1.self_attn.o"}
     assert [entry.name for entry in found.unused] == ["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
@@ -109,100 +108,100 @@ def test_lorax_drops_a_module_that_lacks_a_layer(pair: tuple[Path, Path], tmp_pa
     ("server", "does"),
     [("vllm", "refuses"), ("llama.cpp", "refuses"), ("sglang", "refuses"), ("lorax", "ignores"), ("peft", "takes")],
 )
-def test_whole_tensors(pair: tuple[Path, Path], tmp_path: Path, server: str, does: str) -> None:
+def test_whole_tensors(applied: Apply, server: str, does: str) -> None:
     weights = q_and_o() | {"base_model.model.lm_head.weight": torch.ones(48, 32)}
     options = {"modules_to_save": ["lm_head"]}
     if does == "refuses":
         with refused("adapter-refused", AdapterError, match="lm_head"):
-            applied(pair, tmp_path, weights, server, **options)
+            applied(weights, server, **options)
     else:
-        found = applied(pair, tmp_path, weights, server, **options)
+        found = applied(weights, server, **options)
         assert ("lm_head.weight" in found.changes) == (does == "takes")
         assert len(found.unused) == (does == "ignores")
 
 
-def test_llama_cpp_loads_norms_and_ignores_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    found = applied(pair, tmp_path, q_and_o() | {"base_model.model.model.norm.weight": torch.ones(32)}, "llama.cpp")
+def test_llama_cpp_loads_norms_and_ignores_them(applied: Apply) -> None:
+    found = applied(q_and_o() | {"base_model.model.model.norm.weight": torch.ones(32)}, "llama.cpp")
 
     assert [entry.name for entry in found.unused] == ["base_model.model.model.norm.weight"]
 
 
 @pytest.mark.parametrize(("server", "config"), [("vllm", {"bias": "all"}), ("llama.cpp", {"lora_bias": True})])
-def test_biases_are_refused(pair: tuple[Path, Path], tmp_path: Path, server: str, config: dict[str, Any]) -> None:
+def test_biases_are_refused(applied: Apply, server: str, config: dict[str, Any]) -> None:
     with pytest.raises(AdapterError, match="biases"):
-        applied(pair, tmp_path, q_and_o(), server, **config)
+        applied(q_and_o(), server, **config)
 
 
-def test_vllm_has_a_highest_rank(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_vllm_has_a_highest_rank(applied: Apply) -> None:
     with pytest.raises(AdapterError, match="rank 600"):
-        applied(pair, tmp_path, q_and_o(600), "vllm", r=600)
+        applied(q_and_o(600), "vllm", r=600)
 
 
-def test_lorax_wants_one_rank(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_lorax_wants_one_rank(applied: Apply) -> None:
     weights = factors(ATTENTION.format(0, "q")) | factors(ATTENTION.format(1, "q"), rank=2)
 
     with pytest.raises(AdapterError, match="`q_proj` have different ranks"):
-        applied(pair, tmp_path, weights, "lorax")
+        applied(weights, "lorax")
 
 
 @pytest.mark.parametrize(
     "config", [{"rank_pattern": {"q_proj": 4}}, {"alpha_pattern": {"q_proj": 4}}, {"use_rslora": True}]
 )
-def test_what_is_not_portable_is_refused(pair: tuple[Path, Path], tmp_path: Path, config: dict[str, Any]) -> None:
+def test_what_is_not_portable_is_refused(applied: Apply, config: dict[str, Any]) -> None:
     with pytest.raises(AdapterError, match="Not every server loads"):
-        applied(pair, tmp_path, q_and_o(), "portable", **config)
-    assert len(applied(pair, tmp_path / "plain", q_and_o(), "portable").changes) == 4
+        applied(q_and_o(), "portable", **config)
+    assert len(applied(q_and_o(), "portable").changes) == 4
 
 
-def test_an_unknown_server_is_refused_with_the_known_ones(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_unknown_server_is_refused_with_the_known_ones(applied: Apply) -> None:
     with refused("bad-server", UsageError, match="tgi") as caught:
-        applied(pair, tmp_path, q_and_o(), "tgi")
+        applied(q_and_o(), "tgi")
     assert all(name in caught.value.cure for name in server_names())
 
 
-def test_names_are_found_behind_a_wrapper(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_names_are_found_behind_a_wrapper(applied: Apply) -> None:
     weights = {key.replace("model.model.", "model.model.language_model."): value for key, value in q_and_o().items()}
 
-    assert len(applied(pair, tmp_path, weights, None).changes) == 4
+    assert len(applied(weights, None).changes) == 4
 
 
-def test_an_adapter_of_another_size(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_of_another_size(applied: Apply) -> None:
     weights = factors(*(ATTENTION.format(layer, "q") for layer in (0, 1)), side=64)
 
     with refused("adapter-wrong-base", AdapterError, match="does not belong to this base") as caught:
-        applied(pair, tmp_path, weights, None)
+        applied(weights, None)
     assert "64 x 4 by 4 x 32 does not fit 32 x 32" in caught.value.message
 
 
-def test_factors_larger_than_their_matrix(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_factors_larger_than_their_matrix(applied: Apply) -> None:
     weights = q_and_o() | factors(ATTENTION.format(0, "v"), rank=1000, side=16)
 
-    found = applied(pair, tmp_path, weights, None)
+    found = applied(weights, None)
 
     assert [entry.reason for entry in found.unused] == ["its rank of 1,000 is far too high for a matrix of 16 x 32"]
 
 
-def test_an_adapter_of_other_names(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_of_other_names(applied: Apply) -> None:
     with refused("adapter-wrong-base", AdapterError, match="no such tensor"):
-        applied(pair, tmp_path, factors("encoder.block.0.q", "encoder.block.1.q"), None)
+        applied(factors("encoder.block.0.q", "encoder.block.1.q"), None)
 
 
-def test_an_adapter_of_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_of_nothing(applied: Apply) -> None:
     with refused("adapter-empty", AdapterError):
-        applied(pair, tmp_path, {"nothing": torch.ones(1)}, None)
+        applied({"nothing": torch.ones(1)}, None)
 
 
-def test_an_adapter_of_new_biases_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_of_new_biases_alone(applied: Apply) -> None:
     weights = {f"base_model.model.{ATTENTION.format(0, 'q')}.lora_B.bias": torch.ones(32)}
-    found = applied(pair, tmp_path, weights, None, lora_bias=True)
+    found = applied(weights, None, lora_bias=True)
 
     assert (len(found.biases), found.changes, found.unused) == (1, {}, ())
 
 
-def test_a_few_that_fit_nothing_are_unused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_few_that_fit_nothing_are_unused(applied: Apply) -> None:
     weights = q_and_o() | factors("model.layers.7.self_attn.q_proj") | factors(ATTENTION.format(0, "k"), side=99)
 
-    found = applied(pair, tmp_path, weights, None)
+    found = applied(weights, None)
 
     assert len(found.changes) == 4
     assert sorted(entry.reason for entry in found.unused) == [

@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deltarank.checkpoints import Pair, Pairing, SummedTensor, open_checkpoint, pair_checkpoints, read_chunks
+from deltarank.checkpoints import (
+    Checkpoint,
+    Pair,
+    Pairing,
+    SummedTensor,
+    open_checkpoint,
+    pair_checkpoints,
+    read_chunks,
+)
 
 Tensors = Mapping[str, Tensor]
 
@@ -96,6 +104,14 @@ def read(pair: Pair | SummedTensor, *, entries: int = 50) -> tuple[Tensor, Tenso
     """Both sides whole, put together from chunks."""
     steps = [(a.clone(), b.clone()) for _, a, b in read_chunks(pair.base, pair.finetune, entries=entries)]
     return torch.cat([a for a, _ in steps]), torch.cat([b for _, b in steps])
+
+
+def stored(checkpoint: Checkpoint, name: str) -> bytes:
+    """The bytes of a tensor, decoded if it is quantised."""
+    info = checkpoint.tensors[name]
+    buffer = bytearray(info.nbytes)
+    checkpoint.source.read_into(info.file, info.start, memoryview(buffer))
+    return bytes(buffer)
 
 
 class Program:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from files import numbers, save
+from files import numbers, save, stored
 from quantised import fp8_blocks, weights
 from torch import Tensor
 
@@ -20,35 +20,30 @@ CONFIGS = {
 
 def tensors(repo: str) -> dict[str, Tensor]:
     """Large enough that files are not fetched whole with their headers."""
-    stored = {"model.embed_tokens.weight": numbers(400, 512), "model.norm.weight": numbers(512)}
+    made = {"model.embed_tokens.weight": numbers(400, 512), "model.norm.weight": numbers(512)}
     for layer in range(2):
         stem = f"model.layers.{layer}.mlp"
         if repo == "org/fp8":
             codes, scales = fp8_blocks(weights(700, 520, seed=layer), (128, 128))
-            stored |= {f"{stem}.up_proj.weight": codes, f"{stem}.up_proj.weight_scale_inv": scales}
+            made |= {f"{stem}.up_proj.weight": codes, f"{stem}.up_proj.weight_scale_inv": scales}
         elif repo == "org/gptq":
             draw = torch.Generator().manual_seed(layer)
             words = torch.randint(-(2**31), 2**31, (64, 640), generator=draw).to(torch.int32)
-            stored |= {f"{stem}.up_proj.qweight": words, f"{stem}.up_proj.scales": numbers(4, 640).half()}
-            stored[f"{stem}.up_proj.qzeros"] = words[:4, :80].clone()
+            made |= {f"{stem}.up_proj.qweight": words, f"{stem}.up_proj.scales": numbers(4, 640).half()}
+            made[f"{stem}.up_proj.qzeros"] = words[:4, :80].clone()
         else:
             draw = torch.Generator().manual_seed(layer)
             blocks = torch.randint(256, (4, 192, 4, 16), generator=draw).to(torch.uint8)
             scales = torch.randint(110, 130, (4, 192, 4), generator=draw).to(torch.uint8)
-            stored |= {f"{stem}.experts.down_proj_blocks": blocks, f"{stem}.experts.down_proj_scales": scales}
-    return stored
+            made |= {f"{stem}.experts.down_proj_blocks": blocks, f"{stem}.experts.down_proj_scales": scales}
+    return made
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """Of all tensors of a folder, two of which have to be decoded."""
-    found = {}
     with open_checkpoint(folder) as checkpoint:
-        for name, info in checkpoint.tensors.items():
-            buffer = bytearray(info.nbytes)
-            checkpoint.source.read_into(info.file, info.start, memoryview(buffer))
-            found[name] = hashlib.sha256(buffer).hexdigest()
         assert sum(info.storage is not None for info in checkpoint.tensors.values()) == 2
-    return found
+        return {name: hashlib.sha256(stored(checkpoint, name)).hexdigest() for name in checkpoint.tensors}
 
 
 def test_quantised_models_are_streamed(tmp_path: Path) -> None:

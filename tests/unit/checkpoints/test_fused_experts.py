@@ -6,12 +6,11 @@ import pytest
 import torch
 from files import numbers, pairing, save
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.results import Outcome, Results
-from tiny_architectures import EXPERTS, QWEN3_MOE, architecture, write_pair
+from tiny_architectures import EXPERTS, QWEN3_MOE, architecture, fused, write_pair
 
 RANKS = [2, 8]
 MAKES = {
@@ -24,13 +23,6 @@ MAKES = {
 def trained(name: str, folder: Path) -> tuple[Path, Path]:
     """Saved by transformers: experts one by one."""
     return write_pair(MAKES[name], folder, dtype=torch.bfloat16)
-
-
-def fused(folder: Path, to: Path) -> Path:
-    """The same model with the names and shapes that transformers' own module has: experts in one tensor."""
-    state = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
-    assert any(name.endswith("experts.gate_up_proj") for name in state)
-    return save(to, {name: tensor.clone().contiguous() for name, tensor in state.items()})
 
 
 def losses(results: Results) -> list[tuple[object, ...]]:

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from files import read
+from files import read, stored
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from quantised import relative_error, stated_error, weights
@@ -91,13 +91,13 @@ def laid_out(architecture: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]
             at = parts.index("experts")
             experts.setdefault(".".join([*parts[: at + 1], *parts[at + 2 :]]), []).append(weight)
             continue
-        stored = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert stored is not None, name
-        found[stored] = weight
+        name_in_file = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert name_in_file is not None, name
+        found[name_in_file] = weight
     for name, several in experts.items():
-        stored = table.get_name(name, try_suffixes=(".weight",))
-        assert stored is not None, name
-        found[stored] = torch.stack(several)
+        name_in_file = table.get_name(name, try_suffixes=(".weight",))
+        assert name_in_file is not None, name
+        found[name_in_file] = torch.stack(several)
     return found
 
 
@@ -170,12 +170,9 @@ def test_types_are_those_of_the_package(tmp_path: Path, kind: str) -> None:
     writer = GGUFWriter(tmp_path / "x.gguf", "qwen2")
     writer.add_tensor("blk.0.ffn_down.weight", raw, raw_dtype=chosen)
     with open_checkpoint(written(writer, tmp_path / "x.gguf")) as checkpoint:
-        info = checkpoint.tensors["model.layers.0.mlp.down_proj.weight"]
-        buffer = bytearray(info.nbytes)
-        checkpoint.source.read_into(info.file, info.start, memoryview(buffer))
-    found = torch.frombuffer(buffer, dtype=torch.float32).view(40, 512)
+        found = np.frombuffer(stored(checkpoint, "model.layers.0.mlp.down_proj.weight"), np.float32)
 
-    assert torch.equal(found, torch.from_numpy(dequantize(raw, chosen)))
+    assert np.array_equal(found.reshape(40, 512), dequantize(raw, chosen))
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "MXFP4"])
@@ -265,3 +262,13 @@ def test_an_inconsistent_header_is_refused(tmp_path: Path, content: bytes) -> No
 
     with pytest.raises(HeaderError):
         open_checkpoint(tmp_path / "x.gguf")
+
+
+def test_a_tensor_of_an_unknown_type_is_not_decoded(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.gguf", "qwen2", {"blk.0.ffn_down.weight": weights(8, 32)}, "Q8_0")
+    place = struct.pack("<IQQI", 2, 32, 8, GGMLQuantizationType.Q8_0)
+    path.write_bytes(path.read_bytes().replace(place, struct.pack("<IQQI", 2, 32, 8, 999)))
+
+    with open_checkpoint(path) as checkpoint:
+        (info,) = checkpoint.tensors.values()
+    assert info.dtype == "GGUF type 999"

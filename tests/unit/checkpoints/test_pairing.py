@@ -341,16 +341,16 @@ def test_hostile_names_are_plain_names_in_the_plan(tmp_path: Path) -> None:
     assert [name] == [pair.name for pair in plan.pairs]
 
 
-def test_fifty_thousand_tensors_are_paired_in_seconds(tmp_path: Path) -> None:
+def test_twenty_thousand_tensors_are_paired_in_seconds(tmp_path: Path) -> None:
     for side, prefix in (("x", "model."), ("y", "language_model.model.")):
-        shapes = {f"{prefix}layers.{i // 800}.mlp.experts.{i}.up_proj.weight": ("BF16", (2, 3)) for i in range(50_000)}
+        shapes = {f"{prefix}layers.{i // 800}.mlp.experts.{i}.up_proj.weight": ("BF16", (2, 3)) for i in range(20_000)}
         header, size = layout(shapes)
         (tmp_path / f"{side}.safetensors").write_bytes(raw(header, size))
     before = time.process_time()
     plan = pairing(tmp_path / "x.safetensors", tmp_path / "y.safetensors", exclude=["*layers.0.*"])
-    assert time.process_time() - before < 20
-    assert len(plan.pairs) == 50_000 - 800
-    assert "(50,000 tensors)" in plan.notes[0]
+    assert time.process_time() - before < 10
+    assert len(plan.pairs) == 20_000 - 800
+    assert "(20,000 tensors)" in plan.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import random
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,21 +52,13 @@ def test_any_order_of_reads_gives_the_bytes(announced: str, readers: int) -> Non
         if announced == "others":
             ahead.prefetch("x", start + 500, 600)
     chance.shuffle(parts)
-    wrong: list[int] = []
 
-    def work(number: int) -> None:
-        for start, length in parts[number::readers]:
-            if read(ahead, start, length) != CONTENT[start : start + length]:
-                wrong.append(start)
+    def is_right(part: tuple[int, int]) -> bool:
+        return read(ahead, *part) == CONTENT[part[0] : sum(part)]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(readers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    with ThreadPoolExecutor(readers) as pool:
+        assert all(pool.map(is_right, parts, timeout=60))
     ahead.close()
-    assert wrong == []
-    assert not any(thread.is_alive() for thread in threads)
 
 
 HUNDREDS = [(start, 100) for start in range(100, 30_100, 100)]

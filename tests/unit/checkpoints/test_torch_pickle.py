@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,9 +156,3 @@ def test_an_index_reaches_no_file_outside_and_of_no_other_kind(tmp_path: Path, s
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
 
     assert isinstance(refusal(tmp_path), HeaderError)
-
-
-def test_a_bare_pickle_of_any_protocol_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.pt").write_bytes(pickle.dumps({"a": 1}, protocol=5))
-
-    assert refusal(tmp_path / "x.pt").slug == "pickled-weights"

@@ -14,16 +14,11 @@ BIG = llama(hidden=256, words=900, layers=2)
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cas")
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, storage: Path) -> Iterator[FakeHub]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     root = tmp_path_factory.mktemp("hub")
     with FakeHub() as hub:
         hub.add("org/big", save(root / "big", BIG, shards=3))
-        hub.put_on_xet(root / "big", storage)
+        hub.put_on_xet(root / "big", tmp_path_factory.mktemp("cas"))
         yield hub
 
 

@@ -1,4 +1,4 @@
-"""The doorway's small parts: ranks as people write them, names of runs, progress."""
+"""Parts of the command line: ranks as people write them, names of runs, printing and importing."""
 
 import subprocess
 import sys

@@ -15,6 +15,8 @@ from deltarank.demo.recipe import Course, Recipe
 from deltarank.errors import OutputError
 from refusals import refused
 
+Built = tuple[Lab, list[str]]
+
 TINY = Recipe(
     hidden=16,
     intermediate=32,
@@ -32,18 +34,18 @@ TINY = Recipe(
 )
 
 
-def build(folder: Path, *, seed: int = 0, recipe: Recipe = TINY, force: bool = False) -> tuple[Lab, list[str]]:
+def build(folder: Path, *, seed: int = 0, recipe: Recipe = TINY, force: bool = False) -> Built:
     said: list[str] = []
     return build_by(recipe, folder, seed=seed, say=said.append, progress=False, force=force), said
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, list[str]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build(tmp_path_factory.mktemp("demo") / "lab")
 
 
 @pytest.fixture
-def lab_copy(made: tuple[Lab, list[str]], tmp_path: Path) -> Path:
+def lab_copy(made: Built, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made[0].folder, tmp_path / "lab"))
 
 
@@ -51,7 +53,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(folder / "model.safetensors"))
 
 
-def test_the_lab_has_a_base_and_three_finetunes(made: tuple[Lab, list[str]]) -> None:
+def test_the_lab_has_a_base_its_finetunes_and_an_adapter_and_nothing_else(made: Built) -> None:
     lab, _ = made
     base = weights(lab.base)
 
@@ -62,9 +64,13 @@ def test_the_lab_has_a_base_and_three_finetunes(made: tuple[Lab, list[str]]) -> 
         assert (folder / "config.json").is_file()
         assert (folder / "tokenizer.json").is_file()
     assert {w.dtype for w in base.values()} == {torch.bfloat16}
+    assert lab.trainings[0].loss_after < lab.trainings[0].loss_before
+    config = json.loads((lab.adapter / "adapter_config.json").read_text())
+    assert (config["r"], config["base_model_name_or_path"]) == (TINY.lora_rank, "../base")
+    assert [path.name for path in lab.folder.parent.iterdir()] == ["lab"]
 
 
-def test_the_lora_s_delta_has_its_rank_but_for_rounding(made: tuple[Lab, list[str]]) -> None:
+def test_the_lora_s_delta_has_its_rank_but_for_rounding(made: Built) -> None:
     lab, _ = made
     base, tuned = weights(lab.base), weights(lab.lora)
     name = "model.layers.0.mlp.down_proj.weight"
@@ -73,7 +79,7 @@ def test_the_lora_s_delta_has_its_rank_but_for_rounding(made: tuple[Lab, list[st
     assert energy[: TINY.lora_rank].sum() / energy.sum() > 0.95
 
 
-def test_the_merge_is_the_mean_of_its_parents(made: tuple[Lab, list[str]]) -> None:
+def test_the_merge_is_the_mean_of_its_parents(made: Built) -> None:
     lab, _ = made
     one, two, merge = weights(lab.full), weights(lab.other), weights(lab.merge)
 
@@ -82,28 +88,12 @@ def test_the_merge_is_the_mean_of_its_parents(made: tuple[Lab, list[str]]) -> No
         torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-6)
 
 
-def test_the_adapter_of_the_merged_lora_is_stored_too(made: tuple[Lab, list[str]]) -> None:
-    config = json.loads((made[0].adapter / "adapter_config.json").read_text())
-
-    assert (config["r"], config["base_model_name_or_path"]) == (TINY.lora_rank, "../base")
-
-
-def test_progress_is_reported(made: tuple[Lab, list[str]]) -> None:
+def test_progress_is_reported(made: Built) -> None:
     lab, said = made
 
     assert [line.split(":")[0] for line in said if " of 4" in line] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
     assert [training.name for training in lab.trainings] == ["base", "lora", "full", "other", "merge"]
     assert all(line == line.rstrip() for line in said)
-
-
-def test_training_learns(made: tuple[Lab, list[str]]) -> None:
-    base = made[0].trainings[0]
-
-    assert base.loss_after < base.loss_before
-
-
-def test_nothing_but_the_lab_is_left(made: tuple[Lab, list[str]]) -> None:
-    assert [path.name for path in made[0].folder.parent.iterdir()] == ["lab"]
 
 
 def test_a_finished_lab_is_used_again(lab_copy: Path) -> None:
@@ -115,7 +105,7 @@ def test_a_finished_lab_is_used_again(lab_copy: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in lab_copy.rglob("*")} == before
 
 
-def test_the_same_seed_gives_the_same_weights(made: tuple[Lab, list[str]], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights(made: Built, tmp_path: Path) -> None:
     again, _ = build(tmp_path / "again")
 
     for name in ("base", "lora", "full", "merge"):

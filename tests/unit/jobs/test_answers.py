@@ -11,16 +11,10 @@ from deltarank.divergence import Answer, Prompt
 from deltarank.jobs.outputs.answers import AnswerRecord, Answers
 from deltarank.results import read_records
 from some_tokenizers import with_spaces_in_front
-from tiny_architectures import DENSE, write_pair
 from unit.jobs.tiny_candidates import Finished, opened_model
 
 TOKENIZER = with_spaces_in_front()
 PROMPTS = [Prompt("the cat"), Prompt("a mat for the dog sat"), Prompt("the"), Prompt("on the mat and the cat")]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pair(DENSE["llama"], tmp_path_factory.mktemp("pair"))[1]
 
 
 def generated(
@@ -37,28 +31,30 @@ def generated(
     return answers.of_model("finetune"), json.loads(json.dumps(records)), reported
 
 
-def test_they_do_not_depend_on_what_is_generated_together(folder: Path) -> None:
-    whole, records, reported = generated(folder)
+def test_they_do_not_depend_on_what_is_generated_together(llama: tuple[Path, Path]) -> None:
+    whole, records, reported = generated(llama[1])
 
     assert [(each.prompt_index, each.sample_index) for each in whole] == [(p, s) for p in range(4) for s in range(2)]
     assert [record["prompt"] for record in records] == [0, 1, 2, 3]
     assert reported.total(resumed=False) == 4
     for batch in (1, 2, 5, 16):
-        assert generated(folder, batch=batch)[0] == whole
+        assert generated(llama[1], batch=batch)[0] == whole
 
 
 @pytest.mark.parametrize("finished", [[0], [1, 2], [0, 2], [3], [0, 1, 2, 3]])
-def test_a_resumed_job_generates_the_missing_ones_and_ends_with_the_same(folder: Path, finished: list[int]) -> None:
-    whole, records, _ = generated(folder)
-    resumed, added, reported = generated(folder, [records[i] for i in finished], batch=4)
+def test_a_resumed_job_generates_the_missing_ones_and_ends_with_the_same(
+    llama: tuple[Path, Path], finished: list[int]
+) -> None:
+    whole, records, _ = generated(llama[1])
+    resumed, added, reported = generated(llama[1], [records[i] for i in finished], batch=4)
 
     assert resumed == whole
     assert [record["prompt"] for record in added] == [i for i in range(4) if i not in finished]
     assert (reported.total(resumed=True), reported.total()) == (len(finished), 4)
 
 
-def test_answers_of_other_models_are_not_reused(folder: Path) -> None:
-    _, records, _ = generated(folder)
+def test_answers_of_other_models_are_not_reused(llama: tuple[Path, Path]) -> None:
+    _, records, _ = generated(llama[1])
     others = [{**record, "answers": "base"} for record in records]
 
-    assert generated(folder, others)[1] == records
+    assert generated(llama[1], others)[1] == records

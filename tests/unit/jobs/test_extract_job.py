@@ -134,14 +134,28 @@ def test_records_of_unknown_tensors_are_ignored(make_job: MakeJob, tmp_path: Pat
     """As a damaged disk may leave them: the line is read, and what it names is measured again."""
     job = make_job()
     whole = run(job, tmp_path / "whole")
-    stranger = {**json.loads(whole.to_json())["matrices"][0], "name": "no such tensor"}
+    unknown = {**json.loads(whole.to_json())["matrices"][0], "name": "no such tensor"}
     partial = tmp_path / "a.partial"
     partial.mkdir()
     (partial / "run.json").write_text(json.dumps(job.identity))
-    (partial / "matrices.jsonl").write_text(record.replace("MATRIX", json.dumps(stranger)) + "\n")
+    (partial / "matrices.jsonl").write_text(record.replace("MATRIX", json.dumps(unknown)) + "\n")
 
     assert run(job, tmp_path / "a").matrices == whole.matrices
     assert {matrix.outcome for matrix in whole.matrices} == {Outcome.MEASURED}
+
+
+def test_a_matrix_that_cannot_be_read_is_an_outcome(make_job: MakeJob, tmp_path: Path) -> None:
+    """The file of the finetune is cut after the plan was made."""
+    job = make_job()
+    last = max((target.pair.finetune for target in job.plan.layout.targets), key=lambda piece: piece.start)
+    with (tmp_path / "finetune" / "model.safetensors").open("r+b") as file:
+        file.truncate(last.start)
+    adapter = run(job, tmp_path / "a")
+
+    outcomes = {matrix.name: matrix.outcome for matrix in adapter.matrices}
+    assert outcomes.pop(last.tensor) is Outcome.UNREADABLE
+    assert set(outcomes.values()) == {Outcome.MEASURED}
+    assert any(last.tensor in note for note in adapter.notes)
 
 
 @pytest.mark.parametrize("force", [False, True])

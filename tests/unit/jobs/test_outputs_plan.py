@@ -16,16 +16,14 @@ from deltarank.jobs.outputs.inputs import OutputsInputs
 from deltarank.jobs.outputs.low_rank import lora_matrices
 from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.runtime import FIXED_MEMORY
-from tiny_architectures import DENSE, write_pair
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutputsPlan]:
-    folders: tuple[Path, Path] = write_pair(DENSE["llama"], tmp_path_factory.mktemp("llama"))
+def plan(llama: tuple[Path, Path]) -> Iterator[OutputsPlan]:
     options = OutputsOptions(ranks=(2, 4), samples=0, texts=("t",), dtype="float32", attribute="layer")
     document = Document("t", (1,) * 100, (False, *(True,) * 99))
     tokenizer: Any = None
-    with open_checkpoint(folders[0]) as base, open_checkpoint(folders[1]) as finetune:
+    with open_checkpoint(llama[0]) as base, open_checkpoint(llama[1]) as finetune:
         models = ModelPair.of(base, finetune, options)
         yield OutputsPlan(options, models, OutputsInputs(tokenizer, [("t", [document] * 3)], (), {}, ("hm",)), None)
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from deltarank.divergence import Document
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.jobs.outputs.scoring import Scorer
-from tiny_architectures import DENSE, tokens, write_pair
+from tiny_architectures import tokens
 from unit.jobs.tiny_candidates import Finished, ignored, opened_model
 
 DOCUMENTS = [
@@ -22,15 +22,10 @@ DOCUMENTS = [
 """Of different lengths, so that batches are padded; some begin with a prompt that is not scored."""
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_pair(DENSE["llama"], tmp_path_factory.mktemp("pair"))
-
-
-def scored(pair: tuple[Path, Path], folder: Path, *, size: int | None = None) -> Scorer:
+def scored(llama: tuple[Path, Path], folder: Path, *, size: int | None = None) -> Scorer:
     """A scorer with the finetune's predictions, and the scores of candidate 0, the base."""
     scorer = Scorer(DOCUMENTS, PartialFolder(folder), size=size, tokens=30)
-    for side, run in ((pair[1], scorer.store_reference), (pair[0], lambda *args: scorer.score(0, *args))):
+    for side, run in ((llama[1], scorer.store_reference), (llama[0], lambda *args: scorer.score(0, *args))):
         done = Finished()
         with opened_model(side) as model:
             run(model, done)
@@ -49,13 +44,13 @@ def log_probabilities(folder: Path, document: Document) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("size", [None, 1, 3])
 def test_scores_are_those_of_the_logits_of_transformers(
-    pair: tuple[Path, Path], tmp_path: Path, size: int | None
+    llama: tuple[Path, Path], tmp_path: Path, size: int | None
 ) -> None:
-    stats = scored(pair, tmp_path, size=size).stats(0, range(len(DOCUMENTS)))
+    stats = scored(llama, tmp_path, size=size).stats(0, range(len(DOCUMENTS)))
 
     assert list(stats) == [document.name for document in DOCUMENTS]
     for document in DOCUMENTS:
-        log_q, log_p = (log_probabilities(folder, document) for folder in pair)
+        log_q, log_p = (log_probabilities(folder, document) for folder in llama)
         positions = [i for i, is_scored in enumerate(document.scored) if is_scored]
         targets = [document.ids[i] for i in positions]
         each = stats[document.name]
@@ -65,27 +60,27 @@ def test_scores_are_those_of_the_logits_of_transformers(
         assert each.reference_nll == pytest.approx(-log_p[range(len(targets)), targets], abs=1e-5)
 
 
-def test_the_finetune_itself_is_at_distance_zero(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    scorer = scored(pair, tmp_path)
-    with opened_model(pair[1]) as finetune:
+def test_the_finetune_itself_is_at_distance_zero(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    scorer = scored(llama, tmp_path)
+    with opened_model(llama[1]) as finetune:
         scorer.score(1, finetune, ignored)
 
     assert max(float(each.kld.max()) for each in scorer.stats(1, range(len(DOCUMENTS))).values()) < 1e-9
 
 
-def test_only_the_documents_asked_for_are_scored(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    scorer = scored(pair, tmp_path)
-    with opened_model(pair[0]) as base:
+def test_only_the_documents_asked_for_are_scored(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    scorer = scored(llama, tmp_path)
+    with opened_model(llama[0]) as base:
         scorer.score(1, base, ignored, only=[1, 4])
 
     assert list(scorer.stats(1, range(len(DOCUMENTS)))) == ["document 1", "document 4"]
 
 
-def test_what_an_earlier_process_stored_is_not_computed_again(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    before = scored(pair, tmp_path, size=1).stats(0, range(len(DOCUMENTS)))
+def test_what_an_earlier_process_stored_is_not_computed_again(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    before = scored(llama, tmp_path, size=1).stats(0, range(len(DOCUMENTS)))
     PartialFolder(tmp_path).scores(0, 2).unlink()
     scorer = Scorer(DOCUMENTS, PartialFolder(tmp_path), size=1, tokens=30)
-    with opened_model(pair[1]) as finetune, opened_model(pair[0]) as base:
+    with opened_model(llama[1]) as finetune, opened_model(llama[0]) as base:
         scorer.store_reference(finetune, reference := Finished())
         scorer.score(0, base, scores := Finished())
         predicted = [window.ids for window in (*finetune.predicted, *base.predicted)]

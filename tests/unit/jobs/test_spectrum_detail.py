@@ -28,7 +28,7 @@ def test_more_matrices_never_keep_more() -> None:
 
 
 def test_a_low_rank_delta_keeps_what_stands_above_its_noise_edge() -> None:
-    """A merged LoRA is told by adding these up."""
+    """The verdict recognises a merged LoRA by their sum."""
     detail = SpectrumDetail.of_run(50_000, DEFAULT_RANKS)
 
     assert detail.values_of(64, 768, DEFAULT_RANKS) == 64

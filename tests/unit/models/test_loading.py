@@ -21,11 +21,6 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_pair(ALL[request.param], tmp_path_factory.mktemp("pair"))
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_pair(ALL["llama"], tmp_path_factory.mktemp("llama"))
-
-
 def test_without_edits_it_is_what_transformers_loads(pair: tuple[Path, Path]) -> None:
     with open_checkpoint(pair[0]) as base:
         model = load_model(read_skeleton(base), EditedWeights(base, [], CPU), dtype=torch.float32, device=CPU)

@@ -19,14 +19,9 @@ from deltarank.models import (
     stream_model,
     translate_out_of_memory,
 )
-from tiny_architectures import DENSE, tokens, write_pair
+from tiny_architectures import tokens
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_pair(DENSE["llama"], tmp_path_factory.mktemp("llama"))
 
 
 def windows(rows: int = 4) -> list[Window]:

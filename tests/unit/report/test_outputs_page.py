@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from builders import HOSTILE, hostile, low_rank, model, results
+from builders import hostile, low_rank, model, results
 from outputs_builders import KLD, OWN, WIKI, attribution, candidate, hostile_outputs, logits, outputs
 from page_reader import PageReader
 
@@ -428,7 +428,3 @@ class TestElsewhere:
         plain = Outputs.from_json(outputs().to_json())
         assert page_html([replace(ONE, outputs=plain)]) == page_html([ONE])
         assert {c.kind for c in plain.candidates} == set(CandidateKind) - {CandidateKind.MODEL}
-
-
-def test_the_attack_is_in_the_page_that_is_tested():
-    assert HOSTILE in hostile_outputs().samples[0].answers["rank 64"]

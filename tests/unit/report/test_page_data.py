@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from builders import LLAMA, RANKS, experts, flat, hostile, low_rank, matrix, merge, model, not_finite, results
+from builders import LLAMA, RANKS, experts, hostile, low_rank, matrix, merge, model, not_finite, results
 
 from deltarank.report.view.build import page_data
 from deltarank.report.view.chart_rows import as_columns, cosine_axis_end, line_end_rows, spread_out
@@ -15,7 +15,7 @@ from deltarank.report.view.matrices import MOST_DETAILED, log_spaced
 from deltarank.report.view.modules import ModuleGroup, arrange_modules, group_of
 from deltarank.report.view.page import PageData
 from deltarank.report.view.text import NO_BREAK, rounded_share, terse_percent
-from deltarank.results import Outcome, Results, escape, shorten
+from deltarank.results import Outcome, escape, shorten
 
 
 def sentences(page: PageData) -> list[str]:
@@ -242,5 +242,3 @@ def test_hostile_names_are_data_like_any_other():
     assert "\u202e" not in text
     assert "\u2028" not in text
     assert all(len(module.label) <= 40 for module in page.modules)
-    assert isinstance(hostile(), Results)
-    assert flat("mlp.up_proj", 0, 1, 4).shape == (4,)

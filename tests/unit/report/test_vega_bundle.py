@@ -31,7 +31,7 @@ def test_the_bundle_is_cached_and_read_back_equal(folder: Path, monkeypatch: pyt
     assert len(list(folder.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"alert(1)", b"// 00\nalert(1)", b"\xff\xfe"])
+@pytest.mark.parametrize("damage", [b"", b"// 00\nalert(1)"])
 def test_a_damaged_bundle_is_built_again(folder: Path, damage: bytes) -> None:
     made = module.vega_bundle()
     (kept,) = folder.iterdir()

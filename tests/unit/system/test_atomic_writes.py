@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier
 
 import pytest
 
@@ -55,11 +56,8 @@ def test_two_writers_share_no_partial_file(tmp_path: Path) -> None:
             barrier.wait(timeout=30)
             partial.write_text(text * 1000)
 
-    threads = [Thread(target=write, args=(text,)) for text in "abcd"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, "abcd"))
 
     assert len(set((tmp_path / "a.txt").read_text())) == 1
     assert names(tmp_path) == ["a.txt"]
