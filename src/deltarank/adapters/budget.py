@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from deltarank.results import count, listing, percents, to_plain
+from deltarank.results import Energy, SignedShare, count, listing, percents, to_plain
 from deltarank.servers import Server, kind_in_words
 
 
@@ -59,12 +59,12 @@ class Budget:
     energy       the whole change, ||W - W0||^2
     """
 
-    kept: float
-    truncated: float
-    rounded: float
-    left_out: float
+    kept: SignedShare
+    truncated: SignedShare
+    rounded: SignedShare
+    left_out: SignedShare
     tensors: tuple[LeftOut, ...] = ()
-    energy: float = 0.0
+    energy: Energy = 0.0
 
     @classmethod
     def of(

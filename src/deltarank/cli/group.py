@@ -79,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         complain("Interrupted. " + RESUME_HINT if _can_resume(arguments) else "Interrupted.")
         return INTERRUPTED
+    except OSError as error:  # click prints `--help` and `--version` itself; a broken pipe is its SystemExit
+        if {"-h", "--help", "--version"}.isdisjoint(arguments):
+            raise
+        forget_stdout()
+        complain(f"Cannot write to standard output: {error.strerror or error}.")
+        return 1
     except SystemExit as end:  # raised by click when the reader of our output closed the pipe (`| head`)
         code = end.code
         forget_stdout()

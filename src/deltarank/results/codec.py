@@ -30,6 +30,9 @@ Rank = Annotated[int, Meta(ge=1, lt=2**31)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 """A part of a whole."""
 
+SignedShare = Annotated[float, Meta(ge=-1e6, le=1e6)]
+"""A part of a whole that may be negative: what an adapter keeps, if its rounding does harm."""
+
 Norm = Annotated[float, Meta(ge=0, le=1e150)]
 """A size of numbers. Larger ones have no squares that can be added up; no weights are of that size."""
 
@@ -87,8 +90,8 @@ class StoredResult:
             source = source / cls.file_name
         try:
             text = source.read_bytes()
-        except OSError as error:
-            raise cls._unreadable(f"Cannot read {source}: {error.strerror or error}.") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            raise cls._unreadable(f"Cannot read {source}: {getattr(error, 'strerror', None) or error}.") from None
         return cls._parse(text, f"Cannot read {source}: not")
 
     @classmethod

@@ -78,8 +78,13 @@ def size(number: float) -> str:
     return f"{number:.3g} TB"
 
 
+_LONGEST_DURATION = 1e15
+
+
 def duration(seconds: float) -> str:
     """90 -> "1 min 30 s"; 7300 -> "2 h 2 min"."""
+    if not seconds < _LONGEST_DURATION:
+        return "unknown"
     if seconds < 1:
         return "under 1 s"
     minutes, rest = divmod(round(seconds), 60)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from deltarank.results.codec import Count, Rank, StoredResult, decode, json_line, to_plain
+from deltarank.results.formatting import escape
 from deltarank.results.matrix import MatrixResult, Skipped
 from deltarank.results.notebook import notebook_html
 from deltarank.results.outputs import Outputs
@@ -171,7 +172,7 @@ class Results(StoredResult):
     def __repr__(self) -> str:
         losses = ", ".join(f"rank {x.rank}: {x.energy_kept:.1%} kept" for x in self.totals.losses[:4])
         return (
-            f"<Results {self.finetune.short_name} - {self.base.short_name}: "
+            f"<Results {escape(self.finetune.short_name)} - {escape(self.base.short_name)}: "
             f"{len(self.measured)} matrices, {self.verdict.kind.value}; {losses}>"
         )
 

@@ -4,7 +4,7 @@ from deltarank.runtime.delta_reader import DeltaReader
 from deltarank.runtime.device_memory import available_memory
 from deltarank.runtime.failures import RETRIED_OUTCOMES, TENSOR_FAILURES, failure_outcome
 from deltarank.runtime.inputs import InputKeywords, ModelRef, PairRefs, Ref
-from deltarank.runtime.keywords import shows_keywords_of, split_keywords
+from deltarank.runtime.keywords import parse_keywords, shows_keywords
 from deltarank.runtime.matrix_loop import estimate_time, matrix_pass, planned_seconds
 from deltarank.runtime.plan import (
     FIXED_MEMORY,
@@ -28,7 +28,7 @@ from deltarank.runtime.run_folder import (
     differences,
     read_identity,
 )
-from deltarank.runtime.solver_options import SolverOptions, as_tuple, check_choice
+from deltarank.runtime.solver_options import SolverOptions, as_tuple, check_choice, is_number
 from deltarank.runtime.throughput import Throughput
 from deltarank.runtime.time_estimate import TimeEstimate
 from deltarank.runtime.workers import Task, WorkerPool
@@ -63,15 +63,16 @@ __all__ = [
     "differences",
     "estimate_time",
     "failure_outcome",
+    "is_number",
     "make_plan",
     "matrix_pass",
     "needs_line",
+    "parse_keywords",
     "planned_seconds",
     "read_identity",
     "reference_line",
     "run_provenance",
-    "shows_keywords_of",
-    "split_keywords",
+    "shows_keywords",
     "step_lines",
     "utc_timestamp",
 ]

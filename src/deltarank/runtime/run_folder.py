@@ -70,7 +70,8 @@ class RunFolder:
     def finished(self) -> Results | None:
         """The results, if this run was finished before; else None."""
         path = self.folder / RESULTS
-        return Results.load(path) if path.is_file() and read_identity(self.folder) == self._identity else None
+        with as_output_error(self.folder):
+            return Results.load(path) if path.is_file() and read_identity(self.folder) == self._identity else None
 
     def check_disk_space(self, needed_bytes: float) -> None:
         """Raises OutputError (slug "output-unwritable") if the disk has less than `needed_bytes` bytes left."""
@@ -170,8 +171,8 @@ def read_identity(folder: Path) -> Any:
 
 def differences(found: Any, wanted: Record) -> list[str]:
     """The inputs and options that differ between two identities, in words."""
-    if not isinstance(found, dict):
-        return ["its run.json was not written by deltarank"]
+    if not isinstance(found, dict) or not found:
+        return ["its run.json cannot be read"]
     changed = []
     for key in sorted({*found, *wanted}):
         before, after = found.get(key), wanted.get(key)

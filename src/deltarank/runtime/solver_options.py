@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +14,9 @@ from deltarank.spectra import SOLVERS
 from deltarank.system import Default
 
 COMPUTE_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+_RANK_LIMIT = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class SolverOptions:
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SOLVERS)
         check_choice("dtype", self.dtype, tuple(COMPUTE_DTYPES))
-        if not (0 < self.tolerance < 1) or not math.isfinite(self.tolerance):
+        if not is_number(self.tolerance) or not 0 < self.tolerance < 1:
             raise UsageError(
                 f"The tolerance {self.tolerance} is not between 0 and 1; it is a difference of cosine distances.",
                 cure="Use a small number, such as --tolerance 1e-4.",
@@ -74,6 +76,11 @@ class SolverOptions:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
+def is_number(value: object, *, whole: bool = False) -> bool:
+    """Whether it is an int, or a float if `whole` is not asked for; a bool is neither."""
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+
+
 def as_tuple(values: str | Sequence[str]) -> tuple[str, ...]:
     """One string, or several."""
     return (values,) if isinstance(values, str) else tuple(values)
@@ -89,8 +96,9 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
         )
 
 
-def _sorted_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
-    wrong = [r for r in ranks if isinstance(r, bool) or not isinstance(r, int) or r < 1]
+def _sorted_ranks(given: Iterable[int]) -> tuple[int, ...]:
+    ranks = tuple(given) if isinstance(given, Iterable) else (given,)
+    wrong = [r for r in ranks if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r < _RANK_LIMIT]
     if wrong or not ranks:
         raise UsageError(
             f"{wrong[0]!r} is not a rank; ranks are whole numbers from 1." if wrong else "No rank was given.",

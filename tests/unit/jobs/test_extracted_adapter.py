@@ -56,7 +56,17 @@ def test_fields_of_later_versions_are_ignored(adapter: ExtractedAdapter) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [{"matrices": ["x"]}, {"rank": "8"}, {"base": {}}, {"budget": None}, {"format_version": 2}, {"notes": 1}]
+    "changes",
+    [
+        {"matrices": ["x"]},
+        {"rank": "8"},
+        {"base": {}},
+        {"budget": None},
+        {"budget": {"kept": 1.0, "truncated": 1e308, "rounded": 0.0, "left_out": 0.0}},
+        {"server": "abacus"},
+        {"format_version": 2},
+        {"notes": 1},
+    ],
 )
 def test_what_does_not_fit_is_refused_with_the_name_of_the_file(
     adapter: ExtractedAdapter, changes: dict[str, Any]

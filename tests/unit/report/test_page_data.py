@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from builders import LLAMA, RANKS, experts, hostile, low_rank, matrix, merge, model, not_finite, results
 
+from deltarank.report import page_html
 from deltarank.report.view.build import page_data
 from deltarank.report.view.chart_rows import as_columns, cosine_axis_end, line_end_rows, spread_out
 from deltarank.report.view.headline import plain_text
@@ -242,3 +243,15 @@ def test_hostile_names_are_data_like_any_other():
     assert "\u202e" not in text
     assert "\u2028" not in text
     assert all(len(module.label) <= 40 for module in page.modules)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("command", 5), ("command", ["deltarank", 5]), ("seconds", 10**400)],
+    ids=["number", "list", "huge"],
+)
+def test_settings_that_somebody_edited_are_shown_and_break_nothing(key: str, value: object) -> None:
+    run = results()
+    html = page_html([replace(run, settings={**run.settings, key: value})])
+
+    assert "</html>" in html

@@ -12,7 +12,7 @@ from deltarank.errors import UsageError
 from deltarank.jobs.compare import CompareKeywords, CompareOptions
 from deltarank.jobs.extract import ExtractKeywords, ExtractOptions
 from deltarank.jobs.outputs import OutputsKeywords, OutputsOptions
-from deltarank.runtime import InputKeywords, PairRefs, SolverOptions, shows_keywords_of, split_keywords
+from deltarank.runtime import InputKeywords, PairRefs, SolverOptions, parse_keywords
 from refusals import refused
 
 JOBS = {
@@ -39,23 +39,16 @@ def test_the_signature_shows_every_option_with_its_default(function: Callable[..
 
 
 def test_an_unknown_keyword_is_refused() -> None:
-    with pytest.raises(TypeError, match="rank"):
+    with pytest.raises(TypeError, match=r"plan\(\) got an unexpected keyword argument 'rank'"):
         deltarank.plan("base", "finetune", rank=8)  # type: ignore[call-arg]
 
 
-def test_keywords_are_split_by_their_dictionary() -> None:
-    inputs, others = split_keywords({"fetch": "stream", "ranks": [8]}, first=InputKeywords)
+def test_inputs_and_options_are_told_apart_by_their_names() -> None:
+    refs, options = parse_keywords(
+        "base", "finetune", {"fetch": "stream", "revision": "v1", "ranks": [8]}, CompareOptions
+    )
 
-    assert (inputs, others) == ({"fetch": "stream"}, {"ranks": [8]})
-
-
-def test_a_parameter_of_its_own_stands_before_the_options() -> None:
-    def options(*, a: int = 1, b: str = "x") -> None: ...
-
-    @shows_keywords_of(options)
-    def function(first: int, *, b: str = "own", **keywords: Any) -> None: ...
-
-    assert str(inspect.signature(function)) == "(first: int, *, b: str = 'own', a: int = 1) -> None"
+    assert (refs.fetch, refs.finetune.revision, options.ranks) == ("stream", "v1", (8,))
 
 
 def test_ranks_are_stored_sorted_each_once_and_globs_as_a_tuple() -> None:
@@ -69,6 +62,12 @@ def test_ranks_are_stored_sorted_each_once_and_globs_as_a_tuple() -> None:
     ("values", "slug"),
     [
         ({"ranks": ()}, "bad-ranks"),
+        ({"ranks": (rank for rank in ())}, "bad-ranks"),
+        ({"ranks": None}, "bad-ranks"),
+        ({"ranks": (2**40,)}, "bad-ranks"),
+        ({"tolerance": "1e-4"}, "bad-tolerance"),
+        ({"audit": "3"}, "bad-number"),
+        ({"audit": 1.5}, "bad-number"),
         ({"ranks": (0,)}, "bad-ranks"),
         ({"ranks": (True,)}, "bad-ranks"),
         ({"solver": "guess"}, "bad-solver"),

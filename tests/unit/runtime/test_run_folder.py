@@ -81,3 +81,12 @@ def test_differences_are_listed_in_words() -> None:
 
     assert differences(before, after) == ["the base changed", "the texts changed", "rank: 8 in that run, 16 now"]
     assert json.dumps(differences([], {}))
+
+
+def test_a_run_json_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "run.json").mkdir()
+    with RunFolder(tmp_path, {}) as run, pytest.raises(OutputError) as caught:
+        _ = run.finished
+
+    assert caught.value.slug == "output-unwritable"

@@ -9,10 +9,10 @@ from typing import Unpack
 from deltarank.jobs.compare.job import CompareJob
 from deltarank.jobs.compare.options import CompareKeywords, CompareOptions
 from deltarank.results import Results
-from deltarank.runtime import InputKeywords, PairRefs, Plan, ProgressListener, Ref, shows_keywords_of, split_keywords
+from deltarank.runtime import Plan, ProgressListener, Ref, parse_keywords, shows_keywords
 
 
-@shows_keywords_of(CompareOptions, PairRefs.of)
+@shows_keywords(CompareKeywords, CompareOptions)
 def compare(
     base: Ref,
     finetune: Ref,
@@ -47,20 +47,20 @@ def compare(
         CheckpointError, PairingError, AdapterError: see `deltarank.errors`.
         OutputError: `output` holds something else, or cannot be written.
     """
-    refs, options = _parsed(base, finetune, keywords)
+    refs, options = parse_keywords(base, finetune, keywords, CompareOptions)
     progress = progress or ProgressListener()
     with refs.open(progress) as checkpoints:
         folder = None if output is None else Path(output)
         return CompareJob(*checkpoints, options).run(folder, force=force, progress=progress)
 
 
-@shows_keywords_of(CompareOptions, PairRefs.of)
+@shows_keywords(CompareKeywords, CompareOptions)
 def plan(base: Ref, finetune: Ref, **keywords: Unpack[CompareKeywords]) -> Plan:
     """What `compare` would do, from the headers alone: no tensor is read, and no model is downloaded.
 
     Arguments and errors as for `compare`.
     """
-    refs, options = _parsed(base, finetune, keywords)
+    refs, options = parse_keywords(base, finetune, keywords, CompareOptions)
     with refs.without_download().open(ProgressListener()) as checkpoints:
         return CompareJob(*checkpoints, options).plan
 
@@ -68,8 +68,3 @@ def plan(base: Ref, finetune: Ref, **keywords: Unpack[CompareKeywords]) -> Plan:
 def open_results(path: str | os.PathLike[str]) -> Results:
     """Reads the folder of a run, or its results.json."""
     return Results.load(path)
-
-
-def _parsed(base: Ref, finetune: Ref, keywords: CompareKeywords) -> tuple[PairRefs, CompareOptions]:
-    inputs, options = split_keywords(keywords, first=InputKeywords)
-    return PairRefs.of(base, finetune, **inputs), CompareOptions(**options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltarank.errors import UsageError
-from deltarank.runtime import InputKeywords, SolverOptions
+from deltarank.runtime import InputKeywords, SolverOptions, is_number
 from deltarank.system import Default
 
 
@@ -37,7 +37,7 @@ class CompareOptions(SolverOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.audit < 0:
+        if not is_number(self.audit, whole=True) or self.audit < 0:
             raise UsageError(
                 f"--audit is {self.audit}; the smallest value is 0.",
                 cure="Use a whole number of at least 0.",

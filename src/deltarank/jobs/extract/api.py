@@ -10,10 +10,10 @@ from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.jobs.extract.run import DrawBudget
-from deltarank.runtime import InputKeywords, PairRefs, ProgressListener, Ref, shows_keywords_of, split_keywords
+from deltarank.runtime import ProgressListener, Ref, parse_keywords, shows_keywords
 
 
-@shows_keywords_of(ExtractOptions, PairRefs.of)
+@shows_keywords(ExtractKeywords, ExtractOptions)
 def extract(
     base: Ref,
     finetune: Ref,
@@ -67,23 +67,18 @@ def extract_with_picture(
     **keywords: Unpack[ExtractKeywords],
 ) -> ExtractedAdapter:
     """`extract` with a picture on the model card; `draw=None`: a chart in text. Other arguments and errors as there."""
-    refs, options = _parsed(base, finetune, keywords)
+    refs, options = parse_keywords(base, finetune, keywords, ExtractOptions)
     progress = progress or ProgressListener()
     with refs.open(progress) as checkpoints:
         return ExtractJob(*checkpoints, options).run(Path(output), force=force, progress=progress, draw=draw)
 
 
-@shows_keywords_of(ExtractOptions, PairRefs.of)
+@shows_keywords(ExtractKeywords, ExtractOptions)
 def plan_extraction(base: Ref, finetune: Ref, **keywords: Unpack[ExtractKeywords]) -> ExtractionPlan:
     """What `extract` would do, from the headers alone: no tensor is read, and no model is downloaded.
 
     Arguments and errors as for `extract`.
     """
-    refs, options = _parsed(base, finetune, keywords)
+    refs, options = parse_keywords(base, finetune, keywords, ExtractOptions)
     with refs.without_download().open(ProgressListener()) as checkpoints:
         return ExtractJob(*checkpoints, options).plan
-
-
-def _parsed(base: Ref, finetune: Ref, keywords: ExtractKeywords) -> tuple[PairRefs, ExtractOptions]:
-    inputs, options = split_keywords(keywords, first=InputKeywords)
-    return PairRefs.of(base, finetune, **inputs), ExtractOptions(**options)

@@ -13,7 +13,7 @@ import torch
 from deltarank.checkpoints import Pairing
 from deltarank.errors import JobError, UsageError
 from deltarank.results import Total, figure
-from deltarank.runtime import InputKeywords, SolverOptions, as_tuple, check_choice
+from deltarank.runtime import InputKeywords, SolverOptions, as_tuple, check_choice, is_number
 from deltarank.servers import DEFAULT_SERVER, Server, get_server
 from deltarank.system import Default
 
@@ -151,7 +151,7 @@ def _check_max_error(fixed_rank: int | None, max_error: float | None) -> None:
             cure="Use --rank auto, or leave out --max-error.",
             slug="bad-max-error",
         )
-    if max_error is not None and not 0 < max_error < 1:
+    if max_error is not None and not (is_number(max_error) and 0 < max_error < 1):
         raise UsageError(
             f"--max-error is {max_error}; it is ||D - D_r|| / ||D||, between 0 and 1.",
             cure="Use a number such as --max-error 0.3.",

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from deltarank.adapters import METADATA_FILE, Budget
 from deltarank.results import Count, Energy, Loss, Outcome, Rank, Reference, StoredResult, to_plain
-from deltarank.servers import get_server
+from deltarank.servers import get_server, server_names
 
 FORMAT_VERSION = 1
 # 1: the first format (2026-11).
@@ -139,6 +139,13 @@ class ExtractedAdapter(StoredResult):
             ResultsError: (slug "results-unreadable") there is no deltarank.json, or it cannot be read.
         """
         return replace(super().load(Path(path) / METADATA_FILE), folder=Path(path))
+
+    @classmethod
+    def _decoded(cls, text: str | bytes) -> Self:
+        adapter = super()._decoded(text)
+        if adapter.server not in server_names():
+            raise ValueError(f"unknown server {adapter.server!r}")
+        return adapter
 
     def __repr__(self) -> str:
         return (

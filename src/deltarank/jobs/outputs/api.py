@@ -11,10 +11,10 @@ from deltarank.jobs.outputs.job import OutputsJob
 from deltarank.jobs.outputs.options import OutputsKeywords, OutputsOptions
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.results import Results
-from deltarank.runtime import InputKeywords, PairRefs, ProgressListener, Ref, shows_keywords_of, split_keywords
+from deltarank.runtime import PairRefs, ProgressListener, Ref, parse_keywords, shows_keywords
 
 
-@shows_keywords_of(OutputsOptions, PairRefs.of)
+@shows_keywords(OutputsKeywords, OutputsOptions)
 def outputs(
     base: Ref,
     finetune: Ref,
@@ -63,25 +63,20 @@ def outputs(
         OutputError: `output` holds something else, or cannot be written.
     """
     progress = progress or ProgressListener()
-    refs, options = _parsed(base, finetune, keywords)
+    refs, options = parse_keywords(base, finetune, keywords, OutputsOptions)
     with _open(refs, options, progress) as job:
         return job.run(None if output is None else Path(output), force=force, progress=progress)
 
 
-@shows_keywords_of(OutputsOptions, PairRefs.of)
+@shows_keywords(OutputsKeywords, OutputsOptions)
 def plan_outputs(base: Ref, finetune: Ref, **keywords: Unpack[OutputsKeywords]) -> OutputsPlan:
     """What `outputs` would do, with the memory, disk and time that it needs. No weight is read, no model downloaded.
 
     Arguments and errors as for `outputs`.
     """
-    refs, options = _parsed(base, finetune, keywords)
+    refs, options = parse_keywords(base, finetune, keywords, OutputsOptions)
     with _open(refs.without_download(), options, ProgressListener()) as job:
         return job.plan
-
-
-def _parsed(base: Ref, finetune: Ref, keywords: OutputsKeywords) -> tuple[PairRefs, OutputsOptions]:
-    inputs, options = split_keywords(keywords, first=InputKeywords)
-    return PairRefs.of(base, finetune, **inputs), OutputsOptions(**options)
 
 
 @contextmanager

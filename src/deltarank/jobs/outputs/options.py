@@ -12,7 +12,7 @@ import torch
 
 from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_OUTPUTS_RANKS
-from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice
+from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice, is_number
 from deltarank.servers import get_server
 from deltarank.system import Default
 
@@ -121,7 +121,7 @@ class OutputsOptions:
 
 
 def _check_number(option: str, value: int, *, least: int) -> None:
-    if value < least:
+    if not is_number(value, whole=True) or value < least:
         raise UsageError(
             f"--{option} is {value}; the smallest value is {least}.",
             cure=f"Give a whole number of at least {least}.",

@@ -84,7 +84,7 @@ def provenance_of(run: Results) -> Provenance:
 def clean_command(settings: Mapping[str, Any]) -> str | None:
     """The command of a run, if its settings have it."""
     command = settings.get("command")
-    return escape(command if isinstance(command, str) else " ".join(map(str, command))) if command else None
+    return setting_text(command) if command else None
 
 
 def setting_text(value: Any) -> str:
