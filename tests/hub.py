@@ -446,8 +446,8 @@ from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import DeltarankError
 
 if "MAX_RETRY_DELAY" in os.environ:  # the same tries as ever, with shorter waits between them
-    from deltarank.checkpoints.hub import retry
-    retry.FIRST_DELAY, retry.MAX_DELAY = 0.01, float(os.environ["MAX_RETRY_DELAY"])
+    from deltarank.checkpoints.hub import backoff
+    backoff.FIRST_DELAY, backoff.MAX_DELAY = 0.01, float(os.environ["MAX_RETRY_DELAY"])
 
 def describe(ref, revision=None, fetch="download"):
     fetch_notes = []

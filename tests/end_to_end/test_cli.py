@@ -354,13 +354,6 @@ def test_an_output_that_cannot_be_written(run: RunCommand, base: Path, full: Pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_output_that_is_a_file(run: RunCommand, base: Path, full: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-
-    assert run("compare", base, full, "-o", tmp_path / "file", "--force").code in (1, 2)
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(run: RunCommand, base: Path, full: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
@@ -501,11 +494,8 @@ def test_report_refuses_a_folder_without_valid_results(run: RunCommand, tmp_path
 # the command itself --------------------------------------------------------------------------------------------------
 
 
-def test_version(run: RunCommand) -> None:
+def test_version_and_help(run: RunCommand) -> None:
     assert run("--version").out.strip() == f"deltarank {deltarank.__version__}"
-
-
-def test_help_lists_the_commands(run: RunCommand) -> None:
     done = run("--help")
 
     assert done.code == 0

@@ -59,14 +59,6 @@ def test_a_model_of_which_it_is_not_known_keeps_the_base_s(tmp_path: Path) -> No
     assert not any(".gate." in key for key in load_file(tmp_path / "a" / "adapter_model.safetensors"))
 
 
-@pytest.mark.parametrize("server", ["portable", "vllm", "sglang", "lorax", "llama.cpp"])
-def test_other_servers_are_given_none(server: str, tmp_path: Path) -> None:
-    base, finetune = write_pair(MAKES["mixtral"], tmp_path)
-    adapter = deltarank.extract(base, finetune, rank=8, server=server, output=tmp_path / "a")
-
-    assert {t.name for t in adapter.budget.tensors if t.kind == "router"} == set(routers_of(base))
-
-
 def test_what_is_left_out_of_a_module_comes_along_as_the_base_has_it(tmp_path: Path) -> None:
     """PEFT loads all of a module that is carried whole, or fails."""
     base, finetune = write_pair(MAKES["gpt-oss"], tmp_path)

@@ -376,17 +376,6 @@ def test_a_lora_in_bfloat16_is_measured_as_it_is_stored(models: Path, tmp_path: 
     assert 0 < found.touched.excess < 1e-4
 
 
-def test_conv1d(tmp_path: Path) -> None:
-    base = made.write_base(made.gpt2, tmp_path / "base")
-    adapter = made.train(base, tmp_path / "adapter", r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
-    merged = made.merge(base, adapter, tmp_path / "merged")
-
-    found = deltarank.verify(base, merged, adapter)
-
-    assert found.kind is FitKind.OPTIMAL
-    assert found.whole.share_lost < 1e-9
-
-
 @pytest.mark.parametrize("server", ["portable", "peft"])
 @pytest.mark.parametrize("name", ["tied llama", "phi3", "gpt2", "mixtral", "qwen3 moe", "gpt-oss"])
 def test_every_architecture_is_measured_as_extract_states(tmp_path: Path, name: str, server: str) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from files import read
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from deltarank.checkpoints import Pairing, open_checkpoint, pair_checkpoints
 from deltarank.results import Outcome
@@ -80,17 +79,3 @@ def test_fused_experts_of_gpt_oss_are_measured_slice_by_slice(tmp_path: Path) ->
     assert "model.layers.1.mlp.experts.down_proj[3]" in {pair.name for pair in plan.pairs}
     biases = {x.name for x in plan.summed if x.reason.startswith("a stack of biases")}
     assert "model.layers.0.mlp.experts.gate_up_proj_bias" in biases
-
-
-@pytest.mark.parametrize("head", ["base", "finetune"])
-def test_a_head_that_training_untied_is_compared_with_the_embedding(head: str, tmp_path: Path) -> None:
-    folders = dict(zip(("base", "finetune"), write_pair(DENSE["tied llama"], tmp_path), strict=True))
-    model = AutoModelForCausalLM.from_pretrained(folders[head])
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    model.save_pretrained(tmp_path / "untied")
-    folders[head] = tmp_path / "untied"
-    with open_checkpoint(folders["base"]) as base, open_checkpoint(folders["finetune"]) as finetune:
-        (tied,) = (x for x in pair_checkpoints(base, finetune).summed if x.outcome is Outcome.TIED)
-        assert tied.name == "lm_head.weight"
-        assert {tied.base.tensor, tied.finetune.tensor} == {"lm_head.weight", "model.embed_tokens.weight"}

@@ -18,13 +18,6 @@ def slug_of(folder: Path) -> str:
     return caught.value.slug
 
 
-def test_shards_are_read_as_one(tmp_path: Path) -> None:
-    tensors = llama()
-    with open_checkpoint(save(tmp_path, tensors, shards=3)) as checkpoint:
-        assert set(tensors) == set(checkpoint.tensors)
-        assert len(checkpoint.reference.files) == 3
-
-
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = save(tmp_path, llama(), shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()

@@ -11,14 +11,7 @@ import pytest
 import torch
 from files import llama, numbers, read, save
 
-from deltarank.checkpoints import (
-    LocalSource,
-    Pair,
-    Prefetcher,
-    open_checkpoint,
-    pair_checkpoints,
-    read_chunks,
-)
+from deltarank.checkpoints import LocalSource, Pair, Prefetcher, open_checkpoint, pair_checkpoints, read_chunks
 from deltarank.errors import CheckpointError
 from refusals import refused
 

@@ -1,6 +1,5 @@
 """What the world does to a streamed checkpoint, with the real client against a Hub and a storage on this machine."""
 
-import hashlib
 import random
 import shutil
 import time
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from files import llama, save
 
 from deltarank.checkpoints.hub import fetch as fetch_module
@@ -287,20 +285,3 @@ def test_a_full_disk_is_reported(hub: FakeHub, tmp_path: Path) -> None:
         assert "--stream" in answer["cure"]
         assert "hashes" in client.read("org/big", "stream")
     assert not list((tmp_path / "hub").glob("models--org--big/snapshots/*/*.safetensors"))
-
-
-def test_quantised_models_are_decoded_while_streamed(hub: FakeHub, client: Client, tmp_path: Path) -> None:
-    """FP8 with block scales: a decoded row is made of two places of the file, and both are announced."""
-    generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(600, 520, generator=generator).to(torch.float8_e4m3fn)
-    scale = torch.rand(5, 5, generator=generator) + 0.5
-    at = "model.layers.9.mlp.down_proj.weight"
-    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    folder = save(tmp_path / "fp8", {at: weight, f"{at}_scale_inv": scale, **BIG}, config=config)
-    hub.add("org/fp8", folder)
-    local, streamed = (client.read(ref, "stream") for ref in (str(folder), "org/fp8"))
-    assert streamed["hashes"] == local["hashes"]
-    blocks = scale.repeat_interleave(128, 0)[:600].repeat_interleave(128, 1)[:, :520]
-    truth = weight.to(torch.float32) * blocks
-    assert streamed["hashes"][at] == hashlib.sha256(truth.numpy().tobytes()).hexdigest()
-    assert hub.secrets == []

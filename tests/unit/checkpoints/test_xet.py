@@ -46,17 +46,6 @@ def test_a_model_on_xet_is_read_there_with_one_token_for_all_its_files(
     assert 1 <= sum("xet-read-token" in path for _, path in hub.requests) <= 2
 
 
-@pytest.mark.slow
-def test_streamed_and_downloaded_checkpoints_are_equal(hub: FakeHub, client: Client, tmp_path: Path) -> None:
-    over_xet = client.ask("org/big", None, "stream")
-    with Client(hub, tmp_path, HF_HUB_DISABLE_XET="1") as other:
-        hub.forget()
-        over_http = other.ask("org/big", None, "stream")
-    assert len(hub.sent) == 3
-    for key in ("fingerprint", "revision", "files", "tensors"):
-        assert over_xet[key] == over_http[key]
-
-
 @pytest.fixture
 def elsewhere(hub: FakeHub, tmp_path: Path) -> Iterator[FakeHub]:
     """The tokens lead to a storage that has nothing."""

@@ -49,8 +49,7 @@ def test_the_time_is_that_of_the_decomposition_the_models_and_the_parts(plan: Ou
 
 
 @pytest.mark.parametrize(
-    ("samples", "prompts", "batches"),
-    [(16, 3, 6), (9, 1, 2), (8, 3, 3), (3, 5, 3), (1, 8, 1), (1, 9, 2), (0, 0, 0)],
+    ("samples", "prompts", "batches"), [(16, 3, 6), (9, 1, 2), (8, 3, 3), (3, 5, 3), (1, 8, 1), (1, 9, 2), (0, 0, 0)]
 )
 def test_answers_are_generated_eight_at_a_time(plan: OutputsPlan, samples: int, prompts: int, batches: int) -> None:
     assert replace(plan.time, prompts=prompts, samples=samples).answer_batches == batches

@@ -92,13 +92,6 @@ def test_a_thread_that_is_done_leaves_the_process_of_another_alone(alone: bytes)
             assert [finish() for finish in started] == [alone] * 3
 
 
-def test_it_answers_with_svg(process: subprocess.Popen[bytes]) -> None:
-    svg = _current().request(TINY).result()
-
-    assert svg is not None
-    assert svg.startswith("<svg")
-
-
 def test_charts_larger_than_a_pipe_buffer_are_drawn(process: subprocess.Popen[bytes]) -> None:
     points = {"data": {"values": [{"a": i} for i in range(9_000)]}, "mark": "point"}
     chart = points | {"encoding": {"x": {"field": "a", "type": "quantitative"}}}

@@ -46,9 +46,6 @@ class TestWithout:
             assert trace not in html
         assert '"outputs":null' in html
 
-    def test_the_ranks_are_those_of_the_weights(self):
-        assert page_data([results(model(layers=1))]).ranks == RANKS
-
 
 class TestView:
     def test_each_rank_shows_the_measured_rank_or_the_nearest(self):

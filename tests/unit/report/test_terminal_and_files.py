@@ -22,11 +22,6 @@ class TestTerminal:
         header = next(line for line in terminal_summary(results(), width=80).splitlines() if line.startswith("module"))
         assert ["module", "share", *map(str, RANKS)] == header.split()
 
-    def test_columns_do_not_touch(self):
-        run = results(model(low_rank))
-        line = next(x for x in terminal_summary(run, width=80).splitlines() if x.startswith("cosine distance"))
-        assert len(line.split()) == 2 + len(RANKS)
-
     def test_energy_kept_by_module_and_rank_with_cosine_distance_under_it(self):
         run = results()
         lines = terminal_summary(run).splitlines()
