@@ -173,7 +173,7 @@ def test_ctrl_c_ends_a_stalled_transfer_at_once(hub: FakeHub, tmp_path: Path) ->
         finally:
             child.kill()
     assert child.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "repeat the same command to resume" in said
     assert time.monotonic() - began < 10
 
 
