@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -345,3 +346,11 @@ def test_short_names(ref: str, name: str) -> None:
 
 def test_default_ranks_are_servable() -> None:
     assert set(DEFAULT_RANKS) <= set(SERVABLE_RANKS)
+
+
+def test_rows_make_a_data_frame_as_the_library_page_shows() -> None:
+    frame = pandas.DataFrame(run_of(measured(3, 1, name="a"), measured(1, 1, name="b")).rows())
+    worst = frame[frame["rank"] == 1].nsmallest(1, "energy_kept")
+
+    assert list(frame["rank"]) == [1, 2, 1, 2]
+    assert worst[["name", "energy_kept"]].values.tolist() == [["b", 0.5]]
