@@ -1,7 +1,10 @@
 """Answers sampled from a model at temperature 1, from the whole distribution, each with random numbers of its own.
 
 An answer depends on the model and on (seed, index of the prompt, index of the sample), not on the rest of its batch.
-Models with the same seed get the same random numbers: equal models write the same, and similar ones begin alike.
+Tokens are drawn by the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): the next token is argmax(log p + g), with
+Gumbel noise g for each position and each token. Models with the same seed get the same noise. Equal models therefore
+write the same, and models whose distributions have the total variation distance TV draw different tokens with a
+probability of at most 2 TV / (1 + TV), where the least possible is TV (Bavarian et al. 2020).
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
@@ -56,10 +58,8 @@ def generate_answers(
     with _default_generation_config(model):
         for start in range(0, len(jobs), batch):
             group = jobs[start : start + batch]
-            uniforms = [
-                np.random.default_rng([seed, first + index, sample]).random(max_tokens) for index, sample in group
-            ]
-            generated += _continue(model, [encoded[index] for index, _ in group], np.stack(uniforms), eos_ids)
+            sampler = _GumbelMaxSampler([(seed, first + index, sample) for index, sample in group])
+            generated += _continue(model, [encoded[index] for index, _ in group], sampler, max_tokens, eos_ids)
     return [
         Answer(first + index, sample, tuple(ids), _decode(tokenizer, ids), tuple(encoded[index]))
         for (index, sample), ids in zip(jobs, generated, strict=True)
@@ -90,7 +90,11 @@ def _default_generation_config(model: AnyModel) -> Iterator[None]:
 
 @torch.no_grad()
 def _continue(
-    model: AnyModel, prompts: Sequence[Sequence[int]], uniforms: NDArray[np.float64], eos_ids: Sequence[int]
+    model: AnyModel,
+    prompts: Sequence[Sequence[int]],
+    sampler: _GumbelMaxSampler,
+    max_tokens: int,
+    eos_ids: Sequence[int],
 ) -> list[list[int]]:
     """What the model writes after each prompt, up to and including the first end token."""
     longest = max(map(len, prompts))
@@ -101,9 +105,9 @@ def _continue(
         ids.to(device),
         attention_mask=mask.to(device),
         generation_config=_GenerationConfig(
-            do_sample=False, max_new_tokens=uniforms.shape[1], eos_token_id=list(eos_ids) or None, pad_token_id=0
+            do_sample=False, max_new_tokens=max_tokens, eos_token_id=list(eos_ids) or None, pad_token_id=0
         ),
-        logits_processor=[_InverseTransformSampler(torch.from_numpy(uniforms), longest)],
+        logits_processor=[sampler],
     )
     return [_cut_at_end(row, eos_ids) for row in output[:, longest:].tolist()]
 
@@ -122,27 +126,31 @@ def _cut_at_end(ids: list[int], eos_ids: Sequence[int]) -> list[int]:
     return ids[: end + 1]
 
 
-class _InverseTransformSampler(LogitsProcessor):  # type: ignore[misc, unused-ignore]
-    """Samples the next token: the one at which the cumulative distribution reaches a uniform random number.
+class _GumbelMaxSampler(LogitsProcessor):  # type: ignore[misc, unused-ignore]
+    """Samples the next token by the Gumbel-max trick. It is called once for each new token.
 
     All other tokens get a logit of -inf. So transformers' greedy search samples, with its own cache for every
     architecture, and no random generator is shared between rows.
 
     Args:
-        uniforms: (rows, new tokens), uniform in [0, 1).
-        prompt_length: tokens of each row before the first new one.
+        keys: of each row, (seed, index of the prompt, index of the sample).
     """
 
-    def __init__(self, uniforms: Tensor, prompt_length: int) -> None:
-        self.uniforms = uniforms
-        self.prompt_length = prompt_length
+    def __init__(self, keys: Sequence[tuple[int, int, int]]) -> None:
+        self.keys = keys
+        self.position = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         out = torch.full_like(scores, -torch.inf)
         # One row at a time, because a batch of them in float64 would be large. Apple's GPUs have no float64.
-        device = "cpu" if scores.device.type == "mps" else scores.device
-        for row, uniform in enumerate(self.uniforms[:, input_ids.shape[1] - self.prompt_length].to(device)):
-            cumulative = scores[row].to(device, torch.float64).softmax(-1).cumsum(-1)
-            token = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
-            out[row, token.clamp_(max=scores.shape[1] - 1)] = 0.0
+        device = torch.device("cpu") if scores.device.type == "mps" else scores.device
+        for row, key in enumerate(self.keys):
+            noise = _gumbel_noise((*key, self.position), scores.shape[1]).to(device)
+            out[row, torch.argmax(scores[row].to(device, torch.float64) + noise)] = 0.0
+        self.position += 1
         return out
+
+
+def _gumbel_noise(key: Sequence[int], tokens: int) -> Tensor:
+    """(tokens,), standard Gumbel. That of a token does not depend on the size of the vocabulary."""
+    return torch.from_numpy(np.random.default_rng(key).standard_exponential(tokens)).log_().neg_()
