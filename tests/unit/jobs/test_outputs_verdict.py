@@ -133,26 +133,29 @@ def test_the_judge_and_the_bound_are_stated_for_the_finetune_s_own_text_only() -
     own, other = said(klds), said(klds, own=False)
 
     assert "after about 2,210 tokens sampled at temperature 1 (q4_0 after 100)" in own
-    assert "nobody can be right about more than 59 % of replies of 50 tokens, 68 % of replies of 200 tokens" in own
+    assert "nobody can be right about more than 59 % of replies of 50 tokens and 68 % of replies of 200 tokens" in own
     assert "placebo" in own
     assert "on wiki" in other
     assert "judge" not in other
     assert "placebo" not in other
 
 
-def test_a_bound_that_rules_nothing_out_is_not_sold_as_one() -> None:
-    words = said({"base": 2.0, "rank 64": 0.5})
+def test_a_bound_that_rules_nothing_out_is_not_stated() -> None:
+    words = said({"base": 2.0, "rank 64": 0.2})
 
-    assert "In theory, one reply of 50 tokens could be enough to tell rank 64 from the finetune." in words
-    assert "placebo" not in words
+    assert "An ideal judge" in words
+    assert "blind" not in words
+    assert "one reply" not in words
 
 
-def test_the_rank_that_is_as_near_as_a_yardstick_is_named() -> None:
-    klds = {"base": 1.0, "rank 16": 0.3, "rank 64": 0.09, "rank 128": 0.05, **YARDSTICKS}
+def test_the_lowest_rank_at_least_as_near_as_a_yardstick_is_named() -> None:
+    klds = {"base": 1.0, "rank 16": 0.3, "rank 64": 0.0001, "rank 128": 0.00005, **YARDSTICKS}
 
-    assert "rank 64 is the lowest as close to the finetune as q4_0; none is as close to the finetune as q8_0" in said(
-        klds
+    assert (
+        "Of the measured ranks, rank 64 is the lowest that is at least as close to the finetune as q4_0 and q8_0."
+        in (said(klds))
     )
+    assert "none is at least as close to the finetune as q8_0" in said({**klds, "rank 64": 0.09, "rank 128": 0.05})
 
 
 def test_the_loss_at_unlimited_rank_is_reported() -> None:
@@ -191,9 +194,24 @@ def test_another_text_is_reported_beside_the_finetune_s_own() -> None:
     )
 
 
+def writing(accuracy: float, p: float, cosine: float = 0.21) -> Writing:
+    return Writing(24, 4, cosine, 0.3, 80.0, TwoSampleTest(accuracy, p, 999))
+
+
+@pytest.mark.parametrize(("p", "cosine", "stated"), [(0.001, 0.11, True), (0.001, 0.22, False), (0.3, 0.11, False)])
+def test_text_similarity_is_stated_only_if_it_tells_the_base_from_a_second_run(
+    p: float, cosine: float, stated: bool
+) -> None:
+    base = candidate("base", 0.5, base=0.5, writing=writing(0.8, p, cosine))
+    rank = candidate("rank 64", 0.1, base=0.5, writing=writing(0.61, 0.01, 0.19))
+    texts = (Text("own answers", 5, 200, own=True),)
+    words = "\n".join(verdict_sentences(Outputs("some/finetune", texts, (base, rank), again=writing(0.49, 0.6))))
+
+    assert ("TF-IDF" in words) is stated
+    assert ("A second run of the finetune scores 0.21, the base 0.11." in words) is stated
+
+
 def test_texts_are_compared_with_a_second_run_of_the_finetune() -> None:
-    def writing(accuracy: float, p: float) -> Writing:
-        return Writing(24, 4, 0.21, 0.3, 80.0, TwoSampleTest(accuracy, p, 999))
 
     def words(p: float) -> str:
         rank = candidate("rank 64", 0.1, base=0.5, writing=writing(0.61, p))

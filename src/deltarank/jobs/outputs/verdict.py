@@ -25,8 +25,8 @@ from deltarank.results import (
 EQUAL_RATIO = 1.25
 """Two KLDs within this ratio are called equally close: their intervals are rarely narrower."""
 
-USELESS_BOUND = 0.99
-"""A bound on the blind score that is no lower excludes nothing that anyone reports."""
+USELESS_BOUND = 0.9
+"""A bound on the blind score that is no lower excludes no score that people reach, and is not stated."""
 
 SMALLEST_LOSS = 0.005
 """Shares below are not mentioned."""
@@ -51,7 +51,7 @@ def verdict_sentences(outputs: Outputs) -> tuple[str, ...]:
         *main.ideal_judge(),
         *main.ranks_like_yardsticks(),
         *main.other_candidates(),
-        *_writing(main.subject, outputs.again),
+        *_writing(main.subject, outputs),
         *_attribution(outputs, main.subject),
         *main.noise_floor(),
     )
@@ -184,11 +184,6 @@ class _TextVerdict:
                 f"In a blind test with one reply at a time, nobody can be right about more than {listing(limits)}. A "
                 "higher score is luck, placebo, or due to other sampling settings."
             )
-        elif logits.blind:
-            yield (
-                f"In theory, one reply of {logits.blind[0].tokens:,} tokens could be enough to tell {name} from the "
-                "finetune."
-            )
 
     def ranks_like_yardsticks(self) -> Iterator[str]:
         """The lowest rank that is as close to the finetune as each yardstick."""
@@ -201,7 +196,8 @@ class _TextVerdict:
             enough = next((rank for rank, kld in ranks if kld <= EQUAL_RATIO * self.kld(each)), None)
             by_rank.setdefault(enough, []).append(each.name)
         found = [
-            f"{f'rank {rank} is the lowest' if rank else 'none is'} as close to the finetune as {listing(names)}"
+            f"{f'rank {rank} is the lowest that is' if rank else 'none is'} at least as close to the finetune as "
+            f"{listing(names)}"
             for rank, names in by_rank.items()
         ]
         yield f"Of the measured ranks, {'; '.join(found)}."
@@ -240,8 +236,8 @@ def _subject(outputs: Outputs, scored: Sequence[CandidateResult]) -> CandidateRe
     return next((each for kind in order for each in scored if each.kind is kind), None)
 
 
-def _writing(subject: CandidateResult, again: Writing | None) -> Iterator[str]:
-    writing = subject.writing
+def _writing(subject: CandidateResult, outputs: Outputs) -> Iterator[str]:
+    writing, again = subject.writing, outputs.again
     if writing is None or writing.test is None or again is None or again.test is None:
         return
     name = _name(subject, starts_sentence=False)
@@ -252,10 +248,17 @@ def _writing(subject: CandidateResult, again: Writing | None) -> Iterator[str]:
         f"{_accuracy(writing.test)}. Between two runs of the finetune with different seeds it was right "
         f"{_accuracy(again.test)}."
     )
-    yield (
-        f"Text similarity of {name} to the finetune (TF-IDF cosine): {figure(writing.cosine)}. A second run of the "
-        f"finetune scores {figure(again.cosine)}."
-    )
+    base = next((each.writing for each in outputs.candidates if each.kind is CandidateKind.BASE), None)
+    if base is not None and _tells_base_apart(base, again):
+        yield (
+            f"Text similarity of {name} to the finetune (TF-IDF cosine): {figure(writing.cosine)}. A second run of the "
+            f"finetune scores {figure(again.cosine)}, the base {figure(base.cosine)}."
+        )
+
+
+def _tells_base_apart(base: Writing, again: Writing) -> bool:
+    """Whether text similarity says anything here: the base's texts differ, and are less alike than a second run's."""
+    return base.test is not None and base.test.p_value <= SIGNIFICANCE and base.cosine < again.cosine
 
 
 def _accuracy(test: TwoSampleTest) -> str:
