@@ -39,9 +39,10 @@ RULES = {
     "checkpoints": rule("errors results system", "torch numpy huggingface_hub hf_xet safetensors gguf"),
     "divergence": rule("errors results system", "torch numpy scipy sklearn"),
     "servers": rule("errors results system"),
-    "adapters": rule("errors results system checkpoints servers", "torch numpy"),
+    "architectures": rule("errors results system checkpoints", "torch transformers peft"),
+    "adapters": rule("errors results system checkpoints servers architectures", "torch numpy"),
     "models": rule(
-        "errors results system checkpoints divergence",
+        "errors results system checkpoints divergence architectures",
         "torch transformers accelerate safetensors numpy gguf bitsandbytes",
     ),
     "runtime": rule("errors results system checkpoints spectra adapters", "torch"),

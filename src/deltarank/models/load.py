@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig
 
+from deltarank.architectures import silence_transformers
 from deltarank.errors import CheckpointError
 from deltarank.models.skeleton import AnyModel, ModelSkeleton
-from deltarank.models.transformers_logging import silence_transformers
 from deltarank.models.weights import EditedWeights
 from deltarank.results import listing
 from deltarank.system import import_silently

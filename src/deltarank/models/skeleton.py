@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig
 from transformers import AutoModelForCausalLM as _AutoModelForCausalLM
 
+from deltarank.architectures import first_line, silence_transformers
 from deltarank.checkpoints import Checkpoint
 from deltarank.errors import CheckpointError, JobError, UsageError
-from deltarank.models.transformers_logging import first_line, silence_transformers
 from deltarank.models.weights import quantised_tensors
 
 AnyModel = Any

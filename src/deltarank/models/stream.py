@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from deltarank.architectures import silence_transformers
 from deltarank.errors import JobError
 from deltarank.models.load import prepare_for_inference
 from deltarank.models.predict import Head
 from deltarank.models.skeleton import AnyModel, AutoModelForCausalLM, ModelSkeleton
-from deltarank.models.transformers_logging import silence_transformers
 from deltarank.models.weights import EditedWeights
 from deltarank.results import listing
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from deltarank.architectures import first_line, silence_transformers
 from deltarank.divergence import Tokenizer
 from deltarank.errors import CheckpointError
 from deltarank.models.skeleton import FOLDER_CURE, ModelFolder
-from deltarank.models.transformers_logging import first_line, silence_transformers
 from deltarank.results import count, listing
 
 _AutoTokenizer: Any = AutoTokenizer  # untyped

@@ -6,12 +6,12 @@ import sys
 import pytest
 
 LOADS_A_MODEL = """
-import deltarank.models, torch
+import deltarank.models, torch, transformers
 from transformers import AutoModelForCausalLM, LlamaConfig
 sizes = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 config = LlamaConfig(**sizes)
 weights = AutoModelForCausalLM.from_config(config).state_dict()
-deltarank.models.transformers_logging.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 AutoModelForCausalLM.from_config(config).from_pretrained(None, config=config, state_dict=weights)
 deltarank.models.get_yardstick("nf4")
 """

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers.utils import logging as _logging
-
-logging: Any = _logging  # untyped
-
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
     """Hides transformers' progress bars and warnings: what matters to the user, deltarank says itself."""
+    from transformers.utils import logging as _logging
+
+    logging: Any = _logging  # untyped
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,0 +1,29 @@
+"""What transformers' class of a checkpoint calls its modules and parameters, and what PEFT does with an adapter on it.
+
+find_loading_class(config) -> LoadingClass | UnknownClass     the class that loads a checkpoint, on the meta device
+LoadingClass.load(shapes) -> LoadedTensors                    the class's parameters, made from a file's tensors
+load_with_peft(model_class, config, shapes) -> PeftLoad       what PEFT does with each tensor of an adapter
+
+Names in files and in the class differ: transformers renames, merges and splits tensors while it loads them. Adapters
+use the names of the class. No weights are read, and no code from a checkpoint is run. torch and transformers are
+imported only when a class is built.
+"""
+
+from __future__ import annotations
+
+from deltarank.architectures.loaded_tensors import Conversion, LoadedTensors
+from deltarank.architectures.loading_class import LoadingClass, UnknownClass, find_loading_class
+from deltarank.architectures.peft_load import PeftLoad, load_with_peft
+from deltarank.architectures.transformers_logging import first_line, silence_transformers
+
+__all__ = [
+    "Conversion",
+    "LoadedTensors",
+    "LoadingClass",
+    "PeftLoad",
+    "UnknownClass",
+    "find_loading_class",
+    "first_line",
+    "load_with_peft",
+    "silence_transformers",
+]
