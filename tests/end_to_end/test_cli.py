@@ -1,5 +1,6 @@
 """The commands as a user gives them, on tiny checkpoints, in this process: what they print, write and refuse."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
@@ -86,6 +88,32 @@ def test_the_library_reads_what_the_command_writes(run: RunCommand, base: Path, 
     assert len(results.measured) == MATRICES
     assert results.settings["command"].startswith("deltarank compare ")
     assert "Results" in repr(deltarank.open_results("run"))
+
+
+def test_csv_is_alone_on_stdout_and_has_the_figures_of_the_data_frame(run: RunCommand, base: Path, full: Path) -> None:
+    done = run("compare", base, full, "-o", "run", "--ranks", "8,16", "--csv", "--no-report")
+    frame = Results.load("run").frame()
+    read = pandas.read_csv(io.StringIO(done.out))
+
+    assert list(read.columns) == list(frame.columns)
+    assert len(read) == len(frame) == 2 * frame["name"].nunique()
+    assert (read["energy_kept"] == frame["energy_kept"]).all()
+    assert run("compare", base, full, "--csv", "--json").code == 2
+
+
+def test_without_a_report_only_results_are_written_and_a_current_report_is_kept(
+    drawn: None, run: RunCommand, base: Path, full: Path
+) -> None:
+    command = ("compare", base, full, "-o", "run", "--ranks", "8")
+    run(*command, "--no-report")
+    assert names(Path("run")) == {"results.json", "run.json"}
+    run(*command)
+    page = Path("run/report.html")
+    page.write_text(mark := page.read_text() + "<!-- kept -->")
+    run(*command)
+    assert page.read_text() == mark
+    run(*command, "--force")
+    assert page.read_text() != mark
 
 
 def test_json_is_alone_on_stdout(run: RunCommand, base: Path, full: Path) -> None:

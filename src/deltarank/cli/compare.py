@@ -9,12 +9,14 @@ import click
 
 import deltarank
 from deltarank.cli.options import (
+    csv_option,
     device_option,
     dry_run_option,
     filter_options,
     force_option,
     input_options,
     json_option,
+    no_report_option,
     output_option,
     quiet_option,
     ranks_option,
@@ -65,7 +67,9 @@ from deltarank.system import Default
 )
 @force_option
 @dry_run_option
+@no_report_option
 @json_option("the results (or the plan)")
+@csv_option
 @quiet_option
 def compare(
     output: Path | None,
@@ -73,6 +77,8 @@ def compare(
     force: bool,
     dry_run: bool,
     as_json: bool,
+    as_csv: bool,
+    no_report: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -81,10 +87,14 @@ def compare(
     Writes RUN/results.json, RUN/report.html and pictures, and prints a table and a verdict. FINETUNE may be a LoRA
     adapter on BASE. To resume an interrupted run, repeat the same command.
     """
+    if as_csv and (as_json or dry_run):
+        raise click.UsageError("--csv cannot be combined with --json or --dry-run.")
     quieten_the_hub(quiet)
     options["ranks"] = parse_ranks(ranks)
     if dry_run:
         print_plan(deltarank.plan(**options), as_json=as_json)
         return
-    request = RunRequest(output or default_output(options["finetune"]), force, as_json, quiet)
+    request = RunRequest(
+        output or default_output(options["finetune"]), force, as_json, quiet, no_report=no_report, as_csv=as_csv
+    )
     run(lambda **asked: deltarank.compare(**asked), options, request)

@@ -38,16 +38,14 @@ if TYPE_CHECKING:
 @click.option(
     "-r",
     "--rank",
-    default=str(Default.ADAPTER_RANK),
-    show_default=True,
     metavar="N",
-    help="Rank of the adapter, or auto.",
+    help=f"Rank of the adapter, or auto.  [default: {Default.ADAPTER_RANK}; with --max-error: auto]",
 )
 @click.option(
     "--max-error",
     type=float,
     metavar="X",
-    help="With --rank auto: take the smallest servable rank with a relative error ||D - D_r|| / ||D|| of at most X.",
+    help="Take the smallest servable rank with a relative error ||D - D_r|| / ||D|| of at most X.",
 )
 @output_option("ADAPTER", "Folder for the adapter", "adapters/ and the finetune's name")
 @server_option("The server whose rules the adapter follows; portable: those of all servers.", DEFAULT_SERVER)
@@ -64,7 +62,7 @@ if TYPE_CHECKING:
 @json_option("deltarank.json (or the plan)")
 @quiet_option
 def extract(
-    rank: str,
+    rank: str | None,
     output: Path | None,
     force: bool,
     dry_run: bool,
@@ -87,8 +85,8 @@ def extract(
     _run(options, as_json, quiet)
 
 
-def _parse_rank(text: str) -> int | str:
-    if text == "auto":
+def _parse_rank(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
         return text
     try:
         (rank,) = parse_ranks([text])

@@ -82,5 +82,11 @@ def number_option(name: str, does: str, default: int) -> Callable[[_Function], _
     return click.option(name, type=int, default=default, show_default=True, metavar="N", help=does)
 
 
+no_report_option = click.option("--no-report", is_flag=True, help="Write results.json only, no page and no pictures.")
+csv_option = click.option(
+    "--csv", "as_csv", is_flag=True, help="Print a row per matrix and rank as CSV on stdout, and nothing else."
+)
+
+
 def json_option(what: str) -> Callable[[_Function], _Function]:
     return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON on stdout, and nothing else.")

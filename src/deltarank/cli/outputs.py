@@ -14,6 +14,7 @@ from deltarank.cli.options import (
     force_option,
     input_options,
     json_option,
+    no_report_option,
     number_option,
     output_option,
     quiet_option,
@@ -76,6 +77,7 @@ from deltarank.system import Default
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with a checkpoint.")
 @force_option
 @dry_run_option
+@no_report_option
 @json_option("the results (or the plan)")
 @quiet_option
 def outputs(
@@ -85,6 +87,7 @@ def outputs(
     force: bool,
     dry_run: bool,
     as_json: bool,
+    no_report: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -101,6 +104,6 @@ def outputs(
     if dry_run:
         print_plan(deltarank.plan_outputs(**options), as_json=as_json)
         return
-    request = RunRequest(output or default_output(options["finetune"]), force, as_json, quiet)
+    request = RunRequest(output or default_output(options["finetune"]), force, as_json, quiet, no_report=no_report)
     note = " Loading the libraries that run models takes some seconds."
     run(lambda **asked: deltarank.outputs(**asked), options, request, note=note)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,12 +18,18 @@ from deltarank.results import Results, escape
 
 @dataclass(frozen=True)
 class RunRequest:
-    """Where a run is written and what is printed; the options of the job say what is measured."""
+    """Where a run is written and what is printed; the options of the job say what is measured.
+
+    no_report   no page and no pictures are written
+    as_csv      print `Results.rows()`, instead of the table and the verdict
+    """
 
     output: Path
     force: bool
     as_json: bool
     quiet: bool
+    no_report: bool = False
+    as_csv: bool = False
 
 
 class Printable(Protocol):
@@ -53,33 +60,59 @@ def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRe
 
     tell = sayer(request.quiet)
     tell(f"Writing results to {request.output}.{note}")
-    with report_process():
+    with nullcontext() if request.no_report else report_process():
         with loading():
             from deltarank.cli.progress import watching
         with watching(request.quiet) as progress:
             results = measure(**options, output=request.output, force=request.force, progress=progress)
         try:
-            written = write_report([results], request.output)
+            is_wanted = not (request.no_report or _has_current_report(request.output))
+            written = write_report([results], request.output) if is_wanted else ()
         finally:  # if the report fails, the results are printed all the same
-            print_results(results, request.as_json)
+            print_results(results, request)
     say_written((request.output / "results.json", *written), tell)
 
 
-def print_results(results: Results, as_json: bool) -> None:
-    """Prints the results on stdout, as a table with a verdict or as JSON."""
-    if as_json:
-        out(results.to_json())
+def _has_current_report(folder: Path) -> bool:
+    """Whether the page was written after the results: those of a finished run are not written again."""
+    page, results = folder / "report.html", folder / "results.json"
+    return page.is_file() and page.stat().st_mtime_ns > results.stat().st_mtime_ns
+
+
+def print_results(results: Results, request: RunRequest) -> None:
+    """Prints the results on stdout, as a table with a verdict, as JSON or as CSV."""
+    if request.as_json or request.as_csv:
+        out(results.to_json() if request.as_json else results.to_csv())
         return
     from deltarank.report import terminal_summary
 
     out(terminal_summary(results, colour=in_colour(), width=width()))
 
 
+_GENERIC_NAME = re.compile(
+    r"(hf[-_])?(pytorch_)?(model|merged|final|output|checkpoint|weights|adapter|adapter_model|latest|best|last|"
+    r"consolidated|snapshot)s?([-_.]?\d+)*([-_](model|merged|final|hf|fp16|bf16))?|[0-9a-f]{40}|epoch[-_]?\d+|\d+",
+    re.IGNORECASE,
+)
+"""Names that thousands of folders have. The name of the folder above says more."""
+
+
 def default_output(finetune: str) -> Path:
-    """`runs/` and the last part of the reference, in letters that every file system accepts."""
-    local = Path(finetune)
+    """`runs/` and a name for the finetune, in letters that every file system accepts.
+
+    Of a Hub id: organisation, name and revision. Of a local path: the folder or file, after the folders above it for
+    as long as the name is a generic one such as `model` or `checkpoint-500`.
+    """
+    local = Path(finetune).expanduser()
     if local.exists():
-        name = local.resolve().name.removesuffix(".safetensors")
+        name = _local_name(local.resolve())
     else:
-        name = finetune.removeprefix("hf://").split("@")[0].rstrip("/").rsplit("/", 1)[-1]
+        name = re.sub("[/@]", "--", finetune.removeprefix("hf://").strip("/"))
     return Path("runs", re.sub(r"[^\w.-]+", "-", name).strip(".-") or "finetune")
+
+
+def _local_name(path: Path) -> str:
+    stem = path.stem if path.is_file() else path.name
+    if _GENERIC_NAME.fullmatch(stem) and path.parent != path:
+        return f"{above}--{stem}" if (above := _local_name(path.parent)) else stem
+    return stem

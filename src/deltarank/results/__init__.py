@@ -33,6 +33,7 @@ from deltarank.results.formatting import (
     size,
 )
 from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
+from deltarank.results.notebook import ShownAsLines
 from deltarank.results.outputs import (
     FINETUNE,
     FINETUNE_AGAIN,
@@ -113,6 +114,7 @@ __all__ = [
     "Results",
     "Sample",
     "Share",
+    "ShownAsLines",
     "SignedShare",
     "Skipped",
     "SliceScore",

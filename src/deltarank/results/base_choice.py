@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import Any, Self
 
 from deltarank.results.codec import Norm, StoredResult, decode
+from deltarank.results.formatting import escape, percent
+from deltarank.results.notebook import sentences_html, table_html
 from deltarank.results.reference import Reference
 
 
@@ -67,6 +69,15 @@ class BaseChoice(StoredResult):
     def base(self) -> CandidateBase | None:
         """The candidate that the finetune came from: the nearest, if one was found."""
         return min(self.candidates, key=lambda each: each.distance) if self.kind is BaseKind.FOUND else None
+
+    def __repr__(self) -> str:
+        return f"<BaseChoice {self.kind.value}: {escape(self.sentence)}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (each.reference.ref, percent(each.relative_norm, unknown=each.reason or "–")) for each in self.candidates
+        ]
+        return sentences_html((self.sentence,), table_html(("candidate", "||W - W0|| / ||W0||"), rows))
 
     @property
     def matrices(self) -> int:

@@ -1,13 +1,14 @@
-"""A run as a notebook shows it: a small fragment of HTML without script, style sheet or chart."""
+"""Results as a notebook shows them: a small fragment of HTML without script, style sheet or chart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from deltarank.results.formatting import count, figure, percent
+from deltarank.results.formatting import escape as escape_controls
 from deltarank.results.matrix import Outcome
 from deltarank.results.totals import Total
 
@@ -17,14 +18,40 @@ if TYPE_CHECKING:
 
 def notebook_html(results: Results) -> str:
     """The verdict, the energy kept by module and rank, and what was left out."""
-    first, *others = (*results.verdict.sentences, *(results.outputs.sentences if results.outputs else ()))
-    parts = [
-        f'<p style="font-size:1.25em;font-weight:600">{_text(first)}</p>',
-        *(f"<p>{_text(sentence)}</p>" for sentence in others),
+    return sentences_html(
+        (*results.verdict.sentences, *(results.outputs.sentences if results.outputs else ())),
         *(_table(results) if results.totals.whole.energy else ()),
         *(f'<p style="opacity:.7">{_text(line)}</p>' for line in _left_out(results)),
+    )
+
+
+def sentences_html(sentences: Sequence[str], *parts: str) -> str:
+    """Sentences, the first as a headline, and HTML after them."""
+    shown = [
+        *(f'<p style="font-size:1.25em;font-weight:600">{_text(each)}</p>' for each in sentences[:1]),
+        *(f"<p>{_text(each)}</p>" for each in sentences[1:]),
+        *parts,
     ]
-    return '<div style="max-width:60em;line-height:1.45">\n' + "\n".join(parts) + "\n</div>"
+    return '<div style="max-width:60em;line-height:1.45">\n' + "\n".join(shown) + "\n</div>"
+
+
+def table_html(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text and whose other columns are numbers."""
+    lines = [_row(headings[0], headings[1:], cell="th"), *(_row(name, cells) for name, *cells in rows)]
+    return '<table style="font-variant-numeric:tabular-nums">\n' + "\n".join(lines) + "\n</table>"
+
+
+class ShownAsLines:
+    """What is shown to people as lines of text. The last line says the most."""
+
+    def lines(self) -> list[str]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {escape_controls(self.lines()[-1])}>"
+
+    def _repr_html_(self) -> str:
+        return "<pre>" + "\n".join(map(_text, self.lines())) + "</pre>"
 
 
 def _table(results: Results) -> Iterator[str]:

@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import Any
 
 from deltarank.results.codec import Count, Rank, StoredResult
+from deltarank.results.formatting import count, escape, listing
+from deltarank.results.notebook import sentences_html
 
 FINETUNE, FINETUNE_AGAIN = "finetune", "finetune again"
 """The names of the reference and of its second measurement, among candidates and answers."""
@@ -256,6 +258,13 @@ class Outputs(StoredResult):
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        names = escape(listing([each.name for each in self.candidates], most=4))
+        return f"<Outputs of {escape(self.reference)}: {count(len(self.candidates), 'candidate')} ({names})>"
+
+    def _repr_html_(self) -> str:
+        return sentences_html(self.sentences)
 
     def candidate(self, name: str) -> CandidateResult:
         """Raises KeyError if no candidate has this name."""

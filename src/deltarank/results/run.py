@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,7 +69,7 @@ class AuditRow:
 class Results(StoredResult):
     """One run: `from_json(to_json())` and `load(save())` give an equal object.
 
-    In a notebook it shows its verdict and a table; `rows()` is a plain list that pandas and polars take.
+    In a notebook it shows its verdict and a table; `frame()` is a data frame, `rows()` a plain list.
     """
 
     description = "the results of a deltarank run"
@@ -119,6 +123,26 @@ class Results(StoredResult):
             for m in self.measured
             for loss in m.losses
         ]
+
+    def to_csv(self) -> str:
+        """`rows()` as comma-separated values, under a line of column names. Unknown values are empty."""
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["name"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def frame(self) -> Any:
+        """`rows()` as a data frame of pandas, or of polars if pandas is not installed.
+
+        Raises:
+            ModuleNotFoundError: neither is installed.
+        """
+        for library in ("pandas", "polars"):
+            if find_spec(library):
+                return import_module(library).DataFrame(self.rows())
+        raise ModuleNotFoundError("Results.frame() needs pandas or polars: pip install pandas")
 
     def to_plain(self) -> dict[str, Any]:
         """As dictionaries, lists, texts and numbers, in the order of results.json."""

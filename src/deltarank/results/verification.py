@@ -12,7 +12,9 @@ from typing import Annotated, Any, Self
 from msgspec import Meta
 
 from deltarank.results.codec import Count, Energy, StoredResult, decode, to_plain
+from deltarank.results.formatting import escape, percent
 from deltarank.results.matrix import Outcome
+from deltarank.results.notebook import sentences_html, table_html
 from deltarank.results.reference import Reference
 
 FORMAT_VERSION = 1
@@ -179,6 +181,16 @@ class Verification(StoredResult):
     tool_version: str
     created: str
     format_version: Count = FORMAT_VERSION
+
+    def __repr__(self) -> str:
+        return f"<Verification {escape(self.adapter.short_name)}: {self.kind.value}; {escape(self.sentences[0])}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, percent(each.share_lost, unknown="–"), percent(each.share_best, unknown="–"))
+            for name, each in self.by_module.items()
+        ]
+        return sentences_html(self.sentences, table_html(("module", "lost", "lost by the best LoRA"), rows))
 
     @cached_property
     def whole(self) -> FitEnergies:

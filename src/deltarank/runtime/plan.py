@@ -11,7 +11,7 @@ import torch
 
 from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
 from deltarank.errors import JobError
-from deltarank.results import Outcome, Reference, Skipped, count, duration, listing, size
+from deltarank.results import Outcome, Reference, ShownAsLines, Skipped, count, duration, listing, size
 from deltarank.runtime.solver_options import SolverOptions
 from deltarank.spectra import choose_solver, device_rates, exact_seconds, krylov_memory, krylov_seconds
 from deltarank.system import memory_limit
@@ -39,8 +39,8 @@ class Step:
 StepPlanner = Callable[[Pair, SolverOptions], Step]
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(ShownAsLines):
     """What is known before a tensor is read. `lines()` is for people, `to_plain()` for programs.
 
     `seconds` and `peak_memory` (bytes) are estimates: the rates behind them were measured on one machine.

@@ -47,11 +47,11 @@ def test_ranks_survive_being_written_down(ranks: set[int]) -> None:
 @pytest.mark.parametrize(
     ("finetune", "name"),
     [
-        ("org/Bigger-Body-12b", "Bigger-Body-12b"),
-        ("org/name@v1.0", "name"),
-        ("hf://org/name", "name"),
-        ("org/..", "finetune"),
-        ("a b/c;d", "c-d"),
+        ("org/Bigger-Body-12b", "org--Bigger-Body-12b"),
+        ("org/name@v1.0", "org--name--v1.0"),
+        ("hf://org/name", "org--name"),
+        ("org/..", "org"),
+        ("a b/c;d", "a-b--c-d"),
         ("..", None),
     ],
 )
@@ -65,13 +65,23 @@ def test_a_run_is_named_after_its_finetune(
 
 
 def test_a_run_is_named_after_a_folder_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "weights.safetensors").touch()
-    monkeypatch.chdir(tmp_path / "model")
+    (tmp_path / "tuned-1.5b").mkdir()
+    (tmp_path / "epoch.3.safetensors").touch()
+    monkeypatch.chdir(tmp_path / "tuned-1.5b")
 
-    assert default_output(".") == Path("runs/model")
-    assert default_output("../model/") == Path("runs/model")
-    assert default_output("../weights.safetensors") == Path("runs/weights")
+    assert default_output(".") == Path("runs/tuned-1.5b")
+    assert default_output("../tuned-1.5b/") == Path("runs/tuned-1.5b")
+    assert default_output("../epoch.3.safetensors") == Path("runs/epoch.3")
+
+
+@pytest.mark.parametrize("name", ["model", "merged", "checkpoint-500", "final_model", "0f" * 20, "hf_model", "epoch_3"])
+def test_a_generic_name_is_preceded_by_the_folder_above(name: str, tmp_path: Path) -> None:
+    for trainer in ("one", "other"):
+        (tmp_path / trainer / name).mkdir(parents=True)
+        (tmp_path / trainer / name / "model.safetensors").touch()
+
+    assert default_output(str(tmp_path / "one" / name)) == Path("runs", f"one--{name}")
+    assert default_output(str(tmp_path / "other" / name / "model.safetensors")) == Path("runs", f"other--{name}--model")
 
 
 @given(st.text())

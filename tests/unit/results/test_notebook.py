@@ -2,7 +2,22 @@
 
 from dataclasses import replace
 
-from deltarank.results import Loss, MatrixResult, Outcome, Outputs, Reference, Results, Skipped, Verdict, VerdictKind
+from deltarank.results import (
+    BaseChoice,
+    BaseKind,
+    CandidateBase,
+    CandidateKind,
+    CandidateResult,
+    Loss,
+    MatrixResult,
+    Outcome,
+    Outputs,
+    Reference,
+    Results,
+    Skipped,
+    Verdict,
+    VerdictKind,
+)
 
 
 def matrix(name: str, module: str, lost: float) -> MatrixResult:
@@ -42,6 +57,18 @@ def test_it_says_how_outputs_differ() -> None:
     outputs = Outputs("tuned", (), (), sentences=("Rank 64 is about as far as q4_0.",))
 
     assert "Rank 64 is about as far as q4_0." in replace(RUN, outputs=outputs)._repr_html_()
+
+
+def test_other_results_have_a_short_text_and_their_sentences_as_html() -> None:
+    hostile = "far\x1b[2J<b>"
+    choice = BaseChoice(BaseKind.NONE, "None of them.", Reference("t"), (CandidateBase(Reference(hostile), 1.5),))
+    outputs = Outputs("tuned", (), (CandidateResult(hostile, CandidateKind.MODEL),), sentences=("Rank 64 keeps half.",))
+    for each, headline in ((choice, "None of them."), (outputs, "Rank 64 keeps half.")):
+        assert len(repr(each)) < 120
+        assert repr(each).isprintable()
+        assert headline in each._repr_html_()
+        assert "<b>" not in each._repr_html_()
+    assert "150 %" in choice._repr_html_()
 
 
 def test_a_run_without_losses_has_no_table() -> None:

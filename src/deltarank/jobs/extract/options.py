@@ -24,7 +24,7 @@ FACTOR_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32"
 class ExtractKeywords(InputKeywords, total=False):
     """The keywords of `deltarank.extract` and `deltarank.plan_extraction`; `ExtractOptions` says what they mean."""
 
-    rank: int | str
+    rank: int | str | None
     max_error: float | None
     server: str
     dtype: str | None
@@ -37,8 +37,9 @@ class ExtractKeywords(InputKeywords, total=False):
 class ExtractOptions:
     """Two extractions with equal options on equal inputs write equal adapters.
 
-    rank       of the adapter; "auto": the smallest servable rank with a relative error of at most `max_error`
-    max_error  ||D - D_r|| / ||D|| over all extracted matrices; with "auto" only
+    rank       of the adapter; "auto": the smallest servable rank with a relative error of at most `max_error`; None:
+               "auto" with `max_error`, else 64
+    max_error  ||D - D_r|| / ||D|| over all extracted matrices; not with a given rank
     server     the server whose rules the adapter follows; "portable": the rules of all of them
     dtype      of A and B: "bfloat16", "float16" or "float32"; None: the dtype of most weights of the finetune
     device     where to compute: "cpu", "cuda", "cuda:1", "mps"
@@ -49,7 +50,7 @@ class ExtractOptions:
         UsageError: a value is not usable.
     """
 
-    rank: int | str = Default.ADAPTER_RANK
+    rank: int | str | None = None
     max_error: float | None = None
     server: str = DEFAULT_SERVER
     dtype: str | None = None
@@ -58,6 +59,8 @@ class ExtractOptions:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.rank is None:
+            object.__setattr__(self, "rank", Default.ADAPTER_RANK if self.max_error is None else AUTO)
         rules = self.rules
         if self.dtype is not None:
             check_choice("dtype", self.dtype, tuple(FACTOR_DTYPES))
@@ -125,7 +128,7 @@ class ExtractOptions:
         )
 
 
-def _check_rank(rank: int | str, rules: Server) -> None:
+def _check_rank(rank: int | str | None, rules: Server) -> None:
     if rank == AUTO:
         return
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:

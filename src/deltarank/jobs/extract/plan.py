@@ -8,13 +8,13 @@ from typing import Any
 
 from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor
 from deltarank.jobs.extract.options import ExtractOptions
-from deltarank.results import count, figure, listing, size
+from deltarank.results import ShownAsLines, count, figure, listing, size
 from deltarank.runtime import Plan, needs_line, reference_line, step_lines
 from deltarank.servers import kind_in_words, rules_date
 
 
-@dataclass(frozen=True)
-class ExtractionPlan:
+@dataclass(frozen=True, repr=False)
+class ExtractionPlan(ShownAsLines):
     """What is known before a tensor is read. `lines()` is for people, `to_plain()` for programs.
 
     layout               what gets factors, what is carried whole, what is left out and why

@@ -15,15 +15,15 @@ from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.planned_memory import PlannedMemory
 from deltarank.jobs.outputs.planned_time import PlannedTime
-from deltarank.results import CandidateKind, count, duration, listing, size
+from deltarank.results import CandidateKind, ShownAsLines, count, duration, listing, size
 from deltarank.runtime import FIXED_MEMORY, Plan, make_plan
 
 _SCORE_BYTES = 40
 """Of one token in the file of a candidate's scores."""
 
 
-@dataclass(frozen=True)
-class OutputsPlan:
+@dataclass(frozen=True, repr=False)
+class OutputsPlan(ShownAsLines):
     """The plan of a job. Seconds and bytes are estimates. `lines()` is for people, `to_plain()` for programs.
 
     available_memory  bytes on the device; None if unknown

@@ -6,15 +6,23 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from deltarank.jobs.outputs.phrases import (
+    accuracy_words,
+    candidate_name,
+    interval_words,
+    kept_words,
+    nats,
+    on_one_line,
+    rounded_tokens,
+    times,
+)
 from deltarank.results import (
     PREFERRED_RANK,
     CandidateKind,
     CandidateResult,
-    Interval,
     Logits,
     Outputs,
     Text,
-    TwoSampleTest,
     Writing,
     count,
     figure,
@@ -87,7 +95,7 @@ class _TextVerdict:
 
     @property
     def on_text(self) -> str:
-        return "on the finetune's own answers" if self.text.own else f"on {_short(self.text.name)}"
+        return "on the finetune's own answers" if self.text.own else f"on {on_one_line(self.text.name)}"
 
     @property
     def largest_control(self) -> float:
@@ -99,18 +107,18 @@ class _TextVerdict:
         return self.kld(self.subject) > self.largest_control
 
     def headline(self) -> Iterator[str]:
-        name, logits = _name(self.subject), self.logits[self.subject.name]
+        name, logits = candidate_name(self.subject), self.logits[self.subject.name]
         if not self.is_distinguishable:
             yield f"{name} is indistinguishable from the finetune {self.on_text}: the controls differ as much."
             return
         is_base = self.subject.kind is CandidateKind.BASE
-        kept, yardsticks = ("", "") if is_base else (_kept(logits.kept), self._beside_yardsticks())
+        kept, yardsticks = ("", "") if is_base else (kept_words(logits.kept), self._beside_yardsticks())
         if yardsticks:
             yield f"{name} {yardsticks}{f', and {kept}' if kept else ''}."
         elif kept:
             yield f"{name} {kept} {self.on_text}."
         else:
-            yield f"{name} diverges from the finetune by {_nats(logits.kld.mean)} {self.on_text}."
+            yield f"{name} diverges from the finetune by {nats(logits.kld.mean)} {self.on_text}."
 
     def _beside_yardsticks(self) -> str:
         """ "is as close to the finetune as q4_0": beside measured yardsticks only, nothing is extrapolated."""
@@ -127,7 +135,7 @@ class _TextVerdict:
             return f"is closer to the finetune than {farther[0][1]}"
         kld, name = closer[-1]
         if not farther:
-            return f"is farther from the finetune than {name} ({_times(own / kld)} the divergence)"
+            return f"is farther from the finetune than {name} ({times(own / kld)} the divergence)"
         return f"is farther from the finetune than {name} and closer than {farther[0][1]}"
 
     def divergences(self) -> Iterator[str]:
@@ -140,8 +148,8 @@ class _TextVerdict:
         ]
         size = f"{count(self.text.tokens, 'token')} in {count(self.text.documents, 'document')}"
         yield (
-            f"The KL divergence of {_name(self.subject, starts_sentence=False)} from the finetune is "
-            f"{_nats(kld.mean)}{_interval(kld.low, kld.high)} {self.on_text} ({size})"
+            f"The KL divergence of {candidate_name(self.subject, starts_sentence=False)} from the finetune is "
+            f"{nats(kld.mean)}{interval_words(kld.low, kld.high)} {self.on_text} ({size})"
             f"{f', compared with {listing(others)}' if others else ''}."
         )
 
@@ -158,23 +166,23 @@ class _TextVerdict:
 
     def _divergence_and_kept(self, candidate: CandidateResult, *, starts_sentence: bool = True) -> str:
         logits = self.logits[candidate.name]
-        kept = f" and {words}" if (words := _kept(logits.kept)) else ""
-        name = _name(candidate, starts_sentence=starts_sentence)
-        return f"{name} diverges from the finetune by {_nats(logits.kld.mean)}{kept}"
+        kept = f" and {words}" if (words := kept_words(logits.kept)) else ""
+        name = candidate_name(candidate, starts_sentence=starts_sentence)
+        return f"{name} diverges from the finetune by {nats(logits.kld.mean)}{kept}"
 
     def ideal_judge(self) -> Iterator[str]:
         """How soon the two can be told apart at best. Known for the finetune's own text at temperature 1 only."""
-        logits, name = self.logits[self.subject.name], _name(self.subject, starts_sentence=False)
+        logits, name = self.logits[self.subject.name], candidate_name(self.subject, starts_sentence=False)
         if logits.tokens_to_tell is None or not self.is_distinguishable:
             return
         yardsticks = [
-            f"{each.name} after {_tokens(tokens)}"
+            f"{each.name} after {rounded_tokens(tokens)}"
             for each in self.of_kind(CandidateKind.YARDSTICK)
             if (tokens := self.logits[each.name].tokens_to_tell)
         ]
         yield (
             f"An ideal judge with access to both models would tell {name} from the finetune, at odds of 20 to 1, after "
-            f"about {_tokens(logits.tokens_to_tell)} tokens sampled at temperature 1"
+            f"about {rounded_tokens(logits.tokens_to_tell)} tokens sampled at temperature 1"
             f"{f' ({listing(yardsticks)})' if yardsticks else ''}."
         )
         bounds = [each for each in logits.blind if each.one_reply < USELESS_BOUND]
@@ -220,7 +228,9 @@ class _TextVerdict:
         )
 
     def noise_floor(self) -> Iterator[str]:
-        controls = [f"{figure(self.kld(each))} ({_short(each.name)})" for each in self.of_kind(CandidateKind.CONTROL)]
+        controls = [
+            f"{figure(self.kld(each))} ({on_one_line(each.name)})" for each in self.of_kind(CandidateKind.CONTROL)
+        ]
         if controls:
             floor = f"the controls diverge from the finetune by {listing(controls)} nats per token"
             yield f"Noise floor: {floor}. Smaller differences mean nothing."
@@ -240,13 +250,13 @@ def _writing(subject: CandidateResult, outputs: Outputs) -> Iterator[str]:
     writing, again = subject.writing, outputs.again
     if writing is None or writing.test is None or again is None or again.test is None:
         return
-    name = _name(subject, starts_sentence=False)
+    name = candidate_name(subject, starts_sentence=False)
     could = "could" if writing.test.p_value <= SIGNIFICANCE else "could not"
     texts = f"{count(writing.prompts, 'prompt')}, {count(writing.samples, 'answer')} each"
     yield (
         f"A classifier {could} tell the answers of {name} from the finetune's ({texts}): it was right "
-        f"{_accuracy(writing.test)}. Between two runs of the finetune with different seeds it was right "
-        f"{_accuracy(again.test)}."
+        f"{accuracy_words(writing.test)}. Between two runs of the finetune with different seeds it was right "
+        f"{accuracy_words(again.test)}."
     )
     base = next((each.writing for each in outputs.candidates if each.kind is CandidateKind.BASE), None)
     if base is not None and _tells_base_apart(base, again):
@@ -261,10 +271,6 @@ def _tells_base_apart(base: Writing, again: Writing) -> bool:
     return base.test is not None and base.test.p_value <= SIGNIFICANCE and base.cosine < again.cosine
 
 
-def _accuracy(test: TwoSampleTest) -> str:
-    return f"{percent(test.accuracy)} of the time (p = {figure(test.p_value)})"
-
-
 def _attribution(outputs: Outputs, subject: CandidateResult) -> Iterator[str]:
     """At the rank nearest to the headline's."""
     measured = [each for each in outputs.attribution if each.parts]
@@ -272,51 +278,9 @@ def _attribution(outputs: Outputs, subject: CandidateResult) -> Iterator[str]:
         return
     nearest = min(measured, key=lambda each: abs(math.log(each.rank / (subject.rank or each.rank))))
     worst = max(nearest.parts, key=lambda part: part.kld)
-    yield f"Truncating {_short(worst.name)} alone to rank {nearest.rank} costs the most: {_nats(worst.kld)}."
+    yield f"Truncating {on_one_line(worst.name)} alone to rank {nearest.rank} costs the most: {nats(worst.kld)}."
     if nearest.rank_correlation is not None:
         yield (
             f"Over {count(len(nearest.parts), nearest.unit)}, the loss in the weights and the divergence have a rank "
             f"correlation of {figure(nearest.rank_correlation)} (Spearman; 1 means the same order)."
         )
-
-
-def _kept(kept: Interval | None) -> str:
-    """ "keeps 89 % of the finetune's behaviour (95 % interval 87 to 91 %)"."""
-    if kept is None:
-        return ""
-    if kept.value < 0:
-        return "is farther from the finetune than the base"
-    ends = [percent(end) for end in (kept.low, kept.high) if end is not None]
-    is_informative = len(ends) == 2 and not all(
-        end.startswith("over") for end in ends
-    )  # not "over 99.9 to over 99.9 %"
-    interval = f" (95 % interval {ends[0].removesuffix(' %')} to {ends[1]})" if is_informative else ""
-    return f"keeps {percent(kept.value)} of the finetune's behaviour{interval}"
-
-
-def _nats(kld: float) -> str:
-    return f"{figure(kld)} nats per token"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" (95 % interval {figure(low)} to {figure(high)})"
-
-
-def _tokens(number: float) -> str:
-    return figure(max(round(number), 1))
-
-
-def _times(ratio: float) -> str:
-    return "twice" if 1.9 <= ratio <= 2.1 else f"{figure(ratio)} times"
-
-
-def _name(candidate: CandidateResult, *, starts_sentence: bool = True) -> str:
-    kind = {CandidateKind.ADAPTER: "the adapter ", CandidateKind.MODEL: "the model ", CandidateKind.BASE: "the "}
-    name = f"{kind.get(candidate.kind, '')}{_short(candidate.name)}"
-    return name[:1].upper() + name[1:] if starts_sentence else name
-
-
-def _short(name: str, most: int = 60) -> str:
-    """A name on one line, without control characters: it comes from a file and may hold anything."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in name).split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -1,0 +1,51 @@
+"""Figures and names as the sentences of a verdict on outputs have them."""
+
+from __future__ import annotations
+
+from deltarank.results import CandidateKind, CandidateResult, Interval, TwoSampleTest, figure, percent
+
+
+def kept_words(kept: Interval | None) -> str:
+    """ "keeps 89 % of the finetune's behaviour (95 % interval 87 to 91 %)"."""
+    if kept is None:
+        return ""
+    if kept.value < 0:
+        return "is farther from the finetune than the base"
+    ends = [percent(end) for end in (kept.low, kept.high) if end is not None]
+    is_informative = len(ends) == 2 and not all(
+        end.startswith("over") for end in ends
+    )  # not "over 99.9 to over 99.9 %"
+    interval = f" (95 % interval {ends[0].removesuffix(' %')} to {ends[1]})" if is_informative else ""
+    return f"keeps {percent(kept.value)} of the finetune's behaviour{interval}"
+
+
+def nats(kld: float) -> str:
+    return f"{figure(kld)} nats per token"
+
+
+def interval_words(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" (95 % interval {figure(low)} to {figure(high)})"
+
+
+def rounded_tokens(number: float) -> str:
+    return figure(max(round(number), 1))
+
+
+def times(ratio: float) -> str:
+    return "twice" if 1.9 <= ratio <= 2.1 else f"{figure(ratio)} times"
+
+
+def candidate_name(candidate: CandidateResult, *, starts_sentence: bool = True) -> str:
+    kind = {CandidateKind.ADAPTER: "the adapter ", CandidateKind.MODEL: "the model ", CandidateKind.BASE: "the "}
+    name = f"{kind.get(candidate.kind, '')}{on_one_line(candidate.name)}"
+    return name[:1].upper() + name[1:] if starts_sentence else name
+
+
+def on_one_line(name: str, most: int = 60) -> str:
+    """A name on one line, without control characters: it comes from a file and may hold anything."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in name).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def accuracy_words(test: TwoSampleTest) -> str:
+    return f"{percent(test.accuracy)} of the time (p = {figure(test.p_value)})"
