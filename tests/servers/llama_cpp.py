@@ -6,6 +6,7 @@ make llama.cpp abort.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -31,6 +32,10 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 CACHE_VARIABLE = "DELTARANK_TEST_CACHE"
 _ENOUGH_FOR_ANY = 1000.0
 """A logit bias that decides which token is sampled; the reported probabilities are those without it."""
+
+
+_FAMILIES = ("llama", "qwen", "mistral", "gemma", "phi", "gpt2")
+_SLOW_IMPORTS = ("gguf", "xllamacpp", "conversion.base", *(f"conversion.{family}" for family in _FAMILIES))
 
 
 class NotAvailableError(Exception):
@@ -141,12 +146,9 @@ def differ_by(one: Tensor, other: Tensor) -> float:
 def serve_requests(sources: str, folder: str) -> None:
     """Answers lines of JSON, each in a child of its own, until there are no more."""
     sys.path[:0] = [sources, f"{sources}/gguf-py"]
-    import conversion
-    import conversion.base
-    import gguf  # noqa: F401
-    import transformers  # noqa: F401
-    import xllamacpp  # noqa: F401
-
+    for module in _SLOW_IMPORTS:
+        importlib.import_module(module)
+    conversion = importlib.import_module("conversion")
     torch.set_num_threads(1)
     _accept_any_tokenizer(conversion)
     tasks: dict[str, Callable[..., Any]] = {"convert": lambda *words: _convert(sources, *words), "predict": _predict}
