@@ -1,12 +1,10 @@
 """The real llama.cpp, and the tiny models of the zoo, as it and as transformers predict with them."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-
 from llama_cpp import LlamaCpp, NotAvailableError
-from served_family import ServedFamily
+from served_family import Served, ServedFamily
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +15,6 @@ def llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCpp]:
         pytest.skip(str(error))
     with server:
         yield server
-
-
-Served = Callable[[str], ServedFamily]
 
 
 @pytest.fixture(scope="session")

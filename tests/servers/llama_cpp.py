@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from commands import LineProcess
 
@@ -35,7 +36,8 @@ _ENOUGH_FOR_ANY = 1000.0
 
 
 _FAMILIES = ("llama", "qwen", "mistral", "gemma", "phi", "gpt2")
-_SLOW_IMPORTS = ("gguf", "xllamacpp", "conversion.base", *(f"conversion.{family}" for family in _FAMILIES))
+_MODEL_TYPES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen3_moe", "gpt2")
+_SLOW_IMPORTS = ("gguf", "xllamacpp", *(f"conversion.{family}" for family in _FAMILIES))
 
 
 class NotAvailableError(Exception):
@@ -149,6 +151,10 @@ def serve_requests(sources: str, folder: str) -> None:
     for module in _SLOW_IMPORTS:
         importlib.import_module(module)
     conversion = importlib.import_module("conversion")
+    for config in map(AutoConfig.for_model, _MODEL_TYPES):
+        assert config.model_type  # transformers imports a family when it is first asked for
+    meta = torch.empty(2, 2, device="meta", dtype=torch.float32)
+    torch.stack([meta + 1, meta])  # and torch imports what it needs for tensors without data
     torch.set_num_threads(1)
     _accept_any_tokenizer(conversion)
     tasks: dict[str, Callable[..., Any]] = {"convert": lambda *words: _convert(sources, *words), "predict": _predict}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from torch import Tensor
-
 from llama_cpp import Answer, LlamaCpp, differ_by
 from model_zoo import Family, prompts, write_family
+from torch import Tensor
 from transformers_reference import log_probabilities
 
 PROMPTS = list(prompts())
@@ -51,3 +51,7 @@ class ServedFamily:
     def expect(self, adapter: Path) -> Tensor:
         """What transformers predicts with the adapter, as PEFT loads it."""
         return log_probabilities(self.family.base, PROMPTS, adapter)
+
+
+Served = Callable[[str], ServedFamily]
+"""A model of the zoo by its name."""

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-
-from commands import RunCommand
-from conftest import Served
 from llama_cpp import differ_by
 from model_zoo import ZOO
+from served_family import Served
+
+from commands import RunCommand
 
 pytestmark = pytest.mark.servers
 
@@ -16,7 +16,9 @@ OWN_HEAD = [name for name in EXACT if ZOO[name].has_own_head]
 EXPERTS = [name for name in EXACT if ZOO[name].has_experts]
 
 
-def check(served: Served, command: RunCommand, name: str, adapter: Path, *words: object, part: str = "finetune") -> None:
+def check(
+    served: Served, command: RunCommand, name: str, adapter: Path, *words: object, part: str = "finetune"
+) -> None:
     """Extracts an adapter and compares the log-probabilities of all tokens."""
     model = served(name)
     finetune = model.family.finetune if part == "finetune" else model.family.merged
