@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from deltarank.spectra import (
+    RoundingNoise,
     Spectrum,
     Sums,
     Workspace,
     choose_solver,
     make_solver,
     measure_spectrum,
-    noise_edge,
     subtract,
 )
 
@@ -121,14 +121,15 @@ def measured(
     workspace = Workspace()
     rows, columns = base.shape
     delta = torch.empty(rows, columns, dtype=dtype)
-    sums = subtract(base, finetune, out=delta, workspace=workspace)
+    noise = RoundingNoise()
+    sums = subtract(base, finetune, out=delta, workspace=workspace, noise=noise)
     name = choose_solver(solver, rows, columns, ranks, torch.device("cpu"), tolerance=tolerance)
     found = measure_spectrum(
         delta,
         sums.energy,
         ranks=ranks,
         solver=make_solver(name, workspace, tolerance=tolerance, seed=0),
-        edge=noise_edge(sums.rounding_energy, rows, columns),
+        edge=noise.edge(),
         workspace=workspace,
     )
     return found, sums

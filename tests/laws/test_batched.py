@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from deltarank.spectra import Spectrum, Sums, Workspace, batch_size, measure_batch, noise_edge, subtract, subtract_batch
+from deltarank.spectra import (
+    RoundingNoise,
+    Spectrum,
+    Sums,
+    Workspace,
+    batch_size,
+    measure_batch,
+    subtract,
+    subtract_batch,
+)
 from laws.matrices import MAKERS, RANKS, cosine_distance, measured, pair, stored_delta, true_shares_lost
 
 SIZES = ((96, 96), (40, 120), (120, 40), (1, 300), (300, 1), (256, 512))
@@ -18,8 +27,9 @@ def measured_in_batch(pairs: Pairs, ranks: tuple[int, ...] = RANKS) -> tuple[lis
     workspace = Workspace()
     base, finetune = (torch.stack(side) for side in zip(*pairs, strict=True))
     deltas = torch.empty(base.shape, dtype=torch.float32)
-    sums = subtract_batch(base, finetune, out=deltas, workspace=workspace)
-    edges = [noise_edge(each.rounding_energy, *base.shape[1:]) for each in sums]
+    noises = [RoundingNoise() for _ in pairs]
+    sums = subtract_batch(base, finetune, out=deltas, workspace=workspace, noises=noises)
+    edges = [noise.edge() for noise in noises]
     before = deltas.clone()
     found = measure_batch(deltas, [x.energy for x in sums], ranks=ranks, edges=edges, workspace=workspace)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deltarank.checkpoints import Pair, SummedTensor, read_chunks
 from deltarank.runtime.solver_options import SolverOptions
-from deltarank.spectra import Sums, Workspace, subtract
+from deltarank.spectra import RoundingNoise, Sums, Workspace, subtract
 
 
 class DeltaReader:
@@ -16,8 +16,11 @@ class DeltaReader:
         self.workspace = Workspace(options.torch_device)
         self._dtype = options.torch_dtype
 
-    def read(self, pair: Pair) -> tuple[Tensor, Sums]:
+    def read(self, pair: Pair, noise: RoundingNoise | None = None) -> tuple[Tensor, Sums]:
         """D = W - W0, (rows, columns), in a buffer that the next call overwrites, and its sums.
+
+        Args:
+            noise: takes the errors that rounding is expected to have left in D.
 
         Raises:
             CheckpointError: a file cannot be read.
@@ -26,7 +29,7 @@ class DeltaReader:
         total = Sums()
         for first, base, finetune in read_chunks(pair.base, pair.finetune):
             rows = delta[first : first + len(finetune)]
-            total += subtract(base, finetune, out=rows, workspace=self.workspace)
+            total += subtract(base, finetune, out=rows, workspace=self.workspace, noise=noise)
         return delta, total.with_format_error(pair.finetune.rounding_error)
 
     def sums(self, pair: SummedTensor | Pair) -> Sums:

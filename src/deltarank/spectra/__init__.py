@@ -9,7 +9,7 @@ from deltarank.spectra.delta import Sums, energy_of, subtract, subtract_batch
 from deltarank.spectra.factors import FactorisationCost, Factors, factorisation_cost, factorise, residual_energy
 from deltarank.spectra.low_rank_product import product_spectrum, product_sums
 from deltarank.spectra.measure import measure_spectrum, reference_singular_values
-from deltarank.spectra.noise import noise_edge
+from deltarank.spectra.noise import RoundingNoise
 from deltarank.spectra.spectrum import Level, Spectrum
 from deltarank.spectra.workspace import Workspace
 
@@ -18,6 +18,7 @@ __all__ = [
     "FactorisationCost",
     "Factors",
     "Level",
+    "RoundingNoise",
     "Spectrum",
     "Sums",
     "Workspace",
@@ -33,7 +34,6 @@ __all__ = [
     "make_solver",
     "measure_batch",
     "measure_spectrum",
-    "noise_edge",
     "product_spectrum",
     "product_sums",
     "reference_singular_values",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from deltarank.spectra.noise import RoundingNoise, add_noise
 from deltarank.spectra.workspace import Workspace
 
 # Kept bits of a number once its mantissa is cleared (sign cleared too), and the bits of that mantissa.
@@ -82,27 +84,36 @@ class Sums:
         return replace(self, rounding_energy=self.rounding_energy + error * error * self.base_energy)
 
 
-def subtract(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace) -> Sums:
+def subtract(
+    base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace, noise: RoundingNoise | None = None
+) -> Sums:
     """Writes W - W0 to `out` and returns its sums. Both operands are upcast to `out`'s dtype before they meet.
 
     Args:
         base, finetune: (rows, columns), as stored.
         out: (rows, columns) in the working precision, on the device that computes.
         workspace: provides the scratch.
+        noise: takes the errors that rounding is expected to have left in these rows.
     """
-    return subtract_batch(base[None], finetune[None], out=out[None], workspace=workspace)[0]
+    noises = () if noise is None else (noise,)
+    return subtract_batch(base[None], finetune[None], out=out[None], workspace=workspace, noises=noises)[0]
 
 
-def subtract_batch(base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace) -> list[Sums]:
+def subtract_batch(
+    base: Tensor, finetune: Tensor, *, out: Tensor, workspace: Workspace, noises: Sequence[RoundingNoise] = ()
+) -> list[Sums]:
     """`subtract` for several matrices at once, (n, rows, columns) each. Returns the sums of each matrix."""
     stored = finetune.to(out.device, non_blocking=True)
     scratch = workspace.empty_like("subtrahend", out)
-    rounding = _rounding_energies(stored, workspace.empty("exponents", stored.shape, stored.dtype), scratch)
+    powers = workspace.empty("exponents", stored.shape, stored.dtype)
+    rounding = _rounding_energies(stored, powers, scratch)
     out.copy_(stored)
     scratch.copy_(base)
     base_energies = _energies(scratch)
     out.sub_(scratch)
     absolutes = _sums(torch.abs(out, out=scratch))
+    if noises:
+        add_noise(noises, powers, out, scratch)
     entries = out[0].numel()
     sums = zip(_energies(out), base_energies, absolutes, rounding, strict=True)
     return [Sums(energy, base, absolute, rounded, entries) for energy, base, absolute, rounded in sums]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,18 +30,21 @@ def measure_spectrum(
     edge, D is deflated: the leading subspace Q is taken out, D <- D - Q Q'D, and the rest is measured by itself. Its
     energy is summed, not subtracted, and its singular values are found at their own scale.
 
+    One value more than the largest rank is found: if it is below the noise edge, the signal rank is known.
+
     Args:
         energy: ||D||^2, summed from the entries.
         ranks: the ranks at which losses are needed.
-        edge: the noise edge, in the unit of the weights.
+        edge: the noise edge, in the unit of the weights; infinite if the signal rank is not needed.
     """
     side = min(delta.shape)
+    wanted = tuple(dict.fromkeys((*ranks, min(max(ranks) + 1, side)))) if math.isfinite(edge) else ranks
     values: list[float] = []
     levels = [Level(0, energy)]
     complete = False
     while True:
         start = len(values)
-        part = solver.leading(delta, levels[-1].energy, energy, tuple(r - start for r in ranks if r > start))
+        part = solver.leading(delta, levels[-1].energy, energy, tuple(r - start for r in wanted if r > start))
         new = part.values[: side - start]
         spectrum = Spectrum((*values, *new.tolist()), tuple(levels), side, part.complete, solver.name)
         resolved = count_resolved(new, solver.resolution)
@@ -48,7 +53,7 @@ def measure_spectrum(
         _deflate(delta, _refine(delta, part.basis(resolved)))
         values += new[:resolved].tolist()
         levels.append(Level(len(values), energy_of(delta)))
-        if not any(rank > len(values) for rank in ranks):
+        if not any(rank > len(values) for rank in wanted):
             complete = part.complete and len(values) == side
             return Spectrum(tuple(values), tuple(levels), side, complete, solver.name)
 

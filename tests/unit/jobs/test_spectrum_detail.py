@@ -31,7 +31,7 @@ def test_a_low_rank_delta_keeps_what_stands_above_its_noise_edge() -> None:
     """The verdict recognises a merged LoRA by their sum."""
     detail = SpectrumDetail.of_run(50_000, DEFAULT_RANKS)
 
-    assert detail.values_of(64, 768, DEFAULT_RANKS) == 64
+    assert detail.values_of(64, 768, DEFAULT_RANKS) == 65
     assert detail.values_of(8, 768, DEFAULT_RANKS) == 20
     assert detail.values_of(700, 768, DEFAULT_RANKS) == 20
     assert detail.values_of(None, 768, DEFAULT_RANKS) == 20

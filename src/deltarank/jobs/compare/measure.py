@@ -16,6 +16,7 @@ from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
 from deltarank.results import Loss, MatrixResult, Outcome
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
 from deltarank.spectra import (
+    RoundingNoise,
     Spectrum,
     Sums,
     Workspace,
@@ -23,7 +24,6 @@ from deltarank.spectra import (
     make_solver,
     measure_batch,
     measure_spectrum,
-    noise_edge,
     product_spectrum,
     product_sums,
     subtract_batch,
@@ -51,7 +51,7 @@ class MatrixMeasurer:
         """A matrix that cannot be read or computed gives a result with that outcome."""
         started = time.perf_counter()
         try:
-            result = self._from_factors(step.pair) or self._measured(step, *self._reader.read(step.pair))
+            result = self._from_factors(step.pair) or self._from_entries(step)
         except TENSOR_FAILURES as error:
             result = _without_figures(step.pair, *failure_outcome(error))
         return replace(result, seconds=round(time.perf_counter() - started, 4))
@@ -72,22 +72,21 @@ class MatrixMeasurer:
         return [replace(result, seconds=seconds) for result in found]
 
     def _stacked(self, steps: Sequence[Step]) -> list[MatrixResult]:
-        deltas, sums = self._load_stack([step.pair for step in steps])
+        deltas, sums, edges = self._load_stack([step.pair for step in steps])
         for delta, each in zip(deltas, sums, strict=True):
             if not each.is_finite:
                 delta.zero_()  # the eigenvalues of all of the group are computed in one call
-        shape = steps[0].pair.shape
         spectra = measure_batch(
             deltas,
             [each.energy for each in sums],
             ranks=self._options.ranks,
-            edges=[noise_edge(each.rounding_energy, *shape) for each in sums],
+            edges=edges,
             workspace=self._workspace,
         )
-        return [self._measured(*each) for each in zip(steps, deltas, sums, spectra, strict=True)]
+        return [self._measured(*each) for each in zip(steps, deltas, sums, edges, spectra, strict=True)]
 
-    def _load_stack(self, pairs: Sequence[Pair]) -> tuple[Tensor, list[Sums]]:
-        """Deltas of matrices of one shape, (n, rows, columns), and the sums of each."""
+    def _load_stack(self, pairs: Sequence[Pair]) -> tuple[Tensor, list[Sums], list[float]]:
+        """Deltas of matrices of one shape, (n, rows, columns), the sums of each, and the noise edge of each."""
         size = (len(pairs), *pairs[0].shape)
         before, after = (
             self._host_workspace.empty(side, size, getattr(pairs[0], side).dtype) for side in ("base", "finetune")
@@ -97,10 +96,15 @@ class MatrixMeasurer:
                 before[i, first : first + len(base)] = base
                 after[i, first : first + len(finetune)] = finetune
         deltas = self._workspace.empty("deltas", size, self._options.torch_dtype)
-        sums = subtract_batch(before, after, out=deltas, workspace=self._workspace)
-        return deltas, [
-            each.with_format_error(pair.finetune.rounding_error) for each, pair in zip(sums, pairs, strict=True)
-        ]
+        noises = [RoundingNoise() for _ in pairs]
+        stored = subtract_batch(before, after, out=deltas, workspace=self._workspace, noises=noises)
+        sums = [each.with_format_error(pair.finetune.rounding_error) for each, pair in zip(stored, pairs, strict=True)]
+        return deltas, sums, [_edge(*each) for each in zip(pairs, sums, noises, strict=True)]
+
+    def _from_entries(self, step: Step) -> MatrixResult:
+        noise = RoundingNoise()
+        delta, sums = self._reader.read(step.pair, noise)
+        return self._measured(step, delta, sums, _edge(step.pair, sums, noise))
 
     def _from_factors(self, pair: Pair) -> MatrixResult | None:
         """For a finetune that is a LoRA on the base: nothing is solved, and the delta is never formed; else None."""
@@ -118,30 +122,33 @@ class MatrixMeasurer:
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
         if not sums.is_finite:
             return _not_finite(pair, "base")
-        return self._with_figures(pair, sums, outcome, None if sums.is_zero else known)
+        return self._with_figures(pair, sums, outcome, None if sums.is_zero else known, edge=0.0)
 
-    def _measured(self, step: Step, delta: Tensor, sums: Sums, known: Spectrum | None = None) -> MatrixResult:
+    def _measured(
+        self, step: Step, delta: Tensor, sums: Sums, edge: float, known: Spectrum | None = None
+    ) -> MatrixResult:
         """`known`: the spectrum, if it has been computed."""
         pair = step.pair
         if not sums.is_finite:
             side = "base" if not torch.isfinite(torch.tensor(sums.base_energy)) else "finetune"
             return _not_finite(pair, side)
         if sums.is_zero:
-            return self._with_figures(pair, sums, Outcome.IDENTICAL, None)
-        spectrum = known or self._spectrum(step, delta, sums)
-        return self._with_figures(pair, sums, Outcome.MEASURED, spectrum)
+            return self._with_figures(pair, sums, Outcome.IDENTICAL, None, edge=edge)
+        spectrum = known or self._spectrum(step, delta, sums, edge)
+        return self._with_figures(pair, sums, Outcome.MEASURED, spectrum, edge=edge)
 
-    def _spectrum(self, step: Step, delta: Tensor, sums: Sums) -> Spectrum:
+    def _spectrum(self, step: Step, delta: Tensor, sums: Sums, edge: float) -> Spectrum:
         pair = step.pair
         solver = make_solver(
             step.solver, self._workspace, tolerance=self._options.tolerance, seed=zlib.crc32(pair.name.encode())
         )
-        edge = noise_edge(sums.rounding_energy, *pair.shape)
         return measure_spectrum(
             delta, sums.energy, ranks=self._options.ranks, solver=solver, edge=edge, workspace=self._workspace
         )
 
-    def _with_figures(self, pair: Pair, sums: Sums, outcome: Outcome, spectrum: Spectrum | None) -> MatrixResult:
+    def _with_figures(
+        self, pair: Pair, sums: Sums, outcome: Outcome, spectrum: Spectrum | None, *, edge: float
+    ) -> MatrixResult:
         base_norm = sums.base_energy**0.5
         result = replace(
             _without_figures(pair, outcome),
@@ -157,10 +164,9 @@ class MatrixMeasurer:
                 for rank in self._options.ranks
             ),
         )
-        return self._with_spectrum(result, sums, spectrum) if spectrum else result
+        return self._with_spectrum(result, spectrum, edge) if spectrum else result
 
-    def _with_spectrum(self, result: MatrixResult, sums: Sums, spectrum: Spectrum) -> MatrixResult:
-        edge = noise_edge(sums.rounding_energy, result.shape[0], result.shape[1])
+    def _with_spectrum(self, result: MatrixResult, spectrum: Spectrum, edge: float) -> MatrixResult:
         signal_rank = spectrum.signal_rank(edge)
         kept = self._detail.values_of(signal_rank, result.max_rank, self._options.ranks)
         return replace(
@@ -173,6 +179,11 @@ class MatrixMeasurer:
             singular_values=tuple(float(f"{value:.{DIGITS - 1}e}") for value in spectrum.values[:kept]),
             curve=tuple((rank, round(kept, 7)) for rank, kept in spectrum.curve(self._detail.points)),
         )
+
+
+def _edge(pair: Pair, sums: Sums, noise: RoundingNoise) -> float:
+    """The noise edge, where the finetune may be quantised."""
+    return noise.edge(format_energy=pair.finetune.rounding_error**2 * sums.base_energy)
 
 
 def _group_size(step: Step) -> int:

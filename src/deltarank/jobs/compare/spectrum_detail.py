@@ -36,9 +36,9 @@ class SpectrumDetail:
         )
 
     def values_of(self, signal_rank: int | None, max_rank: int, ranks: Sequence[int]) -> int:
-        """For one matrix. A low-rank delta stores all values above the noise edge, since the verdict sums them."""
-        is_low = signal_rank is not None and signal_rank <= max_rank / 4
-        return max(self.values, min(signal_rank or 0, max(*ranks, LEAST_VALUES)) if is_low else 0)
+        """For one matrix. A low-rank delta stores all values above the noise edge, and one more, for the verdict."""
+        is_low = signal_rank is not None and signal_rank <= max_rank / 2
+        return max(self.values, min((signal_rank or 0) + 1, max(*ranks, LEAST_VALUES) + 1) if is_low else 0)
 
     @property
     def nbytes(self) -> int:

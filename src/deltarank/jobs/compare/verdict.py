@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from deltarank.jobs.compare.common_rank import common_rank
 from deltarank.results import (
     SERVABLE_RANKS,
     Loss,
@@ -27,8 +28,6 @@ UNRELATED = 0.9
 """From this ||D|| / ||W0|| on, the pair is unrelated: independently trained models differ by about sqrt(2)."""
 
 MOSTLY_ROUNDING = 0.5
-LOW_RANK_SHARE = 0.8
-"""The share of the changed matrices that must have a low rank, for a delta to be called a merged LoRA."""
 
 ERRORS = (0.10, 0.05)
 
@@ -52,29 +51,13 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
 def _kind(matrices: Sequence[MatrixResult], whole: Total) -> tuple[VerdictKind, int | None]:
     if whole.energy == 0:
         return VerdictKind.IDENTICAL, None
+    floor = whole.rounding_floor or 0.0
+    rank = common_rank([m for m in matrices if m.outcome is Outcome.MEASURED])
+    if rank and floor < MOSTLY_ROUNDING:
+        return VerdictKind.MERGED_LORA, rank
     if (whole.relative_norm or 0.0) >= UNRELATED:
         return VerdictKind.UNRELATED, None
-    if (whole.rounding_floor or 0.0) >= MOSTLY_ROUNDING:
-        return VerdictKind.ROUNDING, None
-    rank = _common_rank([m for m in matrices if m.outcome is Outcome.MEASURED])
-    return (VerdictKind.MERGED_LORA, rank) if rank else (VerdictKind.FULL, None)
-
-
-def _common_rank(measured: Sequence[MatrixResult]) -> int | None:
-    """The signal rank of nearly all matrices, if it is low and only rounding is beyond it; else None."""
-    low = sorted(m.signal_rank for m in measured if m.signal_rank is not None and _is_low(m))
-    if len(low) < LOW_RANK_SHARE * len(measured) or not low[-1]:
-        return None
-    return max(low[math.ceil(LOW_RANK_SHARE * len(low)) - 1], 1)
-
-
-def _is_low(matrix: MatrixResult) -> bool:
-    """Whether few singular values are above the noise edge, and rounding explains the rest."""
-    assert matrix.signal_rank is not None
-    if matrix.max_rank > 4 and matrix.signal_rank > matrix.max_rank / 4:
-        return False
-    beyond = matrix.energy - math.fsum(s * s for s in matrix.singular_values[: matrix.signal_rank])
-    return beyond <= (2 * (matrix.rounding_floor or 0.0) + 1e-3) * matrix.energy
+    return (VerdictKind.ROUNDING if floor >= MOSTLY_ROUNDING else VerdictKind.FULL), None
 
 
 def _headline(kind: VerdictKind, loss: Loss, whole: Total, name: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from deltarank.runtime import (
     SolverOptions,
     failure_outcome,
 )
-from deltarank.spectra import Sums, Workspace, choose_solver, make_solver, measure_spectrum, noise_edge
+from deltarank.spectra import Sums, Workspace, choose_solver, make_solver, measure_spectrum
 
 Target = Pair | SummedTensor
 
@@ -104,9 +104,8 @@ class FitMeasurer:
             tolerance=TOLERANCE,
             seed=zlib.crc32(target.name.encode()),
         )
-        edge = noise_edge(sums.rounding_energy, rows, columns)
         spectrum = measure_spectrum(
-            delta, sums.energy, ranks=(rank,), solver=solver, edge=edge, workspace=self._workspace
+            delta, sums.energy, ranks=(rank,), solver=solver, edge=math.inf, workspace=self._workspace
         )
         return spectrum.lost(rank)
 

@@ -1,0 +1,65 @@
+"""The rank that a merged LoRA left in all of its matrices, told apart from the spectrum of a full finetune."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+
+from deltarank.results import MatrixResult
+
+LOW_RANK_SHARE = 0.8
+"""The share of the changed matrices that must have a low rank."""
+
+COMMON_SHARE = 0.4
+"""The share of them that must have the same rank. The weakest directions of a trained LoRA may be lost to rounding."""
+
+STEEPEST = 3
+"""Singular values that fall as i^-3 or more slowly may be a full finetune's: few of them are above the noise edge, and
+pass from the r-th to the next by a factor of (1 + 1/r)^3."""
+
+WIDE_GAP = 2.0
+"""Where the values fall by this factor at the noise edge, the ranks may differ between matrices (rank patterns)."""
+
+NOISE_TOLERANCE = 1.1
+"""By how much the energy below the noise edge may exceed what rounding explains."""
+
+
+def common_rank(measured: Sequence[MatrixResult]) -> int | None:
+    """The rank of a LoRA that explains nearly all matrices up to rounding; None if there is no such rank.
+
+    The singular values of a full finetune fall evenly, and pass the noise edge at another rank in each matrix. Those of
+    a LoRA end at its rank, which is the same in most matrices.
+    """
+    low = [m for m in measured if m.signal_rank is not None and _is_low(m)]
+    ranks = sorted(m.signal_rank or 0 for m in low)
+    if len(low) < LOW_RANK_SHARE * len(measured) or not ranks[-1]:
+        return None
+    rank, number = Counter(rank for rank in ranks if rank).most_common(1)[0]
+    if number >= COMMON_SHARE * len(low) and _median_fall([m for m in low if m.signal_rank == rank], least=1.0) >= 1:
+        return rank
+    if _median_fall([m for m in low if m.signal_rank], least=WIDE_GAP) >= 1:
+        return max(ranks[math.ceil(LOW_RANK_SHARE * len(low)) - 1], 1)
+    return None
+
+
+def _median_fall(matrices: Sequence[MatrixResult], *, least: float) -> float:
+    return median(_fall(matrix, least) for matrix in matrices)
+
+
+def _fall(matrix: MatrixResult, least: float) -> float:
+    """The factor by which the singular values fall at the noise edge, divided by the least that a LoRA shows."""
+    rank, values = matrix.signal_rank or 0, matrix.singular_values
+    if rank >= len(values) or values[rank] == 0:
+        return math.inf
+    return values[rank - 1] / values[rank] / max((1 + 1 / rank) ** STEEPEST, least)
+
+
+def _is_low(matrix: MatrixResult) -> bool:
+    """Whether few singular values are above the noise edge, and rounding explains the rest."""
+    assert matrix.signal_rank is not None
+    if matrix.max_rank > 4 and matrix.signal_rank > matrix.max_rank / 2:
+        return False
+    beyond = matrix.energy - math.fsum(s * s for s in matrix.singular_values[: matrix.signal_rank])
+    return beyond <= (NOISE_TOLERANCE * (matrix.rounding_floor or 0.0) + 1e-3) * matrix.energy
