@@ -234,6 +234,8 @@ def test_its_own_answers_are_a_text_and_everyone_writes(found: Results) -> None:
     assert all(c.writing is not None for c in out.candidates if c.kind is not CandidateKind.CONTROL)
     assert [sample.prompt for sample in out.samples] == ["the rain", "the old man"]
     assert out.samples[0].answers["finetune"] == out.samples[0].answers["q8_0"]
+    assert out.samples[0].further["finetune"] == out.samples[0].further["q8_0"]
+    assert {len(out.samples[1].all_answers(name)) for name in ("finetune", "finetune again", "base", "rank 4")} == {2}
     assert "".join(out.excerpts[0].pieces).endswith(TEXT + TEXT.upper())
 
 

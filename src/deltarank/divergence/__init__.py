@@ -4,25 +4,43 @@ from __future__ import annotations
 
 from deltarank.divergence.attribution import PartMeasurement, summarise_attribution
 from deltarank.divergence.chat_template import Tokenizer
+from deltarank.divergence.e_values import (
+    ALPHA,
+    confidence_interval,
+    log_e_values,
+    log_e_values_two_sided,
+    sign_flip_p_value,
+    votes_needed,
+)
 from deltarank.divergence.prompts import Prompt, encode_prompts, prompts_that_fit, read_prompts
-from deltarank.divergence.summary import summarise_logits
+from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logits
+from deltarank.divergence.text_files import read_json_lines
 from deltarank.divergence.texts import Document, read_texts
 from deltarank.divergence.token_stats import TokenStats, compare_logits
 from deltarank.divergence.writing import Answer, summarise_writing
 
 __all__ = [
+    "ALPHA",
     "Answer",
     "Document",
     "PartMeasurement",
     "Prompt",
     "TokenStats",
     "Tokenizer",
+    "abx_bound",
+    "blind_bound",
     "compare_logits",
+    "confidence_interval",
     "encode_prompts",
+    "log_e_values",
+    "log_e_values_two_sided",
     "prompts_that_fit",
+    "read_json_lines",
     "read_prompts",
     "read_texts",
+    "sign_flip_p_value",
     "summarise_attribution",
     "summarise_logits",
     "summarise_writing",
+    "votes_needed",
 ]

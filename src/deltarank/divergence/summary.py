@@ -107,6 +107,16 @@ def blind_bound(kld: float, tokens: int) -> BlindBound:
     return BlindBound(tokens, 0.5 + one / 2, 0.5 + two / 2)
 
 
+def abx_bound(bound: BlindBound) -> float:
+    """An upper bound on any judge's expected accuracy at "X is A or B: which?", with three replies of this length.
+
+    A and B are one reply of each model in random order, X is another reply of one of them. The two hypotheses are
+    (P x Q x P + Q x P x Q) / 2 and (P x Q x Q + Q x P x P) / 2. Their difference is (P x Q - Q x P) x (P - Q) / 2, so
+    their total variation is the product of those of the pair and of the single reply: one has to recognise both.
+    """
+    return 0.5 + (2 * bound.one_reply - 1) * (2 * bound.two_replies - 1) / 2
+
+
 def _sums(stats: TokenStats) -> list[float]:
     """A document's sums, in the order of the column constants."""
     columns = (

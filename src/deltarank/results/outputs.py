@@ -6,7 +6,8 @@ direction that llama.cpp prints; `kld_reverse` is KL(Q || P).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from deltarank.results.codec import Count, Rank, StoredResult
 from deltarank.results.formatting import count, escape, listing
 from deltarank.results.notebook import sentences_html
+from deltarank.results.ranks import PREFERRED_RANK
 
 FINETUNE, FINETUNE_AGAIN = "finetune", "finetune again"
 """The names of the reference and of its second measurement, among candidates and answers."""
@@ -192,11 +194,20 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and one answer of each model: answers["finetune"], answers["finetune again"], answers["rank 64"]..."""
+    """A prompt and one answer of each model: answers["finetune"], answers["finetune again"], answers["rank 64"]...
+
+    further          the other answers of each model; those of "finetune" share the candidates' random numbers, by
+                     their place in the list, those of "finetune again" share them with nobody
+    """
 
     prompt: str
     category: str
     answers: Mapping[str, str] = field(default_factory=dict)
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def all_answers(self, name: str) -> tuple[str, ...]:
+        """Every stored answer of a model, in the order of their seeds; empty if there is none."""
+        return (self.answers[name], *self.further.get(name, ())) if name in self.answers else ()
 
 
 @dataclass(frozen=True)
@@ -272,3 +283,15 @@ class Outputs(StoredResult):
             if candidate.name == name:
                 return candidate
         raise KeyError(f"no candidate {name!r}; there are {[c.name for c in self.candidates]}")
+
+    def headline_candidate(self, among: Sequence[CandidateResult]) -> CandidateResult | None:
+        """What the verdict is about: the rank nearest to the headline's, or else the first adapter, model, or the base.
+
+        None if `among` has none of these.
+        """
+        ranks = [each for each in among if each.kind is CandidateKind.RANK and each.rank]
+        if ranks:
+            preferred = self.settings.get("headline_rank") or PREFERRED_RANK
+            return min(ranks, key=lambda each: abs(math.log((each.rank or 1) / preferred)))
+        order = (CandidateKind.ADAPTER, CandidateKind.MODEL, CandidateKind.BASE)
+        return next((each for kind in order for each in among if each.kind is kind), None)

@@ -62,7 +62,7 @@ OUTPUTS = Outputs(
         ),
     ),
     again=Writing(2, 4, 0.5, 0.6, 30.0),
-    samples=(Sample("Why?", "chat", {"finetune": "Because.", "rank 8": "It is."}),),
+    samples=(Sample("Why?", "chat", {"finetune": "Because.", "rank 8": "It is."}, {"rank 8": ("So.", "Since.")}),),
     excerpts=(Excerpt("own answers", "a", ("Be", "cause"), {"rank 8": (None, 0.2)}),),
     attribution=(
         AttributionResult(8, "module", "own answers", (Part("mlp", None, "mlp", 0.1, 2.0, 0.5, 0.4),), 0.2, 0.5, None),

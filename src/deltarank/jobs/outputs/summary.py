@@ -112,23 +112,28 @@ def _writing(run: Measurements, name: str) -> Writing | None:
 
 
 def _samples(run: Measurements) -> Iterator[Sample]:
-    """The first answer of each model to each prompt.
+    """The answers of each model to each prompt.
 
     The column "finetune" shows the answers with the candidates' seed (see `candidate_seed`), "finetune again" the
     others.
     """
     names = [candidate.name for candidate in run.candidates if candidate.kind is not CandidateKind.CONTROL]
     columns = {FINETUNE: FINETUNE_AGAIN, FINETUNE_AGAIN: FINETUNE, **{name: name for name in names}}
-    first_answers = {column: _first_answers(run.answers.of_model(name)) for column, name in columns.items()}
+    by_column = {column: _answers_by_prompt(run.answers.of_model(name)) for column, name in columns.items()}
     for number, prompt in enumerate(run.answers.prompts[:SAMPLED_PROMPTS]):
-        answers = {column: texts[number] for column, texts in first_answers.items() if number in texts}
+        answers = {column: texts[number] for column, texts in by_column.items() if number in texts}
         if answers:
-            yield Sample(prompt.text, prompt.category, answers)
+            first = {column: texts[0] for column, texts in answers.items()}
+            further = {column: tuple(texts[1:]) for column, texts in answers.items() if len(texts) > 1}
+            yield Sample(prompt.text, prompt.category, first, further)
 
 
-def _first_answers(answers: Sequence[Answer]) -> dict[int, str]:
-    """By the index of the prompt."""
-    return {answer.prompt_index: answer.text[:SAMPLE_CHARACTERS] for answer in answers if answer.sample_index == 0}
+def _answers_by_prompt(answers: Sequence[Answer]) -> dict[int, list[str]]:
+    """The texts by the index of the prompt, in the order of their seeds."""
+    texts: dict[int, list[str]] = {}
+    for answer in sorted(answers, key=lambda each: each.sample_index):
+        texts.setdefault(answer.prompt_index, []).append(answer.text[:SAMPLE_CHARACTERS])
+    return texts
 
 
 def _excerpts(run: Measurements) -> Iterator[Excerpt]:

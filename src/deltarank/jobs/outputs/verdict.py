@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deltarank.jobs.outputs.phrases import (
@@ -17,7 +17,6 @@ from deltarank.jobs.outputs.phrases import (
     times,
 )
 from deltarank.results import (
-    PREFERRED_RANK,
     CandidateKind,
     CandidateResult,
     Logits,
@@ -84,7 +83,7 @@ class _TextVerdict:
         """None if no candidate that could be the subject was scored on this text."""
         logits = {each.name: on for each in outputs.candidates for on in each.logits if on.text == text.name}
         scored = tuple(each for each in outputs.candidates if each.name in logits)
-        subject = _subject(outputs, scored)
+        subject = outputs.headline_candidate(scored)
         return cls(text, subject, logits, scored) if subject else None
 
     def of_kind(self, *kinds: CandidateKind) -> list[CandidateResult]:
@@ -234,16 +233,6 @@ class _TextVerdict:
         if controls:
             floor = f"the controls diverge from the finetune by {listing(controls)} nats per token"
             yield f"Noise floor: {floor}. Smaller differences mean nothing."
-
-
-def _subject(outputs: Outputs, scored: Sequence[CandidateResult]) -> CandidateResult | None:
-    """The rank nearest to the headline's, or else the first adapter, model, or the base."""
-    ranks = [each for each in scored if each.kind is CandidateKind.RANK and each.rank]
-    if ranks:
-        preferred = outputs.settings.get("headline_rank") or PREFERRED_RANK
-        return min(ranks, key=lambda each: abs(math.log((each.rank or 1) / preferred)))
-    order = (CandidateKind.ADAPTER, CandidateKind.MODEL, CandidateKind.BASE)
-    return next((each for kind in order for each in scored if each.kind is kind), None)
 
 
 def _writing(subject: CandidateResult, outputs: Outputs) -> Iterator[str]:
