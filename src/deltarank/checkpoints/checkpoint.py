@@ -6,19 +6,22 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from deltarank.checkpoints.empty_tensors import refuse_partitioned
 from deltarank.checkpoints.escape import quoted
-from deltarank.checkpoints.folder import find_weights
+from deltarank.checkpoints.file_contents import refuse_pointer
+from deltarank.checkpoints.folder import WeightFiles, find_weights
 from deltarank.checkpoints.formats.quantization_config import quantization_fingerprint
 from deltarank.checkpoints.formats.registry import decode_tensors, read_tensors
 from deltarank.checkpoints.formats.safetensors_header import TYPICAL_HEADER_BYTES, TensorInfo
 from deltarank.checkpoints.hub.fetch import FetchedModel, check_fetch_mode, fetch_model
 from deltarank.checkpoints.hub.http_ranges import Traffic
-from deltarank.checkpoints.references import HubRef, parse_ref
+from deltarank.checkpoints.references import HubRef, LocalRef, parse_ref
 from deltarank.checkpoints.source import Source
+from deltarank.checkpoints.unread_shards import compare_unread
 from deltarank.errors import HeaderError
 from deltarank.results import Reference, listing
 
@@ -81,7 +84,9 @@ def open_checkpoint(
     try:
         if isinstance(parsed, HubRef):
             return _open(fetch_model(parsed, mode, on_note), parsed.ref)
-        return _open(FetchedModel.local(find_weights(parsed.path)), parsed.ref)
+        weights = find_weights(parsed.path)
+        notes = (parsed.note,) if parsed.note else ()
+        return _open(FetchedModel.local(replace(weights, notes=(*notes, *weights.notes))), _shown(parsed, weights))
     except HeaderError as error:
         # Both checkpoints of a comparison have a `model.safetensors`: say whose it is.
         raise HeaderError(
@@ -89,12 +94,20 @@ def open_checkpoint(
         ) from None
 
 
+def _shown(parsed: LocalRef, weights: WeightFiles) -> str:
+    """The reference, or the folder below it that is read instead."""
+    is_below = parsed.path.is_dir() and weights.folder != parsed.path
+    return str(weights.folder) if is_below else parsed.ref
+
+
 def _open(fetched: FetchedModel, ref: str) -> Checkpoint:
     source, weights = fetched.source, fetched.weights
-    config = _read_config(weights.folder / "config.json")
     try:
+        config = _read_config(weights.folder / "config.json")
         headers, fingerprint = _read_headers(source)
         stored = _merge_headers(headers, weights.owners)
+        refuse_partitioned(stored)
+        notes = (*weights.notes, *compare_unread(weights, stored, source))
         tensors, decoded_source = decode_tensors(stored, source, config)
     except BaseException:
         source.close()
@@ -108,7 +121,7 @@ def _open(fetched: FetchedModel, ref: str) -> Checkpoint:
         config=config,
         source=decoded_source,
         fingerprint=fingerprint,
-        notes=_missing_tensors(stored, weights.owners, reference),
+        notes=(*notes, *_missing_tensors(stored, weights.owners, reference)),
         traffic=fetched.traffic,
     )
 
@@ -155,11 +168,13 @@ def _missing_tensors(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """config.json only adds hints, so a missing or broken one counts as empty."""
+    """config.json only adds hints, so a missing or broken one counts as empty; a Git LFS pointer is refused."""
     try:
         if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
             return {}
-        config = json.loads(path.read_bytes().decode("utf-8"))
+        content = path.read_bytes()
+        refuse_pointer(content, path.name)
+        config = json.loads(content.decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,23 +13,48 @@ from deltarank.checkpoints.file_errors import unreadable_because
 from deltarank.checkpoints.formats.gguf import GGUF_SUFFIX
 from deltarank.checkpoints.formats.shard_index import BIN_INDEX_SUFFIX, INDEX_SUFFIX, MAX_INDEX, parse_index
 from deltarank.checkpoints.formats.torch_pickle import PICKLE_SUFFIXES
+from deltarank.checkpoints.hub_cache import hub_id, unfinished_blobs
+from deltarank.checkpoints.other_formats import (
+    is_other_format,
+    refuse_file_by_name,
+    refuse_folder_by_names,
+    refuse_parallel_parts,
+    unfinished,
+)
+from deltarank.checkpoints.shard_sets import only_set, set_of
+from deltarank.checkpoints.subfolders import models_below, names_below, refuse_several
+from deltarank.checkpoints.weight_names import (
+    SAFETENSORS,
+    gguf_weights,
+    is_adapter,
+    is_leftover,
+    pickled_weights,
+    safetensors_weights,
+)
 from deltarank.errors import CheckpointError, HeaderError
 from deltarank.results import listing
 
 SINGLE = "model.safetensors"
-SAFETENSORS = ".safetensors"
 _INDEX = "model" + INDEX_SUFFIX
 _PICKLED_SINGLE = "pytorch_model.bin"
-_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.(?P<kind>safetensors|bin|gguf)")
+_PICKLED_NAMES = ("pytorch_model", "model")
+_CURE = "Give a folder that contains `model.safetensors`, or shards and their index; or give one weights file."
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Files relative to `folder`; `owners` maps tensors to files as the shard index does."""
+    """Files relative to `folder`, which also holds config.json.
+
+    owners       which file holds which tensor, as the shard index says
+    unread       the content of a shard index that lies beside the one file that is read
+    notes        what the user should know of the choice
+    """
 
     folder: Path
     names: tuple[str, ...]
     owners: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def find_weights(path: Path) -> WeightFiles:
@@ -38,33 +62,61 @@ def find_weights(path: Path) -> WeightFiles:
 
     In a folder: `model.safetensors`, else the shards of the only index, else the only safetensors file, else the only
     complete set of numbered shards. Without any safetensors: the only GGUF file, or PyTorch's `.bin` by the same rules.
+    If the folder holds nothing of this, the only folder below it that does.
 
     Raises:
-        CheckpointError: there are none, or several.
-        HeaderError: the index is invalid, or names a file that is missing or outside the folder.
+        CheckpointError: there are none, or several, or they are in a format that is not read.
+        HeaderError: the index is invalid, or names a file that is missing or outside the folder; or shards are missing.
     """
     if path.is_dir():
         return _in_folder(path)
     if path.name.endswith((INDEX_SUFFIX, BIN_INDEX_SUFFIX)):
         return _shards_of(path)
-    if path.suffix == GGUF_SUFFIX:
-        return WeightFiles(path.parent, _gguf_parts(path.name, _file_names(path.parent)))
-    if path.suffix != SAFETENSORS and path.suffix.lower() not in PICKLE_SUFFIXES:
-        _refuse(f"{quoted(path, max_length=300)} is not in a supported file format.", "bad-format")
-    return WeightFiles(path.parent, (path.name,))
+    refuse_file_by_name(path)
+    if path.suffix not in (SAFETENSORS, GGUF_SUFFIX) and path.suffix.lower() not in PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{quoted(path, max_length=300)} is not in a supported file format.", cure=_CURE, slug="bad-format"
+        )
+    return _single_file(path)
 
 
 def choose_safetensors(folder: Path, names: Collection[str], owners: Mapping[str, str]) -> WeightFiles | None:
     """The weights among the safetensors files of these names, on this machine or on the Hub; None if it is not clear.
 
     `owners` is the content of the folder's shard index; empty without one. Adapters are not weights.
+
+    Raises:
+        HeaderError: (slug "missing-shard") they are an incomplete set of numbered shards.
     """
     if SINGLE in names:
-        return WeightFiles(folder, (SINGLE,))
+        unread = owners if set(owners.values()) != {SINGLE} else {}
+        return _with_unread(WeightFiles(folder, (SINGLE,), unread=unread), names)
     if owners:
-        return WeightFiles(folder, tuple(sorted(set(owners.values()))), owners)
-    top = sorted(name for name in names if name.endswith(SAFETENSORS) and "/" not in name and not _is_adapter(name))
-    return WeightFiles(folder, tuple(top)) if len(top) == 1 or _is_complete_set(top) else None
+        return _with_unread(WeightFiles(folder, tuple(sorted(set(owners.values()))), owners), names)
+    return _one_or_complete(folder, sorted(safetensors_weights(names)))
+
+
+def _with_unread(weights: WeightFiles, names: Collection[str]) -> WeightFiles:
+    """A note of other safetensors files. `consolidated` holds the same weights under Mistral's and Meta's names."""
+    read = {*weights.names, *weights.unread.values()}
+    others = sorted(name for name in safetensors_weights(names) if name not in read)
+    others = [name for name in others if not name.startswith("consolidated")]
+    if not others:
+        return weights
+    verb = "is" if len(others) == 1 else "are"
+    read_name = quoted(weights.names[0]) if len(weights.names) == 1 else "what the shard index names"
+    note = f"{read_name} is read; {listing([quoted(name) for name in others], most=3)} beside it {verb} not"
+    return replace(weights, notes=(*weights.notes, note))
+
+
+def _one_or_complete(folder: Path, names: Sequence[str]) -> WeightFiles | None:
+    """The only file, or the files of the only set of numbered ones, which must be complete."""
+    refuse_parallel_parts(folder, names)
+    found = only_set(names)
+    if found is not None:
+        found.refuse_incomplete(folder)
+        return WeightFiles(folder, found.files)
+    return WeightFiles(folder, tuple(names)) if len(names) == 1 else None
 
 
 def read_owners(folder: Path) -> dict[str, str]:
@@ -73,7 +125,7 @@ def read_owners(folder: Path) -> dict[str, str]:
     Raises:
         HeaderError: the index is invalid, or names a file outside its folder.
     """
-    paths = sorted(path for path in folder.glob("*" + INDEX_SUFFIX) if not path.is_dir())
+    paths = sorted(path for path in folder.glob("*" + INDEX_SUFFIX) if not path.is_dir() and not is_leftover(path.name))
     paths = [path for path in paths if path.name == _INDEX] or paths
     return parse_index(_read_index(paths[0]), file=paths[0].name) if len(paths) == 1 else {}
 
@@ -91,46 +143,55 @@ def refuse_missing_shards(missing: Sequence[str], *, place: str, cure: str) -> N
         )
 
 
+def _single_file(path: Path) -> WeightFiles:
+    """A file that the user names, with the other parts of the set that it is a part of."""
+    names = _file_names(path.parent)
+    if path.name == "consolidated.00.pth":
+        refuse_parallel_parts(path.parent, names)
+    found = set_of(path.name, names)
+    if found is None or (found.files == (path.name,) and not found.missing):
+        return WeightFiles(path.parent, (path.name,))
+    found.refuse_incomplete(path.parent)
+    note = f"{quoted(path.name)} is {found.part(path.name)}; all parts in its folder are read"
+    return WeightFiles(path.parent, found.files, notes=(note,))
+
+
 def _in_folder(folder: Path) -> WeightFiles:
     names = _file_names(folder)
-    weights = choose_safetensors(folder, names, {} if SINGLE in names else read_owners(folder))
-    if weights is not None:
-        return _checked(weights)
-    safetensors = [name for name in names if name.endswith(SAFETENSORS)]
-    gguf = [name for name in names if name.endswith(GGUF_SUFFIX)]
-    if not safetensors and gguf and list(_gguf_parts(gguf[0], names)) == gguf:
-        return WeightFiles(folder, tuple(gguf))
-    if not safetensors and (pickled := _pickled(folder, names)) is not None:
-        return pickled
-    return _refuse_folder(folder, names, safetensors)
+    weights = choose_safetensors(folder, names, read_owners(folder)) or _other_than_safetensors(folder, names)
+    if weights is None:
+        return _below(folder, names)
+    _refuse_unfinished(folder, [name for name in unfinished(names) if name.startswith(weights.names)])
+    return _checked(weights)
 
 
-def _is_adapter(name: str) -> bool:
-    return name.startswith("adapter_")
+def _other_than_safetensors(folder: Path, names: Sequence[str]) -> WeightFiles | None:
+    safetensors, gguf = safetensors_weights(names), gguf_weights(names)
+    if safetensors:
+        _refuse_several(folder, safetensors, "several safetensors files, and no index that says which belong together")
+    if gguf:
+        weights = _one_or_complete(folder, gguf)
+        return weights or _refuse_several(folder, gguf, "several GGUF files")
+    refuse_parallel_parts(folder, names)
+    return _pickled(folder, [name for name in pickled_weights(names) if not is_other_format(name)], names)
 
 
-def _gguf_parts(name: str, names: Sequence[str]) -> tuple[str, ...]:
-    """A GGUF file, with the other parts of the complete set that it belongs to, if any."""
-    match = _NUMBERED.fullmatch(name)
-    if match is None:
-        return (name,)
-    parts = [m.string for other in names if (m := _NUMBERED.fullmatch(other)) and _set_of(m) == _set_of(match)]
-    return tuple(parts) if _is_complete_set(parts) else (name,)
-
-
-def _set_of(match: re.Match[str]) -> tuple[str, str, str]:
-    return match["stem"], match["total"], match["kind"]
-
-
-def _pickled(folder: Path, names: Sequence[str]) -> WeightFiles | None:
-    """Weights under the names that transformers gives; other pickles may be arguments or optimizer states."""
-    indexes = [name for name in names if name.endswith(BIN_INDEX_SUFFIX)]
-    files = [name for name in names if name.startswith(("pytorch_model", "model")) and name.endswith(".bin")]
-    if _PICKLED_SINGLE in names:
-        return WeightFiles(folder, (_PICKLED_SINGLE,))
-    if len(indexes) == 1:
-        return _shards_of(folder / indexes[0])
-    return WeightFiles(folder, tuple(files)) if len(files) == 1 or _is_complete_set(files) else None
+def _pickled(folder: Path, pickled: Sequence[str], names: Sequence[str]) -> WeightFiles | None:
+    """Weights under the names that transformers gives, else the only pickled file or set that may be weights."""
+    indexes = [name for name in names if name.endswith(BIN_INDEX_SUFFIX) and not is_leftover(name)]
+    owners = parse_index(_read_index(folder / indexes[0]), file=indexes[0]) if len(indexes) == 1 else {}
+    if _PICKLED_SINGLE in pickled:
+        unread = owners if set(owners.values()) != {_PICKLED_SINGLE} else {}
+        return WeightFiles(folder, (_PICKLED_SINGLE,), unread=unread)
+    if owners:
+        return WeightFiles(folder, tuple(sorted(set(owners.values()))), owners)
+    usual = [name for name in pickled if name.startswith(_PICKLED_NAMES) and name.endswith(".bin")]
+    weights = _one_or_complete(folder, usual) or _one_or_complete(folder, pickled)
+    if weights is None and pickled:
+        _refuse_several(
+            folder, pickled, "no safetensors file, and pickled files whose names do not say which are the weights"
+        )
+    return weights
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -138,14 +199,6 @@ def _file_names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in folder.iterdir() if not entry.is_dir())
     except OSError as error:
         raise unreadable_because(folder, error) from None
-
-
-def _is_complete_set(names: Sequence[str]) -> bool:
-    """All of model-00001-of-00003 to model-00003-of-00003, and nothing else."""
-    matches = [match for match in map(_NUMBERED.fullmatch, names) if match]
-    if not matches or len(matches) != len(names) or len(set(map(_set_of, matches))) != 1:
-        return False
-    return sorted(int(m["number"]) for m in matches) == list(range(1, int(matches[0]["total"]) + 1))
 
 
 def _shards_of(index: Path) -> WeightFiles:
@@ -173,32 +226,65 @@ def _read_index(path: Path) -> bytes:
         raise unreadable_because(path, error) from None
 
 
-def _refuse_folder(folder: Path, names: Sequence[str], safetensors: Sequence[str]) -> NoReturn:
-    shown = quoted(folder, max_length=300)
-    if safetensors and all(map(_is_adapter, safetensors)):
-        raise CheckpointError(
-            f"{shown} contains an adapter ({quoted(safetensors[0])}), not a whole checkpoint.",
-            cure="`compare`, `extract` and `verify` accept it as FINETUNE if its folder has adapter_config.json. "
-            "Elsewhere, merge it first (PEFT: `merge_and_unload`, then `save_pretrained`) and give that folder.",
-            slug="adapter-not-checkpoint",
-        )
-    pickled = [name for name in names if Path(name).suffix.lower() in PICKLE_SUFFIXES]
-    for files, problem in (
-        (safetensors, "several safetensors files, and no index that says which belong together"),
-        (pickled, "no safetensors file, and pickled files whose names do not say which are the weights"),
-    ):
-        if files:
-            raise CheckpointError(
-                f"{shown} contains {problem}: {listing([quoted(name) for name in files], most=4)}.",
-                cure="Give the path of the weights file.",
-                slug="several-checkpoints",
-            )
-    _refuse(f"{shown} contains no safetensors file.", "no-weights")
-
-
-def _refuse(message: str, slug: str) -> NoReturn:
-    raise CheckpointError(
-        message,
-        cure="Give a folder that contains `model.safetensors`, or shards and their index; or give one weights file.",
-        slug=slug,
+def _below(folder: Path, names: Sequence[str]) -> WeightFiles:
+    """The weights in the only folder below this one that has some. Without a config.json there, this one's counts."""
+    if any(map(is_adapter, names)):
+        _refuse_adapter(folder, next(filter(is_adapter, names)))
+    found = models_below(folder)
+    refuse_several(folder, found)
+    if not found:
+        _refuse_empty(folder, names)
+    inner = found[0].path
+    if found[0].is_adapter:
+        _refuse_adapter(inner, "adapter_config.json")
+    weights = find_weights(inner)
+    below = inner.relative_to(folder)
+    notes = (*weights.notes, f"the weights are in {quoted(below)}, the only folder with weights below {quoted(folder)}")
+    if (inner / "config.json").exists() or not (folder / "config.json").exists():
+        return replace(weights, notes=notes)
+    return WeightFiles(
+        folder,
+        tuple(f"{below.as_posix()}/{name}" for name in weights.names),
+        {tensor: f"{below.as_posix()}/{name}" for tensor, name in weights.owners.items()},
+        {tensor: f"{below.as_posix()}/{name}" for tensor, name in weights.unread.items()},
+        notes,
     )
+
+
+def _refuse_adapter(folder: Path, name: str) -> NoReturn:
+    raise CheckpointError(
+        f"{quoted(folder, max_length=300)} contains an adapter ({quoted(name)}), not a whole checkpoint.",
+        cure="`compare`, `extract` and `verify` accept it as FINETUNE if its folder has adapter_config.json. "
+        "Elsewhere, merge it first (PEFT: `merge_and_unload`, then `save_pretrained`) and give that folder.",
+        slug="adapter-not-checkpoint",
+    )
+
+
+def _refuse_several(folder: Path, files: Sequence[str], problem: str) -> NoReturn:
+    raise CheckpointError(
+        f"{quoted(folder, max_length=300)} contains {problem}: {listing([quoted(name) for name in files], most=4)}.",
+        cure="Give the path of the weights file.",
+        slug="several-checkpoints",
+    )
+
+
+def _refuse_empty(folder: Path, names: Sequence[str]) -> NoReturn:
+    """Without weights here or below: by the names of what there is."""
+    shown = quoted(folder, max_length=300)
+    _refuse_unfinished(folder, [*unfinished(names), *unfinished_blobs(folder)])
+    refuse_folder_by_names(folder, [*names, *names_below(folder)])
+    config = " It has a config.json, but the weights are missing." if "config.json" in names else ""
+    raise CheckpointError(
+        f"{shown} contains no safetensors file, no GGUF file and no `.bin` of torch.{config}",
+        cure=_CURE,
+        slug="no-weights",
+    )
+
+
+def _refuse_unfinished(folder: Path, downloads: Sequence[str]) -> None:
+    if downloads:
+        raise CheckpointError(
+            f"{quoted(folder, max_length=300)} contains a download that did not finish ({quoted(downloads[0])}).",
+            cure=f"Finish it: `hf download {hub_id(folder) or 'org/name'}` continues where it stopped.",
+            slug="unfinished-download",
+        )

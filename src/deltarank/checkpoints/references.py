@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.hub_cache import find_snapshot
 from deltarank.errors import CheckpointError, UsageError
 
 HUB_SCHEME = "hf://"
@@ -19,10 +20,11 @@ _CURE = "Give a folder, a .safetensors file, or a Hub id such as org/name or org
 
 @dataclass(frozen=True)
 class LocalRef:
-    """A folder or file that exists."""
+    """A folder or file that exists; `note` says so if it is not the one that was given."""
 
     path: Path
     ref: str
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def parse_ref(ref: str | os.PathLike[str], revision: str | None = None) -> Local
 
     Raises:
         CheckpointError: (slug "no-such-checkpoint") a path that does not exist.
+        CheckpointError: (slug "several-checkpoints") a model's folder in the Hub's cache with several snapshots.
         UsageError: (slug "bad-reference") neither a path nor a Hub id, or a revision that does not apply.
     """
     text = os.fspath(ref)
@@ -72,6 +75,10 @@ def _local_ref(path: Path, text: str, revision: str | None) -> LocalRef:
             f"{quoted(text)} is a local path and has no revisions, but revision {quoted(revision)} was given.",
             cure="Omit the revision, or give a Hub id.",
         )
+    snapshot = find_snapshot(path) if path.is_dir() else None
+    if snapshot is not None:
+        note = f"{quoted(text, max_length=300)} is in the Hub's cache; its snapshot {quoted(snapshot.name)} is read"
+        return LocalRef(snapshot, str(snapshot), note)
     # Reports show the reference: "." would say nothing.
     return LocalRef(path, str(path.resolve()) if path.name in ("", "..") else text)
 

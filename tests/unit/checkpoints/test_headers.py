@@ -135,7 +135,7 @@ def test_an_inconsistent_header_is_refused(header: object, data: int, tmp_path: 
 def test_the_message_names_the_folder_of_the_file(tmp_path: Path) -> None:
     folder = save(tmp_path / "the base", llama())
     (folder / "model.safetensors").write_bytes(b"junk")
-    with pytest.raises(HeaderError, match=r"the base`: `model\.safetensors` is invalid"):
+    with pytest.raises(HeaderError, match=r"the base`: `model\.safetensors` is text"):
         open_checkpoint(folder)
 
 
@@ -143,8 +143,9 @@ def test_a_truncated_file_is_called_truncated(tmp_path: Path) -> None:
     content = (save(tmp_path / "whole", llama()) / "model.safetensors").read_bytes()
     for end in (len(content) - 1, len(content) // 2, 100, 20):
         assert refusal(content[:end], tmp_path).slug == "truncated"
-    for end in (9, 8, 4, 0):
+    for end in (9, 8, 4):
         assert refusal(content[:end], tmp_path).slug in ("bad-header", "truncated")
+    assert refusal(b"", tmp_path).slug == "empty-file"
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
         hub.add("org/holes", write_index(root / "holes", {"a": "gone.safetensors"}).parent)
         pickled = root / "pickled"
         pickled.mkdir()
-        (pickled / "pytorch_model.bin").write_bytes(b"pickle")
+        (pickled / "pytorch_model.bin").write_bytes(b"\x80\x02pickle")
         hub.add("org/pickled", pickled)
         torched = root / "torched"
         torched.mkdir()

@@ -152,13 +152,13 @@ def test_numbered_shards_need_no_index_if_the_set_is_whole(tmp_path: Path) -> No
     with open_checkpoint(folder) as checkpoint:
         assert len(checkpoint.tensors) == len(llama())
     (folder / "model-00001-of-00003.safetensors").unlink()
-    assert refusal(folder).slug == "several-checkpoints"
+    assert refusal(folder).slug == "missing-shard"
 
 
 def test_model_safetensors_comes_before_an_index(tmp_path: Path) -> None:
     """As transformers chooses."""
     save(tmp_path, llama())
-    write_index(tmp_path, {"a": "gone.safetensors"})
+    write_index(tmp_path, dict.fromkeys(llama(), "gone.safetensors"))
     with open_checkpoint(tmp_path) as checkpoint:
         assert list(checkpoint.reference.files) == ["model.safetensors"]
 

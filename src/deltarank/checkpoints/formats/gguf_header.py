@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.file_contents import refuse_other_content
 from deltarank.checkpoints.file_errors import refuse_file
 from deltarank.checkpoints.formats.safetensors_header import MAX_HEADER
 from deltarank.checkpoints.source import Source
@@ -51,7 +52,8 @@ def read_gguf(source: Source, file: str) -> GgufHeader:
     HeaderError: not a GGUF file, of an unknown version, truncated, or with a header of more than 100 MB.
     """
     parser = _HeaderParser(source, file)
-    if parser.take(4) != MAGIC:
+    if source.files[file] < len(MAGIC) or parser.take(len(MAGIC)) != MAGIC:
+        refuse_other_content(source, file)
         parser.refuse("it does not begin as a GGUF file")
     version, tensor_count, pair_count = parser.number("I"), parser.number("Q"), parser.number("Q")
     if version not in _VERSIONS:

@@ -24,6 +24,7 @@ from operator import mul
 from typing import Any, NoReturn
 
 from deltarank.checkpoints.escape import dimensions, quoted
+from deltarank.checkpoints.file_contents import refuse_other_content
 from deltarank.checkpoints.file_errors import refuse_file
 from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.source import Source
@@ -80,10 +81,13 @@ def read_header(source: Source, file: str) -> bytes:
     """
     size = source.files[file]
     if size < LENGTH_BYTES + 2:
+        refuse_other_content(source, file)
         refuse_file(file, f"{size} bytes are too few for a safetensors file")
     start = bytearray(LENGTH_BYTES + 1)
     source.read_into(file, 0, memoryview(start))
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if length > MAX_HEADER or start[LENGTH_BYTES:] != b"{":
+        refuse_other_content(source, file)
     _check_length(file, length, size)
     if start[LENGTH_BYTES:] != b"{":
         refuse_file(file, "it has no header where one should begin, so it is not a safetensors file")

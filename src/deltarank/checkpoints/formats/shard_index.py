@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any, NoReturn
 
 from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.file_contents import refuse_pointer
 from deltarank.checkpoints.file_errors import refuse_file
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -35,6 +36,7 @@ def parse_index(text: bytes, *, file: str) -> dict[str, str]:
 def _weight_map(text: bytes, file: str) -> dict[str, Any]:
     if len(text) > MAX_INDEX:
         _refuse(file, f"it has more than {MAX_INDEX:,} bytes")
+    refuse_pointer(text, file)
     try:
         data = json.loads(text.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:

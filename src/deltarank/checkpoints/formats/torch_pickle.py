@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.file_contents import refuse_other_content
 from deltarank.checkpoints.file_errors import refuse_file, unreadable_because
 from deltarank.checkpoints.formats.safetensors_header import MAX_HEADER, MAX_SIDES, TensorInfo
 from deltarank.checkpoints.formats.storage import StorageFormat
@@ -46,6 +47,7 @@ def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
     """
     assert isinstance(source, LocalSource), "pickles are not streamed"
     path, size = source.path(file), source.files[file]
+    _check_beginning(source, file)
     _check_archive(path, file)
     tensors = dict(_tensor_infos(_state_dict(_load(path, file)), file))
     for info in tensors.values():
@@ -55,14 +57,19 @@ def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
     return tensors
 
 
+def _check_beginning(source: Source, file: str) -> None:
+    start = bytearray(min(len(_ZIP_MAGIC), source.files[file]))
+    source.read_into(file, 0, memoryview(start))
+    if start != _ZIP_MAGIC:
+        refuse_other_content(source, file)
+        _refuse_unsafe(file, "is not an archive of torch, but a bare pickle or a file of torch before 1.6")
+
+
 def _check_archive(path: Path, file: str) -> None:
     """A zip archive of uncompressed records, with a pickle of limited size."""
     try:
-        with path.open("rb") as stream:
-            if stream.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-                _refuse_unsafe(file, "is not an archive of torch, but a bare pickle or a file of torch before 1.6")
-            with zipfile.ZipFile(stream) as archive:
-                records = archive.infolist()
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            records = archive.infolist()
     except OSError as error:
         raise unreadable_because(path, error) from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deltarank.checkpoints.escape import quoted
-from deltarank.checkpoints.folder import SAFETENSORS, SINGLE, read_owners
+from deltarank.checkpoints.folder import SINGLE, read_owners
 from deltarank.checkpoints.formats.shard_index import BIN_INDEX_SUFFIX, INDEX_SUFFIX
 from deltarank.checkpoints.hub.backoff import RETRIED_STATUSES, Backoff, TransferError, requested_delay
 from deltarank.checkpoints.hub.checksums import check_downloads
 from deltarank.checkpoints.references import HubRef
+from deltarank.checkpoints.weight_names import SAFETENSORS
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
 
 _T = TypeVar("_T")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltarank.checkpoints.folder import (
-    SAFETENSORS,
     WeightFiles,
     choose_safetensors,
     read_owners,
@@ -14,6 +13,7 @@ from deltarank.checkpoints.folder import (
 from deltarank.checkpoints.hub.client import call_hub
 from deltarank.checkpoints.hub.http_ranges import RemoteFile
 from deltarank.checkpoints.references import HubRef
+from deltarank.checkpoints.weight_names import SAFETENSORS
 
 
 def list_weights(ref: HubRef, commit: str, folder: Path) -> tuple[WeightFiles, tuple[RemoteFile, ...]] | None:

@@ -1,0 +1,80 @@
+"""Models in the folders below one that holds none itself: `checkpoint-500/`, `epoch_0/`, `pytorch_model.bin/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.other_formats import is_other_format
+from deltarank.checkpoints.weight_names import ADAPTER_CONFIG, gguf_weights, pickled_weights, safetensors_weights
+from deltarank.errors import CheckpointError
+from deltarank.results import listing
+
+MAX_DEPTH = 3
+MAX_NAMES = 10_000
+MAX_FOLDERS = 1000
+"""Folders that are looked into: what the user gave may be a home folder."""
+
+
+@dataclass(frozen=True)
+class Subfolder:
+    """A folder below the one that was given, which holds a whole model or an adapter."""
+
+    path: Path
+    is_adapter: bool
+
+
+def models_below(folder: Path) -> list[Subfolder]:
+    """The folders below this one that hold weights or an adapter, by the names of their files; none inside another."""
+    return [found for path in islice(_folders_below(folder, 1), MAX_FOLDERS) if (found := _model_in(path))]
+
+
+def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
+    for path in _listed(folder, folders=True):
+        yield path
+        if depth < MAX_DEPTH and _model_in(path) is None:
+            yield from _folders_below(path, depth + 1)
+
+
+def _model_in(folder: Path) -> Subfolder | None:
+    names = [path.name for path in _listed(folder, folders=False)]
+    if has_weights(names):
+        return Subfolder(folder, is_adapter=False)
+    return Subfolder(folder, is_adapter=True) if ADAPTER_CONFIG in names else None
+
+
+def _listed(folder: Path, *, folders: bool) -> list[Path]:
+    """The folders, or the files, in a folder; none if it may not be read. Links to folders are not followed."""
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
+    return [path for path in entries if path.is_dir() == folders and not (folders and path.is_symlink())]
+
+
+def names_below(folder: Path) -> list[str]:
+    """The folders in a folder, with a "/", and the files and folders in these, as relative paths."""
+    inner = _listed(folder, folders=True)
+    below = [path for each in inner for folders in (True, False) for path in _listed(each, folders=folders)]
+    return [f"{path.relative_to(folder).as_posix()}{'/' * path.is_dir()}" for path in (*inner, *below[:MAX_NAMES])]
+
+
+def has_weights(names: Sequence[str]) -> bool:
+    pickled = [name for name in pickled_weights(names) if not is_other_format(name)]
+    return bool(safetensors_weights(names) or gguf_weights(names) or pickled)
+
+
+def refuse_several(folder: Path, found: Sequence[Subfolder]) -> None:
+    """Raises:
+    CheckpointError: (slug "several-checkpoints") there are several.
+    """
+    if len(found) > 1:
+        names = listing([quoted(each.path.relative_to(folder)) for each in found], most=6)
+        raise CheckpointError(
+            f"{quoted(folder, max_length=300)} contains no weights itself, but {len(found)} folders that do: {names}.",
+            cure=f"Give the path of one of them, such as {quoted(found[-1].path, max_length=300)}.",
+            slug="several-checkpoints",
+        )
