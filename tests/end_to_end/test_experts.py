@@ -15,7 +15,7 @@ import deltarank
 import peft_adapters as made
 from deltarank.errors import AdapterError
 from deltarank.results import Outcome, TensorChange
-from deltarank.servers import kind_of_tensor
+from deltarank.tensor_names import kind_of_tensor
 from refusals import refused
 from tiny_architectures import (
     EXPERTS,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import deltarank
 import peft_adapters as made
 from deltarank.results import TensorChange
-from deltarank.servers import kind_of_tensor
+from deltarank.tensor_names import kind_of_tensor
 from tiny_architectures import EXPERTS, MORE_EXPERTS, logits, write_pair
 
 MAKES = {**EXPERTS, **MORE_EXPERTS}

@@ -33,14 +33,15 @@ RULES = {
     "__main__": rule("cli"),
     "errors": rule(""),
     "system": rule("errors"),
+    "tensor_names": rule(""),
     "results": rule("errors system", "msgspec"),
     "spectra": rule("errors results system", "torch numpy scipy"),
     # gguf: its table of names and its decoding of ggml's types, once a GGUF file is opened
-    "checkpoints": rule("errors results system", "torch numpy huggingface_hub hf_xet safetensors gguf"),
+    "checkpoints": rule("errors results system tensor_names", "torch numpy huggingface_hub hf_xet safetensors gguf"),
     "divergence": rule("errors results system", "torch numpy scipy sklearn"),
     "servers": rule("errors results system"),
     "architectures": rule("errors results system checkpoints", "torch transformers peft"),
-    "adapters": rule("errors results system checkpoints servers architectures", "torch numpy"),
+    "adapters": rule("errors results system tensor_names checkpoints servers architectures", "torch numpy"),
     "models": rule(
         "errors results system checkpoints divergence architectures",
         "torch transformers accelerate safetensors numpy gguf bitsandbytes",
@@ -51,14 +52,18 @@ RULES = {
     "jobs.compare": rule("errors results system checkpoints spectra adapters runtime", "torch"),
     "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
-    "jobs.extract": rule("errors results system checkpoints servers spectra adapters runtime jobs.compare", "torch"),
+    "jobs.extract": rule(
+        "errors results system tensor_names checkpoints servers spectra adapters runtime jobs.compare", "torch"
+    ),
     "jobs.outputs": rule(
-        "errors results system checkpoints servers spectra adapters runtime divergence models jobs.compare",
+        "errors results system tensor_names checkpoints servers spectra adapters runtime divergence models "
+        "jobs.compare",
         "torch numpy",
     ),
     "demo": rule("errors results system", "torch transformers peft numpy safetensors tokenizers tqdm"),
     "cli": rule(
-        " errors results system servers runtime report demo " + " ".join(f"jobs.{job}" for job in JOBS), "click tqdm"
+        " errors results system tensor_names servers runtime report demo " + " ".join(f"jobs.{job}" for job in JOBS),
+        "click tqdm",
     ),
 }
 

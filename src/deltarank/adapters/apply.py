@@ -19,16 +19,8 @@ from deltarank.adapters.targets import Placement, Target, TensorIndex, place_par
 from deltarank.checkpoints import Pair, dimensions, parse_expert_name, quoted
 from deltarank.errors import AdapterError
 from deltarank.results import count
-from deltarank.servers import (
-    EXPERT,
-    PEFT,
-    Handling,
-    Server,
-    file_router_name,
-    get_server,
-    kind_of_tensor,
-    modules_fused_by_peft,
-)
+from deltarank.servers import PEFT, Handling, Server, file_router_name, get_server, modules_fused_by_peft
+from deltarank.tensor_names import EXPERT, kind_of_tensor
 
 _OUTPUT_HEADS = frozenset({"lm_head.weight"})
 _FUSED_EXPERTS = "the checkpoints contain all experts of a layer in one tensor, and this one is for a single expert"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from deltarank.results import Energy, SignedShare, count, listing, percents, to_plain
-from deltarank.servers import Server, kind_in_words
+from deltarank.servers import Server
+from deltarank.tensor_names import kind_in_words
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.targets import Target, TensorIndex
 from deltarank.checkpoints import Pair, quoted
 from deltarank.results import count, listing
-from deltarank.servers import Handling, Server, kind_of_tensor
+from deltarank.servers import Handling, Server
+from deltarank.tensor_names import kind_of_tensor
 
 
 def notes_on_semantics(adapter: LoraAdapter, server: Server) -> Iterator[str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.adapters.read import AdapterPart, PartKind
-from deltarank.checkpoints import Pair, SummedTensor, dimensions, parse_expert_name, strip_wrappers
+from deltarank.checkpoints import Pair, SummedTensor, dimensions, parse_expert_name
 from deltarank.servers import is_conv1d_model
+from deltarank.tensor_names import strip_wrappers
 
 Target = SummedTensor | Pair
 

@@ -14,7 +14,6 @@ from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files, find_adapter_folder
 from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.pairing.fused_experts import parse_expert_name
-from deltarank.checkpoints.pairing.names import strip_wrappers
 from deltarank.checkpoints.pairing.pair import pair_checkpoints
 from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor
 from deltarank.checkpoints.source import LocalSource, Source
@@ -43,5 +42,4 @@ __all__ = [
     "quoted",
     "read_chunks",
     "read_rows",
-    "strip_wrappers",
 ]

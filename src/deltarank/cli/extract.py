@@ -25,8 +25,9 @@ from deltarank.cli.run_command import default_output, print_plan, quieten_the_hu
 from deltarank.cli.streams import out, sayer
 from deltarank.errors import UsageError
 from deltarank.results import count, escape, format_table, percent
-from deltarank.servers import DEFAULT_SERVER, kind_in_words
+from deltarank.servers import DEFAULT_SERVER
 from deltarank.system import Default
+from deltarank.tensor_names import kind_in_words
 
 if TYPE_CHECKING:
     from deltarank.jobs.extract import ExtractedAdapter

@@ -14,13 +14,10 @@ from deltarank.servers.model_families import (
     peft_router_name,
 )
 from deltarank.servers.rules import DEFAULT_SERVER, PEFT, Handling, Server, get_server, rules_date, server_names
-from deltarank.servers.tensor_kinds import EXPERT, ROUTER, kind_in_words, kind_of_tensor
 
 __all__ = [
     "DEFAULT_SERVER",
-    "EXPERT",
     "PEFT",
-    "ROUTER",
     "ExpertLayout",
     "Handling",
     "Server",
@@ -28,8 +25,6 @@ __all__ = [
     "get_server",
     "is_conv1d_model",
     "is_transposed",
-    "kind_in_words",
-    "kind_of_tensor",
     "modules_fused_by_peft",
     "peft_router_name",
     "rules_date",

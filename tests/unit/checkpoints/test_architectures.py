@@ -77,5 +77,5 @@ def test_fused_experts_of_gpt_oss_are_measured_slice_by_slice(tmp_path: Path) ->
     found = modules(plan)
     assert {"mlp.experts.gate_up_proj": 4, "mlp.experts.down_proj": 4, "mlp.router": 1}.items() <= found.items()
     assert "model.layers.1.mlp.experts.down_proj[3]" in {pair.name for pair in plan.pairs}
-    biases = {x.name for x in plan.summed if x.reason.startswith("a stack of biases")}
+    biases = {x.name for x in plan.summed if x.reason.startswith("among the biases")}
     assert "model.layers.0.mlp.experts.gate_up_proj_bias" in biases

@@ -154,7 +154,7 @@ def test_slices_of_fused_experts_are_pairs(tmp_path: Path) -> None:
             assert torch.equal(read(pair)[0], base[name][i])
             assert torch.equal(read(pair)[1], finetune[name][i])
         (bias,) = plan.summed
-        assert bias.reason == "a stack of biases, which a LoRA cannot represent"
+        assert bias.reason == "among the biases, which a LoRA cannot represent"
 
 
 def test_convolutions_are_summed_not_measured(tmp_path: Path) -> None:

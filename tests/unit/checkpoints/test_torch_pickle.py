@@ -63,7 +63,7 @@ def test_views_ties_and_types(tmp_path: Path) -> None:
     """A view begins inside of its storage; tied tensors share one."""
     whole = numbers(10, 6)
     tensors = {"a.weight": whole[3:7], "b.weight": whole, "tied.weight": whole, "n": torch.arange(5)}
-    tensors |= {str(t): numbers(4, 4, dtype=t) for t in (torch.float16, torch.float32, torch.float64)}
+    tensors |= {f"{t}.weight": numbers(4, 4, dtype=t) for t in (torch.float16, torch.float32, torch.float64)}
     base = save_pickled(tmp_path / "a", tensors)
     finetune = save(tmp_path / "b", {name: tensor.clone() for name, tensor in tensors.items()})
     with open_checkpoint(base) as before, open_checkpoint(finetune) as after:

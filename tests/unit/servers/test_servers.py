@@ -5,7 +5,8 @@ import re
 import pytest
 
 from deltarank.errors import UsageError
-from deltarank.servers import get_server, is_transposed, kind_in_words, kind_of_tensor, rules_date, server_names
+from deltarank.servers import get_server, is_transposed, rules_date, server_names
+from deltarank.tensor_names import kind_in_words, kind_of_tensor
 from refusals import refused
 
 

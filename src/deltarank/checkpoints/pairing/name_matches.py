@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.pairing.names import INNER_WRAPPERS, wrapper_count
 from deltarank.results import count
+from deltarank.tensor_names import INNER_WRAPPERS, wrapper_count
 
 Tensors = Mapping[str, TensorInfo]
 

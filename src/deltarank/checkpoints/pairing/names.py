@@ -10,15 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-
-WRAPPERS = frozenset(
-    {"model", "language_model", "text_model", "base_model", "transformer", "module", "llm", "backbone", "gpt_neox"}
-    | {"thinker", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-)
-"""Prefixes that a training framework or a larger model puts before the names of a language model."""
-
-INNER_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Wrappers that may also appear inside a name."""
+from deltarank.tensor_names import EMBEDDING, INNER_WRAPPERS, LM_HEAD, POSITION, kind_of_tensor, strip_wrappers
 
 _LISTS = frozenset(
     {"layers", "layer", "h", "blocks", "block", "resblocks", "transformer_blocks", "single_transformer_blocks"}
@@ -33,9 +25,10 @@ _MAX_PARTS = 32  # A name can have a million dots; the number of a layer is near
 _MAIN_SHARE = 2 / 3
 
 _EXPERTS = re.compile(r"experts?$")
-_INPUT = re.compile(r"embed_tokens|wte|tok_embeddings|embed_in|word_embeddings|shared|embedding|embeddings")
-_HEAD = re.compile(r"lm_head|embed_out|output|output_layer|head")
-_EMBEDDING = re.compile(r"wpe|embed\w*|\w*embeddings?|\w*_embed")
+# Of the embeddings, those of a model's tokens.
+_INPUT = re.compile(
+    r"embed_tokens|wte|tok_embeddings|embed_in|word_embeddings|shared|embedding|embeddings|tokens_embed"
+)
 
 
 class VocabularyRole(Enum):
@@ -48,16 +41,12 @@ class VocabularyRole(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a tensor is in its model. `layer` is None outside the stacks of layers."""
+    """Where a tensor is in its model, and its `kind_of_tensor`. `layer` is None outside the stacks of layers."""
 
     layer: int | None
     module: str
     vocabulary: VocabularyRole | None
-
-    @property
-    def is_bias(self) -> bool:
-        """Biases of fused experts are stored as a matrix, which is not a weight matrix."""
-        return self.module.rsplit(".", 1)[-1].endswith("bias")
+    kind: str | None
 
 
 class TensorLocator:
@@ -75,14 +64,16 @@ class TensorLocator:
 
     def locate(self, name: str) -> Location:
         """ "model.layers.17.mlp.down_proj.weight" -> layer 17, module "mlp.down_proj"."""
-        parts = name.split(".")
+        parts, kind = name.split("."), kind_of_tensor(name)
         index = self._layer_index(parts)
         if index is None:
             module = _module(strip_wrappers(parts))
-            return Location(None, module, _vocabulary(module))
+            return Location(None, module, _vocabulary(kind, module), kind)
         stack = tuple(parts[:index])
         prefix = [] if stack == self._main else strip_wrappers(stack[:-1])
-        return Location(int(parts[index]), _module([*prefix, *parts[index + 1 :]]), None)
+        # Layers for multi-token prediction hold copies of the vocabulary, which are not the model's own.
+        copy = VocabularyRole.OTHER if kind in (EMBEDDING, POSITION, LM_HEAD) else None
+        return Location(int(parts[index]), _module([*prefix, *parts[index + 1 :]]), copy, kind)
 
     def _layer_index(self, parts: Sequence[str]) -> int | None:
         """The index of the layer's number: after the first name of a list of layers, else in the first long list."""
@@ -94,17 +85,6 @@ class TensorLocator:
             if tuple(parts[:i]) in self._long_lists:
                 return i
         return None
-
-
-def strip_wrappers(parts: Sequence[str]) -> list[str]:
-    """The parts after the leading wrappers; none if all are wrappers."""
-    rest = list(parts[wrapper_count(parts) :])
-    return [] if rest and rest[0] in WRAPPERS else rest
-
-
-def wrapper_count(parts: Sequence[str]) -> int:
-    """How many leading parts are wrappers; the last part does not count."""
-    return next((i for i, part in enumerate(parts[:-1]) if part not in WRAPPERS), max(len(parts) - 1, 0))
 
 
 def _is_number(part: str) -> bool:
@@ -140,10 +120,9 @@ def _module(parts: Sequence[str]) -> str:
     return ".".join(kept) or "weight"
 
 
-def _vocabulary(module: str) -> VocabularyRole | None:
-    leaf = module.rsplit(".", 1)[-1]
-    if leaf == "lm_head" or (leaf == module and _HEAD.fullmatch(leaf)):
+def _vocabulary(kind: str | None, module: str) -> VocabularyRole | None:
+    if kind == LM_HEAD:
         return VocabularyRole.HEAD
-    if _INPUT.fullmatch(leaf):
+    if kind == EMBEDDING and _INPUT.fullmatch(module.rsplit(".", 1)[-1]):
         return VocabularyRole.INPUT
-    return VocabularyRole.OTHER if _EMBEDDING.fullmatch(leaf) else None
+    return VocabularyRole.OTHER if kind in (EMBEDDING, POSITION) else None

@@ -23,9 +23,10 @@ from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty
 from deltarank.checkpoints.pairing.tied_embeddings import TiedEmbeddings
 from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor, is_same_data
 from deltarank.results import Outcome, Skipped
+from deltarank.tensor_names import EXPERT, ROUTER, kind_in_words
 
-# Convolutions have three dimensions, too, but a short last one; an expert's matrix is wide both ways.
-_MIN_EXPERT_SIDE = 16
+_MATRIX_KINDS = (None, EXPERT, ROUTER)
+"""Kinds of tensors that are the matrix of a linear layer."""
 
 
 def pair_checkpoints(
@@ -99,7 +100,7 @@ class _Match:
 
     @property
     def is_model_matrix(self) -> bool:
-        return len(self.finetune.shape) > 1 and not self.location.vocabulary and not self.location.is_bias
+        return len(self.finetune.shape) > 1 and self.location.kind in _MATRIX_KINDS
 
     @property
     def is_resized_vocabulary(self) -> bool:
@@ -113,11 +114,9 @@ class _Match:
 
     @property
     def is_stack(self) -> bool:
-        """Fused experts: matrices of one shape, one after the other."""
-        shape = self.finetune.shape
-        if len(shape) != 3 or self.location.is_bias:
-            return False
-        return "expert" in self.location.module or min(shape[1:]) >= _MIN_EXPERT_SIDE
+        """Fused experts: matrices of one shape, one after the other. Other tensors of three sides are convolutions."""
+        kind, module = self.location.kind, self.location.module
+        return len(self.finetune.shape) == 3 and (kind == EXPERT or ("expert" in module and kind != "bias"))
 
 
 class _Matcher:
@@ -298,8 +297,8 @@ def _why_only_summed(match: _Match) -> tuple[Outcome, str] | None:
         return Outcome.EMBEDDING, Outcome.EMBEDDING.sentence
     if dimension_count < 2:
         return Outcome.NOT_A_MATRIX, Outcome.NOT_A_MATRIX.sentence
-    if match.location.is_bias:
-        return Outcome.NOT_A_MATRIX, "a stack of biases, which a LoRA cannot represent"
+    if match.location.kind not in _MATRIX_KINDS:
+        return Outcome.NOT_A_MATRIX, f"among the {kind_in_words(match.location.kind)}, which a LoRA cannot represent"
     if dimension_count > 2:
         shape = dimensions(match.finetune.shape)
         return Outcome.NOT_A_MATRIX, f"a tensor of {shape}, such as a convolution: not a single matrix"

@@ -10,7 +10,7 @@ from deltarank.adapters import Budget, MatrixEnergies, OmittedTensor, module_typ
 from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor, ZeroModule
 from deltarank.jobs.extract.result import AdapterMatrix, SummedEnergy
 from deltarank.results import Loss, Outcome
-from deltarank.servers import EXPERT, kind_of_tensor
+from deltarank.tensor_names import EXPERT, kind_of_tensor
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from deltarank.checkpoints import Checkpoint, Pair
 from deltarank.jobs.extract.layout import FusedExpert, Target
 from deltarank.jobs.extract.reasons import UNKNOWN_EXPERT, UNKNOWN_FUSED_EXPERT, omission_reason
 from deltarank.results import listing
-from deltarank.servers import EXPERT, PEFT, ExpertLayout, Server, kind_of_tensor, modules_fused_by_peft
+from deltarank.servers import PEFT, ExpertLayout, Server, modules_fused_by_peft
+from deltarank.tensor_names import EXPERT, kind_of_tensor
 
 
 def is_slice(pair: Pair) -> bool:

@@ -8,7 +8,8 @@ import torch
 
 from deltarank.checkpoints import Pair, SummedTensor
 from deltarank.results import Outcome
-from deltarank.servers import EXPERT, ExpertLayout, Server, kind_of_tensor
+from deltarank.servers import ExpertLayout, Server
+from deltarank.tensor_names import EXPERT, kind_of_tensor
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from deltarank.jobs.extract.reasons import (
     omission_reason,
 )
 from deltarank.results import Outcome, Skipped
-from deltarank.servers import EXPERT, ROUTER, Handling, Server, is_transposed, kind_of_tensor, peft_router_name
+from deltarank.servers import Handling, Server, is_transposed, peft_router_name
+from deltarank.tensor_names import EXPERT, ROUTER, kind_of_tensor
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from deltarank.adapters import BUDGET_PICTURE_FILE
 from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.results import Reference, count, percent, size
-from deltarank.servers import PEFT, get_server, kind_in_words, rules_date
+from deltarank.servers import PEFT, get_server, rules_date
+from deltarank.tensor_names import kind_in_words
 
 _BAR = 40
 _MOST_NAMES = 60

@@ -10,7 +10,8 @@ from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTenso
 from deltarank.jobs.extract.options import ExtractOptions
 from deltarank.results import ShownAsLines, count, figure, listing, size
 from deltarank.runtime import Plan, needs_line, reference_line, step_lines
-from deltarank.servers import kind_in_words, rules_date
+from deltarank.servers import rules_date
+from deltarank.tensor_names import kind_in_words
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from deltarank.servers import Handling, Server, kind_in_words
+from deltarank.servers import Handling, Server
+from deltarank.tensor_names import kind_in_words
 
 NOT_A_MATRIX = "not a matrix, so a LoRA cannot represent its change"
 NOT_A_MODULE = "its name is not that of a module's weight, so no adapter can be applied to it"

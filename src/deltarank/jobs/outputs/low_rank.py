@@ -21,8 +21,8 @@ from deltarank.errors import JobError
 from deltarank.models import Edit, read_piece
 from deltarank.results import Energy, Norm, Outcome
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
-from deltarank.servers import EXPERT, kind_of_tensor
 from deltarank.spectra import factorise
+from deltarank.tensor_names import EXPERT, kind_of_tensor
 
 _BYTES_PER_NUMBER = torch.float32.itemsize
 
