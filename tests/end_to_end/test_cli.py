@@ -116,6 +116,18 @@ def test_without_a_report_only_results_are_written_and_a_current_report_is_kept(
     assert page.read_text() != mark
 
 
+def test_a_message_is_explained_by_the_name_at_its_end(run: RunCommand, base: Path) -> None:
+    name = run("compare", base, base).err.split("deltarank explain ")[1].split(",")[0]
+    done = run("explain", name)
+
+    assert done.code == 0
+    assert "**Cure.** " in done.out
+    page = (Path(__file__).parents[2] / "docs" / "messages.md").read_text()
+    assert done.out.strip() in page.split(f"## {name}\n")[1]
+    assert "Similar names: wrong-base" in run("explain", "wrong-bse").err
+    assert run("explain").out.split() == re.findall(r"^## (\S+)$", page, re.MULTILINE)
+
+
 def test_json_is_alone_on_stdout(run: RunCommand, base: Path, full: Path) -> None:
     done = run("compare", base, full, "-o", "run", "--ranks", "8", "--json")
 
@@ -218,7 +230,7 @@ def assert_refused(done: Finished, slug: str, *, code: int = 1, run: str = "run"
     """One message, its cure, its place in the docs, and nothing half written."""
     assert done.code == code, done.err
     assert done.out == ""
-    assert done.err.splitlines()[-1] == f"More: docs/messages.md#{slug}"
+    assert done.err.splitlines()[-1].startswith(f"More: deltarank explain {slug}, or https://")
     assert "deltarank: " in done.err
     assert "Traceback" not in done.err
     left = Path(run)

@@ -14,6 +14,7 @@ import click
 
 from deltarank.cli.compare import compare
 from deltarank.cli.demo import demo
+from deltarank.cli.explain import explain, further_help
 from deltarank.cli.extract import extract
 from deltarank.cli.outputs import outputs
 from deltarank.cli.report import report
@@ -56,7 +57,7 @@ def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""
 
 
-for command in (compare, extract, verify, outputs, which_base, report, demo):
+for command in (compare, extract, verify, outputs, which_base, report, demo, explain):
     deltarank.add_command(command)
 
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with recorded_command(shlex.join(["deltarank", *arguments])):
             code = deltarank.main(arguments, prog_name="deltarank", standalone_mode=False)
     except DeltarankError as error:
-        complain(f"{printable(error.message)}\n{printable(error.cure)}\nMore: docs/messages.md#{error.slug}")
+        complain(f"{printable(error.message)}\n{printable(error.cure)}\n{further_help(error.slug)}")
         return error.exit_code
     except click.ClickException as error:
         error.show()

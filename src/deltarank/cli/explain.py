@@ -1,0 +1,54 @@
+"""`deltarank explain`: what a message means and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from deltarank.cli.streams import out
+from deltarank.errors import UsageError
+
+MESSAGES_PAGE = "https://github.com/deltarank/deltarank/blob/main/docs/messages.md"
+
+
+@click.command(short_help="Explain a message by its name.")
+@click.argument("slug", required=False)
+def explain(slug: str | None) -> None:
+    """Explain the message with the name SLUG, which stands at its end: what it means, why, and what to do.
+
+    Without SLUG, print the names of all messages.
+    """
+    pages = _pages()
+    if slug is None:
+        out("\n".join(pages))
+    elif slug in pages:
+        out(pages[slug])
+    else:
+        near = difflib.get_close_matches(slug, pages, n=3, cutoff=0.5)
+        raise UsageError(
+            f"There is no message {slug!r}.",
+            cure=f"Similar names: {', '.join(near)}." if near else "`deltarank explain` prints all names.",
+            slug="no-such-message",
+        )
+
+
+def further_help(slug: str) -> str:
+    """The last line of a message."""
+    return f"More: deltarank explain {slug}, or {MESSAGES_PAGE}#{slug}"
+
+
+def _pages() -> dict[str, str]:
+    """The sections of docs/messages.md by name, in their order."""
+    _, *sections = _text().split("\n## ")
+    return {title: body.strip() for title, _, body in (each.partition("\n") for each in sections)}
+
+
+def _text() -> str:
+    """The page is packaged with the library; an editable install reads it where it is written."""
+    packaged = files("deltarank") / "messages.md"
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).parents[3] / "docs" / "messages.md").read_text(encoding="utf-8")
