@@ -23,12 +23,13 @@ from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.source import Source
 
 _PART_DTYPES = {
-    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "U32": torch.int32, "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
-"""Dtypes of parts, by their safetensors names. F8_E8M0 is read as bytes: it holds only exponents."""
+"""Dtypes of parts, by their safetensors names. U32 is read as words of bits, whose sign means nothing, and F8_E8M0 as
+bytes: it holds only exponents."""
 
 FLOAT_BYTES = 4
 STEP = 1 << 20

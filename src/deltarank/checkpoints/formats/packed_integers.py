@@ -19,13 +19,14 @@ AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """AutoAWQ's order of eight 4-bit numbers in a word."""
 
 
-def integer_error(bits: int, group: int) -> float:
+def integer_error(bits: int, group: int, *, is_affine: bool = False) -> float:
     """The relative error of rounding normally distributed numbers to 2^bits even steps over each group's range.
 
-    sqrt(step^2 / 12) with step = 2 max / (2^bits - 1), where max is the expected maximum of a group by extreme value
-    theory.
+    sqrt(step^2 / 12) with step = 2 max / (2^bits - 1), where max is the expected maximum of |w| in a group by extreme
+    value theory; of w if the range goes from the smallest to the largest number (`is_affine`).
     """
-    largest = NormalDist().inv_cdf(1 - 0.2807 / max(group, 2))
+    exceeded = 0.5614 if is_affine else 0.2807
+    largest = NormalDist().inv_cdf(1 - exceeded / max(group, 2))
     return largest / (math.sqrt(3) * ((1 << bits) - 1))
 
 

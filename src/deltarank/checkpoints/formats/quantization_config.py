@@ -9,10 +9,10 @@ from typing import Any
 
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `quantization_config` or `compression_config`, of the model or of its text part; empty if there is none."""
+    """The `quantization_config`, `compression_config` or MLX's `quantization`, of the model or its text part, or {}."""
     text_config = config.get("text_config")
     for part in (config, text_config if isinstance(text_config, dict) else {}):
-        for key in ("quantization_config", "compression_config"):
+        for key in ("quantization_config", "compression_config", "quantization"):
             if isinstance(part.get(key), dict):
                 quantization: Mapping[str, Any] = part[key]
                 return quantization

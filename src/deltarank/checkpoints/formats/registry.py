@@ -15,6 +15,7 @@ from deltarank.checkpoints.formats.fp8 import find_fp8
 from deltarank.checkpoints.formats.gguf import GGUF_SUFFIX, find_gguf, gguf_tensors
 from deltarank.checkpoints.formats.gpt_oss_experts import find_gpt_oss_experts
 from deltarank.checkpoints.formats.gptq import find_gptq
+from deltarank.checkpoints.formats.mlx import find_mlx
 from deltarank.checkpoints.formats.quantization_config import quantization_config
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo, parse_header, read_header
 from deltarank.checkpoints.formats.storage import StorageFormat
@@ -80,6 +81,7 @@ def _find_quantised(tensors: Tensors, quantization: Mapping[str, Any], parts: Pa
     plan.add(find_gptq(tensors, quantization))
     plan.add(find_bitsandbytes(tensors, parts))
     plan.add(find_gpt_oss_experts(tensors))
+    plan.add(find_mlx(tensors, quantization))
     return plan
 
 
