@@ -31,8 +31,10 @@ from deltarank.adapters.keys import (
     module_type,
     whole_tensor_key,
 )
-from deltarank.adapters.read import AdapterPart, LoadEffect, LoraAdapter, PartKind, UnusedTensor, open_adapter
+from deltarank.adapters.parts import AdapterPart, LoadEffect, PartKind, UnusedTensor
+from deltarank.adapters.read import LoraAdapter, open_adapter
 from deltarank.adapters.targets import Placement
+from deltarank.adapters.unloaded import Unloaded
 from deltarank.adapters.update import LoraUpdate
 from deltarank.adapters.write import (
     FillBuffer,
@@ -67,6 +69,7 @@ __all__ = [
     "PartKind",
     "Placement",
     "StreamedTensor",
+    "Unloaded",
     "UnusedTensor",
     "adapter_config",
     "apply_adapter",

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,14 +83,14 @@ def _sum_checkpoint(base: Checkpoint, adapter: LoraAdapter, reference: Reference
         reference=reference,
         tensors=base.tensors,
         config=base.config,
-        source=AdaptedSource(base, adapter, {}),
+        source=AdaptedSource(base, adapter, {}, ()),
         fingerprint=f"{base.fingerprint} {adapter.file.fingerprint} {_config_digest(adapter)}",
     )
     pairing = pair_checkpoints(base, unchanged)
     targets: tuple[Pair | SummedTensor, ...] = (*pairing.pairs, *pairing.summed)
-    applied = apply_adapter(adapter, targets, server=None, config=base.config)
+    applied = apply_adapter(adapter, targets, server=None, base=base)
     applied.check_loads_in_peft()
-    source = AdaptedSource(base, adapter, applied.changes)
+    source = AdaptedSource(base, adapter, applied.changes, applied.untied)
     unused = [quoted(entry.name) for entry in applied.unused]
     notes = [f"the finetune is the base with a LoRA on {count(len(applied.changes), 'tensor')}, added in float32"]
     notes += applied.left_out_biases(adapter)
@@ -98,8 +99,22 @@ def _sum_checkpoint(base: Checkpoint, adapter: LoraAdapter, reference: Reference
         names = listing(unused, most=2)
         verb = "changes" if len(unused) == 1 else "change"
         notes.append(f"{count(len(unused), 'tensor')} of the adapter {verb} nothing: {names} ({reason})")
-    tensors = {**base.tensors, **source.tensors}
-    return replace(unchanged, source=source, tensors=tensors, notes=(*notes, *applied.notes))
+    if applied.unloaded is not None:
+        notes.insert(0, applied.unloaded.sentence.removesuffix("."))
+    return replace(
+        unchanged,
+        source=source,
+        tensors={**base.tensors, **source.tensors},
+        config=_without_tie(base.config) if applied.untied else base.config,
+        notes=(*notes, *applied.notes),
+    )
+
+
+def _without_tie(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a model whose output head is a tensor of its own."""
+    text = config.get("text_config")
+    nested = {"text_config": {**text, "tie_word_embeddings": False}} if isinstance(text, dict) else {}
+    return {**config, **nested, "tie_word_embeddings": False}
 
 
 def _config_digest(adapter: LoraAdapter) -> str:
@@ -123,7 +138,13 @@ class _ChangedTensor:
 class AdaptedSource:
     """The base's files, and one virtual file that holds the changed tensors in float32."""
 
-    def __init__(self, base: Checkpoint, adapter: LoraAdapter, changes: Mapping[str, Sequence[Change]]) -> None:
+    def __init__(
+        self,
+        base: Checkpoint,
+        adapter: LoraAdapter,
+        changes: Mapping[str, Sequence[Change]],
+        untied: Sequence[SummedTensor],
+    ) -> None:
         self._base = base.source
         self._adapter = adapter
         self._changes = dict(changes)
@@ -133,18 +154,21 @@ class AdaptedSource:
         self._updates: OrderedDict[str, LoraUpdate] = OrderedDict()
         self._lock = threading.Lock()
         start = 0
-        for name, (first, *_) in self._changes.items():
-            part = first.placement.target.base
+        heads = {target.name: target for target in untied}
+        changed = {name: first.placement.target for name, (first, *_) in self._changes.items()}
+        for name, target in {**changed, **heads}.items():
+            part = target.base
             info = base.tensors[part.tensor]
-            if info.name not in self.tensors:
+            tensor = name if name in heads else info.name
+            if tensor not in self.tensors:
                 rows, columns = part.shape
                 piece = Piece.from_info(info, base.source, (info.entries // columns, columns))
-                self._changed[info.name] = _ChangedTensor(piece, rows, {})
-                self.tensors[info.name] = TensorInfo(
-                    info.name, info.shape, "F32", self._file, start, _FLOAT_BYTES * info.entries
-                )
-                start += _FLOAT_BYTES * info.entries
-            self._changed[info.name].names[(part.start - info.start) // part.nbytes] = name
+                self._changed[tensor] = _ChangedTensor(piece, rows, {})
+                size = _FLOAT_BYTES * info.entries
+                self.tensors[tensor] = TensorInfo(tensor, info.shape, "F32", self._file, start, size)
+                start += size
+            if name in self._changes:
+                self._changed[tensor].names[(part.start - info.start) // part.nbytes] = name
         self._names = list(self.tensors)
         self._starts = [info.start for info in self.tensors.values()]
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from deltarank.adapters.file_names import CONFIG_FILE
-from deltarank.adapters.patterns import InvalidFieldError, ModulePatterns, ModuleSelector, name_suffixes
+from deltarank.adapters.patterns import (
+    InvalidFieldError,
+    ModulePatterns,
+    ModuleSelector,
+    is_plain_name,
+    name_suffixes,
+)
 from deltarank.errors import AdapterError
 from deltarank.results import listing
 
@@ -51,6 +57,14 @@ KNOWN_FIELDS = frozenset(
 """The fields of PEFT up to 0.21. A field of a later version may change the numbers."""
 
 
+_FOR_PEFT = (
+    *("peft_type", "task_type", "r", "lora_alpha", "target_modules", "exclude_modules", "modules_to_save", "bias"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_rslora"),
+    *("lora_bias", "target_parameters", "ensure_weight_tying"),
+)
+"""The fields that decide which tensors PEFT loads, and where."""
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """The fields of the configuration that decide what is added to the base.
@@ -59,10 +73,13 @@ class LoraConfig:
     targets          the modules that PEFT puts a LoRA on; it ignores factors of any other module
     excluded         modules that are not targets, although `targets` matches them
     parameters       suffixes of the names of bare parameters that have a LoRA (`target_parameters`)
-    ties_weights     an embedding that is saved whole is also used as the output head; the file has a copy for the head
-    selects_layers   only some layers are targets (`layers_to_transform`)
+    ties_weights     what is done to an embedding is also done to the output head that the base ties to it
+    layers           the layers whose modules are targets (`layers_to_transform`); None for all
+    layers_pattern   the names of lists of layers in which these numbers count; empty for any list
+    task             `task_type`, which decides what PEFT saves beside the factors: "CAUSAL_LM"
     unknown          fields that are set and that no known version of PEFT has
     base             the model that the adapter was made for, as it says; "" if it names none
+    for_peft         the checked fields, as PEFT takes them
     """
 
     rank: int
@@ -78,9 +95,21 @@ class LoraConfig:
     excluded: ModuleSelector
     parameters: frozenset[str] = frozenset()
     ties_weights: bool = False
-    selects_layers: bool = False
+    layers: frozenset[int] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    task: str = ""
     unknown: tuple[str, ...] = ()
     base: str = ""
+    for_peft: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_safe_to_run(self) -> bool:
+        """Whether PEFT can match all expressions in a reasonable time."""
+        return not (self.targets.not_run or self.excluded.not_run)
+
+    @property
+    def has_targets(self) -> bool:
+        return self.for_peft.get("target_modules") is not None
 
     @property
     def has_patterns(self) -> bool:
@@ -93,7 +122,26 @@ class LoraConfig:
         return self.alpha_pattern.get(module, self.alpha)
 
     def targets_module(self, module: str) -> bool:
-        return self.targets.matches(module) and not (self.excluded and self.excluded.matches(module))
+        """Whether PEFT puts a LoRA on a module of this name, if the model has one."""
+        if self.excluded and self.excluded.matches(module):
+            return False
+        return self.targets.matches(module) and not self._is_in_saved_module(module) and self._has_wanted_layer(module)
+
+    def _is_in_saved_module(self, module: str) -> bool:
+        """Whether a module in `modules_to_save` is this one or contains it; PEFT puts no LoRA there."""
+        parts = f".{module}."
+        return any(f".{name}." in parts for name in self.modules_to_save)
+
+    def _has_wanted_layer(self, module: str) -> bool:
+        """PEFT takes the first number after a name (or after one of `layers_pattern`) for the layer."""
+        if self.layers is None:
+            return True
+        parts = module.split(".")
+        first = 0 if self.layers_pattern else 1
+        for before, number, _ in zip(parts[first:], parts[first + 1 :], parts[first + 2 :], strict=False):
+            if number.isdecimal() and (not self.layers_pattern or before in self.layers_pattern):
+                return int(number) in self.layers
+        return False
 
     def targets_parameter(self, name: str) -> bool:
         return any(suffix in self.parameters for suffix in name_suffixes(name))
@@ -130,13 +178,16 @@ def parse_config(text: bytes) -> LoraConfig:
             fan_in_fan_out=_read_flag(data, "fan_in_fan_out"),
             bias=_check_bias(data.get("bias", "none")),
             lora_bias=_read_flag(data, "lora_bias"),
-            modules_to_save=_read_names(data, "modules_to_save"),
+            modules_to_save=_read_saved(data),
             targets=_read_selector(data, "target_modules", default=ModuleSelector(selects_all=True)),
             excluded=_read_selector(data, "exclude_modules", default=ModuleSelector()),
             parameters=frozenset(_read_names(data, "target_parameters")),
             ties_weights=_read_flag(data, "ensure_weight_tying"),
             base=ascii(base)[1:-1][:120] if isinstance(base := data.get("base_model_name_or_path"), str) else "",
-            selects_layers=data.get("layers_to_transform") is not None,
+            layers=_read_layers(data),
+            layers_pattern=_read_layers_pattern(data),
+            task=task if isinstance(task := data.get("task_type"), str) else "",
+            for_peft={name: data[name] for name in _FOR_PEFT if name in data},
             unknown=tuple(ascii(name)[1:-1][:60] for name, value in data.items() if name not in KNOWN_FIELDS and value),
         )
     except InvalidFieldError as error:
@@ -217,6 +268,36 @@ def _read_names(data: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise InvalidFieldError(f"{field} is not a list of names")
     return tuple(value)
+
+
+def _read_layers(data: Mapping[str, Any]) -> frozenset[int] | None:
+    value = data.get("layers_to_transform")
+    if value is None or value == []:
+        return None
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in numbers):
+        raise InvalidFieldError(f"layers_to_transform is {ascii(value)[:40]}; numbers of layers were expected")
+    if isinstance(data.get("target_modules"), str):
+        raise InvalidFieldError("layers_to_transform is set, and target_modules is a string, which PEFT refuses")
+    return frozenset(numbers)
+
+
+def _read_layers_pattern(data: Mapping[str, Any]) -> tuple[str, ...]:
+    value = data.get("layers_pattern")
+    names = (value,) if isinstance(value, str) and value else _read_names(data, "layers_pattern") if value else ()
+    if names and _read_layers(data) is None:
+        raise InvalidFieldError("layers_pattern is set without layers_to_transform, which PEFT refuses")
+    if not all(is_plain_name(name) for name in names):
+        raise InvalidFieldError(f"layers_pattern has names that are expressions: {ascii(names)[:60]}")
+    return names
+
+
+def _read_saved(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """PEFT runs these names as expressions, in which a dot stands for any letter; any other expression is refused."""
+    names = _read_names(data, "modules_to_save")
+    if not all(is_plain_name(name) for name in names):
+        raise InvalidFieldError(f"modules_to_save has names that are expressions: {ascii(list(names))[:60]}")
+    return names
 
 
 def _read_selector(data: Mapping[str, Any], field: str, *, default: ModuleSelector) -> ModuleSelector:

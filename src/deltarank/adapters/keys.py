@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the model's tensors."""
@@ -24,6 +25,64 @@ def module_path(tensor: str) -> str | None:
 def is_module_path(name: str) -> bool:
     """Whether untrusted text can be the path of a module."""
     return len(name) <= _MAX_LENGTH and _MODULE_PATH.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class FactorKey:
+    """The key of A (`is_down`) or B. `adapter_name` is "default" for "NAME.lora_A.default.weight", and mostly empty."""
+
+    module: str
+    is_down: bool
+    is_embedding: bool = False
+    has_prefix: bool = True
+    adapter_name: str = ""
+
+    def __str__(self) -> str:
+        side, name = "A" if self.is_down else "B", f".{self.adapter_name}" if self.adapter_name else ""
+        ending = f"lora_embedding_{side}{name}" if self.is_embedding else f"lora_{side}{name}.weight"
+        return f"{PREFIX if self.has_prefix else ''}{self.module}.{ending}"
+
+
+@dataclass(frozen=True)
+class StoredKey:
+    """The key of a tensor that is no factor: a bias beside factors (`is_lora_bias`), or a whole tensor of the model.
+
+    is_wrapped   it is inside a module that also has a LoRA (`base_layer`)
+    """
+
+    module: str
+    tensor: str
+    is_lora_bias: bool = False
+    is_wrapped: bool = False
+    has_prefix: bool = True
+    adapter_name: str = ""
+
+
+_NAME = r"(?:\.(?P<name>[^.]+))?"
+_LINEAR = re.compile(rf"\.lora_(?P<side>[AB]){_NAME}\.(?P<end>weight|bias)")
+_EMBEDDING = re.compile(rf"\.lora_embedding_(?P<side>[AB]){_NAME}")
+_OTHER_METHODS = (".lora_", ".token_adapter.", ".original_module.", ".modules_to_save.")
+_BASE_LAYER = ".base_layer."
+
+
+def parse_key(key: str) -> FactorKey | StoredKey | None:
+    """What the key of a tensor in an adapter means; None for a tensor that is no part of a plain LoRA."""
+    has_prefix = key.startswith(PREFIX)
+    rest = key.removeprefix(PREFIX)
+    start = rest.rfind(".lora_")
+    module = rest[: max(start, 0)]
+    if start > 0 and (match := _EMBEDDING.fullmatch(rest, start)):
+        return FactorKey(module, match["side"] == "A", True, has_prefix, match["name"] or "")
+    if start > 0 and (match := _LINEAR.fullmatch(rest, start)):
+        name = match["name"] or ""
+        if match["end"] == "weight":
+            return FactorKey(module, match["side"] == "A", False, has_prefix, name)
+        if match["side"] == "B":
+            return StoredKey(module, f"{module}.bias", True, has_prefix=has_prefix, adapter_name=name)
+    if any(mark in rest for mark in _OTHER_METHODS) or "." not in rest:
+        return None
+    tensor = rest.replace(_BASE_LAYER, ".")
+    return StoredKey(tensor.rpartition(".")[0], tensor, is_wrapped=_BASE_LAYER in rest, has_prefix=has_prefix)
 
 
 def factor_keys(module: str) -> tuple[str, str]:

@@ -30,6 +30,11 @@ class InvalidFieldError(Exception):
     """A field of the configuration has a value that the field cannot have."""
 
 
+def is_plain_name(text: str) -> bool:
+    """Whether text has no character with a meaning in regular expressions but dots."""
+    return len(text) <= _MAX_NAME_LENGTH and _PLAIN_NAME.fullmatch(text) is not None
+
+
 def name_suffixes(name: str) -> Iterator[str]:
     """ "a.b.c" -> "a.b.c", "b.c", "c"."""
     yield name

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from deltarank.adapters.config_read import LoraConfig
-from deltarank.adapters.read import AdapterPart, LoadEffect, PartKind, UnusedTensor
-from deltarank.adapters.targets import SeparateExperts, StackedMatrices, TensorIndex
+from deltarank.adapters.parts import AdapterPart, LoadEffect, PartKind, UnusedTensor
+from deltarank.adapters.targets import FUSED_FROM, SeparateExperts, StackedMatrices, TensorIndex
+from deltarank.checkpoints import parse_expert_name
 
 _WRAPPER = ".base_layer"
 
@@ -27,7 +28,7 @@ def expand_parameters(
     for part in parts:
         expanded = _expand(part, config, tensors) if config.parameters and part.kind is PartKind.LINEAR else None
         if expanded is None:
-            yield part
+            yield _in_fused(part, tensors) or part
         else:
             yield from expanded
 
@@ -50,6 +51,28 @@ def _expand(part: AdapterPart, config: LoraConfig, tensors: TensorIndex) -> Sequ
         return _split_stacked(part, one) if isinstance(one, StackedMatrices) else _split_fused(part, one)
     reason = "it fits several targeted parameters" if fitting else f"its shape fits no targeted parameter of {module}"
     return [UnusedTensor(part.up.name, reason, LoadEffect.NONE if fitting else LoadEffect.REFUSED)]
+
+
+def _in_fused(part: AdapterPart, tensors: TensorIndex) -> AdapterPart | None:
+    """The part of a single expert as one of the tensor that holds all experts; None if there is no such tensor.
+
+    PEFT (0.21) fuses the LoRAs of single experts in the same way.
+    """
+    expert = parse_expert_name(part.tensor) if part.kind is PartKind.LINEAR else None
+    if expert is None or tensors.find(part.tensor) is not None:
+        return None
+    module, index, weight = expert
+    wanted = (part.up.shape[0], part.inputs)
+    for stacked in tensors.stacked_in(module):
+        leaf = stacked.name.rpartition(".")[2]
+        members = FUSED_FROM.get(leaf, ())
+        if weight in members and index < len(stacked.slices):
+            rows, columns = stacked.slices[index].base.shape
+            if (rows, columns) == (len(members) * wanted[0], wanted[1]):
+                before = members.index(weight) * wanted[0]
+                name = f"{stacked.slices[index].base.tensor}[{index}]"
+                return replace(part, tensor=name, padding=(before, rows - before - wanted[0]))
+    return None
 
 
 def _fits(part: AdapterPart, candidate: StackedMatrices | SeparateExperts) -> bool:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltarank.adapters.read import AdapterPart, PartKind
+from deltarank.adapters.parts import AdapterPart, PartKind
+from deltarank.adapters.reading import ReaderNames
 from deltarank.checkpoints import Pair, SummedTensor, dimensions, parse_expert_name
-from deltarank.servers import is_conv1d_model
-from deltarank.tensor_names import strip_wrappers
+from deltarank.results import Outcome
+from deltarank.servers import is_transposed
+from deltarank.tensor_names import INNER_WRAPPERS, strip_wrappers
 
 Target = SummedTensor | Pair
 
@@ -62,48 +64,65 @@ class SeparateExperts:
         return len({tuple(target.base.shape for target in tensors) for tensors in self.experts}) == 1
 
 
-_FUSED_FROM = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+FUSED_FROM = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 class TensorIndex:
-    """Finds tensors by the names that adapters use: the exact name, or one without the prefix of a wrapper."""
+    """Finds what both checkpoints have by the name that the reader of an adapter has for it in the base."""
 
-    def __init__(self, targets: Iterable[Target]) -> None:
+    def __init__(self, targets: Iterable[Target], names: ReaderNames) -> None:
+        self._names = names
         self._by_name: dict[str, Target] = {}
         self._by_core_name: dict[str, Target | None] = {}
         self._stacked: dict[str, dict[str, list[Target]]] = {}
         self._experts: dict[str, dict[tuple[int, str], Target]] = {}
         for target in targets:
             if is_slice := target.name.startswith(f"{target.finetune.tensor}["):
-                name = target.name.rpartition("[")[0]
-                stacked = self._stacked.setdefault(_core_name(name.rpartition(".")[0]), {})
+                name, _, number = target.name.rpartition("[")
+                stacked = self._stacked.setdefault(core_name(name.rpartition(".")[0]), {})
                 stacked.setdefault(name.rpartition(".")[2], []).append(target)
-            names = {target.name} if is_slice else {target.name, target.base.tensor}
-            for module, index, weight in filter(None, map(parse_expert_name, names)):
-                self._experts.setdefault(_core_name(module), {})[index, weight] = target
-            for name in names:
-                self._by_name.setdefault(name, target)
-            for core in {_core_name(name) for name in names}:
+            base_name = f"{target.base.tensor}[{number}" if is_slice else target.base.tensor
+            is_tied = isinstance(target, SummedTensor) and target.outcome is Outcome.TIED
+            for module, index, weight in filter(None, map(parse_expert_name, {target.name, base_name})):
+                self._experts.setdefault(core_name(module), {})[index, weight] = target
+            self._by_name.setdefault(target.name if is_tied else base_name, target)
+            for core in {core_name(target.name), core_name(base_name)}:
                 # None: the name is ambiguous, so it finds nothing.
                 first = self._by_core_name.get(core, target)
                 self._by_core_name[core] = target if first is target else None
 
     def find(self, tensor: str) -> Target | None:
-        return self._by_name.get(tensor) or self._by_core_name.get(_core_name(tensor))
+        """The target of a tensor that the reader calls `tensor`."""
+        if tensor.endswith("]") and tensor in self._by_name:  # an expert's part of a tensor, which only files have
+            return self._by_name[tensor]
+        name = self._names.in_files(tensor)
+        if name is not None and name in self._by_name:
+            return self._by_name[name]
+        expert = parse_expert_name(tensor)
+        return self._experts.get(core_name(expert[0]), {}).get(expert[1:]) if expert else None
+
+    def find_tied(self, tensor: str) -> SummedTensor | None:
+        """The head of the finetune that is compared with the embedding of the base, which has no head of its own."""
+        target = self._by_name.get(tensor)
+        return target if isinstance(target, SummedTensor) and target.outcome is Outcome.TIED else None
+
+    def find_similar(self, tensor: str) -> Target | None:
+        """The only target of this name but for the prefixes of wrappers. No reader of adapters looks for it."""
+        return self._by_core_name.get(core_name(tensor))
 
     def stacked_in(self, module: str) -> list[StackedMatrices]:
         """The tensors of a module that hold several matrices each."""
-        stacked = self._stacked.get(_core_name(module), {})
+        stacked = self._stacked.get(core_name(module), {})
         return [StackedMatrices(f"{module}.{leaf}", tuple(slices)) for leaf, slices in stacked.items()]
 
     def fused_in(self, module: str) -> list[SeparateExperts]:
         """What transformers fuses of a module whose experts are separate in the files, where none is missing."""
-        tensors = self._experts.get(_core_name(module), {})
+        tensors = self._experts.get(core_name(module), {})
         number = 1 + max((index for index, _ in tensors), default=-1)
         if len(tensors) < number:
             return []
         fused = []
-        for leaf, weights in _FUSED_FROM.items():
+        for leaf, weights in FUSED_FROM.items():
             keys = [[(index, weight) for weight in weights] for index in range(number)]
             if keys and all(key in tensors for expert in keys for key in expert):
                 experts = tuple(tuple(tensors[key] for key in expert) for expert in keys)
@@ -115,17 +134,16 @@ class TensorIndex:
         return iter(dict.fromkeys(self._by_name.values()))
 
 
-def _core_name(name: str) -> str:
-    return ".".join(strip_wrappers(name.split(".")))
+def core_name(name: str) -> str:
+    return ".".join(part for part in strip_wrappers(name.split(".")) if part not in INNER_WRAPPERS)
 
 
-def place_part(
-    part: AdapterPart, target: Target, *, fan_in_fan_out: bool, config: Mapping[str, Any]
-) -> Placement | str:
+def place_part(part: AdapterPart, target: Target, config: Mapping[str, Any]) -> Placement | str:
     """The part placed on its tensor; or the reason why it does not fit.
 
+    `fan_in_fan_out` is not asked: PEFT goes by the type of the layer, and servers do not read it.
+
     Args:
-        fan_in_fan_out: of the adapter's configuration.
         config: config.json of the base.
     """
     rows, columns = shape = target.base.shape
@@ -137,19 +155,20 @@ def place_part(
     assert part.down is not None
     if part.rank > MAX_RANK_TO_SIDE * max(shape):
         return f"its rank of {part.rank:,} is far too high for a matrix of {rows} x {columns}"
-    inputs, outputs = part.down.shape[1], part.outputs
     if part.kind is PartKind.EMBEDDING:
-        fits = outputs == columns and inputs >= rows
+        fits = part.outputs == columns and part.inputs >= rows
         return Placement(part, target, True) if fits else _does_not_fit(part, target)
-    fits, fits_transposed = (outputs, inputs) == shape, (inputs, outputs) == shape
+    kernel = target.shape[2:] if isinstance(target, SummedTensor) else ()
+    if part.down.shape[2:] != kernel:
+        return _does_not_fit(part, target)
+    fits, fits_transposed = (part.outputs, part.inputs) == shape, (part.inputs, part.outputs) == shape and not kernel
     if not (fits or fits_transposed):
         return _does_not_fit(part, target)
     if not (fits and fits_transposed):
         return Placement(part, target, fits_transposed)
     if part.expert is not None:
         return Placement(part, target, config.get("model_type") in _INPUTS_FIRST)
-    is_head = part.module.rsplit(".", 1)[-1] == "lm_head"
-    return Placement(part, target, not is_head and (fan_in_fan_out or is_conv1d_model(config)))
+    return Placement(part, target, is_transposed(target.base.tensor, config))
 
 
 def _replaces(shape: tuple[int, ...], target: Target) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters.apply import Change
-from deltarank.adapters.read import LoraAdapter, PartKind
+from deltarank.adapters.parts import PartKind
+from deltarank.adapters.read import LoraAdapter
 from deltarank.checkpoints import Piece
 
 

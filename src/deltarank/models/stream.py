@@ -100,5 +100,4 @@ def _match_names(skeleton: ModelSkeleton, weights: EditedWeights) -> tuple[dict[
 
 
 def _has(weights: EditedWeights, name: str, shape: tuple[int, ...]) -> bool:
-    info = weights.checkpoint.tensors.get(name)
-    return info is not None and tuple(info.shape) == shape
+    return name in weights and tuple(weights.info(name).shape) == shape

@@ -28,11 +28,18 @@ class Edit:
 
     change      takes the piece in float32 and returns its replacement; it may write into what it gets
     round_to    the dtype to which the replacement is rounded, as a file of that dtype would hold it
+    new_tensor  the name of a tensor that the checkpoint does not have: a copy of the piece's tensor, which is changed
     """
 
     piece: Piece
     change: Callable[[Tensor], Tensor]
     round_to: torch.dtype | None = None
+    new_tensor: str | None = None
+
+    @property
+    def tensor(self) -> str:
+        """The tensor that changes."""
+        return self.new_tensor or self.piece.tensor
 
 
 @dataclass(frozen=True)
@@ -57,19 +64,25 @@ class EditedWeights(Mapping[str, LazyTensor]):
         self.checkpoint, self.device = checkpoint, device
         self.edits: dict[str, list[Edit]] = {}
         """By the name of the tensor."""
+        self._sources = {name: name for name in checkpoint.tensors}
         for edit in edits:
-            self.edits.setdefault(edit.piece.tensor, []).append(edit)
+            self.edits.setdefault(edit.tensor, []).append(edit)
+            self._sources.setdefault(edit.tensor, edit.piece.tensor)
 
     def __getitem__(self, name: str) -> LazyTensor:
-        if name not in self.checkpoint.tensors:
+        if name not in self._sources:
             raise KeyError(name)
         return LazyTensor(self, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.checkpoint.tensors)
+        return iter(self._sources)
 
     def __len__(self) -> int:
-        return len(self.checkpoint.tensors)
+        return len(self._sources)
+
+    def info(self, name: str) -> TensorInfo:
+        """The tensor of the checkpoint that this one is, or begins as."""
+        return self.checkpoint.tensors[self._sources[name]]
 
     def tensor(self, name: str) -> Tensor:
         """The tensor in its stored dtype, or in float32 if it has edits.
@@ -77,7 +90,7 @@ class EditedWeights(Mapping[str, LazyTensor]):
         Raises:
             CheckpointError: (slug "unreadable") the file was truncated, or cannot be read.
         """
-        info = self.checkpoint.tensors[name]
+        info = self.info(name)
         stored = _read(self.checkpoint, info).to(self.device)
         edits = self.edits.get(name, ())
         if not edits:

@@ -154,6 +154,7 @@ class FitKind(StrEnum):
     STRANGER = "stranger"
     BROKEN = "broken"
     EMPTY = "empty"
+    UNLOADED = "unloaded"
     NOTHING = "nothing"
 
 

@@ -6,7 +6,14 @@ scale             what B A is multiplied by: "config", lora_alpha / r of the con
                   lora_alpha / the rank of each tensor; "patterns", as rank_pattern and alpha_pattern say
 patterns, rslora, bias, modules_to_save, norms (among modules_to_save, if different), embedding_factors, fused_experts
 (factors of experts that share a tensor, `target_parameters`)
-                  "honoured", "ignored" (the adapter loads without it), or "refused" (the adapter does not load)
+                  "honoured", "ignored" (the adapter loads without it), "refused" (the adapter does not load), or
+                  "aborts" (the server ends)
+tied_head, tied_embedding
+                  the same for a LoRA on an output head that the base ties to its embedding, and on that embedding
+adapter_names, stray_tensors, missing_factors, unknown_modules, unknown_paths
+                  the same for keys such as "lora_A.default.weight"; tensors that are no part of a LoRA; an A without B
+                  or a B without A; modules of a name that the base has nowhere; and modules that it has elsewhere
+reads_config      whether it also refuses what only adapter_config.json says: a bias, modules_to_save, a rank
 coverage          "any" subset of modules, or "every layer" of each type of module that the adapter has
 carries           kind of tensor -> how: "whole" (in modules_to_save), "factors", or "on request" (factors, if
                   `--include` names it). Plain linear modules are always carried; other kinds are not
@@ -36,6 +43,7 @@ class Handling(StrEnum):
     HONOURED = "honoured"
     IGNORED = "ignored"
     REFUSED = "refused"
+    ABORTS = "aborts"
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,14 @@ class Server:
     rank_warning: tuple[int, str] | None
     serve_command: str
     sources: tuple[str, ...]
+    tied_head: Handling
+    tied_embedding: Handling
+    adapter_names: Handling
+    stray_tensors: Handling
+    missing_factors: Handling
+    unknown_modules: Handling
+    unknown_paths: Handling
+    reads_config: bool
     patterns_exception: str = ""
 
     @classmethod
@@ -86,6 +102,14 @@ class Server:
             rank_warning=(warning["above"], warning["sentence"]) if warning else None,
             serve_command=rules["serve_command"],
             sources=tuple(rules["sources"]),
+            tied_head=Handling(rules.get("tied_head", Handling.HONOURED)),
+            tied_embedding=Handling(rules.get("tied_embedding", Handling.HONOURED)),
+            adapter_names=Handling(rules.get("adapter_names", Handling.IGNORED)),
+            stray_tensors=Handling(rules.get("stray_tensors", Handling.IGNORED)),
+            missing_factors=Handling(rules.get("missing_factors", Handling.IGNORED)),
+            unknown_modules=Handling(rules.get("unknown_modules", Handling.IGNORED)),
+            unknown_paths=Handling(rules.get("unknown_paths", Handling.IGNORED)),
+            reads_config=rules.get("reads_config", True),
             patterns_exception=rules.get("patterns_exception", ""),
         )
 

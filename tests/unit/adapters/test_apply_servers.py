@@ -45,10 +45,11 @@ def applied(pair: tuple[Path, Path], tmp_path: Path) -> Apply:
     """An adapter with these weights and this configuration, as the server applies it to the pair."""
 
     def apply(weights: Mapping[str, torch.Tensor], server: str | None, **config: Any) -> Applied:
-        made.write_adapter(tmp_path, weights, **{"r": 4, "lora_alpha": 8, **config})
+        targets = sorted({key.split(".lora_")[0].rpartition(".")[2] for key in weights if ".lora_" in key})
+        made.write_adapter(tmp_path, weights, **{"r": 4, "lora_alpha": 8, "target_modules": targets, **config})
         with open_adapter(tmp_path) as lora, open_checkpoint(pair[0]) as before, open_checkpoint(pair[1]) as after:
             pairing = pair_checkpoints(before, after)
-            return apply_adapter(lora, (*pairing.pairs, *pairing.summed), server=server, config=before.config)
+            return apply_adapter(lora, (*pairing.pairs, *pairing.summed), server=server, base=before)
 
     return apply
 
@@ -126,10 +127,18 @@ def test_llama_cpp_loads_norms_and_ignores_them(applied: Apply) -> None:
     assert [entry.name for entry in found.unused] == ["base_model.model.model.norm.weight"]
 
 
-@pytest.mark.parametrize(("server", "config"), [("vllm", {"bias": "all"}), ("llama.cpp", {"lora_bias": True})])
-def test_biases_are_refused(applied: Apply, server: str, config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("config", [{"bias": "all"}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}])
+def test_llama_cpp_reads_no_more_of_the_configuration_than_alpha(applied: Apply, config: dict[str, Any]) -> None:
+    with refused("adapter-refused", AdapterError):
+        applied(q_and_o(), "vllm", **config)
+    assert len(applied(q_and_o(), "llama.cpp", **config).changes) == 4
+
+
+@pytest.mark.parametrize("server", ["vllm", "llama.cpp"])
+def test_biases_are_refused(applied: Apply, server: str) -> None:
+    weights = q_and_o() | {"base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias": torch.ones(32)}
     with pytest.raises(AdapterError, match="biases"):
-        applied(q_and_o(), server, **config)
+        applied(weights, server)
 
 
 def test_vllm_has_a_highest_rank(applied: Apply) -> None:
@@ -159,10 +168,15 @@ def test_an_unknown_server_is_refused_with_the_known_ones(applied: Apply) -> Non
     assert all(name in caught.value.cure for name in server_names())
 
 
-def test_names_are_found_behind_a_wrapper(applied: Apply) -> None:
+def test_names_behind_a_wrapper_are_not_found(applied: Apply) -> None:
+    """PEFT looks for the names of the class, and for no others."""
     weights = {key.replace("model.model.", "model.model.language_model."): value for key, value in q_and_o().items()}
+    found = applied(weights, None)
 
-    assert len(applied(weights, None).changes) == 4
+    assert found.changes == {}
+    with refused("adapter-loads-nothing", AdapterError, match="none of the 4 LoRAs") as caught:
+        found.check_loads_in_peft()
+    assert "Rename `base_model.model.language_model.` in" in caught.value.cure
 
 
 def test_an_adapter_of_another_size(applied: Apply) -> None:

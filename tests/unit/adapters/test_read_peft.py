@@ -52,7 +52,7 @@ def added(base: Path, tuned: Path, adapter: Path) -> tuple[dict[str, Tensor], tu
     with open_adapter(adapter) as lora, open_checkpoint(base) as before, open_checkpoint(tuned) as after:
         pairing = pair_checkpoints(before, after)
         targets = (*pairing.pairs, *pairing.summed)
-        applied = apply_adapter(lora, targets, server=None, config=before.config)
+        applied = apply_adapter(lora, targets, server=None, base=before)
         shapes = {target.name: target.shape for target in targets}
         for name, changes in applied.changes.items():
             update = LoraUpdate(lora, changes, device=torch.device("cpu"), dtype=torch.float64)
@@ -108,6 +108,7 @@ def test_what_peft_ignores_changes_nothing(tmp_path: Path) -> None:
     assert list(found) == ["model.layers.0.self_attn.q_proj.weight"]
     assert {entry.name.rsplit("attn.", 1)[1]: entry.reason.split(" ")[0] for entry in unused} == {
         "q_proj.lora_B.bias": "adapter_config.json",
+        "o_proj.lora_A.weight": "target_modules",
         "o_proj.lora_B.weight": "target_modules",
     }
 

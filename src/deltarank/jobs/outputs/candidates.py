@@ -103,10 +103,15 @@ class CandidateSet:
         models = self._models
         lora = self._open.enter_context(open_adapter(folder))
         applied = models.apply_adapter(lora, self._options.server)
-        tensors = {tensor.name: tensor for tensor in models.common_tensors}
+        heads = {head.name: head for head in applied.untied}
+        targets = {name: changes[0].placement.target for name, changes in applied.changes.items()} | heads
         edits = [
-            Edit(tensors[target].base, _add_adapter(lora, changes, models.device))
-            for target, changes in applied.changes.items()
+            Edit(
+                target.base,
+                _add_adapter(lora, applied.changes.get(name, ()), models.device),
+                new_tensor=name if name in heads else None,
+            )
+            for name, target in targets.items()
         ]
         return self._edited_base(name, CandidateKind.ADAPTER, edits, _only_rank(applied), _adapter_note(applied, lora))
 

@@ -49,7 +49,7 @@ class ModelPair:
         Raises:
             AdapterError: it does not load, or does not fit the base.
         """
-        applied = apply_adapter(lora, self.common_tensors, server=server, config=self.base.config)
+        applied = apply_adapter(lora, self.common_tensors, server=server, base=self.base)
         applied.check_loads_in_peft()
         return applied
 

@@ -10,6 +10,7 @@ from deltarank.adapters import (
     LoadEffect,
     LoraAdapter,
     PartKind,
+    Unloaded,
     UnusedTensor,
     apply_adapter,
     open_adapter,
@@ -84,6 +85,7 @@ def verify(
             rows,
             unused,
             [entry for entry in ignored if entry.effect is not LoadEffect.NONE],
+            job.unloaded,
             name=lora.reference.short_name,
             server=rules.title if server else None,
             made_for=lora.config.base,
@@ -116,8 +118,10 @@ class _VerifyJob:
     ) -> None:
         self._adapter, self._base, self._options = adapter, base, options
         self._pairing: Pairing = pair_checkpoints(base, finetune, experts=True)
-        self._targets: tuple[Target, ...] = (*self._pairing.pairs, *self._pairing.summed)
-        self._applied: Applied = apply_adapter(adapter, self._targets, server=server, config=base.config)
+        shared: tuple[Target, ...] = (*self._pairing.pairs, *self._pairing.summed)
+        self._applied: Applied = apply_adapter(adapter, shared, server=server, base=base)
+        known = {target.name for target in shared}
+        self._targets: tuple[Target, ...] = (*shared, *(x for x in self._applied.untied if x.name not in known))
         self._one_sided = {each.name for each in self._pairing.skipped}
         self._new_biases = [bias for bias in self._applied.biases if not adapter.is_padding(bias.part.up.name)]
 
@@ -144,6 +148,11 @@ class _VerifyJob:
         one_sided = [bias.part for bias in self._new_biases if bias.part.tensor in self._one_sided]
         biases = [UnusedTensor(part.up.name, _ONE_SIDED) for part in one_sided]
         return [entry for entry in (*self._applied.unused, *biases) if not self._adapter.is_padding(entry.name)]
+
+    @property
+    def unloaded(self) -> Unloaded | None:
+        """The LoRAs of the file that its reader does not load."""
+        return self._applied.unloaded
 
     def notes(self, rows: Sequence[TensorFit]) -> tuple[str, ...]:
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deltarank.adapters import LoadEffect, UnusedTensor
+from deltarank.adapters import LoadEffect, Unloaded, UnusedTensor
 from deltarank.results import (
     FitEnergies,
     FitKind,
@@ -43,6 +43,7 @@ def judge_fit(
     rows: Sequence[TensorFit],
     unused: Sequence[IgnoredTensor],
     harmful: Sequence[UnusedTensor],
+    unloaded: Unloaded | None,
     *,
     name: str,
     server: str | None,
@@ -52,6 +53,7 @@ def judge_fit(
 
     Args:
         harmful: what of its file keeps the rest from being loaded as it is.
+        unloaded: the LoRAs of its file that its reader ignores; None if there are none.
         name: what a reader calls it.
         server: whose semantics it was applied by.
         made_for: the base that its configuration names, or "".
@@ -60,8 +62,12 @@ def judge_fit(
     subject = f"As {server} {'applies' if server == 'PEFT' else 'serves'} it, {name}" if server else name
     if harmful:
         return FitKind.BROKEN, tuple(_harm(subject, harmful))
+    if unloaded is not None and not any(row.is_touched for row in rows):
+        return FitKind.UNLOADED, (f"{unloaded.sentence} {subject} changes nothing.", unloaded.cure)
     kind = _kind(rows, whole, touched)
     sentences = [*_HEADLINES[kind](subject, rows, whole, touched)]
+    if unloaded is not None:
+        sentences[:0] = [f"{unloaded.sentence} {unloaded.cure}"]
     if kind is FitKind.STRANGER and made_for:
         sentences.append(f"Its adapter_config.json names {made_for} as its base.")
     if kind in (FitKind.OPTIMAL, FitKind.SHORT, FitKind.MISSCALED):

@@ -1,0 +1,90 @@
+"""PEFT's rules (0.21) for what it loads of an adapter, for where PEFT itself cannot be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from deltarank.adapters.config_read import LoraConfig
+from deltarank.adapters.keys import PREFIX, StoredKey, parse_key, whole_tensor_key
+from deltarank.adapters.parts import NOT_LORA, AdapterPart, LoadEffect, PartKind, UnusedTensor
+from deltarank.adapters.read import LoraAdapter
+from deltarank.adapters.targets import TensorIndex
+from deltarank.checkpoints import Checkpoint, quoted
+from deltarank.servers import modules_fused_by_peft
+from deltarank.tensor_names import EXPERT, kind_of_tensor
+
+_NOT_A_TARGET = "target_modules does not name its module, so PEFT ignores it"
+_DEFAULT_TARGETS = (
+    "adapter_config.json has no target_modules, and PEFT's own list for this model type does not have its module"
+)
+_NO_LORA_BIAS = "adapter_config.json does not set lora_bias, so PEFT ignores it"
+_HIDDEN = "its module has a LoRA and is not in modules_to_save, so PEFT ignores it"
+
+
+def why_ignored(key: str, config: LoraConfig, modules: Collection[str]) -> str:
+    """Why PEFT ignores a tensor that it knows no parameter for.
+
+    Args:
+        modules: those of the model.
+    """
+    parsed = parse_key(key)
+    if parsed is None:
+        return NOT_LORA
+    if not parsed.has_prefix:
+        return f"its name does not begin with {PREFIX}, so PEFT ignores it"
+    if parsed.adapter_name not in ("", "default"):
+        return f"it belongs to an adapter named {quoted(parsed.adapter_name)}; PEFT loads the one named `default`"
+    if parsed.module not in modules:
+        return f"PEFT ignores it: the model has no module {quoted(parsed.module)}"
+    if isinstance(parsed, StoredKey):
+        if not parsed.is_lora_bias:
+            return _HIDDEN
+        return _NO_LORA_BIAS if not config.lora_bias else _NOT_A_TARGET
+    return _NOT_A_TARGET if config.has_targets else _DEFAULT_TARGETS
+
+
+def why_peft_ignores(part: AdapterPart, config: LoraConfig, fused_names: frozenset[str]) -> UnusedTensor | None:
+    """Why PEFT does not load a part that has a place; None if it does.
+
+    Args:
+        fused_names: from `names_fused_by_peft`.
+    """
+    if (reason := _why_not_a_target(part, config)) is not None:
+        return UnusedTensor(part.up.name, reason)
+    is_expert = kind_of_tensor(part.tensor) == EXPERT
+    if part.module.rpartition(".")[2] in fused_names and part.is_lora and not (part.is_parameter or is_expert):
+        reason = "PEFT (0.21) takes modules of this name for single experts in such a model, and does not apply it"
+        return UnusedTensor(part.up.name, reason)
+    stated = config.rank_of(part.module)
+    if part.is_lora and stated != part.rank:
+        reason = f"its rank is {part.rank:,} in the file and {stated:,} in adapter_config.json"
+        return UnusedTensor(part.up.name, reason, LoadEffect.REFUSED)
+    return None
+
+
+def _why_not_a_target(part: AdapterPart, config: LoraConfig) -> str | None:
+    if part.kind is PartKind.BIAS and not config.lora_bias:
+        return _NO_LORA_BIAS
+    if part.kind is PartKind.WHOLE:
+        is_hidden = config.targets_module(part.module) and not (part.is_wrapped or config.saves_module(part.module))
+        return _HIDDEN if is_hidden else None
+    is_target = config.targets_parameter(part.module) if part.is_parameter else config.targets_module(part.module)
+    return None if is_target else _NOT_A_TARGET
+
+
+def unsaved_modules(adapter: LoraAdapter, base: Checkpoint) -> Iterator[UnusedTensor]:
+    """The tensors of modules in `modules_to_save` that the file lacks: PEFT refuses an adapter without them."""
+    config = adapter.config
+    for tensor in base.tensors if config.modules_to_save else ():
+        key = whole_tensor_key(tensor)
+        if config.saves_module(tensor.rpartition(".")[0]) and key not in adapter.file.tensors:
+            yield UnusedTensor(
+                key, "modules_to_save names its module, and the file does not have it", LoadEffect.REFUSED
+            )
+
+
+def names_fused_by_peft(tensors: TensorIndex, config: Mapping[str, Any]) -> frozenset[str]:
+    """The last components of names that PEFT treats as experts; empty for a model that has no separate experts."""
+    has_experts = any(kind_of_tensor(target.base.tensor) == EXPERT for target in tensors.targets)
+    return modules_fused_by_peft(config) if has_experts else frozenset()

@@ -1,0 +1,56 @@
+"""An adapter as an inference server reads it: by the keys of its file, with or without PEFT's prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+from deltarank.adapters.class_names import ClassNames, FileNames
+from deltarank.adapters.keys import PREFIX
+from deltarank.adapters.parts import AdapterPart
+from deltarank.adapters.read import LoraAdapter
+from deltarank.adapters.reading import AdapterReading
+from deltarank.adapters.server_refusals import check_loadable
+from deltarank.checkpoints import Checkpoint
+from deltarank.servers import Server
+
+
+class ServerNames:
+    """Servers read the names of the files, and most also those of transformers' class."""
+
+    def __init__(self, base: Checkpoint) -> None:
+        self._base, self._files = base, FileNames(base)
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        return self._files.tied
+
+    def in_files(self, tensor: str) -> str | None:
+        if tensor.partition("[")[0] in self._base.tensors or isinstance(self._class, str):
+            return tensor
+        return self._class.in_files(tensor)
+
+    def of_file(self, tensor: str) -> str:
+        return tensor
+
+    @cached_property
+    def _class(self) -> ClassNames | str:
+        return ClassNames.of(self._base)
+
+
+def read_as_server(adapter: LoraAdapter, base: Checkpoint, server: Server) -> AdapterReading:
+    """The parts that a server finds, under the names in the base.
+
+    Raises:
+        AdapterError: (slug "adapter-refused") the server does not load the adapter.
+    """
+    names = ServerNames(base)
+    read = replace(adapter, parts=tuple(map(_without_prefix, adapter.parts)))
+    check_loadable(read, server, names, base)
+    return AdapterReading(read, names)
+
+
+def _without_prefix(part: AdapterPart) -> AdapterPart:
+    """vLLM and llama.cpp's converter remove PEFT's prefix wherever it stands."""
+    return replace(part, module=part.module.replace(PREFIX, ""), tensor=part.tensor.replace(PREFIX, ""))
