@@ -25,6 +25,7 @@ from tiny_architectures import (
     Make,
     architecture,
     logits,
+    served,
     with_rank,
     write_pair,
 )
@@ -92,10 +93,25 @@ def test_verify_measures_what_extract_promises(pairs: Pairs, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", CONFUSED)
-def test_modules_that_peft_mistakes_for_experts_are_noted(pairs: Pairs, tmp_path: Path, name: str) -> None:
-    """A portable adapter names modules as servers read them; PEFT finds no expert's factors and drops these."""
+def test_modules_that_peft_mistakes_for_experts_are_left_out_of_a_portable_adapter(
+    pairs: Pairs, tmp_path: Path, name: str
+) -> None:
     base, finetune = pairs(name)
     adapter = deltarank.extract(base, finetune, rank=16, output=tmp_path / "a")
+    served(base, tmp_path / "a")
+    refused = [tensor.name for tensor in adapter.budget.tensors if "does not apply factors" in tensor.reason]
+
+    assert adapter.load_check.loads
+    assert refused
+    assert all("mlp." in name for name in refused)
+    assert not any("mlp." in m.path for m in adapter.matrices)
+
+
+@pytest.mark.parametrize("name", CONFUSED)
+def test_modules_that_peft_mistakes_for_experts_are_noted(pairs: Pairs, tmp_path: Path, name: str) -> None:
+    """An adapter for vLLM names modules as vLLM reads them; PEFT finds no expert's factors and drops these."""
+    base, finetune = pairs(name)
+    adapter = deltarank.extract(base, finetune, rank=16, server="vllm", output=tmp_path / "a")
     model = AutoModelForCausalLM.from_pretrained(base)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -108,6 +124,7 @@ def test_modules_that_peft_mistakes_for_experts_are_noted(pairs: Pairs, tmp_path
     assert any("missing adapter keys" in str(each.message) for each in told)
     assert dropped == {m.path for m in adapter.matrices if "mlp." in m.path}
     assert any("mlp.gate_proj" in note and "--server peft" in note for note in adapter.notes)
+    assert adapter.load_check.loads is False
     assert {entry.name.split(".lora_")[0] for entry in as_peft.unused} == {f"base_model.model.{p}" for p in dropped}
     assert as_server.unused == ()
 

@@ -53,7 +53,8 @@ RULES = {
     "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
     "jobs.extract": rule(
-        "errors results system tensor_names checkpoints servers spectra adapters runtime jobs.compare", "torch"
+        "errors results system tensor_names checkpoints servers spectra adapters runtime architectures jobs.compare",
+        "torch",
     ),
     "jobs.outputs": rule(
         "errors results system tensor_names checkpoints servers spectra adapters runtime divergence models "

@@ -108,7 +108,7 @@ def module_type(module: str) -> str:
     return _LAYER_NUMBER.sub("#", module)
 
 
-def exact_targets(wanted: Collection[str], tensors: Iterable[str]) -> list[str]:
+def exact_targets(wanted: Collection[str], modules: Collection[str]) -> list[str]:
     """The shortest `target_modules` that match the wanted modules of a model and nothing else of it.
 
     PEFT matches a name with every module that ends in it. The last component is enough where all modules that end in
@@ -116,15 +116,15 @@ def exact_targets(wanted: Collection[str], tensors: Iterable[str]) -> list[str]:
 
     Args:
         wanted: the modules to match.
-        tensors: the names of all tensors of the model, which tell which other modules exist.
+        modules: all modules of the model, those that only contain others included.
     """
-    others = {_leaf(path) for path in _all_modules(tensors) - set(wanted)}
+    others = {_leaf(path) for path in set(modules) - set(wanted)}
     targets = {leaf if (leaf := _leaf(module)) not in others else module for module in wanted}
     return sorted(targets, key=_natural_order)
 
 
-def _all_modules(tensors: Iterable[str]) -> set[str]:
-    """All modules that the names imply, including those that only contain others."""
+def implied_modules(tensors: Iterable[str]) -> set[str]:
+    """All modules that names of tensors imply, including those that only contain others."""
     paths: set[str] = set()
     for tensor in tensors:
         path = tensor

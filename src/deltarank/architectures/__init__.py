@@ -1,5 +1,6 @@
 """What transformers' class of a checkpoint calls its modules and parameters, and what PEFT does with an adapter on it.
 
+find_architecture(checkpoint) -> Architecture | UnknownClass  the class, and its names for the checkpoint's tensors
 find_loading_class(config) -> LoadingClass | UnknownClass     the class that loads a checkpoint, on the meta device
 LoadingClass.load(shapes) -> LoadedTensors                    the class's parameters, made from a file's tensors
 load_with_peft(model_class, config, shapes) -> PeftLoad       what PEFT does with each tensor of an adapter
@@ -11,19 +12,23 @@ imported only when a class is built.
 
 from __future__ import annotations
 
+from deltarank.architectures.architecture import Architecture, find_architecture
 from deltarank.architectures.loaded_tensors import Conversion, LoadedTensors
 from deltarank.architectures.loading_class import LoadingClass, UnknownClass, find_loading_class
-from deltarank.architectures.peft_load import PeftLoad, load_with_peft
+from deltarank.architectures.peft_load import PeftLoad, load_with_peft, peft_version
 from deltarank.architectures.transformers_logging import first_line, silence_transformers
 
 __all__ = [
+    "Architecture",
     "Conversion",
     "LoadedTensors",
     "LoadingClass",
     "PeftLoad",
     "UnknownClass",
+    "find_architecture",
     "find_loading_class",
     "first_line",
     "load_with_peft",
+    "peft_version",
     "silence_transformers",
 ]

@@ -40,11 +40,13 @@ class LoadedTensors:
 
     conversions  one for each parameter, or group of parameters, whose shapes fit the class
     unused       tensors of the file that the class has no place for, or of which it cannot make a parameter
+    mismatched   (tensor, its shape as loaded, shape of the parameter) where the two shapes differ
     missing      parameters that are made from no tensor; some of them may be tied to others
     """
 
     conversions: tuple[Conversion, ...]
     unused: tuple[str, ...]
+    mismatched: tuple[tuple[str, Shape, Shape], ...]
     missing: tuple[str, ...]
 
     @cached_property
@@ -69,16 +71,19 @@ def load_tensors(model: Any, tensors: Mapping[str, Sequence[int]]) -> LoadedTens
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     placements, unused = _place(model, tensors, expected)
     conversions: list[Conversion] = []
-    for first, transform in placements.items():
-        sources = tuple(transform.sources)
-        conversion = _convert(model, first, transform, sources)
-        fits = conversion is not None and all(expected.get(n) == s for n, s in conversion.parameters.items())
-        if conversion is not None and fits:
-            conversions.append(conversion)
+    mismatched: list[tuple[str, Shape, Shape]] = []
+    for first, placement in placements.items():
+        conversion = _convert(model, first, placement)
+        if conversion is None or not conversion.parameters.keys() <= expected.keys():
+            unused += placement.sources
+        elif differing := [name for name, shape in conversion.parameters.items() if shape != expected[name]]:
+            name = differing[0]
+            mismatched.append((placement.sources[0], conversion.parameters[name], expected[name]))
         else:
-            unused += sources
+            conversions.append(conversion)
     made = {name for each in conversions for name in each.parameters}
-    return LoadedTensors(tuple(conversions), tuple(unused), tuple(name for name in expected if name not in made))
+    missing = tuple(name for name in expected if name not in made)
+    return LoadedTensors(tuple(conversions), tuple(unused), tuple(mismatched), missing)
 
 
 @dataclass
@@ -120,7 +125,7 @@ def _place(
     return placements, unused
 
 
-def _convert(model: Any, first: str, placement: _Placement, sources: tuple[str, ...]) -> Conversion | None:
+def _convert(model: Any, first: str, placement: _Placement) -> Conversion | None:
     """None where transformers cannot make the parameter from these tensors."""
     transform = placement.transform
     try:
@@ -128,7 +133,9 @@ def _convert(model: Any, first: str, placement: _Placement, sources: tuple[str, 
     except Exception:  # operations check their inputs with errors of many kinds
         return None
     operations = tuple(type(each).__name__ for each in getattr(transform, "operations", ()))
-    return Conversion(sources, {name: tuple(tensor.shape) for name, tensor in made.items()}, operations)
+    return Conversion(
+        tuple(placement.sources), {name: tuple(tensor.shape) for name, tensor in made.items()}, operations
+    )
 
 
 def _first_tensors(made: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from deltarank.architectures.loading_class import LoadingClass
@@ -42,13 +43,18 @@ class PeftLoad:
 
 
 def load_with_peft(
-    model_class: LoadingClass, config: Mapping[str, Any], tensors: Mapping[str, Sequence[int]]
+    model_class: LoadingClass,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Sequence[int]],
+    *,
+    vocabulary: int | None = None,
 ) -> PeftLoad:
     """Loads an adapter as `PeftModel.from_pretrained` does, without any weights.
 
     Args:
         config: adapter_config.json.
         tensors: the shapes of the adapter's tensors by their keys in the file.
+        vocabulary: the number of tokens to which the model is resized first; None: it is not.
     """
     import torch
 
@@ -61,7 +67,10 @@ def load_with_peft(
     with silence_logging(), silence_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _load(_inject(model_class, config), file, convert)
+            model = model_class.new_model()
+            if vocabulary is not None:
+                model.resize_token_embeddings(vocabulary, mean_resizing=False)
+            return _load(_inject(model, config), file, convert)
         except Exception as error:  # PEFT refuses with errors of many kinds
             return PeftLoad(first_line(error), {})
 
@@ -88,11 +97,16 @@ def _load(model: Any, file: Mapping[str, Any], convert: Callable[..., Mapping[st
     return PeftLoad(None, placed, tuple(merged), tuple(unused), tuple(missing))
 
 
-def _inject(model_class: LoadingClass, config: Mapping[str, Any]) -> Any:
+def _inject(model: Any, config: Mapping[str, Any]) -> Any:
     """The model with empty factors, where the configuration wants them."""
     from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 
     # Initial values are not needed, and some are computed from the weights, which are not there.
     made = PeftConfig.from_peft_type(**{**config, "init_lora_weights": True, "inference_mode": True})
     peft_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(made.task_type, PeftModel)
-    return peft_class(model_class.new_model(), made, _ADAPTER, low_cpu_mem_usage=True)
+    return peft_class(model, made, _ADAPTER, low_cpu_mem_usage=True)
+
+
+def peft_version() -> str:
+    """As in "0.21.2"."""
+    return version("peft")

@@ -133,6 +133,8 @@ def _lines(adapter: ExtractedAdapter) -> list[str]:
         "",
         "Share kept of each module's change, rounding included:",
         *format_table(modules, align="><", minimum=(12,)),
+        "",
+        f"{adapter.load_check.sentence}.",
     ]
 
 

@@ -118,6 +118,11 @@ class Server:
         return self.name == PEFT
 
     @property
+    def includes_peft(self) -> bool:
+        """Whether an adapter for it promises to load in PEFT, too."""
+        return self.name in (PEFT, DEFAULT_SERVER)
+
+    @property
     def needs_every_layer(self) -> bool:
         return self.coverage == "every layer"
 

@@ -74,6 +74,7 @@ _KINDS = (
     _kind("only_in_base", "only in the base", r"(?!)"),
     _kind("only_in_finetune", "only in the finetune", r"(?!)"),
     _kind("shape_differs", "of two shapes", r"(?!)"),
+    _kind("refused", "modules that PEFT does not adapt", r"(?!)"),
     _kind("not_finite", "NaN or Inf", r"(?!)"),
     _kind("not_floating", "no plain numbers", r"(?!)"),
     _kind("not_a_matrix", "no matrix", r"(?!)"),

@@ -4,7 +4,7 @@ import pytest
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from deltarank.adapters import exact_targets, factor_keys, module_path, module_type
+from deltarank.adapters import exact_targets, factor_keys, implied_modules, module_path, module_type
 
 LAYERS = [
     f"model.layers.{i}.{module}.weight"
@@ -62,8 +62,8 @@ def test_the_same_module_of_all_layers_is_a_type() -> None:
 def test_targets_are_last_components_where_those_are_enough() -> None:
     wanted = modules_of(LAYERS)
 
-    assert exact_targets(wanted, TENSORS) == ["down_proj", "k_proj", "q_proj", "up_proj"]
-    assert matched_by_peft(exact_targets(wanted, TENSORS), TENSORS) == wanted
+    assert exact_targets(wanted, implied_modules(TENSORS)) == ["down_proj", "k_proj", "q_proj", "up_proj"]
+    assert matched_by_peft(exact_targets(wanted, implied_modules(TENSORS)), TENSORS) == wanted
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_targets_are_last_components_where_those_are_enough() -> None:
 def test_nothing_excluded_matches_again(excluded: list[str]) -> None:
     """Layer 1 is not layer 11: a full name matches only itself."""
     wanted = [module for module in modules_of(LAYERS) if module not in excluded]
-    targets = exact_targets(wanted, TENSORS)
+    targets = exact_targets(wanted, implied_modules(TENSORS))
 
     assert matched_by_peft(targets, TENSORS) == wanted
     assert "q_proj" in targets
@@ -81,6 +81,6 @@ def test_nothing_excluded_matches_again(excluded: list[str]) -> None:
 
 def test_a_module_that_only_holds_others_is_not_matched_either() -> None:
     tensors = ["model.proj.inner.weight", "model.layers.0.proj.weight"]
-    targets = exact_targets(["model.layers.0.proj"], tensors)
+    targets = exact_targets(["model.layers.0.proj"], implied_modules(tensors))
 
     assert targets == ["model.layers.0.proj"]

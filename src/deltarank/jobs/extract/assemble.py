@@ -28,6 +28,7 @@ from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo
 from deltarank.jobs.extract.biases import fill_with_bias
 from deltarank.jobs.extract.contents import AdapterContents
 from deltarank.jobs.extract.layout import Target
+from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.results import Outcome
 
 
@@ -40,29 +41,37 @@ class AdapterWriter:
     """
 
     contents: AdapterContents
-    base: Checkpoint
+    names: ModuleNames
     finetune: Checkpoint
     dtype: torch.dtype
     factors_path: Callable[[str], Path]
 
     def write(self, folder: Path) -> None:
         """Raises OSError, and CheckpointError where a tensor that is carried whole cannot be read."""
-        write_weights(
-            folder / WEIGHTS_FILE,
-            [*self._factors(), *self._zero_factors(), *self._whole_tensors(), *self._rest_of_whole_modules()],
-        )
-        write_json(folder / CONFIG_FILE, self._config())
+        write_weights(folder / WEIGHTS_FILE, self.tensors)
+        write_json(folder / CONFIG_FILE, self.config)
 
-    def _config(self) -> dict[str, Any]:
+    @property
+    def tensors(self) -> list[StreamedTensor]:
+        """What adapter_model.safetensors contains."""
+        return [*self._factors(), *self._zero_factors(), *self._whole_tensors(), *self._rest_of_whole_modules()]
+
+    @property
+    def base(self) -> Checkpoint:
+        return self.names.base
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What adapter_config.json contains."""
         targets, rank = self.contents.factored, self.contents.layout.rank
         modules = [target.module for target in targets if not target.as_parameter]
         modules += [zero.module for zero in self.contents.zero_modules]
-        parameters = {target.pair.base.tensor for target in targets if target.as_parameter}
+        parameters = {target.module.rpartition(".")[0] for target in targets if target.as_parameter}
         return adapter_config(
             base=self.base.reference.ref,
             revision=self.base.reference.revision,
             rank=rank,
-            targets=exact_targets(modules, [name for name in self.base.tensors if name not in parameters]),
+            targets=exact_targets(modules, [path for path in self.names.modules if path not in parameters]),
             transposed=any(target.transposed for target in targets if not target.as_parameter),
             ranks={target.module: target.rank for target in targets if target.rank != rank},
             whole=self.contents.whole_modules,
@@ -133,22 +142,19 @@ class AdapterWriter:
 
     def _whole_tensors(self) -> Iterator[StreamedTensor]:
         for tensor in self.contents.whole_tensors:
-            name = tensor.name.rpartition(".")[2]
+            name = self.names.parameter(tensor.pair.base.tensor if tensor.pair else tensor.name).rpartition(".")[2]
             for module in (tensor.whole_module, tensor.tied_head):  # PEFT reads tied tensors from two entries
                 if module is not None:
                     yield _copied(f"{module}.{name}", self.finetune.tensors[tensor.name], self.finetune)
 
     def _rest_of_whole_modules(self) -> Iterator[StreamedTensor]:
         """The other tensors of these modules, as the base has them: PEFT loads a module completely or fails."""
-        pairs = [
-            (tensor.pair.base.tensor, tensor.whole_module) for tensor in self.contents.whole_tensors if tensor.pair
-        ]
-        carried = {name for name, _ in pairs}
-        modules = {name.rpartition(".")[0]: module for name, module in pairs}
+        carried = {tensor.pair.base.tensor for tensor in self.contents.whole_tensors if tensor.pair}
+        modules = {tensor.whole_module for tensor in self.contents.whole_tensors}
         for name, info in self.base.tensors.items():
-            holder, _, last = name.rpartition(".")
+            holder, _, last = self.names.parameter(name).rpartition(".")
             if holder in modules and name not in carried and info.dtype in FLOAT_DTYPES:
-                yield _copied(f"{modules[holder]}.{last}", info, self.base)
+                yield _copied(f"{holder}.{last}", info, self.base)
 
 
 def _copied(name: str, info: TensorInfo, checkpoint: Checkpoint) -> StreamedTensor:

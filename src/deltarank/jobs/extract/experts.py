@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from deltarank.architectures import Architecture
 from deltarank.checkpoints import Checkpoint, Pair
 from deltarank.jobs.extract.layout import FusedExpert, Target
+from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.jobs.extract.reasons import UNKNOWN_EXPERT, UNKNOWN_FUSED_EXPERT, omission_reason
 from deltarank.results import listing
 from deltarank.servers import PEFT, ExpertLayout, Server, modules_fused_by_peft
@@ -46,22 +48,27 @@ def refusal_of_expert(pair: Pair, base: Checkpoint, server: Server, *, selected_
 
 
 def separate_from_experts(
-    targets: Sequence[Target], base: Checkpoint, server: Server
+    targets: Sequence[Target], names: ModuleNames, server: Server
 ) -> tuple[list[Target], str | None]:
     """Keeps PEFT from taking other modules for experts, which it recognises by the last component of a path alone.
 
     For PEFT such modules are addressed as parameters. Servers need their names as they are, so for them the targets
-    stay, with a note that PEFT will not load these.
+    stay, with a note that PEFT will not load these. (Where the class is known, a portable adapter leaves them out, as
+    everything that PEFT does not load.)
     """
-    names = modules_fused_by_peft(base.config)
-    mistaken = [target for target in targets if target.module_name in names and not target.is_expert]
-    if not mistaken or not any(kind_of_tensor(name) == EXPERT for name in base.tensors):
+    fused = modules_fused_by_peft(names.base.config)
+    mistaken = [target for target in targets if target.module_name in fused and not target.is_expert]
+    if not mistaken or not any(kind_of_tensor(name) == EXPERT for name in names.base.tensors):
         return list(targets), None
-    if server.name != PEFT:
+    if server.includes_peft and not server.is_peft and isinstance(names.architecture, Architecture):
+        return list(targets), None
+    if not server.is_peft:
         return list(targets), _note_on_mistaken(sorted({target.pair.module for target in mistaken}))
     tensors = {target.pair.name for target in mistaken}
     return [
-        replace(target, module=target.pair.base.tensor, as_parameter=True) if target.pair.name in tensors else target
+        replace(target, module=names.parameter(target.pair.base.tensor), as_parameter=True)
+        if target.pair.name in tensors
+        else target
         for target in targets
     ], None
 

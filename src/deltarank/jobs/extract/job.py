@@ -7,11 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from deltarank.architectures import find_architecture
 from deltarank.checkpoints import Checkpoint, Pair, Pairing
 from deltarank.errors import JobError, UsageError
 from deltarank.jobs.compare import CompareJob, CompareOptions
 from deltarank.jobs.extract.layout import AdapterLayout
 from deltarank.jobs.extract.layout_builder import LayoutBuilder
+from deltarank.jobs.extract.load_check import PeftRefusals, TrialLoads
+from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.jobs.extract.options import ExtractOptions
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import ExtractedAdapter
@@ -34,6 +37,10 @@ class ExtractJob:
     def comparison(self) -> CompareJob:
         """Measures the loss at every rank that may be chosen."""
         return CompareJob(self.base, self.finetune, CompareOptions(**vars(self.options.solver_options)))
+
+    @cached_property
+    def names(self) -> ModuleNames:
+        return ModuleNames(self.base, find_architecture(self.base, self.base.config or self.finetune.config))
 
     @property
     def pairing(self) -> Pairing:
@@ -81,8 +88,7 @@ class ExtractJob:
             UsageError: (slug "rank-beyond-matrices") a smaller servable rank keeps every matrix whole.
         """
         options = self.options
-        builder = LayoutBuilder(self.base, self.finetune, options.rules, rank, selected_by_name=bool(options.include))
-        layout = builder.build(self.pairing)
+        layout = TrialLoads(self.names, self.finetune).without(self._wanted_layout(rank), self._peft_refusals)
         if not layout.targets:
             readable = [tensor for tensor in layout.unfactored if tensor.pair is not None] or layout.unfactored
             reasons = listing(sorted({tensor.reason for tensor in readable if tensor.reason}), most=3)
@@ -94,6 +100,21 @@ class ExtractJob:
         if options.fixed_rank is not None:
             _check_rank_is_useful(layout)
         return layout
+
+    def _wanted_layout(self, rank: int) -> AdapterLayout:
+        """By the rules of the server alone."""
+        selected_by_name = bool(self.options.include)
+        builder = LayoutBuilder(
+            self.base, self.finetune, self.options.rules, rank, self.names, selected_by_name=selected_by_name
+        )
+        return builder.build(self.pairing)
+
+    @cached_property
+    def _peft_refusals(self) -> PeftRefusals:
+        """The same at every rank."""
+        if not self.options.rules.includes_peft:
+            return PeftRefusals({}, {})
+        return TrialLoads(self.names, self.finetune).refusals(self._wanted_layout(1))
 
     def run(
         self, output: Path, *, force: bool = False, progress: ProgressListener, draw: DrawBudget | None = None
@@ -113,7 +134,7 @@ class ExtractJob:
             records = staging.open(force=force)
             plan = self._plan_at(options.fixed_rank or self._searched_rank(staging.rank_search, progress))
             staging.check_disk_space(2 * plan.adapter_bytes)
-            run = ExtractRun(plan, self.base, self.finetune, staging, progress, draw)
+            run = ExtractRun(plan, self.names, self.finetune, staging, progress, draw)
             run.resume(records)
             return run.adapter()
 

@@ -16,6 +16,7 @@ from deltarank.jobs.extract.experts import (
     separate_from_experts,
 )
 from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor, ZeroModule
+from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.jobs.extract.reasons import (
     NOT_A_MATRIX,
     NOT_A_MODULE,
@@ -26,7 +27,7 @@ from deltarank.jobs.extract.reasons import (
     omission_reason,
 )
 from deltarank.results import Outcome, Skipped
-from deltarank.servers import Handling, Server, is_transposed, peft_router_name
+from deltarank.servers import Handling, Server
 from deltarank.tensor_names import EXPERT, ROUTER, kind_of_tensor
 
 
@@ -34,6 +35,7 @@ from deltarank.tensor_names import EXPERT, ROUTER, kind_of_tensor
 class LayoutBuilder:
     """Sorts the tensors of a pairing by what the server can load.
 
+    names             what the modules of the base are called
     selected_by_name  the user named the tensors to extract (`--include`)
     """
 
@@ -41,6 +43,7 @@ class LayoutBuilder:
     finetune: Checkpoint
     server: Server
     rank: int
+    names: ModuleNames
     selected_by_name: bool = False
 
     def build(self, pairing: Pairing) -> AdapterLayout:
@@ -51,7 +54,7 @@ class LayoutBuilder:
             *(each for each in placed if isinstance(each, UnfactoredTensor)),
         ]
         matrices = [each for each in placed if isinstance(each, Target)]
-        targets, note = separate_from_experts(matrices, self.base, self.server)
+        targets, note = separate_from_experts(matrices, self.names, self.server)
         if not are_experts_complete(targets, self.base, self.server):
             reason = incomplete_experts(self.server)
             experts = [target.pair for target in targets if target.is_expert]
@@ -68,13 +71,15 @@ class LayoutBuilder:
 
     def _place(self, pair: Pair) -> Target | UnfactoredTensor:
         """One matrix that was paired."""
-        kind = kind_of_tensor(pair.base.tensor)
+        tensor = pair.base.tensor
+        kind = self.names.kind(tensor)
         if kind == ROUTER and self.server.carries.get(ROUTER) == "whole" and not is_slice(pair):
             return self._router(pair)
         if (refusal := self._refusal(pair, kind)) is not None:
             return UnfactoredTensor(pair.name, *refusal, pair)
         fused = fused_expert(pair, self.base)
-        module = pair.base.tensor if fused else module_path(name_for_peft(pair, self.base))
+        name = self.names.parameter(name_for_peft(pair, self.base))
+        module = name if fused else module_path(name)
         if module is None or not is_module_path(module):
             return UnfactoredTensor(pair.name, "parameter", NOT_A_MODULE, pair)
         # PEFT fuses single experts, and then knows one rank for all of them.
@@ -83,13 +88,15 @@ class LayoutBuilder:
             pair,
             module,
             rank=min(self.rank, *pair.shape) if may_be_smaller else self.rank,
-            transposed=fused.layout.inputs_first if fused else is_transposed(pair.base.tensor, self.base.config),
+            transposed=fused.layout.inputs_first if fused else self.names.is_transposed(tensor),
             as_parameter=fused is not None,
             fused_expert=fused,
         )
 
     def _refusal(self, pair: Pair, kind: str | None) -> tuple[str, str] | None:
         """The kind of a matrix that gets no factors, and the reason."""
+        if (reason := self.names.refusal(pair.base.tensor)) is not None:
+            return kind or "parameter", reason
         if kind == EXPERT or is_slice(pair):
             reason = refusal_of_expert(pair, self.base, self.server, selected_by_name=self.selected_by_name)
             return None if reason is None else (EXPERT, reason)
@@ -101,19 +108,22 @@ class LayoutBuilder:
 
     def _router(self, pair: Pair | SummedTensor) -> UnfactoredTensor:
         """Carried whole: it has a row for each expert, so factors would rarely be smaller."""
-        module = peft_router_name(_module_of(pair), self.base.config)
+        module = self.names.router(pair.base.tensor)
         if module is None or not is_module_path(module):
             return UnfactoredTensor(pair.name, ROUTER, UNKNOWN_ROUTER, pair)
         return UnfactoredTensor(pair.name, ROUTER, "", pair, whole_module=module)
 
     def _place_summed(self, tensors: Iterable[SummedTensor]) -> Iterator[UnfactoredTensor]:
         finetune_has_head = any(kind_of_tensor(name) == "lm_head" for name in self.finetune.tensors)
-        tied_head = None if finetune_has_head else self._tied_head()
         for tensor in tensors:
-            kind = kind_of_tensor(tensor.name) or ("tied" if tensor.outcome is Outcome.TIED else "other tensors")
-            module = _module_of(tensor)
+            name = tensor.base.tensor
+            kind = self.names.kind(name) or ("tied" if tensor.outcome is Outcome.TIED else "other tensors")
+            module = self.names.module(name)
+            tied_head = None if finetune_has_head or kind != "embedding" else self.names.tied_head(name)
             can_be_whole = self.server.carries.get(kind) == "whole" and tensor.name in self.finetune.tensors
-            if not can_be_whole or not is_module_path(module):
+            if can_be_whole and (reason := self.names.refusal(name)) is not None:
+                yield UnfactoredTensor(tensor.name, kind, reason, tensor)
+            elif not can_be_whole or not is_module_path(module):
                 yield UnfactoredTensor(tensor.name, kind, omission_reason(kind, self.server), tensor)
             elif kind == ROUTER:
                 yield self._router(tensor)
@@ -124,14 +134,6 @@ class LayoutBuilder:
             else:
                 yield UnfactoredTensor(tensor.name, kind, "", tensor, whole_module=module)
 
-    def _tied_head(self) -> str | None:
-        """The output head that the base takes from its input embedding; None where PEFT would not find it."""
-        config = self.base.config
-        classes = config.get("architectures")
-        is_known = isinstance(classes, list) and any(str(name).endswith("ForCausalLM") for name in classes)
-        has_own = any(kind_of_tensor(name) == "lm_head" for name in self.base.tensors)
-        return "lm_head" if is_known and not has_own and config.get("tie_word_embeddings") is not False else None
-
     def _with_biases(
         self, unfactored: Sequence[UnfactoredTensor], targets: Sequence[Target]
     ) -> Iterator[UnfactoredTensor]:
@@ -139,13 +141,19 @@ class LayoutBuilder:
         outputs = {target.module: target.linear_shape[0] for target in targets}
         has_parameters = any(target.as_parameter or target.is_expert for target in targets)
         for tensor in unfactored:
-            module = _module_of_bias(tensor) if self.server.bias is Handling.HONOURED else None
+            module = self._module_of_bias(tensor) if self.server.bias is Handling.HONOURED else None
             if module is None or tensor.pair is None or tensor.pair.base.shape != (1, outputs.get(module)):
                 yield tensor
             elif has_parameters:
                 yield replace(tensor, reason=bias_beside_parameters(self.server))
             else:
                 yield replace(tensor, reason="", bias_of=module)
+
+    def _module_of_bias(self, tensor: UnfactoredTensor) -> str | None:
+        if tensor.kind != "bias" or not isinstance(tensor.pair, SummedTensor):
+            return None
+        module, _, last = self.names.parameter(tensor.pair.base.tensor).rpartition(".")
+        return module if last == "bias" else None
 
     def _zero_modules(self, targets: Sequence[Target]) -> Iterator[ZeroModule]:
         """Modules of a targeted type that are no targets themselves, because they were excluded, say."""
@@ -154,25 +162,14 @@ class LayoutBuilder:
         types = {module_type(target.module) for target in targets}
         with_factors = {target.module for target in targets}
         for name, info in self.base.tensors.items():
-            module = module_path(name)
+            module = module_path(self.names.parameter(name)) if self.names.refusal(name) is None else None
             if module is None or len(info.shape) != 2 or module in with_factors or module_type(module) not in types:
                 continue
             rows, columns = info.shape
-            yield ZeroModule(module, (columns, rows) if is_transposed(name, self.base.config) else (rows, columns))
+            yield ZeroModule(module, (columns, rows) if self.names.is_transposed(name) else (rows, columns))
 
 
 def _place_skipped(tensor: Skipped) -> UnfactoredTensor:
     is_one_sided = tensor.outcome in (Outcome.EXTRA_ROWS, Outcome.ONLY_IN_FINETUNE)
     is_vocabulary = is_one_sided and kind_of_tensor(tensor.name) in ("embedding", "lm_head")
     return UnfactoredTensor(tensor.name, "added tokens" if is_vocabulary else tensor.outcome.value, tensor.reason, None)
-
-
-def _module_of(pair: Pair | SummedTensor) -> str:
-    return pair.base.tensor.rpartition(".")[0]
-
-
-def _module_of_bias(tensor: UnfactoredTensor) -> str | None:
-    if tensor.kind != "bias" or not isinstance(tensor.pair, SummedTensor):
-        return None
-    module, _, last = tensor.pair.base.tensor.rpartition(".")
-    return module if last == "bias" else None

@@ -93,16 +93,16 @@ def _left_out(adapter: ExtractedAdapter) -> Iterator[str]:
 
 
 def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
-    rules = get_server(adapter.server)
+    rules, loader = get_server(adapter.server), _loader(adapter.load_check.model_class)
     yield from (
         "## How to load it",
         "",
         "```python",
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {loader}",
         "",
     )
-    yield f"base = AutoModelForCausalLM.from_pretrained({_plain(adapter.base.ref)!r})"
+    yield f"base = {loader}.from_pretrained({_plain(adapter.base.ref)!r})"
     yield 'model = PeftModel.from_pretrained(base, "this folder")'
     yield "```"
     if rules.serve_command and rules.name != PEFT:
@@ -114,6 +114,14 @@ def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
         )
     yield ""
     yield f"It follows the rules of {rules.title} as of {rules_date()}. lora_alpha is the rank: the scale is 1."
+    yield ""
+    yield f"{_plain(adapter.load_check.sentence)}."
+
+
+def _loader(model_class: str | None) -> str:
+    """The class to load the base with."""
+    is_other = model_class is not None and not model_class.endswith(("ForCausalLM", "LMHeadModel"))
+    return str(model_class) if is_other else "AutoModelForCausalLM"
 
 
 def _provenance(adapter: ExtractedAdapter) -> Iterator[str]:

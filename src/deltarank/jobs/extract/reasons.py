@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from deltarank.servers import Handling, Server
 from deltarank.tensor_names import kind_in_words
 
@@ -13,6 +15,25 @@ UNKNOWN_EXPERT = "a single expert, and how PEFT addresses it is not known for th
 UNKNOWN_FUSED_EXPERT = (
     "one of several matrices in one tensor, and how PEFT addresses it is not known for this model type"
 )
+
+
+def not_a_parameter(class_name: str) -> str:
+    return f"{class_name} of transformers has no such parameter, so no adapter can be applied to it"
+
+
+def part_of_a_parameter(class_name: str) -> str:
+    return f"{class_name} of transformers splits it or merges it with other tensors, which its adapters do not do"
+
+
+def refused_by_peft(version: str, refusal: str | None) -> str:
+    """
+    Args:
+        refusal: the error; None if PEFT ignores factors of such a module, or finds another module in its place.
+    """
+    if refusal is None:
+        return f"PEFT {version} does not apply factors to such a module of this model"
+    sentence = re.sub(r"^\w+: (\[.*?\] )?", "", refusal).split(". ")[0]
+    return f"PEFT {version} refuses factors there: {sentence}"
 
 
 def omission_reason(kind: str, server: Server) -> str:

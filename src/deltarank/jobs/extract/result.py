@@ -60,14 +60,41 @@ class SummedEnergy:
 
 
 @dataclass(frozen=True)
+class LoadCheck:
+    """Whether PEFT loads the adapter into the base's class: every tensor is used, and no parameter left empty.
+
+    checked       False where the class cannot be built
+    loads         None if it was not checked
+    model_class   the class of transformers
+    peft_version  the version that was asked
+    reason        why it was not checked, or what PEFT does not load
+    """
+
+    checked: bool
+    loads: bool | None = None
+    model_class: str | None = None
+    peft_version: str | None = None
+    reason: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        if not self.checked:
+            return f"Whether PEFT finds the modules of this adapter was not checked: {self.reason}"
+        if self.loads:
+            return f"Checked: PEFT {self.peft_version} loads all of it into {self.model_class}"
+        return f"PEFT {self.peft_version} does not load all of it into {self.model_class}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class ExtractedAdapter(StoredResult):
     """An adapter that `extract` wrote to `folder`.
 
-    rank      of the adapter; matrices may have smaller ones
-    dtype     of A and B: "bfloat16"
-    budget    where the whole change went
-    settings  the options, versions, duration and, if there was one, the command line
-    identity  equal for two extractions only if their inputs and options are equal
+    rank        of the adapter; matrices may have smaller ones
+    dtype       of A and B: "bfloat16"
+    budget      where the whole change went
+    settings    the options, versions, duration and, if there was one, the command line
+    identity    equal for two extractions only if their inputs and options are equal
+    load_check  whether PEFT loads it
     """
 
     description = "what `deltarank extract` writes about an adapter"
@@ -87,6 +114,7 @@ class ExtractedAdapter(StoredResult):
     tool_version: str
     created: str
     identity: str
+    load_check: LoadCheck = LoadCheck(checked=False, reason="an earlier version of deltarank wrote it")
     folder: Path = Path()
 
     @property
@@ -129,6 +157,7 @@ class ExtractedAdapter(StoredResult):
             "settings": to_plain(self.settings),
             "notes": list(self.notes),
             "identity": self.identity,
+            "load_check": to_plain(self.load_check),
         }
 
     @classmethod

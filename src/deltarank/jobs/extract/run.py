@@ -16,7 +16,9 @@ from deltarank.jobs.extract.assemble import AdapterWriter
 from deltarank.jobs.extract.biases import bias_energy
 from deltarank.jobs.extract.contents import AdapterContents
 from deltarank.jobs.extract.factorise import MatrixFactoriser
+from deltarank.jobs.extract.load_check import check_written
 from deltarank.jobs.extract.model_card import model_card
+from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.jobs.extract.options import FACTOR_DTYPES
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter, SummedEnergy
@@ -50,7 +52,7 @@ class ExtractRun:
     """
 
     plan: ExtractionPlan
-    base: Checkpoint
+    names: ModuleNames
     finetune: Checkpoint
     staging: StagingFolder
     progress: ProgressListener
@@ -63,6 +65,10 @@ class ExtractRun:
         self._dtype = FACTOR_DTYPES[self.plan.dtype]
         self._targets = {target.pair.name: target for target in self.plan.layout.targets}
         self._numbers = {name: number for number, name in enumerate(self._targets)}
+
+    @property
+    def base(self) -> Checkpoint:
+        return self.names.base
 
     def resume(self, records: Iterable[Record]) -> None:
         """Takes what an earlier process finished. What cannot be read, or has lost its factors, is done again."""
@@ -89,7 +95,8 @@ class ExtractRun:
         """Extracts what is left, and writes the adapter.
 
         Raises:
-            JobError: (slug "nothing-to-extract") no matrix could be extracted.
+            JobError: (slug "nothing-to-extract") no matrix could be extracted; (slug "adapter-does-not-load") PEFT
+                does not load the adapter, though its server is PEFT.
             OutputError: something cannot be written.
         """
         started = time.perf_counter()
@@ -104,11 +111,13 @@ class ExtractRun:
         for warning in adapter_warnings(contents, self.base.tensors.keys()):
             self._warn(warning)
         adapter = self._description(contents, started)
-        picture = self._picture(adapter)
-        adapter = replace(adapter, notes=self._notes)
-        writer = AdapterWriter(contents, self.base, self.finetune, self._dtype, self._factors_path)
+        writer = AdapterWriter(contents, self.names, self.finetune, self._dtype, self._factors_path)
         with self.staging.whole() as folder:
             writer.write(folder)
+            check = check_written(folder, self.names.architecture, self.plan.layout.server)
+            adapter = replace(adapter, load_check=check)
+            picture = self._picture(adapter)
+            adapter = replace(adapter, notes=self._notes)
             (folder / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
             (folder / MODEL_CARD_FILE).write_text(model_card(adapter, picture=picture is not None), encoding="utf-8")
             if picture is not None:

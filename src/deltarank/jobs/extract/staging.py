@@ -86,7 +86,11 @@ class StagingFolder:
             whole = self.folder / "whole"
             shutil.rmtree(whole, ignore_errors=True)
             whole.mkdir()
-            yield whole
+            try:
+                yield whole
+            except BaseException:  # what is left must not look like an adapter
+                shutil.rmtree(whole, ignore_errors=True)
+                raise
             self._publish(whole)
 
     def _publish(self, whole: Path) -> None:
