@@ -16,6 +16,7 @@ from .jobs.which_base import which_base as which_base
 from .results import BaseChoice as BaseChoice
 from .results import Loss as Loss
 from .results import MatrixResult as MatrixResult
+from .results import MergeCheck as MergeCheck
 from .results import Outcome as Outcome
 from .results import Results as Results
 from .results import Verdict as Verdict

@@ -17,12 +17,21 @@ from deltarank.servers import get_server
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "extract-verify-serve.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks() -> list[tuple[str, str]]:
+    """The language and the text of each, in their order."""
+    return re.findall(r"^```(sh|python)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    return [line for block in blocks("sh") for line in block.splitlines() if line.startswith("deltarank ")]
+def run(language: str, block: str, names: dict[str, Any]) -> None:
+    """A block of Python, or the lines of a shell that call deltarank."""
+    if language == "python":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(block, names)
+        return
+    for line in block.splitlines():
+        if line.startswith("deltarank "):
+            assert main(shlex.split(line)[1:]) == 0, line
 
 
 def test_extract_verify_and_load(
@@ -37,25 +46,23 @@ def test_extract_verify_and_load(
     made.write_checkpoint(
         tmp_path / "finetune", {name: moved[name] if "_proj" in name else w for name, w in weights.items()}, base
     )
-    for line in commands():
-        assert main(shlex.split(line)[1:]) == 0, line
-    assert "within 0.01 % of optimal" in " ".join(capsys.readouterr().out.split())
-
     names: dict[str, Any] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for block in blocks("python"):
-            exec(block, names)
+    for language, block in blocks():
+        run(language, block, names)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "within 0.01 % of optimal" in printed
+    assert "merged holds adapter exactly" in printed
+
     tokens = torch.arange(3, 15)[None]
     with torch.no_grad():
-        served = names["model"](tokens).logits
+        served = names["merged"](tokens).logits
         truth = AutoModelForCausalLM.from_pretrained("finetune")(tokens).logits
         plain = AutoModelForCausalLM.from_pretrained("base")(tokens).logits
     assert float((served - truth).abs().max()) < 1e-3 * float((plain - truth).abs().max())
 
 
 def test_the_page_shows_the_commands_that_model_cards_show() -> None:
-    text = "\n".join(blocks("sh"))
+    text = "\n".join(block for _, block in blocks())
 
     for name in ("vllm", "sglang", "llama.cpp"):
         assert get_server(name).serve_command.format(base="base", adapter="adapter", rank=64) in text

@@ -12,7 +12,7 @@ from deltarank.cli.loading import loading
 from deltarank.cli.options import device_option, input_options, json_option, quiet_option, server_option
 from deltarank.cli.run_command import quieten_the_hub
 from deltarank.cli.streams import out, sayer, width
-from deltarank.results import count, escape, figure, format_table, percent_kept
+from deltarank.results import MergeCheck, count, escape, figure, format_table, percent_kept
 
 if TYPE_CHECKING:
     from deltarank.results import FitEnergies, Verification
@@ -25,6 +25,7 @@ _COLUMN = 11
 @click.argument("base")
 @click.argument("finetune")
 @click.argument("adapter")
+@click.option("--merged", is_flag=True, help="Check whether FINETUNE is BASE with ADAPTER merged into it.")
 @server_option("Apply the adapter as this server does; portable: check that all of them load it.", None)
 @input_options
 @click.option("--adapter-revision", metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
@@ -37,6 +38,9 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
     ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, from any tool, or a Hub id. The verdict
     says whether the adapter is optimal, falls short, has a wrong scale, or does not belong to BASE and FINETUNE.
     Nothing is written.
+
+    With --merged, the usual ways to merge are repeated number by number. The verdict says whether FINETUNE holds the
+    adapter exactly, up to rounding, with another strength, in part, or not at all.
     """
     quieten_the_hub(quiet)
     import deltarank
@@ -49,7 +53,8 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
     tell = sayer(quiet)
     for note in found.notes:
         tell(f"Note: {note}")
-    out(found.to_json() if as_json else "\n".join(_lines(found, width())))
+    lines = _merge_lines if isinstance(found, MergeCheck) else _lines
+    out(found.to_json() if as_json else "\n".join(lines(found, width())))
 
 
 def _lines(found: Verification, columns: int) -> Iterator[str]:
@@ -60,6 +65,17 @@ def _lines(found: Verification, columns: int) -> Iterator[str]:
     if modules:
         yield ""
         yield from _table(modules, columns)
+    yield from _ignored(found, columns)
+
+
+def _merge_lines(found: MergeCheck, columns: int) -> Iterator[str]:
+    """The sentences, and the tensors of the adapter that change nothing."""
+    for sentence in found.sentences:
+        yield from _wrapped(sentence, columns)
+    yield from _ignored(found, columns)
+
+
+def _ignored(found: Verification | MergeCheck, columns: int) -> Iterator[str]:
     for each in found.unused[:MOST_UNUSED]:
         yield from _wrapped(f"Ignored: {each.name}: {each.reason}.", columns)
     if len(found.unused) > MOST_UNUSED:

@@ -33,6 +33,7 @@ from deltarank.results.formatting import (
     size,
 )
 from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
+from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.notebook import ShownAsLines
 from deltarank.results.outputs import (
     FINETUNE,
@@ -82,6 +83,7 @@ __all__ = [
     "DEFAULT_RANKS",
     "FINETUNE",
     "FINETUNE_AGAIN",
+    "HELD",
     "PREFERRED_RANK",
     "SERVABLE_RANKS",
     "AttributionResult",
@@ -105,6 +107,10 @@ __all__ = [
     "Logits",
     "Loss",
     "MatrixResult",
+    "MergeCheck",
+    "MergeFit",
+    "MergeKind",
+    "MergedTensor",
     "Norm",
     "Outcome",
     "Outputs",
@@ -138,6 +144,7 @@ __all__ = [
     "from_record",
     "headline_rank",
     "listing",
+    "other_share",
     "parse_record",
     "percent",
     "percent_kept",

@@ -31,7 +31,7 @@ from deltarank.runtime.run_folder import (
 from deltarank.runtime.solver_options import SolverOptions, as_tuple, check_choice, is_number
 from deltarank.runtime.throughput import Throughput
 from deltarank.runtime.time_estimate import TimeEstimate
-from deltarank.runtime.workers import Task, WorkerPool
+from deltarank.runtime.workers import Task, Worker, WorkerPool
 
 __all__ = [
     "FIXED_MEMORY",
@@ -55,6 +55,7 @@ __all__ = [
     "Task",
     "Throughput",
     "TimeEstimate",
+    "Worker",
     "WorkerPool",
     "as_output_error",
     "as_tuple",

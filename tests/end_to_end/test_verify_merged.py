@@ -1,0 +1,212 @@
+"""`verify --merged` on what PEFT itself merged, in each dtype, and on what only resembles it."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import deltarank
+import peft_adapters as made
+from commands import RunCommand
+from deltarank.results import MergeCheck, MergeFit, MergeKind
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+Edit = Callable[[dict[str, Tensor]], None]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base in each dtype, and two adapters that PEFT trained."""
+    folder = tmp_path_factory.mktemp("merges")
+    base = made.write_base(made.wide_llama, folder / "float32")
+    for dtype in ("bfloat16", "float16"):
+        AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[dtype]).save_pretrained(folder / dtype)
+    for name, seed in (("adapter", 1), ("other", 7)):
+        made.train(base, folder / name, seed=seed, r=8, lora_alpha=24, target_modules=ALL)
+    return folder
+
+
+def merge(
+    home: Path,
+    folder: Path,
+    *,
+    base: str = "bfloat16",
+    in_dtype: str = "bfloat16",
+    stored: str = "bfloat16",
+    adapters: tuple[str, ...] = ("adapter",),
+    safe: bool = False,
+    autocast: bool = True,
+) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(home / base, dtype=DTYPES[in_dtype])
+        for name in adapters:
+            model = PeftModel.from_pretrained(model, home / name, autocast_adapter_dtype=autocast)
+            model = model.merge_and_unload(safe_merge=safe)
+        model.to(DTYPES[stored]).save_pretrained(folder)
+    return folder
+
+
+def edited(folder: Path, edit: Edit) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def check(home: Path, merged: Path, *, base: str = "bfloat16", adapter: str = "adapter") -> MergeCheck:
+    return deltarank.verify(home / base, merged, home / adapter, merged=True)
+
+
+@pytest.mark.parametrize(
+    ("base", "in_dtype", "stored"),
+    [
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float16", "float16", "float16"),
+        ("float32", "float32", "float32"),
+        ("bfloat16", "float32", "bfloat16"),
+        ("float32", "float32", "bfloat16"),
+        ("float32", "bfloat16", "float16"),
+        ("bfloat16", "bfloat16", "float32"),
+    ],
+)
+@pytest.mark.parametrize(("safe", "autocast"), [(False, True), (True, True), (False, False)])
+def test_what_peft_merged_is_held_exactly(
+    home: Path, tmp_path: Path, base: str, in_dtype: str, stored: str, safe: bool, autocast: bool
+) -> None:
+    merged = merge(home, tmp_path / "merged", base=base, in_dtype=in_dtype, stored=stored, safe=safe, autocast=autocast)
+    found = check(home, merged, base=base)
+
+    assert found.kind is MergeKind.EXACT, found.sentences
+    assert {row.mismatches for row in found.tensors} == {0}
+    assert sum(row.is_touched for row in found.tensors) == 14
+    assert (found.strength, found.other_share) == (1.0, pytest.approx(0, abs=1e-3))
+    assert "exactly" in found.sentences[0]
+    assert MergeCheck.from_json(found.to_json()) == found
+
+
+def test_a_merge_that_rounds_otherwise_is_held_up_to_rounding(home: Path, tmp_path: Path) -> None:
+    """As on a GPU that sums in another order: some entries are one unit in the last place off."""
+
+    def nudge(weights: dict[str, Tensor]) -> None:
+        for name, weight in weights.items():
+            if "_proj" in name:
+                flat = weight.view(torch.int16).view(-1)
+                flat[::1000] += 1
+
+    found = check(home, edited(merge(home, tmp_path / "merged"), nudge))
+
+    assert found.kind is MergeKind.ROUNDING, found.sentences
+    assert all((row.mismatches or 0) > 0 for row in found.tensors if row.is_touched)
+    assert "exactly" not in found.sentences[0]
+
+
+@pytest.mark.parametrize(("alpha", "strength"), [(48, 2.0), (12, 0.5), (16, 2 / 3), (-24, -1.0), (27, 1.125)])
+def test_a_wrong_alpha_is_a_strength(home: Path, tmp_path: Path, alpha: int, strength: float) -> None:
+    made.train(home / "float32", home / f"alpha{alpha}", seed=1, r=8, lora_alpha=24, target_modules=ALL)
+    made.edit_config(home / f"alpha{alpha}", lora_alpha=alpha)
+    found = check(home, merge(home, tmp_path / "merged", adapters=(f"alpha{alpha}",)))
+
+    assert found.kind is MergeKind.STRENGTH, found.sentences
+    assert found.strength == pytest.approx(strength, rel=1e-3)
+    assert ("subtracted" in found.sentences[0]) == (strength < 0)
+
+
+def test_another_adapter_is_not_held(home: Path, tmp_path: Path) -> None:
+    found = check(home, merge(home, tmp_path / "merged", adapters=("other",)))
+
+    assert found.kind is MergeKind.ABSENT, found.sentences
+    assert found.strength is None
+    assert found.other_share == 1.0
+
+
+def test_the_base_itself_holds_nothing(home: Path, tmp_path: Path) -> None:
+    copy = edited(merge(home, tmp_path / "merged", adapters=()), lambda weights: None)
+    found = check(home, copy)
+
+    assert found.kind is MergeKind.ABSENT
+    assert "unchanged" in found.sentences[0]
+
+
+def test_a_layer_left_out_is_named(home: Path, tmp_path: Path) -> None:
+    base = load_file(home / "bfloat16" / "model.safetensors")
+
+    def restore(weights: dict[str, Tensor]) -> None:
+        weights.update({name: weight for name, weight in base.items() if ".layers.1." in name})
+
+    found = check(home, edited(merge(home, tmp_path / "merged"), restore))
+
+    assert found.kind is MergeKind.PART, found.sentences
+    assert {row.layer for row in found.tensors if row.fit is MergeFit.ABSENT} == {1}
+    assert any("model.layers.1." in sentence for sentence in found.sentences)
+
+
+def test_another_change_is_named_with_its_share(home: Path, tmp_path: Path) -> None:
+    def scale(weights: dict[str, Tensor]) -> None:
+        weights["model.norm.weight"] *= 1.5
+
+    found = check(home, edited(merge(home, tmp_path / "merged"), scale))
+    norm = next(row for row in found.tensors if row.name == "model.norm.weight")
+
+    assert found.kind is MergeKind.WITH_OTHER_CHANGES, found.sentences
+    assert norm.fit is MergeFit.CHANGED
+    assert found.other_share == pytest.approx(norm.energy / sum(row.energy for row in found.tensors), rel=1e-3)
+    assert "exactly" in found.sentences[0]
+    assert any("model.norm.weight" in sentence for sentence in found.sentences)
+
+
+def test_two_adapters_are_the_adapter_and_other_changes(home: Path, tmp_path: Path) -> None:
+    found = check(home, merge(home, tmp_path / "merged", adapters=("adapter", "other")))
+
+    assert found.kind is MergeKind.WITH_OTHER_CHANGES, found.sentences
+    assert "something else" in found.sentences[0]
+    assert found.strength == pytest.approx(1, abs=0.1)
+    assert found.other_share is not None
+    assert 0.2 < found.other_share < 0.8
+
+
+def test_a_change_below_the_rounding_is_inconclusive(home: Path, tmp_path: Path) -> None:
+    """It is never called a pass: base and merge are the same numbers."""
+    made.train(home / "float32", home / "tiny", seed=1, r=8, lora_alpha=24, target_modules=ALL)
+    made.edit_config(home / "tiny", lora_alpha=1e-7)
+    found = check(home, merge(home, tmp_path / "merged", adapters=("tiny",)), adapter="tiny")
+
+    assert found.kind is MergeKind.INCONCLUSIVE
+    assert found.sentences[0].startswith("Inconclusive")
+    assert not any("exactly" in sentence for sentence in found.sentences)
+
+
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (made.wide_llama, {"target_modules": ALL, "modules_to_save": ["lm_head"]}),
+        (made.wide_llama, {"target_modules": ALL, "use_rslora": True}),
+        (made.wide_llama, {"target_modules": ALL, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"up_proj": 5}}),
+        (made.wide_llama, {"target_modules": ["q_proj", "embed_tokens"]}),
+        (made.gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+        (made.qwen2, {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
+    ],
+)  # fmt: skip
+def test_what_else_an_adapter_may_be(tmp_path: Path, make: made.Make, config: dict[str, object]) -> None:
+    base = made.write_base(make, tmp_path / "base")
+    made.train(base, tmp_path / "adapter", **({"r": 4, "lora_alpha": 7} | config))
+    merged = made.merge(base, tmp_path / "adapter", tmp_path / "merged")
+    found = deltarank.verify(base, merged, tmp_path / "adapter", merged=True)
+
+    assert found.kind is MergeKind.EXACT, found.sentences
+
+
+def test_the_command_prints_it(home: Path, tmp_path: Path, command: RunCommand) -> None:
+    merged = merge(home, tmp_path / "merged")
+    done = command("verify", home / "bfloat16", merged, home / "adapter", "--merged")
+
+    assert done.code == 0
+    assert "holds adapter exactly" in " ".join(done.out.split())
+    assert command("verify", home / "bfloat16", merged, home / "adapter", "--merged", "--server", "vllm").code == 2
