@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 import rooms_page
+import servers_page
 from cli_page import GROUP, PAGE, render
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,13 @@ def test_every_slug_is_an_anchor() -> None:
 def test_the_page_of_commands_is_up_to_date() -> None:
     """If this fails: python tests/house/cli_page.py."""
     assert PAGE.read_text(encoding="utf-8") == render()
+
+
+def test_the_table_of_servers_is_up_to_date() -> None:
+    """If this fails: python tests/house/servers_page.py."""
+    page = servers_page.PAGE.read_text(encoding="utf-8")
+
+    assert page == servers_page.page_with(servers_page.render())
 
 
 def test_the_drawing_of_the_rooms_is_up_to_date() -> None:

@@ -118,8 +118,8 @@ def exact_targets(wanted: Collection[str], modules: Collection[str]) -> list[str
         wanted: the modules to match.
         modules: all modules of the model, those that only contain others included.
     """
-    others = {_leaf(path) for path in set(modules) - set(wanted)}
-    targets = {leaf if (leaf := _leaf(module)) not in others else module for module in wanted}
+    others = {leaf(path) for path in set(modules) - set(wanted)}
+    targets = {leaf(module) if leaf(module) not in others else module for module in wanted}
     return sorted(targets, key=_natural_order)
 
 
@@ -136,7 +136,8 @@ def implied_modules(tensors: Iterable[str]) -> set[str]:
     return paths
 
 
-def _leaf(path: str) -> str:
+def leaf(path: str) -> str:
+    """The last component of a module's path."""
     return path.rpartition(".")[2]
 
 

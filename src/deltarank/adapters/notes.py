@@ -23,12 +23,11 @@ def notes_on_semantics(adapter: LoraAdapter, server: Server) -> Iterator[str]:
     if config.unknown:
         names = listing(list(config.unknown), most=3)
         yield f"adapter_config.json has fields that PEFT 0.21 does not have; they were ignored: {names}"
-    exception = f" ({server.patterns_exception})" if server.patterns_exception else ""
     if config.alpha_pattern and server.scale != "patterns":
-        yield f"{server.title} ignores alpha_pattern{exception}: it uses one alpha ({config.alpha:g}) for all matrices"
+        yield f"{server.title} ignores alpha_pattern: it uses one alpha ({config.alpha:g}) for all matrices"
     if config.rank_pattern and server.scale != "patterns":
         ranks = "the rank of each tensor" if server.scale == "tensor" else f"one rank ({config.rank})"
-        yield f"{server.title} ignores rank_pattern{exception}: it computes scales from {ranks}"
+        yield f"{server.title} ignores rank_pattern: it computes scales from {ranks}"
     if config.rslora and server.rslora is Handling.IGNORED:
         yield f"{server.title} ignores use_rslora: it scales by alpha / r instead of alpha / sqrt(r)"
 

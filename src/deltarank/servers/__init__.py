@@ -13,7 +13,16 @@ from deltarank.servers.model_families import (
     modules_fused_by_peft,
     peft_router_name,
 )
-from deltarank.servers.rules import DEFAULT_SERVER, PEFT, Handling, Server, get_server, rules_date, server_names
+from deltarank.servers.rules import (
+    DEFAULT_SERVER,
+    PEFT,
+    Handling,
+    Server,
+    get_server,
+    known_servers,
+    rules_date,
+    server_names,
+)
 
 __all__ = [
     "DEFAULT_SERVER",
@@ -25,6 +34,7 @@ __all__ = [
     "get_server",
     "is_conv1d_model",
     "is_transposed",
+    "known_servers",
     "modules_fused_by_peft",
     "peft_router_name",
     "rules_date",

@@ -35,6 +35,13 @@ class ExpertLayout:
         return None
 
 
+def model_types(config: Mapping[str, Any]) -> frozenset[str]:
+    """The model types of a config.json: of the whole model, and of its language model."""
+    text = config.get("text_config")
+    found = [config.get("model_type"), text.get("model_type") if isinstance(text, Mapping) else None]
+    return frozenset(each for each in found if isinstance(each, str))
+
+
 def modules_fused_by_peft(config: Mapping[str, Any]) -> frozenset[str]:
     """The last components of the module names that PEFT treats as separate experts of this model, and fuses."""
     return frozenset(name for row in _families("fused_by_peft", config) for name in row["names"])

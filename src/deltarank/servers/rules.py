@@ -1,7 +1,9 @@
 """The rules of one server, as `servers.json` states them.
 
-ranks             "any"; "vllm", the ranks that vLLM accepts (`results.SERVABLE_RANKS`); "default", the ranks that
-                  every server accepts (`results.DEFAULT_RANKS`)
+slots             what `--max-lora-rank` may be: "any"; "vllm", the values that vLLM accepts
+                  (`results.SERVABLE_RANKS`); "default", those that `compare` measures. An adapter may have any rank up
+                  to the largest; what it costs is the slot
+unlike_ranks      "refused" if each matrix must have the rank r of adapter_config.json
 scale             what B A is multiplied by: "config", lora_alpha / r of the configuration, for all tensors; "tensor",
                   lora_alpha / the rank of each tensor; "patterns", as rank_pattern and alpha_pattern say
 patterns, rslora, bias, modules_to_save, norms (among modules_to_save, if different), embedding_factors, fused_experts
@@ -15,13 +17,21 @@ adapter_names, stray_tensors, missing_factors, unknown_modules, unknown_paths
                   or a B without A; modules of a name that the base has nowhere; and modules that it has elsewhere
 reads_config      whether it also refuses what only adapter_config.json says: a bias, modules_to_save, a rank
 coverage          "any" subset of modules, or "every layer" of each type of module that the adapter has
+groups            modules that the server fuses: where the adapter has one of a group, it needs those in `required`
+modules           the only last components of module names that the server knows; absent if it knows all;
+                  `not_modules`: those that it does not load
+no_lora, no_head  the model types on which it loads no LoRA, or none on lm_head
+version, run      the version, and the day on which it was run; absent if it was not
+read              when its source was read; `only_read`: which of these rules were not run
+like              the server whose other rules hold as well: for an older version; `product`: its name without the
+                  versions
 carries           kind of tensor -> how: "whole" (in modules_to_save), "factors", or "on request" (factors, if
                   `--include` names it). Plain linear modules are always carried; other kinds are not
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -29,12 +39,14 @@ from typing import Any
 from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_RANKS, SERVABLE_RANKS, listing
 from deltarank.servers.data import load_data
+from deltarank.servers.evidence import Evidence
+from deltarank.servers.model_families import model_types
 
 DEFAULT_SERVER = "portable"
 
 PEFT = "peft"
 
-_RANKS = {"any": None, "vllm": SERVABLE_RANKS, "default": DEFAULT_RANKS}
+_SLOTS = {"any": None, "vllm": SERVABLE_RANKS, "default": DEFAULT_RANKS}
 
 
 class Handling(StrEnum):
@@ -47,18 +59,26 @@ class Handling(StrEnum):
 
 
 @dataclass(frozen=True)
+class FusedModules:
+    """Modules of one layer that a server fuses, and those that an adapter with one of them needs."""
+
+    modules: tuple[str, ...]
+    required: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Server:
     """One server's rules, in the words above.
 
-    ranks               the servable ranks; None: any rank
+    slots               the values of --max-lora-rank, which are the servable ranks; None: any
     rank_warning        (rank, sentence) about what happens above this rank; the adapter still loads
-    patterns_exception  the versions that do not treat patterns as `patterns` says; "" where none is known
     serve_command       a command with {base}, {adapter} and {rank}; "" where there is none
     """
 
     name: str
     title: str
-    ranks: tuple[int, ...] | None
+    evidence: Evidence
+    slots: tuple[int, ...] | None
     scale: str
     patterns: Handling
     rslora: Handling
@@ -80,7 +100,13 @@ class Server:
     unknown_modules: Handling
     unknown_paths: Handling
     reads_config: bool
-    patterns_exception: str = ""
+    unlike_ranks: Handling = Handling.HONOURED
+    groups: tuple[FusedModules, ...] = ()
+    modules: frozenset[str] | None = None
+    not_modules: frozenset[str] = frozenset()
+    no_lora: frozenset[str] = frozenset()
+    no_head: frozenset[str] = frozenset()
+    like: str = ""
 
     @classmethod
     def from_rules(cls, name: str, rules: Mapping[str, Any]) -> Server:
@@ -88,7 +114,8 @@ class Server:
         return cls(
             name=name,
             title=rules["title"],
-            ranks=_RANKS[rules["ranks"]],
+            evidence=Evidence.from_rules(rules),
+            slots=_SLOTS[rules["slots"]],
             scale=rules["scale"],
             patterns=Handling(rules["patterns"]),
             rslora=Handling(rules["rslora"]),
@@ -110,7 +137,13 @@ class Server:
             unknown_modules=Handling(rules.get("unknown_modules", Handling.IGNORED)),
             unknown_paths=Handling(rules.get("unknown_paths", Handling.IGNORED)),
             reads_config=rules.get("reads_config", True),
-            patterns_exception=rules.get("patterns_exception", ""),
+            unlike_ranks=Handling(rules.get("unlike_ranks", Handling.HONOURED)),
+            groups=_fused_modules(rules["groups"]),
+            modules=frozenset(rules["modules"]) if "modules" in rules else None,
+            not_modules=frozenset(rules["not_modules"]),
+            no_lora=frozenset(rules["no_lora"]),
+            no_head=frozenset(rules["no_head"]),
+            like=rules.get("like", ""),
         )
 
     @property
@@ -123,36 +156,64 @@ class Server:
         return self.name in (PEFT, DEFAULT_SERVER)
 
     @property
+    def is_portable(self) -> bool:
+        return self.name == DEFAULT_SERVER
+
+    @property
     def needs_every_layer(self) -> bool:
         return self.coverage == "every layer"
 
     @property
     def omission(self) -> str:
         """The beginning of a sentence that lists what an adapter for this server does not hold."""
-        if self.name == DEFAULT_SERVER:
+        if self.is_portable:
             return "a portable adapter leaves out"
         return "this adapter leaves out" if self.is_peft else f"{self.title} cannot load"
 
     @property
     def max_rank(self) -> int | None:
-        """The highest servable rank; None: any rank."""
-        return max(self.ranks) if self.ranks else None
+        """The highest rank; None: any rank."""
+        return max(self.slots) if self.slots else None
 
     @property
     def candidate_ranks(self) -> tuple[int, ...]:
         """The ranks that `--rank auto` chooses from."""
-        return self.ranks or DEFAULT_RANKS
+        return self.slots or DEFAULT_RANKS
+
+    def slot_for(self, rank: int) -> int:
+        """The smallest --max-lora-rank with which the server loads an adapter of this rank."""
+        return min((slot for slot in self.slots or () if slot >= rank), default=rank)
 
     def check_rank(self, rank: int) -> None:
         """Raises UsageError (slug "illegal-rank") for a rank that this server does not load."""
-        if self.ranks is not None and rank not in self.ranks:
-            near = min(self.ranks, key=lambda servable: (servable < rank, abs(servable - rank)))
+        if self.max_rank is not None and rank > self.max_rank:
             raise UsageError(
-                f"Rank {rank} is not accepted by {self.title} (--server {self.name}); "
-                f"servable ranks are {listing([str(servable) for servable in self.ranks], most=20)}.",
-                cure=f"Use --rank {near}. A matrix of a lower rank is padded with zeros, which costs only disk space.",
+                f"Rank {rank} is not accepted by {self.title} (--server {self.name}): the highest is {self.max_rank}.",
+                cure=f"Use --rank {self.max_rank} or less.",
                 slug="illegal-rank",
             )
+
+    def refuses_model(self, config: Mapping[str, Any]) -> bool:
+        """Whether it loads no LoRA on the model with this config.json."""
+        return bool(self.no_lora & model_types(config))
+
+    def refuses_head(self, config: Mapping[str, Any]) -> bool:
+        """Whether it loads no LoRA on the lm_head of this model, tied or not."""
+        return bool(self.no_head & model_types(config))
+
+    def partners(self, module: str) -> set[str]:
+        """The modules that the server fuses with one of this path, and wants beside it."""
+        parent, dot, name = module.rpartition(".")
+        mates = {mate for group in self.groups if name in group.modules for mate in group.modules}
+        return {f"{parent}{dot}{mate}" for mate in mates - {name}}
+
+    def knows_module(self, name: str) -> bool:
+        """Whether it loads a LoRA on a module with this last component of its name."""
+        return name not in self.not_modules and (self.modules is None or name in self.modules)
+
+
+def _fused_modules(rows: Iterable[Mapping[str, Any]]) -> tuple[FusedModules, ...]:
+    return tuple(dict.fromkeys(FusedModules(tuple(row["modules"]), tuple(row["required"])) for row in rows))
 
 
 def get_server(name: str) -> Server:
@@ -161,14 +222,32 @@ def get_server(name: str) -> Server:
     Raises:
         UsageError: (slug "bad-server") there are no rules for a server of this name.
     """
-    servers = load_data()["servers"]
-    if name not in servers:
+    if name not in server_names():
         raise UsageError(
             f"There is no server {name!r} in the list of known servers.",
             cure=f"Choose one of {listing(server_names())}.",
             slug="bad-server",
         )
-    return Server.from_rules(name, servers[name])
+    return Server.from_rules(name, _rules(name))
+
+
+_LIMITS = ("groups", "not_modules", "no_lora", "no_head")
+
+
+def _rules(name: str) -> dict[str, Any]:
+    """The row of one server, with those of the row that it is like."""
+    row = load_data()["servers"][name]
+    rules: dict[str, Any] = {limit: [] for limit in _LIMITS} | (_rules(row["like"]) if "like" in row else {}) | row
+    if name == DEFAULT_SERVER:  # it loads everywhere: each limit of each server
+        others = [_rules(other) for other in server_names() if other not in (name, PEFT)]
+        for limit in _LIMITS:
+            rules[limit] = [entry for other in others for entry in other[limit]]
+        rules["modules"] = set.intersection(*(set(other["modules"]) for other in others if "modules" in other))
+    return rules
+
+
+def known_servers() -> list[Server]:
+    return [get_server(name) for name in server_names()]
 
 
 def server_names() -> list[str]:

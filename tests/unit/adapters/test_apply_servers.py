@@ -67,7 +67,8 @@ def scales(found: Applied) -> dict[str, float]:
     [
         (None, 12 / 2, 8 / 4),
         ("peft", 12 / 2, 8 / 4),
-        ("vllm", 8 / 4, 8 / 4),
+        ("vllm", 12 / 2, 8 / 4),
+        ("vllm-0.31", 8 / 4, 8 / 4),
         ("sglang", 8 / 4, 8 / 4),
         ("llama.cpp", 8 / 2, 8 / 4),
     ],
@@ -81,7 +82,7 @@ def test_patterns_move_the_scale_where_they_are_read(
     found = applied(weights, server, rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 12})
 
     assert scales(found) == {"0.self_attn.q": of_q, "1.self_attn.q": of_q, "0.self_attn.o": of_o, "1.self_attn.o": of_o}
-    assert any("alpha_pattern" in note for note in found.notes) == (server not in (None, "peft"))
+    assert any("alpha_pattern" in note for note in found.notes) == (server not in (None, "peft", "vllm"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_lorax_drops_a_module_that_lacks_a_layer(applied: Apply) -> None:
 
 @pytest.mark.parametrize(
     ("server", "does"),
-    [("vllm", "refuses"), ("llama.cpp", "refuses"), ("sglang", "refuses"), ("lorax", "ignores"), ("peft", "takes")],
+    [("vllm", "refuses"), ("llama.cpp", "refuses"), ("sglang", "ignores"), ("lorax", "ignores"), ("peft", "takes")],
 )
 def test_whole_tensors(applied: Apply, server: str, does: str) -> None:
     weights = q_and_o() | {"base_model.model.lm_head.weight": torch.ones(48, 32)}

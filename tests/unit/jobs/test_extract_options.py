@@ -33,8 +33,8 @@ def test_options_are_written_as_they_were_given() -> None:
 @pytest.mark.parametrize(
     ("keywords", "slug"),
     [
-        ({"rank": 48}, "illegal-rank"),
-        ({"rank": 12, "server": "vllm"}, "illegal-rank"),
+        ({"rank": 513}, "illegal-rank"),
+        ({"rank": 600, "server": "vllm"}, "illegal-rank"),
         ({"rank": 0, "server": "peft"}, "bad-ranks"),
         ({"rank": True, "server": "peft"}, "bad-ranks"),
         ({"rank": "many"}, "bad-ranks"),

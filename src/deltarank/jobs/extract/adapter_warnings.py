@@ -26,11 +26,10 @@ def adapter_warnings(contents: AdapterContents, base_tensors: Collection[str]) -
     server, rank = contents.layout.server, contents.layout.rank
     if server.rank_warning is not None and rank > server.rank_warning[0]:
         yield server.rank_warning[1]
-    if contents.layout.zero_modules:
-        yield (
-            f"{server.title} requires every layer of a module type: layers that were left out get zeros, "
-            "which change nothing"
-        )
+    if contents.zero_modules:
+        names = listing([zero.module for zero in contents.zero_modules], most=3)
+        needs = "some servers need" if server.is_portable else f"{server.title} needs"
+        yield f"{names} got zeros, which change nothing, because {needs} them beside the others"
     yield from _unmergeable_biases(contents, base_tensors)
     has_added_tokens = any(tensor.kind == "added tokens" for tensor in contents.layout.unfactored)
     if has_added_tokens and any(tensor.kind in ("embedding", "lm_head") for tensor in contents.whole_tensors):

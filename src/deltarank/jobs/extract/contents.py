@@ -27,13 +27,15 @@ class AdapterContents:
 
     @cached_property
     def changed_types(self) -> set[str]:
-        """Module types with at least one changed layer.
+        """Module types with at least one changed layer, and those that the server needs beside them.
 
         All types if none changed, because an empty adapter does not load.
         """
         changed = {matrix.path for matrix in self.matrices.values() if matrix.outcome is Outcome.MEASURED}
         changed |= {t.bias_of for t in self.layout.unfactored if t.bias_of and self._energy(t.name)}
-        return {_type_of(path) for path in changed or {target.module for target in self.layout.targets}}
+        paths = {path for path in changed or {target.module for target in self.layout.targets} if path}
+        partners = {partner for path in paths for partner in self.layout.server.partners(path)}
+        return {_type_of(path) for path in paths | partners}
 
     @cached_property
     def factored(self) -> list[Target]:
@@ -42,7 +44,8 @@ class AdapterContents:
 
     def _gets_factors(self, target: Target) -> bool:
         is_known = self.matrices[target.pair.name].outcome in (Outcome.MEASURED, Outcome.IDENTICAL)
-        return is_known or target.is_expert or self.layout.server.needs_every_layer
+        server = self.layout.server
+        return is_known or target.is_expert or server.needs_every_layer or bool(server.partners(target.module))
 
     @cached_property
     def zero_modules(self) -> list[ZeroModule]:

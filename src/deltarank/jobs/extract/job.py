@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deltarank.architectures import find_architecture
-from deltarank.checkpoints import Checkpoint, Pair, Pairing
+from deltarank.checkpoints import Checkpoint, Pair, Pairing, quoted
 from deltarank.errors import JobError, UsageError
 from deltarank.jobs.compare import CompareJob, CompareOptions
 from deltarank.jobs.extract.layout import AdapterLayout
@@ -22,6 +23,7 @@ from deltarank.jobs.extract.run import DrawBudget, ExtractRun
 from deltarank.jobs.extract.staging import StagingFolder
 from deltarank.results import Total, figure, listing
 from deltarank.runtime import Plan, ProgressListener, SolverOptions, Step, make_plan
+from deltarank.servers import Server, known_servers
 from deltarank.spectra import factorisation_cost
 
 
@@ -84,10 +86,12 @@ class ExtractJob:
         """What an adapter of this rank contains.
 
         Raises:
-            JobError: (slug "nothing-to-extract") the server can load nothing of it.
+            JobError: (slug "nothing-to-extract") the server can load nothing of it; (slug "model-without-lora") it
+                loads no LoRA on any model of this type.
             UsageError: (slug "rank-beyond-matrices") a smaller servable rank keeps every matrix whole.
         """
         options = self.options
+        _check_model(options.rules, self.base.config)
         layout = TrialLoads(self.names, self.finetune).without(self._wanted_layout(rank), self._peft_refusals)
         if not layout.targets:
             readable = [tensor for tensor in layout.unfactored if tensor.pair is not None] or layout.unfactored
@@ -150,11 +154,26 @@ class ExtractJob:
         return rank
 
 
+def _check_model(server: Server, config: Mapping[str, Any]) -> None:
+    if server.refuses_model(config):
+        refusing = [
+            each for each in known_servers() if each.refuses_model(config) and not (each.is_portable or each.like)
+        ]
+        titles = [each.title for each in refusing] if server.is_portable else [server.title]
+        loading = [f"--server {each.name}" for each in known_servers() if not each.refuses_model(config)]
+        raise JobError(
+            f"{listing(titles, most=4)} {'loads' if len(titles) == 1 else 'load'} no LoRA on models of the type "
+            f"{quoted(str(config.get('model_type')))}"
+            f"{', so there is no portable adapter for them' if server.is_portable else ''}.",
+            cure=f"Choose the server that is meant: {listing(loading, most=6)}.",
+            slug="model-without-lora",
+        )
+
+
 def _check_rank_is_useful(layout: AdapterLayout) -> None:
     largest = max(min(target.pair.shape) for target in layout.targets)
-    servable = layout.server.ranks
-    enough = largest if servable is None else min((rank for rank in servable if rank >= largest), default=layout.rank)
-    if layout.rank > enough:
+    enough = layout.server.slot_for(largest)
+    if layout.rank > max(enough, largest):
         raise UsageError(
             f"Rank {layout.rank} is larger than needed: no matrix here has a rank above {largest}.",
             cure=f"Use --rank {enough}: it keeps the whole change of these matrices.",

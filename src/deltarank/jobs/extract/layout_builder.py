@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from deltarank.adapters import is_module_path, module_path, module_type
+from deltarank.adapters import is_module_path, leaf, module_path, module_type
 from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
 from deltarank.jobs.extract.experts import (
     are_experts_complete,
@@ -23,8 +23,10 @@ from deltarank.jobs.extract.reasons import (
     TIED_TO_HEAD,
     UNKNOWN_ROUTER,
     bias_beside_parameters,
+    head_refusal,
     incomplete_experts,
     omission_reason,
+    unknown_module,
 )
 from deltarank.results import Outcome, Skipped
 from deltarank.servers import Handling, Server
@@ -82,8 +84,10 @@ class LayoutBuilder:
         module = name if fused else module_path(name)
         if module is None or not is_module_path(module):
             return UnfactoredTensor(pair.name, "parameter", NOT_A_MODULE, pair)
+        if not fused and not self.server.knows_module(name := leaf(module)):
+            return UnfactoredTensor(pair.name, "other modules", unknown_module(name, self.server), pair)
         # PEFT fuses single experts, and then knows one rank for all of them.
-        may_be_smaller = self.server.patterns is Handling.HONOURED and (fused is not None or kind != EXPERT)
+        may_be_smaller = self.server.is_peft and (fused is not None or kind != EXPERT)
         return Target(
             pair,
             module,
@@ -97,6 +101,8 @@ class LayoutBuilder:
         """The kind of a matrix that gets no factors, and the reason."""
         if (reason := self.names.refusal(pair.base.tensor)) is not None:
             return kind or "parameter", reason
+        if kind == "lm_head" and (reason := head_refusal(self.base.config, self.server)) is not None:
+            return kind, reason
         if kind == EXPERT or is_slice(pair):
             reason = refusal_of_expert(pair, self.base, self.server, selected_by_name=self.selected_by_name)
             return None if reason is None else (EXPERT, reason)
@@ -156,17 +162,17 @@ class LayoutBuilder:
         return module if last == "bias" else None
 
     def _zero_modules(self, targets: Sequence[Target]) -> Iterator[ZeroModule]:
-        """Modules of a targeted type that are no targets themselves, because they were excluded, say."""
-        if not self.server.needs_every_layer:
-            return
-        types = {module_type(target.module) for target in targets}
+        """Modules that are no targets themselves, because they were excluded, say, and that the server needs."""
+        partners = {partner for target in targets for partner in self.server.partners(target.module)}
+        types = {module_type(module) for module in (*partners, *(target.module for target in targets))}
         with_factors = {target.module for target in targets}
         for name, info in self.base.tensors.items():
             module = module_path(self.names.parameter(name)) if self.names.refusal(name) is None else None
-            if module is None or len(info.shape) != 2 or module in with_factors or module_type(module) not in types:
+            if module is None or len(info.shape) != 2 or module in with_factors:
                 continue
-            rows, columns = info.shape
-            yield ZeroModule(module, (columns, rows) if self.names.is_transposed(name) else (rows, columns))
+            if module in partners or (self.server.needs_every_layer and module_type(module) in types):
+                rows, columns = info.shape
+                yield ZeroModule(module, (columns, rows) if self.names.is_transposed(name) else (rows, columns))
 
 
 def _place_skipped(tensor: Skipped) -> UnfactoredTensor:

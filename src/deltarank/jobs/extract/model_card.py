@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from deltarank.adapters import BUDGET_PICTURE_FILE
 from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.results import Reference, count, percent, size
-from deltarank.servers import PEFT, get_server, rules_date
+from deltarank.servers import PEFT, get_server
 from deltarank.tensor_names import kind_in_words
 
 _BAR = 40
@@ -109,11 +109,14 @@ def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
         yield ""
         yield from (
             "```",
-            rules.serve_command.format(base=_plain(adapter.base.ref), adapter="this-folder", rank=adapter.rank),
+            rules.serve_command.format(
+                base=_plain(adapter.base.ref), adapter="this-folder", slot=rules.slot_for(adapter.rank)
+            ),
             "```",
         )
     yield ""
-    yield f"It follows the rules of {rules.title} as of {rules_date()}. lora_alpha is the rank: the scale is 1."
+    evidence = rules.evidence.sentence
+    yield f"What it contains follows {rules.title}: {evidence}. lora_alpha is the rank: the scale is 1."
     yield ""
     yield f"{_plain(adapter.load_check.sentence)}."
 

@@ -10,7 +10,6 @@ from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTenso
 from deltarank.jobs.extract.options import ExtractOptions
 from deltarank.results import ShownAsLines, count, figure, listing, size
 from deltarank.runtime import Plan, needs_line, reference_line, step_lines
-from deltarank.servers import rules_date
 from deltarank.tensor_names import kind_in_words
 
 
@@ -54,7 +53,7 @@ class ExtractionPlan(ShownAsLines):
 
     def lines(self) -> list[str]:
         weights = sum(target.pair.entries for target in self.layout.targets)
-        server = f"{self.options.server}: the rules of {self.layout.server.title}, as of {rules_date()}"
+        server = f"{self.options.server}: {self.layout.server.evidence.sentence}"
         return [
             f"base      {reference_line(self.work.base)}",
             f"finetune  {reference_line(self.work.finetune)}",
@@ -93,7 +92,8 @@ class ExtractionPlan(ShownAsLines):
             yield f"{count(len(small), 'matrix', 'matrices')} of a smaller rank {treatment}: {modules}"
         if layout.zero_modules:
             names = listing([zero.module for zero in layout.zero_modules], most=3)
-            yield f"zeros for {count(len(layout.zero_modules), 'module')}, because every layer is required: {names}"
+            number = count(len(layout.zero_modules), "module")
+            yield f"zeros for {number}, because servers need them beside the others: {names}"
 
     def to_plain(self) -> dict[str, Any]:
         seconds = {step.pair.name: step.seconds for step in self.work.steps}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from deltarank.servers import Handling, Server
 from deltarank.tensor_names import kind_in_words
@@ -43,6 +45,17 @@ def omission_reason(kind: str, server: Server) -> str:
     if kind == "bias" and server.bias is Handling.HONOURED:
         return f"a bias of a module without factors, which {server.title} cannot load"
     return f"{server.omission} {kind_in_words(kind)}"
+
+
+def head_refusal(config: Mapping[str, Any], server: Server) -> str | None:
+    """Why the server loads no LoRA on the output head of this model; None if it does."""
+    if config.get("tie_word_embeddings") is True and not server.is_peft:
+        return f"the base ties it to its embedding, and {server.title} loads no LoRA on it"
+    return f"{server.title} loads no LoRA on the lm_head of this model type" if server.refuses_head(config) else None
+
+
+def unknown_module(name: str, server: Server) -> str:
+    return f"{server.omission} modules of the name {name}"
 
 
 def bias_beside_parameters(server: Server) -> str:

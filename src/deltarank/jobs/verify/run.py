@@ -129,12 +129,17 @@ def _verification(
         server=server,
         tensors=rows,
         unused=unused,
-        notes=job.notes(rows),
+        notes=(*_evidence(server), *job.notes(rows)),
         kind=kind,
         sentences=sentences,
         tool_version=tool_version(),
         created=utc_timestamp(),
     )
+
+
+def _evidence(server: str | None) -> tuple[str, ...]:
+    """How it is known what the server does."""
+    return (get_server(server).evidence.sentence,) if server else ()
 
 
 def _checked_merge(
