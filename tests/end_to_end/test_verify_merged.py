@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import deltarank
 import peft_adapters as made
 from commands import RunCommand
-from deltarank.results import MergeCheck, MergeFit, MergeKind
+from deltarank.results import FitKind, MergeCheck, MergeFit, MergeKind
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -210,3 +210,22 @@ def test_the_command_prints_it(home: Path, tmp_path: Path, command: RunCommand) 
     assert done.code == 0
     assert "holds adapter exactly" in " ".join(done.out.split())
     assert command("verify", home / "bfloat16", merged, home / "adapter", "--merged", "--server", "vllm").code == 2
+
+
+def test_verify_allows_for_the_rounding_of_a_merge(home: Path, tmp_path: Path) -> None:
+    """Most entries of a weak adapter are below half a unit in the last place of bfloat16, and leave no trace."""
+    made.train(home / "float32", home / "weak", seed=1, r=8, lora_alpha=24, target_modules=ALL)
+    made.edit_config(home / "weak", lora_alpha=0.1)
+    merged = merge(home, tmp_path / "merged", adapters=("weak",))
+    right = deltarank.verify(home / "bfloat16", merged, home / "weak")
+    made.edit_config(home / "weak", lora_alpha=0.2)
+    wrong = deltarank.verify(home / "bfloat16", merged, home / "weak")
+
+    assert right.kind is FitKind.OPTIMAL, right.sentences
+    assert right.touched.share_lost is not None
+    assert 0.1 < right.touched.share_lost < 0.9
+    assert "explains all of the rest" in right.sentences[0]
+    assert not any("scale" in sentence for sentence in right.sentences)
+    assert {row.energies.scaled_by for row in right.tensors if row.is_touched} == {pytest.approx(1, abs=1e-3)}
+    assert wrong.kind is FitKind.MISSCALED, wrong.sentences
+    assert wrong.touched.scaled_by == pytest.approx(2, rel=0.1)

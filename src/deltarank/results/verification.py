@@ -37,6 +37,8 @@ class FitEnergies:
     lost             ||D - L||^2
     best             the least ||D - X||^2 over all X of the adapter's rank; None if it was not computed
     inner, added     <D, L> and ||L||^2
+    rounded_lost     ||W - R||^2, where R is W0 + L rounded to the dtype of W: what rounding does not explain of `lost`
+    rounded_inner    <R - W0, L>, which is ||L||^2 where no change is lost in the rounding
     """
 
     energy: Energy = 0.0
@@ -44,6 +46,8 @@ class FitEnergies:
     best: Energy | None = None
     inner: Annotated[float, Meta(ge=-1e300, le=1e300)] = 0.0
     added: Energy = 0.0
+    rounded_lost: Energy | None = None
+    rounded_inner: Annotated[float, Meta(ge=-1e300, le=1e300)] | None = None
 
     @classmethod
     def of(cls, rows: Iterable[FitEnergies]) -> Self:
@@ -56,6 +60,8 @@ class FitEnergies:
             best=math.fsum(bests) if len(bests) == len(rows) and rows else None,
             inner=math.fsum(row.inner for row in rows),
             added=math.fsum(row.added for row in rows),
+            rounded_lost=_sum_of_known(row.rounded_lost for row in rows),
+            rounded_inner=_sum_of_known(row.rounded_inner for row in rows),
         )
 
     @property
@@ -77,8 +83,13 @@ class FitEnergies:
 
     @property
     def scaled_by(self) -> float | None:
-        """||L||^2 / <D, L>: by what L was multiplied, beside the multiple that fits D best; 1 if rightly scaled."""
-        return self.added / self.inner if self.inner > 0 and self.added > 0 else None
+        """By what L was multiplied, beside the multiple that fits D best; 1 if rightly scaled.
+
+        ||L||^2 / <D, L>, or <R - W0, L> / <D, L> where rounding to the dtype of W loses a part of L: entries of L that
+        are smaller than half a unit in the last place leave no trace in D.
+        """
+        meant = self.added if self.rounded_inner is None else self.rounded_inner
+        return meant / self.inner if self.inner > 0 and meant > 0 else None
 
     @property
     def cosine(self) -> float | None:
@@ -102,6 +113,12 @@ class FitEnergies:
             "scaled_by": self.scaled_by,
             "cosine": self.cosine,
         }
+
+
+def _sum_of_known(values: Iterable[float | None]) -> float | None:
+    """None if one of them is unknown, or there is none."""
+    known = list(values)
+    return math.fsum(x for x in known if x is not None) if known and None not in known else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltarank.adapters import Change, LoraAdapter, LoraUpdate, NewBias
 from deltarank.checkpoints import Pair, SummedTensor
-from deltarank.jobs.verify.overlap import overlap
+from deltarank.jobs.verify.overlap import Overlap, overlap
 from deltarank.jobs.verify.verdict import NEW_BIAS
 from deltarank.results import FitEnergies, Outcome, TensorChange, TensorFit
 from deltarank.runtime import (
@@ -76,7 +76,7 @@ class FitMeasurer:
         if rank is not None and best is not None:
             best = min(best, seen.lost)  # the solver overstates the least loss, by up to its tolerance
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
-        return _row(target, changes, outcome, FitEnergies(sums.energy, seen.lost, best, seen.inner, seen.added))
+        return _row(target, changes, outcome, _energies(sums, seen, best))
 
     def _update(self, changes: Sequence[Change]) -> LoraUpdate | None:
         if not changes:
@@ -110,6 +110,10 @@ class FitMeasurer:
         return spectrum.lost(rank)
 
 
+def _energies(sums: Sums, seen: Overlap, best: float | None) -> FitEnergies:
+    return FitEnergies(sums.energy, seen.lost, best, seen.inner, seen.added, seen.rounded_lost, seen.rounded_inner)
+
+
 def parallel_tensors(targets: Sequence[Target], device: torch.device) -> int:
     """How many tensors are measured at a time: two, if the two largest stay within PROMISED_MEMORY."""
     largest = max((target.base.shape for target in targets), key=math.prod, default=(0, 0))
@@ -131,7 +135,7 @@ def new_bias_row(adapter: LoraAdapter, bias: NewBias) -> TensorFit:
         shape=tuple(bias.part.up.shape),
         outcome=Outcome.MEASURED if is_finite else Outcome.NOT_FINITE,
         change=TensorChange.WHOLE,
-        energies=FitEnergies(lost=energy, best=0.0, added=energy) if is_finite else FitEnergies(),
+        energies=FitEnergies(0.0, energy, 0.0, 0.0, energy, energy, energy) if is_finite else FitEnergies(),
         reason=NEW_BIAS if is_finite else _NOT_FINITE_UPDATE,
     )
 

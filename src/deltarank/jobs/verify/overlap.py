@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -15,23 +15,27 @@ from deltarank.spectra import Sums, Workspace, energy_of, subtract
 
 @dataclass(frozen=True)
 class Overlap:
-    """Sums over the entries of D and L; those of several parts add up.
+    """Sums over the entries of D, L, and R, which is W0 + L rounded as the finetune is; those of several parts add up.
 
     lost             ||D - L||^2
     inner            <D, L>
     added            ||L||^2
+    rounded_lost     ||W - R||^2
+    rounded_inner    <R - W0, L>
     """
 
     lost: float = 0.0
     inner: float = 0.0
     added: float = 0.0
+    rounded_lost: float = 0.0
+    rounded_inner: float = 0.0
 
     def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(self.lost + other.lost, self.inner + other.inner, self.added + other.added)
+        return Overlap(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def is_finite(self) -> bool:
-        return all(math.isfinite(each) for each in (self.lost, self.inner, self.added))
+        return all(map(math.isfinite, (self.lost, self.inner, self.added)))
 
 
 def overlap(
@@ -54,14 +58,21 @@ def overlap(
         part = subtract(base, finetune, out=out, workspace=workspace)
         sums += part
         if effect is None:
-            seen += Overlap(lost=part.energy)
+            seen += Overlap(lost=part.energy, rounded_lost=part.energy)
         else:
-            seen += _compared(out, effect.rows(first, before), workspace)
+            seen += _compared(out, effect.rows(first, before), before, finetune.dtype, workspace)
     return sums.with_format_error(target.finetune.rounding_error), seen
 
 
-def _compared(delta: Tensor, added: Tensor, workspace: Workspace) -> Overlap:
-    scratch = torch.mul(delta, added, out=workspace.empty_like("products", delta))
-    inner = float(scratch.sum(dtype=torch.float32 if delta.device.type == "mps" else torch.float64))
-    left = torch.sub(delta, added, out=scratch)
-    return Overlap(energy_of(left), inner, energy_of(added))
+def _compared(delta: Tensor, added: Tensor, base: Tensor, stored: torch.dtype, workspace: Workspace) -> Overlap:
+    scratch = workspace.empty_like("products", delta)
+    lost = energy_of(torch.sub(delta, added, out=scratch))
+    inner = _dot(delta, added, scratch)
+    rounded = (base + added).to(stored).to(delta.dtype).sub_(base)  # R - W0
+    rounded_lost = energy_of(torch.sub(delta, rounded, out=scratch))
+    return Overlap(lost, inner, energy_of(added), rounded_lost, _dot(rounded, added, scratch))
+
+
+def _dot(one: Tensor, other: Tensor, scratch: Tensor) -> float:
+    product = torch.mul(one, other, out=scratch)
+    return float(product.sum(dtype=torch.float32 if one.device.type == "mps" else torch.float64))

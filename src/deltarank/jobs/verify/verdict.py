@@ -86,7 +86,13 @@ def _kind(rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -
         return FitKind.STRANGER
     if sum(row.energies.energy for row in _misscaled(rows)) >= 0.05 * touched.energy > 0:
         return FitKind.MISSCALED
-    return FitKind.OPTIMAL if (touched.excess or 0.0) <= NEAR[-1][0] else FitKind.SHORT
+    is_near = (touched.excess or 0.0) <= NEAR[-1][0] or _is_rounding(touched)
+    return FitKind.OPTIMAL if is_near else FitKind.SHORT
+
+
+def _is_rounding(touched: FitEnergies) -> bool:
+    """Whether W0 + L, rounded to the dtype of the finetune, is the finetune or nearly so."""
+    return touched.rounded_lost is not None and touched.rounded_lost <= NEAR[-1][0] * min(touched.lost, touched.energy)
 
 
 _HARMS = {
@@ -144,6 +150,13 @@ def _say_fit(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touche
         )
         return
     excess = touched.excess or 0.0
+    if touched.share_lost >= 0.001 and _is_rounding(touched):
+        share = "all" if touched.rounded_lost == 0 else "over 99 %"
+        yield (
+            f"{subject} {_keeps(touched.share_lost)} of what finetuning changed in {where}, and rounding W0 + L to the "
+            f"finetune's dtype explains {share} of the rest{'; ' + best if best else ''}."
+        )
+        return
     near = next((f"within {words} % of optimal" for most, words in NEAR if excess <= most), None)
     verdict = near or f"{percent(excess)} of the change short of optimal"
     tail = f"{best}: {verdict}" if best else "how much the best LoRA would keep was not computed"
