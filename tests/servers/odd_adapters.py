@@ -56,11 +56,20 @@ class OddAdapter:
 
 
 def write_odd(name: str, source: Path, folder: Path) -> Path:
+    return _write_changed(source, ODD[name].change, folder)
+
+
+def write_renamed(source: Path, prefix: str, folder: Path) -> Path:
+    """With another prefix before `layers.` in the names of its modules."""
+    return _write_changed(source, _renamed(lambda key: PREFIX + prefix + key[key.index("layers.") :]), folder)
+
+
+def _write_changed(source: Path, change: Change, folder: Path) -> Path:
     plain = PlainAdapter(
         {key: tensor.float() for key, tensor in load_file(source / "adapter_model.safetensors").items()},
         json.loads((source / "adapter_config.json").read_text()),
     )
-    ODD[name].change(plain)
+    change(plain)
     folder.mkdir(parents=True)
     save_file({key: tensor.contiguous() for key, tensor in plain.tensors.items()}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(plain.config))

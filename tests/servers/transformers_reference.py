@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 
-def log_probabilities(model: Path, prompts: Iterable[list[int]], adapter: Path | None = None) -> Tensor:
+def log_probabilities(
+    model: Path, prompts: Iterable[list[int]], adapter: Path | None = None, auto: Any = AutoModelForCausalLM
+) -> Tensor:
     """(prompts, tokens) of a saved model, with an adapter as PEFT loads it."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    loaded: Any = auto.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # PEFT's, about what the adapters of these tests do on purpose
         if adapter is not None:
