@@ -6,6 +6,7 @@ make llama.cpp abort.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import math
@@ -117,15 +118,27 @@ class LlamaCpp:
     def __exit__(self, *error: object) -> None:
         self._process.__exit__(*error)
 
+    def run_converter(self, script: str, words: Sequence[str], folder: Path) -> Answer:
+        """One of the converters, with the words of a command that is given in `folder`."""
+        return self._ask("convert", [str(folder), script, *words])
+
     def convert_model(self, model: Path, to: Path) -> Answer:
         """A GGUF file in float32."""
-        words = ["convert_hf_to_gguf.py", "--outtype", "f32", "--outfile", str(to), str(model)]
-        return self._ask("convert", words)
+        words = ("--outtype", "f32", "--outfile", str(to), str(model))
+        return self.run_converter("convert_hf_to_gguf.py", words, to.parent)
 
     def convert_adapter(self, adapter: Path, base: Path, to: Path) -> Answer:
-        return self._ask(
-            "convert", ["convert_lora_to_gguf.py", "--base", str(base), "--outfile", str(to), str(adapter)]
-        )
+        words = ("--base", str(base), "--outfile", str(to), str(adapter))
+        return self.run_converter("convert_lora_to_gguf.py", words, to.parent)
+
+    def run_server(self, words: Sequence[str], folder: Path, prompts: Sequence[list[int]], vocabulary: int) -> Answer:
+        """`llama-server` with the words of a command that is given in `folder`: -m, and perhaps --lora."""
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        parser.add_argument("-m", required=True)
+        parser.add_argument("--lora")
+        given = parser.parse_args(words)
+        adapter = folder / given.lora if given.lora else None
+        return self.log_probabilities(folder / given.m, prompts, vocabulary, adapter)
 
     def log_probabilities(
         self, model: Path, prompts: Sequence[list[int]], vocabulary: int, adapter: Path | None = None
@@ -207,8 +220,9 @@ def _run_and_exit(task: Callable[[], Any], result: Path, log: Path) -> None:
     os._exit(code)
 
 
-def _convert(sources: str, script: str, *words: str) -> None:
+def _convert(sources: str, folder: str, script: str, *words: str) -> None:
     """Runs one of the converters as a command would."""
+    os.chdir(folder)
     sys.argv = [f"{sources}/{script}", *words]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
