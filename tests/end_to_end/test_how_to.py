@@ -65,4 +65,4 @@ def test_the_page_shows_the_commands_that_model_cards_show() -> None:
     text = "\n".join(block for _, block in blocks())
 
     for name in ("vllm", "sglang", "llama.cpp"):
-        assert get_server(name).serve_command.format(base="base", adapter="adapter", rank=64) in text
+        assert get_server(name).serve_command.format(base="base", adapter="adapter", slot=64) in text

@@ -22,8 +22,8 @@ def write_as_served(base: Path, finetune: Path, adapter: Path, server: str, fold
     weights = {name: tensor.float() for name, tensor in load_file(base / "model.safetensors").items()}
     before, after = (open_checkpoint(each, revision=None, fetch="download") for each in (base, finetune))
     with open_adapter(adapter) as lora, before, after:
-        pairing = pair_checkpoints(before, after)
-        applied = apply_adapter(lora, (*pairing.pairs, *pairing.summed), server=server, config=before.config)
+        pairing = pair_checkpoints(before, after, experts=True)
+        applied = apply_adapter(lora, (*pairing.pairs, *pairing.summed), server=server, base=before)
         starts = {name: info.start for name, info in before.tensors.items()}
         _add(weights, lora, applied, starts)
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
