@@ -164,11 +164,17 @@ def place_part(part: AdapterPart, target: Target, config: Mapping[str, Any]) -> 
     fits, fits_transposed = (part.outputs, part.inputs) == shape, (part.inputs, part.outputs) == shape and not kernel
     if not (fits or fits_transposed):
         return _does_not_fit(part, target)
-    if not (fits and fits_transposed):
+    is_known_module = "model_type" in config and not part.is_parameter
+    if not is_known_module and not (fits and fits_transposed):
         return Placement(part, target, fits_transposed)
     if part.expert is not None:
         return Placement(part, target, config.get("model_type") in _INPUTS_FIRST)
-    return Placement(part, target, is_transposed(target.base.tensor, config))
+    transposed = is_transposed(target.base.tensor, config)
+    return (
+        Placement(part, target, transposed)
+        if (fits_transposed if transposed else fits)
+        else _does_not_fit(part, target)
+    )
 
 
 def _replaces(shape: tuple[int, ...], target: Target) -> bool:
