@@ -1,4 +1,9 @@
 from .errors import DeltarankError as DeltarankError
+from .jobs.blind import BlindKey as BlindKey
+from .jobs.blind import BlindScore as BlindScore
+from .jobs.blind import BlindTest as BlindTest
+from .jobs.blind import make_blind_test as make_blind_test
+from .jobs.blind import score_blind_test as score_blind_test
 from .jobs.compare import Plan as Plan
 from .jobs.compare import compare as compare
 from .jobs.compare import open_results as open_results

@@ -13,7 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
 MODULES = sorted(SOURCE.rglob("*.py"))
-JOBS = ("compare", "extract", "outputs", "verify", "which_base")
+JOBS = ("blind", "compare", "extract", "outputs", "verify", "which_base")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ RULES = {
     "runtime": rule("errors results system checkpoints spectra adapters", "torch"),
     "report": rule("errors results system", "jinja2 markupsafe vl_convert"),
     "jobs": rule("errors"),
+    "jobs.blind": rule("errors results system divergence report", "numpy scipy"),
     "jobs.compare": rule("errors results system checkpoints spectra adapters runtime", "torch"),
     "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),

@@ -100,6 +100,7 @@ def sign_flip_p_value(scores: Sequence[int]) -> float:
     return min(1.0, float(probabilities[sum(sizes) + sum(scores) :].sum()))
 
 
+@cache
 def votes_needed(
     share: float, *, two_sided: bool = False, alpha: float = ALPHA, power: float = POWER, most: int = _MOST_VOTES
 ) -> int | None:
@@ -114,11 +115,22 @@ def votes_needed(
         grown = np.zeros(votes + 1)
         grown[:-1] += running * math.exp(log_one_minus)
         grown[1:] += running * math.exp(log_share)
-        grown[_log_beta_binomial(votes, two_sided) >= -math.log(alpha) - 1e-12] = 0.0
+        first = _first_found(votes, two_sided, alpha)
+        grown[first:] = 0.0
+        if two_sided:
+            grown[: votes + 1 - first] = 0.0
         running = grown
         if 1 - running.sum() >= power:
             return votes
     return None
+
+
+@cache
+def _first_found(votes: int, two_sided: bool, alpha: float) -> int:
+    """The least number of right votes with an e-value of 1 / alpha; votes + 1 if all of them are not enough."""
+    enough = _log_beta_binomial(votes, two_sided) >= -math.log(alpha) - 1e-12
+    enough[: votes // 2 + 1] = False
+    return int(enough.argmax()) if enough.any() else votes + 1
 
 
 def _log_beta_binomial(votes: int, two_sided: bool) -> FloatArray:

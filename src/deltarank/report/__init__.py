@@ -1,4 +1,4 @@
-"""Reports on results: the page, its pictures, and the summary in a terminal. No code here sees a tensor.
+"""Reports on results: the page, its pictures, the summary in a terminal, the page of a blind test. No tensors.
 
 Results become the data of a page (`view`), and these a page, charts or text. Importing this room is light: vl_convert
 and jinja2 are imported when a page or a picture is made.
@@ -12,6 +12,7 @@ from deltarank.report.page.html import page_html
 from deltarank.report.page.write import report_process, write_report
 from deltarank.report.terminal.side_by_side import runs_side_by_side
 from deltarank.report.terminal.summary import terminal_summary
+from deltarank.report.vote.html import vote_page
 
 __all__ = [
     "adapter_picture",
@@ -20,5 +21,6 @@ __all__ = [
     "report_process",
     "runs_side_by_side",
     "terminal_summary",
+    "vote_page",
     "write_report",
 ]

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+from deltarank.results.blind import BlindScore
 from deltarank.results.codec import Count, Rank, StoredResult, decode, json_line, to_plain
 from deltarank.results.formatting import escape
 from deltarank.results.matrix import MatrixResult, Skipped
@@ -88,6 +89,7 @@ class Results(StoredResult):
     notes: tuple[str, ...] = ()
     audit: tuple[AuditRow, ...] = ()
     outputs: Outputs | None = None
+    blind: tuple[BlindScore, ...] = ()
     format_version: Count = FORMAT_VERSION
 
     @cached_property
@@ -163,6 +165,7 @@ class Results(StoredResult):
             "notes": list(self.notes),
             "audit": to_plain(self.audit),
             "outputs": to_plain(self.outputs),
+            "blind": to_plain(self.blind),
         }
 
     def to_json(self) -> str:

@@ -19,3 +19,7 @@ class Default:
     MODEL_DTYPE: Final = "auto"
     FETCH: Final = "auto"
     SAMPLE_FETCH: Final = "stream"
+    BLIND_PAIRS: Final = 24
+    BLIND_PREFERENCES: Final = 12
+    BLIND_CHARACTERS: Final = 800
+    BLIND_PEOPLE: Final = 10

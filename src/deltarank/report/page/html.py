@@ -6,14 +6,13 @@ policy allows the page's own scripts and styles by their hashes, and no requests
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from deltarank.report.drawing.vega_bundle import vega_bundle
+from deltarank.report.page.policy import content_policy
 from deltarank.report.view.build import page_data
 from deltarank.report.view.headline import headline_at, plain_text
 from deltarank.report.view.page import PageData
@@ -40,7 +39,7 @@ def render_page(page: PageData) -> str:
     from deltarank.report.page.payload import TOKEN_STEPS, embedded_json, layer_groups, payload
     from deltarank.report.view.divergence_rows import largest_part
 
-    style, library, script = _resource("page.css"), vega_bundle(), _resource("page.js")
+    style, library, script = colours() + _resource("page.css"), vega_bundle(), _resource("page.js")
     if page.outputs:
         style, script = style + _resource("outputs.css"), _resource("outputs.js") + script
     cells = [cell for run in page.runs for cell in run.cells]
@@ -57,7 +56,7 @@ def render_page(page: PageData) -> str:
             token_steps=TOKEN_STEPS,
             top_part_kld=largest_part(page.outputs)[0],
             text_names={text.name for outputs in page.outputs for text in outputs.texts},
-            policy=_policy([library, script], style),
+            policy=content_policy([library, script], style),
             style=Markup(style),
             library=Markup(library),
             script=Markup(script),
@@ -92,21 +91,10 @@ def _environment() -> Environment:
     return environment
 
 
+def colours() -> str:
+    """The style sheet with the colours of all pages, light and dark."""
+    return _resource("colours.css")
+
+
 def _resource(name: str) -> str:
     return files("deltarank.report").joinpath("page", name).read_text(encoding="utf-8")
-
-
-def _policy(scripts: Sequence[str], style: str) -> str:
-    """No requests, and no script or style but these."""
-    allowed = {
-        "default-src": "'none'",
-        "script-src": " ".join(map(_hash, scripts)),
-        "style-src": _hash(style),
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in allowed.items())
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

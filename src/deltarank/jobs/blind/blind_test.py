@@ -1,0 +1,116 @@
+"""A blind test as it was made: its key, where its files are, and what it can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deltarank.divergence import votes_needed
+from deltarank.jobs.blind.power import HOPELESS, best_possible, found_share, tokens_for
+from deltarank.results import (
+    BestPossible,
+    BlindKey,
+    PairKind,
+    Question,
+    Role,
+    ShownAsLines,
+    count,
+    percent,
+    to_plain,
+)
+
+SOUGHT = 0.6
+"""The preference that the power is stated for."""
+
+
+@dataclass(frozen=True, repr=False)
+class BlindTest(ShownAsLines):
+    """What `make_blind_test` wrote into `folder`: vote.html for the voters, key.json for whoever runs the test."""
+
+    folder: Path
+    key: BlindKey
+    key_sha256: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "vote.html"
+
+    @cached_property
+    def best(self) -> BestPossible | None:
+        """What a judge who knows both models perfectly could reach at most; None if their divergence is unknown."""
+        return best_possible(self.key)
+
+    def lines(self) -> list[str]:
+        """The test and its power, in sentences; the last line is the hash of the key."""
+        return [*self._contents(), *self._power(), *self.notes, f"SHA-256 of the key: {self.key_sha256}"]
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "page": str(self.page),
+            "key": str(self.folder / BlindKey.file_name),
+            "key_sha256": self.key_sha256,
+            "test": self.key.test,
+            "pairs": {
+                "abx": {kind.value: self.key.count(Question.ABX, kind) for kind in PairKind},
+                "preference": {PairKind.TEST.value: self.key.count(Question.PREFERENCE)},
+            },
+            "best": to_plain(self.best),
+            "votes_needed": {"abx": votes_needed(SOUGHT), "preference": votes_needed(SOUGHT, two_sided=True)},
+            "sentences": self.lines(),
+        }
+
+    def _contents(self) -> Iterator[str]:
+        models, count_of = self.key.models, self.key.count
+        yield f"Blind test of {models[Role.CANDIDATE]} against {models[Role.REFERENCE]}."
+        if tests := count_of(Question.ABX):
+            same, sure = count_of(Question.ABX, PairKind.SAME_MODEL), count_of(Question.ABX, PairKind.SURE)
+            yield (
+                f'{tests + same + sure} times "who wrote X: A or B?": {count(tests, "pair")} of the two models, '
+                f"{same} of one model twice, which nobody can know, and {sure} of {models[Role.REFERENCE]} and "
+                f"{models.get(Role.BASE, 'a base')}, which anybody should tell apart."
+            )
+        if preferences := count_of(Question.PREFERENCE):
+            yield f'{preferences} times "which do you like better?": {count(preferences, "pair")} of the two models.'
+        length = sum(pair.characters for pair in self.key.pairs) / len(self.key.pairs)
+        tokens = f" (about {self.best.tokens:.0f} tokens)" if self.best else ""
+        yield f"The texts of a pair are cut at one length: {length:.0f} characters on average{tokens}."
+
+    def _power(self) -> Iterator[str]:
+        yield (
+            f"To find somebody who is right {percent(SOUGHT)} of the time takes about {votes_needed(SOUGHT)} votes "
+            f"(with a probability of 80 %), and to find a preference of {percent(SOUGHT)} about "
+            f"{votes_needed(SOUGHT, two_sided=True)}."
+        )
+        share = found_share(self.key.count(Question.ABX)) if self.key.count(Question.ABX) else None
+        if share is not None:
+            yield f"One person who votes on all pairs is found if right about {percent(share)} of the time."
+        yield from self._limit()
+
+    def _limit(self) -> Iterator[str]:
+        if self.best is None:
+            yield "How good anybody can be at best is unknown, because the divergence of the two models is."
+            return
+        limits = {"right about X in": self.best.abx, "able to prefer one model in": self.best.preference}
+        shown = " and ".join(f"{words} {percent(share)}" for words, share in limits.items() if share is not None)
+        yield f"At best, a judge who knows both models perfectly is {shown} of pairs."
+        if self.best.abx is not None and self.best.abx < HOPELESS:
+            yield from self._hopeless()
+
+    def _hopeless(self) -> Iterator[str]:
+        assert self.best is not None
+        assert self.key.kld is not None
+        enough = tokens_for(self.key.kld)
+        cure = (
+            f"Use longer replies: about {enough:,} tokens for {percent(HOPELESS)} (`deltarank outputs --max-tokens`, "
+            "and --characters here)."
+            if enough is not None
+            else "The two models predict the same: no length is enough."
+        )
+        yield (
+            f"This test cannot show anything: at {self.best.tokens:.0f} tokens, nobody can be right in more than "
+            f"{percent(self.best.abx)} of pairs. {cure}"
+        )
