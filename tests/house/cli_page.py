@@ -27,12 +27,20 @@ BASE and FINETUNE are a folder, a `.safetensors` file, or a Hub id: `org/name`, 
 
 def render() -> str:
     """The whole page, from the parameters of the commands: the layout of click's own help differs between versions."""
-    sections = [_HEAD, *(_section(GROUP.commands[name]) for name in sorted(GROUP.commands))]
-    return "\n".join(sections)
+    return "\n".join([_HEAD, *(_section(words, command) for words, command in commands())])
 
 
-def _section(command: click.Command) -> str:
-    lines = [f"## deltarank {command.name}", "", "```", f"deltarank {command.name} {_usage(command)}", "```", ""]
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """The words of each command and subcommand, and the command, in alphabetical order."""
+    for name, command in sorted(GROUP.commands.items()):
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", each) for inner, each in sorted(command.commands.items()))
+        else:
+            yield name, command
+
+
+def _section(words: str, command: click.Command) -> str:
+    lines = [f"## deltarank {words}", "", "```", f"deltarank {words} {_usage(command)}", "```", ""]
     lines += [*inspect.cleandoc(command.help or "").splitlines(), "", "| option | |", "| --- | --- |"]
     return "\n".join([*lines, *_rows(command), ""])
 

@@ -10,7 +10,7 @@ import click
 import pytest
 import rooms_page
 import servers_page
-from cli_page import GROUP, PAGE, render
+from cli_page import GROUP, PAGE, commands, render
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -106,7 +106,7 @@ def test_every_file_that_the_architecture_names_exists() -> None:
 
 
 def test_every_command_and_option_has_help() -> None:
-    for command in GROUP.commands.values():
+    for _, command in [*GROUP.commands.items(), *commands()]:
         assert command.help
         assert command.short_help
         for option in command.params:
@@ -123,7 +123,11 @@ def test_commands_in_the_docs_can_be_given(page: Path) -> None:
         if verb.startswith("-"):
             continue
         assert verb in GROUP.commands, line
-        GROUP.commands[verb].make_context(verb, arguments, resilient_parsing=False)
+        command = GROUP.commands[verb]
+        if isinstance(command, click.Group):
+            verb, *arguments = arguments
+            command = command.commands[verb]
+        command.make_context(verb, arguments, resilient_parsing=False)
 
 
 def test_the_readme_shows_the_two_commands() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import click
 
+from deltarank.cli.blind import blind
 from deltarank.cli.compare import compare
 from deltarank.cli.demo import demo
 from deltarank.cli.explain import explain, further_help
@@ -57,7 +58,7 @@ def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""
 
 
-for command in (compare, extract, verify, outputs, which_base, report, demo, explain):
+for command in (compare, extract, verify, outputs, which_base, blind, report, demo, explain):
     deltarank.add_command(command)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,12 @@ NARROWEST, WIDEST = 60, 120
 def printable(text: str) -> str:
     """`text` with everything escaped but its newlines, because it may quote names from a checkpoint."""
     return "\n".join(escape(line) for line in text.split("\n"))
+
+
+def wrapped(sentence: str, columns: int) -> list[str]:
+    """The lines of a sentence, escaped; a number and its percent sign stay together."""
+    lines = textwrap.wrap(escape(sentence).replace(" %", "\u00a0%"), columns, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def out(text: str) -> None:

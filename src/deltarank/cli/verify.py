@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 from deltarank.cli.loading import loading
 from deltarank.cli.options import device_option, input_options, json_option, quiet_option, server_option
 from deltarank.cli.run_command import quieten_the_hub
-from deltarank.cli.streams import out, sayer, width
+from deltarank.cli.streams import out, sayer, width, wrapped
 from deltarank.results import MergeCheck, count, escape, figure, format_table, percent_kept
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
 def _lines(found: Verification, columns: int) -> Iterator[str]:
     """The sentences, a table of the modules, and the tensors that change nothing."""
     for sentence in found.sentences:
-        yield from _wrapped(sentence, columns)
+        yield from wrapped(sentence, columns)
     modules = sorted(found.by_module.items(), key=lambda item: -item[1].energy)
     if modules:
         yield ""
@@ -71,21 +70,15 @@ def _lines(found: Verification, columns: int) -> Iterator[str]:
 def _merge_lines(found: MergeCheck, columns: int) -> Iterator[str]:
     """The sentences, and the tensors of the adapter that change nothing."""
     for sentence in found.sentences:
-        yield from _wrapped(sentence, columns)
+        yield from wrapped(sentence, columns)
     yield from _ignored(found, columns)
 
 
 def _ignored(found: Verification | MergeCheck, columns: int) -> Iterator[str]:
     for each in found.unused[:MOST_UNUSED]:
-        yield from _wrapped(f"Ignored: {each.name}: {each.reason}.", columns)
+        yield from wrapped(f"Ignored: {each.name}: {each.reason}.", columns)
     if len(found.unused) > MOST_UNUSED:
         yield f"... and {count(len(found.unused) - MOST_UNUSED, 'tensor')} more."
-
-
-def _wrapped(sentence: str, columns: int) -> list[str]:
-    """The lines of a sentence; a number and its percent sign stay together."""
-    lines = textwrap.wrap(escape(sentence).replace(" %", "\u00a0%"), columns, break_on_hyphens=False)
-    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def _table(modules: list[tuple[str, FitEnergies]], columns: int) -> Iterator[str]:

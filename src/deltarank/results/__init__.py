@@ -15,7 +15,6 @@ from deltarank.results.blind import (
     BlindScore,
     BlindVotes,
     Caught,
-    Choice,
     KeyPair,
     PairKind,
     Preferred,
@@ -23,6 +22,7 @@ from deltarank.results.blind import (
     Role,
     Told,
     Vote,
+    VoteChoice,
     VoterScore,
 )
 from deltarank.results.codec import (
@@ -119,7 +119,6 @@ __all__ = [
     "CandidateKind",
     "CandidateResult",
     "Caught",
-    "Choice",
     "Count",
     "Divergence",
     "DocumentScore",
@@ -167,6 +166,7 @@ __all__ = [
     "VerdictKind",
     "Verification",
     "Vote",
+    "VoteChoice",
     "VoterScore",
     "Writing",
     "compared_energies",

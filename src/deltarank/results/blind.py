@@ -43,7 +43,7 @@ class Role(StrEnum):
     BASE = "base"
 
 
-class Choice(StrEnum):
+class VoteChoice(StrEnum):
     """What a voter chose: A is the text on the left, or above; EQUAL is for preferences only."""
 
     A = "a"
@@ -126,7 +126,7 @@ class Vote:
 
     pair: str
     a: TextNumber
-    choice: Choice
+    choice: VoteChoice
     confidence: Confidence | None = None
 
 
@@ -274,10 +274,12 @@ class Ballot:
     """What the page of a blind test knows: no names, and nothing of the key but its hash.
 
     sampler          how all texts were sampled, in words
+    minutes          that it takes to read and answer everything, about
     """
 
     test: str
     key_sha256: str
     pairs: tuple[BallotPair, ...]
     sampler: str | None
+    minutes: Count
     tool_version: str

@@ -21,5 +21,5 @@ class Default:
     SAMPLE_FETCH: Final = "stream"
     BLIND_PAIRS: Final = 24
     BLIND_PREFERENCES: Final = 12
-    BLIND_CHARACTERS: Final = 800
+    BLIND_CHARACTERS: Final = 400
     BLIND_PEOPLE: Final = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from deltarank.jobs.blind.blind_test import BlindTest
 from deltarank.jobs.blind.make import make_ballot, make_key
 from deltarank.jobs.blind.options import BlindOptions
 from deltarank.jobs.blind.score import score_votes
-from deltarank.jobs.blind.sources import Source, source_of_files, source_of_run
+from deltarank.jobs.blind.sources import TextSource, source_of_files, source_of_run
 from deltarank.jobs.blind.votes import read_key, read_votes
 from deltarank.report import vote_page
 from deltarank.results import BlindKey, BlindScore, Results
@@ -67,14 +68,15 @@ def make_blind_test(
     key, ballot_pairs, notes = make_key(source, options, folder, _now(), seed)
     content = key.to_json().encode()
     digest = hashlib.sha256(content).hexdigest()
-    page = vote_page(make_ballot(key, digest, ballot_pairs))
+    ballot = make_ballot(key, digest, ballot_pairs)
+    page = vote_page(ballot)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes_atomically(folder / KEY, content)
         write_bytes_atomically(folder / PAGE, page.encode())
     except OSError as error:
         raise _unwritable(folder, error) from error
-    return BlindTest(folder, key, digest, notes)
+    return BlindTest(folder, key, digest, ballot.minutes, notes)
 
 
 def score_blind_test(key: Path_, votes: Sequence[Path_], *, run: Path_ | None = None) -> BlindScore:
@@ -110,7 +112,9 @@ def run_of_test(key: Path_, run: Path_ | None = None) -> Path | None:
     return _run_folder(Path(key), read_key(Path(key))[0], run)
 
 
-def _source(run: Path_ | None, a: Path_ | None, b: Path_ | None, base: Path_ | None, candidate: str | None) -> Source:
+def _source(
+    run: Path_ | None, a: Path_ | None, b: Path_ | None, base: Path_ | None, candidate: str | None
+) -> TextSource:
     if run is not None and a is None and b is None and base is None:
         return source_of_run(Path(run), candidate)
     if run is None and a is not None and b is not None and candidate is None:
@@ -130,7 +134,7 @@ def _run_folder(key: Path, opened: BlindKey, run: Path_ | None) -> Path | None:
         return path if path.is_dir() else path.parent
     if opened.run is None:
         return None
-    folder = (key if key.is_dir() else key.parent) / opened.run
+    folder = Path(os.path.normpath((key if key.is_dir() else key.parent) / opened.run))
     return folder if (folder / "results.json").is_file() else None
 
 

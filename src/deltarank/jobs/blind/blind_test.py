@@ -10,6 +10,7 @@ from typing import Any
 
 from deltarank.divergence import votes_needed
 from deltarank.jobs.blind.power import HOPELESS, best_possible, found_share, tokens_for
+from deltarank.jobs.blind.sentences import NEARLY_CERTAIN
 from deltarank.results import (
     BestPossible,
     BlindKey,
@@ -28,11 +29,15 @@ SOUGHT = 0.6
 
 @dataclass(frozen=True, repr=False)
 class BlindTest(ShownAsLines):
-    """What `make_blind_test` wrote into `folder`: vote.html for the voters, key.json for whoever runs the test."""
+    """What `make_blind_test` wrote into `folder`: vote.html for the voters, key.json for whoever runs the test.
+
+    `minutes` is how long a person takes, about.
+    """
 
     folder: Path
     key: BlindKey
     key_sha256: str
+    minutes: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -54,6 +59,7 @@ class BlindTest(ShownAsLines):
             "key": str(self.folder / BlindKey.file_name),
             "key_sha256": self.key_sha256,
             "test": self.key.test,
+            "minutes": self.minutes,
             "pairs": {
                 "abx": {kind.value: self.key.count(Question.ABX, kind) for kind in PairKind},
                 "preference": {PairKind.TEST.value: self.key.count(Question.PREFERENCE)},
@@ -78,6 +84,7 @@ class BlindTest(ShownAsLines):
         length = sum(pair.characters for pair in self.key.pairs) / len(self.key.pairs)
         tokens = f" (about {self.best.tokens:.0f} tokens)" if self.best else ""
         yield f"The texts of a pair are cut at one length: {length:.0f} characters on average{tokens}."
+        yield f"One person takes about {count(self.minutes, 'minute')}."
 
     def _power(self) -> Iterator[str]:
         yield (
@@ -93,6 +100,9 @@ class BlindTest(ShownAsLines):
     def _limit(self) -> Iterator[str]:
         if self.best is None:
             yield "How good anybody can be at best is unknown, because the divergence of the two models is."
+            return
+        if min(share for share in (self.best.abx, self.best.preference) if share is not None) >= NEARLY_CERTAIN:
+            yield "At best, a judge who knows both models perfectly is right nearly always: no score is too good."
             return
         limits = {"right about X in": self.best.abx, "able to prefer one model in": self.best.preference}
         shown = " and ".join(f"{words} {percent(share)}" for words, share in limits.items() if share is not None)

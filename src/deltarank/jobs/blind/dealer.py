@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltarank.jobs.blind.options import SHORTEST_TEXT, BlindOptions
-from deltarank.jobs.blind.sources import PromptAnswers, Source
+from deltarank.jobs.blind.sources import PromptAnswers, TextSource
 from deltarank.jobs.blind.texts import clean, cut_alike, named_models, names_a_model
 from deltarank.results import PairKind, Question, Role
 
@@ -49,7 +49,7 @@ class Dealer:
     `left_out` counts the answers that name a model, `too_short` those that say too little.
     """
 
-    def __init__(self, source: Source, options: BlindOptions, random_numbers: random.Random) -> None:
+    def __init__(self, source: TextSource, options: BlindOptions, random_numbers: random.Random) -> None:
         self._random = random_numbers
         self._most = options.characters
         self._names = named_models([*source.models.values(), *source.secrets])

@@ -13,15 +13,19 @@ from pathlib import Path
 from deltarank.errors import JobError
 from deltarank.jobs.blind.dealer import Dealer, DealtPair
 from deltarank.jobs.blind.options import BlindOptions
-from deltarank.jobs.blind.sources import Source
+from deltarank.jobs.blind.sources import TextSource
 from deltarank.results import Ballot, BallotPair, BlindKey, KeyPair, PairKind, Question, Role, count
 from deltarank.system import tool_version
 
+_CHARACTERS_PER_MINUTE = 1400
+"""How fast people read: 238 words a minute (Brysbaert 2019)."""
+
+_SECONDS_PER_ANSWER = 8
 _ID_BITS, _TEST_BITS, _SECRET_BITS = 32, 64, 256
 
 
 def make_key(
-    source: Source, options: BlindOptions, folder: Path, created: str, seed: int | None
+    source: TextSource, options: BlindOptions, folder: Path, created: str, seed: int | None
 ) -> tuple[BlindKey, tuple[BallotPair, ...], tuple[str, ...]]:
     """The key, what the page shows of each pair, and notes for whoever runs the test.
 
@@ -54,10 +58,16 @@ def make_key(
 
 
 def make_ballot(key: BlindKey, key_sha256: str, pairs: tuple[BallotPair, ...]) -> Ballot:
-    return Ballot(key.test, key_sha256, pairs, key.sampler, key.tool_version)
+    return Ballot(key.test, key_sha256, pairs, key.sampler, _minutes(pairs), key.tool_version)
 
 
-def _key_pair(name: str, pair: DealtPair, source: Source) -> KeyPair:
+def _minutes(pairs: Sequence[BallotPair]) -> int:
+    characters = sum(len(pair.prompt) + sum(map(len, pair.texts)) + len(pair.x or "") for pair in pairs)
+    minutes = characters / _CHARACTERS_PER_MINUTE + len(pairs) * _SECONDS_PER_ANSWER / 60
+    return max(1, round(minutes)) if minutes < 10 else 5 * round(minutes / 5)
+
+
+def _key_pair(name: str, pair: DealtPair, source: TextSource) -> KeyPair:
     shown = json.dumps([pair.prompt, *pair.texts, pair.x]).encode()
     return KeyPair(
         id=name,
@@ -100,7 +110,7 @@ def _check_enough(dealt: Sequence[DealtPair], options: BlindOptions, dealer: Dea
         raise JobError(f"No prompt has two answers that can be shown{left}.", cure=cure, slug="blind-few-answers")
 
 
-def _notes(key: BlindKey, source: Source, options: BlindOptions, dealer: Dealer) -> Iterator[str]:
+def _notes(key: BlindKey, source: TextSource, options: BlindOptions, dealer: Dealer) -> Iterator[str]:
     asked = {Question.ABX: options.pairs, Question.PREFERENCE: options.preferences}
     for question, number in asked.items():
         if (made := key.count(question)) < number:

@@ -17,6 +17,9 @@ from deltarank.results import (
     percent,
 )
 
+NEARLY_CERTAIN = 0.99
+"""A bound from here on excludes nothing."""
+
 CARELESS = 0.5
 """Whoever is right in no more than this share of the pairs that anybody should tell apart is named in a note."""
 
@@ -93,9 +96,12 @@ def _bound(told: Told, best: BestPossible | None) -> Iterator[str]:
     if best is None or best.abx is None:
         yield "What a perfect judge would reach is unknown, because the divergence of the two models is."
         return
-    limit = f"A perfect judge, who knows both models, would reach at most {percent(best.abx)} on replies this long"
+    length = f"replies this long (about {best.tokens:.0f} tokens)"
+    if best.abx >= NEARLY_CERTAIN:
+        yield f"A perfect judge, who knows both models, could be right nearly always on {length}: no score is too good."
+        return
     above = f" What is above {percent(best.abx)} is luck or leakage." if told.share.value > best.abx else ""
-    yield f"{limit} (about {best.tokens:.0f} tokens).{above}"
+    yield f"A perfect judge, who knows both models, would reach at most {percent(best.abx)} on {length}.{above}"
 
 
 def _best_of(voters: Sequence[VoterScore]) -> Iterator[str]:

@@ -38,7 +38,7 @@ class PromptAnswers:
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """The texts of a test, and what is known of them.
 
     models           the names of the models, by role
@@ -64,7 +64,7 @@ _NAMES = {FINETUNE_AGAIN: "the finetune", "base": "the base"}
 # ---- a run ------------------------------------------------------------------------------------------------------
 
 
-def source_of_run(path: Path, candidate: str | None) -> Source:
+def source_of_run(path: Path, candidate: str | None) -> TextSource:
     """The answers of the finetune, of a candidate and of the base, in a run with outputs.
 
     Raises:
@@ -85,7 +85,7 @@ def source_of_run(path: Path, candidate: str | None) -> Source:
     if not any(each.answers[Role.REFERENCE] and each.answers[Role.CANDIDATE] for each in prompts):
         raise _no_texts(path, f"no prompt was answered by both the finetune and {chosen.name}")
     own = next((on for text in outputs.texts if text.own for on in chosen.logits if on.text == text.name), None)
-    return Source(
+    return TextSource(
         models={role: _NAMES.get(name, name) for role, name in columns.items()},
         prompts=prompts,
         sampler=_sampler(outputs.settings),
@@ -140,7 +140,7 @@ def _no_texts(path: Path, reason: str) -> JobError:
 # ---- files ------------------------------------------------------------------------------------------------------
 
 
-def source_of_files(a: Path, b: Path, base: Path | None) -> Source:
+def source_of_files(a: Path, b: Path, base: Path | None) -> TextSource:
     """The answers in .jsonl files: {"prompt": ..., "answer": ...} a line, several lines for several answers.
 
     A line may have "sampler", the sampling settings in words, which must be the same everywhere.
@@ -159,7 +159,7 @@ def source_of_files(a: Path, b: Path, base: Path | None) -> Source:
             cure="Sample all answers with the same settings: otherwise people tell the settings apart, not the models.",
             slug="blind-samplers-differ",
         )
-    return Source(
+    return TextSource(
         models={role: path.stem for role, path in files.items()},
         prompts=[
             PromptAnswers(prompt, {role: by_prompt[prompt] for role, by_prompt in answers.items()})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deltarank.errors import JobError, UsageError
 from deltarank.jobs.blind.presentation import presentation
-from deltarank.results import BlindKey, BlindVotes, Choice, KeyPair, PairKind, Question, Role, Vote
+from deltarank.results import BlindKey, BlindVotes, KeyPair, PairKind, Question, Role, Vote, VoteChoice
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,11 @@ def _cast(votes: BlindVotes, key: BlindKey, path: Path) -> Iterator[CastVote]:
                 cure="Ask the voter for the file as the page exported it.",
                 slug="blind-votes-changed",
             )
-        chosen = {Choice.A: vote.a, Choice.B: 3 - vote.a, Choice.EQUAL: None}[vote.choice]
+        chosen = {VoteChoice.A: vote.a, VoteChoice.B: 3 - vote.a, VoteChoice.EQUAL: None}[vote.choice]
         yield CastVote(key.pair[vote.pair], chosen, vote.confidence)
 
 
 def _is_answer(vote: Vote, question: Question) -> bool:
     if question is Question.ABX:
-        return vote.choice is not Choice.EQUAL and vote.confidence is not None
+        return vote.choice is not VoteChoice.EQUAL and vote.confidence is not None
     return vote.confidence is None

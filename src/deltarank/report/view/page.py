@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from deltarank.report.view.blind import BlindView
 from deltarank.report.view.modules import Module
 from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.provenance import LeftOutGroup, Provenance
@@ -104,6 +105,7 @@ class RunView:
     provenance: Provenance
     energy_table: Table
     outputs: OutputsView | None
+    blind: tuple[BlindView, ...]
 
 
 @dataclass(frozen=True)

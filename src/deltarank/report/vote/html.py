@@ -22,10 +22,6 @@ from deltarank.results import Ballot, BallotPair, Question, escape
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-CHARACTERS_PER_MINUTE = 1100
-"""How fast people read: about 220 words a minute."""
-
-SECONDS_PER_ANSWER = 8
 _BLOCK = 512
 """Sealed pairs have a multiple of so many bytes, so that their sizes tell little."""
 
@@ -41,7 +37,7 @@ def vote_page(ballot: Ballot) -> str:
         .get_template("vote.html")
         .render(
             counts=counts,
-            minutes=_minutes(ballot),
+            minutes=ballot.minutes,
             sampler=None if ballot.sampler is None else escape(ballot.sampler),
             key_sha256=ballot.key_sha256,
             tool_version=escape(ballot.tool_version),
@@ -73,13 +69,6 @@ def seal(test: str, pair: BallotPair) -> str:
             break
         stream += hashlib.sha256(f"{test}:{pair.id}:{block}".encode()).digest()
     return base64.b64encode(bytes(a ^ b for a, b in zip(plain, stream, strict=False))).decode()
-
-
-def _minutes(ballot: Ballot) -> int:
-    """How long it takes to read and answer everything, about."""
-    characters = sum(len(pair.prompt) + sum(map(len, pair.texts)) + len(pair.x or "") for pair in ballot.pairs)
-    minutes = characters / CHARACTERS_PER_MINUTE + len(ballot.pairs) * SECONDS_PER_ANSWER / 60
-    return max(1, round(minutes)) if minutes < 10 else 5 * round(minutes / 5)
 
 
 @cache

@@ -130,6 +130,7 @@
     find("#where").hidden = screen === "start";
     find("#count").textContent = `${person.votes.length} of ${screens.length} answered`;
     Object.assign(find("#progress"), { max: screens.length, value: person.votes.length });
+    find("#unsaved").hidden = keeps || screen === "start";
     for (const button of all(".undo")) button.disabled = !person.votes.length;
     for (const id of ["#prompt", "#text-a", "#text-b", "#text-x"]) find(id).textContent = "";
     ({ start: showStart, pair: showPair, end: showEnd })[screen]();
@@ -152,7 +153,7 @@
     const { pair, a } = screens[person.votes.length];
     const { prompt, texts, x } = opened(pair);
     const [title, ask] = QUESTIONS[pair.question];
-    find("#question").textContent = `Pair ${person.votes.length + 1} of ${screens.length}: ${title[0].toLowerCase()}${title.slice(1)}`;
+    find("#question").textContent = `Pair ${person.votes.length + 1} of ${screens.length}. ${title}`;
     find("#ask").textContent = ask;
     find("#prompt").textContent = prompt;
     find("#text-a").textContent = texts[a - 1];
@@ -166,8 +167,8 @@
     const isAll = person.votes.length === screens.length;
     find("#thanks").textContent = isAll ? "Thank you! That was the last pair." : `Thank you! You have answered ${person.votes.length} of ${screens.length}.`;
     find("#what-now").textContent = isAll
-      ? "Save your answers as a file, and send it to the person from whom you have this page."
-      : "Save your answers as a file, and send it to the person from whom you have this page. Or go on now, or later: then send the file that you save last.";
+      ? "Save your answers as a file, and send it to the person who sent you this page."
+      : `Save your answers as a file, and send it to the person who sent you this page. You can also go on${keeps ? ", now or later" : " now"}: then send only the file that you save last.`;
     find("#resume").hidden = isAll;
     for (const id of ["#as-text", "#sure"]) find(id).hidden = true;
     find("#done").textContent = "";

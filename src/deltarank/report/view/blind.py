@@ -1,0 +1,69 @@
+"""What the page shows of a blind test: the sentences, and a row for each voter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltarank.report.view.table import Table, TableRow
+from deltarank.report.view.text import label
+from deltarank.results import BlindScore, VoterScore, escape, figure, percent
+
+MOST_VOTERS = 100
+
+_HEADINGS = (
+    "",
+    "right",
+    "luck does as well in",
+    "e-value",
+    "95 % interval",
+    "sure pairs right",
+    "one model twice right",
+    "liked better",
+)
+
+
+@dataclass(frozen=True)
+class BlindView:
+    """A test. `key_sha256` is the hash that the page of the test showed."""
+
+    sentences: tuple[str, ...]
+    table: Table
+    notes: tuple[str, ...]
+    key_sha256: str
+
+
+def blind_views(scores: Sequence[BlindScore]) -> tuple[BlindView, ...]:
+    """The tests of a run, in the order in which they were scored."""
+    return tuple(
+        BlindView(
+            sentences=tuple(escape(sentence) for sentence in score.sentences),
+            table=_table(score),
+            notes=tuple(escape(note) for note in score.notes),
+            key_sha256=escape(score.key_sha256),
+        )
+        for score in scores
+    )
+
+
+def _table(score: BlindScore) -> Table:
+    people = tuple(map(_row, score.voters[:MOST_VOTERS]))
+    together = (_row(score.together),) if score.together else ()
+    caption = f"Liked better: {label(score.reference)} : {label(score.candidate)} : neither"
+    return Table(_HEADINGS, tuple(filter(None, (people, together))), caption)
+
+
+def _row(voter: VoterScore) -> TableRow:
+    told, liked = voter.told, voter.preferred
+    return TableRow(
+        label(voter.name),
+        (
+            f"{told.right} of {told.votes}" if told else "–",
+            percent(told.luck) if told else "–",
+            figure(told.e_value) if told else "–",
+            f"{percent(told.share.low)} to {percent(told.share.high)}" if told else "–",
+            f"{voter.sure.right} of {voter.sure.votes}" if voter.sure.votes else "–",
+            f"{voter.same_model.right} of {voter.same_model.votes}" if voter.same_model.votes else "–",
+            f"{liked.reference} : {liked.candidate} : {liked.equal}" if liked else "–",
+        ),
+    )
