@@ -30,12 +30,13 @@ from deltarank.checkpoints import (
     SummedTensor,
     TensorInfo,
     find_adapter_folder,
+    is_adapter_file,
     open_checkpoint,
     pair_checkpoints,
     quoted,
     read_rows,
 )
-from deltarank.errors import CheckpointError
+from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Reference, count, listing
 
 Ref = str | os.PathLike[str]
@@ -61,21 +62,44 @@ def open_finetune(
 
     Raises:
         UsageError, CheckpointError, HeaderError: as `open_checkpoint`.
-        AdapterError: the adapter cannot be read, is of a kind that is not supported, or belongs to another base.
+        AdapterError: the adapter cannot be read, is of a kind that is not supported, belongs to another base, or lies
+            beside whole weights.
     """
-    try:
-        return open_checkpoint(ref, revision=revision, fetch=fetch, on_note=on_note)
-    except CheckpointError as error:
-        adapter_folder = find_adapter_folder(ref, revision) if error.slug in _MAY_BE_ADAPTER else None
-        if adapter_folder is None:
-            raise
-    folder, name, commit = adapter_folder
+    adapter = find_adapter_folder(ref, revision) if is_adapter_file(ref) else None
+    if adapter is None:
+        try:
+            return _without_adapter(open_checkpoint(ref, revision=revision, fetch=fetch, on_note=on_note))
+        except CheckpointError as error:
+            adapter = find_adapter_folder(ref, revision) if error.slug in _MAY_BE_ADAPTER else None
+            if adapter is None:
+                raise
+    return _open_adapted(base, adapter)
+
+
+def _open_adapted(base: Checkpoint, found: tuple[Path, str, str | None]) -> Checkpoint:
+    folder, name, commit = found
     adapter = open_adapter(folder)
     try:
         return _sum_checkpoint(base, adapter, Reference(name, commit, dict(adapter.file.reference.files)))
     except BaseException:
         adapter.file.close()
         raise
+
+
+def _without_adapter(checkpoint: Checkpoint) -> Checkpoint:
+    """Refuses whole weights with an adapter beside them: they may be the base, or the merged finetune."""
+    if checkpoint.adapter is None:
+        return checkpoint
+    checkpoint.close()
+    folder, files = checkpoint.adapter.parent, list(checkpoint.reference.files)
+    weights = quoted(folder / files[0], max_length=300)
+    raise AdapterError(
+        f"{quoted(checkpoint.reference.ref, max_length=300)} contains both whole weights and an adapter "
+        f"({quoted(checkpoint.adapter.name)}). Either may be the finetune: the weights may be merged, or the base's.",
+        cure=f"Give the path of the file that is meant: {weights} for the weights, "
+        f"{quoted(checkpoint.adapter, max_length=300)} for the adapter on BASE. Download a model of the Hub first.",
+        slug="adapter-beside-weights",
+    )
 
 
 def _sum_checkpoint(base: Checkpoint, adapter: LoraAdapter, reference: Reference) -> Checkpoint:

@@ -16,6 +16,7 @@ from deltarank.adapters.patterns import (
     is_plain_name,
     name_suffixes,
 )
+from deltarank.checkpoints import refuse_pointer
 from deltarank.errors import AdapterError
 from deltarank.results import listing
 
@@ -160,10 +161,12 @@ def parse_config(text: bytes) -> LoraConfig:
     """Reads the text of an adapter_config.json.
 
     Raises:
+        HeaderError: (slug "lfs-pointer") it is a Git LFS pointer.
         AdapterError: (slug "adapter-bad-config") the text is not the JSON of a configuration; (slug
             "adapter-not-lora") the adapter is not a LoRA; (slug "adapter-unsupported") it is a LoRA that is more than
             scale * B A.
     """
+    refuse_pointer(text, CONFIG_FILE)
     data = _parse_object(text)
     _check_is_lora(data)
     _check_is_supported(data)

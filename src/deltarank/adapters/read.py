@@ -119,7 +119,7 @@ def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) ->
         if error.slug == "no-such-checkpoint":
             _raise_not_found(name, "there is no such folder")
         raise
-    name = name.removeprefix("hf://").partition("@")[0] if commit else name
+    name = name.removeprefix("hf://").partition("@")[0] if commit else str(home)
     config = parse_config(_read_config(home, name))
     if not (home / WEIGHTS_FILE).is_file():
         _raise_no_weights(home, name)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from deltarank.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from deltarank.checkpoints.chunks import Prefetcher, interrupt_reads, prefetch, read_chunks, read_rows
 from deltarank.checkpoints.escape import dimensions, quoted
+from deltarank.checkpoints.file_contents import refuse_pointer
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files, find_adapter_folder
+from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files, find_adapter_folder, is_adapter_file
 from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.pairing.fused_experts import parse_expert_name
 from deltarank.checkpoints.pairing.pair import pair_checkpoints
@@ -35,6 +36,7 @@ __all__ = [
     "fetch_files",
     "find_adapter_folder",
     "interrupt_reads",
+    "is_adapter_file",
     "open_checkpoint",
     "pair_checkpoints",
     "parse_expert_name",
@@ -42,4 +44,5 @@ __all__ = [
     "quoted",
     "read_chunks",
     "read_rows",
+    "refuse_pointer",
 ]

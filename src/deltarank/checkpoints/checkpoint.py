@@ -22,6 +22,7 @@ from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.references import HubRef, LocalRef, parse_ref
 from deltarank.checkpoints.source import Source
 from deltarank.checkpoints.unread_shards import compare_unread
+from deltarank.checkpoints.weight_names import ADAPTER_CONFIG
 from deltarank.errors import HeaderError
 from deltarank.results import Reference, listing
 
@@ -38,6 +39,7 @@ class Checkpoint:
     config           config.json beside the weights; empty if there is none
     fingerprint      changes with any file's name, size, header or modification time (on the Hub: content)
     traffic          counts what is streamed; None if nothing is
+    adapter          the configuration of an adapter that lies beside the weights of the folder; None if none does
     """
 
     reference: Reference
@@ -47,6 +49,7 @@ class Checkpoint:
     fingerprint: str
     notes: tuple[str, ...] = ()
     traffic: Traffic | None = field(default=None, repr=False, compare=False)
+    adapter: Path | None = field(default=None, repr=False, compare=False)
 
     def __enter__(self) -> Self:
         return self
@@ -83,15 +86,27 @@ def open_checkpoint(
     mode = check_fetch_mode(fetch)
     try:
         if isinstance(parsed, HubRef):
-            return _open(fetch_model(parsed, mode, on_note), parsed.ref)
+            return _with_adapter(_open(fetched := fetch_model(parsed, mode, on_note), parsed.ref), fetched.weights)
         weights = find_weights(parsed.path)
         notes = (parsed.note,) if parsed.note else ()
-        return _open(FetchedModel.local(replace(weights, notes=(*notes, *weights.notes))), _shown(parsed, weights))
+        local = FetchedModel.local(replace(weights, notes=(*notes, *weights.notes)))
+        opened = _open(local, _shown(parsed, weights))
+        return _with_adapter(opened, weights) if parsed.path.is_dir() else opened
     except HeaderError as error:
         # Both checkpoints of a comparison have a `model.safetensors`: say whose it is.
         raise HeaderError(
             f"In {quoted(parsed.ref, max_length=300)}: {error.message}", cure=error.cure, slug=error.slug
         ) from None
+
+
+def _with_adapter(checkpoint: Checkpoint, weights: WeightFiles) -> Checkpoint:
+    """Of a folder: which of the two is meant is not clear, unless the user names a file."""
+    config = weights.folder / ADAPTER_CONFIG
+    if not config.is_file():
+        return checkpoint
+    where = quoted(checkpoint.reference.ref, max_length=300)
+    note = f"an adapter ({quoted(ADAPTER_CONFIG)}) beside the weights of {where} is not read"
+    return replace(checkpoint, adapter=config, notes=(*checkpoint.notes, note))
 
 
 def _shown(parsed: LocalRef, weights: WeightFiles) -> str:

@@ -24,6 +24,7 @@ from deltarank.checkpoints.other_formats import (
 from deltarank.checkpoints.shard_sets import only_set, set_of
 from deltarank.checkpoints.subfolders import models_below, names_below, refuse_several
 from deltarank.checkpoints.weight_names import (
+    ADAPTER_CONFIG,
     SAFETENSORS,
     gguf_weights,
     is_adapter,
@@ -235,8 +236,8 @@ def _below(folder: Path, names: Sequence[str]) -> WeightFiles:
     if not found:
         _refuse_empty(folder, names)
     inner = found[0].path
-    if found[0].is_adapter:
-        _refuse_adapter(inner, "adapter_config.json")
+    if not found[0].has_weights:
+        _refuse_adapter(inner, ADAPTER_CONFIG)
     weights = find_weights(inner)
     below = inner.relative_to(folder)
     notes = (*weights.notes, f"the weights are in {quoted(below)}, the only folder with weights below {quoted(folder)}")

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.other_formats import is_other_format
-from deltarank.checkpoints.weight_names import ADAPTER_CONFIG, gguf_weights, pickled_weights, safetensors_weights
+from deltarank.checkpoints.weight_names import (
+    ADAPTER_CONFIG,
+    gguf_weights,
+    is_adapter,
+    pickled_weights,
+    safetensors_weights,
+)
 from deltarank.errors import CheckpointError
 from deltarank.results import listing
 
@@ -21,15 +27,31 @@ MAX_FOLDERS = 1000
 
 @dataclass(frozen=True)
 class Subfolder:
-    """A folder below the one that was given, which holds a whole model or an adapter."""
+    """A folder below the one that was given, and what is in it."""
 
     path: Path
-    is_adapter: bool
+    has_weights: bool
+    has_adapter: bool
 
 
 def models_below(folder: Path) -> list[Subfolder]:
     """The folders below this one that hold weights or an adapter, by the names of their files; none inside another."""
     return [found for path in islice(_folders_below(folder, 1), MAX_FOLDERS) if (found := _model_in(path))]
+
+
+def adapter_folder(path: Path) -> Path:
+    """The folder of an adapter, given that, a file in it, or a folder above it; `path` itself if there is none.
+
+    Raises:
+        CheckpointError: (slug "several-folders") several folders below this one hold an adapter.
+    """
+    if not path.is_dir():
+        return path.parent if is_adapter(path.name) else path
+    if any(is_adapter(inner.name) for inner in _listed(path, folders=False)):
+        return path
+    found = [each for each in models_below(path) if each.has_adapter]
+    refuse_several(path, found, "adapter")
+    return found[0].path if found else path
 
 
 def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
@@ -41,9 +63,8 @@ def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
 
 def _model_in(folder: Path) -> Subfolder | None:
     names = [path.name for path in _listed(folder, folders=False)]
-    if has_weights(names):
-        return Subfolder(folder, is_adapter=False)
-    return Subfolder(folder, is_adapter=True) if ADAPTER_CONFIG in names else None
+    found = Subfolder(folder, has_weights(names), ADAPTER_CONFIG in names)
+    return found if found.has_weights or found.has_adapter else None
 
 
 def _listed(folder: Path, *, folders: bool) -> list[Path]:
@@ -67,14 +88,14 @@ def has_weights(names: Sequence[str]) -> bool:
     return bool(safetensors_weights(names) or gguf_weights(names) or pickled)
 
 
-def refuse_several(folder: Path, found: Sequence[Subfolder]) -> None:
+def refuse_several(folder: Path, found: Sequence[Subfolder], what: str = "weights") -> None:
     """Raises:
-    CheckpointError: (slug "several-checkpoints") there are several.
+    CheckpointError: (slug "several-folders") there are several.
     """
     if len(found) > 1:
         names = listing([quoted(each.path.relative_to(folder)) for each in found], most=6)
         raise CheckpointError(
-            f"{quoted(folder, max_length=300)} contains no weights itself, but {len(found)} folders that do: {names}.",
+            f"{quoted(folder, max_length=300)} contains no {what} itself, but {len(found)} folders that do: {names}.",
             cure=f"Give the path of one of them, such as {quoted(found[-1].path, max_length=300)}.",
-            slug="several-checkpoints",
+            slug="several-folders",
         )

@@ -287,7 +287,7 @@ def test_a_folder_above_one_checkpoint_is_resolved_and_said(tmp_path: Path) -> N
 def test_a_folder_above_several_checkpoints_lists_them(tmp_path: Path) -> None:
     for step in (500, 1000):
         save(tmp_path / f"checkpoint-{step}", llama())
-    with refused("several-checkpoints", match=r"checkpoint-1000.*checkpoint-500"):
+    with refused("several-folders", match=r"checkpoint-1000.*checkpoint-500"):
         open_checkpoint(tmp_path)
 
 

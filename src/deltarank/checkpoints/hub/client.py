@@ -17,13 +17,13 @@ from deltarank.checkpoints.formats.shard_index import BIN_INDEX_SUFFIX, INDEX_SU
 from deltarank.checkpoints.hub.backoff import RETRIED_STATUSES, Backoff, TransferError, requested_delay
 from deltarank.checkpoints.hub.checksums import check_downloads
 from deltarank.checkpoints.references import HubRef
-from deltarank.checkpoints.weight_names import SAFETENSORS
+from deltarank.checkpoints.weight_names import ADAPTER_CONFIG, SAFETENSORS
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
 
 _T = TypeVar("_T")
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-_METADATA = ("*" + INDEX_SUFFIX, "config.json")
+_METADATA = ("*" + INDEX_SUFFIX, "config.json", ADAPTER_CONFIG)
 _PICKLED = ("pytorch_model*.bin", "pytorch_model*" + BIN_INDEX_SUFFIX)
 
 
@@ -56,7 +56,7 @@ def _weights(folder: Path) -> set[Path]:
 
 
 def download_metadata(ref: HubRef) -> tuple[Path, str]:
-    """The snapshot folder with config.json and the shard index in it, and its commit.
+    """The snapshot folder with config.json, the shard index and an adapter's configuration in it, and its commit.
 
     One request resolves the commit, and all later ones name it: a push in between changes nothing.
     """

@@ -14,12 +14,14 @@ from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.folder import WeightFiles, find_weights
 from deltarank.checkpoints.hub.client import download, download_files, download_metadata, translate_hub_error
 from deltarank.checkpoints.hub.http_ranges import HttpRangeReader, RangeReader, RemoteFile, Traffic
-from deltarank.checkpoints.hub.listing import list_weights
+from deltarank.checkpoints.hub.listing import list_weights, refuse_by_listing
 from deltarank.checkpoints.hub.source import CombinedSource, HubSource
 from deltarank.checkpoints.hub.xet import XetConnection, XetRangeReader
 from deltarank.checkpoints.hub.xet import is_available as xet_is_available
 from deltarank.checkpoints.references import HubRef, parse_ref
 from deltarank.checkpoints.source import LocalSource, Source
+from deltarank.checkpoints.subfolders import adapter_folder
+from deltarank.checkpoints.weight_names import ADAPTER_CONFIG, is_adapter
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
 from deltarank.results import size
 
@@ -29,8 +31,7 @@ FETCH_MODES: tuple[FetchMode, ...] = ("auto", "download", "stream")
 MIN_FREE_BYTES = 5_000_000_000
 """Disk space that must remain free after a download; else "auto" streams."""
 
-_ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_FILES = (_ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+_ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,24 @@ def fetch_model(ref: HubRef, mode: FetchMode, on_note: Callable[[str], None]) ->
 
 
 def fetch_files(ref: str | os.PathLike[str], names: Sequence[str], *, revision: str | None) -> tuple[Path, str | None]:
-    """A local folder, or one in the Hub's cache, that holds those of these files that exist; and its commit on the Hub.
+    """A folder that holds those of these files of an adapter that exist, and its commit on the Hub.
+
+    A local folder may also be named by one of the files in it, or by a folder above it, if that is clear.
 
     Raises:
-        UsageError, CheckpointError: as `open_checkpoint`.
+        UsageError, CheckpointError: as `open_checkpoint`; (slug "several-folders") several folders below this one
+            hold an adapter.
     """
     parsed = parse_ref(ref, revision)
-    return download_files(parsed, names) if isinstance(parsed, HubRef) else (parsed.path, None)
+    if isinstance(parsed, HubRef):
+        return download_files(parsed, names)
+    return adapter_folder(parsed.path), None
+
+
+def is_adapter_file(ref: str | os.PathLike[str]) -> bool:
+    """Whether this is the path of a file of an adapter, with its configuration beside it."""
+    path = Path(ref)
+    return is_adapter(path.name) and path.is_file() and (path.parent / ADAPTER_CONFIG).is_file()
 
 
 def find_adapter_folder(ref: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str | None] | None:
@@ -92,7 +104,11 @@ def find_adapter_folder(ref: str | os.PathLike[str], revision: str | None) -> tu
         UsageError, CheckpointError: as `open_checkpoint`.
     """
     folder, commit = fetch_files(ref, _ADAPTER_FILES, revision=revision)
-    return (folder, parse_ref(ref, revision).ref, commit) if (folder / _ADAPTER_CONFIG).is_file() else None
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    parsed = parse_ref(ref, revision)
+    is_given = isinstance(parsed, HubRef) or parsed.path == folder
+    return folder, parsed.ref if is_given else str(folder), commit
 
 
 def check_fetch_mode(mode: str) -> FetchMode:
@@ -127,7 +143,12 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _downloaded(ref: HubRef) -> FetchedModel:
-    folder, commit = download(ref)
+    try:
+        folder, commit = download(ref)
+    except CheckpointError as error:
+        if error.slug == "no-weights":
+            refuse_by_listing(ref)
+        raise
     return FetchedModel.local(find_weights(folder), commit)
 
 

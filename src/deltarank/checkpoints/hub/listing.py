@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.folder import (
     WeightFiles,
     choose_safetensors,
@@ -12,8 +13,12 @@ from deltarank.checkpoints.folder import (
 )
 from deltarank.checkpoints.hub.client import call_hub
 from deltarank.checkpoints.hub.http_ranges import RemoteFile
+from deltarank.checkpoints.other_formats import refuse_folder_by_names
 from deltarank.checkpoints.references import HubRef
+from deltarank.checkpoints.subfolders import has_weights
 from deltarank.checkpoints.weight_names import SAFETENSORS
+from deltarank.errors import CheckpointError
+from deltarank.results import listing
 
 
 def list_weights(ref: HubRef, commit: str, folder: Path) -> tuple[WeightFiles, tuple[RemoteFile, ...]] | None:
@@ -50,3 +55,29 @@ def _list_safetensors(ref: HubRef, commit: str, *, recursive: bool) -> dict[str,
         digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
         files[entry.path] = RemoteFile(entry.path, int(entry.size), str(digest).lower(), entry.xet_hash)
     return files
+
+
+def refuse_by_listing(ref: HubRef) -> None:
+    """Says what a repository without weights at its top holds instead: in folders, or in another format.
+
+    Raises:
+        CheckpointError: its files show it. Nothing is raised if the Hub cannot be asked.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    names = call_hub(ref, lambda: HfApi(library_name="deltarank").list_repo_files(ref.repo_id, revision=ref.revision))
+    by_folder: dict[str, list[str]] = {}
+    for folder, _, name in (path.rpartition("/") for path in names):
+        by_folder.setdefault(folder, []).append(name)
+    found = sorted(folder for folder, inner in by_folder.items() if folder and has_weights(inner))
+    if found:
+        folders = listing([quoted(name) for name in found], most=4)
+        raise CheckpointError(
+            f"{quoted(ref.repo_id)} has no weights at its top, but in {folders}.",
+            cure=f'Download one: `hf download {ref.repo_id} --include "{found[0]}/*" --local-dir DIR`. Then give '
+            f"`DIR/{found[0]}`.",
+            slug="no-weights",
+        )
+    refuse_folder_by_names(ref.repo_id, names)

@@ -67,7 +67,7 @@ class OutputsInputs:
         for folder in options.adapters:
             with open_adapter(folder) as lora:
                 models.apply_adapter(lora, options.server)
-                fingerprints[folder] = lora.file.fingerprint + _hash_files([str(Path(folder) / CONFIG_FILE)])
+                fingerprints[folder] = lora.file.fingerprint + _hash_files([str(Path(lora.folder) / CONFIG_FILE)])
         for ref in options.models:
             with open_checkpoint(ref, fetch=fetch) as checkpoint:
                 fingerprints[ref] = checkpoint.fingerprint
