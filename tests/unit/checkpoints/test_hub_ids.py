@@ -41,6 +41,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
         torch.save(dict(llama()), torched / "pytorch_model.bin")
         torch.save({"lr": 1}, torched / "training_args.bin")
         hub.add("org/torched", torched)
+        half = save(root / "half", llama(), shards=2)
+        (half / "model.safetensors.index.json").unlink()
+        (half / "model-00002-of-00002.safetensors").unlink()
+        hub.add("org/half", half)
+        hub.add("org/nested", save(root / "nested" / "checkpoint-500", llama()).parent)
+        (root / "raw" / "global_step10").mkdir(parents=True)
+        (root / "raw" / "global_step10" / "mp_rank_00_model_states.pt").write_bytes(b"x")
+        hub.add("org/raw", root / "raw")
+        hub.add("org/stub", save(save(root / "stub", llama(), shards=2), {"lm_head.weight": numbers(2, 2)}))
+        both = save(root / "both", llama())
+        (both / "adapter_config.json").write_text("{}")
+        hub.add("org/both", both)
         (root / "empty").mkdir()
         (root / "empty" / "config.json").write_text("{}")
         hub.add("org/empty", root / "empty")
@@ -122,16 +134,31 @@ def test_equal_blobs_under_two_names_are_the_same_checkpoint(client: Client) -> 
         ("org/holes", "missing-shard"),
         ("org/pickled", "pickled-weights"),
         ("org/empty", "no-weights"),
+        ("org/half", "missing-shard"),
+        ("org/nested", "no-weights"),
+        ("org/raw", "training-checkpoint"),
+        ("org/stub", "several-checkpoints"),
         ("a--b/c..d", "bad-reference"),
     ],
 )
 @pytest.mark.parametrize("fetch", ["download", "stream"])
 def test_failures_have_a_message_and_a_cure(fetch: str, ref: str, slug: str, client: Client) -> None:
     answer = client.ask(ref, None, fetch)
-    without_safetensors = fetch == "stream" and ref in ("org/pickled", "org/empty")
+    without_safetensors = fetch == "stream" and ref in ("org/pickled", "org/empty", "org/nested", "org/raw")
     assert answer.get("slug") == ("cannot-stream" if without_safetensors else slug), answer
     assert answer["message"].isprintable()
     assert answer["cure"]
+
+
+def test_folders_with_weights_are_named(client: Client) -> None:
+    answer = client.ask("org/nested", None, "download")
+    assert "`checkpoint-500`" in answer["message"]
+    assert 'hf download org/nested --include "checkpoint-500/*"' in answer["cure"]
+
+
+@pytest.mark.parametrize("fetch", ["download", "stream"])
+def test_an_adapter_beside_the_weights_is_noted(fetch: str, client: Client) -> None:
+    assert any("adapter_config.json" in note for note in client.ask("org/both", None, fetch)["notes"])
 
 
 def test_a_hostile_index_makes_the_client_ask_for_nothing_else(hub: FakeHub, client: Client) -> None:
