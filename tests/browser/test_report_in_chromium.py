@@ -86,7 +86,7 @@ def test_the_rank_selector_changes_the_colours_and_the_sentence(show):
     kept = percent(run.totals.whole.loss(8).energy_kept)
     assert at_64 != opened.text("#headline")
     assert " ".join(opened.text("#headline").split()) == (
-        f"As a rank-8 LoRA, Bigger-Body-12b keeps {kept} of what finetuning changed."
+        f"As a rank-8 LoRA, Bigger-Body-12b keeps {kept} of the change in the weights."
     )
     assert opened.text("#figures").startswith("At rank 8, ")
     assert {"8"} == {place.inner_text() for place in opened.page.locator(".at-rank").all()}
@@ -276,7 +276,7 @@ def test_script_that_gets_into_the_page_does_not_run(show):
 
 def test_without_script_the_answer_and_the_tables_stand(show):
     opened = show([one()], java_script_enabled=False)
-    assert "keeps 52 % of what finetuning changed" in " ".join(opened.text("#headline").split())
+    assert "keeps 52 % of the change in the weights" in " ".join(opened.text("#headline").split())
     assert "need JavaScript" in opened.text("body")
     opened.page.locator("#loss summary").click()
     assert "mlp.down_proj" in opened.text("#loss")

@@ -52,6 +52,7 @@ from deltarank.results.formatting import (
 )
 from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
+from deltarank.results.noise import NoiseShares, noise_shares
 from deltarank.results.notebook import ShownAsLines
 from deltarank.results.outputs import (
     FINETUNE,
@@ -137,6 +138,7 @@ __all__ = [
     "MergeFit",
     "MergeKind",
     "MergedTensor",
+    "NoiseShares",
     "Norm",
     "Outcome",
     "Outputs",
@@ -178,6 +180,7 @@ __all__ = [
     "from_record",
     "headline_rank",
     "listing",
+    "noise_shares",
     "other_share",
     "parse_record",
     "percent",

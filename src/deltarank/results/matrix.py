@@ -107,6 +107,7 @@ class MatrixResult:
     stable_rank      ||D||^2 / s1^2
     effective_rank   exp of the entropy of the normalised squared singular values
     signal_rank      number of singular values above the noise edge (Marchenko and Pastur 1967)
+    signal_share     share of ||D||^2 in these singular values
     rounding_floor   share of ||D||^2 that rounding to the storage dtype alone explains
     singular_values  the leading ones, in descending order
     losses           at the ranks of the run
@@ -114,7 +115,7 @@ class MatrixResult:
     reason           why there are no losses
 
     Figures that the solver cannot know are None: a top-r solver does not see the tail, so `effective_rank` is None, and
-    `signal_rank` is None if all values that it found are above the noise edge.
+    `signal_rank` and `signal_share` are None if all values that it found are above the noise edge.
     """
 
     name: str
@@ -131,6 +132,7 @@ class MatrixResult:
     stable_rank: float | None = None
     effective_rank: float | None = None
     signal_rank: Count | None = None
+    signal_share: Share | None = None
     rounding_floor: Norm | None = None
     noise_edge: float | None = None
     solver: str | None = None

@@ -26,6 +26,7 @@ from deltarank.report.view.divergence_rows import (
     round_ticks,
     token_rows,
 )
+from deltarank.report.view.headline import plain_text
 from deltarank.report.view.outputs import outputs_view
 from deltarank.report.view.samples import FINETUNE_AGAIN_INDEX, MOST_PIECES
 from deltarank.results import CandidateKind, Interval, Outputs, Sample, SliceScore
@@ -311,13 +312,47 @@ class TestTables:
 
 
 class TestPage:
-    def test_the_first_screen_is_about_the_outputs(self):
-        html = page_html([ONE])
-        header = html.split("<main>")[0]
-        assert "Rank 64 is about as far from the finetune as q4_0 is" in header
-        assert "At rank 64, the KL divergence from the finetune is 0.071 nats per token" in header.replace(
-            "\u00a0", " "
+    def test_the_headline_is_about_the_behaviour_where_it_was_measured(self):
+        page = page_data([ONE])
+        at = {
+            rank: plain_text(headline).replace("\u00a0", " ")
+            for rank, headline in zip(page.ranks, page.headlines, strict=True)
+        }
+        assert at[64] == (
+            "As a rank-64 LoRA, Bigger-Body-12b keeps 89 % of its behaviour: 0.071 nats per token from the finetune, "
+            "base 0.62, q4_0 0.052, nf4 0.048."
         )
+        unmeasured = next(rank for rank in page.ranks if f"rank {rank}" not in KLD)
+        assert at[unmeasured].endswith("of the change in the weights.")
+        assert plain_text(page.weights_headline).endswith("of the change in the weights.")
+
+    def test_several_headlines_are_about_the_behaviour_only_if_all_have_it(self):
+        def at_64(*runs):
+            page = page_data(runs)
+            return plain_text(page.headlines[page.ranks.index(64)]).replace("\u00a0", " ")
+
+        assert at_64(ONE, ONE).endswith(" keeps 89 % and someone/Bigger-Body-12b (2) 89 % of their behaviour.")
+        assert at_64(*[ONE] * 4) == "As rank-64 LoRAs, these 4 finetunes keep 89 % of their behaviour."
+        assert at_64(ONE, results(name="a/other")).endswith("of the change in the weights.")
+
+    def test_a_rank_farther_than_the_base_is_said_to_be(self):
+        at_64 = next(c for c in ONE.outputs.candidates if c.rank == 64)
+        worse = tuple(replace(on, kept=Interval(-0.2, None, None)) for on in at_64.logits)
+        candidates = tuple(replace(c, logits=worse) if c is at_64 else c for c in ONE.outputs.candidates)
+        page = page_data([replace(ONE, outputs=replace(ONE.outputs, candidates=candidates))])
+        assert " is farther from the finetune than the base: 0.071 nats " in plain_text(
+            page.headlines[page.default_index]
+        )
+
+    def test_the_first_screen_is_about_the_outputs_and_they_come_before_the_weights(self):
+        html = page_html([ONE]).replace("\u00a0", " ")
+        header = html.split("<main>")[0]
+        assert "keeps 89 % of its behaviour" in header
+        assert "At rank 64, the KL divergence from the finetune is 0.071 nats per token" in header
+        assert "Only the weights were measured" not in html
+        assert "Only the weights were measured" in page_html([results()])
+        order = [html.index(f'<section id="{name}"') for name in ("outputs", "reading", "tokens", "map", "table")]
+        assert order == sorted(order)
 
     def test_tables_stand_without_script(self):
         html = page_html([ONE])

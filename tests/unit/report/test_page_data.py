@@ -37,7 +37,7 @@ class TestHeadline:
         run = results()
         page = page_data([run])
         kept = run.totals.whole.loss(64).energy_kept
-        expected = f"As a rank-64 LoRA, Bigger-Body-12b keeps {100 * kept:.0f} % of what finetuning changed."
+        expected = f"As a rank-64 LoRA, Bigger-Body-12b keeps {100 * kept:.0f} % of the change in the weights."
         assert expected == sentences(page)[page.ranks.index(64)]
         assert len(RANKS) == len(set(sentences(page)))
 

@@ -49,15 +49,15 @@ def test_no_element_points_outside():
 
 def test_the_sentence_and_the_verdict_stand_in_the_markup_without_script():
     text = " ".join("".join(page().text).split())
-    assert "keeps 52 % of what finetuning changed." in text.replace("\u00a0", " ")
+    assert "keeps 52 % of the change in the weights." in text.replace("\u00a0", " ")
     assert "Bigger-Body-12b is a full finetune or a merge." in text
     assert "deltarank compare mistralai/" in text
 
 
 def test_a_verdict_that_repeats_the_sentence_is_not_shown_twice():
-    said = "As a rank-64 LoRA, Bigger-Body-12b keeps 52 % of what finetuning changed."
+    said = "As a rank-64 LoRA, Bigger-Body-12b keeps 52 % of the change in the weights."
     text = "".join(PageReader(page_html([results(sentences=[said, "It is full."])])).text).replace("\u00a0", " ")
-    assert text.count("of what finetuning changed") == 1
+    assert text.count("of the change in the weights") == 1
     assert "It is full." in text
 
 

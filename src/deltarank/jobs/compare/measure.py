@@ -174,6 +174,7 @@ class MatrixMeasurer:
             stable_rank=spectrum.stable_rank,
             effective_rank=spectrum.effective_rank,
             signal_rank=signal_rank,
+            signal_share=None if signal_rank is None else 1 - spectrum.lost(signal_rank) / spectrum.energy,
             noise_edge=edge,
             solver=spectrum.solver,
             singular_values=tuple(float(f"{value:.{DIGITS - 1}e}") for value in spectrum.values[:kept]),

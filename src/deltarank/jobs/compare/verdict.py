@@ -20,6 +20,7 @@ from deltarank.results import (
     figure,
     headline_rank,
     listing,
+    noise_shares,
     percent,
     percent_kept,
 )
@@ -43,7 +44,12 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
     loss = whole.loss(headline_rank([x.rank for x in whole.losses], max(sides)))
     sentences = [*_headline(kind, loss, whole, name), *_nature(kind, rank, whole, matrices)]
     if kind not in (VerdictKind.IDENTICAL, VerdictKind.UNRELATED):
-        sentences += [*_cosine(loss), *_worst(totals, loss.rank), *_needed(matrices, whole)]
+        sentences += [
+            *_cosine(loss),
+            *noise_shares(matrices, loss.rank).sentences,
+            *_worst(totals, loss.rank),
+            *_needed(matrices, whole),
+        ]
     sentences += [*_unmeasured(matrices), *_left_out(skipped)]
     return Verdict(kind, tuple(sentences), rank)
 
@@ -70,7 +76,7 @@ def _headline(kind: VerdictKind, loss: Loss, whole: Total, name: str) -> Iterato
             "Give the base that it was trained from."
         )
         return
-    yield f"As a rank-{loss.rank} LoRA, {name} keeps {percent_kept(loss.energy_lost)} of what finetuning changed."
+    yield f"As a rank-{loss.rank} LoRA, {name} keeps {percent_kept(loss.energy_lost)} of the change in the weights."
 
 
 def _nature(kind: VerdictKind, rank: int | None, whole: Total, matrices: Sequence[MatrixResult]) -> Iterator[str]:

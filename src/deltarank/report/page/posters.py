@@ -96,8 +96,8 @@ def _kld_by_rank(page: PageData) -> Spec:
         )
         for run, outputs in shown
     ]
-    sentences = shown[0][1].sentences if len(page.runs) == 1 else ()
-    title = sentences[0] if sentences else "Output divergence from the finetune, by LoRA rank"
+    is_about_outputs = page.headlines[page.default_index] != page.weights_headline
+    title = plain_text(page.headlines[page.default_index]) if is_about_outputs else "Output divergence, by LoRA rank"
     return _poster(page, panels, subtitle, side_by_side=len(panels) > 1, title=title)
 
 
@@ -137,8 +137,8 @@ def _poster(
     side_by_side: bool = False,
     title: str | None = None,
 ) -> Spec:
-    """The panels under a title, by default the headline of the page."""
+    """The panels under a title, by default the headline on the weights."""
     without_params = [{key: value for key, value in panel.items() if key != "params"} for panel in panels]
     body = {"hconcat" if side_by_side else "vconcat": without_params, "spacing": 24}
-    headline = unbroken(title) if title else plain_text(page.headlines[page.default_index])
+    headline = unbroken(title) if title else plain_text(page.weights_headline)
     return framed(body, headline, subtitle, styles=styles, params=panels[0]["params"])

@@ -39,9 +39,10 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
         return f"\x1b[{code}m{text}\x1b[0m" if colour else text
 
     blocks = [
-        _sentences(page, run, paint, width),
-        _weights(page, run, paint, width) if run.matrices_measured and run.energy else [],
+        [paint(line, _BOLD) for line in wrapped(_headline(page), width)],
         *(_outputs(run.outputs, paint, width) if run.outputs else []),
+        _sentences(page, run, width),
+        _weights(page, run, paint, width) if run.matrices_measured and run.energy else [],
         [line for group in run.left_out for line in _left_out(group, width)],
         wrapped(run.provenance.audit_sentence, width),
     ]
@@ -54,10 +55,17 @@ def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
     return [line.replace(NO_BREAK, " ") for line in lines]
 
 
-def _sentences(page: PageData, run: RunView, paint: Paint, width: int) -> list[str]:
-    headline = plain_text(page.headlines[page.default_index]).replace(NO_BREAK, " ")
-    rest = [line for sentence in run.sentences if sentence != headline for line in wrapped(sentence, width)]
-    return [*(paint(line, _BOLD) for line in wrapped(headline, width)), *rest]
+def _headline(page: PageData) -> str:
+    return plain_text(page.headlines[page.default_index]).replace(NO_BREAK, " ")
+
+
+def _sentences(page: PageData, run: RunView, width: int) -> list[str]:
+    """The verdict on the weights."""
+    more = (
+        [] if run.outputs else ["Only the weights were measured; `deltarank outputs` measures predictions and texts."]
+    )
+    sentences = [*(sentence for sentence in run.sentences if sentence != _headline(page)), *more]
+    return [line for sentence in sentences for line in wrapped(sentence, width)]
 
 
 def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str]:

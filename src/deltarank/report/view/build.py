@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltarank.report.view.blind import blind_views
-from deltarank.report.view.headline import figures_at, headline_at
+from deltarank.report.view.headline import figures_at, headline_at, weights_headline_at
 from deltarank.report.view.matrices import heat_cells, layer_label, listed_indices, matrix_rows, module_rows
 from deltarank.report.view.modules import Module, arrange_modules
 from deltarank.report.view.outputs import output_ranks, outputs_view
 from deltarank.report.view.page import ModuleRow, PageAxes, PageData, RunView
 from deltarank.report.view.provenance import left_out_groups, provenance_of
 from deltarank.report.view.tables import energy_table, outputs_of_runs_table, weights_of_runs_table
-from deltarank.results import SERVABLE_RANKS, Loss, Results, VerdictKind, escape, headline_rank, shorten
+from deltarank.results import SERVABLE_RANKS, Loss, Results, VerdictKind, escape, headline_rank, noise_shares, shorten
 
 _KINDS = {
     VerdictKind.IDENTICAL: "identical",
@@ -37,13 +37,15 @@ def page_data(runs: Sequence[Results]) -> PageData:
     axes = PageAxes(ranks, {module.name: module for module in modules})
     labels = _labels(runs)
     views = tuple(_run_view(run, label, axes) for run, label in zip(runs, labels, strict=True))
+    default_index = _default_index(ranks, runs)
     return PageData(
         title=" · ".join(labels),
         runs=views,
         ranks=ranks,
         servable=tuple(rank in SERVABLE_RANKS for rank in ranks),
-        default_index=_default_index(ranks, runs),
+        default_index=default_index,
         headlines=tuple(headline_at(i, rank, views) for i, rank in enumerate(ranks)),
+        weights_headline=weights_headline_at(default_index, ranks[default_index], views),
         figures=tuple(figures_at(i, rank, views) for i, rank in enumerate(ranks)),
         modules=modules,
         layers=_layers(runs),
@@ -94,6 +96,7 @@ def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
         kind=_KINDS[run.verdict.kind],
         sentences=tuple(escape(sentence) for sentence in run.verdict.sentences),
         losses=losses,
+        noise=tuple(noise_shares(run.matrices, rank) if rank in by_rank else None for rank in axes.ranks),
         matrices_measured=whole.matrices,
         energy=whole.energy,
         relative_norm=whole.relative_norm,

@@ -11,7 +11,7 @@ from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.provenance import LeftOutGroup, Provenance
 from deltarank.report.view.table import Table
 from deltarank.report.view.text import rounded_share
-from deltarank.results import Loss
+from deltarank.results import Loss, NoiseShares
 
 Shares = tuple[float | None, ...]
 """The share of energy lost at each rank of the page, 0 to 1; None at ranks that a run did not measure."""
@@ -85,13 +85,14 @@ class MatrixRow:
 
 @dataclass(frozen=True)
 class RunView:
-    """One run. `label` is unique on the page; `losses` has an item for each rank of the page."""
+    """One run. `label` is unique on the page; `losses` and `noise` have an item for each rank of the page."""
 
     label: str
     base: str
     kind: str
     sentences: tuple[str, ...]
     losses: tuple[Loss | None, ...]
+    noise: tuple[NoiseShares | None, ...]
     matrices_measured: int
     energy: float
     relative_norm: float | None
@@ -120,6 +121,8 @@ class Phrase:
 class PageData:
     """The whole page. `headlines` has a sentence for each rank, `figures` the numbers behind it.
 
+    `weights_headline` is about the weights at the rank that the page opens with, whatever else was measured.
+
     The tables over runs are None where there is only one run, or where no run has outputs.
     """
 
@@ -129,6 +132,7 @@ class PageData:
     servable: tuple[bool, ...]
     default_index: int
     headlines: tuple[tuple[Phrase, ...], ...]
+    weights_headline: tuple[Phrase, ...]
     figures: tuple[str, ...]
     modules: tuple[Module, ...]
     layers: tuple[str, ...]

@@ -1,0 +1,67 @@
+"""What storage rounding explains of the loss at a rank, over several matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from deltarank.results.formatting import percent
+from deltarank.results.matrix import MatrixResult, Outcome
+
+SMALLEST_ROUNDING = 0.05
+"""A smaller share of a loss is not mentioned."""
+
+
+@dataclass(frozen=True)
+class NoiseShares:
+    """Storage rounding at one rank r.
+
+    rounding_lost  about this share of ||D - D_r||^2 is storage rounding; 0 if it is not known
+    signal_kept    the share kept of the energy of the singular values above the noise edge; None if that is not known
+                   for some matrix, or if there are none
+    """
+
+    rounding_lost: float
+    signal_kept: float | None
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Empty where rounding is a small part of the loss."""
+        if self.rounding_lost < SMALLEST_ROUNDING:
+            return ()
+        rounding = f"About {percent(self.rounding_lost)} of what is lost is storage rounding."
+        if self.signal_kept is None:
+            return (rounding,)
+        return rounding, f"Of the energy above the noise edge, {percent(self.signal_kept)} is kept."
+
+
+def noise_shares(matrices: Iterable[MatrixResult], rank: int) -> NoiseShares:
+    """Adds the energies of the measured matrices and divides once. Rank r has to be measured."""
+    rows = [m for m in matrices if m.outcome is Outcome.MEASURED and m.energy > 0]
+    lost = math.fsum(m.loss(rank).energy_lost * m.energy for m in rows)
+    rounding = math.fsum(_rounding_lost(m, rank) for m in rows)
+    return NoiseShares(rounding / lost if lost > 0 else 0.0, _signal_kept(rows, rank))
+
+
+def _rounding_lost(matrix: MatrixResult, rank: int) -> float:
+    """The least energy of the rounding errors in D - D_r, if their energy is that of the rounding floor.
+
+    D - D_r = (I - P) D (I - Q) with projections of rank r. They remove at most 2 r s1^2 of the energy of the errors,
+    whose largest singular value s1 is at most the noise edge. The floor overstates the errors where the change is
+    smaller than half a unit in the last place.
+    """
+    if not matrix.rounding_floor or matrix.noise_edge is None:
+        return 0.0
+    least = matrix.rounding_floor * matrix.energy - 2 * rank * matrix.noise_edge**2
+    return min(max(least, 0.0), matrix.loss(rank).energy_lost * matrix.energy)
+
+
+def _signal_kept(rows: Iterable[MatrixResult], rank: int) -> float | None:
+    kept = whole = 0.0
+    for matrix in rows:
+        if matrix.signal_share is None:
+            return None
+        kept += min(matrix.loss(rank).energy_kept, matrix.signal_share) * matrix.energy
+        whole += matrix.signal_share * matrix.energy
+    return kept / whole if whole > 0 else None
