@@ -1,5 +1,7 @@
 """PyTorch's `.bin`: a zip archive of raw numbers, and a pickle that describes them. Nothing in it is executed.
 
+Files of torch before 1.6 are not archives, and are read by `legacy_pickle`.
+
 `torch.load(weights_only=True)` refuses everything but tensors and plain containers. It makes tensors without data that
 know their offsets in the file, which then is read by position, like safetensors: no memory map, and no part of it is
 read twice.
@@ -20,6 +22,7 @@ from torch import Tensor
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.file_contents import refuse_other_content
 from deltarank.checkpoints.file_errors import refuse_file, unreadable_because
+from deltarank.checkpoints.formats.legacy_pickle import MAGIC, load_legacy
 from deltarank.checkpoints.formats.safetensors_header import MAX_HEADER, MAX_SIDES, TensorInfo
 from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.source import LocalSource, Source
@@ -42,14 +45,15 @@ def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
     """The tensors of a local `.bin`, by name, without their data.
 
     Raises:
-        CheckpointError: (slug "pickled-weights") it holds more than tensors, or was saved by torch before 1.6.
+        CheckpointError: (slug "pickled-weights") it holds more than tensors, or is not a file of torch.
         HeaderError: it is truncated, or does not fit its size.
     """
     assert isinstance(source, LocalSource), "pickles are not streamed"
     path, size = source.path(file), source.files[file]
-    _check_beginning(source, file)
-    _check_archive(path, file)
-    tensors = dict(_tensor_infos(_state_dict(_load(path, file)), file))
+    is_legacy = _is_legacy(source, file)
+    if not is_legacy:
+        _check_archive(path, file)
+    tensors = dict(_tensor_infos(_state_dict(_load(path, file, is_legacy=is_legacy)), file))
     for info in tensors.values():
         end = info.start + info.nbytes
         if end > size:
@@ -57,12 +61,14 @@ def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _check_beginning(source: Source, file: str) -> None:
-    start = bytearray(min(len(_ZIP_MAGIC), source.files[file]))
+def _is_legacy(source: Source, file: str) -> bool:
+    """Whether it is of torch before 1.6; refuses what is no file of torch."""
+    start = bytearray(min(len(MAGIC), source.files[file]))
     source.read_into(file, 0, memoryview(start))
-    if start != _ZIP_MAGIC:
+    if start != MAGIC and not start.startswith(_ZIP_MAGIC):
         refuse_other_content(source, file)
-        _refuse_unsafe(file, "is not an archive of torch, but a bare pickle or a file of torch before 1.6")
+        _refuse_unsafe(file, "is not a file of torch, but a bare pickle or something else")
+    return start == MAGIC
 
 
 def _check_archive(path: Path, file: str) -> None:
@@ -80,11 +86,13 @@ def _check_archive(path: Path, file: str) -> None:
         refuse_file(file, f"its pickle has more than {MAX_HEADER:,} bytes")
 
 
-def _load(path: Path, file: str) -> object:
+def _load(path: Path, file: str, *, is_legacy: bool) -> object:
     """The unpickled object, with tensors that know their offsets and hold no data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
+        if is_legacy:
+            return load_legacy(path, most=MAX_HEADER)
         with FakeTensorMode():
             return torch.load(path, weights_only=True)
     except pickle.UnpicklingError:
