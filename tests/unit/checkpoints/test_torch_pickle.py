@@ -5,6 +5,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,23 @@ def test_views_ties_and_types(tmp_path: Path) -> None:
             assert torch.equal(read(pair)[0], tensors[pair.name])
 
 
-def test_a_transposed_tensor_is_skipped_with_a_reason(tmp_path: Path) -> None:
-    base = save_pickled(tmp_path / "a", {"a.weight": numbers(4, 6).T, "b.weight": numbers(4, 4)})
-    plan = pairing(base, save(tmp_path / "b", {"a.weight": numbers(6, 4), "b.weight": numbers(4, 4, seed=1)}))
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_transposed_matrix_is_read_as_it_is(tmp_path: Path, legacy: bool) -> None:
+    """As converters from TensorFlow save it."""
+    tensors = {"a.weight": numbers(40, 60).T, "b.weight": numbers(40, 60, dtype=torch.bfloat16).T}
+    (tmp_path / "a").mkdir()
+    torch.save(tensors, tmp_path / "a" / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    plan = pairing(tmp_path / "a", save(tmp_path / "b", {name: numbers(60, 40, seed=1) for name in tensors}))
+
+    assert [pair.name for pair in plan.pairs] == list(tensors)
+    with open_checkpoint(tmp_path / "a") as base, open_checkpoint(tmp_path / "b") as finetune:
+        for pair in pair_checkpoints(base, finetune).pairs:
+            assert torch.equal(read(pair)[0].double(), tensors[pair.name].double())
+
+
+def test_a_strided_tensor_is_skipped_with_a_reason(tmp_path: Path) -> None:
+    base = save_pickled(tmp_path / "a", {"a.weight": numbers(4, 6)[:, ::2], "b.weight": numbers(4, 4)})
+    plan = pairing(base, save(tmp_path / "b", {"a.weight": numbers(4, 3), "b.weight": numbers(4, 4, seed=1)}))
 
     assert [pair.name for pair in plan.pairs] == ["b.weight"]
     assert "not contiguous" in plan.skipped[0].reason
@@ -107,13 +122,44 @@ def test_a_program_in_an_archive_of_torch_is_not_run(tmp_path: Path) -> None:
     assert not proof.exists()
 
 
-def test_the_format_of_torch_before_1_6_is_refused_by_name(tmp_path: Path) -> None:
-    torch.save(dict(llama()), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+def save_legacy(path: Path, value: object) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+    return path
 
-    error = refusal(tmp_path)
+
+def test_files_of_torch_before_1_6_are_read(tmp_path: Path) -> None:
+    """With views into one storage, several types and a wrapper."""
+    whole = numbers(10, 6)
+    tensors = dict(llama()) | {"view.weight": whole[3:7], "whole.weight": whole, "n": torch.arange(5)}
+    tensors |= {f"{t}.weight": numbers(4, 4, dtype=t) for t in (torch.float16, torch.bfloat16, torch.float64)}
+    path = save_legacy(tmp_path / "pytorch_model.bin", {"model": tensors, "epoch": 3})
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.tensors.keys() == tensors.keys()
+        for name, info in checkpoint.tensors.items():
+            found = bytearray(info.nbytes)
+            checkpoint.source.read_into(info.file, info.start, memoryview(found))
+            assert bytes(found) == tensors[name].contiguous().view(torch.uint8).numpy().tobytes(), name
+
+
+def test_a_program_in_a_file_of_torch_before_1_6_is_not_run(tmp_path: Path) -> None:
+    proof = tmp_path / "it ran"
+    error = refusal(save_legacy(tmp_path / "pytorch_model.bin", {"a": numbers(2, 2), "b": Program(proof)}))
 
     assert error.slug == "pickled-weights"
-    assert "torch before 1.6" in error.message
+    assert not proof.exists()
+
+
+def test_a_damaged_file_of_torch_before_1_6_is_refused(tmp_path: Path) -> None:
+    """Whatever byte is wrong, and wherever it ends."""
+    whole = save_legacy(tmp_path / "whole.bin", {"a.weight": numbers(2, 3), "b.weight": numbers(3, 2)}).read_bytes()
+    path = tmp_path / "damaged.bin"
+    for end in range(20, len(whole), 7):
+        path.write_bytes(whole[:end])
+        assert refusal(path).slug in ("bad-header", "pickled-weights", "damaged"), end
+    for at in range(15, len(whole), 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        with suppress(DeltarankError), open_checkpoint(path) as checkpoint:
+            assert all(info.start + info.nbytes <= len(whole) for info in checkpoint.tensors.values())
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])

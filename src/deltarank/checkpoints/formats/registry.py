@@ -20,6 +20,7 @@ from deltarank.checkpoints.formats.quantization_config import quantization_confi
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo, parse_header, read_header
 from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.formats.torch_pickle import PICKLE_SUFFIXES, read_pickled
+from deltarank.checkpoints.formats.transposed import find_transposed
 from deltarank.checkpoints.pieces import FLOAT_DTYPES
 from deltarank.checkpoints.source import Source
 from deltarank.errors import CheckpointError
@@ -82,6 +83,7 @@ def _find_quantised(tensors: Tensors, quantization: Mapping[str, Any], parts: Pa
     plan.add(find_bitsandbytes(tensors, parts))
     plan.add(find_gpt_oss_experts(tensors))
     plan.add(find_mlx(tensors, quantization))
+    plan.add(find_transposed(tensors))
     return plan
 
 

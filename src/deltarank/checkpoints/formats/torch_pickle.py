@@ -25,6 +25,7 @@ from deltarank.checkpoints.file_errors import refuse_file, unreadable_because
 from deltarank.checkpoints.formats.legacy_pickle import MAGIC, load_legacy
 from deltarank.checkpoints.formats.safetensors_header import MAX_HEADER, MAX_SIDES, TensorInfo
 from deltarank.checkpoints.formats.storage import StorageFormat
+from deltarank.checkpoints.formats.transposed import TRANSPOSED
 from deltarank.checkpoints.source import LocalSource, Source
 from deltarank.errors import CheckpointError
 
@@ -129,6 +130,9 @@ def _tensor_info(name: str, tensor: Tensor, file: str) -> TensorInfo:
     if not isinstance(storage_start, int):
         obstacle = "this version of torch does not report its offset in the file, but a newer one does"
         return TensorInfo(name, shape, f"{dtype} (no offset)", file, 0, 0, StorageFormat(dtype, obstacle=obstacle))
+    if offset + nbytes <= storage.nbytes() and tensor.ndim == 2 and tensor.T.is_contiguous() and 1 not in shape:
+        format_ = StorageFormat(dtype, obstacle="it is stored as its transpose")
+        return TensorInfo(name, shape, f"{dtype}{TRANSPOSED}", file, storage_start + offset, nbytes, format_)
     if offset + nbytes > storage.nbytes() or not tensor.is_contiguous():
         obstacle = "it is not contiguous in the file"
         return TensorInfo(name, shape, f"{dtype} (strided)", file, 0, 0, StorageFormat(dtype, obstacle=obstacle))
