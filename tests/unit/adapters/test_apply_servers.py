@@ -37,6 +37,11 @@ def q_and_o(rank: int = 4) -> dict[str, torch.Tensor]:
     return factors(*(ATTENTION.format(layer, word) for layer in (0, 1) for word in "qo"), rank=rank)
 
 
+def o_alone(rank: int = 4) -> dict[str, torch.Tensor]:
+    """No server fuses o_proj with another module."""
+    return factors(*(ATTENTION.format(layer, "o") for layer in (0, 1)), rank=rank)
+
+
 Apply = Callable[..., Applied]
 
 
@@ -69,7 +74,6 @@ def scales(found: Applied) -> dict[str, float]:
         ("peft", 12 / 2, 8 / 4),
         ("vllm", 12 / 2, 8 / 4),
         ("vllm-0.31", 8 / 4, 8 / 4),
-        ("sglang", 8 / 4, 8 / 4),
         ("llama.cpp", 8 / 2, 8 / 4),
     ],
 )
@@ -89,7 +93,7 @@ def test_patterns_move_the_scale_where_they_are_read(
     ("server", "scale"), [("peft", 4.0), ("vllm", 4.0), ("lorax", 4.0), ("sglang", 2.0), ("llama.cpp", 2.0)]
 )
 def test_rank_stabilisation_is_ignored_by_two(applied: Apply, server: str, scale: float) -> None:
-    found = applied(q_and_o(), server, use_rslora=True)
+    found = applied(o_alone(), server, use_rslora=True)
 
     assert set(scales(found).values()) == {scale}
     assert scale == 8 / (math.sqrt(4) if scale == 4 else 4)
@@ -111,7 +115,7 @@ def test_lorax_drops_a_module_that_lacks_a_layer(applied: Apply) -> None:
     [("vllm", "refuses"), ("llama.cpp", "refuses"), ("sglang", "ignores"), ("lorax", "ignores"), ("peft", "takes")],
 )
 def test_whole_tensors(applied: Apply, server: str, does: str) -> None:
-    weights = q_and_o() | {"base_model.model.lm_head.weight": torch.ones(48, 32)}
+    weights = o_alone() | {"base_model.model.lm_head.weight": torch.ones(48, 32)}
     options = {"modules_to_save": ["lm_head"]}
     if does == "refuses":
         with refused("adapter-refused", AdapterError, match="lm_head"):
@@ -159,8 +163,8 @@ def test_lorax_wants_one_rank(applied: Apply) -> None:
 )
 def test_what_is_not_portable_is_refused(applied: Apply, config: dict[str, Any]) -> None:
     with pytest.raises(AdapterError, match="Not every server loads"):
-        applied(q_and_o(), "portable", **config)
-    assert len(applied(q_and_o(), "portable").changes) == 4
+        applied(o_alone(), "portable", **config)
+    assert len(applied(o_alone(), "portable").changes) == 2
 
 
 def test_an_unknown_server_is_refused_with_the_known_ones(applied: Apply) -> None:
@@ -223,3 +227,62 @@ def test_a_few_that_fit_nothing_are_unused(applied: Apply) -> None:
         "99 x 4 by 4 x 32 does not fit 16 x 32",
         "the two checkpoints have no such tensor in common",
     ]
+
+
+UNFUSED = {
+    "v without q": ["v"],
+    "q and k": ["q", "k"],
+}
+
+
+@pytest.mark.parametrize("case", UNFUSED)
+def test_sglang_needs_the_modules_that_it_fuses(applied: Apply, case: str) -> None:
+    sides = {"q": 32, "k": 16, "v": 16}
+    weights: dict[str, torch.Tensor] = {}
+    for word in UNFUSED[case]:
+        weights |= factors(*(ATTENTION.format(layer, word) for layer in (0, 1)), side=sides[word])
+    with refused("adapter-refused", AdapterError, match="which it needs"):
+        applied(weights, "sglang")
+    assert len(applied(weights, "vllm").changes) == 2 * len(UNFUSED[case])
+
+
+@pytest.mark.parametrize("server", ["vllm", "llama.cpp"])
+def test_keys_as_servers_read_them(applied: Apply, server: str) -> None:
+    """With PEFT's prefix, without it or with two; never with the name of the adapter."""
+    prefix = "base_model.model."
+    for new in ("", prefix * 2):
+        weights = {key.replace(prefix, new): value for key, value in q_and_o().items()}
+        assert len(applied(weights, server).changes) == 4
+    named = {key.replace(".weight", ".default.weight"): value for key, value in q_and_o().items()}
+    with refused("adapter-refused", AdapterError, match="the name of an adapter"):
+        applied(named, server)
+
+
+def test_a_module_that_the_base_has_elsewhere(applied: Apply) -> None:
+    """vLLM knows the last component of the name, and finds nothing to put it on."""
+    weights = q_and_o() | factors("model.layers.7.self_attn.q_proj")
+    assert len(applied(weights, "vllm").changes) == 4
+    with refused("adapter-refused", AdapterError, match="the base has no module"):
+        applied(weights, "llama.cpp")
+    with refused("adapter-refused", AdapterError, match="the base has no module"):
+        applied(q_and_o() | factors("model.layers.0.self_attn.z_proj"), "vllm")
+
+
+@pytest.mark.parametrize("side", ["lora_A", "lora_B"])
+def test_half_a_lora(applied: Apply, side: str) -> None:
+    weights = {key: value for key, value in q_and_o().items() if not ("0.self_attn.q_proj" in key and side in key)}
+    assert len(applied(weights, "vllm").changes) == 3
+    with refused("adapter-refused", AdapterError, match="a factor is missing"):
+        applied(weights, "llama.cpp")
+
+
+@pytest.mark.parametrize("server", ["vllm", "llama.cpp", "sglang"])
+def test_a_tensor_that_is_no_part_of_a_lora(applied: Apply, server: str) -> None:
+    with refused("adapter-refused", AdapterError, match="no part of a LoRA"):
+        applied(o_alone() | {"step": torch.ones(1)}, server)
+
+
+def test_layers_to_transform_is_read_by_peft_alone(applied: Apply) -> None:
+    assert len(applied(q_and_o(), None, layers_to_transform=[0]).changes) == 2
+    assert len(applied(q_and_o(), "vllm", layers_to_transform=[0]).changes) == 4
+    assert len(applied(q_and_o(), "llama.cpp", exclude_modules=["q_proj"]).changes) == 4
