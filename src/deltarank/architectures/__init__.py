@@ -3,6 +3,7 @@
 find_architecture(checkpoint) -> Architecture | UnknownClass  the class, and its names for the checkpoint's tensors
 find_loading_class(config) -> LoadingClass | UnknownClass     the class that loads a checkpoint, on the meta device
 LoadingClass.load(shapes) -> LoadedTensors                    the class's parameters, made from a file's tensors
+load_tensors(meta_model, shapes) -> LoadedTensors             the same for a model that was built already
 load_with_peft(model_class, config, shapes) -> PeftLoad       what PEFT does with each tensor of an adapter
 
 Names in files and in the class differ: transformers renames, merges and splits tensors while it loads them. Adapters
@@ -13,7 +14,7 @@ imported only when a class is built.
 from __future__ import annotations
 
 from deltarank.architectures.architecture import Architecture, find_architecture
-from deltarank.architectures.loaded_tensors import Conversion, LoadedTensors
+from deltarank.architectures.loaded_tensors import Conversion, LoadedTensors, load_tensors
 from deltarank.architectures.loading_class import LoadingClass, UnknownClass, find_loading_class
 from deltarank.architectures.peft_load import PeftLoad, load_with_peft, peft_version
 from deltarank.architectures.transformers_logging import first_line, silence_transformers
@@ -28,6 +29,7 @@ __all__ = [
     "find_architecture",
     "find_loading_class",
     "first_line",
+    "load_tensors",
     "load_with_peft",
     "peft_version",
     "silence_transformers",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from deltarank.architectures import silence_transformers
+from deltarank.architectures import load_tensors, silence_transformers
 from deltarank.errors import JobError
 from deltarank.models.load import prepare_for_inference
 from deltarank.models.predict import Head
@@ -85,19 +85,10 @@ def file_tensor_names(skeleton: ModelSkeleton, weights: EditedWeights) -> dict[s
 
 def _match_names(skeleton: ModelSkeleton, weights: EditedWeights) -> tuple[dict[str, str], list[str]]:
     """The file's tensor name for each of the model's, and the model's tensors that no single one of the file's is."""
-    prefix = f"{skeleton.meta_model.base_model_prefix}."
-    tied = dict(getattr(skeleton.meta_model, "all_tied_weights_keys", None) or {})
-    names, missing = {}, []
-    for name, tensor in skeleton.meta_model.state_dict().items():
-        own = [each for each in (name, tied.get(name)) if each is not None]
-        spellings = [word for each in own for word in (each, each.removeprefix(prefix), prefix + each)]
-        match = next((each for each in spellings if _has(weights, each, tuple(tensor.shape))), None)
-        if match is None:
-            missing.append(name)
-        else:
-            names[name] = match
-    return names, missing
-
-
-def _has(weights: EditedWeights, name: str, shape: tuple[int, ...]) -> bool:
-    return name in weights and tuple(weights.info(name).shape) == shape
+    model = skeleton.meta_model
+    loaded = load_tensors(model, {name: info.shape for name, info in weights.checkpoint.tensors.items()})
+    stored = {parameter: name for name, parameter in loaded.renamed.items()}
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    found = {name: stored.get(name) or stored.get(tied.get(name, "")) for name in model.state_dict()}
+    names = {name: match for name, match in found.items() if match is not None}
+    return names, [name for name, match in found.items() if match is None]
