@@ -12,6 +12,8 @@ _TASKS = {
     "QUESTION_ANS": ("ForQuestionAnswering",),
 }
 
+_HEADS = ("classifier", "score", "qa_outputs")
+
 
 def adapter_config(
     *,
@@ -26,6 +28,7 @@ def adapter_config(
     parameters: Sequence[str] = (),
     bias: bool = False,
     tied: bool = False,
+    can_generate: bool = True,
 ) -> dict[str, Any]:
     """A configuration with lora_alpha = r, so that every reader scales the product B A by 1.
 
@@ -38,13 +41,14 @@ def adapter_config(
         model: the model's own config.json.
         parameters: `target_parameters`, the bare parameters that have factors.
         bias: `lora_bias`, whether the modules in `targets` have a bias beside their factors.
+        can_generate: whether the model's class writes text, as PEFT's class for causal language models wants.
         tied: `ensure_weight_tying`, whether an embedding in `whole` is also the output head.
     """
     # Few readers know these fields, and some refuse unknown ones, so they are written only where they are needed.
     rare = {"target_parameters": list(parameters), "lora_bias": bias, "ensure_weight_tying": tied}
     return {
         "peft_type": "LORA",
-        "task_type": _task(model),
+        "task_type": _task(model, whole, can_generate=can_generate),
         "base_model_name_or_path": base,
         "revision": revision,
         "r": rank,
@@ -66,10 +70,16 @@ def adapter_config(
     }
 
 
-def _task(model: Mapping[str, Any]) -> str | None:
-    """By the model's class; a causal language model if the class is not known, because servers serve those."""
+def _task(model: Mapping[str, Any], whole: Sequence[str], *, can_generate: bool) -> str | None:
+    """By the model's class; a causal language model if the class is not known, because servers serve those.
+
+    PEFT's classes for heads on top of a model expect the head itself in the adapter: None without it, which fits every
+    model.
+    """
     classes = model.get("architectures")
     if not isinstance(classes, list) or not classes:
-        return "CAUSAL_LM"
+        return "CAUSAL_LM" if can_generate else None
     names = [name for name in classes if isinstance(name, str)]
-    return next((task for task, ends in _TASKS.items() if any(name.endswith(ends) for name in names)), None)
+    task = next((task for task, ends in _TASKS.items() if any(name.endswith(ends) for name in names)), None)
+    is_served = can_generate if task == "CAUSAL_LM" else any(module in _HEADS for module in whole)
+    return task if is_served else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from deltarank.system import write_atomically
 
 _DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+_DTYPE_NAMES |= {torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}  # counters and tables of a whole module
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32}
 _BLOCK_BYTES = 8 << 20
 _ALIGNMENT = 8

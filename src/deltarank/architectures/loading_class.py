@@ -26,7 +26,7 @@ class UnknownClass:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadingClass:
     """A model class without weights.
 
@@ -53,6 +53,11 @@ class LoadingClass:
     def tied(self) -> Mapping[str, str]:
         """Parameter -> the parameter that it is tied to: {"lm_head.weight": "model.embed_tokens.weight"}."""
         return dict(getattr(self.meta_model, "all_tied_weights_keys", None) or {})
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether the class writes text."""
+        return hasattr(self.meta_model, "prepare_inputs_for_generation")
 
     def load(self, tensors: Mapping[str, Sequence[int]]) -> LoadedTensors:
         """What the class makes of a file's tensors, given their names and shapes."""

@@ -31,6 +31,8 @@ from deltarank.jobs.extract.layout import Target
 from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.results import Outcome
 
+_COPIED_DTYPES = {**FLOAT_DTYPES, "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
+
 
 @dataclass(frozen=True)
 class AdapterWriter:
@@ -79,6 +81,7 @@ class AdapterWriter:
             parameters=list(dict.fromkeys(target.module for target in targets if target.as_parameter)),
             bias=bool(self.contents.biases),
             tied=any(tensor.tied_head for tensor in self.contents.whole_tensors),
+            can_generate=self.names.can_generate,
         )
 
     def _factors(self) -> Iterator[StreamedTensor]:
@@ -150,11 +153,11 @@ class AdapterWriter:
     def _rest_of_whole_modules(self) -> Iterator[StreamedTensor]:
         """The other tensors of these modules, as the base has them: PEFT loads a module completely or fails."""
         carried = {tensor.pair.base.tensor for tensor in self.contents.whole_tensors if tensor.pair}
-        modules = {tensor.whole_module for tensor in self.contents.whole_tensors}
+        modules = tuple(f"{module}." for module in self.contents.whole_modules)
         for name, info in self.base.tensors.items():
-            holder, _, last = self.names.parameter(name).rpartition(".")
-            if holder in modules and name not in carried and info.dtype in FLOAT_DTYPES:
-                yield _copied(f"{holder}.{last}", info, self.base)
+            parameter = self.names.parameter(name)
+            if parameter.startswith(modules) and name not in carried and info.dtype in _COPIED_DTYPES:
+                yield _copied(parameter, info, self.base)
 
 
 def _copied(name: str, info: TensorInfo, checkpoint: Checkpoint) -> StreamedTensor:
@@ -163,4 +166,4 @@ def _copied(name: str, info: TensorInfo, checkpoint: Checkpoint) -> StreamedTens
     def fill(first: int, block: memoryview) -> None:
         checkpoint.source.read_into(info.file, info.start + first, block)
 
-    return StreamedTensor(whole_tensor_key(name), FLOAT_DTYPES[info.dtype], info.shape, fill)
+    return StreamedTensor(whole_tensor_key(name), _COPIED_DTYPES[info.dtype], info.shape, fill)

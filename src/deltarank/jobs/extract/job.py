@@ -118,7 +118,7 @@ class ExtractJob:
         """The same at every rank."""
         if not self.options.rules.includes_peft:
             return PeftRefusals({}, {})
-        return TrialLoads(self.names, self.finetune).refusals(self._wanted_layout(1))
+        return TrialLoads(self.names, self.finetune).refusals(self._wanted_layout(self.options.fixed_rank or 1))
 
     def run(
         self, output: Path, *, force: bool = False, progress: ProgressListener, draw: DrawBudget | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from deltarank.jobs.extract.assemble import AdapterWriter
 from deltarank.jobs.extract.contents import AdapterContents
 from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor
 from deltarank.jobs.extract.module_names import ModuleNames
-from deltarank.jobs.extract.reasons import refused_by_peft
+from deltarank.jobs.extract.reasons import not_whole_in_peft, refused_by_peft
 from deltarank.jobs.extract.result import AdapterMatrix, LoadCheck, SummedEnergy
 from deltarank.results import Outcome, listing
 from deltarank.servers import Server
@@ -33,19 +34,20 @@ Shape = tuple[int, ...]
 _REFUSED = "refused"
 
 _Group = tuple[str, str | None, bool]
-"""Modules that PEFT treats alike: the last component of their path, their type, and whether it is a parameter."""
+"""Modules that PEFT treats alike: the last component of their path (or the kind of their tensor), their type, and
+whether it is a parameter."""
 
 
 @dataclass(frozen=True)
 class PeftRefusals:
     """What PEFT does not load of a layout, and why, in the words for the budget.
 
-    groups  of modules with factors
-    kinds   of tensors that are carried whole
+    factors  groups of modules with factors
+    whole    groups of modules that are carried whole
     """
 
-    groups: Mapping[_Group, str]
-    kinds: Mapping[str, str]
+    factors: Mapping[_Group, str]
+    whole: Mapping[_Group, str]
 
 
 @dataclass(frozen=True)
@@ -68,26 +70,33 @@ class TrialLoads:
         refused = {group: refused_by_peft(peft_version(), load.refusal) for group, load in loads.items()}
         return PeftRefusals(
             {group: reason for group, reason in refused.items() if not loads[group].is_complete},
-            dict(self._refused_kinds(replace(bare, targets=_samples(good)), layout.unfactored)) if good else {},
+            dict(self._refused_whole(replace(bare, targets=_samples(good)), layout.unfactored)) if good else {},
         )
 
-    def _refused_kinds(self, layout: AdapterLayout, tensors: Sequence[UnfactoredTensor]) -> Iterator[tuple[str, str]]:
+    def _refused_whole(
+        self, layout: AdapterLayout, tensors: Sequence[UnfactoredTensor]
+    ) -> Iterator[tuple[_Group, str]]:
         """
         Args:
             layout: one that PEFT loads.
         """
-        for kind in dict.fromkeys(tensor.kind for tensor in tensors if tensor.whole_module):
-            carried = tuple(tensor for tensor in tensors if tensor.kind == kind and tensor.whole_module)
-            load = self._load(replace(layout, unfactored=carried))
+        carried = tuple(tensor for tensor in tensors if tensor.whole_module)
+        if self._load(replace(layout, unfactored=carried)).is_complete:
+            return
+        groups: dict[_Group, list[UnfactoredTensor]] = {}
+        for tensor in carried:
+            groups.setdefault(self._group_of_whole(tensor), []).append(tensor)
+        for group, each in groups.items():
+            load = self._load(replace(layout, unfactored=tuple(each)))
             if not load.is_complete:
-                yield kind, refused_by_peft(peft_version(), load.refusal)
+                yield group, not_whole_in_peft(peft_version(), load.refusal)
 
     def without(self, layout: AdapterLayout, refusals: PeftRefusals) -> AdapterLayout:
         """The layout with what PEFT refuses left out."""
         reasons = {
-            target.pair.name: refusals.groups[group]
+            target.pair.name: refusals.factors[group]
             for target in layout.targets
-            if (group := self._group(target)) in refusals.groups
+            if (group := self._group(target)) in refusals.factors
         }
         refused = [target for target in layout.targets if target.pair.name in reasons]
         modules = {target.module for target in refused}
@@ -97,8 +106,8 @@ class TrialLoads:
         return replace(layout, targets=targets, unfactored=(*unfactored, *left_out))
 
     def _uncarried(self, tensor: UnfactoredTensor, modules: set[str], refusals: PeftRefusals) -> UnfactoredTensor:
-        if tensor.whole_module and tensor.kind in refusals.kinds:
-            return replace(tensor, whole_module=None, tied_head=None, reason=refusals.kinds[tensor.kind])
+        if tensor.whole_module and (reason := refusals.whole.get(self._group_of_whole(tensor))) is not None:
+            return replace(tensor, whole_module=None, tied_head=None, reason=reason)
         if tensor.bias_of in modules:
             return replace(tensor, bias_of=None, reason="a bias of a module without factors")
         return tensor
@@ -107,6 +116,10 @@ class TrialLoads:
         if target.is_expert:
             return EXPERT, None, target.as_parameter
         return target.module_name, self.names.module_type(target.pair.base.tensor), target.as_parameter
+
+    def _group_of_whole(self, tensor: UnfactoredTensor) -> _Group:
+        name = tensor.pair.base.tensor if tensor.pair else tensor.name
+        return tensor.kind, self.names.module_type(name), False
 
     def _load(self, layout: AdapterLayout) -> PeftLoad:
         assert isinstance(self.names.architecture, Architecture)
@@ -128,7 +141,14 @@ def _load(model_class: LoadingClass, config: Mapping[str, Any], shapes: Mapping[
         for name, shape in shapes.items()
         if len(shape) == 2 and name in known and shape[1:] == known[name][1:] and shape[0] > known[name][0]
     )
-    return load_with_peft(model_class, config, shapes, vocabulary=max(grown, default=None))
+    return _load_once(model_class, json.dumps(config), tuple(shapes.items()), max(grown, default=None))
+
+
+@lru_cache(maxsize=2)  # with thousands of experts a load takes half a minute, and often all that was planned is written
+def _load_once(
+    model_class: LoadingClass, config: str, shapes: tuple[tuple[str, Shape], ...], vocabulary: int | None
+) -> PeftLoad:
+    return load_with_peft(model_class, json.loads(config), dict(shapes), vocabulary=vocabulary)
 
 
 def _samples(targets: Sequence[Target]) -> tuple[Target, ...]:

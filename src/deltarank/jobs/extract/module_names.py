@@ -75,6 +75,12 @@ class ModuleNames:
         known = self.architecture
         return known.model_class.modules if isinstance(known, Architecture) else implied_modules(self.base.tensors)
 
+    @property
+    def can_generate(self) -> bool:
+        """Whether the class writes text; True where it is not known."""
+        known = self.architecture
+        return isinstance(known, UnknownClass) or known.model_class.can_generate
+
     def tied_head(self, embedding: str) -> str | None:
         """The output head that the base takes from this tensor; None where it has its own, or where none is known."""
         known = self.architecture

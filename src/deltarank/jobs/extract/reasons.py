@@ -38,6 +38,14 @@ def refused_by_peft(version: str, refusal: str | None) -> str:
     return f"PEFT {version} refuses factors there: {sentence}"
 
 
+def not_whole_in_peft(version: str, refusal: str | None) -> str:
+    """
+    Args:
+        refusal: the error; None if PEFT ignores such a module among `modules_to_save`.
+    """
+    return f"PEFT {version} does not load such a module whole" + (f" ({refusal})" if refusal else "")
+
+
 def omission_reason(kind: str, server: Server) -> str:
     """Why an adapter for this server does not contain a tensor of this kind."""
     if server.carries.get(kind) == "on request":
