@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
+from typing import Protocol
 
 from numpy import float64
 from numpy.typing import NDArray
@@ -102,8 +103,12 @@ def _of_all(key: BlindKey, ballots: Sequence[VotedBallot]) -> VoterScore:
 
 # ---- e-values over one person's votes, and over people ----------------------------------------------------------
 
-Process = Callable[[Sequence[float], float], NDArray[float64]]
-"""From scores and their expectation under chance: the log of the e-value after each."""
+
+class Process(Protocol):
+    """From scores and their expectation under chance: the log of the e-value after each, or after the last."""
+
+    def __call__(self, scores: Sequence[float], chance: float, *, last_only: bool = False) -> NDArray[float64]: ...
+
 
 Evidence = Callable[[Sequence[Sequence[CastVote]], float], tuple[float, float]]
 """From the votes on each pair and an expectation: the log of the e-value, and of the largest one so far."""
@@ -128,7 +133,7 @@ def _of_people(process: Process, by_person: Sequence[Sequence[CastVote]], log_we
 
     def evidence(_: Sequence[Sequence[CastVote]], expected: float) -> tuple[float, float]:
         terms = [
-            weight + float(process(scores, expected)[-1])
+            weight + float(process(scores, expected, last_only=True)[-1])
             for weight, scores in zip(log_weights, prefixes, strict=True)
             if scores
         ]
