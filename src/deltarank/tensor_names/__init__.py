@@ -20,6 +20,7 @@ from deltarank.tensor_names.wrappers import (
     BASE_MODEL_PREFIXES,
     INNER_WRAPPERS,
     WRAPPERS,
+    strip_inner_wrappers,
     strip_wrappers,
     wrapper_count,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "WRAPPERS",
     "kind_in_words",
     "kind_of_tensor",
+    "strip_inner_wrappers",
     "strip_wrappers",
     "wrapper_count",
 ]

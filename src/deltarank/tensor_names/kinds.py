@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from deltarank.tensor_names.wrappers import strip_wrappers
+from deltarank.tensor_names.wrappers import strip_inner_wrappers, strip_wrappers
 
 EXPERT, ROUTER, LM_HEAD, EMBEDDING, POSITION = "expert", "router", "lm_head", "embedding", "position"
 BARE_PARAMETER = "parameter"
@@ -89,7 +89,7 @@ def kind_of_tensor(name: str) -> str | None:
     """ "norm", LM_HEAD, EMBEDDING, ROUTER, EXPERT, BARE_PARAMETER, ...; None for the weight of a linear layer."""
     if len(name) > _MAX_LENGTH:
         return BARE_PARAMETER
-    parts = name.split(".")
+    parts = strip_inner_wrappers(name.split("."))
     if parts[-1] == "weight" and parts[-2:-1] and parts[-2] in _ROOT_HEADS and len(strip_wrappers(parts)) == 2:
         return LM_HEAD
     end = ".".join(parts[-_END:])

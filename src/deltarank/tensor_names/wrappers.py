@@ -37,6 +37,15 @@ Without those that are also the name of one of several parts of a model, such as
 """
 
 
+def strip_inner_wrappers(parts: Sequence[str]) -> list[str]:
+    """The parts without wrappers inside the name; PEFT's trained copy, `X.modules_to_save.default`, is read as `X`."""
+    inner = [part for part in parts if part not in INNER_WRAPPERS]
+    if "modules_to_save" in inner[1:-2]:
+        at = inner.index("modules_to_save")
+        del inner[at : at + 2]
+    return inner
+
+
 def strip_wrappers(parts: Sequence[str]) -> list[str]:
     """The parts after the leading wrappers; none if all are wrappers."""
     rest = list(parts[wrapper_count(parts) :])

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.results import count
-from deltarank.tensor_names import INNER_WRAPPERS, wrapper_count
+from deltarank.results import count, listing
+from deltarank.tensor_names import BASE_MODEL_PREFIXES, WRAPPERS, strip_inner_wrappers, wrapper_count
 
 Tensors = Mapping[str, TensorInfo]
+
+_ALL_WRAPPERS = WRAPPERS | BASE_MODEL_PREFIXES
+_MAX_PREFIX = 6
+"""The most parts of a prefix that no table lists."""
+
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+"""What BERT's norms called their parameters. transformers renames them on load."""
 
 
 @dataclass(frozen=True)
 class NameMatches:
-    """`names` maps a finetune's name to the base's. `ambiguous` counts names with several candidates."""
+    """`names` maps a finetune's name to the base's.
+
+    ambiguous  counts names with several candidates
+    copies     prefixes under which one side holds all names of the other, so that neither can be chosen
+    """
 
     names: Mapping[str, str]
     notes: tuple[str, ...]
     ambiguous: int
+    copies: tuple[str, ...] = ()
 
 
 def match_names(base: Tensors, finetune: Tensors) -> NameMatches:
-    """Equal names first; the rest by their core names (without wrappers), one to one.
+    """Equal names first; the rest by their core names (without wrappers), one to one; then by any prefix.
 
     A pair of prefixes is accepted if the shapes agree for more than half of the names that it matches. Each accepted
     pair is reported in a note. Linear in the number of names.
@@ -43,34 +55,94 @@ def match_names(base: Tensors, finetune: Tensors) -> NameMatches:
             ambiguous += len(finetune_names)
     notes = []
     for prefixes, pairs in by_prefixes.items():
-        agreeing = sum(_shapes_agree(finetune[name].shape, base[base_name].shape) for name, base_name in pairs)
-        if 2 * agreeing > len(pairs):
+        if _agree(base, finetune, pairs):
             names.update(pairs)
             notes.append(_note(*prefixes, len(pairs)))
-    return NameMatches(names, tuple(notes), ambiguous)
+    more = _match_unlisted_prefix(base, finetune, names)
+    return NameMatches({**names, **more.names}, (*notes, *more.notes), ambiguous, more.copies)
 
 
 def core_name(name: str) -> str:
-    """The name without wrappers."""
+    """The name without wrappers, as transformers spells it."""
     parts = name.split(".")
-    return ".".join(part for part in parts[wrapper_count(parts) :] if part not in INNER_WRAPPERS)
+    first = wrapper_count(parts, _ALL_WRAPPERS)
+    core = strip_inner_wrappers(parts[first:])
+    if core[-1:] and core[-1] in _OLD_NAMES and core[-2:-1] == ["LayerNorm"]:
+        core[-1] = _OLD_NAMES[core[-1]]
+    return ".".join(core)
 
 
 def _by_core_name(names: Iterable[str]) -> dict[str, list[str]]:
-    cores: dict[str, list[str]] = {}
+    return _grouped(names, core_name)
+
+
+def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
     for name in names:
-        cores.setdefault(core_name(name), []).append(name)
-    return cores
+        groups.setdefault(key(name), []).append(name)
+    return groups
 
 
 def _prefix(name: str) -> str:
     parts = name.split(".")
-    return "".join(part + "." for part in parts[: wrapper_count(parts)])
+    return "".join(part + "." for part in parts[: wrapper_count(parts, _ALL_WRAPPERS)])
+
+
+def _agree(base: Tensors, finetune: Tensors, pairs: Sequence[tuple[str, str]]) -> bool:
+    agreeing = sum(_shapes_agree(finetune[name].shape, base[base_name].shape) for name, base_name in pairs)
+    return 2 * agreeing > len(pairs)
 
 
 def _shapes_agree(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Equal shapes but for the rows: a vocabulary may have grown."""
     return len(one) == len(other) and one[1:] == other[1:]
+
+
+def _match_unlisted_prefix(base: Tensors, finetune: Tensors, names: Mapping[str, str]) -> NameMatches:
+    """Matches the rest if one side's names are the other's behind one more prefix, such as `student.`."""
+    used = set(names.values())
+    base_left = {name: info for name, info in base.items() if name not in used}
+    finetune_left = {name: info for name, info in finetune.items() if name not in names}
+    found, copies = _behind_prefix(base_left, finetune_left)
+    if found or copies:
+        pairs = {longer: shorter for shorter, longer in found}
+    else:
+        found, copies = _behind_prefix(finetune_left, base_left)
+        pairs = dict(found)
+    notes: tuple[str, ...] = ()
+    if pairs:
+        finetune_name, base_name = next(iter(pairs.items()))
+        core = core_name(min(finetune_name, base_name, key=len))
+        notes = (_note(base_name.removesuffix(core), finetune_name.removesuffix(core), len(pairs)),)
+    return NameMatches(pairs, notes, 0, copies)
+
+
+def _behind_prefix(short: Tensors, long: Tensors) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """The pairs (short name, long name) of the one prefix that most matrices have; or the prefixes, if several do."""
+    cores = {core: names[0] for core, names in _by_core_name(short).items() if len(names) == 1}
+    matrices = sum(len(short[name].shape) > 1 for name in cores.values())
+    by_prefix: dict[str, list[tuple[str, str]]] = {}
+    for name in long:
+        parts = core_name(name).split(".")
+        for i in range(1, min(len(parts), _MAX_PREFIX + 1)):
+            if (match := cores.get(".".join(parts[i:]))) is not None:
+                by_prefix.setdefault(".".join(parts[:i]), []).append((match, name))
+    complete = {
+        prefix: pairs
+        for prefix, pairs in by_prefix.items()
+        if 2 * sum(len(short[one].shape) > 1 and short[one].shape == long[other].shape for one, other in pairs)
+        > matrices
+    }
+    if len(complete) > 1:
+        return [], tuple(complete)
+    return next(iter(complete.values()), []), ()
+
+
+def several_copies(prefixes: Sequence[str]) -> str:
+    """Why names were not matched that one side holds under each of these prefixes."""
+    return (
+        f"one side contains the names of the other several times, under {listing([quoted(p + '.') for p in prefixes])}"
+    )
 
 
 def _note(base_prefix: str, finetune_prefix: str, number: int) -> str:

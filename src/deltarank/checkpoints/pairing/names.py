@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
-from deltarank.tensor_names import EMBEDDING, INNER_WRAPPERS, LM_HEAD, POSITION, kind_of_tensor, strip_wrappers
+from deltarank.tensor_names import EMBEDDING, LM_HEAD, POSITION, kind_of_tensor, strip_inner_wrappers, strip_wrappers
 
 _LISTS = frozenset(
     {"layers", "layer", "h", "blocks", "block", "resblocks", "transformer_blocks", "single_transformer_blocks"}
@@ -110,11 +110,8 @@ def _main_stack(sizes: Counter[tuple[str, ...]]) -> tuple[str, ...] | None:
 
 def _module(parts: Sequence[str]) -> str:
     """The name without the number of an expert and without ".weight", unless that is all of it."""
-    kept = [
-        part
-        for i, part in enumerate(parts)
-        if part not in INNER_WRAPPERS and not (i and _is_number(part) and _EXPERTS.search(parts[i - 1]))
-    ]
+    parts = strip_inner_wrappers(parts)
+    kept = [part for i, part in enumerate(parts) if not (i and _is_number(part) and _EXPERTS.search(parts[i - 1]))]
     if len(kept) > 1 and kept[-1] == "weight":
         kept.pop()
     return ".".join(kept) or "weight"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from deltarank.checkpoints.checkpoint import Checkpoint
 from deltarank.checkpoints.escape import dimensions, quoted
-from deltarank.checkpoints.pairing.name_matches import NameMatches
+from deltarank.checkpoints.pairing.name_matches import NameMatches, several_copies
 from deltarank.checkpoints.pairing.notes import quantised_sides
 from deltarank.errors import PairingError
 from deltarank.results import Outcome, Skipped, count
@@ -66,6 +66,7 @@ def _nothing_in_common(base: Checkpoint, finetune: Checkpoint, matches: NameMatc
     examples = f"a matrix of the base is {_example(base)}, one of the finetune {_example(finetune)}"
     details = [examples, *quantised_sides(base, finetune)]
     details += ["some names match several names of the other side"] if matches.ambiguous else []
+    details += [several_copies(matches.copies)] if matches.copies else []
     return PairingError(
         f"The two checkpoints have no matrix in common: {'; '.join(details)}.",
         cure=_CHECK_BASE,
