@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from deltarank.results import Energy, SignedShare, count, listing, percents, to_plain
+from deltarank.results import NONE_UNPAIRED, Energy, SignedShare, Unpaired, count, listing, percents, to_plain
 from deltarank.servers import Server
 from deltarank.tensor_names import kind_in_words
 
@@ -58,6 +58,7 @@ class Budget:
     rounded      ||D - B A||^2 - ||D - D_r||^2: lost to the rounding of A and B
     left_out     in tensors that the adapter does not contain, which `tensors` lists
     energy       the whole change, ||W - W0||^2
+    unpaired     the matrices of either checkpoint without a counterpart, which no share covers
     """
 
     kept: SignedShare
@@ -66,6 +67,7 @@ class Budget:
     left_out: SignedShare
     tensors: tuple[LeftOut, ...] = ()
     energy: Energy = 0.0
+    unpaired: Unpaired = NONE_UNPAIRED
 
     @classmethod
     def of(
@@ -101,9 +103,12 @@ class Budget:
     def sentence(self, server: Server, rank: int) -> str:
         """As in "keeps 71 % of the change; 29 % is in 81 tensors that vLLM cannot load (norms)"."""
         if self.energy == 0 and self.kept == 1:
+            if self.unpaired.matrices:
+                return f"changes nothing: the checkpoints have {self.unpaired.no_change_in()}"
             return "changes nothing, since both checkpoints contain the same numbers"
         kept, truncated, rounded, left_out = self.percents
-        parts = [f"keeps {kept} of the change"]
+        kept = "all" if self.kept == 1 and self.unpaired.matrices else kept
+        parts = [f"keeps {kept} of the change{self.unpaired.remark(1 - self.kept)}"]
         if self.truncated > 0:
             parts.append(f"{truncated} is truncated at rank {rank}")
         if self.rounded >= 0.001:
@@ -140,6 +145,7 @@ class Budget:
             "rounded": self.rounded,
             "left_out": self.left_out,
             "energy": self.energy,
+            "unpaired": to_plain(self.unpaired),
             "kinds": [
                 {"kind": kind_in_words(kind), "tensors": number, "share": share}
                 for kind, (number, share) in self.by_kind().items()

@@ -10,7 +10,7 @@ import torch
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.source import Source
-from deltarank.results import Outcome, Skipped
+from deltarank.results import Outcome, Skipped, Unpaired
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes of plain weights, by their safetensors names."""
@@ -146,3 +146,8 @@ class Pairing:
     summed: tuple[SummedTensor, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+
+    @property
+    def unpaired(self) -> Unpaired:
+        """The matrices of either side without a counterpart."""
+        return Unpaired.of((*self.pairs, *self.summed), self.skipped)

@@ -86,6 +86,7 @@ from deltarank.results.reference import Reference
 from deltarank.results.run import AuditRow, Results, Verdict, VerdictKind
 from deltarank.results.text_table import format_table
 from deltarank.results.totals import Total, Totals
+from deltarank.results.unpaired import NONE_UNPAIRED, Unpaired
 from deltarank.results.verification import (
     FitEnergies,
     FitKind,
@@ -103,6 +104,7 @@ __all__ = [
     "FINETUNE",
     "FINETUNE_AGAIN",
     "HELD",
+    "NONE_UNPAIRED",
     "PREFERRED_RANK",
     "SERVABLE_RANKS",
     "AttributionResult",
@@ -164,6 +166,7 @@ __all__ = [
     "Total",
     "Totals",
     "TwoSampleTest",
+    "Unpaired",
     "Verdict",
     "VerdictKind",
     "Verification",

@@ -9,10 +9,11 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Self
 
-from deltarank.results.codec import Norm, StoredResult, decode
+from deltarank.results.codec import Norm, StoredResult, decode, to_plain
 from deltarank.results.formatting import escape, percent
 from deltarank.results.notebook import sentences_html, table_html
 from deltarank.results.reference import Reference
+from deltarank.results.unpaired import NONE_UNPAIRED, Unpaired
 
 
 class BaseKind(StrEnum):
@@ -30,12 +31,14 @@ class CandidateBase:
     relative_norm    ||D|| / ||W0|| over the sample, energies added first; None if it could not be compared
     norms            ||D|| / ||W0|| of each sampled matrix, by its name in the finetune
     reason           why it could not be compared
+    unpaired         the matrices that only the finetune or only the candidate has
     """
 
     reference: Reference
     relative_norm: float | None = None
     norms: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
+    unpaired: Unpaired = NONE_UNPAIRED
 
     @property
     def distance(self) -> float:
@@ -49,6 +52,7 @@ class CandidateBase:
             "relative_norm": self.relative_norm,
             "matrices": dict(self.norms),
             "reason": self.reason,
+            "unpaired": to_plain(self.unpaired),
         }
 
 
@@ -97,10 +101,7 @@ class BaseChoice(StoredResult):
     @classmethod
     def _decoded(cls, text: str | bytes) -> Self:
         stored = decode(_StoredChoice, text)
-        candidates = tuple(
-            CandidateBase(Reference(each.ref, each.revision), each.relative_norm, each.matrices, each.reason)
-            for each in stored.candidates
-        )
+        candidates = tuple(each.candidate for each in stored.candidates)
         if stored.kind is BaseKind.FOUND and not any(each.relative_norm is not None for each in candidates):
             raise ValueError("a base was found, and no candidate was compared - at `$.candidates`")
         return cls(stored.kind, stored.sentence, stored.finetune, candidates, stored.seed)
@@ -113,6 +114,12 @@ class _StoredCandidate:
     relative_norm: Norm | None
     matrices: Mapping[str, Norm]
     reason: str | None
+    unpaired: Unpaired = NONE_UNPAIRED
+
+    @property
+    def candidate(self) -> CandidateBase:
+        reference = Reference(self.ref, self.revision)
+        return CandidateBase(reference, self.relative_norm, self.matrices, self.reason, self.unpaired)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     TIED = "tied"
     EXTRA_ROWS = "extra_rows"
     NOT_FLOATING = "not_floating"
+    DUPLICATE = "duplicate"
 
     @property
     def sentence(self) -> str:
@@ -51,6 +52,7 @@ _SENTENCES: dict[Outcome, str] = {
     Outcome.TIED: "tied to the embedding in one checkpoint, stored separately in the other",
     Outcome.EXTRA_ROWS: "rows of tokens that only one vocabulary has",
     Outcome.NOT_FLOATING: "not stored as floating-point numbers",
+    Outcome.DUPLICATE: "another copy of a tensor that was compared",
 }
 
 

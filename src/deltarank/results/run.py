@@ -24,6 +24,7 @@ from deltarank.results.notebook import notebook_html
 from deltarank.results.outputs import Outputs
 from deltarank.results.reference import Reference
 from deltarank.results.totals import Totals
+from deltarank.results.unpaired import Unpaired
 from deltarank.system import write_atomically
 
 FORMAT_VERSION = 1
@@ -95,6 +96,11 @@ class Results(StoredResult):
     @cached_property
     def totals(self) -> Totals:
         return Totals.of(self.matrices)
+
+    @cached_property
+    def unpaired(self) -> Unpaired:
+        """The matrices of either side without a counterpart: no figure covers them."""
+        return Unpaired.of(self.matrices, self.skipped)
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltarank.checkpoints.escape import quoted
@@ -15,6 +15,9 @@ Tensors = Mapping[str, TensorInfo]
 _ALL_WRAPPERS = WRAPPERS | BASE_MODEL_PREFIXES
 _MAX_PREFIX = 6
 """The most parts of a prefix that no table lists."""
+
+_COPIES = frozenset({"ema", "ema_model", "model_ema", "averaged_model", "teacher", "student"})
+"""Prefixes of a second set of weights in the same file."""
 
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 """What BERT's norms called their parameters. transformers renames them on load."""
@@ -60,6 +63,35 @@ def match_names(base: Tensors, finetune: Tensors) -> NameMatches:
             notes.append(_note(*prefixes, len(pairs)))
     more = _match_unlisted_prefix(base, finetune, names)
     return NameMatches({**names, **more.names}, (*notes, *more.notes), ambiguous, more.copies)
+
+
+def find_copies(tensors: Tensors, matched: Iterable[str]) -> frozenset[str]:
+    """The tensors that repeat one of `matched`, which are names of the same checkpoint.
+
+    X.original_module.weight          PEFT's untrained copy, beside X.modules_to_save.default.weight
+    ema.X.weight                      averaged weights, beside those that were trained
+    layers.61.embed_tokens.weight     the vocabulary of a layer for multi-token prediction
+    """
+    matched = set(matched)
+    shapes = {core_name(name): tensors[name].shape for name in matched}
+    return frozenset(
+        name
+        for name, info in tensors.items()
+        if name not in matched and any(shapes.get(core) == info.shape for core in _copied_names(name))
+    )
+
+
+def _copied_names(name: str) -> Iterator[str]:
+    """The core names of the tensors that this one may be a copy of."""
+    parts = core_name(name).split(".")
+    if "original_module" in parts[:-1]:
+        yield ".".join(part for part in parts if part != "original_module")
+    if parts[0] in _COPIES and len(parts) > 1:
+        yield core_name(".".join(parts[1:]))
+    if parts[-2:] == ["embed_tokens", "weight"] and len(parts) > 2:
+        yield "embed_tokens.weight"
+    if parts[-3:] == ["shared_head", "head", "weight"]:
+        yield from ("lm_head.weight", "embed_tokens.weight")
 
 
 def core_name(name: str) -> str:

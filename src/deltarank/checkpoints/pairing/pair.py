@@ -16,7 +16,7 @@ from deltarank.checkpoints.pairing.fused_experts import (
     note_unmatched_experts,
 )
 from deltarank.checkpoints.pairing.globs import Choice, Selection
-from deltarank.checkpoints.pairing.name_matches import match_names
+from deltarank.checkpoints.pairing.name_matches import find_copies, match_names
 from deltarank.checkpoints.pairing.names import Location, TensorLocator
 from deltarank.checkpoints.pairing.notes import notes_on
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_unrelated
@@ -165,15 +165,21 @@ class _Matcher:
         """Tensors of one side without a match on the other."""
         base_used = self._experts.used[0].union(self._names.values())
         finetune_used = self._experts.used[1].union(self._names)
+        base_copies = find_copies(self._base.tensors, self._names.values())
+        finetune_copies = find_copies(self._finetune.tensors, self._names)
         for info in _in_order(self._finetune.tensors, self.finetune_locations):
             if info.name not in finetune_used:
-                yield info, Outcome.ONLY_IN_FINETUNE, self.finetune_locations[info.name]
+                outcome = Outcome.DUPLICATE if info.name in finetune_copies else Outcome.ONLY_IN_FINETUNE
+                yield info, outcome, self.finetune_locations[info.name]
         for info in _in_order(self._base.tensors, self.base_locations):
             if info.name not in base_used:
-                yield info, Outcome.ONLY_IN_BASE, self.base_locations[info.name]
+                outcome = Outcome.DUPLICATE if info.name in base_copies else Outcome.ONLY_IN_BASE
+                yield info, outcome, self.base_locations[info.name]
 
     def tie(self, info: TensorInfo, outcome: Outcome, location: Location) -> _Match | None:
         """The counterpart of an unmatched embedding or head that the other side shares with its head or embedding."""
+        if outcome is Outcome.DUPLICATE:
+            return None
         in_base = outcome is Outcome.ONLY_IN_BASE
         side, ties = ("finetune", self._finetune_ties) if in_base else ("base", self._base_ties)
         counterpart = ties.find_tied(info, location.vocabulary)

@@ -14,6 +14,7 @@ from deltarank.results import (
     Skipped,
     Total,
     Totals,
+    Unpaired,
     Verdict,
     VerdictKind,
     count,
@@ -22,7 +23,6 @@ from deltarank.results import (
     listing,
     noise_shares,
     percent,
-    percent_kept,
 )
 
 UNRELATED = 0.9
@@ -39,11 +39,12 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
     whole = totals.whole
     if not whole.matrices:
         return Verdict(VerdictKind.UNKNOWN, ("Nothing could be measured.", *_unmeasured(matrices)))
-    kind, rank = _kind(matrices, whole)
+    unpaired = Unpaired.of(matrices, skipped)
+    kind, rank = _kind(matrices, whole, unpaired)
     sides = [m.max_rank for m in matrices if m.has_losses]
     loss = whole.loss(headline_rank([x.rank for x in whole.losses], max(sides)))
-    sentences = [*_headline(kind, loss, whole, name), *_nature(kind, rank, whole, matrices)]
-    if kind not in (VerdictKind.IDENTICAL, VerdictKind.UNRELATED):
+    sentences = [*_headline(kind, loss, whole, unpaired, name), *_nature(kind, rank, whole, unpaired, matrices)]
+    if whole.energy and kind is not VerdictKind.UNRELATED:
         sentences += [
             *_cosine(loss),
             *noise_shares(matrices, loss.rank).sentences,
@@ -54,9 +55,9 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
     return Verdict(kind, tuple(sentences), rank)
 
 
-def _kind(matrices: Sequence[MatrixResult], whole: Total) -> tuple[VerdictKind, int | None]:
+def _kind(matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired) -> tuple[VerdictKind, int | None]:
     if whole.energy == 0:
-        return VerdictKind.IDENTICAL, None
+        return VerdictKind.UNKNOWN if unpaired.matrices else VerdictKind.IDENTICAL, None
     floor = whole.rounding_floor or 0.0
     rank = common_rank([m for m in matrices if m.outcome is Outcome.MEASURED])
     if rank and floor < MOSTLY_ROUNDING:
@@ -66,31 +67,38 @@ def _kind(matrices: Sequence[MatrixResult], whole: Total) -> tuple[VerdictKind, 
     return (VerdictKind.ROUNDING if floor >= MOSTLY_ROUNDING else VerdictKind.FULL), None
 
 
-def _headline(kind: VerdictKind, loss: Loss, whole: Total, name: str) -> Iterator[str]:
+def _headline(kind: VerdictKind, loss: Loss, whole: Total, unpaired: Unpaired, name: str) -> Iterator[str]:
+    if kind is VerdictKind.UNKNOWN:
+        yield f"{name} has {unpaired.no_change_in(whole.matrices)}."
+        return
     if kind is VerdictKind.IDENTICAL:
         yield f"{name} equals the base in the {count(whole.matrices, 'matrix', 'matrices')} that were measured."
         return
     if kind is VerdictKind.UNRELATED:
         yield (
-            f"{name} is not a finetune of this base: they differ by {percent(whole.relative_norm)} of the base's norm. "
-            "Give the base that it was trained from."
+            f"{name} is not a finetune of this base: they differ by {percent(whole.relative_norm)} of the base's norm"
+            f"{unpaired.remark()}. Give the base that it was trained from."
         )
         return
-    yield f"As a rank-{loss.rank} LoRA, {name} keeps {percent_kept(loss.energy_lost)} of the change in the weights."
+    kept, remark = unpaired.kept(loss.energy_lost), unpaired.remark(loss.energy_lost)
+    yield f"As a rank-{loss.rank} LoRA, {name} keeps {kept} of the change in the weights{remark}."
 
 
-def _nature(kind: VerdictKind, rank: int | None, whole: Total, matrices: Sequence[MatrixResult]) -> Iterator[str]:
+def _nature(
+    kind: VerdictKind, rank: int | None, whole: Total, unpaired: Unpaired, matrices: Sequence[MatrixResult]
+) -> Iterator[str]:
     floor = percent(whole.rounding_floor)
+    this = "What was compared" if unpaired.is_notable else "This"
     if kind is VerdictKind.MERGED_LORA:
         rest = f": the rest of the change, {floor}, is storage rounding" if whole.rounding_floor else ""
-        yield f"This looks like a merged LoRA of rank about {rank}{rest}."
+        yield f"{this} looks like a merged LoRA of rank about {rank}{rest}."
     elif kind is VerdictKind.ROUNDING:
         yield (
             f"Rounding to the storage dtype alone explains {floor} of this delta, so what a LoRA loses may be noise "
             "rather than finetuning."
         )
     elif kind is VerdictKind.FULL:
-        yield f"This is a full finetune or a merge: the change is spread over {_spread(matrices)}."
+        yield f"{this} is a full finetune or a merge: the change is spread over {_spread(matrices)}."
 
 
 def _spread(matrices: Sequence[MatrixResult]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from deltarank.adapters import Budget, MatrixEnergies, OmittedTensor, module_type
 from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor, ZeroModule
 from deltarank.jobs.extract.result import AdapterMatrix, SummedEnergy
-from deltarank.results import Loss, Outcome
+from deltarank.results import Loss, Outcome, Unpaired
 from deltarank.tensor_names import EXPERT, kind_of_tensor
 
 
@@ -75,7 +75,7 @@ class AdapterContents:
         """||D||^2; None if it is not known."""
         return self.sums[name].energy if name in self.sums else None
 
-    def budget(self) -> Budget:
+    def budget(self, unpaired: Unpaired) -> Budget:
         biases = {bias.name for bias in self.biases.values()}
         stored_whole = {tensor.name for tensor in self.whole_tensors}
         stored = biases | stored_whole
@@ -95,7 +95,8 @@ class AdapterContents:
             if matrix.written is None:
                 reason = matrix.reason or matrix.outcome.sentence
                 omitted.append(OmittedTensor(matrix.name, matrix.outcome.value, reason, None))
-        return Budget.of(energies, [self._energy(name) or 0.0 for name in stored_whole], omitted)
+        budget = Budget.of(energies, [self._energy(name) or 0.0 for name in stored_whole], omitted)
+        return replace(budget, unpaired=unpaired)
 
 
 def _type_of(module: str) -> str:

@@ -11,7 +11,7 @@ from deltarank.checkpoints import Checkpoint, Pairing, pair_checkpoints, quoted
 from deltarank.jobs.verify.measure import FitMeasurer, FitTask, Target, new_bias_row, parallel_tensors
 from deltarank.jobs.verify.merge_measure import MergeMeasurer
 from deltarank.jobs.verify.verdict import uncounted
-from deltarank.results import MergedTensor, Skipped, TensorFit
+from deltarank.results import MergedTensor, Skipped, TensorFit, Unpaired
 from deltarank.runtime import READ_RATE, ProgressListener, SolverOptions, TimeEstimate, Worker, matrix_pass
 
 _ONE_SIDED = "only one of the checkpoints has a bias there, so its change is not compared"
@@ -80,6 +80,11 @@ class VerifyJob:
     def skipped(self) -> tuple[Skipped, ...]:
         """The tensors that could not be compared."""
         return self._pairing.skipped
+
+    @property
+    def unpaired(self) -> Unpaired:
+        """The matrices of either checkpoint without a counterpart."""
+        return self._pairing.unpaired
 
     def ignored(self) -> list[UnusedTensor]:
         """The tensors of the adapter's file that change nothing that is compared."""

@@ -121,6 +121,7 @@ def _verification(
         name=adapter.reference.short_name,
         server=get_server(server).title if server else None,
         made_for=adapter.config.base,
+        unpaired=job.unpaired,
     )
     return Verification(
         base=base.reference,

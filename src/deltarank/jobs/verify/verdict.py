@@ -13,6 +13,7 @@ from deltarank.results import (
     Skipped,
     TensorChange,
     TensorFit,
+    Unpaired,
     compared_energies,
     count,
     figure,
@@ -48,6 +49,7 @@ def judge_fit(
     name: str,
     server: str | None,
     made_for: str,
+    unpaired: Unpaired,
 ) -> tuple[FitKind, tuple[str, ...]]:
     """The verdict over an adapter.
 
@@ -57,6 +59,7 @@ def judge_fit(
         name: what a reader calls it.
         server: whose semantics it was applied by.
         made_for: the base that its configuration names, or "".
+        unpaired: the matrices of either checkpoint without a counterpart.
     """
     whole, touched = compared_energies(rows), touched_energies(rows)
     subject = f"As {server} {'applies' if server == 'PEFT' else 'serves'} it, {name}" if server else name
@@ -65,7 +68,12 @@ def judge_fit(
     if unloaded is not None and not any(row.is_touched for row in rows):
         return FitKind.UNLOADED, (f"{unloaded.sentence} {subject} changes nothing.", unloaded.cure)
     kind = _kind(rows, whole, touched)
-    sentences = [*_HEADLINES[kind](subject, rows, whole, touched)]
+    headline, *more = _HEADLINES[kind](subject, rows, whole, touched)
+    if kind is FitKind.NOTHING and unpaired.matrices:
+        headline = f"The finetune has {unpaired.no_change_in()}; {subject} {_adds(whole)}."
+    elif kind is not FitKind.BROKEN:
+        headline = _without_unpaired(headline, unpaired)
+    sentences = [headline, *more]
     if unloaded is not None:
         sentences[:0] = [f"{unloaded.sentence} {unloaded.cure}"]
     if kind is FitKind.STRANGER and made_for:
@@ -177,9 +185,21 @@ def _say_broken(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, tou
     )
 
 
+def _adds(whole: FitEnergies) -> str:
+    return "changes nothing either" if whole.added == 0 else "does change it"
+
+
+def _without_unpaired(headline: str, unpaired: Unpaired) -> str:
+    """The sentence with the share of the parameters that it does not speak of."""
+    says_all = "keeps 100 %" in headline
+    remark = unpaired.remark(0.0 if says_all else 1.0)
+    if not remark:
+        return headline
+    return headline.replace("keeps 100 %", "keeps all").removesuffix(".") + f"{remark}."
+
+
 def _say_nothing(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
-    added = "changes nothing either" if whole.added == 0 else "does change it"
-    yield f"The finetune equals the base; {subject} {added}."
+    yield f"The finetune equals the base; {subject} {_adds(whole)}."
 
 
 def _say_empty(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:

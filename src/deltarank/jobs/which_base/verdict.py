@@ -45,7 +45,7 @@ def _is_nearer(one: CandidateBase, other: CandidateBase) -> bool:
 def _found_sentence(nearest: CandidateBase, others: Sequence[CandidateBase], name: str, sample: str) -> str:
     sentence = (
         f"{name} came from {nearest.reference.ref}: they differ by {percent(nearest.relative_norm)} of the base's norm "
-        f"in {sample}"
+        f"in {sample}{nearest.unpaired.remark()}"
     )
     if not others:
         return f"{sentence}."
@@ -54,7 +54,8 @@ def _found_sentence(nearest: CandidateBase, others: Sequence[CandidateBase], nam
 
 def _none_sentence(nearest: CandidateBase, name: str, sample: str, *, is_alone: bool) -> str:
     ref = nearest.reference.ref
-    differ = f"by {percent(nearest.relative_norm)} of the base's norm in {sample}, as unrelated models do"
+    sampled = f"{sample}{nearest.unpaired.remark()}"
+    differ = f"by {percent(nearest.relative_norm)} of the base's norm in {sampled}, as unrelated models do"
     if is_alone:
         return f"{ref} is not the base of {name}: they differ {differ}."
     return f"None of these is the base of {name}: even the nearest, {ref}, differs {differ}."
@@ -62,6 +63,7 @@ def _none_sentence(nearest: CandidateBase, name: str, sample: str, *, is_alone: 
 
 def _close_sentence(close: Sequence[CandidateBase], name: str, sample: str) -> str:
     names = listing([each.reference.ref for each in close], most=4)
+    sample = f"{sample}{close[0].unpaired.remark()}"
     if all(each.norms == close[0].norms for each in close):
         return (
             f"Too close to tell: {name} differs from {names} by exactly the same ({_range(close)} of the base's "

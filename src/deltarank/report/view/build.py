@@ -99,6 +99,7 @@ def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
         noise=tuple(noise_shares(run.matrices, rank) if rank in by_rank else None for rank in axes.ranks),
         matrices_measured=whole.matrices,
         energy=whole.energy,
+        unpaired=run.unpaired,
         relative_norm=whole.relative_norm,
         rounding_floor=whole.rounding_floor,
         modules=modules,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from deltarank.report.view.behaviour import behaviour_at, behaviour_kept
 from deltarank.report.view.page import Phrase, RunView
 from deltarank.report.view.text import behaviour_percent, kept_percent, unbroken
-from deltarank.results import SERVABLE_RANKS, figure, percent
+from deltarank.results import SERVABLE_RANKS, Loss, figure, percent
 
 MOST_NAMED = 3
 """More runs than these are counted instead of named."""
@@ -36,18 +36,31 @@ def weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> 
     """ "As a rank-64 LoRA, A keeps 48 % and B over 99.9 % of the change in the weights." """
     if all(run.matrices_measured == 0 for run in runs):
         return (Phrase("Nothing could be measured."),)
-    if all(run.energy == 0 for run in runs):
+    if len(runs) == 1 and runs[0].energy == 0 and (unpaired := runs[0].unpaired).matrices:
+        return (*_names(runs), Phrase(f" has {unpaired.no_change_in(runs[0].matrices_measured)}."))
+    if all(run.energy == 0 and not run.unpaired.matrices for run in runs):
         return (*_names(runs), Phrase(" changed nothing: there is nothing to lose."))
     losses = [loss for run in runs if (loss := run.losses[rank_index]) is not None]
     if not losses:
         return (*_names(runs), Phrase(f": not measured at rank {rank}."))
     if len(runs) > MOST_NAMED:
         ends = [kept_percent(pick(losses, key=lambda loss: loss.energy_kept)) for pick in (min, max)]
-        return (_range_of(rank, len(losses), ends, THE_CHANGE),)
-    kept = ((run, kept_percent(loss)) for run in runs if (loss := run.losses[rank_index]) is not None)
+        is_partial = any(run.unpaired.is_notable for run in runs)
+        rest = ", not counting parameters that could not be paired" if is_partial else ""
+        return (_range_of(rank, len(losses), ends, f"{THE_CHANGE}{rest}"),)
+    if len(runs) == 1:
+        kept, rest = runs[0].unpaired.kept(losses[0].energy_lost), runs[0].unpaired.remark(losses[0].energy_lost)
+        return _each_keeps(rank, [(runs[0], kept)], f"{THE_CHANGE}{unbroken(rest)}")
+    shares = ((run, _kept(run, loss)) for run in runs if (loss := run.losses[rank_index]) is not None)
     unknown = [run for run in runs if run.losses[rank_index] is None]
     tail = (Phrase(" "), *_names(unknown), Phrase(": not measured at this rank.")) if unknown else ()
-    return (*_each_keeps(rank, kept, THE_CHANGE), *tail)
+    return (*_each_keeps(rank, shares, THE_CHANGE), *tail)
+
+
+def _kept(run: RunView, loss: Loss) -> str:
+    """ "48 %", and what it does not count."""
+    kept, rest = run.unpaired.kept(loss.energy_lost), run.unpaired.remark(loss.energy_lost).removeprefix(", ")
+    return f"{kept} ({rest})" if rest else kept
 
 
 def _range_of(rank: int, runs: int, ends: Sequence[str], of_what: str) -> Phrase:

@@ -11,7 +11,7 @@ from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.provenance import LeftOutGroup, Provenance
 from deltarank.report.view.table import Table
 from deltarank.report.view.text import rounded_share
-from deltarank.results import Loss, NoiseShares
+from deltarank.results import Loss, NoiseShares, Unpaired
 
 Shares = tuple[float | None, ...]
 """The share of energy lost at each rank of the page, 0 to 1; None at ranks that a run did not measure."""
@@ -95,6 +95,7 @@ class RunView:
     noise: tuple[NoiseShares | None, ...]
     matrices_measured: int
     energy: float
+    unpaired: Unpaired
     relative_norm: float | None
     rounding_floor: float | None
     modules: tuple[ModuleRow, ...]

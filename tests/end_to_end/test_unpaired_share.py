@@ -1,0 +1,63 @@
+"""What could not be paired stands in the first sentence, and nothing is called identical beside it."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from deltarank import compare, extract, verify, which_base
+from deltarank.report.view.build import page_data
+from deltarank.report.view.headline import plain_text
+from deltarank.results import VerdictKind
+
+Tensors = dict[str, torch.Tensor]
+
+
+def model(seed: int, *, change: float = 0.0) -> Tensors:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"model.layers.{i}.{x}_proj.weight": torch.randn(24, 24, generator=generator) for i in (0, 1) for x in "oqk"
+    }
+    noise = torch.Generator().manual_seed(seed)
+    return {n: t + change * torch.randn(t.shape, generator=noise) for n, t in tensors.items()}
+
+
+def pair(tmp_path: Path, change: float) -> tuple[Path, Path]:
+    base, finetune = model(0), model(1, change=change)
+    finetune = {n.replace("k_proj", "unlike"): t for n, t in finetune.items()}
+    for name, tensors in (("base", base), ("finetune", finetune)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    return tmp_path / "base", tmp_path / "finetune"
+
+
+REMARK = "not counting 33 % of its parameters, which could not be paired with the base"
+
+
+def test_the_share_stands_in_every_first_sentence(tmp_path: Path) -> None:
+    folders = pair(tmp_path, 0.05)
+    results = compare(*folders, ranks=(8,))
+    adapter = extract(*folders, output=tmp_path / "adapter", rank=8, server="peft")
+    checked = verify(*folders, tmp_path / "adapter")
+
+    assert REMARK in results.verdict.sentences[0]
+    assert REMARK in plain_text(page_data([results]).headlines[0]).replace("\N{NO-BREAK SPACE}", " ")
+    assert REMARK in adapter.sentence
+    assert REMARK in checked.sentences[0]
+    assert REMARK in which_base(folders[1], [folders[0]]).sentence
+
+
+def test_equal_parts_are_not_called_identical(tmp_path: Path) -> None:
+    folders = pair(tmp_path, 0.0)
+    results = compare(*folders, ranks=(8,))
+    adapter = extract(*folders, output=tmp_path / "adapter", rank=8, server="peft")
+
+    assert results.verdict.kind is VerdictKind.UNKNOWN
+    for sentence in (
+        results.verdict.sentences[0],
+        plain_text(page_data([results]).headlines[0]).replace("\N{NO-BREAK SPACE}", " "),
+        adapter.sentence,
+        verify(*folders, tmp_path / "adapter").sentences[0],
+    ):
+        assert "33 % of its parameters" in sentence
+        assert not any(word in sentence for word in ("identical", "equals", "changed nothing", "100 %", "same numbers"))

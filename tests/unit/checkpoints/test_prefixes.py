@@ -1,0 +1,104 @@
+"""Names behind the prefixes of frameworks, of PEFT and of larger models; and copies of tensors in one file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from files import Tensors, llama, numbers, pairing, read, save
+from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM, RobertaModel
+
+from deltarank import compare
+from deltarank.checkpoints import open_checkpoint, pair_checkpoints
+from deltarank.errors import PairingError
+from deltarank.results import Outcome
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def flux(seed: int = 0) -> Tensors:
+    parts = ("double_blocks.0.img_attn.qkv", "double_blocks.1.img_attn.qkv", "single_blocks.0.linear1", "img_in", "out")
+    return {f"{part}.weight": numbers(48, 16, seed=seed + i) for i, part in enumerate(parts)}
+
+
+PREFIXES = (
+    *("model.diffusion_model.", "diffusion_model.", "module.", "_fsdp_wrapped_module."),
+    *("student.", "ema.", "policy.net.", "bert.", "vit."),
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("on_base", [False, True])
+def test_a_prefix_on_one_side_is_found(tmp_path: Path, prefix: str, on_base: bool) -> None:
+    behind = {prefix + name: tensor for name, tensor in flux(seed=9).items()}
+    other = {"text_encoders.clip_l.text_model.q.weight": numbers(8, 8)}  # whole checkpoints have more in them
+    plain, prefixed = save(tmp_path / "a", flux()), save(tmp_path / "b", behind | other)
+
+    plan = pairing(prefixed, plain) if on_base else pairing(plain, prefixed)
+
+    assert len(plan.pairs) == 5
+    assert any(f"`{prefix}`" in note for note in plan.notes)
+    assert plan.unpaired.matrices == 1
+
+
+def test_two_sets_behind_two_prefixes_are_refused_by_name(tmp_path: Path) -> None:
+    both = {f"{p}.{name}": tensor for p in ("one", "two") for name, tensor in flux(seed=9).items()}
+    with pytest.raises(PairingError, match=r"several times, under `one\.` and `two\.`"):
+        pairing(save(tmp_path / "a", flux()), save(tmp_path / "b", both))
+
+
+def test_averaged_weights_beside_the_trained_are_a_copy(tmp_path: Path) -> None:
+    finetune = llama(seed=9)
+    averaged = {"ema." + name: tensor.clone() for name, tensor in finetune.items()}
+    plan = pairing(save(tmp_path / "a", llama()), save(tmp_path / "b", finetune | averaged))
+
+    assert {skip.outcome for skip in plan.skipped} == {Outcome.DUPLICATE}
+    assert not plan.unpaired.matrices
+
+
+def test_a_state_dict_of_peft_is_read_as_the_model(tmp_path: Path) -> None:
+    """Merged in place, the factors dropped, the wrappers left in."""
+    base, merged = llama(), llama(seed=9)
+    wrapped = {
+        f"base_model.model.{name.replace('_proj.', '_proj.base_layer.')}": tensor for name, tensor in merged.items()
+    }
+    wrapped["base_model.model.lm_head.modules_to_save.default.weight"] = wrapped.pop("base_model.model.lm_head.weight")
+    wrapped["base_model.model.lm_head.original_module.weight"] = base["lm_head.weight"]
+    folders = save(tmp_path / "a", base), save(tmp_path / "b", wrapped)
+    right = pairing(folders[0], save(tmp_path / "c", merged))
+
+    with open_checkpoint(folders[0]) as one, open_checkpoint(folders[1]) as other:
+        plan = pair_checkpoints(one, other)
+        places = [(pair.layer, pair.module, pair.base.tensor) for pair in plan.pairs]
+        assert places == [(pair.layer, pair.module, pair.base.tensor) for pair in right.pairs]
+        assert all(torch.equal(read(pair)[1], merged[pair.base.tensor]) for pair in plan.pairs)
+    assert {x.base.tensor for x in plan.summed} == {x.base.tensor for x in right.summed}
+    assert [skip.outcome for skip in plan.skipped] == [Outcome.DUPLICATE]
+
+
+@pytest.mark.parametrize(
+    ("config", "with_head", "bare"),
+    [(BertConfig, BertForMaskedLM, BertModel), (RobertaConfig, RobertaForMaskedLM, RobertaModel)],
+)
+def test_a_base_with_a_head_matches_a_finetune_without(
+    tmp_path: Path, config: type, with_head: type, bare: type
+) -> None:
+    with_head(config(**SMALL)).save_pretrained(tmp_path / "base")
+    bare(config(**SMALL)).save_pretrained(tmp_path / "finetune")
+    results = compare(tmp_path / "base", tmp_path / "finetune", ranks=(8,))
+
+    assert len(results.matrices) == 12
+    assert "which could not be paired" in results.verdict.sentences[0]  # the pooler and the head
+
+
+def test_names_of_old_norms_are_todays(tmp_path: Path) -> None:
+    new: dict[str, torch.Tensor] = {}
+    for layer in ("bert.encoder.layer.0.output.", "bert.encoder.layer.1.output."):
+        new[layer + "dense.weight"] = numbers(8, 8)
+        new |= {f"{layer}LayerNorm.{part}": numbers(8) for part in ("weight", "bias")}
+    norms = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    old = {n.replace("LayerNorm.weight", norms["LayerNorm.weight"]): t for n, t in new.items()}
+    old = {n.replace("LayerNorm.bias", norms["LayerNorm.bias"]): t for n, t in old.items()}
+    plan = pairing(save(tmp_path / "a", old), save(tmp_path / "b", new))
+
+    assert len(plan.pairs) + len(plan.summed) == 6
+    assert plan.skipped == ()
