@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from deltarank.checkpoints.empty_tensors import refuse_partitioned
 from deltarank.checkpoints.escape import quoted
@@ -23,7 +23,7 @@ from deltarank.checkpoints.references import HubRef, LocalRef, parse_ref
 from deltarank.checkpoints.source import Source
 from deltarank.checkpoints.unread_shards import compare_unread
 from deltarank.checkpoints.weight_names import ADAPTER_CONFIG
-from deltarank.errors import HeaderError
+from deltarank.errors import CheckpointError, HeaderError
 from deltarank.results import Reference, listing
 
 MAX_CONFIG_BYTES = 4_000_000
@@ -121,6 +121,8 @@ def _open(fetched: FetchedModel, ref: str) -> Checkpoint:
         config = _read_config(weights.folder / "config.json")
         headers, fingerprint = _read_headers(source)
         stored = _merge_headers(headers, weights.owners)
+        if not stored:
+            _refuse_without_tensors(ref, source)
         refuse_partitioned(stored)
         notes = (*weights.notes, *compare_unread(weights, stored, source))
         tensors, decoded_source = decode_tensors(stored, source, config)
@@ -170,6 +172,16 @@ def _merge_headers(headers: list[TensorInfo], owners: Mapping[str, str]) -> dict
                 slug="bad-index",
             )
     return tensors
+
+
+def _refuse_without_tensors(ref: str, source: Source) -> NoReturn:
+    files = listing([quoted(file) for file in source.files], most=3)
+    raise CheckpointError(
+        f"{quoted(ref, max_length=300)} contains no tensors ({files}), neither at the top nor under a key such as "
+        "`state_dict`, `model` or `module`.",
+        cure="Give the file that contains the weights; a trainer saves other state beside it.",
+        slug="no-weights",
+    )
 
 
 def _missing_tensors(

@@ -21,7 +21,7 @@ from deltarank.checkpoints.other_formats import (
     refuse_parallel_parts,
     unfinished,
 )
-from deltarank.checkpoints.shard_sets import only_set, set_of
+from deltarank.checkpoints.shard_sets import only_set, set_of, shard_sets
 from deltarank.checkpoints.subfolders import models_below, names_below, refuse_several
 from deltarank.checkpoints.weight_names import (
     ADAPTER_CONFIG,
@@ -93,6 +93,8 @@ def choose_safetensors(folder: Path, names: Collection[str], owners: Mapping[str
         unread = owners if set(owners.values()) != {SINGLE} else {}
         return _with_unread(WeightFiles(folder, (SINGLE,), unread=unread), names)
     if owners:
+        for found in shard_sets(set(owners.values())):
+            found.refuse_incomplete(place="named by the shard index")
         return _with_unread(WeightFiles(folder, tuple(sorted(set(owners.values()))), owners), names)
     return _one_or_complete(folder, sorted(safetensors_weights(names)))
 
@@ -115,7 +117,7 @@ def _one_or_complete(folder: Path, names: Sequence[str]) -> WeightFiles | None:
     refuse_parallel_parts(folder, names)
     found = only_set(names)
     if found is not None:
-        found.refuse_incomplete(folder)
+        found.refuse_incomplete()
         return WeightFiles(folder, found.files)
     return WeightFiles(folder, tuple(names)) if len(names) == 1 else None
 
@@ -152,7 +154,7 @@ def _single_file(path: Path) -> WeightFiles:
     found = set_of(path.name, names)
     if found is None or (found.files == (path.name,) and not found.missing):
         return WeightFiles(path.parent, (path.name,))
-    found.refuse_incomplete(path.parent)
+    found.refuse_incomplete()
     note = f"{quoted(path.name)} is {found.part(path.name)}; all parts in its folder are read"
     return WeightFiles(path.parent, found.files, notes=(note,))
 
@@ -209,12 +211,18 @@ def _shards_of(index: Path) -> WeightFiles:
 
 def _checked(weights: WeightFiles) -> WeightFiles:
     shards = weights.names if weights.owners else ()
-    refuse_missing_shards(
-        [name for name in shards if not (weights.folder / name).exists()],
-        place=f"in {quoted(weights.folder, max_length=300)}",
-        cure="Finish the download or copy: every file that the index names must be in the same folder.",
-    )
+    missing = [name for name in shards if not (weights.folder / name).exists()]
+    cure = "Finish the download or copy: every file that the index names must be in the same folder."
+    if missing and (complete := _complete_set(weights.folder)):
+        cure = f"{quoted(complete)} and the other parts of its set are there: to read these, give the path of this one."
+    refuse_missing_shards(missing, place=f"in {quoted(weights.folder, max_length=300)}", cure=cure)
     return weights
+
+
+def _complete_set(folder: Path) -> str | None:
+    """The first part of the only complete set of numbered files, which another index may have been left beside."""
+    complete = [found for found in shard_sets(_file_names(folder)) if not found.missing]
+    return complete[0].files[0] if len(complete) == 1 else None
 
 
 def _read_index(path: Path) -> bytes:

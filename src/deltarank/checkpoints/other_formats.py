@@ -179,7 +179,7 @@ def refuse_file_by_name(path: Path) -> None:
     shown = quoted(path, max_length=300)
     found = find_format([path.name])
     if found is not None:
-        _refuse(f"{shown} belongs to {found[0].what}, which is not a supported format", found[0])
+        _refuse(f"{shown} is not in a supported format ({found[0].what})", found[0])
     if is_training_state(path.name):
         _refuse(f"{shown} is a part of the state of a training run, not a model's weights", _STATE)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.errors import HeaderError
-from deltarank.results import listing
+from deltarank.results import count, listing
 
 _KINDS = r"\.(?:safetensors|bin|gguf|pt|pth|ckpt)"
 _NUMBERED = re.compile(
@@ -58,18 +57,17 @@ class ShardSet:
         shown = number + 1 if 0 in self.names else number
         return f"part {shown} of {self.total or len(self.names)}"
 
-    def refuse_incomplete(self, folder: Path | str) -> None:
+    def refuse_incomplete(self, *, place: str = "there") -> None:
         """Raises:
         HeaderError: (slug "missing-shard") parts are missing.
         """
         if not self.missing:
             return
         present, missing = (listing([quoted(name) for name in names], most=3) for names in (self.files, self.missing))
-        verb = "is" if len(self.missing) == 1 else "are"
-        parts = f"{len(self.names)} of {self.total} parts" if self.total else f"{len(self.names)} parts"
-        shown = quoted(folder, max_length=300)
+        parts = f"{len(self.names)} of {self.total} parts" if self.total else count(len(self.names), "part")
         raise HeaderError(
-            f"{shown} contains {parts} of a checkpoint ({present}), but {missing} {verb} missing.",
+            f"Only {parts} of a checkpoint ({present}) {'is' if len(self.names) == 1 else 'are'} {place}; "
+            f"{missing} {'is' if len(self.missing) == 1 else 'are'} missing.",
             cure=_COMPLETE_CURE,
             slug="missing-shard",
         )

@@ -152,6 +152,8 @@ def _resolved(path: Path) -> Path:
     try:
         return path.resolve(strict=True)
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise unreadable(path, "it is a link to a file that does not exist") from None
         raise unreadable_because(path, error) from None
     except RuntimeError:
         raise unreadable(path, "its symbolic links form a loop") from None

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from deltarank.architectures import first_line, silence_transformers
+from deltarank.checkpoints import refuse_pointer
 from deltarank.divergence import Tokenizer
 from deltarank.errors import CheckpointError
 from deltarank.models.skeleton import FOLDER_CURE, ModelFolder
 from deltarank.results import count, listing
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+_POINTER_BYTES = 1024
 
 _AutoTokenizer: Any = AutoTokenizer  # untyped
 
@@ -23,11 +35,21 @@ def load_tokenizer(folder: ModelFolder, *, trust_remote_code: bool = False) -> T
                 folder.name_or_path, trust_remote_code=trust_remote_code, **folder.options
             )
     except Exception as error:  # tokenizers, sentencepiece and their converters raise many kinds
+        _refuse_pointers(folder)
         raise CheckpointError(
             f"Cannot read a tokenizer from {folder.name_or_path!a}: {first_line(error)}",
             cure=FOLDER_CURE,
             slug="no-tokenizer",
         ) from error
+
+
+def _refuse_pointers(folder: ModelFolder) -> None:
+    """Raises HeaderError (slug "lfs-pointer") if a file of the tokenizer is a Git LFS pointer."""
+    for name in _TOKENIZER_FILES:
+        path = Path(folder.name_or_path) / name
+        if path.is_file():
+            with path.open("rb") as file:
+                refuse_pointer(file.read(_POINTER_BYTES), path)
 
 
 def changed_token_ids(reference: Tokenizer, other: Tokenizer) -> list[str]:

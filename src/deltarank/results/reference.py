@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deltarank.results.codec import Count
+
+_SNAPSHOT = re.compile(r"models--(?:[^/]+--)?(?P<name>[^/]+)/snapshots/[^/]+/?$")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Reference:
 
     @property
     def short_name(self) -> str:
-        """The last part of the reference: what a reader calls the model."""
-        tail = self.ref.rstrip("/").rsplit("/", 1)[-1]
+        """What a reader calls the model: the last part of the reference; of a snapshot in the Hub's cache, its name."""
+        cached = _SNAPSHOT.search(self.ref)
+        tail = cached["name"] if cached else self.ref.rstrip("/").rsplit("/", 1)[-1]
         return tail.removesuffix(".safetensors") or self.ref

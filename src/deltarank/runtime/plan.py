@@ -137,8 +137,7 @@ def make_plan(
         JobError: (slug "not-enough-memory") a matrix needs more memory than this machine has.
     """
     steps = tuple((step or measuring_step)(pair, options) for pair in pairing.pairs)
-    notes = (*base.notes, *finetune.notes, *pairing.notes)
-    plan = Plan(base.reference, finetune.reference, options, steps, pairing, notes)
+    plan = Plan(base.reference, finetune.reference, options, steps, pairing, pairing.notes)
     check_memory(plan)
     return plan
 

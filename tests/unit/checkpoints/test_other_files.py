@@ -8,7 +8,9 @@ import torch
 from files import Tensors, llama, numbers, save, write_index
 from safetensors.torch import save_file
 
+import deltarank
 from deltarank.checkpoints import open_checkpoint
+from deltarank.models import ModelFolder, load_tokenizer
 from refusals import refused
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 1234567890\n"
@@ -332,6 +334,7 @@ def test_a_models_folder_in_the_hubs_cache_is_its_snapshot(tmp_path: Path) -> No
     for path in (home, home / "snapshots"):
         with open_checkpoint(path) as checkpoint:
             assert Path(checkpoint.reference.ref) == home / "snapshots" / two
+            assert checkpoint.reference.short_name == "name"
             assert two in checkpoint.notes[0]
     (home / "refs" / "main").unlink()
     with refused("several-checkpoints", match=one):
@@ -345,3 +348,59 @@ def test_a_half_download_in_the_hubs_cache_is_named(tmp_path: Path) -> None:
     with refused("unfinished-download") as caught:
         open_checkpoint(home)
     assert "hf download org/name" in caught.value.cure
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/abc")
+    with refused("unreadable", match="link"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_note_is_in_the_results_once(tmp_path: Path) -> None:
+    save(tmp_path / "run" / "checkpoint-5", llama(seed=1))
+    results = deltarank.compare(save(tmp_path / "base", llama()), tmp_path / "run", ranks=[4])
+    assert sum("checkpoint-5" in note for note in results.notes) == 1
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_index_that_names_only_some_parts_is_refused(is_there: bool, tmp_path: Path) -> None:
+    one, two = halves(llama())
+    save_file(dict(one), tmp_path / "model-00001-of-00002.safetensors")
+    if is_there:
+        save_file(dict(two), tmp_path / "model-00002-of-00002.safetensors")
+    write_index(tmp_path, dict.fromkeys(one, "model-00001-of-00002.safetensors"))
+    with refused("missing-shard", match="1 of 2 parts.*named by the shard index"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_index_of_other_shards_names_those_that_are_there(tmp_path: Path) -> None:
+    for number, half in enumerate(halves(llama()), start=1):
+        save_file(dict(half), tmp_path / f"model-0000{number}-of-00002.safetensors")
+    write_index(tmp_path, {n: f"model-0000{i % 3 + 1}-of-00003.safetensors" for i, n in enumerate(llama())})
+    with refused("missing-shard", match="of-00003") as caught:
+        open_checkpoint(tmp_path)
+    assert "model-00001-of-00002.safetensors" in caught.value.cure
+    assert names_read(tmp_path / "model-00001-of-00002.safetensors") == sorted(llama())
+
+
+def test_weights_below_several_keys_are_found_and_their_absence_is_named(tmp_path: Path) -> None:
+    torch.save({"model": {"module": dict(llama())}, "epoch": 1}, tmp_path / "a.pt")
+    assert names_read(tmp_path / "a.pt") == sorted(llama())
+    torch.save({"opt": {"state": {0: {"exp_avg": numbers(4)}}}, "step": 3}, tmp_path / "b.pt")
+    with refused("no-weights", match="no tensors"):
+        open_checkpoint(tmp_path / "b.pt")
+
+
+def test_a_binary_of_another_program_is_not_called_a_pickle(tmp_path: Path) -> None:
+    """CTranslate2 calls its own format model.bin."""
+    (tmp_path / "model.bin").write_bytes((6).to_bytes(4, "little") + b"\x10\x00TransformerSpec\x00" + bytes(range(256)))
+    with refused("bad-header", match="does not begin as a file that torch writes"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_pointer_in_place_of_the_tokenizer_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / name).write_bytes(POINTER)
+    with refused("lfs-pointer", match=name):
+        load_tokenizer(ModelFolder(str(tmp_path)))

@@ -31,6 +31,7 @@ from deltarank.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_MAGIC = b"\x80"
 _MAX_RECORDS = 1_000_000
 
 _DTYPE_NAMES = {
@@ -40,6 +41,7 @@ _DTYPE_NAMES = {
 }  # fmt: skip
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training loops save the weights beside other state."""
+_MAX_WRAPPERS = 3
 
 
 def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
@@ -68,7 +70,9 @@ def _is_legacy(source: Source, file: str) -> bool:
     source.read_into(file, 0, memoryview(start))
     if start != MAGIC and not start.startswith(_ZIP_MAGIC):
         refuse_other_content(source, file)
-        _refuse_unsafe(file, "is not a file of torch, but a bare pickle or something else")
+        if not start.startswith(_PICKLE_MAGIC):
+            refuse_file(file, "it does not begin as a file that torch writes")
+        _refuse_unsafe(file, "is not a file of torch, but a bare pickle")
     return start == MAGIC
 
 
@@ -103,13 +107,14 @@ def _load(path: Path, file: str, *, is_legacy: bool) -> object:
         refuse_file(file, f"torch cannot read it ({type(error).__name__})")
 
 
-def _state_dict(loaded: object) -> Mapping[object, object]:
-    """The mapping that holds tensors: the whole, or the part that training loops call so."""
-    if isinstance(loaded, Mapping):
-        for mapping in (loaded, *(loaded.get(key) for key in _WRAPPER_KEYS)):
-            if isinstance(mapping, Mapping) and any(isinstance(value, Tensor) for value in mapping.values()):
-                return mapping
-    return {}
+def _state_dict(loaded: object, depth: int = _MAX_WRAPPERS) -> Mapping[object, object]:
+    """The mapping that holds tensors: the whole, or the part that training loops call so, perhaps one in another."""
+    if not isinstance(loaded, Mapping):
+        return {}
+    if any(isinstance(value, Tensor) for value in loaded.values()):
+        return loaded
+    inner = (_state_dict(loaded.get(key), depth - 1) for key in _WRAPPER_KEYS) if depth else ()
+    return next((mapping for mapping in inner if mapping), {})
 
 
 def _tensor_infos(state_dict: Mapping[object, object], file: str) -> Iterator[tuple[str, TensorInfo]]:
