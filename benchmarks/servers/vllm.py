@@ -14,7 +14,8 @@ Compared are the log-probabilities of the next token, over the whole vocabulary,
 programs agree if no log-probability differs by more than 5 x the largest difference of vLLM from transformers without
 an adapter, + 1e-5. What `verify --server vllm` says is its verdict and the model that it adds up, the base plus what
 deltarank says vLLM adds. Exit status 1 if an adapter by `extract` is not served exactly, if another one is not served
-as `verify` says, or if vLLM's command line does not accept a command of the pages.
+as `verify` says, if vLLM's command line does not accept a command of the pages, or if its server, started with the
+options on the page "Extract, verify, serve", answers otherwise than PEFT.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ sys.path[:0] = [str(ROOT / "tests" / "servers"), str(ROOT / "tests"), str(ROOT /
 
 from _multimodal import MULTIMODAL, PREFIXES, write_multimodal  # noqa: E402
 from _vllm_rows import Group, Row, tables  # noqa: E402
+from _vllm_server import most_likely  # noqa: E402
 from as_served import write_as_served  # noqa: E402
 from model_zoo import ZOO, Family, prompts, write_family  # noqa: E402
 from odd_adapters import ODD, write_odd, write_renamed  # noqa: E402
@@ -57,6 +59,9 @@ NAME = "vllm"
 MAX_LORA_RANK = 64
 PATIENCE = 300
 """Seconds for one start of the worker. A load that fails in an unexpected place leaves vLLM waiting."""
+
+SERVED = 1e-4
+"""Largest difference of a log-probability over HTTP."""
 
 PROMPTS = list(prompts())
 VLLM = ("--server", "vllm")
@@ -215,14 +220,10 @@ class Vllm:
                 return "vLLM hangs"
         return f"vLLM ended with status {done.returncode}"
 
-    def refused_commands(self) -> list[str]:
-        """The commands of the pages and of servers.json that vLLM's own parser does not accept."""
-        texts = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *(ROOT / "src").rglob("servers.json")]
-        found = re.findall(r"vllm serve [^\n\"`#]*", "\n".join(path.read_text(encoding="utf-8") for path in texts))
-        lines = sorted({re.sub(r"\{(slot|rank)\}", "64", line).strip() for line in found})
+    def refused(self, lines: list[str]) -> list[str]:
+        """The commands that vLLM's own parser does not accept."""
         parser = Path(__file__).with_name("_vllm_parser.py")
         done = subprocess.run([self.python, "-P", parser], input=json.dumps(lines), capture_output=True, text=True)
-        print(f"vLLM's parser read {len(lines)} commands", file=sys.stderr)
         refused: list[str] = json.loads(done.stdout.splitlines()[-1])
         return refused
 
@@ -263,6 +264,25 @@ def _measure_names(name: str, home: Path, vllm: Vllm) -> Iterator[Row]:
     yield from bench.rows(vllm, adapters, lambda each: Group.NAMED if each in PREFIXES else Group.EXTRACTED, first)
 
 
+def commands_of_pages() -> list[str]:
+    texts = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *(ROOT / "src").rglob("servers.json")]
+    found = re.findall(r"vllm serve [^\n\"`#]*", "\n".join(path.read_text(encoding="utf-8") for path in texts))
+    return sorted({line.replace("{slot}", "64").strip() for line in found})
+
+
+def serve_as_written(folder: Path, vllm: Vllm) -> float:
+    """By how much vLLM's server, started by the command of the page, differs from PEFT in one token."""
+    bench = Bench("llama", write_family("llama", folder), folder, AutoModelForCausalLM, {})
+    adapter = bench.extract("rank 64", "finetune", "-r", 64)
+    assert isinstance(adapter, Path), adapter
+    adapter.rename(folder / "adapter")
+    page = (ROOT / "docs" / "how-to" / "extract-verify-serve.md").read_text(encoding="utf-8")
+    (command,) = [line for line in page.splitlines() if line.startswith("vllm serve ")]
+    found = most_likely(vllm.python, command, folder, PROMPTS[0], "mine")
+    expected = log_probabilities(folder / "base", PROMPTS[:1], folder / "adapter")[0]
+    return max(abs(float(expected[token]) - value) for token, value in found.items())
+
+
 def main() -> None:
     options = _arguments()
     vllm = Vllm(options.python, options.torchvision)
@@ -278,9 +298,13 @@ def main() -> None:
         print(
             f"{row.model}, {row.adapter}: vLLM: {row.vllm[:200] or row.effect}; verify: {row.verdict} {row.ours[:200]}"
         )
-    refused = vllm.refused_commands()
+    refused = vllm.refused(commands := commands_of_pages())
+    print(f"vLLM's parser accepts {len(commands) - len(refused)} of {len(commands)} commands of the pages")
     print(*(f"vLLM refuses {line}" for line in refused), sep="\n")
-    sys.exit(1 if broken or refused else 0)
+    with tempfile.TemporaryDirectory(prefix="deltarank-vllm-") as folder:
+        difference = serve_as_written(Path(folder), vllm)
+    print(f"vLLM's server, started as on the page, differs from PEFT by {difference:.0e}")
+    sys.exit(1 if broken or refused or difference > SERVED else 0)
 
 
 def _arguments() -> argparse.Namespace:

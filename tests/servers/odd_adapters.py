@@ -18,7 +18,7 @@ from torch import Tensor
 
 PREFIX = "base_model.model."
 FIRST_Q = PREFIX + "model.layers.0.self_attn.q_proj"
-LLAMA, TIED, CONV1D, FUSED = "llama", "qwen2", "gpt2", "phi3"
+LLAMA, TIED, CONV1D, FUSED, NO_HEAD = "llama", "qwen2", "gpt2", "phi3", "mistral"
 
 
 @dataclass
@@ -82,6 +82,13 @@ def _random(rows: int, columns: int) -> Tensor:
 
 def _settings(**fields: object) -> Change:
     return lambda adapter: adapter.config.update(fields)
+
+
+def _without_setting(field: str) -> Change:
+    def remove(adapter: PlainAdapter) -> None:
+        del adapter.config[field]
+
+    return remove
 
 
 def _renamed(change: Callable[[str], str]) -> Change:
@@ -242,6 +249,7 @@ ODD: Mapping[str, OddAdapter] = {
     "embedding LoRA, untied": OddAdapter(_with_embedding_factors),
     "embedding LoRA, tied": OddAdapter(_with_embedding_factors, TIED),
     "lm_head LoRA, untied": OddAdapter(_with_factors("lm_head", "hidden", "tokens")),
+    "lm_head LoRA, untied, Mistral": OddAdapter(_with_factors("lm_head", "hidden", "tokens"), NO_HEAD),
     "lm_head LoRA, tied": OddAdapter(_with_factors("lm_head", "hidden", "tokens"), TIED),
     "LoRA on a norm": OddAdapter(_with_factors("model.norm", "hidden", "hidden")),
     "keys without base_model.model.": OddAdapter(_renamed(lambda key: key.removeprefix(PREFIX))),
@@ -279,6 +287,10 @@ ODD: Mapping[str, OddAdapter] = {
             trainable_token_indices=[3, 4],
         )
     ),
+    "r missing in the configuration": OddAdapter(_without_setting("r")),
+    "lora_alpha missing in the configuration": OddAdapter(_without_setting("lora_alpha")),
+    "target_modules missing in the configuration": OddAdapter(_without_setting("target_modules")),
+    "target_modules null": OddAdapter(_settings(target_modules=None)),
     "peft_type LOHA": OddAdapter(_settings(peft_type="LOHA")),
     "Conv1D": OddAdapter(_settings(), CONV1D),
     "Conv1D without fan_in_fan_out": OddAdapter(_settings(fan_in_fan_out=False), CONV1D),
