@@ -19,7 +19,7 @@ from deltarank.adapters.peft_rules import names_fused_by_peft, unsaved_modules, 
 from deltarank.adapters.placing import EXPERTS, NO_TENSOR, Placed, Placer
 from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.reading import AdapterReading
-from deltarank.adapters.server_reading import read_as_server
+from deltarank.adapters.server_reading import read_as_mlx, read_as_server
 from deltarank.adapters.server_refusals import handling_of
 from deltarank.adapters.targets import Placement, Target, TensorIndex
 from deltarank.adapters.unloaded import Unloaded, find_unloaded, meant_target
@@ -107,7 +107,10 @@ def apply_adapter(adapter: LoraAdapter, targets: Iterable[Target], *, server: st
     """
     rules = get_server(server or PEFT)
     targets = tuple(targets)
-    reading = read_as_peft(adapter, base) if rules.is_peft else read_as_server(adapter, base, rules)
+    if adapter.is_mlx:
+        reading = read_as_mlx(adapter, base, server)
+    else:
+        reading = read_as_peft(adapter, base) if rules.is_peft else read_as_server(adapter, base, rules)
     return _Application(adapter, reading, TensorIndex(targets, reading.names), rules, base).result()
 
 
@@ -126,16 +129,14 @@ class _Application:
         placed = self._placer.place(self._adapter.parts)
         kept, ignored = self._kept(placed)
         biases, unused_biases = self._new_biases()
-        unloaded = find_unloaded(
-            self._whole, self._reading, placed, kept, self._placer, self._tensors, reader=self._rules.title
-        )
+        unloaded = find_unloaded(self._whole, self._reading, placed, kept, self._placer, self._tensors)
         self._check_base(placed)
         changes: dict[str, tuple[Change, ...]] = {}
         for placement in sorted(kept, key=lambda each: each.part.is_lora):
             earlier = changes.get(placement.target.name, ())
             changes[placement.target.name] = (*earlier, Change(placement, self._scale(placement.part)))
         mine = [_without_idle_effect(entry, self._adapter, self._tensors) for entry in self._adapter.unused]
-        if self._rules.is_peft and not self._reading.is_peft:
+        if self._rules.is_peft and not self._reading.is_exact:
             mine += unsaved_modules(self._adapter, self._base)
         unused = (*mine, *placed.unused, *unused_biases, *ignored)
         if self._reading.refusal and not any(entry.effect is LoadEffect.REFUSED for entry in unused):
@@ -170,7 +171,7 @@ class _Application:
         if not self._rules.is_peft:
             is_honoured = handling_of(part, self._rules) is Handling.HONOURED
             return None if is_honoured else UnusedTensor(part.up.name, f"{self._rules.title} ignores it")
-        return None if self._reading.is_peft else why_peft_ignores(part, self._adapter.config, fused)
+        return None if self._reading.is_exact else why_peft_ignores(part, self._adapter.config, fused)
 
     def _new_biases(self) -> tuple[list[NewBias], list[UnusedTensor]]:
         """The biases of LoRAs on modules that have no bias in the checkpoints."""

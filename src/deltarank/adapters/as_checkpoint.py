@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deltarank.adapters.apply import Change, apply_adapter
 from deltarank.adapters.file_names import CONFIG_FILE
+from deltarank.adapters.other_formats import refuse_other_adapter, refuse_other_adapters_in
 from deltarank.adapters.read import LoraAdapter, open_adapter
 from deltarank.adapters.update import LoraUpdate
 from deltarank.checkpoints import (
@@ -72,13 +73,14 @@ def open_finetune(
         except CheckpointError as error:
             adapter = find_adapter_folder(ref, revision) if error.slug in _MAY_BE_ADAPTER else None
             if adapter is None:
+                refuse_other_adapters_in(Path(ref))
                 raise
-    return _open_adapted(base, adapter)
+    return _open_adapted(base, adapter, Path(ref).name if is_adapter_file(ref) else None)
 
 
-def _open_adapted(base: Checkpoint, found: tuple[Path, str, str | None]) -> Checkpoint:
+def _open_adapted(base: Checkpoint, found: tuple[Path, str, str | None], weights: str | None) -> Checkpoint:
     folder, name, commit = found
-    adapter = open_adapter(folder)
+    adapter = open_adapter(folder, weights=weights)
     try:
         return _sum_checkpoint(base, adapter, Reference(name, commit, dict(adapter.file.reference.files)))
     except BaseException:
@@ -89,6 +91,7 @@ def _open_adapted(base: Checkpoint, found: tuple[Path, str, str | None]) -> Chec
 def _without_adapter(checkpoint: Checkpoint) -> Checkpoint:
     """Refuses whole weights with an adapter beside them: they may be the base, or the merged finetune."""
     if checkpoint.adapter is None:
+        refuse_other_adapter(checkpoint)
         return checkpoint
     checkpoint.close()
     folder, files = checkpoint.adapter.parent, list(checkpoint.reference.files)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from deltarank.adapters.file_names import CONFIG_FILE
+from deltarank.adapters.layer_selection import ALL_LAYERS, LayerSelection
 from deltarank.adapters.patterns import (
     InvalidFieldError,
     ModulePatterns,
@@ -75,8 +76,7 @@ class LoraConfig:
     excluded         modules that are not targets, although `targets` matches them
     parameters       suffixes of the names of bare parameters that have a LoRA (`target_parameters`)
     ties_weights     what is done to an embedding is also done to the output head that the base ties to it
-    layers           the layers whose modules are targets (`layers_to_transform`); None for all
-    layers_pattern   the names of lists of layers in which these numbers count; empty for any list
+    layers           the layers whose modules are targets (`layers_to_transform`)
     task             `task_type`, which decides what PEFT saves beside the factors: "CAUSAL_LM"
     unknown          fields that are set and that no known version of PEFT has
     base             the model that the adapter was made for, as it says; "" if it names none
@@ -96,8 +96,7 @@ class LoraConfig:
     excluded: ModuleSelector
     parameters: frozenset[str] = frozenset()
     ties_weights: bool = False
-    layers: frozenset[int] | None = None
-    layers_pattern: tuple[str, ...] = ()
+    layers: LayerSelection = ALL_LAYERS
     task: str = ""
     unknown: tuple[str, ...] = ()
     base: str = ""
@@ -126,23 +125,12 @@ class LoraConfig:
         """Whether PEFT puts a LoRA on a module of this name, if the model has one."""
         if self.excluded and self.excluded.matches(module):
             return False
-        return self.targets.matches(module) and not self._is_in_saved_module(module) and self._has_wanted_layer(module)
+        return self.targets.matches(module) and not self._is_in_saved_module(module) and self.layers.has(module)
 
     def _is_in_saved_module(self, module: str) -> bool:
         """Whether a module in `modules_to_save` is this one or contains it; PEFT puts no LoRA there."""
         parts = f".{module}."
         return any(f".{name}." in parts for name in self.modules_to_save)
-
-    def _has_wanted_layer(self, module: str) -> bool:
-        """PEFT takes the first number after a name (or after one of `layers_pattern`) for the layer."""
-        if self.layers is None:
-            return True
-        parts = module.split(".")
-        first = 0 if self.layers_pattern else 1
-        for before, number, _ in zip(parts[first:], parts[first + 1 :], parts[first + 2 :], strict=False):
-            if number.isdecimal() and (not self.layers_pattern or before in self.layers_pattern):
-                return int(number) in self.layers
-        return False
 
     def targets_parameter(self, name: str) -> bool:
         return any(suffix in self.parameters for suffix in name_suffixes(name))
@@ -167,7 +155,7 @@ def parse_config(text: bytes) -> LoraConfig:
             scale * B A.
     """
     refuse_pointer(text, CONFIG_FILE)
-    data = _parse_object(text)
+    data = parse_object(text)
     _check_is_lora(data)
     _check_is_supported(data)
     try:
@@ -187,8 +175,7 @@ def parse_config(text: bytes) -> LoraConfig:
             parameters=frozenset(_read_names(data, "target_parameters")),
             ties_weights=_read_flag(data, "ensure_weight_tying"),
             base=ascii(base)[1:-1][:120] if isinstance(base := data.get("base_model_name_or_path"), str) else "",
-            layers=_read_layers(data),
-            layers_pattern=_read_layers_pattern(data),
+            layers=LayerSelection.read(data),
             task=task if isinstance(task := data.get("task_type"), str) else "",
             for_peft={name: data[name] for name in _FOR_PEFT if name in data},
             unknown=tuple(ascii(name)[1:-1][:60] for name, value in data.items() if name not in KNOWN_FIELDS and value),
@@ -197,7 +184,8 @@ def parse_config(text: bytes) -> LoraConfig:
         _raise_bad_config(str(error))
 
 
-def _parse_object(text: bytes) -> Mapping[str, Any]:
+def parse_object(text: bytes) -> Mapping[str, Any]:
+    """Raises AdapterError (slug "adapter-bad-config") for a text that is no JSON object."""
     if len(text) > MAX_CONFIG_SIZE:
         _raise_bad_config(f"it has more than {MAX_CONFIG_SIZE:,} bytes")
     try:
@@ -271,28 +259,6 @@ def _read_names(data: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise InvalidFieldError(f"{field} is not a list of names")
     return tuple(value)
-
-
-def _read_layers(data: Mapping[str, Any]) -> frozenset[int] | None:
-    value = data.get("layers_to_transform")
-    if value is None or value == []:
-        return None
-    numbers = value if isinstance(value, list) else [value]
-    if not all(isinstance(each, int) and not isinstance(each, bool) for each in numbers):
-        raise InvalidFieldError(f"layers_to_transform is {ascii(value)[:40]}; numbers of layers were expected")
-    if isinstance(data.get("target_modules"), str):
-        raise InvalidFieldError("layers_to_transform is set, and target_modules is a string, which PEFT refuses")
-    return frozenset(numbers)
-
-
-def _read_layers_pattern(data: Mapping[str, Any]) -> tuple[str, ...]:
-    value = data.get("layers_pattern")
-    names = (value,) if isinstance(value, str) and value else _read_names(data, "layers_pattern") if value else ()
-    if names and _read_layers(data) is None:
-        raise InvalidFieldError("layers_pattern is set without layers_to_transform, which PEFT refuses")
-    if not all(is_plain_name(name) for name in names):
-        raise InvalidFieldError(f"layers_pattern has names that are expressions: {ascii(names)[:60]}")
-    return names
 
 
 def _read_saved(data: Mapping[str, Any]) -> tuple[str, ...]:

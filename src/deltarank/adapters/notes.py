@@ -35,7 +35,7 @@ def notes_on_semantics(adapter: LoraAdapter, server: Server) -> Iterator[str]:
 def notes_on_targets(adapter: LoraAdapter, tensors: TensorIndex) -> Iterator[str]:
     """The matrices that target_modules names and that the file has no factors for."""
     config = adapter.config
-    if config.targets.selects_all or config.targets.not_run or config.layers is not None:
+    if config.targets.selects_all or config.targets.not_run or not config.layers.is_all:
         return
     present = {tensors.find(part.tensor) for part in adapter.parts}
     present |= {tensors.find(f"{entry.module}.weight") for entry in adapter.unused if entry.module}

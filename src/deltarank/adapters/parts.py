@@ -51,6 +51,7 @@ class AdapterPart:
     is_parameter     the LoRA is on a bare parameter (`target_parameters`)
     expert           (index, number of experts) where all experts share A, split by rows, and B, split by columns
     rows             the rows of B that belong to this tensor, where B also covers another one (gate and up)
+    is_turned        the file has A as (inputs, r) and B as (r, outputs): mlx-lm
     padding          rows of the tensor before and after those of B, where the tensor also holds another matrix
     """
 
@@ -65,18 +66,20 @@ class AdapterPart:
     is_parameter: bool = False
     expert: tuple[int, int] | None = None
     rows: tuple[int, int] | None = None
+    is_turned: bool = False
     padding: tuple[int, int] = (0, 0)
 
     @property
     def outputs(self) -> int:
         """The number of rows of B for this tensor."""
-        return (self.rows[1] - self.rows[0] if self.rows else self.up.shape[0]) + sum(self.padding)
+        rows = self.up.shape[1] if self.is_turned else self.up.shape[0]
+        return (self.rows[1] - self.rows[0] if self.rows else rows) + sum(self.padding)
 
     @property
     def inputs(self) -> int:
         """The number of columns of A; of a convolution, inputs times the size of the kernel."""
         assert self.down is not None
-        return self.down.entries // max(self.down.shape[0], 1)
+        return self.down.entries // max(self._down_rank, 1)
 
     @property
     def is_lora(self) -> bool:
@@ -89,8 +92,13 @@ class AdapterPart:
     @property
     def rank(self) -> int:
         """The rank of the factors as stored; 0 for anything but a LoRA."""
-        rows = self.down.shape[0] if self.down is not None else 0
-        return rows // self.expert[1] if self.expert else rows
+        return self._down_rank // self.expert[1] if self.expert else self._down_rank
+
+    @property
+    def _down_rank(self) -> int:
+        if self.down is None:
+            return 0
+        return self.down.shape[1] if self.is_turned else self.down.shape[0]
 
 
 class LoadEffect(Enum):

@@ -38,7 +38,7 @@ def read_as_peft(adapter: LoraAdapter, base: Checkpoint) -> AdapterReading:
     load = load_with_peft(names.model_class, adapter.config.for_peft, _shapes(adapter, names))
     if load.refusal is not None:
         return AdapterReading(_by_rules(adapter, names), names, refusal=load.refusal)
-    return AdapterReading(_as_loaded(adapter, load, names), names, is_peft=True)
+    return AdapterReading(_as_loaded(adapter, load, names), names, is_exact=True)
 
 
 def _shapes(adapter: LoraAdapter, names: ClassNames) -> Mapping[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ Any program may have written it. The keys of tensors are PEFT's:
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Self
@@ -18,8 +19,10 @@ from typing import NoReturn, Self
 import torch
 from torch import Tensor
 
-from deltarank.adapters.config_read import MAX_CONFIG_SIZE, LoraConfig, parse_config
+from deltarank.adapters.config_read import MAX_CONFIG_SIZE, LoraConfig, parse_config, parse_object
 from deltarank.adapters.file_names import CONFIG_FILE, WEIGHTS_FILE
+from deltarank.adapters.mlx import MLX_WEIGHTS, group_mlx_tensors, is_mlx_config, parse_mlx_config
+from deltarank.adapters.other_formats import refuse_other_adapter
 from deltarank.adapters.parts import FACTOR_DTYPES, AdapterPart, UnusedTensor, group_tensors
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo, fetch_files, open_checkpoint
 from deltarank.errors import AdapterError, CheckpointError
@@ -27,7 +30,8 @@ from deltarank.results import Reference
 
 _MAX_CACHED = 4
 _MAX_BIAS_BYTES = 1 << 24
-_PICKLED_WEIGHTS_FILE = "adapter_model.bin"
+PEFT_WEIGHTS = (WEIGHTS_FILE, "adapter_model.bin")
+_FILES = (CONFIG_FILE, *PEFT_WEIGHTS, *MLX_WEIGHTS)
 _BIAS = ".lora_B.bias"
 
 
@@ -36,6 +40,7 @@ class LoraAdapter:
     """A LoRA on disk. Close it, or use it in a `with`.
 
     folder, commit   the folder or Hub id that it was opened by; the commit of a Hub id
+    is_mlx           mlx-lm wrote it, and PEFT and the servers do not read its files
     """
 
     config: LoraConfig
@@ -44,6 +49,7 @@ class LoraAdapter:
     file: Checkpoint = field(repr=False)
     folder: str
     commit: str | None = None
+    is_mlx: bool = False
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __enter__(self) -> Self:
@@ -85,6 +91,8 @@ class LoraAdapter:
         assert part.down is not None
         if part.expert is None:
             down, up = self.read(part.down).flatten(1), self.read(part.up).flatten(1)
+            if part.is_turned:
+                down, up = down.T, up.T
             return down, torch.nn.functional.pad(up, (0, 0, *part.padding)) if any(part.padding) else up
         index, experts = part.expert
         first = index * part.rank
@@ -101,11 +109,14 @@ class LoraAdapter:
         return tensor
 
 
-def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) -> LoraAdapter:
+def open_adapter(
+    ref: str | os.PathLike[str], *, revision: str | None = None, weights: str | None = None
+) -> LoraAdapter:
     """Opens an adapter: reads its configuration and the header of its weights, but no tensor.
 
     Args:
         ref: a folder, or `org/name[@revision]` on the Hub, from which the two files are downloaded into the cache.
+        weights: the file of the folder with the weights; None: the one that PEFT, or mlx-lm, loads.
 
     Raises:
         UsageError: a revision was given for a folder, or twice.
@@ -114,22 +125,25 @@ def open_adapter(ref: str | os.PathLike[str], *, revision: str | None = None) ->
     """
     name = os.fspath(ref)
     try:
-        home, commit = fetch_files(ref, (CONFIG_FILE, WEIGHTS_FILE), revision=revision)
+        home, commit = fetch_files(ref, _FILES, revision=revision)
     except CheckpointError as error:
         if error.slug == "no-such-checkpoint":
             _raise_not_found(name, "there is no such folder")
         raise
     name = name.removeprefix("hf://").partition("@")[0] if commit else str(home)
-    config = parse_config(_read_config(home, name))
-    if not (home / WEIGHTS_FILE).is_file():
-        _raise_no_weights(home, name)
-    file = open_checkpoint(home / WEIGHTS_FILE)
+    text = _read_config(home, name)
+    is_mlx = is_mlx_config(parse_object(text))
+    config = parse_mlx_config(parse_object(text)) if is_mlx else parse_config(text)
+    known = MLX_WEIGHTS if is_mlx else PEFT_WEIGHTS
+    file = open_checkpoint(home / _find_weights(home, name, (weights,) if weights else known))
     try:
-        parts, unused = group_tensors(file.tensors.items())
+        parts, unused = group_mlx_tensors(file.tensors.values()) if is_mlx else group_tensors(file.tensors.items())
+        if not parts:
+            refuse_other_adapter(file, has_config=True)
     except BaseException:
         file.close()
         raise
-    return LoraAdapter(config, parts, unused, file, name, commit)
+    return LoraAdapter(config, parts, unused, file, name, commit, is_mlx)
 
 
 def _read_config(home: Path, name: str) -> bytes:
@@ -142,14 +156,12 @@ def _read_config(home: Path, name: str) -> bytes:
         _raise_not_found(name, f"{CONFIG_FILE} cannot be read ({error.strerror or error})")
 
 
-def _raise_no_weights(home: Path, name: str) -> NoReturn:
-    if (home / _PICKLED_WEIGHTS_FILE).is_file():
-        raise AdapterError(
-            f"{_PICKLED_WEIGHTS_FILE} in {name!a} is a pickle, which can run arbitrary code; it was not opened.",
-            cure="If you trust it, load it with PEFT and save it with `save_pretrained`, which writes safetensors.",
-            slug="pickled-weights",
-        )
-    _raise_not_found(name, f"it has no {WEIGHTS_FILE}")
+def _find_weights(home: Path, name: str, files: Sequence[str]) -> str:
+    """The first of these files that there is, which is the one that PEFT loads."""
+    found = next((file for file in files if (home / file).is_file()), None)
+    if found is None:
+        _raise_not_found(name, f"it has no {files[0]}")
+    return found
 
 
 def _raise_not_found(name: str, reason: str) -> NoReturn:

@@ -29,13 +29,15 @@ class AdapterReading:
 
     adapter     with the parts that the reader loads, under its names
     names       the reader's names of the base's tensors
-    is_peft     PEFT itself was asked; otherwise the parts are those that its rules, or a server's, do not exclude
+    is_exact    the parts are those that the reader loads; otherwise those that it may load
+    reader      "PEFT"
     refusal     the error with which PEFT refuses the adapter; "" if it does not, or was not asked
     notes       what a user should know of the reading
     """
 
     adapter: LoraAdapter
     names: ReaderNames
-    is_peft: bool = False
+    is_exact: bool = False
+    reader: str = "PEFT"
     refusal: str = ""
     notes: tuple[str, ...] = ()

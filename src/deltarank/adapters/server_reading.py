@@ -13,7 +13,8 @@ from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.reading import AdapterReading
 from deltarank.adapters.server_refusals import check_loadable
 from deltarank.checkpoints import Checkpoint
-from deltarank.servers import Server
+from deltarank.errors import AdapterError
+from deltarank.servers import Server, get_server
 
 
 class ServerNames:
@@ -48,7 +49,24 @@ def read_as_server(adapter: LoraAdapter, base: Checkpoint, server: Server) -> Ad
     names = ServerNames(base)
     read = replace(adapter, parts=tuple(map(_without_prefix, adapter.parts)))
     check_loadable(read, server, names, base)
-    return AdapterReading(read, names)
+    return AdapterReading(read, names, reader=server.title)
+
+
+def read_as_mlx(adapter: LoraAdapter, base: Checkpoint, server: str | None) -> AdapterReading:
+    """An adapter of mlx-lm as mlx-lm reads it.
+
+    Raises:
+        AdapterError: (slug "adapter-refused") a server was named.
+    """
+    if server is not None:
+        raise AdapterError(
+            f"{get_server(server).title} does not load this adapter: it is an adapter of mlx-lm, and PEFT and the "
+            "servers do not read its files.",
+            cure="Omit --server to measure it as mlx-lm applies it, or make another with `deltarank extract --server`.",
+            slug="adapter-refused",
+        )
+    note = "this is an adapter of mlx-lm, applied as mlx-lm applies it: PEFT and the servers do not load its files"
+    return AdapterReading(adapter, ServerNames(base), is_exact=True, reader="mlx-lm", notes=(note,))
 
 
 def _without_prefix(part: AdapterPart) -> AdapterPart:

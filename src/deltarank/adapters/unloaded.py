@@ -51,8 +51,6 @@ def find_unloaded(
     kept: Sequence[Placement],
     placer: Placer,
     tensors: TensorIndex,
-    *,
-    reader: str,
 ) -> Unloaded | None:
     """None if the reader loads every LoRA that has a tensor of such a name in the base.
 
@@ -72,7 +70,7 @@ def find_unloaded(
     reasons = {entry.name: entry.reason for entry in (*reading.adapter.unused, *placed.unused)}
     cure = _cure(part, expected.removesuffix(".weight"), reading)
     reason = reasons.get(part.up.name, "target_modules does not name its module")
-    return Unloaded(len(applied & loras.keys()), len(loras), reader, part.up.name, reason, cure)
+    return Unloaded(len(applied & loras.keys()), len(loras), reading.reader, part.up.name, reason, cure)
 
 
 def meant_target(part: AdapterPart, placer: Placer, tensors: TensorIndex) -> Target | None:

@@ -9,7 +9,7 @@ import torch
 
 import peft_adapters as made
 from deltarank.adapters import LoraConfig, open_adapter
-from deltarank.errors import AdapterError, DeltarankError, HeaderError
+from deltarank.errors import AdapterError, CheckpointError, DeltarankError, HeaderError
 from refusals import refused
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -162,11 +162,17 @@ def test_half_a_folder(missing: str, tmp_path: Path) -> None:
         open_adapter(folder)
 
 
-def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+def test_a_pickle_of_tensors_is_read_and_any_other_is_not_run(tmp_path: Path) -> None:
     folder = made.write_adapter(tmp_path / "a", factors())
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(factors(), folder / "adapter_model.bin")
+    with open_adapter(folder) as adapter:
+        down, up = adapter.factors(adapter.parts[0])
+    torch.save({"model": print}, folder / "adapter_model.bin")
 
-    with refused("pickled-weights", AdapterError):
+    assert (down.shape, up.shape) == ((2, 32), (32, 2))
+    assert bool((up == 1).all())
+    with refused("pickled-weights", CheckpointError):
         open_adapter(folder)
 
 

@@ -31,7 +31,7 @@ FETCH_MODES: tuple[FetchMode, ...] = ("auto", "download", "stream")
 MIN_FREE_BYTES = 5_000_000_000
 """Disk space that must remain free after a download; else "auto" streams."""
 
-_ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+_ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 
 @dataclass(frozen=True)
