@@ -16,6 +16,10 @@ NOTHING = ("adapter-empty", "adapter-wrong-base", FitKind.EMPTY)
 """Verdicts that the adapter changes nothing of the base."""
 
 
+NO_KERNEL = "riton"
+"""In errors of vLLM's build for processors, which has no triton: it runs no mixture of experts with LoRA."""
+
+
 class Group(StrEnum):
     """Which question an adapter asks."""
 
@@ -59,22 +63,26 @@ class Row:
 
     @property
     def is_as_verify_says(self) -> bool:
-        """A verdict of "cannot work" agrees with all but PEFT's own answer; NaN is an answer, too."""
-        if self.verdict in NOT_READ:
+        """A verdict of "cannot work" is right where vLLM refuses, or answers otherwise than the figures say."""
+        if self.verdict in NOT_READ or self.is_not_run:
             return True
         if self.verdict in NOTHING:
             return not self.vllm and self.effect == 0
+        is_as_figures = self.from_ours is not None and self.from_ours < self.tolerance
         if self.verdict == FitKind.BROKEN:
-            return not self.is_exact
-        if self.vllm or self.ours:
-            return bool(self.vllm and self.ours)
-        return self.from_ours is not None and self.from_ours < self.tolerance
+            return not is_as_figures
+        return bool(self.vllm and self.ours) if self.vllm or self.ours else is_as_figures
+
+    @property
+    def is_not_run(self) -> bool:
+        """vLLM's build for processors does not start on this model, for another reason than LoRA."""
+        return NO_KERNEL in self.vllm
 
     @property
     def is_as_claimed(self) -> bool:
         """An adapter by `extract` is exact, or refused by `extract`, too; any other is as `verify` says."""
         return (
-            (self.is_exact or bool(self.vllm and self.ours))
+            (self.is_exact or bool(self.vllm and self.ours) or self.is_not_run)
             if self.group is Group.EXTRACTED
             else self.is_as_verify_says
         )
@@ -118,7 +126,9 @@ def _extracted_rows(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
 
 
 def _why_not(row: Row) -> str:
-    return f"no: {_short(row.vllm)}" if row.vllm else f"**differs by {row.from_peft or float('nan'):.1e}**"
+    if row.vllm:
+        return f"{'not run' if row.is_not_run else 'no'}: {_short(row.vllm)}{'; ' + row.ours if row.ours else ''}"
+    return f"**differs by {row.from_peft or float('nan'):.1e}**"
 
 
 def _odd_row(row: Row) -> tuple[str, ...]:
@@ -132,7 +142,7 @@ def _named_row(row: Row) -> tuple[str, ...]:
 
 def _deed(row: Row) -> str:
     if row.vllm:
-        return f"refuses: {_short(row.vllm)}"
+        return f"{'not run' if row.is_not_run else 'refuses'}: {_short(row.vllm)}"
     if row.effect == 0:
         return "loads, changes nothing"
     return "loads, as PEFT" if row.is_exact else "loads, otherwise than PEFT"

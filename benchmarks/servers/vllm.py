@@ -136,7 +136,7 @@ class Bench:
                 row.effect, row.from_peft, row.from_ours = map(answer.differs_from, (base, wanted, ours))
                 row.vllm, row.peft, row.ours, row.verdict = answer.error, peft.error, ours.error, self._verdict(path)
             else:
-                row.vllm = row.ours = path
+                row.vllm, row.ours = base.error, path
             print(row, file=sys.stderr, flush=True)
             yield row
 
@@ -245,9 +245,10 @@ def measure(name: str, folder: Path, vllm: Vllm) -> Iterator[Row]:
         return
     bench = Bench(name, write_family(name, home), home, AutoModelForCausalLM, {})
     adapters = {each: bench.extract(each, part, *words) for each, part, words in extractions(name)}
-    plain = home / "adapters" / "rank-8"
-    if plain.exists():
-        odd = [each for each in ODD if ODD[each].model == name]
+    odd = [each for each in ODD if ODD[each].model == name]
+    if odd:
+        plain = bench.extract("plain", "finetune", "-r", 8, "--server", "lorax")  # on all models
+        assert isinstance(plain, Path), plain
         adapters |= {each: write_odd(each, plain, home / "odd" / each.replace(" ", "-")) for each in odd}
     yield from bench.rows(vllm, adapters, lambda each: Group.ODD if each in ODD else Group.EXTRACTED)
 

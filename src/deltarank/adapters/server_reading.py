@@ -8,7 +8,7 @@ from functools import cached_property
 
 from deltarank.adapters.class_names import ClassNames, FileNames
 from deltarank.adapters.keys import PREFIX
-from deltarank.adapters.parts import AdapterPart
+from deltarank.adapters.parts import AdapterPart, LoadEffect, UnusedTensor
 from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.reading import AdapterReading
 from deltarank.adapters.server_refusals import check_loadable
@@ -47,7 +47,8 @@ def read_as_server(adapter: LoraAdapter, base: Checkpoint, server: Server) -> Ad
         AdapterError: (slug "adapter-refused") the server does not load the adapter.
     """
     names = ServerNames(base)
-    read = replace(adapter, parts=tuple(map(_without_prefix, adapter.parts)))
+    unused = tuple(map(_without_random_numbers, adapter.unused))
+    read = replace(adapter, parts=tuple(map(_without_prefix, adapter.parts)), unused=unused)
     check_loadable(read, server, names, base)
     return AdapterReading(read, names, reader=server.title)
 
@@ -72,3 +73,8 @@ def read_as_mlx(adapter: LoraAdapter, base: Checkpoint, server: str | None) -> A
 def _without_prefix(part: AdapterPart) -> AdapterPart:
     """vLLM and llama.cpp's converter remove PEFT's prefix wherever it stands."""
     return replace(part, module=part.module.replace(PREFIX, ""), tensor=part.tensor.replace(PREFIX, ""))
+
+
+def _without_random_numbers(entry: UnusedTensor) -> UnusedTensor:
+    """PEFT alone puts random numbers in the place of a missing factor; a server that loads the rest puts nothing."""
+    return replace(entry, effect=LoadEffect.NONE) if entry.effect is LoadEffect.RANDOM else entry

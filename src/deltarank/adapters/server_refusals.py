@@ -16,6 +16,8 @@ from deltarank.results import listing
 from deltarank.servers import DEFAULT_SERVER, Handling, Server
 from deltarank.tensor_names import LM_HEAD, kind_of_tensor
 
+_BASE_LAYER = "base_layer"
+
 
 def check_loadable(adapter: LoraAdapter, server: Server, names: ReaderNames, base: Checkpoint) -> None:
     """Raises AdapterError (slug "adapter-refused") if the server does not load this adapter, or aborts on it.
@@ -125,6 +127,7 @@ def _refused_names(adapter: LoraAdapter, server: Server, names: ReaderNames, bas
     unknown = [part for part in adapter.parts if part.is_lora and not _is_known(part, names, base)]
     if server.unknown_paths is not refused:
         leaves = {tensor.removesuffix(".weight").rpartition(".")[2] for tensor in base.tensors}
+        leaves.add(_BASE_LAYER)  # vLLM does not look at modules of this name, which PEFT has around experts
         unknown = [part for part in unknown if part.module.rpartition(".")[2] not in leaves]
     if unknown and server.unknown_modules is refused:
         yield f"the base has no module {quoted(unknown[0].module)}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import peft_adapters as made
-from deltarank.adapters import Applied, apply_adapter, open_adapter
+from deltarank.adapters import Applied, LoadEffect, apply_adapter, open_adapter
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import AdapterError, UsageError
 from deltarank.servers import server_names
@@ -273,6 +273,23 @@ def test_half_a_lora(applied: Apply, side: str) -> None:
     weights = {key: value for key, value in q_and_o().items() if not ("0.self_attn.q_proj" in key and side in key)}
     assert len(applied(weights, "vllm").changes) == 3
     with refused("adapter-refused", AdapterError, match="a factor is missing"):
+        applied(weights, "llama.cpp")
+
+
+def test_vllm_puts_nothing_where_a_is_missing(applied: Apply) -> None:
+    """PEFT puts random numbers there."""
+    weights = o_alone()
+    del weights[f"base_model.model.{ATTENTION.format(0, 'o')}.lora_A.weight"]
+
+    assert [entry.effect for entry in applied(weights, "vllm").unused] == [LoadEffect.NONE]
+    assert [entry.effect for entry in applied(weights, "peft").unused] == [LoadEffect.RANDOM]
+
+
+def test_vllm_passes_over_modules_named_base_layer(applied: Apply) -> None:
+    weights = factors(ATTENTION.format(0, "o")) | factors(f"{ATTENTION.format(1, 'o')}.base_layer")
+
+    assert list(applied(weights, "vllm").changes) == [f"{ATTENTION.format(0, 'o')}.weight"]
+    with refused("adapter-refused", AdapterError, match="the base has no module"):
         applied(weights, "llama.cpp")
 
 
