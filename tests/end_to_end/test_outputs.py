@@ -38,7 +38,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 TOKENS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 
 
-def _train(model: PreTrainedModel, text: str, *, frozen: bool) -> None:
+def train(model: PreTrainedModel, text: str, *, frozen: bool) -> None:
     ids = torch.tensor([list(text.encode())])
     for name, weight in model.named_parameters():
         weight.requires_grad_("_proj" in name or not frozen)
@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = architecture("llama", **SIZES, **TOKENS, max_position_embeddings=256)()
     for name, text in (("base", TEXT.upper()), ("finetune", TEXT)):
-        _train(model, text, frozen=name == "finetune")
+        train(model, text, frozen=name == "finetune")
         model.save_pretrained(home / name)
         tokenizer(RECIPE).save_pretrained(home / name)
     factors = made.best_factors(home / "base", home / "finetune", 4)
