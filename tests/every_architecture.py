@@ -60,7 +60,7 @@ def build(model_type: str) -> PreTrainedModel | str:
 def _small_config(model_type: str) -> PreTrainedConfig:
     config = CONFIG_MAPPING[model_type]()
     _shrink(config)
-    return config
+    return type(config).from_dict(config.to_dict())  # which checks that the numbers fit each other
 
 
 def _shrink(config: PreTrainedConfig) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from deltarank.architectures.loaded_tensors import LoadedTensors, Shape, load_tensors
@@ -100,7 +102,7 @@ def _find_in_transformers(config: Mapping[str, Any]) -> LoadingClass | UnknownCl
         needs_code = " and the checkpoint's own code is not run" if "auto_map" in config else ""
         return UnknownClass(f"transformers {__version__} does not know the model type {model_type!a}{needs_code}")
     try:
-        made = CONFIG_MAPPING[model_type].from_dict(_without_quantisation(config))
+        made = _read_config(_without_quantisation(config))
         model_class = _class_of(config, made)
         if model_class is None:
             return UnknownClass(f"transformers {__version__} has no class {_named_class(config)!a}")
@@ -109,20 +111,39 @@ def _find_in_transformers(config: Mapping[str, Any]) -> LoadingClass | UnknownCl
         return UnknownClass(f"transformers {__version__} cannot build the model of config.json: {first_line(error)}")
 
 
+def _read_config(config: Mapping[str, Any]) -> Any:
+    """As transformers reads a file: it writes infinite numbers, for one, in a way of its own."""
+    from transformers import AutoConfig
+
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def _class_of(config: Mapping[str, Any], made: Any) -> type[Any] | None:
     """The class that the config names, if it is one for such a config; else that of AutoModelForCausalLM."""
     import transformers
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
-    named = getattr(transformers, str(_named_class(config)), None)
+    name = str(_named_class(config))
+    named = getattr(transformers, name, None)
     if isinstance(named, type) and issubclass(named, PreTrainedModel):
         wanted = getattr(named, "config_class", None)
-        if isinstance(wanted, type) and isinstance(made, wanted):
+        if (isinstance(wanted, type) and isinstance(made, wanted)) or name in _auto_classes(config["model_type"]):
             return named
     mapping: Any = AutoModelForCausalLM._model_mapping
     found = mapping.get(type(made), None)
     one = found[0] if isinstance(found, tuple | list) else found
     return one if isinstance(one, type) else None
+
+
+def _auto_classes(model_type: str) -> set[str]:
+    """The classes that transformers' Auto classes choose for a model type: some are written for another one."""
+    from transformers.models.auto import modeling_auto
+
+    tables = [table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
+    found = [table.get(model_type) for table in tables]
+    return {name for each in found for name in ((each,) if isinstance(each, str) else each or ())}
 
 
 def _named_class(config: Mapping[str, Any]) -> str | None:

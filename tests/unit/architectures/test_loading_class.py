@@ -1,9 +1,12 @@
 """The class of transformers that loads a checkpoint: found from config.json, without weights and without its code."""
 
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, Mamba2Config
 
 from deltarank.architectures import LoadingClass, UnknownClass, find_loading_class
 
@@ -55,6 +58,14 @@ def test_otherwise_it_says_why_there_is_none(config: dict[str, Any], reason: str
 
     assert isinstance(found, UnknownClass)
     assert reason in found.reason
+
+
+def test_infinite_numbers_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
+    config = Mamba2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_heads=4, head_dim=8, n_groups=1)
+    config.save_pretrained(tmp_path)
+    found = known(json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["Mamba2ForCausalLM"]})
+
+    assert found.config.time_step_limit[1] == math.inf
 
 
 def test_code_of_the_checkpoint_is_not_needed_for_an_architecture_that_transformers_has() -> None:
