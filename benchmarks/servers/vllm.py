@@ -65,6 +65,9 @@ SERVED = 1e-4
 
 PROMPTS = list(prompts())
 VLLM = ("--server", "vllm")
+WITH_IMAGES = {f"{name} with images": name for name in MULTIMODAL}
+"""Their types are the names of models of the zoo, too."""
+
 SUBSETS = {
     "llama": ("q_proj", "q_proj k_proj", "k_proj v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "layers.1."),
     "phi3": ("qkv_proj", "gate_up_proj", "down_proj"),
@@ -240,7 +243,7 @@ class Vllm:
 def measure(name: str, folder: Path, vllm: Vllm) -> Iterator[Row]:
     """The rows of a model of the zoo, or of one that reads images."""
     home = folder / name.replace(" ", "-")
-    if name in MULTIMODAL:
+    if name in WITH_IMAGES:
         yield from _measure_names(name, home, vllm)
         return
     bench = Bench(name, write_family(name, home), home, AutoModelForCausalLM, {})
@@ -255,7 +258,7 @@ def measure(name: str, folder: Path, vllm: Vllm) -> Iterator[Row]:
 
 def _measure_names(name: str, home: Path, vllm: Vllm) -> Iterator[Row]:
     no_images = {"limit_mm_per_prompt": {"image": 0, "video": 0}}
-    bench = Bench(name, write_multimodal(name, home), home, AutoModelForImageTextToText, no_images)
+    bench = Bench(name, write_multimodal(WITH_IMAGES[name], home), home, AutoModelForImageTextToText, no_images)
     plain = bench.extract("rank 8", "finetune", "-r", 8)
     adapters: dict[str, Path | str] = {"rank 8": plain}
     if isinstance(plain, Path):
@@ -312,7 +315,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, required=True, help="the interpreter of vLLM's environment")
     parser.add_argument("--torchvision", type=Path, help="a folder with torchvision, for models that read images")
-    names = [*ZOO, *MULTIMODAL]
+    names = [*ZOO, *WITH_IMAGES]
     parser.add_argument("--models", nargs="+", choices=names, default=names, help="the models (default: all)")
     parser.add_argument("--again", action="store_true", help="only print the tables of the last run")
     return parser.parse_args()
