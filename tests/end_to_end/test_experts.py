@@ -162,12 +162,22 @@ def test_experts_that_are_excluded_stay_out_all_together(pairs: Pairs, tmp_path:
     assert any("all experts or none" in t.reason for t in adapter.budget.tensors)
 
 
-@pytest.mark.parametrize("server", ["portable", "sglang", "lorax", "llama.cpp"])
-def test_other_servers_are_given_no_experts_and_refuse_them(pairs: Pairs, tmp_path: Path, server: str) -> None:
+@pytest.mark.parametrize(
+    ("server", "reason"),
+    [
+        ("portable", "bare parameters"),
+        ("sglang", "whole tensors"),
+        ("lorax", "bare parameters"),
+        ("llama.cpp", "bare parameters"),
+    ],
+)
+def test_other_servers_are_given_no_fused_experts_and_refuse_them(
+    pairs: Pairs, tmp_path: Path, server: str, reason: str
+) -> None:
     pair = pairs("gpt-oss")
     adapter = deltarank.extract(*pair, rank=8, server=server, output=tmp_path / "a")
     deltarank.extract(*pair, rank=8, server="peft", output=tmp_path / "peft", exclude=LEFT)
-    with refused("adapter-refused", AdapterError, match="bare parameters"):
+    with refused("adapter-refused", AdapterError, match=reason):
         deltarank.verify(*pair, tmp_path / "peft", server=server)
 
     assert {t.kind for t in adapter.budget.tensors} >= {"expert", "router"}

@@ -7,6 +7,7 @@ make llama.cpp abort.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import math
@@ -15,6 +16,7 @@ import runpy
 import subprocess
 import sys
 import tarfile
+import tempfile
 import traceback
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -61,22 +63,23 @@ def converters() -> Path:
 
 
 def _download(cache: Path) -> Path:
+    """The source package. Several processes may do this at a time."""
     archive = cache / f"{SOURCES}.tar.gz"
     if not archive.exists():
+        cache.mkdir(parents=True, exist_ok=True)
         name, _, version = SOURCES.rpartition("-")
         package = name.replace("_", "-")
         words = ["pip", "download", "--quiet", "--no-deps", "--no-binary", package, f"{package}=={version}"]
-        done = subprocess.run([sys.executable, "-m", *words, "-d", str(cache)], capture_output=True, text=True)
-        if done.returncode:
-            raise NotAvailableError(f"{SOURCES} cannot be downloaded: {done.stderr.strip()[-300:]}")
+        with tempfile.TemporaryDirectory(dir=cache) as staging:
+            done = subprocess.run([sys.executable, "-m", *words, "-d", staging], capture_output=True, text=True)
+            if done.returncode:
+                raise NotAvailableError(f"{SOURCES} cannot be downloaded: {done.stderr.strip()[-300:]}")
+            (Path(staging) / archive.name).replace(archive)
     return archive
 
 
 def _unpack(archive: Path, cache: Path) -> None:
-    """Only what the converters need. Two processes may do this at a time."""
-    import hashlib
-    import tempfile
-
+    """Only what the converters need."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SHA256:
         raise NotAvailableError(f"{archive} has the SHA-256 {found}")
@@ -264,5 +267,5 @@ def _ask_server(address: str, prompt: list[int], vocabulary: int) -> list[float]
         found = json.loads(answer.read())["completion_probabilities"][0]["top_logprobs"]
     values = [math.nan] * vocabulary
     for token in found:
-        values[token["id"]] = token["logprob"]
+        values[token["id"]] = math.nan if token["logprob"] is None else token["logprob"]
     return values

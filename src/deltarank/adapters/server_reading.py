@@ -20,17 +20,29 @@ from deltarank.servers import Server, get_server
 class ServerNames:
     """Servers read the names of the files, and most also those of transformers' class."""
 
-    def __init__(self, base: Checkpoint) -> None:
-        self._base, self._files = base, FileNames(base)
+    def __init__(self, base: Checkpoint, server: Server) -> None:
+        self._base, self._files, self._optional = base, FileNames(base), server.optional_prefixes
 
     @property
     def tied(self) -> Mapping[str, str]:
         return self._files.tied
 
     def in_files(self, tensor: str) -> str | None:
-        if tensor.partition("[")[0] in self._base.tensors or isinstance(self._class, str):
+        if tensor.partition("[")[0] in self._base.tensors:
             return tensor
-        return self._class.in_files(tensor)
+        if (found := self._short_names.get(self._short(tensor))) is not None:
+            return found
+        return tensor if isinstance(self._class, str) else self._class.in_files(tensor)
+
+    def _short(self, tensor: str) -> str:
+        """The name without the prefixes that the server ignores."""
+        while prefix := next((each for each in self._optional if tensor.startswith(each)), ""):
+            tensor = tensor.removeprefix(prefix)
+        return tensor
+
+    @cached_property
+    def _short_names(self) -> Mapping[str, str]:
+        return {self._short(name): name for name in self._base.tensors} if self._optional else {}
 
     def of_file(self, tensor: str) -> str:
         return tensor
@@ -46,7 +58,7 @@ def read_as_server(adapter: LoraAdapter, base: Checkpoint, server: Server) -> Ad
     Raises:
         AdapterError: (slug "adapter-refused") the server does not load the adapter.
     """
-    names = ServerNames(base)
+    names = ServerNames(base, server)
     unused = tuple(map(_without_random_numbers, adapter.unused))
     read = replace(adapter, parts=tuple(map(_without_prefix, adapter.parts)), unused=unused)
     check_loadable(read, server, names, base)

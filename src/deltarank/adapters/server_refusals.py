@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from deltarank.adapters.keys import parse_key
 from deltarank.adapters.parts import AdapterPart, PartKind
 from deltarank.adapters.placing import EXPERTS
 from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.reading import ReaderNames
+from deltarank.adapters.server_limits import beyond_limits
 from deltarank.checkpoints import Checkpoint, quoted
 from deltarank.errors import AdapterError
 from deltarank.results import listing
 from deltarank.servers import DEFAULT_SERVER, Handling, Server
-from deltarank.tensor_names import LM_HEAD, kind_of_tensor
 
 _BASE_LAYER = "base_layer"
 
@@ -28,7 +27,7 @@ def check_loadable(adapter: LoraAdapter, server: Server, names: ReaderNames, bas
     if server.tied_embedding is Handling.ABORTS and (reasons := list(_tied_embeddings(adapter, names))):
         _raise_refused(f"{server.title} aborts when it loads this adapter", reasons)
     reasons = [
-        *_refused_models(adapter, server, base.config),
+        *beyond_limits(adapter, server, names, base),
         *_refused_kinds(adapter, server),
         *_refused_names(adapter, server, names, base),
     ]
@@ -47,50 +46,12 @@ def _raise_refused(subject: str, reasons: list[str]) -> None:
     )
 
 
-def _refused_models(adapter: LoraAdapter, server: Server, config: Mapping[str, Any]) -> Iterator[str]:
-    """What the server does not load on models of this type, or of any."""
-    loras = [part for part in adapter.parts if part.is_lora]
-    if server.refuses_model(config):
-        yield f"it loads no LoRA on models of the type {config.get('model_type')!a}"
-        return
-    heads = [part for part in loras if kind_of_tensor(part.tensor) == LM_HEAD]
-    if heads and server.refuses_head(config):
-        yield f"it loads no LoRA on {quoted(heads[0].module)} of models of the type {config.get('model_type')!a}"
-    strange = [part for part in loras if EXPERTS not in part.module and not server.knows_module(_leaf(part))]
-    if strange:
-        yield f"it loads no LoRA on modules named {quoted(_leaf(strange[0]))}"
-    if server.unlike_ranks is Handling.REFUSED:
-        unlike = [part for part in loras if part.rank != adapter.config.rank and EXPERTS not in part.module]
-        if unlike:
-            ranks = f"has rank {unlike[0].rank:,}, and r is {adapter.config.rank:,}"
-            yield f"{quoted(unlike[0].module)} {ranks}: all must have the rank r of adapter_config.json"
-    yield from _incomplete_groups(loras, server)
-
-
-def _incomplete_groups(loras: Iterable[AdapterPart], server: Server) -> Iterator[str]:
-    """Modules that the server fuses, of which the adapter has some and not those that it needs."""
-    by_parent: dict[str, set[str]] = {}
-    for part in loras:
-        by_parent.setdefault(part.module.rpartition(".")[0], set()).add(_leaf(part))
-    for parent, present in by_parent.items():
-        for group in server.groups:
-            missing = [module for module in group.required if module not in present]
-            if missing and present & set(group.modules):
-                have = listing([quoted(name) for name in group.modules if name in present], most=3)
-                yield f"{quoted(parent)} has a LoRA on {have} and none on {quoted(missing[0])}, which it needs"
-                return
-
-
-def _leaf(part: AdapterPart) -> str:
-    return part.module.rpartition(".")[2]
-
-
 def _refused_kinds(adapter: LoraAdapter, server: Server) -> Iterator[str]:
     config, refused = adapter.config, Handling.REFUSED
     loras = [part for part in adapter.parts if part.is_lora]
     highest = max([config.rank if server.reads_config else 0, *(part.rank for part in loras)])
     if server.max_rank is not None and highest > server.max_rank:
-        yield f"it has rank {highest:,}, and the highest servable rank is {server.max_rank}"
+        yield f"it has rank {highest:,}, and the highest is {server.max_rank}"
     wholes = [part for part in adapter.parts if part.kind is PartKind.WHOLE and handling_of(part, server) is refused]
     declared = config.modules_to_save if server.reads_config else ()
     if wholes or (declared and server.modules_to_save is refused):

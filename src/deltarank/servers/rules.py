@@ -25,6 +25,7 @@ version, run      the version, and the day on which it was run; absent if it was
 read              when its source was read; `only_read`: which of these rules were not run
 like              the server whose other rules hold as well: for an older version; `product`: its name without the
                   versions
+optional_prefixes parts of names that the server ignores, in the keys of adapters and in the base
 carries           kind of tensor -> how: "whole" (in modules_to_save), "factors", or "on request" (factors, if
                   `--include` names it). Plain linear modules are always carried; other kinds are not
 """
@@ -107,6 +108,7 @@ class Server:
     no_lora: frozenset[str] = frozenset()
     no_head: frozenset[str] = frozenset()
     like: str = ""
+    optional_prefixes: tuple[str, ...] = ()
 
     @classmethod
     def from_rules(cls, name: str, rules: Mapping[str, Any]) -> Server:
@@ -144,6 +146,7 @@ class Server:
             no_lora=frozenset(rules["no_lora"]),
             no_head=frozenset(rules["no_head"]),
             like=rules.get("like", ""),
+            optional_prefixes=tuple(rules.get("optional_prefixes", ())),
         )
 
     @property
@@ -201,10 +204,11 @@ class Server:
         """Whether it loads no LoRA on the lm_head of this model, tied or not."""
         return bool(self.no_head & model_types(config))
 
-    def partners(self, module: str) -> set[str]:
-        """The modules that the server fuses with one of this path, and wants beside it."""
+    def partners(self, module: str, *, required: bool = False) -> set[str]:
+        """The modules that the server fuses with one of this path; only those without which it does not load it."""
         parent, dot, name = module.rpartition(".")
-        mates = {mate for group in self.groups if name in group.modules for mate in group.modules}
+        groups = [group for group in self.groups if name in group.modules]
+        mates = {mate for group in groups for mate in (group.required if required else group.modules)}
         return {f"{parent}{dot}{mate}" for mate in mates - {name}}
 
     def knows_module(self, name: str) -> bool:
