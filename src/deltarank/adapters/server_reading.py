@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -20,8 +20,8 @@ from deltarank.servers import Server, get_server
 class ServerNames:
     """Servers read the names of the files, and most also those of transformers' class."""
 
-    def __init__(self, base: Checkpoint, server: Server) -> None:
-        self._base, self._files, self._optional = base, FileNames(base), server.optional_prefixes
+    def __init__(self, base: Checkpoint, *, optional_prefixes: Sequence[str] = ()) -> None:
+        self._base, self._files, self._optional = base, FileNames(base), optional_prefixes
 
     @property
     def tied(self) -> Mapping[str, str]:
@@ -58,7 +58,7 @@ def read_as_server(adapter: LoraAdapter, base: Checkpoint, server: Server) -> Ad
     Raises:
         AdapterError: (slug "adapter-refused") the server does not load the adapter.
     """
-    names = ServerNames(base, server)
+    names = ServerNames(base, optional_prefixes=server.optional_prefixes)
     unused = tuple(map(_without_random_numbers, adapter.unused))
     read = replace(adapter, parts=tuple(map(_without_prefix, adapter.parts)), unused=unused)
     check_loadable(read, server, names, base)

@@ -11,7 +11,7 @@ from deltarank.jobs.extract.layout import FusedExpert, Target
 from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.jobs.extract.reasons import UNKNOWN_EXPERT, UNKNOWN_FUSED_EXPERT, omission_reason
 from deltarank.results import listing
-from deltarank.servers import PEFT, ExpertLayout, Server, modules_fused_by_peft
+from deltarank.servers import PEFT, ExpertLayout, Handling, Server, modules_fused_by_peft
 from deltarank.tensor_names import EXPERT, kind_of_tensor
 
 
@@ -39,11 +39,13 @@ def refusal_of_expert(pair: Pair, base: Checkpoint, server: Server, *, selected_
     rule = server.carries.get(EXPERT)
     if rule is None or (rule == "on request" and not selected_by_name):
         return omission_reason(EXPERT, server)
+    if is_slice(pair) and server.fused_experts is not Handling.HONOURED:
+        return f"{server.omission} experts that share a tensor"
     if is_slice(pair):
         fused = fused_expert(pair, base)
         return None if fused is not None and fused.experts > 1 else UNKNOWN_FUSED_EXPERT
     module_name = name_for_peft(pair, base).rpartition(".")[0].rpartition(".")[2]
-    is_addressed = rule == "on request" or module_name in modules_fused_by_peft(base.config)
+    is_addressed = not server.is_peft or module_name in modules_fused_by_peft(base.config)
     return None if is_addressed else UNKNOWN_EXPERT
 
 
