@@ -229,3 +229,20 @@ def test_verify_allows_for_the_rounding_of_a_merge(home: Path, tmp_path: Path) -
     assert [row.energies.scaled_by for row in right.tensors if row.is_touched] == pytest.approx([1.0] * 14, abs=1e-3)
     assert wrong.kind is FitKind.MISSCALED, wrong.sentences
     assert 1.5 < (wrong.touched.scaled_by or 0) < 3  # a guess, since rounding takes more of the weaker one
+
+
+@pytest.mark.parametrize(("adapter", "kind"), [("adapter", MergeKind.ROUNDING), ("other", MergeKind.ABSENT)])
+def test_a_merge_that_was_quantised_is_held_up_to_the_rounding_of_its_format(
+    home: Path, tmp_path: Path, adapter: str, kind: MergeKind
+) -> None:
+    def quantise(weights: dict[str, Tensor]) -> None:
+        for name in [name for name in weights if "_proj" in name]:
+            scale = weights[name].float().abs().max() / 448
+            weights[name] = (weights[name].float() / scale).to(torch.float8_e4m3fn)
+            weights[f"{name}_scale"] = scale.reshape(1)
+
+    merged = merge(home, tmp_path / "merged", base="float32", in_dtype="float32", stored="float32", adapters=(adapter,))
+    found = check(home, edited(merged, quantise), base="float32")
+
+    assert found.kind is kind, found.sentences
+    assert "exactly" not in found.sentences[0]

@@ -59,7 +59,7 @@ class MergedTensor:
     strength         what the adapter's change is multiplied by in W; None where it is not in W
     mismatches       entries in which W differs from the replay; of a tensor that the adapter does not change, from W0
     moved            entries that the merge changes
-    deviation        the largest difference from the merge, in units in the last place
+    deviation        the largest difference from the merge, in units in the last place; None where a side is quantised
     energy           ||W - W0||^2, after W0 was rounded to the dtype of W
     residual         the part of it that the merge does not explain
     """

@@ -149,7 +149,8 @@ def _beside_merge(
 ) -> tuple[MergedTensor, MergeSums]:
     """The row with the figures of a merge at this strength, by the way that comes nearest."""
     sums, different = tensor.sums(merger, strength)
-    row = replace(row, moved=sums.moved, deviation=sums.deviation, residual=sums.residual)
+    deviation = None if tensor.format_error else sums.deviation
+    row = replace(row, moved=sums.moved, deviation=deviation, residual=sums.residual)
     if not (tensor.is_plain and sums.is_finite):
         return row, sums
     ways = tensor.replays()

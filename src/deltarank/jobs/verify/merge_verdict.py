@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -87,8 +86,10 @@ def _say_exact(
 def _say_rounding(
     merged: str, adapter: str, touched: Sequence[MergedTensor], held: Sequence[MergedTensor], strength: float | None
 ) -> Iterator[str]:
-    worst = max(row.deviation or 0.0 for row in held)
-    bound = f", by at most {figure(worst)} units in the last place" if math.isfinite(worst) else ""
+    known = [row.deviation for row in held if row.deviation is not None]
+    bound = f", by at most {figure(max(known))} units in the last place" if known else ""
+    if len(known) < len(held):
+        bound = ", that of a quantised format included"
     yield (
         f"{merged} holds {adapter} up to rounding: {_tensors(len(held))} that the adapter changes "
         f"{'differs' if len(held) == 1 else 'differ'} from a merge by no more than rounding explains{bound}."
