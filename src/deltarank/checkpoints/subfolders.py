@@ -35,8 +35,14 @@ class Subfolder:
 
 
 def models_below(folder: Path) -> list[Subfolder]:
-    """The folders below this one that hold weights or an adapter, by the names of their files; none inside another."""
-    return [found for path in islice(_folders_below(folder, 1), MAX_FOLDERS) if (found := _model_in(path))]
+    """The folders below this one that hold weights or an adapter, by the names of their files; none inside another.
+
+    A link to one of them, such as `latest`, is not another one.
+    """
+    found = [each for path in islice(_folders_below(folder, 1), MAX_FOLDERS) if (each := _model_in(path))]
+    found.sort(key=lambda each: each.path.is_symlink())
+    distinct = {each.path.resolve(): each for each in reversed(found)}
+    return sorted(distinct.values(), key=lambda each: each.path)
 
 
 def adapter_folder(path: Path) -> Path:
@@ -68,12 +74,12 @@ def _model_in(folder: Path) -> Subfolder | None:
 
 
 def _listed(folder: Path, *, folders: bool) -> list[Path]:
-    """The folders, or the files, in a folder; none if it may not be read. Links to folders are not followed."""
+    """The folders, or the files, in a folder; none if it may not be read."""
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return []
-    return [path for path in entries if path.is_dir() == folders and not (folders and path.is_symlink())]
+    return [path for path in entries if path.is_dir() == folders]
 
 
 def names_below(folder: Path) -> list[str]:

@@ -79,9 +79,11 @@ def test_empty_factors_of_zero_3_are_named(models: Path, tmp_path: Path) -> None
         deltarank.compare(models / "base", folder)
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"])
 def test_a_git_lfs_pointer_in_an_adapter_is_named(name: str, models: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(models / "run" / "chat", tmp_path / "pointer")
+    if name == "adapter_model.bin":
+        (folder / "adapter_model.safetensors").unlink()
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345678\n")
     for finetune, adapter in ((folder, None), (models / "run" / "chat", folder)):
         with refused("lfs-pointer", match="Git LFS"):

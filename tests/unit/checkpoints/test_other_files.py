@@ -286,6 +286,17 @@ def test_a_folder_above_one_checkpoint_is_resolved_and_said(tmp_path: Path) -> N
         assert "`checkpoint-500`" in checkpoint.notes[0]
 
 
+def test_links_to_folders_are_followed_and_name_no_second_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a").symlink_to(save(tmp_path / "real", llama()))
+    (tmp_path / "run" / "loop").symlink_to(tmp_path / "run")
+    assert names_read(tmp_path / "run") == sorted(llama())
+    save(tmp_path / "run2" / "checkpoint-5", llama())
+    (tmp_path / "run2" / "best").symlink_to(tmp_path / "run2" / "checkpoint-5")
+    with open_checkpoint(tmp_path / "run2") as checkpoint:
+        assert checkpoint.reference.ref.endswith("checkpoint-5")
+
+
 def test_a_folder_above_several_checkpoints_lists_them(tmp_path: Path) -> None:
     for step in (500, 1000):
         save(tmp_path / f"checkpoint-{step}", llama())
