@@ -75,7 +75,8 @@ def open_finetune(
             if adapter is None:
                 refuse_other_adapters_in(Path(ref))
                 raise
-    return _open_adapted(base, adapter, Path(ref).name if is_adapter_file(ref) else None)
+    named = Path(ref).name if is_adapter_file(ref) else CONFIG_FILE
+    return _open_adapted(base, adapter, None if named == CONFIG_FILE else named)
 
 
 def _open_adapted(base: Checkpoint, found: tuple[Path, str, str | None], weights: str | None) -> Checkpoint:

@@ -154,7 +154,6 @@ def parse_config(text: bytes) -> LoraConfig:
             "adapter-not-lora") the adapter is not a LoRA; (slug "adapter-unsupported") it is a LoRA that is more than
             scale * B A.
     """
-    refuse_pointer(text, CONFIG_FILE)
     data = parse_object(text)
     _check_is_lora(data)
     _check_is_supported(data)
@@ -185,7 +184,8 @@ def parse_config(text: bytes) -> LoraConfig:
 
 
 def parse_object(text: bytes) -> Mapping[str, Any]:
-    """Raises AdapterError (slug "adapter-bad-config") for a text that is no JSON object."""
+    """Raises AdapterError (slug "adapter-bad-config") for a text that is no JSON object, HeaderError for a pointer."""
+    refuse_pointer(text, CONFIG_FILE)
     if len(text) > MAX_CONFIG_SIZE:
         _raise_bad_config(f"it has more than {MAX_CONFIG_SIZE:,} bytes")
     try:
