@@ -27,7 +27,7 @@ MAX_CONFIG_SIZE = 16_000_000
 MAX_RANK = 1_000_000
 MAX_ALPHA = 1e9
 
-_MERGE_CURE = (
+MERGE_CURE = (
     "Merge it into its base with PEFT (`merge_and_unload`, then `save_pretrained`), and give the merged folder to "
     "`deltarank compare`."
 )
@@ -204,7 +204,7 @@ def _check_is_lora(data: Mapping[str, Any]) -> None:
     if kind != "LORA":
         raise AdapterError(
             f"The adapter has the PEFT type {ascii(kind)[:60]}; only LORA is supported.",
-            cure=_MERGE_CURE,
+            cure=MERGE_CURE,
             slug="adapter-not-lora",
         )
 
@@ -217,7 +217,7 @@ def _check_is_supported(data: Mapping[str, Any]) -> None:
     if reasons:
         raise AdapterError(
             f"The adapter is more than a scaled product of two factors ({listing(reasons, most=3)}).",
-            cure=_MERGE_CURE,
+            cure=MERGE_CURE,
             slug="adapter-unsupported",
         )
 

@@ -8,8 +8,10 @@ from enum import Enum
 
 import torch
 
+from deltarank.adapters.config_read import MERGE_CURE
 from deltarank.adapters.keys import FactorKey, parse_key
 from deltarank.checkpoints import FLOAT_DTYPES, TensorInfo, dimensions, quoted
+from deltarank.errors import AdapterError
 
 FACTOR_DTYPES = {
     **FLOAT_DTYPES,
@@ -186,6 +188,17 @@ class _Factors:
         down, up = self._found.get(True), self._found.get(False)
         if down is None or up is None:
             return [_unpaired(key, each) for each in (down, up) if each is not None]
+        if (
+            len(down.shape) == len(up.shape) > 2
+            and up.shape[1] < down.shape[0]
+            and down.shape[0] % max(up.shape[1], 1) == 0 < up.shape[1]
+        ):
+            raise AdapterError(
+                f"The adapter is more than a scaled product of two factors ({quoted(key.module)} is a convolution in "
+                "groups).",
+                cure=MERGE_CURE,
+                slug="adapter-unsupported",
+            )
         if (reason := _shape_error(down.shape, up.shape)) is not None:
             return [UnusedTensor(each.name, reason, LoadEffect.REFUSED, key.module) for each in (down, up)]
         kind = PartKind.EMBEDDING if key.is_embedding else PartKind.LINEAR

@@ -103,7 +103,7 @@ class Placer:
 
     def needs_no_place(self, part: AdapterPart) -> bool:
         """Whether a part is the copy of an embedding for a head that PEFT ties to it, or a bias beside a matrix."""
-        is_copy = self._adapter_config.ties_weights and part.kind is PartKind.WHOLE and part.tensor in self._tied
+        is_copy = self._adapter_config.ties_weights and part.tensor in self._tied
         return is_copy or self.weight_beside(part) is not None
 
     def fits(self, part: AdapterPart, target: Target) -> bool:
