@@ -1,4 +1,6 @@
-"""LoRA adapters in PEFT's format: reading, applying and writing. PEFT itself is never imported.
+"""LoRA adapters in PEFT's format: reading, applying and writing.
+
+Which keys of an adapter count, PEFT itself says where the class of the base is known (`architectures`).
 
 open_adapter(folder) -> LoraAdapter                  its configuration and header, read and checked; no tensor
 apply_adapter(adapter, targets, ...) -> Applied      what it changes in two checkpoints, from headers alone
