@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from deltarank.architectures.transformers_logging import first_line, silence_tra
 from deltarank.system import silence_logging
 
 _MOST_LAYERS = 10_000
+_NUMBER_OF_LAYERS = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks|experts)|(?:en|de)coder_layers|depth")
 
 
 @dataclass(frozen=True)
@@ -172,5 +174,5 @@ def _numbers_of_layers(config: Mapping[str, Any]) -> Iterator[int]:
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _numbers_of_layers(value)
-        elif isinstance(value, int) and ("layer" in key or "expert" in key or "depth" in key):
+        elif isinstance(value, int) and _NUMBER_OF_LAYERS.fullmatch(key):
             yield value

@@ -60,6 +60,10 @@ def test_otherwise_it_says_why_there_is_none(config: dict[str, Any], reason: str
     assert reason in found.reason
 
 
+def test_large_numbers_of_other_things_are_no_layers() -> None:
+    assert known(LLAMA | {"vocab_size_per_layer_input": 262144, "moe_layer_start": 99999}).name == "LlamaForCausalLM"
+
+
 def test_infinite_numbers_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
     config = Mamba2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_heads=4, head_dim=8, n_groups=1)
     config.save_pretrained(tmp_path)
