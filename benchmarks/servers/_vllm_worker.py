@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ SETTINGS = {
 
 def main(task: dict[str, Any], answers: Path) -> None:
     os.environ.update(SETTINGS)
-    declare_operators()
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
@@ -62,15 +60,6 @@ def main(task: dict[str, Any], answers: Path) -> None:
                 model.llm_engine.remove_lora(number)
             except Exception as error:
                 answer(name, error=describe(error))
-
-
-def declare_operators() -> None:
-    """Those of torchvision, which a build for CUDA does not load here. Its import needs them; nothing calls them."""
-    if find_spec("torchvision"):
-        from torch.library import define
-
-        for name in ("nms", "qnms"):
-            define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def predict(model: Any, task: dict[str, Any], adapter: Any = None) -> list[list[float]]:

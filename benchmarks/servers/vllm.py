@@ -213,7 +213,8 @@ class Vllm:
         worker = Path(__file__).with_name("_vllm_worker.py")
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         if self.torchvision:
-            environment["PYTHONPATH"] = str(self.torchvision)
+            operators = Path(__file__).with_name("_torchvision")
+            environment["PYTHONPATH"] = os.pathsep.join([str(operators), str(self.torchvision)])
         with (task.parent / "vllm.log").open("ab") as log:
             try:
                 # -P: or else `import vllm` would find this file.
