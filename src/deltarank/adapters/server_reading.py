@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 
 from deltarank.adapters.class_names import ClassNames, FileNames
 from deltarank.adapters.keys import PREFIX
@@ -20,8 +21,15 @@ from deltarank.servers import Server, get_server
 class ServerNames:
     """Servers read the names of the files, and most also those of transformers' class."""
 
-    def __init__(self, base: Checkpoint, *, optional_prefixes: Sequence[str] = ()) -> None:
-        self._base, self._files, self._optional = base, FileNames(base), optional_prefixes
+    def __init__(
+        self,
+        base: Checkpoint,
+        *,
+        optional_prefixes: Sequence[str] = (),
+        replaced_prefixes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._base, self._files = base, FileNames(base)
+        self._optional, self._replaced = optional_prefixes, replaced_prefixes
 
     @property
     def tied(self) -> Mapping[str, str]:
@@ -30,19 +38,25 @@ class ServerNames:
     def in_files(self, tensor: str) -> str | None:
         if tensor.partition("[")[0] in self._base.tensors:
             return tensor
-        if (found := self._short_names.get(self._short(tensor))) is not None:
+        if (found := self._names_in_server.get(self._name_in_server(tensor))) is not None:
             return found
         return tensor if isinstance(self._class, str) else self._class.in_files(tensor)
 
-    def _short(self, tensor: str) -> str:
-        """The name without the prefixes that the server ignores."""
+    def _name_in_server(self, tensor: str) -> str:
+        """The name with the prefixes that the server has, without those that it ignores."""
+        for prefix, other in self._replaced.items():
+            if tensor.startswith(prefix):
+                tensor = other + tensor.removeprefix(prefix)
+                break
         while prefix := next((each for each in self._optional if tensor.startswith(each)), ""):
             tensor = tensor.removeprefix(prefix)
         return tensor
 
     @cached_property
-    def _short_names(self) -> Mapping[str, str]:
-        return {self._short(name): name for name in self._base.tensors} if self._optional else {}
+    def _names_in_server(self) -> Mapping[str, str]:
+        if not (self._optional or self._replaced):
+            return {}
+        return {self._name_in_server(name): name for name in self._base.tensors}
 
     def of_file(self, tensor: str) -> str:
         return tensor
@@ -58,7 +72,11 @@ def read_as_server(adapter: LoraAdapter, base: Checkpoint, server: Server) -> Ad
     Raises:
         AdapterError: (slug "adapter-refused") the server does not load the adapter.
     """
-    names = ServerNames(base, optional_prefixes=server.optional_prefixes)
+    names = ServerNames(
+        base,
+        optional_prefixes=server.optional_prefixes,
+        replaced_prefixes=server.replaced_prefixes(base.config),
+    )
     unused = tuple(map(_without_random_numbers, adapter.unused))
     read = replace(adapter, parts=tuple(map(_without_prefix, adapter.parts)), unused=unused)
     check_loadable(read, server, names, base)

@@ -26,6 +26,8 @@ read              when its source was read; `only_read`: which of these rules we
 like              the server whose other rules hold as well: for an older version; `product`: its name without the
                   versions
 optional_prefixes parts of names that the server ignores, in the keys of adapters and in the base
+replaced_prefixes beginnings of such names that it replaces: all that apply to the model's type, the first that fits;
+                  `model_types`: for which types, if not for all
 carries           kind of tensor -> how: "whole" (in modules_to_save), "factors", or "on request" (factors, if
                   `--include` names it). Plain linear modules are always carried; other kinds are not
 """
@@ -109,6 +111,7 @@ class Server:
     no_head: frozenset[str] = frozenset()
     like: str = ""
     optional_prefixes: tuple[str, ...] = ()
+    prefix_rules: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def from_rules(cls, name: str, rules: Mapping[str, Any]) -> Server:
@@ -147,6 +150,7 @@ class Server:
             no_head=frozenset(rules["no_head"]),
             like=rules.get("like", ""),
             optional_prefixes=tuple(rules.get("optional_prefixes", ())),
+            prefix_rules=tuple(rules.get("replaced_prefixes", ())),
         )
 
     @property
@@ -203,6 +207,15 @@ class Server:
     def refuses_head(self, config: Mapping[str, Any]) -> bool:
         """Whether it loads no LoRA on the lm_head of this model, tied or not."""
         return bool(self.no_head & model_types(config))
+
+    def replaced_prefixes(self, config: Mapping[str, Any]) -> Mapping[str, str]:
+        """Beginnings of names -> what this server replaces them by, on the model with this config.json."""
+        kind = config.get("model_type")
+        return {
+            rule["prefix"]: rule["becomes"]
+            for rule in self.prefix_rules
+            if "model_types" not in rule or kind in rule["model_types"]
+        }
 
     def partners(self, module: str, *, required: bool = False) -> set[str]:
         """The modules that the server fuses with one of this path; only those without which it does not load it."""

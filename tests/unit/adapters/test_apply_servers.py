@@ -1,5 +1,6 @@
 """An adapter as a server would apply it: what it drops, what it multiplies by, what it refuses."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -283,6 +284,39 @@ def test_vllm_puts_nothing_where_a_is_missing(applied: Apply) -> None:
 
     assert [entry.effect for entry in applied(weights, "vllm").unused] == [LoadEffect.NONE]
     assert [entry.effect for entry in applied(weights, "peft").unused] == [LoadEffect.RANDOM]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "model_type", "loads"),
+    [
+        ("model.language_model.", "other_vl", True),
+        ("language_model.model.", "other_vl", True),
+        ("model.", "other_vl", False),
+        ("model.", "mistral3", True),
+        ("language_model.", "mistral3", False),
+    ],
+)
+def test_vllm_has_names_of_its_own_for_models_with_images(
+    pair: tuple[Path, Path], tmp_path: Path, prefix: str, model_type: str, loads: bool
+) -> None:
+    """benchmarks/servers/vllm.py compares them with vLLM."""
+    base, tuned = (with_images(side, tmp_path / side.name, model_type) for side in pair)
+    module = ATTENTION.format(0, "o").removeprefix("model.")
+    adapter = made.write_adapter(
+        tmp_path / "adapter", factors(prefix + module), r=4, lora_alpha=8, target_modules=["o_proj"]
+    )
+    with open_adapter(adapter) as lora, open_checkpoint(base) as before, open_checkpoint(tuned) as after:
+        pairing = pair_checkpoints(before, after)
+        found = apply_adapter(lora, (*pairing.pairs, *pairing.summed), server="vllm", base=before).changes
+
+    assert list(found) == ([f"language_model.model.{module}.weight"] if loads else [])
+
+
+def with_images(side: Path, folder: Path, model_type: str) -> Path:
+    """The checkpoint of a text model under the names that it has inside a model with images."""
+    made.write_checkpoint(folder, {f"language_model.{name}": w for name, w in made.tensors(side).items()}, side)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
 
 
 def test_vllm_passes_over_modules_named_base_layer(applied: Apply) -> None:
