@@ -291,11 +291,11 @@ def serve_as_written(folder: Path, vllm: Vllm) -> float:
 def main() -> None:
     options = _arguments()
     vllm = Vllm(options.python, options.torchvision)
-    if options.again:
-        rows = [Row(**{**row, "group": Group(row["group"])}) for row in _report.load(NAME)]
-    else:
+    rows = [Row(**{**row, "group": Group(row["group"])}) for row in _report.load(NAME) or []]
+    for name in () if options.again else options.models:
         with tempfile.TemporaryDirectory(prefix="deltarank-vllm-") as folder:
-            rows = [row for name in options.models for row in measure(name, Path(folder), vllm)]
+            measured = list(measure(name, Path(folder), vllm))
+        rows = [*(row for row in rows if row.model != name), *measured]
         _report.save(NAME, [asdict(row) for row in rows])
     print(f"{vllm.versions()}; {_report.machine_line()}\n\n{tables(rows)}\n")
     broken = [row for row in rows if not row.is_as_claimed]
@@ -317,8 +317,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--python", type=Path, required=True, help="the interpreter of vLLM's environment")
     parser.add_argument("--torchvision", type=Path, help="a folder with torchvision, for models that read images")
     names = [*ZOO, *WITH_IMAGES]
-    parser.add_argument("--models", nargs="+", choices=names, default=names, help="the models (default: all)")
-    parser.add_argument("--again", action="store_true", help="only print the tables of the last run")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=names,
+        default=names,
+        help="the models (default: all); others keep their last rows",
+    )
+    parser.add_argument("--again", action="store_true", help="measure nothing, print the last rows")
     return parser.parse_args()
 
 
