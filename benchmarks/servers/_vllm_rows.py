@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -113,7 +114,7 @@ def _extracted_rows(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
             yield (
                 model,
                 names,
-                f"{min(effects):.1g} to {max(effects):.1f}",
+                f"{min(effects):.1f} to {max(effects):.1f}",
                 f"{worst:.0e}",
                 f"{exact[0].noise:.0e}",
                 "exactly",
@@ -163,4 +164,7 @@ def _short(error: str) -> str:
     """The beginning of an error, without the folder, which differs between runs, and the list of modules."""
     if "expected target modules in" in error:
         return f"unexpected module {error.rpartition('received [')[2].split(',')[0]}"
-    return error.removeprefix("ValueError: ").removeprefix("RuntimeError: ")[:80].replace("|", "/")
+    return _KIND_OF_ERROR.sub("", error)[:80].replace("|", "/")
+
+
+_KIND_OF_ERROR = re.compile(r"^(\w+Error: )+(.*Value error, )?")
