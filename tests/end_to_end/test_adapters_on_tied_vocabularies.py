@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import deltarank
 import peft_adapters as made
+from commands import RunCommand
 from deltarank.adapters import open_finetune
 from deltarank.checkpoints import open_checkpoint
 from deltarank.demo.model import tokenizer
@@ -124,6 +125,14 @@ def test_a_lora_on_the_head_is_beside_the_finetune_s_tied_change(home: Path) -> 
     assert rows[HEAD].energies.energy == pytest.approx(rows[EMBEDDING].energies.energy)
     assert rows[HEAD].energies.added > 0 == rows[EMBEDDING].energies.added
     assert rows[EMBEDDING].energies.lost == rows[EMBEDDING].energies.energy
+
+
+def test_a_change_of_the_head_alone_is_never_called_none(home: Path, tmp_path: Path, command: RunCommand) -> None:
+    ran = command("compare", home / "base", home / "head alone", "-o", tmp_path / "run", "--ranks", "4", "-q")
+
+    assert ran.code == 0
+    assert "changed nothing" not in ran.out
+    assert "matrices that were measured: all of its change is in tensors that were not" in " ".join(ran.out.split())
 
 
 @pytest.mark.parametrize("case", ["head and matrices", "embedding saved whole", "a tie that is ensured"])

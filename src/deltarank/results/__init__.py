@@ -86,7 +86,7 @@ from deltarank.results.reference import Reference
 from deltarank.results.run import AuditRow, Results, Verdict, VerdictKind
 from deltarank.results.text_table import format_table
 from deltarank.results.totals import Total, Totals
-from deltarank.results.unpaired import NONE_UNPAIRED, Unpaired
+from deltarank.results.unpaired import ALL_ELSEWHERE, NONE_UNPAIRED, Unpaired
 from deltarank.results.verification import (
     FitEnergies,
     FitKind,
@@ -99,6 +99,7 @@ from deltarank.results.verification import (
 )
 
 __all__ = [
+    "ALL_ELSEWHERE",
     "DEFAULT_OUTPUTS_RANKS",
     "DEFAULT_RANKS",
     "FINETUNE",

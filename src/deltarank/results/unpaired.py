@@ -13,6 +13,9 @@ from deltarank.results.matrix import Outcome, Skipped
 NOTABLE_SHARE = 0.01
 """From this share of the parameters on, the first sentence of a verdict states it."""
 
+ALL_ELSEWHERE = "all of its change is in tensors that were not"
+"""After "... that were measured": of a finetune whose measured matrices are the base's."""
+
 _BOTH = (Outcome.SHAPE_DIFFERS, Outcome.NOT_FLOATING)
 _IN_FINETUNE = (Outcome.ONLY_IN_FINETUNE, *_BOTH)
 _IN_BASE = (Outcome.ONLY_IN_BASE, *_BOTH)

@@ -53,7 +53,8 @@ class TestHeadline:
         assert [p.text for p in page_data([results()]).headlines[0] if p.is_name] == ["Bigger-Body-12b"]
 
     def test_nothing_changed(self):
-        assert "changed nothing" in sentences(page_data([results(unchanged())]))[0]
+        assert "changed nothing" in sentences(page_data([results(unchanged(), skipped=())]))[0]
+        assert "all of its change is in tensors that were not" in sentences(page_data([results(unchanged())]))[0]
 
     def test_nothing_measured(self):
         assert set(sentences(page_data([results([])]))) == {"Nothing could be measured."}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from deltarank.jobs.compare.common_rank import common_rank
 from deltarank.results import (
+    ALL_ELSEWHERE,
     SERVABLE_RANKS,
     Loss,
     MatrixResult,
@@ -43,7 +44,10 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
     kind, rank = _kind(matrices, whole, unpaired)
     sides = [m.max_rank for m in matrices if m.has_losses]
     loss = whole.loss(headline_rank([x.rank for x in whole.losses], max(sides)))
-    sentences = [*_headline(kind, loss, whole, unpaired, name), *_nature(kind, rank, whole, unpaired, matrices)]
+    sentences = [
+        *_headline(kind, loss, whole, unpaired, name, elsewhere=any(each.energy for each in skipped)),
+        *_nature(kind, rank, whole, unpaired, matrices),
+    ]
     if whole.energy and kind is not VerdictKind.UNRELATED:
         sentences += [
             *_cosine(loss),
@@ -67,9 +71,15 @@ def _kind(matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired) ->
     return (VerdictKind.ROUNDING if floor >= MOSTLY_ROUNDING else VerdictKind.FULL), None
 
 
-def _headline(kind: VerdictKind, loss: Loss, whole: Total, unpaired: Unpaired, name: str) -> Iterator[str]:
+def _headline(
+    kind: VerdictKind, loss: Loss, whole: Total, unpaired: Unpaired, name: str, *, elsewhere: bool
+) -> Iterator[str]:
     if kind is VerdictKind.UNKNOWN:
         yield f"{name} has {unpaired.no_change_in(whole.matrices)}."
+        return
+    if kind is VerdictKind.IDENTICAL and elsewhere:
+        measured = count(whole.matrices, "matrix", "matrices")
+        yield f"{name} equals the base in the {measured} that were measured: {ALL_ELSEWHERE}."
         return
     if kind is VerdictKind.IDENTICAL:
         yield f"{name} equals the base in the {count(whole.matrices, 'matrix', 'matrices')} that were measured."

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from deltarank.report.view.behaviour import behaviour_at, behaviour_kept
 from deltarank.report.view.page import Phrase, RunView
 from deltarank.report.view.text import behaviour_percent, kept_percent, unbroken
-from deltarank.results import SERVABLE_RANKS, Loss, figure, percent
+from deltarank.results import ALL_ELSEWHERE, SERVABLE_RANKS, Loss, count, figure, percent
 
 MOST_NAMED = 3
 """More runs than these are counted instead of named."""
@@ -38,6 +38,9 @@ def weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> 
         return (Phrase("Nothing could be measured."),)
     if len(runs) == 1 and runs[0].energy == 0 and (unpaired := runs[0].unpaired).matrices:
         return (*_names(runs), Phrase(f" has {unpaired.no_change_in(runs[0].matrices_measured)}."))
+    if len(runs) == 1 and runs[0].energy == 0 and any(group.share for group in runs[0].left_out):
+        measured = count(runs[0].matrices_measured, "matrix", "matrices")
+        return (*_names(runs), Phrase(f" changed none of the {measured} that were measured: {ALL_ELSEWHERE}."))
     if all(run.energy == 0 and not run.unpaired.matrices for run in runs):
         return (*_names(runs), Phrase(" changed nothing: there is nothing to lose."))
     losses = [loss for run in runs if (loss := run.losses[rank_index]) is not None]
