@@ -275,6 +275,7 @@ class Ballot:
 
     sampler          how all texts were sampled, in words
     minutes          that it takes to read and answer everything, about
+    has_catch_pairs  whether any of the pairs are of one model twice, or of models that anybody should tell apart
     """
 
     test: str
@@ -282,4 +283,5 @@ class Ballot:
     pairs: tuple[BallotPair, ...]
     sampler: str | None
     minutes: Count
+    has_catch_pairs: bool
     tool_version: str

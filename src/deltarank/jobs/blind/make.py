@@ -58,7 +58,8 @@ def make_key(
 
 
 def make_ballot(key: BlindKey, key_sha256: str, pairs: tuple[BallotPair, ...]) -> Ballot:
-    return Ballot(key.test, key_sha256, pairs, key.sampler, _minutes(pairs), key.tool_version)
+    has_catch_pairs = any(pair.kind is not PairKind.TEST for pair in key.pairs)
+    return Ballot(key.test, key_sha256, pairs, key.sampler, _minutes(pairs), has_catch_pairs, key.tool_version)
 
 
 def _minutes(pairs: Sequence[BallotPair]) -> int:

@@ -38,6 +38,7 @@ def vote_page(ballot: Ballot) -> str:
         .render(
             counts=counts,
             minutes=ballot.minutes,
+            has_catch_pairs=ballot.has_catch_pairs,
             sampler=None if ballot.sampler is None else escape(ballot.sampler),
             key_sha256=ballot.key_sha256,
             tool_version=escape(ballot.tool_version),
