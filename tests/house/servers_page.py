@@ -75,7 +75,7 @@ def _needs(server: Server) -> str:
 def _unloaded(server: Server) -> str:
     if server.is_portable or server.like:
         return "what a row below leaves out" if server.is_portable else f"as `{server.like}`"
-    modules = ", ".join(sorted(server.not_modules))
+    modules = ", ".join(sorted(server.not_modules | server.ignored_modules))
     models = ", ".join(sorted(server.no_lora))
     others = "modules of other names than q, k, v, o, gate, up, down and a few more" if server.modules else ""
     return "; ".join(filter(None, (models, modules, others)))

@@ -25,9 +25,10 @@ def beyond_limits(adapter: LoraAdapter, server: Server, names: ReaderNames, base
     if heads and server.refuses_head(base.config):
         yield f"it loads no LoRA on {quoted(heads[0].module)} of {of_type}"
     outside = [part for part in loras if EXPERTS not in part.module]
-    strange = [part for part in outside if not server.knows_module(leaf(part.module))]
+    modules = dict.fromkeys(leaf(part.module) for part in outside)
+    strange = [name for name in modules if not (server.knows_module(name) or name in server.ignored_modules)]
     if strange:
-        yield f"it loads no LoRA on modules named {quoted(leaf(strange[0].module))}"
+        yield f"it loads no LoRA on modules named {quoted(strange[0])}"
     unlike = [part for part in outside if part.rank != adapter.config.rank]
     if unlike and server.unlike_ranks is Handling.REFUSED:
         ranks = f"has rank {unlike[0].rank:,}, and r is {adapter.config.rank:,}"

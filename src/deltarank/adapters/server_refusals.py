@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from deltarank.adapters.keys import parse_key
+from deltarank.adapters.keys import leaf, parse_key
 from deltarank.adapters.parts import AdapterPart, PartKind
 from deltarank.adapters.placing import EXPERTS
 from deltarank.adapters.read import LoraAdapter
@@ -130,6 +130,8 @@ def handling_of(part: AdapterPart, server: Server) -> Handling:
     """What the server does with a part; of a LoRA, with its kind of tensor."""
     if part.kind is PartKind.EMBEDDING:
         return server.embedding_factors
+    if part.is_lora and leaf(part.module) in server.ignored_modules:
+        return Handling.IGNORED
     if part.is_lora:
         return server.fused_experts if part.expert else Handling.HONOURED
     if part.kind is PartKind.BIAS or part.tensor.endswith(".bias"):

@@ -19,7 +19,7 @@ reads_config      whether it also refuses what only adapter_config.json says: a 
 coverage          "any" subset of modules, or "every layer" of each type of module that the adapter has
 groups            modules that the server fuses: where the adapter has one of a group, it needs those in `required`
 modules           the only last components of module names that the server knows; absent if it knows all;
-                  `not_modules`: those that it does not load
+                  `not_modules`: those that it does not load; `ignored_modules`: those on which a LoRA has no effect
 no_lora, no_head  the model types on which it loads no LoRA, or none on lm_head
 version, run      the version, and the day on which it was run; absent if it was not
 read              when its source was read; `only_read`: which of these rules were not run
@@ -107,6 +107,7 @@ class Server:
     groups: tuple[FusedModules, ...] = ()
     modules: frozenset[str] | None = None
     not_modules: frozenset[str] = frozenset()
+    ignored_modules: frozenset[str] = frozenset()
     no_lora: frozenset[str] = frozenset()
     no_head: frozenset[str] = frozenset()
     like: str = ""
@@ -146,6 +147,7 @@ class Server:
             groups=_fused_modules(rules["groups"]),
             modules=frozenset(rules["modules"]) if "modules" in rules else None,
             not_modules=frozenset(rules["not_modules"]),
+            ignored_modules=frozenset(rules["ignored_modules"]),
             no_lora=frozenset(rules["no_lora"]),
             no_head=frozenset(rules["no_head"]),
             like=rules.get("like", ""),
@@ -225,8 +227,8 @@ class Server:
         return {f"{parent}{dot}{mate}" for mate in mates - {name}}
 
     def knows_module(self, name: str) -> bool:
-        """Whether it loads a LoRA on a module with this last component of its name."""
-        return name not in self.not_modules and (self.modules is None or name in self.modules)
+        """Whether it loads a LoRA on a module with this last component of its name, and applies it."""
+        return name not in self.not_modules | self.ignored_modules and (self.modules is None or name in self.modules)
 
 
 def _fused_modules(rows: Iterable[Mapping[str, Any]]) -> tuple[FusedModules, ...]:
@@ -248,7 +250,7 @@ def get_server(name: str) -> Server:
     return Server.from_rules(name, _rules(name))
 
 
-_LIMITS = ("groups", "not_modules", "no_lora", "no_head")
+_LIMITS = ("groups", "not_modules", "ignored_modules", "no_lora", "no_head")
 
 
 def _rules(name: str) -> dict[str, Any]:
@@ -259,6 +261,8 @@ def _rules(name: str) -> dict[str, Any]:
         others = [_rules(other) for other in server_names() if other not in (name, PEFT)]
         for limit in _LIMITS:
             rules[limit] = [entry for other in others for entry in other[limit]]
+        rules["not_modules"] += rules.pop("ignored_modules")
+        rules["ignored_modules"] = []
         rules["modules"] = set.intersection(*(set(other["modules"]) for other in others if "modules" in other))
     return rules
 

@@ -13,7 +13,7 @@ import peft_adapters as made
 from deltarank.adapters import Applied, LoadEffect, apply_adapter, open_adapter
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import AdapterError, UsageError
-from deltarank.servers import server_names
+from deltarank.servers import get_server, server_names
 from refusals import refused
 
 ATTENTION = "model.layers.{}.self_attn.{}_proj"
@@ -337,3 +337,13 @@ def test_layers_to_transform_is_read_by_peft_alone(applied: Apply) -> None:
     assert len(applied(q_and_o(), None, layers_to_transform=[0]).changes) == 2
     assert len(applied(q_and_o(), "vllm", layers_to_transform=[0]).changes) == 4
     assert len(applied(q_and_o(), "llama.cpp", exclude_modules=["q_proj"]).changes) == 4
+
+
+def test_llama_cpp_ignores_loras_on_projections_of_latent_attention() -> None:
+    llama_cpp, portable = get_server("llama.cpp"), get_server("portable")
+
+    for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"):
+        assert name in llama_cpp.ignored_modules
+        assert not llama_cpp.knows_module(name)
+        assert name in portable.not_modules
+    assert llama_cpp.knows_module("o_proj")
