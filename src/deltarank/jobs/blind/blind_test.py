@@ -102,7 +102,7 @@ class BlindTest(ShownAsLines):
             yield "How good anybody can be at best is unknown, because the divergence of the two models is."
             return
         if min(share for share in (self.best.abx, self.best.preference) if share is not None) >= NEARLY_CERTAIN:
-            yield "At best, a judge who knows both models perfectly is right nearly always: no score is too good."
+            yield "At best, a judge who knows both models perfectly is right nearly always."
             return
         limits = {"right about X in": self.best.abx, "able to prefer one model in": self.best.preference}
         shown = " and ".join(f"{words} {percent(share)}" for words, share in limits.items() if share is not None)

@@ -98,7 +98,7 @@ def _bound(told: Told, best: BestPossible | None) -> Iterator[str]:
         return
     length = f"replies this long (about {best.tokens:.0f} tokens)"
     if best.abx >= NEARLY_CERTAIN:
-        yield f"A perfect judge, who knows both models, could be right nearly always on {length}: no score is too good."
+        yield f"A perfect judge, who knows both models, could be right nearly always on {length}."
         return
     above = f" What is above {percent(best.abx)} is luck or leakage." if told.share.value > best.abx else ""
     yield f"A perfect judge, who knows both models, would reach at most {percent(best.abx)} on {length}.{above}"

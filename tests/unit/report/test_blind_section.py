@@ -1,0 +1,60 @@
+"""The score of a blind test on the report: its sentences, and a row for each voter, whatever they call themselves."""
+
+import builders
+from builders import HOSTILE
+from page_reader import PageReader
+
+from deltarank.report import page_html
+from deltarank.results import BlindScore, Caught, Interval, Preferred, Told, VoterScore
+
+
+def voter(name: str, **changes) -> VoterScore:
+    told = Told(17, 24, Interval(17 / 24, 0.41, 0.91), 2.5, 0.2, 0.032)
+    liked = Preferred(7, 3, 2, Interval(0.67, 0.3, 0.9), 1.2, 0.8)
+    shown = {"told": told, "preferred": liked, "sure": Caught(3, 3), "same_model": Caught(1, 3), **changes}
+    return VoterScore(name=name, voter="0" * 32, asked=42, votes=42, **shown)
+
+
+def score(*voters: VoterScore, **changes) -> BlindScore:
+    shown = {"sentences": ("17 of 24 right.",), "together": None, "best": None, **changes}
+    return BlindScore(
+        test="a",
+        key_sha256="f" * 64,
+        reference="the finetune",
+        candidate="rank 64",
+        voters=voters,
+        created="2026-11-29T00:00:00+00:00",
+        tool_version="0.1.0",
+        **shown,
+    )
+
+
+def page(*scores: BlindScore) -> PageReader:
+    return PageReader(page_html([builders.results(builders.model(layers=1), blind=scores)]))
+
+
+def test_the_page_has_the_sentences_and_a_row_for_each_voter():
+    words = page(score(voter("Ada"), voter("Ben"), together=voter("together"), notes=("Ada was careless",))).words
+
+    assert "Blind test 17 of 24 right. Liked better: the finetune : rank 64 : neither" in words
+    assert "Ada 17 of 24 3.2 % 2.5 41 % to 91 % 3 of 3 1 of 3 7 : 3 : 2" in words
+    assert "together 17 of 24" in words
+    assert "Ada was careless" in words
+    assert "f" * 64 in words
+
+
+def test_what_was_not_voted_on_is_a_dash():
+    words = page(score(voter("Ada", told=None, preferred=None, sure=Caught(0, 0), same_model=Caught(0, 0)))).words
+
+    assert "Ada – – – – – – –" in words
+
+
+def test_without_a_test_there_is_no_section():
+    assert not any(attributes.get("id") == "blind" for _, attributes in page().elements)
+
+
+def test_hostile_names_and_sentences_stay_text():
+    shown = page(score(voter(HOSTILE), sentences=(HOSTILE,), notes=(HOSTILE,)))
+
+    assert len(shown.raw["script"]) == 3
+    assert not any(tag == "img" for tag, _ in shown.elements)
