@@ -126,7 +126,9 @@ def test_an_adapter_has_metadata_and_a_model_card(folders: Folders, tmp_path: Pa
     assert deltarank.ExtractedAdapter.load(tmp_path / "a") == adapter
     assert about["rank"] == 8
     assert about["server"] == "portable"
-    assert set(about["budget"]) == {"kept", "truncated", "rounded", "left_out", "energy", "kinds", "tensors"}
+    assert set(about["budget"]) == {
+        *("kept", "truncated", "rounded", "left_out", "unpaired", "energy", "kinds", "tensors")
+    }
     assert len(about["matrices"]) == MATRICES
     assert adapter.sentence in card
     assert "`self_attn.q_proj`" in card

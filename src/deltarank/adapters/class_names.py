@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.adapters.targets import core_name
-from deltarank.architectures import LoadedTensors, LoadingClass, UnknownClass, find_loading_class
+from deltarank.architectures import LoadedTensors, LoadingClass, UnknownClass, find_architecture
 from deltarank.checkpoints import Checkpoint
-
-_LEAST_LOADED = 0.5
-"""A class that has a place for less of the base's tensors is not theirs."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +21,8 @@ class ClassNames:
     @classmethod
     def of(cls, base: Checkpoint) -> ClassNames | str:
         """The names of the class that loads a checkpoint; or why they are not known."""
-        found = find_loading_class(base.config)
-        if isinstance(found, UnknownClass):
-            return found.reason
-        loaded = found.load({name: info.shape for name, info in base.tensors.items()})
-        if len(loaded.unused) > _LEAST_LOADED * len(base.tensors):
-            return f"the tensors of the base do not fit the class of its config.json, {found.name}"
-        return cls(found, loaded)
+        found = find_architecture(base)
+        return found.reason if isinstance(found, UnknownClass) else cls(found.model_class, found.tensors)
 
     def in_files(self, tensor: str) -> str | None:
         """A parameter that is one tensor of the files; or one of several tensors that make a parameter, by its name."""

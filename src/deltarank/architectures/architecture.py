@@ -10,6 +10,9 @@ from deltarank.architectures.loaded_tensors import LoadedTensors
 from deltarank.architectures.loading_class import LoadingClass, UnknownClass, find_loading_class
 from deltarank.checkpoints import Checkpoint, dimensions
 
+_LEAST_LOADED = 0.5
+"""A class that has a place for less of a checkpoint's tensors is not theirs."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -44,6 +47,6 @@ def find_architecture(checkpoint: Checkpoint, config: Mapping[str, Any] | None =
             f"config.json does not belong to these weights: {name!a} is {dimensions(shape)} in the files and "
             f"{dimensions(expected)} in {found.name}"
         )
-    if not loaded.conversions:
-        return UnknownClass(f"{found.name}, the class of config.json, has no parameter of these names")
+    if len(loaded.unused) > _LEAST_LOADED * len(checkpoint.tensors):
+        return UnknownClass(f"most of these tensors have other names than in {found.name}, the class of config.json")
     return Architecture(found, loaded)
