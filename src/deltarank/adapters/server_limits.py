@@ -20,6 +20,9 @@ def beyond_limits(adapter: LoraAdapter, server: Server, names: ReaderNames, base
     if server.refuses_model(base.config):
         yield f"it loads no LoRA on {of_type}"
         return
+    missing = [field for field in server.required_fields if field not in adapter.config.for_peft]
+    if missing:
+        yield f"its adapter_config.json has no {missing[0]}, for which PEFT has a default"
     loras = [part for part in adapter.parts if part.is_lora]
     heads = [part for part in loras if kind_of_tensor(part.tensor) == LM_HEAD]
     if heads and server.refuses_head(base.config):

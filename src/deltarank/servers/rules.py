@@ -25,6 +25,7 @@ version, run      the version, and the day on which it was run; absent if it was
 read              when its source was read; `only_read`: which of these rules were not run
 like              the server whose other rules hold as well: for an older version; `product`: its name without the
                   versions
+required_fields   the fields without which the server does not read adapter_config.json
 optional_prefixes parts of names that the server ignores, in the keys of adapters and in the base
 replaced_prefixes beginnings of such names that it replaces: all that apply to the model's type, the first that fits;
                   `model_types`: for which types, if not for all
@@ -111,6 +112,7 @@ class Server:
     no_lora: frozenset[str] = frozenset()
     no_head: frozenset[str] = frozenset()
     like: str = ""
+    required_fields: tuple[str, ...] = ()
     optional_prefixes: tuple[str, ...] = ()
     prefix_rules: tuple[Mapping[str, Any], ...] = ()
 
@@ -151,6 +153,7 @@ class Server:
             no_lora=frozenset(rules["no_lora"]),
             no_head=frozenset(rules["no_head"]),
             like=rules.get("like", ""),
+            required_fields=tuple(rules.get("required_fields", ())),
             optional_prefixes=tuple(rules.get("optional_prefixes", ())),
             prefix_rules=tuple(rules.get("replaced_prefixes", ())),
         )

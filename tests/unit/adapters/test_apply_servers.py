@@ -16,6 +16,9 @@ from deltarank.errors import AdapterError, UsageError
 from deltarank.servers import get_server, server_names
 from refusals import refused
 
+ABSENT = object()
+"""A field that is not in the configuration."""
+
 ATTENTION = "model.layers.{}.self_attn.{}_proj"
 
 
@@ -52,7 +55,8 @@ def applied(pair: tuple[Path, Path], tmp_path: Path) -> Apply:
 
     def apply(weights: Mapping[str, torch.Tensor], server: str | None, **config: Any) -> Applied:
         targets = sorted({key.split(".lora_")[0].rpartition(".")[2] for key in weights if ".lora_" in key})
-        made.write_adapter(tmp_path, weights, **{"r": 4, "lora_alpha": 8, "target_modules": targets, **config})
+        fields = {"r": 4, "lora_alpha": 8, "target_modules": targets, **config}
+        made.write_adapter(tmp_path, weights, **{key: value for key, value in fields.items() if value is not ABSENT})
         with open_adapter(tmp_path) as lora, open_checkpoint(pair[0]) as before, open_checkpoint(pair[1]) as after:
             pairing = pair_checkpoints(before, after)
             return apply_adapter(lora, (*pairing.pairs, *pairing.summed), server=server, base=before)
@@ -317,6 +321,13 @@ def with_images(side: Path, folder: Path, model_type: str) -> Path:
     made.write_checkpoint(folder, {f"language_model.{name}": w for name, w in made.tensors(side).items()}, side)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     return folder
+
+
+@pytest.mark.parametrize("server", ["vllm", "sglang", "llama.cpp", "portable"])
+def test_servers_have_no_default_for_alpha(applied: Apply, server: str) -> None:
+    """PEFT takes 8. vLLM and SGLang have none for r and target_modules either."""
+    with refused("adapter-refused", AdapterError, match="no lora_alpha"):
+        applied(o_alone(), server, lora_alpha=ABSENT)
 
 
 def test_vllm_passes_over_modules_named_base_layer(applied: Apply) -> None:

@@ -53,7 +53,7 @@ def test_a_rank_above_the_largest_slot_is_refused() -> None:
 def test_each_server_says_how_its_rules_are_known() -> None:
     found = {name: get_server(name).evidence.sentence for name in server_names()}
 
-    assert "vLLM 0.32.0 were found by running it (2026-11-28)" in found["vllm"]
+    assert "vLLM 0.32.0 were found by running it (2026-11-29)" in found["vllm"]
     assert "vLLM up to 0.31 0.31.0" not in found["vllm-0.31"]
     assert "only read from its source" in found["sglang"]
     assert "it was not run" in found["lorax"]
