@@ -121,6 +121,6 @@ def test_llama_cpp_gets_experts(command: RunCommand, tmp_path: Path) -> None:
 def test_verify_says_how_the_rules_are_known(llama: Pair, command: RunCommand, tmp_path: Path) -> None:
     assert command("extract", *llama, "-r", 8, "-o", tmp_path / "adapter", "-q").code == 0
 
-    for server, words in (("vllm", "by running it (2026-11-28)"), ("lorax", "only read from its source")):
+    for server, words in (("vllm", "by running it (2026-11-29)"), ("lorax", "only read from its source")):
         done = command("verify", *llama, tmp_path / "adapter", "--server", server)
         assert words in " ".join(done.err.split())
