@@ -33,7 +33,7 @@ def words_after(start: str) -> list[str]:
 def test_the_adapter_of_the_page_in_llama_cpp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand, llama_cpp: LlamaCpp
 ) -> None:
-    """As the converters choose by default, in bfloat16: a server's own error of 0.02, where the adapter moves by 2."""
+    """As the converters choose by default, in bfloat16: the server's own error is 0.03, the adapter's effect 2.6."""
     monkeypatch.chdir(tmp_path)
     family = write_family("llama", tmp_path)
     assert command("extract", *words_after("deltarank extract")).code == 0
@@ -45,7 +45,6 @@ def test_the_adapter_of_the_page_in_llama_cpp(
     alone = llama_cpp.run_server(["-m", "base.gguf"], tmp_path, PROMPTS, family.vocabulary)
 
     base, expected = log_probabilities(family.base, PROMPTS), log_probabilities(family.base, PROMPTS, Path("adapter"))
-    print("NOISE", differ_by(alone.value, base), differ_by(served.value, expected), differ_by(expected, base))
     assert differ_by(served.value, expected) < 5 * differ_by(alone.value, base) + 1e-5
     assert differ_by(expected, base) > 20 * differ_by(served.value, expected)
 
