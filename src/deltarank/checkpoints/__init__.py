@@ -16,7 +16,8 @@ from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files, find_
 from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.pairing.fused_experts import parse_expert_name
 from deltarank.checkpoints.pairing.pair import pair_checkpoints
-from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor
+from deltarank.checkpoints.pairing.result import Pairing
+from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Piece, SummedTensor
 from deltarank.checkpoints.source import LocalSource, Source
 
 __all__ = [

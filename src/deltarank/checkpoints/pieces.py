@@ -10,7 +10,7 @@ import torch
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.source import Source
-from deltarank.results import Outcome, Skipped, Unpaired
+from deltarank.results import Outcome
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes of plain weights, by their safetensors names."""
@@ -136,18 +136,3 @@ class SummedTensor(_TwoPieces):
     @property
     def entries(self) -> int:
         return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Which tensors of two checkpoints are measured, only summed, or not read; and notes for the user."""
-
-    pairs: tuple[Pair, ...]
-    summed: tuple[SummedTensor, ...]
-    skipped: tuple[Skipped, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def unpaired(self) -> Unpaired:
-        """The matrices of either side without a counterpart."""
-        return Unpaired.of((*self.pairs, *self.summed), self.skipped)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from deltarank.checkpoints.checkpoint import Checkpoint
 from deltarank.checkpoints.escape import dimensions, quoted
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
+from deltarank.checkpoints.pairing.base_layout import in_layout_of
 from deltarank.checkpoints.pairing.fused_experts import (
     NO_EXPERT_MATCHES,
     ExpertMatches,
@@ -20,8 +21,9 @@ from deltarank.checkpoints.pairing.name_matches import find_copies, match_names
 from deltarank.checkpoints.pairing.names import Location, TensorLocator
 from deltarank.checkpoints.pairing.notes import notes_on
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_unrelated
+from deltarank.checkpoints.pairing.result import Pairing
 from deltarank.checkpoints.pairing.tied_embeddings import TiedEmbeddings
-from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Pairing, Piece, SummedTensor, is_same_data
+from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Piece, SummedTensor, is_same_data
 from deltarank.results import Outcome, Skipped
 from deltarank.tensor_names import EXPERT, ROUTER, kind_in_words
 
@@ -55,6 +57,7 @@ def pair_checkpoints(
     refuse_same(base, finetune)
     refuse_adapters("base", base)
     refuse_adapters("finetune", finetune)
+    finetune = in_layout_of(base, finetune)
     matches = match_names(base.tensors, finetune.tensors)
     fused = match_experts(base.tensors, finetune.tensors, matches.names) if experts else NO_EXPERT_MATCHES
     matches = replace(matches, names={**matches.names, **fused.renamed}, notes=(*matches.notes, *fused.notes))
@@ -80,7 +83,7 @@ def pair_checkpoints(
         *note_unmatched_experts(builder.skipped),
         *notes_on(base, finetune, builder.pairs, locations),
     ]
-    return Pairing(tuple(builder.pairs), tuple(builder.summed), tuple(builder.skipped), tuple(notes))
+    return Pairing(tuple(builder.pairs), tuple(builder.summed), tuple(builder.skipped), tuple(notes), base, finetune)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class ExtractJob:
         """
         options = self.options
         _check_model(options.rules, self.base.config)
-        layout = TrialLoads(self.names, self.finetune).without(self._wanted_layout(rank), self._peft_refusals)
+        layout = TrialLoads(self.names, self.pairing.finetune).without(self._wanted_layout(rank), self._peft_refusals)
         if not layout.targets:
             readable = [tensor for tensor in layout.unfactored if tensor.pair is not None] or layout.unfactored
             reasons = listing(sorted({tensor.reason for tensor in readable if tensor.reason}), most=3)
@@ -107,10 +107,9 @@ class ExtractJob:
 
     def _wanted_layout(self, rank: int) -> AdapterLayout:
         """By the rules of the server alone."""
+        sides = self.pairing.base, self.pairing.finetune
         selected_by_name = bool(self.options.include)
-        builder = LayoutBuilder(
-            self.base, self.finetune, self.options.rules, rank, self.names, selected_by_name=selected_by_name
-        )
+        builder = LayoutBuilder(*sides, self.options.rules, rank, self.names, selected_by_name=selected_by_name)
         return builder.build(self.pairing)
 
     @cached_property
@@ -118,7 +117,7 @@ class ExtractJob:
         """The same at every rank."""
         if not self.options.rules.includes_peft:
             return PeftRefusals({}, {})
-        return TrialLoads(self.names, self.finetune).refusals(self._wanted_layout(self.options.fixed_rank or 1))
+        return TrialLoads(self.names, self.pairing.finetune).refusals(self._wanted_layout(self.options.fixed_rank or 1))
 
     def run(
         self, output: Path, *, force: bool = False, progress: ProgressListener, draw: DrawBudget | None = None
@@ -138,7 +137,7 @@ class ExtractJob:
             records = staging.open(force=force)
             plan = self._plan_at(options.fixed_rank or self._searched_rank(staging.rank_search, progress))
             staging.check_disk_space(2 * plan.adapter_bytes)
-            run = ExtractRun(plan, self.names, self.finetune, staging, progress, draw)
+            run = ExtractRun(plan, self.names, self.pairing.finetune, staging, progress, draw)
             run.resume(records)
             return run.adapter()
 

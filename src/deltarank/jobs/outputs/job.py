@@ -60,8 +60,19 @@ class OutputsJob:
 
     @cached_property
     def plan(self) -> OutputsPlan:
-        """Raises UsageError (slug "cannot-write-streamed") for prompts to models that do not fit into memory."""
+        """Raises UsageError.
+
+        slug "cannot-write-streamed": prompts to models that do not fit into memory; "attribute-other-layout": modules
+        to attribute to, in a finetune that is not stored in the base's layout.
+        """
         plan = OutputsPlan(self.options, self.models, self.inputs, available_memory(self.options.torch_device))
+        if self.options.attribute and not self.models.has_one_layout:
+            raise UsageError(
+                "The finetune stores projections fused, split or named otherwise than the base, so --attribute cannot "
+                "replace one of its modules by the base's.",
+                cure="Leave out --attribute, or save the finetune in the base's layout.",
+                slug="attribute-other-layout",
+            )
         if plan.memory.must_stream and plan.prompt_count:
             raise UsageError(
                 f"The models do not fit into memory ({plan.memory.sentence}), and a streamed model would read its "

@@ -43,6 +43,12 @@ class ModelPair:
         """All tensors that both have."""
         return (*self.pairing.pairs, *self.pairing.summed)
 
+    @property
+    def has_one_layout(self) -> bool:
+        """Whether the finetune's matrices are stored as the base's, so that each can be replaced in its files."""
+        stored = self.finetune.tensors
+        return all(stored.get(name) is info for name, info in self.pairing.finetune.tensors.items())
+
     def apply_adapter(self, lora: LoraAdapter, server: str | None) -> Applied:
         """What an adapter changes in the base, as PEFT or the server applies it.
 

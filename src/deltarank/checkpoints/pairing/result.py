@@ -1,0 +1,29 @@
+"""The result of pairing two checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deltarank.checkpoints.checkpoint import Checkpoint
+from deltarank.checkpoints.pieces import Pair, SummedTensor
+from deltarank.results import Skipped, Unpaired
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which tensors of two checkpoints are measured, only summed, or not read; and notes for the user.
+
+    base, finetune  the checkpoints as they were compared: the finetune in the layout of the base
+    """
+
+    pairs: tuple[Pair, ...]
+    summed: tuple[SummedTensor, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+    base: Checkpoint = field(repr=False, compare=False)
+    finetune: Checkpoint = field(repr=False, compare=False)
+
+    @property
+    def unpaired(self) -> Unpaired:
+        """The matrices of either side without a counterpart."""
+        return Unpaired.of((*self.pairs, *self.summed), self.skipped)
