@@ -20,6 +20,7 @@ from deltarank.checkpoints.pairing.globs import Choice, Selection
 from deltarank.checkpoints.pairing.name_matches import find_copies, match_names
 from deltarank.checkpoints.pairing.names import Location, TensorLocator
 from deltarank.checkpoints.pairing.notes import notes_on
+from deltarank.checkpoints.pairing.one_vocabulary import with_one_vocabulary
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_unrelated
 from deltarank.checkpoints.pairing.result import Pairing
 from deltarank.checkpoints.pairing.tied_embeddings import TiedEmbeddings
@@ -57,6 +58,7 @@ def pair_checkpoints(
     refuse_same(base, finetune)
     refuse_adapters("base", base)
     refuse_adapters("finetune", finetune)
+    base, finetune = with_one_vocabulary(base, finetune), with_one_vocabulary(finetune, base)
     finetune = in_layout_of(base, finetune)
     matches = match_names(base.tensors, finetune.tensors)
     fused = match_experts(base.tensors, finetune.tensors, matches.names) if experts else NO_EXPERT_MATCHES

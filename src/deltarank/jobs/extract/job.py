@@ -42,7 +42,8 @@ class ExtractJob:
 
     @cached_property
     def names(self) -> ModuleNames:
-        return ModuleNames(self.base, find_architecture(self.base, self.base.config or self.finetune.config))
+        base = self.pairing.base
+        return ModuleNames(base, find_architecture(base, base.config or self.finetune.config))
 
     @property
     def pairing(self) -> Pairing:

@@ -1,0 +1,118 @@
+"""Shows a vocabulary that is one tensor in the loaded model as one, however the files store it.
+
+Where the configuration ties the output head to the input embedding, files hold either of them or both. transformers 5
+(`PreTrainedModel.tie_weights`) loads them as one tensor if only one is stored, or both with equal numbers; two unequal
+ones are both kept, whatever the configuration says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from deltarank.checkpoints.checkpoint import Checkpoint
+from deltarank.checkpoints.chunks import read_chunks
+from deltarank.checkpoints.escape import quoted
+from deltarank.checkpoints.formats.safetensors_header import TensorInfo
+from deltarank.checkpoints.pairing.names import TensorLocator, VocabularyRole
+from deltarank.checkpoints.pieces import FLOAT_DTYPES, Piece, is_same_data
+from deltarank.tensor_names import LM_HEAD, kind_of_tensor
+
+TIED_BY_DEFAULT = frozenset(
+    {
+        "albert", "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot",
+        "blenderbot-small", "blip", "bloom", "camembert", "canary", "cohere", "cohere2", "cohere2_moe", "convbert",
+        "cpmant", "csm", "data2vec-text", "deberta", "deberta-v2", "deepseek_vl", "deepseek_vl_hybrid",
+        "distilbert", "electra", "ernie", "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe", "falcon", "falcon_mamba",
+        "flaubert", "flava", "florence2", "fnet", "fun_asr_nano", "funnel", "gemma", "gemma2", "gemma3",
+        "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text",
+        "glmasr", "got_ocr2", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "granite_docling",
+        "granite_docling_text", "granite_speech", "granite_speech_plus", "granite_swa", "gte", "hunyuan_vl",
+        "hyperclovax_vision_v2", "ibert", "internvl", "janus", "jetmoe", "jina_embeddings_v3", "kimi_k25",
+        "kosmos-2", "kosmos-2.5", "lara_mini", "layoutlm", "led", "lfm2", "lfm2_moe", "lfm2_vl", "lfm3", "lfm3_vl",
+        "lighton_ocr", "longformer", "longt5", "luke", "lxmert", "m2m_100", "mamba", "marian", "mbart",
+        "megatron-bert", "minicpm3", "minicpm_ocr", "mistral3", "mobilebert", "modernbert", "modernbert-decoder",
+        "moonshine", "moss_transcribe_diarize", "mpnet", "mpt", "mra", "mt5", "mvp", "nllb-moe", "nomic_bert",
+        "nystromformer", "openai-gpt", "opt", "ovis2", "paddleocr_vl", "paligemma", "pegasus", "pegasus_x",
+        "plbart", "pp_chart2table", "prophetnet", "qwen3_asr", "qwen3_vl_moe_text", "recurrent_gemma", "roberta",
+        "roberta-prelayernorm", "roc_bert", "roformer", "seamless_m4t", "seamless_m4t_v2", "shieldgemma2",
+        "smollm3", "speech_to_text", "speecht5", "squeezebert", "starcoder2", "switch_transformers", "t5",
+        "t5gemma", "t5gemma2", "tapas", "trocr", "udop", "umt5", "vaultgemma", "vilt", "visual_bert",
+        "voxtral_realtime", "whisper", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "yoso",
+        "youtu", "zamba", "zamba2", "zaya",
+    }
+)  # fmt: skip
+"""Model types whose configuration class in transformers 5.24 has `tie_word_embeddings=True` unless config.json says."""
+
+_EMBEDDINGS = {"model.layers.": "model.embed_tokens.weight", "transformer.h.": "transformer.wte.weight"}
+"""Where the embedding of a checkpoint is that stores only the head."""
+
+
+def is_tied(config: Mapping[str, Any]) -> bool | None:
+    """Whether this configuration ties the head to the embedding; None without one."""
+    text_config = config.get("text_config")
+    for part in (config, text_config if isinstance(text_config, dict) else {}):
+        if isinstance(part.get("tie_word_embeddings"), bool):
+            return bool(part["tie_word_embeddings"])
+    model_type = config.get("model_type")
+    return model_type in TIED_BY_DEFAULT if isinstance(model_type, str) else None
+
+
+def with_one_vocabulary(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """The checkpoint with its tied vocabulary once, under the embedding's name.
+
+    Reads both tensors if both are stored and tied.
+
+    Args:
+        other: names the embedding, if this checkpoint stores only the head.
+    """
+    has_head = any(kind_of_tensor(name) == LM_HEAD for name in checkpoint.tensors)
+    if not has_head or is_tied(checkpoint.config) is False:
+        return checkpoint
+    embeddings, heads = _vocabulary(checkpoint)
+    if len(heads) != 1 or len(embeddings) > 1:
+        return checkpoint
+    head = heads[0]
+    if not embeddings:
+        return _with_head_as_embedding(checkpoint, head, other)
+    if not _are_equal(checkpoint, embeddings[0], head):
+        return checkpoint
+    note = f"{quoted(head.name)} repeats {quoted(embeddings[0].name)}, to which it is tied: it is counted once"
+    tensors = {name: info for name, info in checkpoint.tensors.items() if name != head.name}
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
+
+
+def _vocabulary(checkpoint: Checkpoint) -> tuple[list[TensorInfo], list[TensorInfo]]:
+    """The token embeddings and the output heads."""
+    locator = TensorLocator(checkpoint.tensors)
+    weights = [info for name, info in checkpoint.tensors.items() if name.endswith("weight")]
+    roles = [(info, locator.locate(info.name).vocabulary) for info in weights]
+    embeddings = [info for info, role in roles if role is VocabularyRole.INPUT]
+    return embeddings, [info for info, role in roles if role is VocabularyRole.HEAD]
+
+
+def _with_head_as_embedding(checkpoint: Checkpoint, head: TensorInfo, other: Checkpoint) -> Checkpoint:
+    """A model without an embedding of its own looks tokens up in its head."""
+    theirs = [info.name for info in _vocabulary(other)[0]]
+    names = list(checkpoint.tensors)
+    stacks = [name for prefix, name in _EMBEDDINGS.items() if any(each.startswith(prefix) for each in names)]
+    name = next(iter(theirs if len(theirs) == 1 else stacks), None)
+    if name is None or name in checkpoint.tensors:
+        return checkpoint
+    tensors = {key: info for key, info in checkpoint.tensors.items() if key != head.name}
+    note = f"{quoted(head.name)} is the embedding, too, since the two are tied and only one is stored"
+    return replace(checkpoint, tensors={**tensors, name: replace(head, name=name)}, notes=(*checkpoint.notes, note))
+
+
+def _are_equal(checkpoint: Checkpoint, one: TensorInfo, other: TensorInfo) -> bool:
+    """Bit for bit. Reading ends at the first difference."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.dtype not in FLOAT_DTYPES or len(one.shape) != 2:
+        return False
+    rows, columns = one.shape
+    pieces = [Piece.from_info(info, checkpoint.source, (rows, columns)) for info in (one, other)]
+    if is_same_data(*pieces):
+        return True
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for _, a, b in read_chunks(*pieces))
