@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -45,12 +46,14 @@ def _serving(python: Path, command: str, folder: Path) -> Iterator[str]:
         port = str(probe.getsockname()[1])
     words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", base, *options, *SMALL, "--port", port]
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(words, cwd=folder, env={**os.environ, **SETTINGS}, stdout=log, stderr=log)
+        environment = {**os.environ, **SETTINGS}
+        # A session of its own, so that the processes that it starts end with it.
+        server = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait(f"http://127.0.0.1:{port}", server)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.kill()
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
