@@ -61,7 +61,7 @@ _KINDS = (
     ),
     _kind(POSITION, "position embeddings", rf"(?:{_POSITION})\.weight"),
     _kind(EMBEDDING, "embeddings", rf"(?:{_EMBEDDING})\.weight"),
-    _kind(EXPERT, "experts", r"(?:moe|mlp)\.(?:input|output)_linear\.weight"),
+    _kind(EXPERT, "experts", r"\w*(?:moe|mlp)\.(?:input|output)_linear\.weight"),
     # The kernels of state space models read its weight and pass by the module's forward, and with it a LoRA on it.
     _kind(
         "state_space",

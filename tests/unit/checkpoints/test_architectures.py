@@ -7,10 +7,11 @@ import pytest
 import torch
 from files import read
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
 
 from deltarank.checkpoints import Pairing, open_checkpoint, pair_checkpoints
 from deltarank.results import Outcome
-from tiny_architectures import DENSE, EXPERTS, Make, write_pair
+from tiny_architectures import DENSE, EXPERTS, SIZES, Make, architecture, write_pair
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -79,3 +80,19 @@ def test_fused_experts_of_gpt_oss_are_measured_slice_by_slice(tmp_path: Path) ->
     assert "model.layers.1.mlp.experts.down_proj[3]" in {pair.name for pair in plan.pairs}
     biases = {x.name for x in plan.summed if x.reason.startswith("among the biases")}
     assert "model.layers.0.mlp.experts.gate_up_proj_bias" in biases
+
+
+def test_stacks_of_granite_are_experts_and_stacks_of_wav2vec2_are_a_convolution(tmp_path: Path) -> None:
+    granite = architecture("granitemoe", **SIZES, num_local_experts=4, num_experts_per_tok=2)
+    found = modules(planned(granite, tmp_path / "granite"))
+    assert {"block_sparse_moe.input_linear": 4, "block_sparse_moe.output_linear": 4}.items() <= found.items()
+
+    config = {"conv_dim": [32, 32], "conv_kernel": [3, 3], "conv_stride": [2, 2], "num_feat_extract_layers": 2}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    model = AutoModel.from_config(AutoConfig.for_model("wav2vec2", **config, **sizes, **positions))
+    for name in ("one", "other"):
+        model.save_pretrained(tmp_path / name)
+    with open_checkpoint(tmp_path / "one") as base, open_checkpoint(tmp_path / "other") as finetune:
+        plan = pair_checkpoints(base, finetune)
+    assert not any("conv" in pair.module for pair in plan.pairs)
