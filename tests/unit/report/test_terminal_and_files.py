@@ -38,7 +38,7 @@ class TestTerminal:
         text = terminal_summary(results())
         assert text.startswith("As a rank-64 LoRA, Bigger-Body-12b keeps 52 % of the change in the weights.\n")
         assert "Bigger-Body-12b is a full finetune or a merge." in text
-        assert "Left out: 4 tensors (0.2 % of the whole change): norms and biases" in text
+        assert "Left out: 4 tensors (0.2 % of the whole change): norms" in text
 
     def test_plain_text_unless_asked(self):
         assert "\x1b" not in terminal_summary(results())

@@ -205,7 +205,7 @@ def _left_out(skipped: Sequence[Skipped]) -> Iterator[str]:
 
 def _outcomes(skipped: Sequence[Skipped]) -> list[str]:
     words = {
-        Outcome.NOT_A_MATRIX: "norms and biases",
+        Outcome.NOT_A_MATRIX: "norms, biases and other tensors of no linear layer",
         Outcome.EMBEDDING: "embeddings and output head",
         Outcome.TIED: "a tied output head",
     }
