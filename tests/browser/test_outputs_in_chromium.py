@@ -20,7 +20,7 @@ def steps(opened) -> list[int]:
 
 def test_the_rank_drives_figures_colours_and_answers(show):
     opened = show([one()])
-    assert "Rank 64 is about as far from the finetune as q4_0" in opened.text("header")
+    assert "As a rank-64 LoRA, Bigger-Body-12b keeps 89 % of its behaviour" in opened.text("header")
     assert opened.text("#outputs-at-rank").startswith(
         "At rank 64, the KL divergence from the finetune is 0.071 nats per token"
     )

@@ -85,10 +85,9 @@ def test_the_rank_selector_changes_the_colours_and_the_sentence(show):
     assert all(a != b for a, b in zip(before, opened.fills(), strict=True))
     kept = percent(run.totals.whole.loss(8).energy_kept)
     assert at_64 != opened.text("#headline")
-    assert " ".join(opened.text("#headline").split()) == (
-        f"As a rank-8 LoRA, Bigger-Body-12b keeps {kept} of the change in the weights."
-    )
-    assert opened.text("#figures").startswith("At rank 8, ")
+    said = f"As a rank-8 LoRA, Bigger-Body-12b keeps {kept} of the change in the measured matrices, "
+    assert " ".join(opened.text("#headline").split()).startswith(said)
+    assert " of the energy is lost at rank 8: " in " ".join(opened.text("#figures").split())
     assert {"8"} == {place.inner_text() for place in opened.page.locator(".at-rank").all()}
     opened.select_rank(64)
     assert before == opened.fills()
@@ -276,7 +275,7 @@ def test_script_that_gets_into_the_page_does_not_run(show):
 
 def test_without_script_the_answer_and_the_tables_stand(show):
     opened = show([one()], java_script_enabled=False)
-    assert "keeps 52 % of the change in the weights" in " ".join(opened.text("#headline").split())
+    assert "keeps 52 % of the change in the measured matrices" in " ".join(opened.text("#headline").split())
     assert "need JavaScript" in opened.text("body")
     opened.page.locator("#loss summary").click()
     assert "mlp.down_proj" in opened.text("#loss")

@@ -51,6 +51,7 @@ from deltarank.results.formatting import (
     size,
 )
 from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
+from deltarank.results.measured_share import NEARLY_WHOLE, change_in_words, measured_share
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import NoiseShares, noise_shares
 from deltarank.results.notebook import ShownAsLines
@@ -105,6 +106,7 @@ __all__ = [
     "FINETUNE",
     "FINETUNE_AGAIN",
     "HELD",
+    "NEARLY_WHOLE",
     "NONE_UNPAIRED",
     "PREFERRED_RANK",
     "SERVABLE_RANKS",
@@ -175,6 +177,7 @@ __all__ = [
     "VoteChoice",
     "VoterScore",
     "Writing",
+    "change_in_words",
     "compared_energies",
     "count",
     "duration",
@@ -184,6 +187,7 @@ __all__ = [
     "from_record",
     "headline_rank",
     "listing",
+    "measured_share",
     "noise_shares",
     "other_share",
     "parse_record",

@@ -323,8 +323,8 @@ class TestPage:
             "base 0.62, q4_0 0.052, nf4 0.048."
         )
         unmeasured = next(rank for rank in page.ranks if f"rank {rank}" not in KLD)
-        assert at[unmeasured].endswith("of the change in the weights.")
-        assert plain_text(page.weights_headline).endswith("of the change in the weights.")
+        assert at[unmeasured].endswith("of the whole change.")
+        assert plain_text(page.weights_headline).endswith("of the whole change.")
 
     def test_several_headlines_are_about_the_behaviour_only_if_all_have_it(self):
         def at_64(*runs):
@@ -333,7 +333,7 @@ class TestPage:
 
         assert at_64(ONE, ONE).endswith(" keeps 89 % and someone/Bigger-Body-12b (2) 89 % of their behaviour.")
         assert at_64(*[ONE] * 4) == "As rank-64 LoRAs, these 4 finetunes keep 89 % of their behaviour."
-        assert at_64(ONE, results(name="a/other")).endswith("of the change in the weights.")
+        assert at_64(ONE, results(name="a/other")).endswith("of the change in the matrices that were measured.")
 
     def test_a_rank_farther_than_the_base_is_said_to_be(self):
         at_64 = next(c for c in ONE.outputs.candidates if c.rank == 64)

@@ -37,8 +37,11 @@ class TestHeadline:
         run = results()
         page = page_data([run])
         kept = run.totals.whole.loss(64).energy_kept
-        expected = f"As a rank-64 LoRA, Bigger-Body-12b keeps {100 * kept:.0f} % of the change in the weights."
-        assert expected == sentences(page)[page.ranks.index(64)]
+        said = f"As a rank-64 LoRA, Bigger-Body-12b keeps {100 * kept:.0f} % of the change in the "
+        hold = 1 - sum(each.share or 0 for each in run.skipped)
+        part = f"measured matrices, which hold {100 * hold:.0f} % of the whole change."
+        assert sentences(page)[page.ranks.index(64)] == said + part
+        assert sentences(page_data([replace(run, skipped=())]))[page.ranks.index(64)] == said + "weights."
         assert len(RANKS) == len(set(sentences(page)))
 
     def test_three_runs_are_named(self):

@@ -36,7 +36,8 @@ class TestTerminal:
 
     def test_the_sentence_the_verdict_and_what_was_left_out(self):
         text = terminal_summary(results())
-        assert text.startswith("As a rank-64 LoRA, Bigger-Body-12b keeps 52 % of the change in the weights.\n")
+        headline = "As a rank-64 LoRA, Bigger-Body-12b keeps 52 % of the change in the measured matrices, which hold\n"
+        assert text.startswith(f"{headline}96 % of the whole change.\n")
         assert "Bigger-Body-12b is a full finetune or a merge." in text
         assert "Left out: 4 tensors (0.2 % of the whole change): norms" in text
 

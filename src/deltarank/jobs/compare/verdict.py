@@ -18,10 +18,12 @@ from deltarank.results import (
     Unpaired,
     Verdict,
     VerdictKind,
+    change_in_words,
     count,
     figure,
     headline_rank,
     listing,
+    measured_share,
     noise_shares,
     percent,
 )
@@ -45,7 +47,7 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
     sides = [m.max_rank for m in matrices if m.has_losses]
     loss = whole.loss(headline_rank([x.rank for x in whole.losses], max(sides)))
     sentences = [
-        *_headline(kind, loss, whole, unpaired, name, elsewhere=any(each.energy for each in skipped)),
+        *_headline(kind, loss, whole, unpaired, name, share=measured_share(skipped)),
         *_nature(kind, rank, whole, unpaired, matrices),
     ]
     if whole.energy and kind is not VerdictKind.UNRELATED:
@@ -72,12 +74,13 @@ def _kind(matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired) ->
 
 
 def _headline(
-    kind: VerdictKind, loss: Loss, whole: Total, unpaired: Unpaired, name: str, *, elsewhere: bool
+    kind: VerdictKind, loss: Loss, whole: Total, unpaired: Unpaired, name: str, *, share: float
 ) -> Iterator[str]:
+    """`share` is that of the whole change in the measured matrices."""
     if kind is VerdictKind.UNKNOWN:
         yield f"{name} has {unpaired.no_change_in(whole.matrices)}."
         return
-    if kind is VerdictKind.IDENTICAL and elsewhere:
+    if kind is VerdictKind.IDENTICAL and share < 1:
         measured = count(whole.matrices, "matrix", "matrices")
         yield f"{name} equals the base in the {measured} that were measured: {ALL_ELSEWHERE}."
         return
@@ -91,7 +94,7 @@ def _headline(
         )
         return
     kept, remark = unpaired.kept(loss.energy_lost), unpaired.remark(loss.energy_lost)
-    yield f"As a rank-{loss.rank} LoRA, {name} keeps {kept} of the change in the weights{remark}."
+    yield f"As a rank-{loss.rank} LoRA, {name} keeps {kept} of {change_in_words(share)}{remark}."
 
 
 def _nature(

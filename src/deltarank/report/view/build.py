@@ -12,7 +12,17 @@ from deltarank.report.view.outputs import output_ranks, outputs_view
 from deltarank.report.view.page import ModuleRow, PageAxes, PageData, RunView
 from deltarank.report.view.provenance import left_out_groups, provenance_of
 from deltarank.report.view.tables import energy_table, outputs_of_runs_table, weights_of_runs_table
-from deltarank.results import SERVABLE_RANKS, Loss, Results, VerdictKind, escape, headline_rank, noise_shares, shorten
+from deltarank.results import (
+    SERVABLE_RANKS,
+    Loss,
+    Results,
+    VerdictKind,
+    escape,
+    headline_rank,
+    measured_share,
+    noise_shares,
+    shorten,
+)
 
 _KINDS = {
     VerdictKind.IDENTICAL: "identical",
@@ -96,6 +106,7 @@ def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
         kind=_KINDS[run.verdict.kind],
         sentences=tuple(escape(sentence) for sentence in run.verdict.sentences),
         losses=losses,
+        measured_share=measured_share(run.skipped),
         noise=tuple(noise_shares(run.matrices, rank) if rank in by_rank else None for rank in axes.ranks),
         matrices_measured=whole.matrices,
         energy=whole.energy,

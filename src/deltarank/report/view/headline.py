@@ -7,12 +7,10 @@ from collections.abc import Iterable, Sequence
 from deltarank.report.view.behaviour import behaviour_at, behaviour_kept
 from deltarank.report.view.page import Phrase, RunView
 from deltarank.report.view.text import behaviour_percent, kept_percent, unbroken
-from deltarank.results import ALL_ELSEWHERE, SERVABLE_RANKS, Loss, count, figure, percent
+from deltarank.results import ALL_ELSEWHERE, NEARLY_WHOLE, SERVABLE_RANKS, Loss, change_in_words, count, figure, percent
 
 MOST_NAMED = 3
 """More runs than these are counted instead of named."""
-
-THE_CHANGE = "the change in the weights"
 
 
 def headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Phrase, ...]:
@@ -50,14 +48,19 @@ def weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> 
         ends = [kept_percent(pick(losses, key=lambda loss: loss.energy_kept)) for pick in (min, max)]
         is_partial = any(run.unpaired.is_notable for run in runs)
         rest = ", not counting parameters that could not be paired" if is_partial else ""
-        return (_range_of(rank, len(losses), ends, f"{THE_CHANGE}{rest}"),)
+        return (_range_of(rank, len(losses), ends, f"{_change_of(runs)}{rest}"),)
     if len(runs) == 1:
         kept, rest = runs[0].unpaired.kept(losses[0].energy_lost), runs[0].unpaired.remark(losses[0].energy_lost)
-        return _each_keeps(rank, [(runs[0], kept)], f"{THE_CHANGE}{unbroken(rest)}")
+        return _each_keeps(rank, [(runs[0], kept)], unbroken(f"{change_in_words(runs[0].measured_share)}{rest}"))
     shares = ((run, _kept(run, loss)) for run in runs if (loss := run.losses[rank_index]) is not None)
     unknown = [run for run in runs if run.losses[rank_index] is None]
     tail = (Phrase(" "), *_names(unknown), Phrase(": not measured at this rank.")) if unknown else ()
-    return (*_each_keeps(rank, shares, THE_CHANGE), *tail)
+    return (*_each_keeps(rank, shares, _change_of(runs)), *tail)
+
+
+def _change_of(runs: Sequence[RunView]) -> str:
+    is_whole = all(run.measured_share >= NEARLY_WHOLE for run in runs)
+    return "the change in the weights" if is_whole else "the change in the matrices that were measured"
 
 
 def _kept(run: RunView, loss: Loss) -> str:

@@ -85,13 +85,17 @@ class MatrixRow:
 
 @dataclass(frozen=True)
 class RunView:
-    """One run. `label` is unique on the page; `losses` and `noise` have an item for each rank of the page."""
+    """One run. `label` is unique on the page; `losses` and `noise` have an item for each rank of the page.
+
+    `measured_share` is the share of the whole change that the measured matrices hold.
+    """
 
     label: str
     base: str
     kind: str
     sentences: tuple[str, ...]
     losses: tuple[Loss | None, ...]
+    measured_share: float
     noise: tuple[NoiseShares | None, ...]
     matrices_measured: int
     energy: float
