@@ -13,7 +13,7 @@ from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.results import Outcome, Results
 from hub import FakeHub
 
-SHARED = "model-00001-of-00002.safetensors"
+SHARED, CHANGED = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,10 @@ def test_a_streamed_finetune_s_copy_is_not_asked_for(pair: tuple[Path, Path], tm
     """On the Hub equal hashes say it. Of the finetune's copy only the header goes over the line."""
     local, streamed = tmp_path / "local", tmp_path / "streamed"
     tuned, other = shutil.copytree(pair[1], tmp_path / "tuned"), "shared.safetensors"
-    (tuned / SHARED).rename(tuned / other)
     index = tuned / "model.safetensors.index.json"
-    index.write_text(index.read_text().replace(SHARED, other))
+    for shard, name in ((SHARED, other), (CHANGED, "changed.safetensors")):
+        (tuned / shard).rename(tuned / name)
+        index.write_text(index.read_text().replace(shard, name))
     with FakeHub() as hub, CommandProcess(hub, tmp_path) as commands:
         hub.add("org/base", pair[0])
         hub.add("org/tuned", tuned)

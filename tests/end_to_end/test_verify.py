@@ -309,7 +309,8 @@ def test_tensors_that_are_not_counted_are_noted(models: Path, tmp_path: Path) ->
     """NaN in the finetune, a tensor that one side alone has, a vocabulary that grew."""
     weights = made.tensors(models / "tuned")
     weights["model.layers.0.mlp.up_proj.weight"][0, 0] = math.nan
-    weights["model.embed_tokens.weight"] = torch.cat([weights["model.embed_tokens.weight"], torch.ones(3, 32)])
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = torch.cat([weights[name], torch.ones(3, 32)])
     weights["model.extra.weight"] = torch.ones(2, 2)
     tuned = made.write_checkpoint(tmp_path / "tuned", weights, models / "base")
     deltarank.extract(models / "base", tuned, rank=8, server="peft", output=tmp_path / "a")

@@ -125,7 +125,9 @@ def open_adapter(
     """
     name = os.fspath(ref)
     try:
-        home, commit = fetch_files(ref, _FILES, revision=revision)
+        home, commit = fetch_files(ref, (CONFIG_FILE, WEIGHTS_FILE), revision=revision)
+        if not (home / WEIGHTS_FILE).is_file():  # on the Hub, others are downloaded only if they are needed
+            home, commit = fetch_files(ref, _FILES, revision=revision)
     except CheckpointError as error:
         if error.slug == "no-such-checkpoint":
             _raise_not_found(name, "there is no such folder")

@@ -25,6 +25,7 @@ from deltarank.results.blind import (
     VoteChoice,
     VoterScore,
 )
+from deltarank.results.change_share import NEARLY_WHOLE, change_in_words, measured_share
 from deltarank.results.codec import (
     Count,
     Energy,
@@ -51,7 +52,6 @@ from deltarank.results.formatting import (
     size,
 )
 from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
-from deltarank.results.measured_share import NEARLY_WHOLE, change_in_words, measured_share
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import NoiseShares, noise_shares
 from deltarank.results.notebook import ShownAsLines

@@ -281,7 +281,7 @@ def test_packed_weights_are_reported_as_quantised(tmp_path: Path) -> None:
 def test_no_tensor_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty.safetensors").write_bytes(raw({}))
     folder = save(tmp_path / "a", llama())
-    assert refusal(tmp_path / "empty.safetensors", folder).slug == "nothing-in-common"
+    assert refusal(tmp_path / "empty.safetensors", folder).slug == "no-weights"
 
 
 def test_the_wrong_base(tmp_path: Path) -> None:
