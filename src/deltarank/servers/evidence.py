@@ -35,7 +35,7 @@ class Evidence:
     def sentence(self) -> str:
         """Without a full stop, for notes."""
         if not self.version:
-            return "the rules are those that all servers have in common; each row says how it is known"
+            return "the rules of vLLM, SGLang, LoRAX, llama.cpp and PEFT hold at once; some were run, others only read"
         named = f"the rules of {self.name} {self.version}"
         if not self.run:
             return f"{named} were only read from its source ({self.read}); it was not run"

@@ -161,9 +161,9 @@ def test_the_lowest_rank_at_least_as_near_as_a_yardstick_is_named() -> None:
 def test_the_loss_at_unlimited_rank_is_reported() -> None:
     words = said({"base": 1.0, "rank 64": 0.1, "any rank": 0.03})
 
-    assert "No rank keeps all: even at unlimited rank 97 % of the behaviour would be kept, because norms" in words
+    assert "No rank keeps all: even at unlimited rank only 97 % of the behaviour would be kept, because norms" in words
     most = said({"base": 1.0, "rank 64": 0.1, "any rank": 0.08})
-    assert "Most of the loss at rank 64 is not due to the rank: even at unlimited rank 92 %" in most
+    assert "Most of the loss at rank 64 is not due to the rank: even at unlimited rank only 92 %" in most
     assert "unlimited" not in said({"base": 1.0, "rank 64": 0.1, "any rank": 0.001})
 
 

@@ -222,8 +222,8 @@ class _TextVerdict:
             f"Most of the loss at rank {self.subject.rank} is not due to the rank" if is_most else "No rank keeps all"
         )
         yield (
-            f"{lead}: even at unlimited rank {percent(kept.value)} of the behaviour would be kept, because norms, "
-            "biases, embeddings and the output head stay the base's."
+            f"{lead}: even at unlimited rank only {percent(kept.value)} of the behaviour would be kept, because "
+            "norms, biases, embeddings and the output head stay the base's."
         )
 
     def noise_floor(self) -> Iterator[str]:

@@ -83,7 +83,7 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
     header, *lines = format_table(rows, align="<>", minimum=(0, len("share"), _RANK_WIDTH), gap=1)
     hidden = len(modules) - len(largest)
     return [
-        paint("Energy kept, in %, by LoRA rank (share: of the whole change)", _BOLD),
+        paint("Energy kept, in %, by LoRA rank (share: of the change in these matrices)", _BOLD),
         paint(header, _DIM),
         *lines[:-2],
         *([f"({count(hidden, 'module')} with smaller changes not shown)"] if hidden else []),

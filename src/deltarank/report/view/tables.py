@@ -22,7 +22,7 @@ def energy_table(ranks: Sequence[int], modules: Sequence[ModuleRow], losses: Seq
         for row in modules
     )
     cosine = TableRow("cosine distance", ("", *(figure(x.cosine_distance) if x else "–" for x in losses)))
-    return Table(("module", "of the change", *map(str, ranks)), (rows, (cosine,)))
+    return Table(("module", "of their change", *map(str, ranks)), (rows, (cosine,)))
 
 
 def weights_of_runs_table(ranks: Sequence[int], runs: Sequence[RunView]) -> Table:
