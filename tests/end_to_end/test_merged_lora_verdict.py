@@ -106,3 +106,17 @@ def test_a_full_finetune_is_no_merged_lora(tmp_path: Path, dtype: str, decay: fl
         verdict = compared(tmp_path, DTYPES[dtype], [layer.to(DTYPES[dtype]) for layer in after], None).verdict
 
         assert verdict.kind is not VerdictKind.MERGED_LORA, (relative_norm, verdict.signal_rank)
+
+
+def test_one_matrix_that_was_trained_whole_is_not_explained_by_the_lora_of_the_others(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    after = [merge(layer, 8, 0.05) for layer in layers(torch.float32)]
+    weight = after[1].get_submodule("mlp_down_proj").weight
+    with torch.no_grad():
+        weight.copy_(layers(torch.float32)[1].get_submodule("mlp_down_proj").weight + 0.001 * torch.randn_like(weight))
+    results = compared(tmp_path, torch.float32, after, [8, 16])
+    share = results.totals.by_module["mlp.down_proj"].energy / results.totals.whole.energy
+
+    assert 0.05 < share < 0.6
+    assert results.verdict.kind is VerdictKind.FULL
+    assert not any("merged LoRA" in sentence for sentence in results.verdict.sentences)

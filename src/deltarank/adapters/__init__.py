@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from deltarank.adapters.apply import Applied, Change, NewBias, apply_adapter
 from deltarank.adapters.as_checkpoint import is_adapted, low_rank_factors, open_finetune
-from deltarank.adapters.budget import Budget, LeftOut, MatrixEnergies, OmittedTensor
+from deltarank.adapters.budget import IF_INCLUDED, Budget, LeftOut, MatrixEnergies, OmittedTensor
 from deltarank.adapters.config_read import LoraConfig
 from deltarank.adapters.config_write import adapter_config
 from deltarank.adapters.file_names import (
@@ -54,6 +54,7 @@ from deltarank.adapters.write import (
 __all__ = [
     "BUDGET_PICTURE_FILE",
     "CONFIG_FILE",
+    "IF_INCLUDED",
     "METADATA_FILE",
     "MODEL_CARD_FILE",
     "WEIGHTS_FILE",

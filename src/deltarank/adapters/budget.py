@@ -11,6 +11,9 @@ from deltarank.results import NONE_UNPAIRED, Energy, SignedShare, Unpaired, coun
 from deltarank.servers import Server
 from deltarank.tensor_names import kind_in_words
 
+IF_INCLUDED = "extracted if included by name"
+"""How the reason ends that leaves a tensor out unless `--include` names it."""
+
 
 @dataclass(frozen=True)
 class MatrixEnergies:
@@ -126,8 +129,9 @@ class Budget:
     def _omission(self, server: Server) -> str:
         """Why the tensors are left out, with the names of their kinds."""
         kinds = list(self.by_kind())
-        on_request = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) == "on request"]
-        never = [kind_in_words(kind) for kind in kinds if server.carries.get(kind) != "on request"]
+        may_be_included = {tensor.kind for tensor in self.tensors if tensor.reason.endswith(IF_INCLUDED)}
+        on_request = [kind_in_words(kind) for kind in kinds if kind in may_be_included]
+        never = [kind_in_words(kind) for kind in kinds if kind not in may_be_included]
         on_request_only = f"loads only if included by name ({listing(on_request)})"
         if not never:
             return f"{server.title} {on_request_only}"

@@ -6,15 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.adapters import Budget, MatrixEnergies, OmittedTensor
+from deltarank.adapters import IF_INCLUDED, Budget, MatrixEnergies, OmittedTensor
 from deltarank.results import from_record
 from deltarank.servers import get_server
 
 ENERGIES = st.floats(0, 1e6)
 
 
-def left(name: str, energy: float | None, kind: str = "norm") -> OmittedTensor:
-    return OmittedTensor(name, kind, f"vLLM cannot load {kind}s", energy)
+ON_REQUEST = f"the output head: {IF_INCLUDED}"
+
+
+def left(name: str, energy: float | None, kind: str = "norm", reason: str = "a reason") -> OmittedTensor:
+    return OmittedTensor(name, kind, reason, energy)
 
 
 @given(
@@ -33,7 +36,12 @@ def test_shares_add_up_to_one(
 
 
 def test_the_sentence_states_where_the_change_went() -> None:
-    others = [left("a", 2.0), left("b", 1.0), left("h", 4.0, "lm_head"), left("tokens", None, "added tokens")]
+    others = [
+        left("a", 2.0),
+        left("b", 1.0),
+        left("h", 4.0, "lm_head", ON_REQUEST),
+        left("tokens", None, "added tokens"),
+    ]
     budget = Budget.of([MatrixEnergies(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(get_server("vllm"), 64) == (
@@ -43,10 +51,18 @@ def test_the_sentence_states_where_the_change_went() -> None:
 
 
 def test_what_a_server_loads_if_included_is_not_called_impossible() -> None:
-    budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [left("h", 1.0, "lm_head")])
+    budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [left("h", 1.0, "lm_head", ON_REQUEST)])
 
     assert budget.sentence(get_server("vllm"), 8) == (
         "keeps 90 % of the change; 10 % is in 1 tensor that vLLM loads only if included by name (lm_head)"
+    )
+
+
+def test_a_head_that_was_included_and_is_refused_is_not_asked_for_again() -> None:
+    budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [left("h", 1.0, "lm_head", "of this model type")])
+
+    assert budget.sentence(get_server("vllm"), 8) == (
+        "keeps 90 % of the change; 10 % is in 1 tensor that vLLM cannot load (lm_head)"
     )
 
 

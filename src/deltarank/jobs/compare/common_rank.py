@@ -12,6 +12,9 @@ from deltarank.results import MatrixResult
 LOW_RANK_SHARE = 0.8
 """The share of the changed matrices that must have a low rank."""
 
+OTHER_ENERGY = 0.01
+"""The largest share of the energy in matrices without a low rank: one of fourteen that was trained whole has more."""
+
 COMMON_SHARE = 0.4
 """The share of them that must have the same rank. The weakest directions of a trained LoRA may be lost to rounding."""
 
@@ -34,7 +37,9 @@ def common_rank(measured: Sequence[MatrixResult]) -> int | None:
     """
     low = [m for m in measured if m.signal_rank is not None and _is_low(m)]
     ranks = sorted(m.signal_rank or 0 for m in low)
-    if len(low) < LOW_RANK_SHARE * len(measured) or not ranks[-1]:
+    others = math.fsum(m.energy for m in measured) - math.fsum(m.energy for m in low)
+    is_nearly_all = others <= OTHER_ENERGY * math.fsum(m.energy for m in measured)
+    if not is_nearly_all or len(low) < LOW_RANK_SHARE * len(measured) or not ranks[-1]:
         return None
     rank, number = Counter(rank for rank in ranks if rank).most_common(1)[0]
     if number >= COMMON_SHARE * len(low) and _median_fall([m for m in low if m.signal_rank == rank], least=1.0) >= 1:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from deltarank.adapters import IF_INCLUDED
 from deltarank.servers import Handling, Server
 from deltarank.tensor_names import kind_in_words
 
@@ -49,7 +50,7 @@ def not_whole_in_peft(version: str, refusal: str | None) -> str:
 def omission_reason(kind: str, server: Server) -> str:
     """Why an adapter for this server does not contain a tensor of this kind."""
     if server.carries.get(kind) == "on request":
-        return f"{kind_in_words(kind)}, which only some versions of {server.title} load: extracted if included by name"
+        return f"{kind_in_words(kind)}, which only some versions of {server.title} load: {IF_INCLUDED}"
     if kind == "bias" and server.bias is Handling.HONOURED:
         return f"a bias of a module without factors, which {server.title} cannot load"
     return f"{server.omission} {kind_in_words(kind)}"
