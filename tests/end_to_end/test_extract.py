@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import signal
 import subprocess
 import sys
@@ -543,6 +544,19 @@ def test_the_command_prints_the_budget(extract: RunCommand, tmp_path: Path) -> N
         assert words in done.out
     assert f"wrote {tmp_path / 'a'}" in done.err
     assert (tmp_path / "a" / "budget.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_last_line_is_the_command_that_checks_the_adapter(
+    extract: RunCommand, command: RunCommand, tmp_path: Path
+) -> None:
+    """Quoted for a shell, and not under -q."""
+    last = extract("-r", 8, "-o", tmp_path / "an adapter").err.splitlines()[-1]
+
+    assert last.startswith("Check it: deltarank verify ")
+    verified = command(*shlex.split(last.removeprefix("Check it: deltarank ")))
+    assert verified.code == 0
+    assert "of optimal" in verified.out
+    assert "Check it" not in extract("-r", 8, "-o", tmp_path / "an adapter", "-q").err
 
 
 def test_repeating_the_command_does_nothing_and_says_so(extract: RunCommand, tmp_path: Path) -> None:

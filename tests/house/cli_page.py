@@ -41,20 +41,27 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 def _section(words: str, command: click.Command) -> str:
     lines = [f"## deltarank {words}", "", "```", f"deltarank {words} {_usage(command)}", "```", ""]
-    lines += [*inspect.cleandoc(command.help or "").splitlines(), "", "| option | |", "| --- | --- |"]
-    return "\n".join([*lines, *_rows(command), ""])
+    lines += [*inspect.cleandoc(command.help or "").splitlines(), ""]
+    rows = list(_rows(command))
+    return "\n".join([*lines, *(["| option | |", "| --- | --- |", *rows, ""] if rows else [])])
 
 
 def _usage(command: click.Command) -> str:
     names = [p.metavar or (p.name or "").upper() for p in command.params if isinstance(p, click.Argument)]
-    return " ".join([*names, "[OPTIONS]"])
+    has_options = any(isinstance(p, click.Option) for p in command.params)
+    return " ".join([*names, *(["[OPTIONS]"] if has_options else [])])
 
 
 def _rows(command: click.Command) -> Iterator[str]:
     for option in command.params:
         if isinstance(option, click.Option):
-            spelled = ", ".join(f"`{name}`" for name in option.opts)
+            spelled = " / ".join(", ".join(f"`{x}`" for x in names) for names in _names(option))
             yield f"| {spelled}{_values(option)} | {_help(option)} |"
+
+
+def _names(option: click.Option) -> list[list[str]]:
+    """The names that turn it on, and those that turn it off."""
+    return [list(names) for names in (option.opts, option.secondary_opts) if names]
 
 
 def _values(option: click.Option) -> str:
@@ -66,7 +73,8 @@ def _values(option: click.Option) -> str:
 
 
 def _help(option: click.Option) -> str:
-    text = " ".join((option.help or "").split())
+    text = " ".join((option.help or "").split()).replace("|", "\\|")
+    text = text.replace("headline rank", "[headline rank](glossary.md)")
     return f"{text} [default: {option.default}]" if option.show_default is True else text
 
 

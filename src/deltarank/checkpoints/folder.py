@@ -264,6 +264,7 @@ def _refuse_adapter(folder: Path, name: str) -> NoReturn:
     raise CheckpointError(
         f"{quoted(folder, max_length=300)} contains an adapter ({quoted(name)}), not a whole checkpoint.",
         cure="`compare`, `extract` and `verify` accept it as FINETUNE if its folder has adapter_config.json. "
+        "To measure the adapter as a candidate, use `outputs BASE FINETUNE --adapter DIR`. "
         "Elsewhere, merge it first (PEFT: `merge_and_unload`, then `save_pretrained`) and give that folder.",
         slug="adapter-not-checkpoint",
     )

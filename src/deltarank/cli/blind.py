@@ -27,7 +27,7 @@ _file = click.Path(path_type=Path)
 def blind() -> None:
     """Test blind whether people can tell the finetune from what is served in its place.
 
-    `make` writes a page to vote on, and a key that nobody can change afterwards; `score` reads the votes.
+    `make` writes a page to vote on, and a key whose later changes are detected; `score` reads the votes.
     """
 
 
@@ -35,7 +35,7 @@ def blind() -> None:
 @click.argument("run", required=False, metavar="[RUN]", type=_file)
 @output_option("BLIND", "Folder for vote.html and key.json", "blind")
 @click.option(
-    "--candidate", metavar="NAME", help="Model of RUN to test against the finetune.  [default: headline's rank]"
+    "--candidate", metavar="NAME", help="Model of RUN to test against the finetune.  [default: the headline rank]"
 )
 @click.option(
     "--a",

@@ -15,11 +15,11 @@ MESSAGES_PAGE = "https://github.com/deltarank/deltarank/blob/main/docs/messages.
 
 
 @click.command(short_help="Explain a message by its name.")
-@click.argument("slug", required=False)
+@click.argument("slug", required=False, metavar="[NAME]")
 def explain(slug: str | None) -> None:
-    """Explain the message with the name SLUG, which stands at its end: what it means, why, and what to do.
+    """Explain the message with this NAME, which stands at its end: what it means, why, and what to do.
 
-    Without SLUG, print the names of all messages.
+    Without NAME, print the names of all messages.
     """
     pages = _pages()
     if slug is None:

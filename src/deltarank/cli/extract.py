@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     "-r",
     "--rank",
     metavar="N",
-    help=f"Rank of the adapter, or auto.  [default: {Default.ADAPTER_RANK}; with --max-error: auto]",
+    help="Rank of the adapter, or auto (needs --max-error).  "
+    f"[default: {Default.ADAPTER_RANK}; with --max-error: auto]",
 )
 @click.option(
     "--max-error",
@@ -113,6 +115,15 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
             adapter = extract_with_picture(**options, draw=adapter_picture, progress=progress)
     out(adapter.to_json() if as_json else "\n".join(map(escape, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
+    tell(f"Check it: {_check(options, adapter.folder)}")
+
+
+def _check(options: dict[str, Any], folder: Path) -> str:
+    """The command that verifies the adapter against the same revisions, for a shell."""
+    words = ["deltarank", "verify", options["base"], options["finetune"], str(folder)]
+    for name, option in (("base_revision", "--base-revision"), ("revision", "--revision")):
+        words += [option, options[name]] if options[name] else []
+    return shlex.join(words)
 
 
 def _lines(adapter: ExtractedAdapter) -> list[str]:

@@ -54,7 +54,7 @@ from deltarank.system import Default
 @click.option(
     "--attribute",
     type=click.Choice(["module", "layer"]),
-    help="Truncate one module (or layer) at a time to the rank of the headline, and sort them by the resulting KLD.",
+    help="Truncate one module (or layer) at a time to the headline rank, and sort them by the resulting KLD.",
 )
 @number_option("--samples", "Answers per prompt; 0: none.", Default.SAMPLES)
 @number_option("--max-tokens", "Longest answer, in tokens.", Default.MAX_TOKENS)

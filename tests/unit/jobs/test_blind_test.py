@@ -212,9 +212,9 @@ def test_a_pair_is_sealed_in_whole_blocks(files, tmp_path):
 def test_the_power_is_stated_before_the_vote(files, tmp_path):
     text = " ".join(make(files, tmp_path / "test").lines())
 
-    assert "right 60 % of the time takes about 325 votes" in text
+    assert "right 60 % of the time takes about 325 votes of one person" in text
     assert "a preference of 60 % about 376" in text
-    assert "is found if right about 81 % of the time" in text
+    assert "only if that person is right in about 81 % of pairs" in text
     assert "unknown, because the divergence of the two models is" in text
 
 

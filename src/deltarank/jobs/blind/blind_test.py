@@ -50,8 +50,9 @@ class BlindTest(ShownAsLines):
         return best_possible(self.key)
 
     def lines(self) -> list[str]:
-        """The test and its power, in sentences; the last line is the hash of the key."""
-        return [*self._contents(), *self._power(), *self.notes, f"SHA-256 of the key: {self.key_sha256}"]
+        """The test and its power, in sentences; a hopeless test says so first; the last line is the hash of the key."""
+        said = (*self._hopeless(), *self._contents(), *self._power(), *self.notes)
+        return [*said, f"SHA-256 of the key: {self.key_sha256}"]
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -89,12 +90,12 @@ class BlindTest(ShownAsLines):
     def _power(self) -> Iterator[str]:
         yield (
             f"To find somebody who is right {percent(SOUGHT)} of the time takes about {votes_needed(SOUGHT)} votes "
-            f"(with a probability of 80 %), and to find a preference of {percent(SOUGHT)} about "
+            f"of one person (with a probability of 80 %), and to find a preference of {percent(SOUGHT)} about "
             f"{votes_needed(SOUGHT, two_sided=True)}."
         )
         share = found_share(self.key.count(Question.ABX)) if self.key.count(Question.ABX) else None
         if share is not None:
-            yield f"One person who votes on all pairs is found if right about {percent(share)} of the time."
+            yield f"The test can detect a person only if that person is right in about {percent(share)} of pairs."
         yield from self._limit()
 
     def _limit(self) -> Iterator[str]:
@@ -104,14 +105,11 @@ class BlindTest(ShownAsLines):
         if min(share for share in (self.best.abx, self.best.preference) if share is not None) >= NEARLY_CERTAIN:
             yield "At best, a judge who knows both models perfectly is right nearly always."
             return
-        limits = {"right about X in": self.best.abx, "able to prefer one model in": self.best.preference}
-        shown = " and ".join(f"{words} {percent(share)}" for words, share in limits.items() if share is not None)
-        yield f"At best, a judge who knows both models perfectly is {shown} of pairs."
-        if self.best.abx is not None and self.best.abx < HOPELESS:
-            yield from self._hopeless()
+        yield f"A judge who knows both models perfectly {', and '.join(_limits(self.best))}."
 
     def _hopeless(self) -> Iterator[str]:
-        assert self.best is not None
+        if self.best is None or self.best.abx is None or self.best.abx >= HOPELESS:
+            return
         assert self.key.kld is not None
         enough = tokens_for(self.key.kld)
         cure = (
@@ -124,3 +122,11 @@ class BlindTest(ShownAsLines):
             f"This test cannot show anything: at {self.best.tokens:.0f} tokens, nobody can be right in more than "
             f"{percent(self.best.abx)} of pairs. {cure}"
         )
+
+
+def _limits(best: BestPossible) -> Iterator[str]:
+    """What the best judge reaches at most, by question."""
+    if best.abx is not None:
+        yield f'is right in at most {percent(best.abx)} of "who wrote X" pairs'
+    if best.preference is not None:
+        yield f"can favour one model in at most {percent(best.preference)} of preference pairs"
