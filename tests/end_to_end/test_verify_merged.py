@@ -1,5 +1,6 @@
 """`verify --merged` on what PEFT itself merged, in each dtype, and on what only resembles it."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,7 @@ def test_a_layer_left_out_is_named(home: Path, tmp_path: Path) -> None:
 
     assert found.kind is MergeKind.PART, found.sentences
     assert {row.layer for row in found.tensors if row.fit is MergeFit.ABSENT} == {1}
+    assert found.sentences[0].endswith("(layer 0).")
     assert any("model.layers.1." in sentence for sentence in found.sentences)
 
 
@@ -181,6 +183,75 @@ def test_a_change_below_the_rounding_is_inconclusive(home: Path, tmp_path: Path)
     assert found.kind is MergeKind.INCONCLUSIVE
     assert found.sentences[0].startswith("Inconclusive")
     assert not any("exactly" in sentence for sentence in found.sentences)
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("alpha", [1e-3, 1e-5, 1e-6])
+def test_a_copy_of_the_base_never_holds_an_adapter(home: Path, tmp_path: Path, base: str, alpha: float) -> None:
+    """Ways to merge round a weak adapter differently: some leave the base's numbers, others move a few entries."""
+    made.train(home / "float32", home / "weaker", seed=1, r=8, lora_alpha=24, target_modules=ALL)
+    made.edit_config(home / "weaker", lora_alpha=alpha)
+    copy = shutil.copytree(home / base, tmp_path / "copy")
+    found = check(home, copy, base=base, adapter="weaker")
+
+    assert found.kind in (MergeKind.ABSENT, MergeKind.INCONCLUSIVE), found.sentences
+    assert {row.fit for row in found.tensors if row.is_touched} <= {MergeFit.ABSENT, MergeFit.VANISHED}
+    assert all(row.fit is MergeFit.VANISHED for row in found.tensors if row.is_touched and row.mismatches == 0)
+    assert found.strength is None
+
+
+def test_a_base_that_was_only_cast_never_holds_an_adapter(home: Path, tmp_path: Path) -> None:
+    """A merge in bfloat16 of an adapter below its rounding gives the same numbers as the cast alone."""
+    made.train(home / "float32", home / "faint", seed=1, r=8, lora_alpha=24, target_modules=ALL)
+    made.edit_config(home / "faint", lora_alpha=1e-7)
+    cast = merge(home, tmp_path / "cast", base="float32", in_dtype="bfloat16", stored="float32", adapters=())
+    found = check(home, cast, base="float32", adapter="faint")
+
+    assert found.kind is MergeKind.INCONCLUSIVE, found.sentences
+    assert {row.fit for row in found.tensors if row.is_touched} == {MergeFit.VANISHED}
+
+
+def test_one_tensor_with_a_further_change_has_no_other_strength(home: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def add(weights: dict[str, Tensor]) -> None:
+        noise = torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(3))
+        base = load_file(home / "bfloat16" / "model.safetensors")[name]
+        size = (weights[name] - base).float().std()
+        weights[name] = (weights[name].float() + size * noise).to(weights[name].dtype)
+
+    found = check(home, edited(merge(home, tmp_path / "merged"), add))
+    text = " ".join(found.sentences)
+
+    assert found.kind is MergeKind.WITH_OTHER_CHANGES, found.sentences
+    assert "holds adapter, and something else changed, too" in found.sentences[0]
+    assert f"1 tensor that the adapter changes has a further change: {name}." in text
+    assert "of the change from the base does not come from this adapter." in text
+
+
+def test_a_change_that_is_not_the_adapters_is_said_to_be_none_of_it(home: Path, tmp_path: Path) -> None:
+    def scale(weights: dict[str, Tensor]) -> None:
+        weights["model.norm.weight"] *= 1.5
+
+    found = check(home, edited(merge(home, tmp_path / "merged", adapters=()), scale))
+
+    assert found.kind is MergeKind.ABSENT, found.sentences
+    assert "None of the change from the base comes from this adapter." in found.sentences
+
+
+def test_a_module_held_in_some_layers_is_named_with_them(home: Path, tmp_path: Path) -> None:
+    base = load_file(home / "bfloat16" / "model.safetensors")
+    missing = [f"model.layers.0.{name}.weight" for name in ("self_attn.o_proj", "mlp.up_proj")]
+    missing += [name for name in base if ".layers.1.self_attn." in name]
+    found = check(home, edited(merge(home, tmp_path / "merged"), lambda weights: _restore(weights, base, missing)))
+
+    assert found.kind is MergeKind.PART, found.sentences
+    assert "self_attn.q_proj in layer 0" in found.sentences[0]
+    assert any("6 tensors do not hold it; all 6 are equal to the base's: model." in each for each in found.sentences)
+
+
+def _restore(weights: dict[str, Tensor], base: dict[str, Tensor], names: list[str]) -> None:
+    weights.update({name: base[name] for name in names})
 
 
 @pytest.mark.parametrize(

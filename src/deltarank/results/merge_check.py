@@ -21,8 +21,9 @@ class MergeFit(StrEnum):
 
     exact, rounding, strength    the adapter was merged into it: bit for bit; up to rounding; multiplied by `strength`
     mixed                        the adapter was merged into it, and something else was added
-    absent                       the adapter was not merged into it
-    vanished                     the merge would change no number: the adapter's change is below the rounding
+    absent                       the adapter was not merged into it; a tensor with the base's numbers holds none
+    vanished                     base and merge cannot be told apart: the adapter's change is below the rounding. It has
+                                 the base's numbers, and one of the usual ways to merge leaves them as they are
     unchanged, changed           the adapter does not change this tensor; the checkpoint has the base's, or another
     """
 

@@ -86,12 +86,33 @@ class _TensorPass:
     def stored(self) -> torch.dtype:
         return self.target.finetune.dtype
 
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """W0 may have been rounded to any of these before it was stored."""
+        return list(dict.fromkeys((self.stored, *(way.dtype for way in self.replays()))))
+
     def replays(self) -> list[Replay]:
         return replays(self.target.base.dtype, self.stored)
 
     def chunks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         for first, base, stored in read_chunks(self.target.base, self.target.finetune):
             yield first, base.to(self.device), stored.to(self.device)
+
+    def has_base_numbers(self) -> bool:
+        """Whether W is W0, rounded to one of the dtypes or not. -0 equals 0."""
+        dtypes = self.dtypes
+        for _, base, stored in self.chunks():
+            dtypes = [dtype for dtype in dtypes if torch.equal(base.to(dtype).to(self.stored), stored)]
+            if not dtypes:
+                return False
+        return True
+
+    def is_merge(self, merger: Merger, way: Replay) -> bool:
+        """Whether W has the numbers of this way to merge. -0 equals 0."""
+        return all(
+            torch.equal(merger.merged(first, base, way).to(self.stored), stored)
+            for first, base, stored in self.chunks()
+        )
 
     def mismatches(self, merger: Merger, ways: Sequence[Replay], strength: float = 1.0) -> list[int]:
         """The entries in which W differs from each way to merge, bit for bit."""
@@ -118,10 +139,9 @@ def _differing(one: Tensor, other: Tensor) -> int:
 
 def _untouched(row: MergedTensor, tensor: _TensorPass) -> MergedTensor:
     """A tensor that the adapter does not change: the base's numbers, or others."""
-    dtypes = dict.fromkeys((tensor.stored, *(way.dtype for way in tensor.replays())))
-    counts, energy, size = dict.fromkeys(dtypes, 0), 0.0, 0.0
+    counts, energy, size = dict.fromkeys(tensor.dtypes, 0), 0.0, 0.0
     for _, base, stored in tensor.chunks():
-        for dtype in dtypes:
+        for dtype in counts:
             counts[dtype] += _differing(base.to(dtype).to(tensor.stored), stored)
         energy += float((stored.double() - base.to(tensor.stored).double()).square().sum())
         size += float(base.double().square().sum())
@@ -137,11 +157,19 @@ def _touched(row: MergedTensor, tensor: _TensorPass, merger: Merger) -> MergedTe
     row, sums = _beside_merge(row, tensor, merger, 1.0)
     if not sums.is_finite:
         return replace(row, outcome=Outcome.NOT_FINITE, reason="a checkpoint or the adapter contains NaN or Inf here")
+    if tensor.is_plain and tensor.has_base_numbers():
+        return _with_base_numbers(row, tensor, merger)
     row = replace(row, energy=sums.energy)
     fit = _fit(row, tensor, sums, merger)
     if fit is not None:
         return replace(row, fit=fit, strength=1.0 if fit in HELD else None)
     return _at_other_strength(row, tensor, sums, merger)
+
+
+def _with_base_numbers(row: MergedTensor, tensor: _TensorPass, merger: Merger) -> MergedTensor:
+    """It never holds the adapter. Whether it lacks it cannot be told if one way to merge leaves the base's numbers."""
+    may_hold = any(tensor.is_merge(merger, way) for way in tensor.replays())
+    return replace(row, fit=MergeFit.VANISHED if may_hold else MergeFit.ABSENT)
 
 
 def _beside_merge(

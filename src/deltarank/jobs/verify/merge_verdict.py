@@ -48,7 +48,7 @@ def judge_merge(
     strength = median([row.strength for row in held if row.strength is not None]) if held else None
     kind = _kind(decided, held, others)
     sentences = [
-        *_HEADLINES[kind](merged, adapter, touched, held, strength),
+        *_HEADLINES[kind](merged, adapter, decided or touched, held, strength),
         *_replays(held),
         *_strengths(held, strength),
         *_absent(decided, held),
@@ -109,12 +109,19 @@ def _say_strength(
 def _say_others(
     merged: str, adapter: str, touched: Sequence[MergedTensor], held: Sequence[MergedTensor], strength: float | None
 ) -> Iterator[str]:
-    how = "exactly" if all(row.fit is MergeFit.EXACT for row in held) else "up to rounding"
-    if any(row.fit is MergeFit.STRENGTH for row in held):
-        how = f"with strength {figure(strength)}"
-    if any(row.fit is MergeFit.MIXED for row in held):
-        how = f"with a strength of about {figure(strength)}"
-    yield f"{merged} holds {adapter} {how}, and something else changed, too."
+    yield f"{merged} holds {adapter}{_how(held, strength or 0.0)}, and something else changed, too."
+
+
+def _how(held: Sequence[MergedTensor], strength: float) -> str:
+    fits = {row.fit for row in held}
+    if fits == {MergeFit.EXACT}:
+        return " exactly"
+    if MergeFit.STRENGTH in fits:
+        is_one = _is_one_strength(held, strength)
+        return f" with strength {figure(strength)}" if is_one else " with strengths that differ between tensors"
+    if MergeFit.MIXED in fits:
+        return "" if abs(strength - 1) <= _SAME else f" with a strength of about {figure(strength)}"
+    return " up to rounding"
 
 
 def _say_part(
@@ -122,7 +129,7 @@ def _say_part(
 ) -> Iterator[str]:
     yield (
         f"{merged} holds a part of {adapter}: it is in {len(held):,} of {_tensors(len(touched))} that the adapter "
-        f"changes ({listing(_modules(held), most=4)})."
+        f"changes ({_places(held, [row for row in touched if row not in held])})."
     )
 
 
@@ -140,7 +147,7 @@ def _say_inconclusive(
     if touched:
         yield (
             f"Inconclusive: whether {merged} holds {adapter} cannot be told, because the adapter's change is below the "
-            f"rounding in all {count(len(touched), 'tensor')} that it changes: a merge leaves the base's numbers there."
+            f"rounding in {_all(len(touched))} that it changes: a merge can leave the base's numbers there."
         )
     else:
         yield f"Inconclusive: no tensor that {adapter} changes could be compared."
@@ -161,6 +168,10 @@ def _tensors(number: int) -> str:
     return f"the {count(number, 'tensor')}"
 
 
+def _all(number: int) -> str:
+    return "the only tensor" if number == 1 else f"all {count(number, 'tensor')}"
+
+
 def _is(rows: Sequence[MergedTensor]) -> str:
     return "is" if len(rows) == 1 else "are"
 
@@ -169,8 +180,21 @@ def _is_one_strength(rows: Sequence[MergedTensor], strength: float) -> bool:
     return all(abs((row.strength or 0.0) / strength - 1) <= _SAME for row in rows)
 
 
-def _modules(rows: Sequence[MergedTensor]) -> list[str]:
-    return list(dict.fromkeys(row.module for row in rows))
+def _places(rows: Sequence[MergedTensor], others: Sequence[MergedTensor]) -> str:
+    """The layers or modules of the rows, such that none of the others is meant by them."""
+    layers = list(dict.fromkeys(row.layer for row in rows if row.layer is not None))
+    if all(row.layer is not None for row in rows) and not {row.layer for row in others} & set(layers):
+        return _layers(layers)
+    modules: dict[str, list[int]] = {}
+    for row in rows:
+        modules.setdefault(row.module, []).extend([] if row.layer is None else [row.layer])
+    shared = {row.module for row in others}
+    named = [f"{module} in {_layers(at)}" if at and module in shared else module for module, at in modules.items()]
+    return listing(named, most=4)
+
+
+def _layers(numbers: Sequence[int]) -> str:
+    return f"layer{'s' * (len(numbers) > 1)} {listing([str(number) for number in sorted(numbers)])}"
 
 
 def _replays(held: Sequence[MergedTensor]) -> Iterator[str]:
@@ -192,9 +216,19 @@ def _strengths(held: Sequence[MergedTensor], strength: float | None) -> Iterator
 def _absent(decided: Sequence[MergedTensor], held: Sequence[MergedTensor]) -> Iterator[str]:
     missing = [row for row in decided if row not in held]
     if held and missing:
-        same = sum(row.energy == 0 for row in missing)
-        rest = f" ({same:,} with the base's numbers)" if same else ""
-        yield f"It is not in {count(len(missing), 'tensor')}{rest}: {listing([row.name for row in missing], most=4)}."
+        hold = "does not hold" if len(missing) == 1 else "do not hold"
+        names = listing([row.name for row in missing], most=4)
+        yield f"{count(len(missing), 'tensor')} {hold} it{_equal_to_base(missing)}: {names}."
+
+
+def _equal_to_base(missing: Sequence[MergedTensor]) -> str:
+    same, number = sum(row.energy == 0 for row in missing), len(missing)
+    if not same:
+        return ""
+    if number == 1:
+        return "; it is equal to the base's"
+    which = f"all {same:,} are" if same == number else f"{same:,} of them {'is' if same == 1 else 'are'}"
+    return f"; {which} equal to the base's"
 
 
 def _others(rows: Sequence[MergedTensor], others: Sequence[MergedTensor]) -> Iterator[str]:
@@ -207,8 +241,12 @@ def _others(rows: Sequence[MergedTensor], others: Sequence[MergedTensor]) -> Ite
         yield f"{count(len(outside), 'tensor')} changed that the adapter does not change: {names}."
     if mixed:
         names = listing([row.name for row in mixed], most=4)
-        yield f"{count(len(mixed), 'tensor')} of the adapter's changed by more than it: {names}."
-    yield f"The adapter does not explain {percent(other_share(rows))} of the change from the base."
+        has = "has" if len(mixed) == 1 else "have"
+        yield f"{count(len(mixed), 'tensor')} that the adapter changes {has} a further change: {names}."
+    if any(row.fit in HELD for row in rows):
+        yield f"{percent(other_share(rows))} of the change from the base does not come from this adapter."
+    else:
+        yield "None of the change from the base comes from this adapter."
 
 
 def _vanished(touched: Sequence[MergedTensor], decided: Sequence[MergedTensor]) -> Iterator[str]:

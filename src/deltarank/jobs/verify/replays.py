@@ -22,7 +22,7 @@ class Replay:
 
     dtype        of the model while it is merged; the result is cast to the stored dtype afterwards
     factors      A and B are rounded to this dtype first, as in a model that was cast with its adapter
-    product      B A is rounded to this dtype before it is scaled, as on a GPU
+    product      B A is rounded to this dtype before it is scaled, as by a matmul in that dtype
     update       scale B A is rounded to this dtype before it is added, as by safe_merge
     is_fused     W0 + scale B A is computed by one call of addmm
     """
@@ -47,7 +47,7 @@ def _replays_in(dtype: torch.dtype) -> Iterator[Replay]:
     if dtype in _HALVES:
         yield Replay(f"PEFT's safe_merge in {name}", dtype, update=dtype)
         yield Replay(f"PEFT's merge of an adapter cast to {name}", dtype, factors=dtype, update=dtype)
-        yield Replay(f"a GPU's merge in {name}", dtype, factors=dtype, product=dtype, update=dtype)
+        yield Replay(f"a merge in {name} with B A rounded first", dtype, factors=dtype, product=dtype, update=dtype)
     else:
         yield Replay(f"one addmm in {name}", dtype, is_fused=True)
 
