@@ -23,6 +23,7 @@ from deltarank.checkpoints.other_formats import (
 )
 from deltarank.checkpoints.shard_sets import only_set, set_of, shard_sets
 from deltarank.checkpoints.subfolders import models_below, names_below, refuse_several
+from deltarank.checkpoints.unread_weights import notes_on_unread
 from deltarank.checkpoints.weight_names import (
     ADAPTER_CONFIG,
     SAFETENSORS,
@@ -165,7 +166,8 @@ def _in_folder(folder: Path) -> WeightFiles:
     if weights is None:
         return _below(folder, names)
     _refuse_unfinished(folder, [name for name in unfinished(names) if name.startswith(weights.names)])
-    return _checked(weights)
+    read = {*weights.names, *weights.unread.values()}
+    return _checked(replace(weights, notes=(*weights.notes, *notes_on_unread(folder, read, names))))
 
 
 def _other_than_safetensors(folder: Path, names: Sequence[str]) -> WeightFiles | None:

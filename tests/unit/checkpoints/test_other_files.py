@@ -415,3 +415,13 @@ def test_a_pointer_in_place_of_the_tokenizer_is_named(name: str, tmp_path: Path)
     (tmp_path / name).write_bytes(POINTER)
     with refused("lfs-pointer", match=name):
         load_tokenizer(ModelFolder(str(tmp_path)))
+
+
+def test_weights_beside_and_below_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    save(tmp_path / "model", llama())
+    save(tmp_path / "model" / "checkpoint-500", llama())
+    torch.save({"a": torch.ones(2, 2)}, tmp_path / "model" / "pytorch_model.bin")
+    notes = notes_of(tmp_path / "model")
+
+    assert "`model.safetensors` is read; `pytorch_model.bin` beside it is not" in notes
+    assert "the weights in `model` itself are read; `checkpoint-500` below it is not" in notes

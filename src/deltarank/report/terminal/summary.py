@@ -44,6 +44,7 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
         _sentences(page, run, width),
         _weights(page, run, paint, width) if run.matrices_measured and run.energy else [],
         [line for group in run.left_out for line in _left_out(group, width)],
+        [line for note in run.provenance.notes for line in wrapped(f"Note: {note}.", width)],
         wrapped(run.provenance.audit_sentence, width),
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
