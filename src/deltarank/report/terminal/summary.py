@@ -44,7 +44,7 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
         _sentences(page, run, width),
         _weights(page, run, paint, width) if run.matrices_measured and run.energy else [],
         [line for group in run.left_out for line in _left_out(group, width)],
-        [line for note in run.provenance.notes for line in wrapped(f"Note: {note}.", width)],
+        [line for note in run.provenance.notes for line in wrapped(f"Note: {note.removesuffix('.')}.", width)],
         wrapped(run.provenance.audit_sentence, width),
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
@@ -84,7 +84,7 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
     header, *lines = format_table(rows, align="<>", minimum=(0, len("share"), _RANK_WIDTH), gap=1)
     hidden = len(modules) - len(largest)
     return [
-        paint("Energy kept, in %, by LoRA rank (share: of the change in these matrices)", _BOLD),
+        paint("Energy kept, in %, by LoRA rank (share: of their change)", _BOLD),
         paint(header, _DIM),
         *lines[:-2],
         *([f"({count(hidden, 'module')} with smaller changes not shown)"] if hidden else []),
