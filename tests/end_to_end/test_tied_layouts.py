@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from deltarank import compare, extract
+from deltarank import compare, extract, verify
 from deltarank.results import Outcome
 from tiny_architectures import DENSE, logits, write_pair
 
@@ -55,6 +55,11 @@ def test_every_layout_gives_the_same_figures_and_the_same_adapter(pair: tuple[Pa
             seen.add((results.totals.whole.energy, vocabulary.energy, vocabulary.share, digest))
             assert not results.unpaired.matrices
             assert (logits(base, adapter) - expected).abs().max() < 1e-5
+            read = verify(base, finetune, adapter)
+            assert read.whole.share_lost < 1e-6
+            assert not read.unused
+            of_adapter = {skip.name: skip.energy for skip in compare(base, adapter, ranks=(8,)).skipped}
+            assert of_adapter[EMBEDDING] == pytest.approx(vocabulary.energy, rel=1e-6)
     assert len(seen) == 1
 
 

@@ -15,6 +15,7 @@ from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files, find_adapter_folder, is_adapter_file
 from deltarank.checkpoints.hub.http_ranges import Traffic
 from deltarank.checkpoints.pairing.fused_experts import parse_expert_name
+from deltarank.checkpoints.pairing.one_vocabulary import with_one_vocabulary
 from deltarank.checkpoints.pairing.pair import pair_checkpoints
 from deltarank.checkpoints.pairing.result import Pairing
 from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Piece, SummedTensor
@@ -46,4 +47,5 @@ __all__ = [
     "read_chunks",
     "read_rows",
     "refuse_pointer",
+    "with_one_vocabulary",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Self, TypedDict
 
 from deltarank.adapters import open_finetune
-from deltarank.checkpoints import Checkpoint, check_fetch_mode, open_checkpoint
+from deltarank.checkpoints import Checkpoint, check_fetch_mode, open_checkpoint, with_one_vocabulary
 from deltarank.runtime.progress import ProgressListener
 from deltarank.system import Default
 
@@ -74,13 +74,13 @@ class PairRefs:
         Raises:
             UsageError, CheckpointError, HeaderError, AdapterError: one of them cannot be read.
         """
-        with (
-            self.base.open(self.fetch, progress) as base,
-            open_finetune(
+        with self.base.open(self.fetch, progress) as stored:
+            # Every job, and the reader of an adapter, then has the same names for the base's tensors.
+            base = with_one_vocabulary(stored, stored)
+            with open_finetune(
                 self.finetune.ref, base, revision=self.finetune.revision, fetch=self.fetch, on_note=progress.noted
-            ) as finetune,
-        ):
-            yield base, finetune
+            ) as finetune:
+                yield base, finetune
 
     def without_download(self) -> Self:
         """For a dry run: headers are read over the network, and no model is downloaded."""
