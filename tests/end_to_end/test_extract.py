@@ -346,6 +346,25 @@ def test_an_output_head_is_extracted_for_vllm_if_included(llama: Pair, tmp_path:
 # As `verify` measures it --------------------------------------------------------------------------------------
 
 
+def test_a_head_that_is_included_is_carried_whole_for_peft(llama: Pair, tmp_path: Path) -> None:
+    """As it is without `--include`: naming it must not leave it out."""
+    named = deltarank.extract(*llama, rank=32, output=tmp_path / "a", server="peft", include=["*_proj*", "lm_head*"])
+
+    assert "lm_head" in made.config_of(tmp_path / "a")["modules_to_save"]
+    assert named.budget.left_out == 0
+
+
+def test_a_model_type_whose_head_the_server_refuses_is_not_told_to_include_it(tmp_path: Path) -> None:
+    base, tuned = write_pair(DENSE["mistral"], tmp_path)
+    for include in ([], ["*_proj*", "lm_head*"]):
+        adapter = deltarank.extract(
+            base, tuned, rank=8, output=tmp_path / str(len(include)), server="vllm", include=include
+        )
+        [head] = [each for each in adapter.budget.tensors if each.kind == "lm_head"]
+        assert head.reason == "vLLM loads no LoRA on the lm_head of this model type"
+        assert "included by name" not in adapter.sentence
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("server", ["portable", "vllm", "sglang", "lorax", "llama.cpp", "peft"])
 def test_verify_measures_what_extract_and_compare_promise(

@@ -93,10 +93,12 @@ class UnfactoredTensor:
 
     @property
     def summed(self) -> SummedTensor | None:
-        pair = self.pair
-        if isinstance(pair, Pair):
-            return SummedTensor(pair.name, Outcome.EXCLUDED, self.reason, pair.shape, pair.base, pair.finetune)
-        return pair
+        return as_summed(self.pair, self.reason) if isinstance(self.pair, Pair) else self.pair
+
+
+def as_summed(pair: Pair, reason: str) -> SummedTensor:
+    """A matrix of which only the size of the change is measured."""
+    return SummedTensor(pair.name, Outcome.EXCLUDED, reason, pair.shape, pair.base, pair.finetune)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from deltarank.jobs.extract.experts import (
     refusal_of_expert,
     separate_from_experts,
 )
-from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor, ZeroModule
+from deltarank.jobs.extract.layout import AdapterLayout, Target, UnfactoredTensor, ZeroModule, as_summed
 from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.jobs.extract.reasons import (
     NOT_A_MATRIX,
@@ -30,7 +30,7 @@ from deltarank.jobs.extract.reasons import (
 )
 from deltarank.results import Outcome, Skipped
 from deltarank.servers import Handling, Server
-from deltarank.tensor_names import EXPERT, ROUTER, kind_of_tensor
+from deltarank.tensor_names import EXPERT, LM_HEAD, ROUTER, kind_of_tensor
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class LayoutBuilder:
     selected_by_name: bool = False
 
     def build(self, pairing: Pairing) -> AdapterLayout:
-        placed = [self._place(pair) for pair in pairing.pairs]
+        whole = [pair for pair in pairing.pairs if self._is_carried_whole(pair)]
+        placed = [self._place(pair) for pair in pairing.pairs if pair not in whole]
         unfactored = [
-            *self._place_summed(pairing.summed),
+            *self._place_summed((*pairing.summed, *(as_summed(pair, "carried whole") for pair in whole))),
             *map(_place_skipped, pairing.skipped),
             *(each for each in placed if isinstance(each, UnfactoredTensor)),
         ]
@@ -71,12 +72,15 @@ class LayoutBuilder:
             (note,) if note else (),
         )
 
+    def _is_carried_whole(self, pair: Pair) -> bool:
+        """Of a router, or of a vocabulary that the user named: it is measured, and the server loads it whole."""
+        kind = self.names.kind(pair.base.tensor)
+        return kind is not None and self.server.carries.get(kind) == "whole" and not is_slice(pair)
+
     def _place(self, pair: Pair) -> Target | UnfactoredTensor:
-        """One matrix that was paired."""
+        """One matrix that gets factors if the server loads them."""
         tensor = pair.base.tensor
         kind = self.names.kind(tensor)
-        if kind == ROUTER and self.server.carries.get(ROUTER) == "whole" and not is_slice(pair):
-            return self._router(pair)
         if (refusal := self._refusal(pair, kind)) is not None:
             return UnfactoredTensor(pair.name, *refusal, pair)
         fused = fused_expert(pair, self.base)
@@ -112,7 +116,7 @@ class LayoutBuilder:
         has_factors = self.server.carries.get(kind) in ("on request", "factors")
         return None if has_factors else (kind, omission_reason(kind, self.server))
 
-    def _router(self, pair: Pair | SummedTensor) -> UnfactoredTensor:
+    def _router(self, pair: SummedTensor) -> UnfactoredTensor:
         """Carried whole: it has a row for each expert, so factors would rarely be smaller."""
         module = self.names.router(pair.base.tensor)
         if module is None or not is_module_path(module):
@@ -130,7 +134,8 @@ class LayoutBuilder:
             if can_be_whole and (reason := self.names.refusal(name)) is not None:
                 yield UnfactoredTensor(tensor.name, kind, reason, tensor)
             elif not can_be_whole or not is_module_path(module):
-                yield UnfactoredTensor(tensor.name, kind, omission_reason(kind, self.server), tensor)
+                refusal = head_refusal(self.base.config, self.server) if kind == LM_HEAD else None
+                yield UnfactoredTensor(tensor.name, kind, refusal or omission_reason(kind, self.server), tensor)
             elif kind == ROUTER:
                 yield self._router(tensor)
             elif tied_head and kind == "embedding" and module.endswith(".embed_tokens"):
