@@ -10,20 +10,10 @@ import torch
 
 from deltarank.adapters.config_read import MERGE_CURE
 from deltarank.adapters.keys import FactorKey, parse_key
-from deltarank.checkpoints import FLOAT_DTYPES, TensorInfo, dimensions, quoted
+from deltarank.checkpoints import FLOAT_DTYPES, PLAIN_DTYPES, TensorInfo, dimensions, quoted
 from deltarank.errors import AdapterError
 
-FACTOR_DTYPES = {
-    **FLOAT_DTYPES,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
+FACTOR_DTYPES = {**PLAIN_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 """The dtypes of factors, by their safetensors names: PEFT copies values of any plain type."""
 
 _MOST_DIMENSIONS = 5

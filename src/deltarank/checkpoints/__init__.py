@@ -18,11 +18,12 @@ from deltarank.checkpoints.pairing.fused_experts import parse_expert_name
 from deltarank.checkpoints.pairing.one_vocabulary import with_one_vocabulary
 from deltarank.checkpoints.pairing.pair import pair_checkpoints
 from deltarank.checkpoints.pairing.result import Pairing
-from deltarank.checkpoints.pieces import FLOAT_DTYPES, Pair, Piece, SummedTensor
+from deltarank.checkpoints.pieces import FLOAT_DTYPES, PLAIN_DTYPES, Pair, Piece, SummedTensor
 from deltarank.checkpoints.source import LocalSource, Source
 
 __all__ = [
     "FLOAT_DTYPES",
+    "PLAIN_DTYPES",
     "Checkpoint",
     "LocalSource",
     "Pair",

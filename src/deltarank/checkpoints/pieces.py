@@ -15,6 +15,17 @@ from deltarank.results import Outcome
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes of plain weights, by their safetensors names."""
 
+PLAIN_DTYPES = {
+    **FLOAT_DTYPES,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+"""The dtypes of all tensors that are stored number by number, buffers and masks among them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

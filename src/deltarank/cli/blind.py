@@ -11,7 +11,7 @@ import click
 
 from deltarank.cli.options import json_option, number_option, output_option, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width, wrapped
-from deltarank.results import escape, figure, format_table, percent
+from deltarank.results import escape, format_table
 from deltarank.system import Default
 
 if TYPE_CHECKING:
@@ -119,14 +119,4 @@ def _lines(found: BlindScore) -> Iterator[str]:
 
 
 def _row(voter: VoterScore) -> tuple[str, ...]:
-    told, preferred = voter.told, voter.preferred
-    return (
-        escape(voter.name),
-        f"{told.right} of {told.votes}" if told else "-",
-        percent(told.luck) if told else "-",
-        figure(told.e_value) if told else "-",
-        f"{percent(told.share.low)} to {percent(told.share.high)}" if told else "-",
-        f"{voter.sure.right} of {voter.sure.votes}" if voter.sure.votes else "-",
-        f"{voter.same_model.right} of {voter.same_model.votes}" if voter.same_model.votes else "-",
-        f"{preferred.reference}:{preferred.candidate}:{preferred.equal}" if preferred else "-",
-    )
+    return (escape(voter.name), *voter.cells(unknown="-"))

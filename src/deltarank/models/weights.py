@@ -9,17 +9,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, Piece, TensorInfo
-
-_OTHER_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
-_DTYPES = {**FLOAT_DTYPES, **_OTHER_DTYPES}
+from deltarank.checkpoints import FLOAT_DTYPES, PLAIN_DTYPES, Checkpoint, Piece, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -118,7 +108,7 @@ def _read(checkpoint: Checkpoint, info: TensorInfo) -> Tensor:
     raw = torch.empty(info.nbytes, dtype=torch.uint8)
     if info.nbytes:
         checkpoint.source.read_into(info.file, info.start, raw.numpy().data)
-    return raw.view(_DTYPES[info.dtype]).view(info.shape)
+    return raw.view(PLAIN_DTYPES[info.dtype]).view(info.shape)
 
 
 def quantised_tensors(checkpoint: Checkpoint) -> dict[str, str]:
@@ -126,6 +116,6 @@ def quantised_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         name: info.dtype
         for name, info in checkpoint.tensors.items()
-        if info.dtype not in _DTYPES
+        if info.dtype not in PLAIN_DTYPES
         or (info.dtype not in FLOAT_DTYPES and len(info.shape) > 1 and name.endswith("weight"))
     }

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from deltarank.results.codec import Count, Share, StoredResult
+from deltarank.results.formatting import figure, percent
 from deltarank.results.notebook import sentences_html
 from deltarank.results.outputs import Interval
 
@@ -215,6 +216,19 @@ class VoterScore:
     sure: Caught
     same_model: Caught
     guesses: Count = 0
+
+    def cells(self, *, unknown: str) -> tuple[str, ...]:
+        """Right of how many, luck, e-value, interval, sure pairs, one model twice, preferences: as text, for tables."""
+        told, liked = self.told, self.preferred
+        return (
+            f"{told.right} of {told.votes}" if told else unknown,
+            percent(told.luck) if told else unknown,
+            figure(told.e_value) if told else unknown,
+            f"{percent(told.share.low)} to {percent(told.share.high)}" if told else unknown,
+            f"{self.sure.right} of {self.sure.votes}" if self.sure.votes else unknown,
+            f"{self.same_model.right} of {self.same_model.votes}" if self.same_model.votes else unknown,
+            f"{liked.reference}:{liked.candidate}:{liked.equal}" if liked else unknown,
+        )
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_the_page_has_the_sentences_and_a_row_for_each_voter():
     words = page(score(voter("Ada"), voter("Ben"), together=voter("together"), notes=("Ada was careless",))).words
 
     assert "Blind test 17 of 24 right. Liked better: the finetune : rank 64 : neither" in words
-    assert "Ada 17 of 24 3.2 % 2.5 41 % to 91 % 3 of 3 1 of 3 7 : 3 : 2" in words
+    assert "Ada 17 of 24 3.2 % 2.5 41 % to 91 % 3 of 3 1 of 3 7:3:2" in words
     assert "together 17 of 24" in words
     assert "Ada was careless" in words
     assert "f" * 64 in words

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltarank.report.view.table import Table, TableRow
 from deltarank.report.view.text import label
-from deltarank.results import BlindScore, VoterScore, escape, figure, percent
+from deltarank.results import BlindScore, VoterScore, escape
 
 MOST_VOTERS = 100
 
@@ -54,16 +54,4 @@ def _table(score: BlindScore) -> Table:
 
 
 def _row(voter: VoterScore) -> TableRow:
-    told, liked = voter.told, voter.preferred
-    return TableRow(
-        label(voter.name),
-        (
-            f"{told.right} of {told.votes}" if told else "–",
-            percent(told.luck) if told else "–",
-            figure(told.e_value) if told else "–",
-            f"{percent(told.share.low)} to {percent(told.share.high)}" if told else "–",
-            f"{voter.sure.right} of {voter.sure.votes}" if voter.sure.votes else "–",
-            f"{voter.same_model.right} of {voter.same_model.votes}" if voter.same_model.votes else "–",
-            f"{liked.reference} : {liked.candidate} : {liked.equal}" if liked else "–",
-        ),
-    )
+    return TableRow(label(voter.name), voter.cells(unknown="–"))
