@@ -82,6 +82,8 @@ from deltarank.results.ranks import (
     PREFERRED_RANK,
     SERVABLE_RANKS,
     headline_rank,
+    slot_for,
+    slot_sentence,
 )
 from deltarank.results.reference import Reference
 from deltarank.results.run import AuditRow, Results, Verdict, VerdictKind
@@ -197,6 +199,8 @@ __all__ = [
     "read_records",
     "shorten",
     "size",
+    "slot_for",
+    "slot_sentence",
     "to_plain",
     "touched_energies",
 ]

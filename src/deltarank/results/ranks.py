@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 SERVABLE_RANKS: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""LoRA ranks that vLLM accepts (its `max_lora_rank`, read 2026-11)."""
+"""The sizes of vLLM's slots (`--max-lora-rank`, read 2026-11). A slot serves adapters of its rank and of lower ones."""
 
 DEFAULT_RANKS: tuple[int, ...] = SERVABLE_RANKS[1:]
 """The ranks that are measured by default: those that every server accepts."""
@@ -18,6 +18,23 @@ PREFERRED_RANK = 64
 """The rank that hosts of many adapters use, and that a headline is about."""
 
 SMALL_SIDE = 1024
+
+
+def slot_for(rank: int) -> int | None:
+    """The rank of the smallest slot of vLLM that serves this rank; None if there is none."""
+    return next((slot for slot in SERVABLE_RANKS if slot >= rank), None)
+
+
+def slot_sentence(rank: int) -> str:
+    """What vLLM does with a rank that is not the size of a slot; "" for one that is."""
+    slot = slot_for(rank)
+    if slot == rank:
+        return ""
+    return (
+        f"vLLM serves rank {rank} in a slot of rank {slot}."
+        if slot
+        else f"vLLM serves no rank above {SERVABLE_RANKS[-1]}."
+    )
 
 
 def headline_rank(ranks: Iterable[int], largest_side: int) -> int:

@@ -72,7 +72,7 @@ class TestHeadline:
     def test_a_rank_that_vllm_does_not_accept_is_noted(self):
         page = page_data([results(model(ranks=(8, 24)), ranks=(8, 24))])
         assert page.servable == (True, False)
-        assert "vLLM does not accept rank 24." in page.figures[1]
+        assert "vLLM serves rank 24 in a slot of rank 32." in page.figures[1]
         assert "vLLM" not in page.figures[0]
 
 

@@ -26,6 +26,7 @@ from deltarank.results import (
     measured_share,
     noise_shares,
     percent,
+    slot_for,
 )
 
 UNRELATED = 0.9
@@ -149,7 +150,8 @@ def _needed(matrices: Sequence[MatrixResult], whole: Total) -> Iterator[str]:
 def _rank_for(error: float, matrices: Sequence[MatrixResult], whole: Total) -> str:
     enough = [loss.rank for loss in whole.losses if loss.relative_error <= error]
     if enough:
-        return f"rank {enough[0]}" + ("" if enough[0] in SERVABLE_RANKS else " (which vLLM cannot load)")
+        slot = slot_for(enough[0])
+        return f"rank {enough[0]}" + ("" if slot in (enough[0], None) else f" (in vLLM a slot of rank {slot})")
     highest = whole.losses[-1].rank
     beyond = _estimated_rank(error, matrices)
     if highest < SERVABLE_RANKS[-1] and (beyond is None or beyond <= SERVABLE_RANKS[-1]):

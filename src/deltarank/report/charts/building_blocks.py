@@ -25,7 +25,7 @@ def chart_at_rank(page: PageData, layers: Sequence[Spec], *params: Spec, height:
 
 
 def rank_axis(page: PageData) -> Spec:
-    """Ranks on a log-2 axis, with solid grid lines for those that vLLM accepts."""
+    """Ranks on a log-2 axis, with solid grid lines for the sizes of vLLM's slots."""
     servable = [rank for rank, is_servable in zip(page.ranks, page.servable, strict=True) if is_servable]
     axis = {
         "title": "LoRA rank",

@@ -17,7 +17,7 @@ from deltarank.report.view.build import page_data
 from deltarank.report.view.headline import headline_at, plain_text
 from deltarank.report.view.page import PageData
 from deltarank.report.view.text import NO_BREAK, unbroken
-from deltarank.results import Results, figure, percent
+from deltarank.results import Results, figure, percent, slot_sentence
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -84,6 +84,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "slot_sentence": slot_sentence,
         "percent": lambda share: unbroken(percent(share)),
         "figure": figure,
         "unbroken": unbroken,

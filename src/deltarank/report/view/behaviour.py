@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.page import Phrase, RunView
-from deltarank.report.view.text import behaviour_percent, unbroken
+from deltarank.report.view.text import behaviour_percent, unbroken, with_whole_exponents
 from deltarank.results import CandidateKind, Interval, Logits, figure
 
 MOST_REFERENCES = 3
@@ -32,7 +32,9 @@ def behaviour_at(run: RunView, rank_index: int) -> tuple[Phrase, ...]:
     distance = f"{figure(logits.kld.mean)} nats per token from the finetune"
     on_text = run.outputs.texts[run.outputs.default_text]
     where = "" if on_text.own else f" on {on_text.name}"
-    return Phrase(run.label, is_name=True), Phrase(unbroken(f"{words}{where}: {distance}, {references}."))
+    return Phrase(run.label, is_name=True), Phrase(
+        with_whole_exponents(unbroken(f"{words}{where}: {distance}, {references}."))
+    )
 
 
 def _logits_at(run: RunView, rank_index: int) -> Logits | None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from deltarank.report.view.behaviour import behaviour_at, behaviour_kept
 from deltarank.report.view.page import Phrase, RunView
-from deltarank.report.view.text import behaviour_percent, kept_percent, unbroken
-from deltarank.results import ALL_ELSEWHERE, NEARLY_WHOLE, SERVABLE_RANKS, Loss, change_in_words, count, figure, percent
+from deltarank.report.view.text import behaviour_percent, kept_percent, unbroken, without_joiners
+from deltarank.results import ALL_ELSEWHERE, NEARLY_WHOLE, Loss, change_in_words, count, figure, percent, slot_sentence
 
 MOST_NAMED = 3
 """More runs than these are counted instead of named."""
@@ -116,11 +116,9 @@ def figures_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> str:
     if len(by_module) > 1 and loss.relative_error > 0:
         lost, name = max(by_module, key=lambda pair: pair[0])
         parts.append(f"{name} loses most: {percent(lost)}.")
-    if rank not in SERVABLE_RANKS:
-        parts.append(f"vLLM does not accept rank {rank}.")
-    return unbroken(" ".join(parts))
+    return unbroken(" ".join(filter(None, [*parts, slot_sentence(rank)])))
 
 
 def plain_text(headline: Sequence[Phrase]) -> str:
     """The sentence without its markings."""
-    return "".join(phrase.text for phrase in headline)
+    return without_joiners("".join(phrase.text for phrase in headline))

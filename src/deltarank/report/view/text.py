@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from deltarank.results import Loss, escape, percent, percent_kept, shorten
 
 NO_BREAK = "\u00a0"
+WORD_JOINER = "\u2060"
 NEARLY_ALL = 0.9999
 """A share just under 1 is rounded to this, so that it never reads "100 %"."""
 
@@ -77,3 +78,13 @@ def behaviour_percent(share: float | None) -> str:
 def unbroken(text: str) -> str:
     """Keeps a number and its percent sign on one line."""
     return text.replace(" %", f"{NO_BREAK}%")
+
+
+def with_whole_exponents(text: str) -> str:
+    """Keeps 2.3e-6 on one line, which browsers break after the hyphen."""
+    return re.sub(r"(?<=\de)-(?=\d)", f"-{WORD_JOINER}", text)
+
+
+def without_joiners(text: str) -> str:
+    """As it is drawn on a picture or printed in a terminal."""
+    return text.replace(WORD_JOINER, "")
