@@ -1,14 +1,15 @@
-"""What could not be paired stands in the first sentence, and nothing is called identical beside it."""
+"""What could not be paired or measured stands in the first sentence; nothing is called identical beside it."""
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from deltarank import compare, extract, verify, which_base
 from deltarank.report.view.build import page_data
 from deltarank.report.view.headline import plain_text
-from deltarank.results import VerdictKind
+from deltarank.results import Outcome, VerdictKind
 
 Tensors = dict[str, torch.Tensor]
 
@@ -60,4 +61,56 @@ def test_equal_parts_are_not_called_identical(tmp_path: Path) -> None:
         verify(*folders, tmp_path / "adapter").sentences[0],
     ):
         assert "33 % of its parameters" in sentence
+        assert not any(word in sentence for word in ("identical", "equals", "changed nothing", "100 %", "same numbers"))
+
+
+def broken_pair(tmp_path: Path, change: float, place: str, value: float) -> tuple[Path, Path]:
+    """A tensor of the finetune contains NaN or Inf: one matrix of six, or the embedding."""
+    base, finetune = model(0), model(1, change=change)
+    for tensors in (base, finetune):
+        tensors["model.embed_tokens.weight"] = torch.ones(48, 24)
+    finetune[place] = finetune[place].clone()
+    finetune[place][3, 5] = value
+    for name, tensors in (("base", base), ("finetune", finetune)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    return tmp_path / "base", tmp_path / "finetune"
+
+
+PLACES = {"model.layers.1.o_proj.weight": "12 %", "model.embed_tokens.weight": "25 %"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_was_not_measured_stands_in_every_first_sentence(tmp_path: Path, place: str, value: float) -> None:
+    folders = broken_pair(tmp_path, 0.05, place, value)
+    remark = f"not counting {PLACES[place]} of its parameters, which could not be measured"
+    results = compare(*folders, ranks=(8,))
+    adapter = extract(*folders, output=tmp_path / "adapter", rank=8, server="peft")
+    checked = verify(*folders, tmp_path / "adapter")
+
+    assert remark in results.verdict.sentences[0]
+    assert results.verdict.sentences[1].startswith("What was compared is")
+    assert remark in plain_text(page_data([results]).headlines[0]).replace("\N{NO-BREAK SPACE}", " ")
+    assert remark in adapter.sentence
+    assert remark in checked.sentences[0]
+    assert "cannot work" not in checked.sentences[0]  # it is the checkpoint that contains NaN or Inf
+    outcomes = {each.name: each.outcome for each in (*results.matrices, *results.skipped)}
+    assert outcomes[place] is Outcome.NOT_FINITE
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_finetune_is_not_called_equal_while_a_tensor_was_not_measured(tmp_path: Path, place: str) -> None:
+    folders = broken_pair(tmp_path, 0.0, place, float("nan"))
+    results = compare(*folders, ranks=(8,))
+    adapter = extract(*folders, output=tmp_path / "adapter", rank=8, server="peft")
+
+    assert results.verdict.kind is VerdictKind.UNKNOWN
+    for sentence in (
+        results.verdict.sentences[0],
+        plain_text(page_data([results]).headlines[0]).replace("\N{NO-BREAK SPACE}", " "),
+        adapter.sentence,
+        verify(*folders, tmp_path / "adapter").sentences[0],
+    ):
+        assert f"{PLACES[place]} of its parameters, which could not be measured" in sentence
         assert not any(word in sentence for word in ("identical", "equals", "changed nothing", "100 %", "same numbers"))

@@ -317,3 +317,15 @@ def test_a_merge_that_was_quantised_is_held_up_to_the_rounding_of_its_format(
 
     assert found.kind is kind, found.sentences
     assert "exactly" not in found.sentences[0]
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight"])
+def test_a_merge_with_a_tensor_that_cannot_be_compared_is_not_exact_in_all_of_it(
+    home: Path, tmp_path: Path, name: str
+) -> None:
+    """One is changed by the adapter, the other is not."""
+    checked = check(home, edited(merge(home, tmp_path / "m"), lambda weights: weights[name][0, :1].fill_(torch.nan)))
+
+    assert "no other changed" not in checked.sentences[0]
+    assert "no other that could be compared changed, not counting " in checked.sentences[0]
+    assert "of its parameters, which could not be measured" in checked.sentences[0]

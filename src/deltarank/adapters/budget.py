@@ -61,7 +61,7 @@ class Budget:
     rounded      ||D - B A||^2 - ||D - D_r||^2: lost to the rounding of A and B
     left_out     in tensors that the adapter does not contain, which `tensors` lists
     energy       the whole change, ||W - W0||^2
-    unpaired     the matrices of either checkpoint without a counterpart, which no share covers
+    unpaired     matrices without a counterpart and tensors that could not be measured, which no share covers
     """
 
     kept: SignedShare
@@ -106,11 +106,11 @@ class Budget:
     def sentence(self, server: Server, rank: int) -> str:
         """As in "keeps 71 % of the change; 29 % is in 81 tensors that vLLM cannot load (norms)"."""
         if self.energy == 0 and self.kept == 1:
-            if self.unpaired.matrices:
+            if not self.unpaired.is_complete:
                 return f"changes nothing: the checkpoints have {self.unpaired.no_change_in()}"
             return "changes nothing, since both checkpoints contain the same numbers"
         kept, truncated, rounded, left_out = self.percents
-        kept = "all" if self.kept == 1 and self.unpaired.matrices else kept
+        kept = "all" if self.kept == 1 and not self.unpaired.is_complete else kept
         parts = [f"keeps {kept} of the change{self.unpaired.remark(1 - self.kept)}"]
         if self.truncated > 0:
             parts.append(f"{truncated} is truncated at rank {rank}")

@@ -82,6 +82,10 @@ class MergedTensor:
     reason: str | None = None
 
     @property
+    def is_compared(self) -> bool:
+        return self.outcome is Outcome.MEASURED
+
+    @property
     def is_touched(self) -> bool:
         return self.change is not TensorChange.NONE
 

@@ -99,8 +99,8 @@ class Results(StoredResult):
 
     @cached_property
     def unpaired(self) -> Unpaired:
-        """The matrices of either side without a counterpart: no figure covers them."""
-        return Unpaired.of(self.matrices, self.skipped)
+        """What no figure covers: matrices without a counterpart, and tensors that could not be measured."""
+        return Unpaired.of(self.measured, self.skipped, [m for m in self.matrices if not m.has_losses])
 
     @property
     def ranks(self) -> tuple[int, ...]:

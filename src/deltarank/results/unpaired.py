@@ -1,4 +1,4 @@
-"""The matrices of one checkpoint that have no counterpart in the other: what no figure of a comparison covers."""
+"""What no figure of a comparison covers: matrices without a counterpart, and tensors that could not be measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from deltarank.results.formatting import count, percent, percent_kept
+from deltarank.results.formatting import count, listing, percent, percent_kept
 from deltarank.results.matrix import Outcome, Skipped
 
 NOTABLE_SHARE = 0.01
@@ -21,6 +21,7 @@ _IN_FINETUNE = (Outcome.ONLY_IN_FINETUNE, *_BOTH)
 _IN_BASE = (Outcome.ONLY_IN_BASE, *_BOTH)
 _UNPAIRED = {*_IN_FINETUNE, *_IN_BASE}
 _NOT_SHARED = {*_UNPAIRED, Outcome.DUPLICATE, Outcome.EXTRA_ROWS}
+_FAILED = {Outcome.NOT_FINITE, Outcome.UNREADABLE, Outcome.FAILED}
 
 
 class Shaped(Protocol):
@@ -32,39 +33,60 @@ class Shaped(Protocol):
 
 @dataclass(frozen=True)
 class Unpaired:
-    """The side with the larger share: what part of its parameters is in matrices that were not paired.
+    """What part of the parameters is in matrices that were not paired, or in tensors that could not be measured.
 
-    matrices   how many there are on both sides
-    of_base    whether the share is of the base's parameters
+    share         in unpaired matrices, of the side where it is larger
+    matrices      how many unpaired ones there are on both sides
+    of_base       whether the share is of the base's parameters
+    failed_share  of the finetune's parameters, in tensors that contain NaN or Inf, or could not be read or computed
+    failed        how many such tensors there are
     """
 
     share: float = 0.0
     matrices: int = 0
     of_base: bool = False
+    failed_share: float = 0.0
+    failed: int = 0
 
     @classmethod
-    def of(cls, compared: Iterable[Shaped], skipped: Sequence[Skipped]) -> Self:
-        """Of what was compared, and of what was not. Vectors and masks such as (1, 1, n, n) are no matrices."""
-        both = [*compared, *(each for each in skipped if each.outcome not in _NOT_SHARED)]
-        paired = sum(math.prod(each.shape) for each in both)
+    def of(cls, compared: Iterable[Shaped], skipped: Sequence[Skipped], failed: Iterable[Shaped] = ()) -> Self:
+        """Of what was compared, and of what was not. Vectors and masks such as (1, 1, n, n) are no matrices.
+
+        Args:
+            failed: what both checkpoints have and could not be measured, beside what `skipped` says of it.
+        """
+        failed = [*failed, *(each for each in skipped if each.outcome in _FAILED)]
+        both = [*compared, *failed, *(each for each in skipped if each.outcome not in {*_NOT_SHARED, *_FAILED})]
+        paired = _entries(both)
         matrices = [each for each in skipped if each.outcome in _UNPAIRED]
         matrices = [each for each in matrices if len(each.shape) > 1 and min(each.shape) > 1]
         finetune, base = (_share(paired, matrices, outcomes) for outcomes in (_IN_FINETUNE, _IN_BASE))
-        return cls(max(finetune, base), len(matrices), of_base=base > finetune)
+        whole = paired + _entries(each for each in matrices if each.outcome in _IN_FINETUNE)
+        failed_share = _entries(failed) / whole if whole else 0.0
+        return cls(max(finetune, base), len(matrices), base > finetune, failed_share, len(failed))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every matrix was paired, and every pair measured."""
+        return not (self.matrices or self.failed)
 
     @property
     def is_notable(self) -> bool:
-        return self.share > NOTABLE_SHARE
+        return max(self.share, self.failed_share) > NOTABLE_SHARE
 
-    @property
-    def subject(self) -> str:
-        """ "62 % of its parameters", of the finetune."""
-        owner = "the base's" if self.of_base else "its"
-        return f"{percent(self.share)} of {owner} parameters"
+    def _parts(self, least: float) -> list[str]:
+        """ "62 % of its parameters, which could not be paired with the base", of the shares above the least."""
+        owner, other = ("the base's", "finetune") if self.of_base else ("its", "base")
+        parts = []
+        if self.matrices and self.share > least:
+            parts.append(f"{percent(self.share)} of {owner} parameters, which could not be paired with the {other}")
+        if self.failed and self.failed_share > least:
+            parts.append(f"{percent(self.failed_share)} of its parameters, which could not be measured")
+        return parts
 
     def kept(self, energy_lost: float) -> str:
-        """The share of the change that is kept; never "100 %" while matrices are unpaired."""
-        return "all" if self.matrices and energy_lost == 0 else percent_kept(energy_lost)
+        """The share of the change that is kept; never "100 %" while a matrix is unpaired or was not measured."""
+        return "all" if not self.is_complete and energy_lost == 0 else percent_kept(energy_lost)
 
     def remark(self, energy_lost: float = 1.0) -> str:
         """For the end of a sentence about a finetune: ", not counting ..."; "" where the share is small.
@@ -72,26 +94,23 @@ class Unpaired:
         Args:
             energy_lost: of what the sentence says is kept; if that is all, small shares count, too.
         """
-        if not self.is_notable and not (energy_lost == 0 and self.matrices):
-            return ""
-        return f", not counting {self.subject}, which could not be paired with the {self.other}"
+        parts = self._parts(0.0 if energy_lost == 0 else NOTABLE_SHARE)
+        return f", not counting {listing(parts)}" if parts else ""
 
     def no_change_in(self, matrices: int | None = None) -> str:
-        """What a finetune "has" if the matrices that were paired are equal."""
+        """What a finetune "has" if the matrices that were compared are equal."""
         paired = "matrices" if matrices is None else count(matrices, "matrix", "matrices")
-        return (
-            f"no change in the {paired} that could be compared; the change in {self.subject}, which could not be "
-            f"paired with the {self.other}, is unknown"
-        )
-
-    @property
-    def other(self) -> str:
-        return "finetune" if self.of_base else "base"
+        unknown = listing([f"in {part}" for part in self._parts(0.0)])
+        return f"no change in the {paired} that could be compared; the change {unknown}, is unknown"
 
 
 NONE_UNPAIRED = Unpaired()
 
 
+def _entries(tensors: Iterable[Shaped]) -> int:
+    return sum(math.prod(each.shape) for each in tensors)
+
+
 def _share(paired: int, matrices: Iterable[Skipped], outcomes: tuple[Outcome, ...]) -> float:
-    entries = sum(math.prod(each.shape) for each in matrices if each.outcome in outcomes)
+    entries = _entries(each for each in matrices if each.outcome in outcomes)
     return entries / (paired + entries) if entries else 0.0

@@ -37,7 +37,7 @@ def test_a_prefix_on_one_side_is_found(tmp_path: Path, prefix: str, on_base: boo
 
     assert len(plan.pairs) == 5
     assert any(f"`{prefix}`" in note for note in plan.notes)
-    assert plan.unpaired.matrices == 1
+    assert plan.unpaired().matrices == 1
 
 
 def test_two_sets_behind_two_prefixes_are_refused_by_name(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_averaged_weights_beside_the_trained_are_a_copy(tmp_path: Path) -> None:
     plan = pairing(save(tmp_path / "a", llama()), save(tmp_path / "b", finetune | averaged))
 
     assert {skip.outcome for skip in plan.skipped} == {Outcome.DUPLICATE}
-    assert not plan.unpaired.matrices
+    assert not plan.unpaired().matrices
 
 
 def test_a_state_dict_of_peft_is_read_as_the_model(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from deltarank.checkpoints.checkpoint import Checkpoint
@@ -23,7 +24,8 @@ class Pairing:
     base: Checkpoint = field(repr=False, compare=False)
     finetune: Checkpoint = field(repr=False, compare=False)
 
-    @property
-    def unpaired(self) -> Unpaired:
-        """The matrices of either side without a counterpart."""
-        return Unpaired.of((*self.pairs, *self.summed), self.skipped)
+    def unpaired(self, failed: Container[str] = ()) -> Unpaired:
+        """The matrices of either side without a counterpart, and the pairs of the names in `failed`."""
+        shared: tuple[Pair | SummedTensor, ...] = (*self.pairs, *self.summed)
+        measured = [each for each in shared if each.name not in failed]
+        return Unpaired.of(measured, self.skipped, [each for each in shared if each.name in failed])

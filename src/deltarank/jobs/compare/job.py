@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deltarank.checkpoints import Checkpoint, Pairing, Prefetcher, SummedTensor, pair_checkpoints
-from deltarank.errors import CheckpointError, ResultsError
+from deltarank.errors import ResultsError
 from deltarank.jobs.compare.audit import audit_matrices
 from deltarank.jobs.compare.base_check import base_warning
 from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
@@ -32,6 +32,7 @@ from deltarank.results import (
 from deltarank.runtime import (
     READ_RATE,
     RETRIED_OUTCOMES,
+    TENSOR_FAILURES,
     DeltaReader,
     Plan,
     ProgressListener,
@@ -39,6 +40,7 @@ from deltarank.runtime import (
     RunFolder,
     TimeEstimate,
     estimate_time,
+    failure_outcome,
     make_plan,
     matrix_pass,
     planned_seconds,
@@ -218,7 +220,8 @@ class CompareRun:
 def _summed(tensor: SummedTensor, reader: DeltaReader) -> Skipped:
     try:
         sums = reader.sums(tensor)
-    except CheckpointError as error:
-        return Skipped(tensor.name, Outcome.UNREADABLE, error.message, tensor.shape)
-    energy = sums.energy if sums.is_finite else None
-    return Skipped(tensor.name, tensor.outcome, tensor.reason, tensor.shape, energy)
+    except TENSOR_FAILURES as error:
+        return Skipped(tensor.name, *failure_outcome(error), tensor.shape)
+    if not sums.is_finite:
+        return Skipped(tensor.name, Outcome.NOT_FINITE, "a checkpoint contains NaN or Inf here", tensor.shape)
+    return Skipped(tensor.name, tensor.outcome, tensor.reason, tensor.shape, sums.energy)

@@ -43,7 +43,8 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
     whole = totals.whole
     if not whole.matrices:
         return Verdict(VerdictKind.UNKNOWN, ("Nothing could be measured.", *_unmeasured(matrices)))
-    unpaired = Unpaired.of(matrices, skipped)
+    failed = [m for m in matrices if not m.has_losses]
+    unpaired = Unpaired.of([m for m in matrices if m.has_losses], skipped, failed)
     kind, rank = _kind(matrices, whole, unpaired)
     sides = [m.max_rank for m in matrices if m.has_losses]
     loss = whole.loss(headline_rank([x.rank for x in whole.losses], max(sides)))
@@ -64,7 +65,7 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
 
 def _kind(matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired) -> tuple[VerdictKind, int | None]:
     if whole.energy == 0:
-        return VerdictKind.UNKNOWN if unpaired.matrices else VerdictKind.IDENTICAL, None
+        return VerdictKind.IDENTICAL if unpaired.is_complete else VerdictKind.UNKNOWN, None
     floor = whole.rounding_floor or 0.0
     rank = common_rank([m for m in matrices if m.outcome is Outcome.MEASURED])
     if rank and floor < MOSTLY_ROUNDING:

@@ -75,6 +75,12 @@ class AdapterContents:
         """||D||^2; None if it is not known."""
         return self.sums[name].energy if name in self.sums else None
 
+    @property
+    def failed(self) -> set[str]:
+        """The names of the tensors whose change could not be measured."""
+        matrices = {name for name, matrix in self.matrices.items() if matrix.written is None}
+        return matrices | {name for name, each in self.sums.items() if each.energy is None}
+
     def budget(self, unpaired: Unpaired) -> Budget:
         biases = {bias.name for bias in self.biases.values()}
         stored_whole = {tensor.name for tensor in self.whole_tensors}

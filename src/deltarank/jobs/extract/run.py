@@ -187,7 +187,7 @@ class ExtractRun:
             server=plan.options.server,
             dtype=plan.dtype,
             matrices=tuple(self.matrices[name] for name in self._targets),
-            budget=contents.budget(plan.work.pairing.unpaired),
+            budget=contents.budget(plan.work.pairing.unpaired(contents.failed)),
             settings={**plan.options.to_plain(), **provenance},
             notes=self._notes,
             tool_version=tool_version(),

@@ -81,10 +81,9 @@ class VerifyJob:
         """The tensors that could not be compared."""
         return self._pairing.skipped
 
-    @property
-    def unpaired(self) -> Unpaired:
-        """The matrices of either checkpoint without a counterpart."""
-        return self._pairing.unpaired
+    def unpaired(self, rows: Sequence[TensorFit] | Sequence[MergedTensor]) -> Unpaired:
+        """The matrices of either checkpoint without a counterpart, and the tensors that could not be compared."""
+        return self._pairing.unpaired({row.name for row in rows if not row.is_compared})
 
     def ignored(self) -> list[UnusedTensor]:
         """The tensors of the adapter's file that change nothing that is compared."""

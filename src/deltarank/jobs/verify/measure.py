@@ -13,7 +13,7 @@ from torch import Tensor
 from deltarank.adapters import Change, LoraAdapter, LoraUpdate, NewBias
 from deltarank.checkpoints import Pair, SummedTensor
 from deltarank.jobs.verify.overlap import Overlap, overlap
-from deltarank.jobs.verify.verdict import NEW_BIAS
+from deltarank.jobs.verify.verdict import NEW_BIAS, NOT_FINITE_UPDATE
 from deltarank.results import FitEnergies, Outcome, TensorChange, TensorFit
 from deltarank.runtime import (
     FIXED_MEMORY,
@@ -31,8 +31,6 @@ TOLERANCE = 1e-5
 
 MOST_ENTRIES = 1 << 29
 """A larger matrix is not held whole (2 GiB in float32), so what the best LoRA keeps of it is not computed."""
-
-_NOT_FINITE_UPDATE = "what the adapter adds here contains NaN or Inf"
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class FitMeasurer:
         if not sums.is_finite:
             return _without_figures(target, changes, Outcome.NOT_FINITE, "a checkpoint contains NaN or Inf here")
         if not seen.is_finite:
-            return _without_figures(target, changes, Outcome.NOT_FINITE, _NOT_FINITE_UPDATE)
+            return _without_figures(target, changes, Outcome.NOT_FINITE, NOT_FINITE_UPDATE)
         best = self._least_loss(target, sums, rank, delta)
         if rank is not None and best is not None:
             best = min(best, seen.lost)  # the solver overstates the least loss, by up to its tolerance
@@ -136,7 +134,7 @@ def new_bias_row(adapter: LoraAdapter, bias: NewBias) -> TensorFit:
         outcome=Outcome.MEASURED if is_finite else Outcome.NOT_FINITE,
         change=TensorChange.WHOLE,
         energies=FitEnergies(0.0, energy, 0.0, 0.0, energy, energy, energy) if is_finite else FitEnergies(),
-        reason=NEW_BIAS if is_finite else _NOT_FINITE_UPDATE,
+        reason=NEW_BIAS if is_finite else NOT_FINITE_UPDATE,
     )
 
 

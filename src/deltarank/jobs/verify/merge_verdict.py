@@ -12,8 +12,8 @@ from deltarank.results import (
     MergedTensor,
     MergeFit,
     MergeKind,
-    Outcome,
     Skipped,
+    Unpaired,
     count,
     figure,
     listing,
@@ -33,6 +33,7 @@ def judge_merge(
     *,
     merged: str,
     adapter: str,
+    unpaired: Unpaired,
 ) -> tuple[MergeKind, float | None, tuple[str, ...]]:
     """The kind, the strength in most tensors, and the sentences.
 
@@ -40,6 +41,7 @@ def judge_merge(
         harmful: what of the adapter's file keeps PEFT from loading it as it is.
         unloaded: the LoRAs of its file that PEFT ignores; None if there are none.
         merged, adapter: what a reader calls the two.
+        unpaired: what could not be compared.
     """
     touched = [row for row in rows if row.is_touched and row.fit is not None]
     decided = [row for row in touched if row.fit is not MergeFit.VANISHED]
@@ -47,8 +49,9 @@ def judge_merge(
     others = [row for row in rows if row.is_other_change]
     strength = median([row.strength for row in held if row.strength is not None]) if held else None
     kind = _kind(decided, held, others)
+    [headline] = _HEADLINES[kind](merged, adapter, decided or touched, held, strength)
     sentences = [
-        *_HEADLINES[kind](merged, adapter, decided or touched, held, strength),
+        _without_unpaired(headline, kind, unpaired),
         *_replays(held),
         *_strengths(held, strength),
         *_absent(decided, held),
@@ -74,6 +77,16 @@ def _kind(decided: Sequence[MergedTensor], held: Sequence[MergedTensor], others:
     if fits == {MergeFit.EXACT}:
         return MergeKind.EXACT
     return MergeKind.STRENGTH if MergeFit.STRENGTH in fits else MergeKind.ROUNDING
+
+
+def _without_unpaired(headline: str, kind: MergeKind, unpaired: Unpaired) -> str:
+    """The sentence with the share of the parameters that it does not speak of."""
+    is_all = kind in (MergeKind.EXACT, MergeKind.ROUNDING, MergeKind.STRENGTH)
+    remark = unpaired.remark(0.0 if is_all else 1.0)
+    if not remark or kind is MergeKind.INCONCLUSIVE:
+        return headline
+    headline = headline.replace("no other changed", "no other that could be compared changed")
+    return headline.removesuffix(".") + f"{remark}."
 
 
 def _say_exact(
@@ -259,7 +272,7 @@ def _vanished(touched: Sequence[MergedTensor], decided: Sequence[MergedTensor]) 
 
 
 def _not_compared(rows: Sequence[MergedTensor], skipped: Sequence[Skipped]) -> Iterator[str]:
-    failed = [row for row in rows if row.outcome is not Outcome.MEASURED]
+    failed = [row for row in rows if not row.is_compared]
     names = [*(row.name for row in failed), *(each.name for each in skipped)]
     if names:
         reason = failed[0].reason if failed else skipped[0].reason

@@ -121,7 +121,7 @@ def _verification(
         name=adapter.reference.short_name,
         server=get_server(server).title if server else None,
         made_for=adapter.config.base,
-        unpaired=job.unpaired,
+        unpaired=job.unpaired(rows),
     )
     return Verification(
         base=base.reference,
@@ -155,6 +155,7 @@ def _checked_merge(
         job.unloaded,
         merged=merged.reference.short_name,
         adapter=adapter.reference.short_name,
+        unpaired=job.unpaired(rows),
     )
     return MergeCheck(
         base=base.reference,

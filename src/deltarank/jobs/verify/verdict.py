@@ -37,6 +37,8 @@ NOTHING_KEPT = 1.005
 
 NEW_BIAS = "neither checkpoint has a bias there"
 
+NOT_FINITE_UPDATE = "what the adapter adds here contains NaN or Inf"
+
 NEAR = ((1e-4, "0.01"), (1e-3, "0.1"), (1e-2, "1"))
 
 
@@ -59,7 +61,7 @@ def judge_fit(
         name: what a reader calls it.
         server: whose semantics it was applied by.
         made_for: the base that its configuration names, or "".
-        unpaired: the matrices of either checkpoint without a counterpart.
+        unpaired: what no figure covers.
     """
     whole, touched = compared_energies(rows), touched_energies(rows)
     subject = f"As {server} {'applies' if server == 'PEFT' else 'serves'} it, {name}" if server else name
@@ -69,7 +71,7 @@ def judge_fit(
         return FitKind.UNLOADED, (f"{unloaded.sentence} {subject} changes nothing.", unloaded.cure)
     kind = _kind(rows, whole, touched)
     headline, *more = _HEADLINES[kind](subject, rows, whole, touched)
-    if kind is FitKind.NOTHING and unpaired.matrices:
+    if kind is FitKind.NOTHING and not unpaired.is_complete:
         headline = f"The finetune has {unpaired.no_change_in()}; {subject} {_adds(whole)}."
     elif kind is not FitKind.BROKEN:
         headline = _without_unpaired(headline, unpaired)
@@ -117,8 +119,13 @@ def _harm(subject: str, harmful: Sequence[UnusedTensor]) -> Iterator[str]:
     yield f"{_HARMS[first.effect]} {_AGAIN}"
 
 
+def _is_broken(row: TensorFit) -> bool:
+    """Whether the adapter, and not a checkpoint, puts NaN or Inf there."""
+    return row.is_touched and row.reason == NOT_FINITE_UPDATE
+
+
 def _broken(rows: Sequence[TensorFit]) -> list[TensorFit]:
-    return [row for row in rows if row.is_touched and row.outcome is Outcome.NOT_FINITE]
+    return [row for row in rows if _is_broken(row)]
 
 
 def _is_stranger(energies: FitEnergies) -> bool:
@@ -295,7 +302,7 @@ def uncounted(rows: Sequence[TensorFit], skipped: Sequence[Skipped]) -> Iterator
     """Notes on the tensors that no figure includes, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        if not row.is_compared and not (row.is_touched and row.outcome is Outcome.NOT_FINITE):
+        if not row.is_compared and not _is_broken(row):
             reasons.setdefault(row.reason or row.outcome.sentence, []).append(row.name)
     for each in skipped:
         reasons.setdefault(each.reason, []).append(each.name)

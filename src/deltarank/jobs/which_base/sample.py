@@ -32,7 +32,7 @@ class SampledCandidate:
             self.fail(error.message)
         else:
             self.pairs = {pair.name: pair for pair in pairing.pairs}
-            self.result = replace(self.result, unpaired=pairing.unpaired)
+            self.result = replace(self.result, unpaired=pairing.unpaired())
 
     def fail(self, reason: str) -> None:
         self.pairs, self.sums = {}, {}

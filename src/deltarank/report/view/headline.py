@@ -34,12 +34,12 @@ def weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> 
     """ "As a rank-64 LoRA, A keeps 48 % and B over 99.9 % of the change in the weights." """
     if all(run.matrices_measured == 0 for run in runs):
         return (Phrase("Nothing could be measured."),)
-    if len(runs) == 1 and runs[0].energy == 0 and (unpaired := runs[0].unpaired).matrices:
+    if len(runs) == 1 and runs[0].energy == 0 and not (unpaired := runs[0].unpaired).is_complete:
         return (*_names(runs), Phrase(f" has {unpaired.no_change_in(runs[0].matrices_measured)}."))
     if len(runs) == 1 and runs[0].energy == 0 and any(group.share for group in runs[0].left_out):
         measured = count(runs[0].matrices_measured, "matrix", "matrices")
         return (*_names(runs), Phrase(f" changed none of the {measured} that were measured: {ALL_ELSEWHERE}."))
-    if all(run.energy == 0 and not run.unpaired.matrices for run in runs):
+    if all(run.energy == 0 and run.unpaired.is_complete for run in runs):
         return (*_names(runs), Phrase(" changed nothing: there is nothing to lose."))
     losses = [loss for run in runs if (loss := run.losses[rank_index]) is not None]
     if not losses:
@@ -47,7 +47,7 @@ def weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> 
     if len(runs) > MOST_NAMED:
         ends = [kept_percent(pick(losses, key=lambda loss: loss.energy_kept)) for pick in (min, max)]
         is_partial = any(run.unpaired.is_notable for run in runs)
-        rest = ", not counting parameters that could not be paired" if is_partial else ""
+        rest = ", not counting parameters that could not be compared" if is_partial else ""
         return (_range_of(rank, len(losses), ends, f"{_change_of(runs)}{rest}"),)
     if len(runs) == 1:
         kept, rest = runs[0].unpaired.kept(losses[0].energy_lost), runs[0].unpaired.remark(losses[0].energy_lost)
