@@ -9,7 +9,6 @@ from deltarank.results import (
     FitEnergies,
     FitKind,
     IgnoredTensor,
-    Outcome,
     Skipped,
     TensorChange,
     TensorFit,
