@@ -68,13 +68,17 @@ class Bar(_NotesOnStderr):
     def began(self, name: str) -> None:
         self._draw().set_postfix_str(self._beside(name))
 
+    def stage(self, name: str) -> None:
+        self._left = ""
+        self.began(name)
+
     def streamed(self, received: int, whole: int, speed: float) -> None:
         self._transfer = _streamed(received, whole, speed)
 
     def finished(self, name: str, seconds_left: float, share_done: float) -> None:
         self._left = f"{duration(seconds_left)} left"
         bar = self._draw()
-        bar.n = min(max(share_done, 0.0), 1.0)
+        bar.n = _whole_percents(share_done) / 100
         bar.set_postfix_str(self._beside(name))
 
     def close(self) -> None:
@@ -97,15 +101,31 @@ class Lines(_NotesOnStderr):
         self._clock = clock
         self._last = clock()
         self._transfer = ""
+        self._percents = 0
 
     def streamed(self, received: int, whole: int, speed: float) -> None:
         self._transfer = f", {_streamed(received, whole, speed)}"
 
     def finished(self, name: str, seconds_left: float, share_done: float) -> None:
-        if self._clock() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = self._clock()
-            done = f"{100 * min(share_done, 1.0):.0f} % done"
-            say(f"{done}{self._transfer}, {_about(seconds_left)} left, at {_tail(name)}")
+        self._percents = _whole_percents(share_done)
+        if self._is_time():
+            self._say(f"{_about(seconds_left)} left, at {_tail(name)}")
+
+    def stage(self, name: str) -> None:
+        if self._is_time():
+            self._say(f"now {_tail(name)}")
+
+    def _is_time(self) -> bool:
+        return self._clock() - self._last >= SECONDS_BETWEEN_LINES
+
+    def _say(self, rest: str) -> None:
+        self._last = self._clock()
+        say(f"{self._percents} % done{self._transfer}, {rest}")
+
+
+def _whole_percents(share_done: float) -> int:
+    """At most 99: a command that has not ended has something left to do."""
+    return int(min(max(100 * share_done, 0.0), 99.0))
 
 
 def _streamed(received: int, whole: int, speed: float) -> str:

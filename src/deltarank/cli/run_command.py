@@ -63,13 +63,16 @@ def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRe
     with nullcontext() if request.no_report else report_process():
         with loading():
             from deltarank.cli.progress import watching
-        with watching(request.quiet) as progress:
-            results = measure(**options, output=request.output, force=request.force, progress=progress)
+        results = None
         try:
-            is_wanted = not (request.no_report or _has_current_report(request.output))
-            written = write_report([results], request.output) if is_wanted else ()
+            with watching(request.quiet) as progress:
+                results = measure(**options, output=request.output, force=request.force, progress=progress)
+                progress.stage("the report")
+                is_wanted = not (request.no_report or _has_current_report(request.output))
+                written = write_report([results], request.output) if is_wanted else ()
         finally:  # if the report fails, the results are printed all the same
-            print_results(results, request)
+            if results is not None:
+                print_results(results, request)
     say_written((request.output / "results.json", *written), tell)
 
 

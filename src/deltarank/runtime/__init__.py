@@ -17,7 +17,7 @@ from deltarank.runtime.plan import (
     reference_line,
     step_lines,
 )
-from deltarank.runtime.progress import ProgressListener
+from deltarank.runtime.progress import PartOfJob, ProgressListener
 from deltarank.runtime.provenance import run_provenance, utc_timestamp
 from deltarank.runtime.run_folder import (
     IDENTITY,
@@ -45,6 +45,7 @@ __all__ = [
     "InputKeywords",
     "ModelRef",
     "PairRefs",
+    "PartOfJob",
     "Plan",
     "ProgressListener",
     "Record",

@@ -22,6 +22,9 @@ READ_RATE = 1.2e9
 FIXED_MEMORY = 600e6
 """Bytes that Python, torch and their libraries, the charts of the page and small buffers need."""
 
+FIXED_SECONDS = 3.0
+"""What every run takes beside its matrices: to import torch, open files, draw the page, and end. Two cores, idle."""
+
 PROMISED_MEMORY = 1e9
 """A run needs at most this many bytes and three times its largest matrix in float32, whatever the number of layers."""
 
@@ -60,6 +63,11 @@ class Plan(ShownAsLines):
 
     @property
     def seconds(self) -> float:
+        return FIXED_SECONDS + self.work_seconds
+
+    @property
+    def work_seconds(self) -> float:
+        """Of the matrices alone."""
         return math.fsum(step.seconds for step in self.steps) + self.read_bytes / READ_RATE
 
     @property

@@ -63,6 +63,29 @@ def test_a_log_gets_a_line_every_half_minute(capsys: pytest.CaptureFixture[str])
     assert shown[0] == "30 % done, about 1 min 11 s left, at layer.29"
 
 
+def test_a_command_that_goes_on_never_shows_all_of_the_work_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    lines = Lines(clock=lambda: now)
+    now = 40.0
+    lines.finished("the last tensor", 0.2, 1.0)
+    now = 60.0
+    lines.stage("the summary")
+    now = 100.0
+    lines.stage("the report")
+    assert capsys.readouterr().err.splitlines() == [
+        "99 % done, under 1 s left, at the last tensor",
+        "99 % done, now the report",
+    ]
+
+    with a_terminal() as terminal, watching(quiet=False) as progress:
+        progress.finished("the last tensor", 0.2, 0.999)
+        progress.stage("the report")
+        drawn = terminal.getvalue().rstrip().split("\r")[-1]
+    assert "100 %" not in terminal.getvalue()
+    assert drawn.startswith(" 99 %")
+    assert drawn.endswith("the report")
+
+
 def test_what_is_streamed_is_shown_with_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
     with a_terminal() as terminal, watching(quiet=False) as progress:
         progress.noted("Streaming 141 GB of `org/name` without saving it.")

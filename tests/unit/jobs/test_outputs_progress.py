@@ -29,10 +29,23 @@ def test_work_of_an_earlier_process_does_not_shorten_the_time_left(monkeypatch: 
     progress.answers("base", 6)(3, resumed=True)
     assert listener.reports[-1] == pytest.approx((60.0, 0.4))
 
-    now = 20.0  # for one prompt, of which 10 s were planned
+    now = 30.0  # for one prompt, of which 10 s were planned, and 10 more to start
     progress.answers("base", 6)(1, resumed=False)
     assert listener.reports[-1] == pytest.approx((2 * 50.0, 0.5))
-    now = 40.0
+    now = 50.0
     progress.answers("base", 6)(2, resumed=False)
     progress.texts("base", 7)(7, resumed=False)
+    assert listener.reports[-1] == pytest.approx((0.0, 1.0))
+
+
+def test_the_summary_of_the_scores_is_a_part_of_the_work() -> None:
+    time = SimpleNamespace(loading=10.0, answering=60.0, reading=20.0)
+    plan: Any = SimpleNamespace(seconds=100.0, summary_seconds=10.0, time=time)
+    listener = Reports()
+    progress = OutputsProgress(listener, plan)
+    progress.loaded("base", resumed=False)
+    progress.answers("base", 6)(6, resumed=False)
+    progress.texts("base", 7)(7, resumed=False)
+    assert listener.reports[-1][1] == pytest.approx(0.9)
+    progress.summarised("the summary")
     assert listener.reports[-1] == pytest.approx((0.0, 1.0))

@@ -32,7 +32,7 @@ def audit_matrices(
     reader = DeltaReader(replace(options, dtype="float64", device="cpu"))
     rows = []
     for step, matrix in sample:
-        progress.began(f"audit of {matrix.name}")
+        progress.stage(f"audit of {matrix.name}")
         rows.append(_largest_deviation(reader, step, matrix))
     return tuple(rows)
 

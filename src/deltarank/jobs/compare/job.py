@@ -157,6 +157,7 @@ class CompareRun:
         estimate = estimate_time(plan, finished, checkpoints, self.progress)
         self._measure_all(estimate)
         self._sum_all(reader, estimate)
+        self.progress.stage("the verdict")
         return self._collected(started)
 
     def _measure_all(self, estimate: TimeEstimate) -> None:

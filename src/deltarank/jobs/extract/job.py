@@ -67,7 +67,7 @@ class ExtractJob:
             work=self._work(layout),
             dtype=str(dtype).removeprefix("torch."),
             adapter_bytes=layout.max_nbytes(dtype),
-            rank_search_seconds=0.0 if options.fixed_rank else self.comparison.plan.seconds,
+            rank_search_seconds=0.0 if options.fixed_rank else self.comparison.plan.work_seconds,
         )
 
     def _work(self, layout: AdapterLayout) -> Plan:

@@ -106,6 +106,7 @@ class ExtractRun:
         estimate = estimate_time(work, finished, (self.base, self.finetune), self.progress)
         self._factor_all(estimate)
         self._sum_all(estimate)
+        self.progress.stage("the adapter and its model card")
         contents = AdapterContents(self.plan.layout, self.matrices, self.sums)
         self._check_anything_was_extracted()
         for warning in adapter_warnings(contents, self.base.tensors.keys()):

@@ -20,6 +20,7 @@ from deltarank.jobs.outputs.run import OutputsRun
 from deltarank.results import DEFAULT_RANKS, Outputs, Results, listing
 from deltarank.runtime import (
     RESULTS,
+    PartOfJob,
     ProgressListener,
     RunFolder,
     as_output_error,
@@ -109,13 +110,18 @@ class OutputsJob:
             with tempfile.TemporaryDirectory() as folder:
                 return self.run(Path(folder), progress=progress)
         plan = self.plan  # what is wrong with the inputs is found before the weights are measured
-        weights = self._weights(output, force=force, progress=progress)
-        if not force and weights.outputs is not None:
-            self._check_same(weights.outputs, output)
-            progress.resumed(len(weights.outputs.candidates))
-            return weights
+        known = Results.load(output) if self._is_compared(output) else None
+        if not force and known is not None and known.outputs is not None:
+            self._check_same(known.outputs, output)
+            progress.resumed(len(known.outputs.candidates))
+            return known
+        before = 0.0 if known else self._compare_job.plan.work_seconds
+        progress.noted(plan.opening_line(before))
+        part = PartOfJob(progress, seconds=before, after=plan.seconds)
+        weights = known or self._compare_job.run(output, force=force, progress=part)
         files = PartialFolder(output / PARTIAL)
-        measured = self._measure(plan, files, force=force, progress=progress)
+        part = PartOfJob(progress, before=before, seconds=plan.seconds)
+        measured = self._measure(plan, files, force=force, progress=part)
         settings = {**measured.settings, "identity": self.identity, "command": current_command()}
         results = replace(weights, outputs=replace(measured, settings=settings))
         with as_output_error(output):
@@ -123,13 +129,11 @@ class OutputsJob:
         files.remove()
         return results
 
-    def _weights(self, folder: Path, *, force: bool, progress: ProgressListener) -> Results:
-        """The results of `compare` for this pair: those in the folder, or new ones."""
-        if self._is_compared(folder):
-            return Results.load(folder)
+    @cached_property
+    def _compare_job(self) -> CompareJob:
+        """Measures the weights."""
         ranks = tuple({*DEFAULT_RANKS, *self.options.ranks})
-        options = CompareOptions(ranks=ranks, device=self.options.device)
-        return CompareJob(self.base, self.finetune, options).run(folder, force=force, progress=progress)
+        return CompareJob(self.base, self.finetune, CompareOptions(ranks=ranks, device=self.options.device))
 
     def _is_compared(self, folder: Path) -> bool:
         """Whether the folder has a finished run of this pair, with whatever options."""

@@ -22,6 +22,10 @@ _SCORE_BYTES = 40
 """Of one token in the file of a candidate's scores."""
 
 
+_SECONDS_TO_SUMMARISE = 1.0
+"""The scores and answers of one candidate; rough."""
+
+
 @dataclass(frozen=True, repr=False)
 class OutputsPlan(ShownAsLines):
     """The plan of a job. Seconds and bytes are estimates. `lines()` is for people, `to_plain()` for programs.
@@ -114,7 +118,12 @@ class OutputsPlan(ShownAsLines):
     def seconds(self) -> float:
         models = (len(self.candidates) + 1) * (self.time.loading + self.time.reading)
         answers = self._answering_models * self.time.answering
-        return self.decomposition.seconds + models + answers + self._attribution_seconds
+        return self.decomposition.work_seconds + models + answers + self._attribution_seconds + self.summary_seconds
+
+    @property
+    def summary_seconds(self) -> float:
+        """To summarise the scores and to tell the answers apart."""
+        return _SECONDS_TO_SUMMARISE * len(self.candidates)
 
     @property
     def seconds_per_part(self) -> float:
@@ -140,9 +149,15 @@ class OutputsPlan(ShownAsLines):
         loading = loaded_models(self.models, self.part_count) * self.time.loading
         return loading + (self.part_count + 1) * self.seconds_per_part
 
+    def opening_line(self, before: float) -> str:
+        """`before`: seconds in which the weights are measured first; 0 if they are known."""
+        models = count(len(self.candidates) + 1, "model")
+        weights = f" ({duration(before)} of it for the weights)" if before else ""
+        return f"{models} to run. Estimated time: {duration(before + self.seconds)}{weights}."
+
     def lines(self) -> list[str]:
         how = "streamed, layer by layer" if self.memory.must_stream else "loaded whole, one after another"
-        memory, decomposition = size(self.peak_memory), duration(self.decomposition.seconds)
+        memory, decomposition = size(self.peak_memory), duration(self.decomposition.work_seconds)
         models = f"{count(len(self.candidates) + 1, 'model')} of {duration(self.time.model)} each"
         return [
             *self._input_lines(),

@@ -30,6 +30,9 @@ class OutputsProgress:
         """For the finetune with one part truncated, which reads a text of so many tokens."""
         return self._shares(name, tokens, self._plan.seconds_per_part)
 
+    def summarised(self, name: str) -> None:
+        self.estimate.add(name, self._plan.summary_seconds)
+
     def _shares(self, name: str, whole: int, seconds: float) -> OnFinished:
         def report(number: int, /, *, resumed: bool) -> None:
             self.estimate.add(name, seconds * number / whole, resumed=resumed)

@@ -37,6 +37,10 @@ OWN_ANSWERS = "its own answers"
 """The name of the text that is the finetune's own answers."""
 
 
+SUMMARY = "the summary"
+"""The name of the last stage: intervals, two-sample tests, sentences."""
+
+
 @dataclass
 class OutputsRun:
     """One pass over a plan.
@@ -75,7 +79,8 @@ class OutputsRun:
             for number, candidate in enumerate(candidates):
                 self._run_candidate(number, candidate, scorer, answers)
             attribution = self._attribute(deltas, scorer, texts, first_number=len(candidates))
-        return summarise(
+        self.listener.stage(SUMMARY)
+        outputs = summarise(
             Measurements(
                 reference=self.plan.models.finetune.reference.short_name,
                 options=self.plan.options,
@@ -90,6 +95,8 @@ class OutputsRun:
                 seconds=self.seconds,
             )
         )
+        self._progress.summarised(SUMMARY)
+        return outputs
 
     def _decompose(self) -> LowRankDeltas:
         """Decomposes the matrices whose factors an earlier process has not stored."""
