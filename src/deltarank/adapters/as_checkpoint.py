@@ -39,6 +39,7 @@ from deltarank.checkpoints import (
 )
 from deltarank.errors import AdapterError, CheckpointError
 from deltarank.results import Reference, count, listing
+from deltarank.system import user_path
 
 Ref = str | os.PathLike[str]
 
@@ -73,9 +74,9 @@ def open_finetune(
         except CheckpointError as error:
             adapter = find_adapter_folder(ref, revision) if error.slug in _MAY_BE_ADAPTER else None
             if adapter is None:
-                refuse_other_adapters_in(Path(ref))
+                refuse_other_adapters_in(user_path(ref))
                 raise
-    named = Path(ref).name if is_adapter_file(ref) else CONFIG_FILE
+    named = user_path(ref).name if is_adapter_file(ref) else CONFIG_FILE
     return _open_adapted(base, adapter, None if named == CONFIG_FILE else named)
 
 

@@ -26,7 +26,8 @@ from deltarank.adapters.other_formats import refuse_other_adapter
 from deltarank.adapters.parts import FACTOR_DTYPES, AdapterPart, UnusedTensor, group_tensors
 from deltarank.checkpoints import FLOAT_DTYPES, Checkpoint, TensorInfo, fetch_files, open_checkpoint
 from deltarank.errors import AdapterError, CheckpointError
-from deltarank.results import Reference
+from deltarank.results import Reference, parse_hub_address
+from deltarank.system import expand_home, nearest_path_in_words
 
 _MAX_CACHED = 4
 _MAX_BIAS_BYTES = 1 << 24
@@ -130,9 +131,10 @@ def open_adapter(
             home, commit = fetch_files(ref, _FILES, revision=revision)
     except CheckpointError as error:
         if error.slug == "no-such-checkpoint":
-            _raise_not_found(name, "there is no such folder")
+            _raise_not_found(name, "there is no such folder", near=nearest_path_in_words(expand_home(ref)))
         raise
-    name = name.removeprefix("hf://").partition("@")[0] if commit else str(home)
+    address = parse_hub_address(name) if commit else None
+    name = address.repo_id if address else str(home)
     text = _read_config(home, name)
     is_mlx = is_mlx_config(parse_object(text))
     config = parse_mlx_config(parse_object(text)) if is_mlx else parse_config(text)
@@ -166,9 +168,9 @@ def _find_weights(home: Path, name: str, files: Sequence[str]) -> str:
     return found
 
 
-def _raise_not_found(name: str, reason: str) -> NoReturn:
+def _raise_not_found(name: str, reason: str, *, near: str = "") -> NoReturn:
     raise AdapterError(
-        f"There is no adapter in {name!a}: {reason}.",
+        f"There is no adapter in {name!a}: {reason}.{near}",
         cure=f"Give a folder or Hub id with {CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT's `save_pretrained` writes them.",
         slug="adapter-not-found",
     ) from None

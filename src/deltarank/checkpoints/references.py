@@ -11,11 +11,14 @@ from typing import NoReturn
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.hub_cache import find_snapshot
 from deltarank.errors import CheckpointError, UsageError
+from deltarank.results import is_hub_url, parse_hub_address
+from deltarank.system import expand_home, nearest_path_in_words
 
 HUB_SCHEME = "hf://"
-_HUB_ID = re.compile(r"(?P<id>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(?:@(?P<revision>[^@\s]{1,200}))?", re.ASCII)
 _WEIGHT_FILE = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|json)$", re.IGNORECASE)
-_CURE = "Give a folder, a .safetensors file, or a Hub id such as org/name or org/name@revision."
+_CURE = (
+    "Give a folder, a .safetensors file, or a model on the Hub: org/name, org/name@revision or the address of its page."
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class HubRef:
 
 
 def parse_ref(ref: str | os.PathLike[str], revision: str | None = None) -> LocalRef | HubRef:
-    """A path that exists takes precedence; else `org/name` is a Hub id. `hf://org/name` is always one.
+    """A path that exists takes precedence, then a path in a folder that exists; else `org/name` is a Hub id.
+
+    `hf://org/name` and the address of a model's page are never paths; a leading `~` is the home folder.
 
     Raises:
         CheckpointError: (slug "no-such-checkpoint") a path that does not exist.
@@ -50,16 +55,28 @@ def parse_ref(ref: str | os.PathLike[str], revision: str | None = None) -> Local
     text = os.fspath(ref)
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         _refuse(f"{quoted(text)} is not a reference to a checkpoint.")
-    if isinstance(ref, str) and text.startswith(HUB_SCHEME):
-        return _hub_ref(text.removeprefix(HUB_SCHEME), revision, text)
-    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    text = expand_home(text)
+    path = Path(text)
+    if isinstance(ref, str) and is_hub_url(text) and (":" in text or not _exists(path)):
+        return _hub_ref(text, revision)
     if _exists(path):
         return _local_ref(path, text, revision)
     if not isinstance(ref, str) or _looks_like_a_path(text):
-        raise CheckpointError(
-            f"There is no file or folder {quoted(text, max_length=300)}.", cure=_CURE, slug="no-such-checkpoint"
-        )
-    return _hub_ref(text, revision, text)
+        raise _no_such_path(text)
+    if revision is None and parse_hub_address(text) is not None:
+        _refuse_neighbours(path, text)
+    return _hub_ref(text, revision)
+
+
+def _refuse_neighbours(path: Path, text: str) -> None:
+    """`models/name` is a path where a folder `models` is here, even if it has no `name`: the Hub is not asked."""
+    if _exists(path.parent) and path.parent != Path():
+        raise _no_such_path(text, cure=f"Correct the path. If you mean a model on the Hub, write {HUB_SCHEME}{text}.")
+
+
+def _no_such_path(text: str, *, cure: str = _CURE) -> CheckpointError:
+    message = f"There is no file or folder {quoted(text, max_length=300)}.{nearest_path_in_words(text)}"
+    return CheckpointError(message, cure=cure, slug="no-such-checkpoint")
 
 
 def _exists(path: Path) -> bool:
@@ -93,14 +110,13 @@ def _looks_like_a_path(text: str) -> bool:
     )
 
 
-def _hub_ref(text: str, revision: str | None, whole: str) -> HubRef:
-    match = _HUB_ID.fullmatch(text)
-    if match is None:
-        _refuse(f"{quoted(whole)} is neither a local path nor a Hub id.")
-    in_text = match["revision"]
-    if in_text is not None and revision is not None and in_text != revision:
-        _refuse(f"Two revisions were given: {quoted(whole)} and {quoted(revision)}.", cure="Give the revision once.")
-    return HubRef(match["id"], in_text or revision)
+def _hub_ref(text: str, revision: str | None) -> HubRef:
+    address = parse_hub_address(text)
+    if address is None:
+        _refuse(f"{quoted(text)} is neither a local path nor a Hub id.{nearest_path_in_words(text)}")
+    if address.revision is not None and revision is not None and address.revision != revision:
+        _refuse(f"Two revisions were given: {quoted(text)} and {quoted(revision)}.", cure="Give the revision once.")
+    return HubRef(address.repo_id, address.revision or revision)
 
 
 def _refuse(message: str, *, cure: str = _CURE) -> NoReturn:

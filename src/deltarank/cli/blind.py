@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltarank.cli.options import json_option, number_option, output_option, quiet_option
+from deltarank.cli.options import UserPath, json_option, number_option, output_option, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width, wrapped
 from deltarank.results import escape, format_table
 from deltarank.system import Default
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_VOTERS = 40
 _HEADINGS = ("", "right", "luck", "e-value", "95 % interval", "sure pairs", "one model twice", "liked better")
 
-_file = click.Path(path_type=Path)
+_file = UserPath()
 
 
 @click.group(short_help="Test blind whether people can tell two models apart.")

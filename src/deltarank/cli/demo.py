@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltarank.cli.options import quiet_option
+from deltarank.cli.options import UserPath, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
 from deltarank.results import Results, listing
@@ -30,7 +30,7 @@ ATTRIBUTED = "full"
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     default=Path("deltarank-demo"),
     show_default=True,
     metavar="OUT",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from deltarank.servers import server_names
-from deltarank.system import Default
+from deltarank.system import Default, expand_home
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FETCH_MODES = {None: "auto", True: "stream", False: "download"}
@@ -17,6 +17,16 @@ _FETCH_MODES = {None: "auto", True: "stream", False: "download"}
 
 def _fetch_mode(context: click.Context, parameter: click.Parameter, value: bool | None) -> str:
     return _FETCH_MODES[value]
+
+
+class UserPath(click.Path):
+    """A path on this machine; a leading `~` is the home folder, also after `--option=`, where no shell expands it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(expand_home(value), param, ctx)
 
 
 fetch_option = click.option(
@@ -57,7 +67,7 @@ def output_option(metavar: str, does: str, default: str) -> Callable[[_Function]
     return click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=UserPath(file_okay=False),
         metavar=metavar,
         help=f"{does}.  [default: {default}]",
     )

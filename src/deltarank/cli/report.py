@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from deltarank.cli.options import output_option, quiet_option
+from deltarank.cli.options import UserPath, output_option, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
 from deltarank.results import Results, headline_rank
 
 
 @click.command(short_help="Write the report of a run again, or one on several runs.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=UserPath())
 @output_option("OUT", "Folder for the report", "the run itself; for several runs, report/")
 @click.option("--force", is_flag=True, help="Replace a report.html in OUT that is not this run's own.")
 @quiet_option

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from deltarank.cli.loading import loading
 from deltarank.cli.streams import in_colour, out, say_written, sayer, width
-from deltarank.results import Results, escape
+from deltarank.results import Results, escape, parse_hub_address
+from deltarank.system import user_path
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,13 @@ def default_output(finetune: str) -> Path:
     Of a Hub id: organisation, name and revision. Of a local path: the folder or file, after the folders above it for
     as long as the name is a generic one such as `model` or `checkpoint-500`.
     """
-    local = Path(finetune).expanduser()
+    local = user_path(finetune)
     if local.exists():
         name = _local_name(local.resolve())
     else:
-        name = re.sub("[/@]", "--", finetune.removeprefix("hf://").strip("/"))
+        address = parse_hub_address(finetune)
+        words = [address.repo_id, address.revision] if address else [finetune.strip("/")]
+        name = re.sub("[/@]", "--", "@".join(filter(None, words)))
     return Path("runs", re.sub(r"[^\w.-]+", "-", name).strip(".-") or "finetune")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from deltarank.divergence.chat_template import Message, Tokenizer, encode_messages
 from deltarank.divergence.text_files import messages_of, read_json_lines, read_text_file
 from deltarank.errors import JobError, UsageError
+from deltarank.system import nearest_path_in_words
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def read_prompts(path: Path | None) -> list[Prompt]:
         return builtin_prompts()
     if not path.is_file():
         raise UsageError(
-            f"There is no file of prompts at {str(path)!r}.",
+            f"There is no file of prompts at {str(path)!r}.{nearest_path_in_words(path)}",
             cure="Use --prompts with a text file that has one prompt per line, or with a .jsonl file.",
             slug="text-not-found",
         )

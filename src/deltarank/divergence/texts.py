@@ -10,6 +10,7 @@ from typing import Any
 from deltarank.divergence.chat_template import Message, Tokenizer, bos_ids, encode_messages, encode_text
 from deltarank.divergence.text_files import messages_of, read_json_lines, read_text_file
 from deltarank.errors import UsageError
+from deltarank.system import nearest_path_in_words
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 
@@ -119,7 +120,7 @@ def _encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> t
 def _text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UsageError(
-            f"There is no text at {str(path)!r}.",
+            f"There is no text at {str(path)!r}.{nearest_path_in_words(path)}",
             cure="Use --text with a file (.txt, .md, .jsonl) or a folder of such files.",
             slug="text-not-found",
         )

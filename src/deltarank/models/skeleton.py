@@ -35,10 +35,10 @@ class ModelFolder:
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> ModelFolder:
         reference = checkpoint.reference
-        path = Path(reference.ref).expanduser()
+        path = Path(reference.ref)
         if path.exists():
             return cls(str(path if path.is_dir() else path.parent))
-        return cls(reference.ref.removeprefix("hf://").split("@")[0], reference.revision)
+        return cls(reference.ref, reference.revision)
 
     @property
     def options(self) -> dict[str, Any]:

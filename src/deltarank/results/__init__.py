@@ -51,6 +51,7 @@ from deltarank.results.formatting import (
     shorten,
     size,
 )
+from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_address
 from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import NoiseShares, noise_shares
@@ -135,6 +136,7 @@ __all__ = [
     "FitEnergies",
     "FitKind",
     "Histogram",
+    "HubAddress",
     "IgnoredTensor",
     "Interval",
     "KeyPair",
@@ -188,10 +190,12 @@ __all__ = [
     "format_table",
     "from_record",
     "headline_rank",
+    "is_hub_url",
     "listing",
     "measured_share",
     "noise_shares",
     "other_share",
+    "parse_hub_address",
     "parse_record",
     "percent",
     "percent_kept",

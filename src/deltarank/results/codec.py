@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from deltarank.errors import ResultsError
+from deltarank.system import nearest_path_in_words, user_path
 
 T = TypeVar("T")
 
@@ -85,13 +85,15 @@ class StoredResult:
         Raises:
             ResultsError: (slug "results-unreadable") there is none, or it is something else.
         """
-        source = Path(path)
+        source = user_path(path)
         if cls.file_name is not None and source.is_dir():
             source = source / cls.file_name
         try:
             text = source.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL
-            raise cls._unreadable(f"Cannot read {source}: {getattr(error, 'strerror', None) or error}.") from None
+            reason = getattr(error, "strerror", None) or error
+            near = nearest_path_in_words(source) if isinstance(error, FileNotFoundError) else ""
+            raise cls._unreadable(f"Cannot read {source}: {reason}.{near}") from None
         return cls._parse(text, f"Cannot read {source}: not")
 
     @classmethod

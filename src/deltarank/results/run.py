@@ -25,7 +25,7 @@ from deltarank.results.outputs import Outputs
 from deltarank.results.reference import Reference
 from deltarank.results.totals import Totals
 from deltarank.results.unpaired import Unpaired
-from deltarank.system import write_atomically
+from deltarank.system import user_path, write_atomically
 
 FORMAT_VERSION = 1
 # 1: the first format (2026-11).
@@ -197,7 +197,7 @@ class Results(StoredResult):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes `path` whole or not at all."""
-        target = Path(path)
+        target = user_path(path)
         with write_atomically(target) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(self._json_parts())
         return target

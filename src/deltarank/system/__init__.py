@@ -1,4 +1,4 @@
-"""What other rooms need of the operating system and of Python: atomic writes, globs, memory, threads, quiet imports.
+"""What other rooms need of the operating system and of Python: paths, atomic writes, globs, memory, threads, imports.
 
 Standard library only.
 """
@@ -10,6 +10,7 @@ from deltarank.system.command import current_command, recorded_command
 from deltarank.system.defaults import Default
 from deltarank.system.globs import compile_globs
 from deltarank.system.memory import memory_limit
+from deltarank.system.paths import expand_home, nearest_path, nearest_path_in_words, user_path
 from deltarank.system.quiet_imports import import_silently, silence_logging
 from deltarank.system.threads import limit_openmp_spinning
 from deltarank.system.version import tool_version
@@ -18,13 +19,17 @@ __all__ = [
     "Default",
     "compile_globs",
     "current_command",
+    "expand_home",
     "import_silently",
     "limit_openmp_spinning",
     "memory_limit",
+    "nearest_path",
+    "nearest_path_in_words",
     "recorded_command",
     "replace_folder",
     "silence_logging",
     "tool_version",
+    "user_path",
     "write_atomically",
     "write_bytes_atomically",
     "write_text_atomically",

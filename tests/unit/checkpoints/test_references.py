@@ -26,6 +26,8 @@ def refusal(ref: str | Path, revision: str | None = None) -> DeltarankError:
     [
         ("org/name", "org/name", None),
         ("hf://org/name", "org/name", None),
+        ("hf:org/name", "org/name", None),
+        ("hf://org/name/", "org/name", None),
         ("org/name@v1.0", "org/name", "v1.0"),
         ("hf://org/name@refs/pr/3", "org/name", "refs/pr/3"),
         ("Qwen/Qwen3-30B-A3B_x.y", "Qwen/Qwen3-30B-A3B_x.y", None),
@@ -33,6 +35,39 @@ def refusal(ref: str | Path, revision: str | None = None) -> DeltarankError:
 )
 def test_hub_ids(text: str, repo_id: str, revision: str | None) -> None:
     assert HubRef(repo_id, revision) == parse_ref(text)
+
+
+@pytest.mark.parametrize("host", ["https://huggingface.co", "http://hf.co", "huggingface.co", "https://www.hf.co"])
+@pytest.mark.parametrize(
+    ("page", "revision"),
+    [
+        ("", None),
+        ("/", None),
+        (".git", None),
+        ("?library=transformers#usage", None),
+        ("/tree/main", "main"),
+        ("/tree/refs%2Fpr%2F3/", "refs/pr/3"),
+        ("/tree/refs/pr/3", "refs/pr/3"),
+        ("/commit/0123abc", "0123abc"),
+        ("@v2", "v2"),
+    ],
+)
+def test_the_address_of_a_models_page(host: str, page: str, revision: str | None) -> None:
+    assert HubRef("org/na.me-7b", revision) == parse_ref(f"{host}/org/na.me-7b{page}")
+
+
+def test_the_address_of_a_page_on_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8080")
+    assert HubRef("org/name") == parse_ref("https://mirror.example:8080/org/name")
+
+
+@pytest.mark.parametrize(
+    "page", ["", "org", "datasets/org/name", "org/name/blob/main/x.safetensors", "org/name/tree/v1/sub", "org/name/x"]
+)
+def test_another_page_of_the_hub_is_refused_by_name(page: str) -> None:
+    error = refusal(f"https://huggingface.co/{page}")
+    assert error.slug == "bad-reference"
+    assert "https://huggingface.co/org/name" in error.cure
 
 
 def test_a_revision_may_be_given_separately() -> None:
@@ -58,7 +93,7 @@ def test_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", str(tmp_path))
     save(tmp_path / "model", llama())
     with open_checkpoint("~/model") as checkpoint:
-        assert checkpoint.reference.ref == "~/model"
+        assert checkpoint.reference.ref == str(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +104,22 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert refusal(ref).slug == "no-such-checkpoint"
+
+
+def test_a_wrong_path_names_the_nearest_before_the_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "finetune").mkdir(parents=True)
+
+    error = refusal("models/finetun")
+    assert error.slug == "no-such-checkpoint"
+    assert "'models/finetune'" in error.message
+    assert "hf://models/finetun" in error.cure
+    assert "'models'" in refusal("./model").message
+    assert "'models'" in refusal("modles").message
+    assert HubRef("models/finetun", "main") == parse_ref("models/finetun", "main")
+    assert HubRef("models/finetun") == parse_ref("hf://models/finetun")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ def test_ranks_survive_being_written_down(ranks: set[int]) -> None:
         ("org/Bigger-Body-12b", "org--Bigger-Body-12b"),
         ("org/name@v1.0", "org--name--v1.0"),
         ("hf://org/name", "org--name"),
+        ("https://huggingface.co/org/name/tree/v1.0", "org--name--v1.0"),
+        ("hf.co/org/name/", "org--name"),
         ("org/..", "org"),
         ("a b/c;d", "a-b--c-d"),
         ("..", None),

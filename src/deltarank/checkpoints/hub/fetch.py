@@ -24,6 +24,7 @@ from deltarank.checkpoints.subfolders import adapter_folder
 from deltarank.checkpoints.weight_names import ADAPTER_CONFIG, is_adapter
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
 from deltarank.results import size
+from deltarank.system import user_path
 
 FetchMode = Literal["auto", "download", "stream"]
 FETCH_MODES: tuple[FetchMode, ...] = ("auto", "download", "stream")
@@ -93,7 +94,7 @@ def fetch_files(ref: str | os.PathLike[str], names: Sequence[str], *, revision: 
 
 def is_adapter_file(ref: str | os.PathLike[str]) -> bool:
     """Whether this is the path of a file of an adapter, with its configuration beside it."""
-    path = Path(ref)
+    path = user_path(ref)
     return is_adapter(path.name) and path.is_file() and (path.parent / ADAPTER_CONFIG).is_file()
 
 

@@ -18,7 +18,7 @@ from deltarank.jobs.blind.sources import TextSource, source_of_files, source_of_
 from deltarank.jobs.blind.votes import read_key, read_votes
 from deltarank.report import vote_page
 from deltarank.results import BlindKey, BlindScore, Results
-from deltarank.system import Default, write_bytes_atomically
+from deltarank.system import Default, user_path, write_bytes_atomically
 
 KEY, PAGE = "key.json", "vote.html"
 
@@ -62,7 +62,7 @@ def make_blind_test(
     """
     options = BlindOptions(pairs=pairs, preferences=preferences, characters=characters, people=people)
     source = _source(run, a, b, base, candidate)
-    folder = Path(output)
+    folder = user_path(output)
     if not force:
         _check_free(folder)
     key, ballot_pairs, notes = make_key(source, options, folder, _now(), seed)
@@ -92,9 +92,9 @@ def score_blind_test(key: Path_, votes: Sequence[Path_], *, run: Path_ | None = 
         ResultsError: a file cannot be read.
         JobError: votes are of another test, of a changed key, edited, or twice by the same voter.
     """
-    opened, digest = read_key(Path(key))
-    ballots = read_votes(opened, digest, [Path(each) for each in _as_list(votes)])
-    folder = _run_folder(Path(key), opened, run)
+    opened, digest = read_key(user_path(key))
+    ballots = read_votes(opened, digest, [user_path(each) for each in _as_list(votes)])
+    folder = _run_folder(user_path(key), opened, run)
     score = score_votes(opened, digest, ballots, _now())
     if folder is None:
         return score
@@ -109,16 +109,16 @@ def score_blind_test(key: Path_, votes: Sequence[Path_], *, run: Path_ | None = 
 
 def run_of_test(key: Path_, run: Path_ | None = None) -> Path | None:
     """The folder of the run that a score is added to; None where there is none (any more)."""
-    return _run_folder(Path(key), read_key(Path(key))[0], run)
+    return _run_folder(user_path(key), read_key(user_path(key))[0], run)
 
 
 def _source(
     run: Path_ | None, a: Path_ | None, b: Path_ | None, base: Path_ | None, candidate: str | None
 ) -> TextSource:
     if run is not None and a is None and b is None and base is None:
-        return source_of_run(Path(run), candidate)
+        return source_of_run(user_path(run), candidate)
     if run is None and a is not None and b is not None and candidate is None:
-        return source_of_files(Path(a), Path(b), None if base is None else Path(base))
+        return source_of_files(user_path(a), user_path(b), None if base is None else user_path(base))
     raise UsageError(
         "A blind test is made from a run, or from two files of answers.",
         cure="Give RUN (and --candidate), or --a and --b (and --base), and not both.",
@@ -129,7 +129,7 @@ def _source(
 def _run_folder(key: Path, opened: BlindKey, run: Path_ | None) -> Path | None:
     """Raises ResultsError if `run` is given and is none."""
     if run is not None:
-        path = Path(run)
+        path = user_path(run)
         Results.load(path)
         return path if path.is_dir() else path.parent
     if opened.run is None:

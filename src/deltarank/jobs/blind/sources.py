@@ -22,6 +22,7 @@ from deltarank.results import (
     Sample,
     listing,
 )
+from deltarank.system import nearest_path_in_words
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def source_of_files(a: Path, b: Path, base: Path | None) -> TextSource:
 def _read_answers(path: Path, samplers: set[str]) -> dict[str, list[str]]:
     if not path.is_file():
         raise UsageError(
-            f"There is no file of answers at {os.fspath(path)!r}.",
+            f"There is no file of answers at {os.fspath(path)!r}.{nearest_path_in_words(path)}",
             cure='Give .jsonl files with a line {"prompt": ..., "answer": ...} for each answer.',
             slug="text-not-found",
         )

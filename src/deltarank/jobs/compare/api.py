@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Unpack
 
 from deltarank.jobs.compare.job import CompareJob
 from deltarank.jobs.compare.options import CompareKeywords, CompareOptions
 from deltarank.results import Results
 from deltarank.runtime import Plan, ProgressListener, Ref, parse_keywords, shows_keywords
+from deltarank.system import user_path
 
 
 @shows_keywords(CompareKeywords, CompareOptions)
@@ -50,7 +50,7 @@ def compare(
     refs, options = parse_keywords(base, finetune, keywords, CompareOptions)
     progress = progress or ProgressListener()
     with refs.open(progress) as checkpoints:
-        folder = None if output is None else Path(output)
+        folder = None if output is None else user_path(output)
         return CompareJob(*checkpoints, options).run(folder, force=force, progress=progress)
 
 

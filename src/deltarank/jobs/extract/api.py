@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Unpack
 
 from deltarank.jobs.extract.job import ExtractJob
@@ -11,6 +10,7 @@ from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.jobs.extract.run import DrawBudget
 from deltarank.runtime import ProgressListener, Ref, parse_keywords, shows_keywords
+from deltarank.system import user_path
 
 
 @shows_keywords(ExtractKeywords, ExtractOptions)
@@ -70,7 +70,7 @@ def extract_with_picture(
     refs, options = parse_keywords(base, finetune, keywords, ExtractOptions)
     progress = progress or ProgressListener()
     with refs.open(progress) as checkpoints:
-        return ExtractJob(*checkpoints, options).run(Path(output), force=force, progress=progress, draw=draw)
+        return ExtractJob(*checkpoints, options).run(user_path(output), force=force, progress=progress, draw=draw)
 
 
 @shows_keywords(ExtractKeywords, ExtractOptions)

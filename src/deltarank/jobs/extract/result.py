@@ -12,6 +12,7 @@ from typing import Any, Self
 from deltarank.adapters import METADATA_FILE, Budget
 from deltarank.results import Count, Energy, Loss, Outcome, Rank, Reference, StoredResult, to_plain
 from deltarank.servers import get_server, server_names
+from deltarank.system import user_path
 
 FORMAT_VERSION = 1
 # 1: the first format (2026-11).
@@ -167,7 +168,7 @@ class ExtractedAdapter(StoredResult):
         Raises:
             ResultsError: (slug "results-unreadable") there is no deltarank.json, or it cannot be read.
         """
-        return replace(super().load(Path(path) / METADATA_FILE), folder=Path(path))
+        return replace(super().load(user_path(path) / METADATA_FILE), folder=user_path(path))
 
     @classmethod
     def _decoded(cls, text: str | bytes) -> Self:

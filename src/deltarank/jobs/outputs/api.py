@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Unpack
 
 from deltarank.jobs.outputs.job import OutputsJob
@@ -12,6 +11,7 @@ from deltarank.jobs.outputs.options import OutputsKeywords, OutputsOptions
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.results import Results
 from deltarank.runtime import PairRefs, ProgressListener, Ref, parse_keywords, shows_keywords
+from deltarank.system import user_path
 
 
 @shows_keywords(OutputsKeywords, OutputsOptions)
@@ -65,7 +65,7 @@ def outputs(
     progress = progress or ProgressListener()
     refs, options = parse_keywords(base, finetune, keywords, OutputsOptions)
     with _open(refs, options, progress) as job:
-        return job.run(None if output is None else Path(output), force=force, progress=progress)
+        return job.run(None if output is None else user_path(output), force=force, progress=progress)
 
 
 @shows_keywords(OutputsKeywords, OutputsOptions)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.models import YARDSTICKS
-from deltarank.results import FINETUNE, FINETUNE_AGAIN, CandidateKind
+from deltarank.results import FINETUNE, FINETUNE_AGAIN, CandidateKind, is_hub_url, parse_hub_address
 
 WHOLE_DELTA = "whole delta"
 BASE = "base"
@@ -44,6 +44,11 @@ def model_names(options: OutputsOptions) -> tuple[str, ...]:
 
 def _short_names(refs: Sequence[str], kind: str) -> tuple[str, ...]:
     """The last part of each reference, or the whole where two share it. A reserved name gets its kind in front."""
-    last_parts = [ref.rstrip("/").rsplit("/", 1)[-1] or ref for ref in refs]
+    last_parts = [_last_part(ref) for ref in refs]
     names = [ref if last_parts.count(last) > 1 else last for ref, last in zip(refs, last_parts, strict=True)]
     return tuple(f"{kind} {name}" if name in _RESERVED or name.startswith("rank ") else name for name in names)
+
+
+def _last_part(ref: str) -> str:
+    address = parse_hub_address(ref) if is_hub_url(ref) else None
+    return (address.repo_id if address else ref).rstrip("/").rsplit("/", 1)[-1] or ref

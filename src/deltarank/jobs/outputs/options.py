@@ -14,7 +14,7 @@ from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_OUTPUTS_RANKS
 from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice, is_number
 from deltarank.servers import get_server
-from deltarank.system import Default
+from deltarank.system import Default, expand_home
 
 MODEL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO_DTYPE = "auto"
@@ -84,7 +84,7 @@ class OutputsOptions:
             self._set(name, _paths(getattr(self, name)))
         self._set("yardsticks", tuple(dict.fromkeys(as_tuple(self.yardsticks))))
         if self.prompts is not None:
-            self._set("prompts", os.fspath(self.prompts))
+            self._set("prompts", expand_home(self.prompts))
         if self.samples == 0 and not self.texts:
             raise UsageError(
                 "There is nothing to compare on: no text is given, and no answers are sampled.",
@@ -131,4 +131,4 @@ def _check_number(option: str, value: int, *, least: int) -> None:
 
 def _paths(values: Ref | Sequence[Ref]) -> tuple[str, ...]:
     """One path, or several."""
-    return tuple(os.fspath(each) for each in ([values] if isinstance(values, str | os.PathLike) else values))
+    return tuple(expand_home(each) for each in ([values] if isinstance(values, str | os.PathLike) else values))

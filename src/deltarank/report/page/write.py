@@ -13,7 +13,7 @@ from deltarank.report.page.html import render_page
 from deltarank.report.view.build import page_data
 from deltarank.report.view.page import PageData
 from deltarank.results import Results
-from deltarank.system import write_bytes_atomically
+from deltarank.system import user_path, write_bytes_atomically
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
     page = page_data(runs)
     with report_process():
         contents = _render(page)
-    target = Path(folder)
+    target = user_path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
