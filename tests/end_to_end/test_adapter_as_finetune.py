@@ -112,9 +112,32 @@ def test_the_rank_is_known_without_a_solver(base: Path, adapter: Path) -> None:
     assert {m.signal_rank for m in touched} == {3}
     assert {m.rounding_floor for m in touched} == {0.0}
     assert all(m.loss(8).relative_error == 0.0 for m in touched)
-    assert adapted.verdict.kind == "merged_lora"
+    assert adapted.verdict.kind == "adapter"
     assert adapted.verdict.signal_rank == 3
+    assert "This is a LoRA adapter of rank 3 on the base." in adapted.verdict.sentences
+    assert not any("merged" in sentence for sentence in adapted.verdict.sentences)
     assert any("the base with a LoRA on 6 tensors" in note for note in adapted.notes)
+
+
+@pytest.mark.parametrize("ranks", [{}, {"layers.0.self_attn.q_proj": 20}], ids=["one rank", "two, one above half"])
+def test_an_adapter_is_called_one_whatever_its_norm_and_ranks(
+    base: Path, tmp_path: Path, ranks: dict[str, int]
+) -> None:
+    own = made.train(base, tmp_path / "adapter", r=3, lora_alpha=3000, target_modules=TARGETS, rank_pattern=ranks)
+    verdict = deltarank.compare(base, own).verdict
+
+    assert verdict.kind == "adapter"
+    assert f"This is a LoRA adapter of {'ranks 3 to 20' if ranks else 'rank 3'} on the base." in verdict.sentences
+
+
+def test_no_note_claims_rounding_that_the_delta_of_an_adapter_does_not_contain(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """The adapter is added in float32 to the numbers of a base in bfloat16."""
+    half = made.write_checkpoint(tmp_path / "half", {n: t.bfloat16() for n, t in made.tensors(base).items()}, like=base)
+    for notes in (deltarank.compare(half, adapter).notes, deltarank.verify(half, adapter, adapter).notes):
+        assert any("the base with a LoRA on 6 tensors" in note for note in notes)
+        assert not any("rounding" in note for note in notes)
 
 
 def test_the_matrix_is_not_formed(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

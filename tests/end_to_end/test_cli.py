@@ -223,6 +223,35 @@ def test_a_plan_as_json(run: RunCommand, base: Path, full: Path) -> None:
     assert plan["read_bytes"] > 0
 
 
+def used_folder() -> Path:
+    """One that holds something else than a run or an adapter."""
+    Path("used").mkdir()
+    Path("used/thesis.txt").write_text("the only copy")
+    return Path("used")
+
+
+def file_in_the_way() -> Path:
+    Path("notes.txt").write_text("a file")
+    return Path("notes.txt/run")
+
+
+@pytest.mark.parametrize("make_folder", [used_folder, file_in_the_way])
+@pytest.mark.parametrize("words", [("compare",), ("extract", "--rank", "8", "--server", "peft")])
+def test_an_output_that_cannot_be_used_is_refused_before_it_is_said_that_it_is_written(
+    run: RunCommand, base: Path, full: Path, words: tuple[str, ...], make_folder: Callable[[], Path]
+) -> None:
+    """By a dry run, too."""
+    folder = make_folder()
+    for more in ((), ("--dry-run",)):
+        done = run(words[0], base, full, "-o", folder, *words[1:], *more)
+        assert done.code == 1
+        assert done.out == ""
+        assert "explain output-exists" in done.err or "explain output-unwritable" in done.err
+        assert "Writing" not in done.err
+    assert run(words[0], base, full, "-o", "new", *words[1:], "--device", "nonsense").err.count("Writing") == 0
+    assert "Writing to new." in run(words[0], base, full, "-o", "new", *words[1:]).err
+
+
 # bad input ----------------------------------------------------------------------------------------------------------
 
 

@@ -431,3 +431,23 @@ def test_a_dry_run_has_figures_and_reads_no_weight(models: Path, command: RunCom
     assert "of 24 built-in prompts are left out: together with an answer of 8 tokens they exceed" in done.out
     assert "loaded whole, one after another" in done.out
     assert "q4_0" in done.out
+
+
+def test_a_dry_run_checks_the_folder_of_the_run(models: Path, tmp_path: Path, command: RunCommand) -> None:
+    """One with something else; one with the weights, or the outputs, of a run with other inputs or options."""
+    pair = models / "base", models / "finetune"
+    words = ["outputs", *pair, "--samples", 0, "--text", models / "text.txt", "--dry-run", "-o"]
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").write_text("the only copy")
+    deltarank.outputs(*pair, texts=[models / "text.txt"], samples=0, ranks=(2,), output=tmp_path / "run")
+    deltarank.compare(pair[1], pair[0], ranks=(2,), output=tmp_path / "exchanged")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    for folder, slug in (("used", "output-exists"), ("run", "run-differs"), ("exchanged", "run-differs")):
+        done = command(*words, tmp_path / folder, "--ranks", 3)
+        assert (done.code, done.out) == (1, ""), folder
+        assert f"explain {slug}" in done.err
+        assert command(*words, tmp_path / folder, "--ranks", 3, "--force").code == 0
+    for folder in ("run", "new"):
+        assert command(*words, tmp_path / folder, "--ranks", 2).code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

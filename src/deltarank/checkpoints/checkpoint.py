@@ -40,6 +40,8 @@ class Checkpoint:
     fingerprint      changes with any file's name, size, header or modification time (on the Hub: content)
     traffic          counts what is streamed; None if nothing is
     adapter          the configuration of an adapter that lies beside the weights of the folder; None if none does
+    lora_ranks       of the base with an adapter that is added when it is read: the ranks of its LoRAs, ascending. None
+                     of stored weights
     """
 
     reference: Reference
@@ -50,6 +52,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     traffic: Traffic | None = field(default=None, repr=False, compare=False)
     adapter: Path | None = field(default=None, repr=False, compare=False)
+    lora_ranks: tuple[int, ...] | None = None
 
     def __enter__(self) -> Self:
         return self

@@ -91,10 +91,9 @@ def compare(
         raise click.UsageError("--csv cannot be combined with --json or --dry-run.")
     quieten_the_hub(quiet)
     options["ranks"] = parse_ranks(ranks)
+    folder = output or default_output(options["finetune"])
     if dry_run:
-        print_plan(deltarank.plan(**options), as_json=as_json)
+        print_plan(deltarank.plan(**options, output=folder, force=force), as_json=as_json)
         return
-    request = RunRequest(
-        output or default_output(options["finetune"]), force, as_json, quiet, no_report=no_report, as_csv=as_csv
-    )
+    request = RunRequest(folder, force, as_json, quiet, no_report=no_report, as_csv=as_csv)
     run(lambda **asked: deltarank.compare(**asked), options, request)

@@ -81,10 +81,10 @@ def extract(
     """
     quieten_the_hub(quiet)
     options["rank"] = _parse_rank(rank)
+    options |= {"output": output or Path("adapters", default_output(options["finetune"]).name), "force": force}
     if dry_run:
         print_plan(deltarank.plan_extraction(**options), as_json=as_json)
         return
-    options |= {"output": output or Path("adapters", default_output(options["finetune"]).name), "force": force}
     _run(options, as_json, quiet)
 
 
@@ -106,7 +106,7 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
     from deltarank.report import adapter_picture, drawing_process
 
     tell = sayer(quiet)
-    tell(f"Writing the adapter to {options['output']}.")
+    tell(f"Opening {options['base']} and {options['finetune']}.")
     with drawing_process():
         with loading():
             from deltarank.cli.progress import watching

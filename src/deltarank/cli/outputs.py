@@ -101,9 +101,10 @@ def outputs(
     options["ranks"] = parse_ranks(ranks) if ranks else DEFAULT_OUTPUTS_RANKS
     options["yardsticks"] = tuple(word for text in yardsticks for word in text.replace(",", " ").split())
     quieten_the_hub(quiet)
+    folder = output or default_output(options["finetune"])
     if dry_run:
-        print_plan(deltarank.plan_outputs(**options), as_json=as_json)
+        print_plan(deltarank.plan_outputs(**options, output=folder, force=force), as_json=as_json)
         return
-    request = RunRequest(output or default_output(options["finetune"]), force, as_json, quiet, no_report=no_report)
+    request = RunRequest(folder, force, as_json, quiet, no_report=no_report)
     note = " Loading the libraries that run models takes some seconds."
     run(lambda **asked: deltarank.outputs(**asked), options, request, note=note)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -40,12 +41,19 @@ def watching(quiet: bool) -> Iterator[ProgressListener]:
 class _NotesOnStderr(ProgressListener):
     """Prints the plan, and the notes of a run."""
 
+    _folder = ""
+
     def planned(self, plan: Plan) -> None:
         known = plan.to_plain()
         _say_above_bars(
             f"{count(len(known['steps']), 'matrix', 'matrices')} to measure, {size(known['read_bytes'])} to read. "
             f"Estimated time: {duration(known['seconds'])}."
         )
+
+    def writing(self, folder: Path) -> None:
+        if not self._folder:  # a folder inside of it is opened later
+            self._folder = str(folder)
+            _say_above_bars(f"Writing to {folder}.")
 
     def resumed(self, finished: int) -> None:
         _say_above_bars(f"Resuming an interrupted run: {count(finished, 'part is', 'parts are')} finished.")

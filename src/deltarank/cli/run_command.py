@@ -60,7 +60,7 @@ def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRe
     from deltarank.report import report_process, write_report
 
     tell = sayer(request.quiet)
-    tell(f"Writing results to {request.output}.{note}")
+    tell(f"Opening {options['base']} and {options['finetune']}.{note}")
     with nullcontext() if request.no_report else report_process():
         with loading():
             from deltarank.cli.progress import watching

@@ -38,6 +38,7 @@ class VerdictKind(StrEnum):
 
     IDENTICAL = "identical"
     MERGED_LORA = "merged_lora"
+    ADAPTER = "adapter"
     FULL = "full"
     ROUNDING = "rounding"
     UNRELATED = "unrelated"

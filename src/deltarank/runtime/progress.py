@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ class ProgressListener:
 
     def planned(self, plan: Plan) -> None:
         """The plan, before anything is read."""
+
+    def writing(self, folder: Path) -> None:
+        """All arguments and inputs were checked, and results are written to this folder from now on."""
 
     def resumed(self, finished: int) -> None:
         """An interrupted run is resumed, of which so many parts (tensors, answers, scores) are finished."""
@@ -47,6 +51,9 @@ class PartOfJob(ProgressListener):
 
     def __init__(self, whole: ProgressListener, *, before: float = 0.0, seconds: float, after: float = 0.0) -> None:
         self._whole, self._before, self._seconds, self._after = whole, before, seconds, after
+
+    def writing(self, folder: Path) -> None:
+        self._whole.writing(folder)
 
     def resumed(self, finished: int) -> None:
         self._whole.resumed(finished)

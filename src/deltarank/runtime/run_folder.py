@@ -7,7 +7,9 @@ results.json     written whole at the end; matrices.jsonl is removed then
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,21 +52,33 @@ class RunFolder:
             OutputError: the folder holds something else, another run, or one that another process is writing; or it
                 cannot be written.
         """
+        self.check(force=force)
         with as_output_error(self.folder):
-            if self.folder.exists() and not self.folder.is_dir():
+            if force:
+                self.clear()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.check_disk_space(needed_bytes)
+            write_text_atomically(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
+            return self._open_records()
+
+    def check(self, *, force: bool, needed_bytes: float = 0.0) -> None:
+        """Raises OutputError as `open` does, and writes nothing."""
+        with as_output_error(self.folder):
+            parents = self.folder.absolute(), *self.folder.absolute().parents
+            existing = next(path for path in parents if path.exists())
+            if existing == parents[0] and not existing.is_dir():
                 raise OutputError(
                     f"{self.folder} is a file.",
                     cure="Use -o with a folder, or with a path that does not exist yet.",
                     slug="output-exists",
                 )
-            if force:
-                self.clear()
-            else:
+            if not existing.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not force:
                 self._check_identity()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.check_disk_space(needed_bytes)
-            write_text_atomically(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
-            return self._open_records()
+            self._check_free(existing, needed_bytes)
 
     @property
     def finished(self) -> Results | None:
@@ -75,7 +89,10 @@ class RunFolder:
 
     def check_disk_space(self, needed_bytes: float) -> None:
         """Raises OutputError (slug "output-unwritable") if the disk has less than `needed_bytes` bytes left."""
-        free = shutil.disk_usage(self.folder).free
+        self._check_free(self.folder, needed_bytes)
+
+    def _check_free(self, existing: Path, needed_bytes: float) -> None:
+        free = shutil.disk_usage(existing).free
         if free < needed_bytes:
             raise OutputError(
                 f"Not enough disk space for {self.folder}: {size(free)} free, about {size(needed_bytes)} needed.",

@@ -23,8 +23,13 @@ def notes_on(
 ) -> tuple[str, ...]:
     """The most important first. `locations` are the base's and the finetune's."""
     notes = [_model_types(base, finetune), _layer_counts(*locations), _conv1d(base, finetune)]
-    notes += _storage_formats(pairs) or quantised_sides(base, finetune)
-    notes += _mixed_dtypes(pairs)
+    if finetune.lora_ranks is None:
+        notes += _storage_formats(pairs) or quantised_sides(base, finetune)
+        notes += _mixed_dtypes(pairs)
+    else:  # what the adapter adds is the delta, which contains no rounding of the base
+        notes += [
+            f"the base is stored as {name}: the adapter is added to its decoded weights" for name in _formats(pairs)
+        ]
     return (*base.notes, *finetune.notes, *(note for note in notes if note))
 
 
@@ -61,6 +66,11 @@ def _storage_formats(pairs: Sequence[Pair]) -> list[str]:
     finetune = Counter(pair.finetune.storage for pair in pairs if pair.finetune.storage)
     notes = [_storage_format("base", number, storage) for storage, number in base.most_common()]
     return notes + [_storage_format("finetune", number, storage) for storage, number in finetune.most_common()]
+
+
+def _formats(pairs: Sequence[Pair]) -> list[str]:
+    """The quantised formats of the base."""
+    return list(dict.fromkeys(pair.base.storage.name for pair in pairs if pair.base.storage))
 
 
 def _storage_format(side: str, number: int, storage: StorageFormat) -> str:

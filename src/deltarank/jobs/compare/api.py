@@ -55,14 +55,19 @@ def compare(
 
 
 @shows_keywords(CompareKeywords, CompareOptions)
-def plan(base: Ref, finetune: Ref, **keywords: Unpack[CompareKeywords]) -> Plan:
+def plan(
+    base: Ref, finetune: Ref, *, output: Ref | None = None, force: bool = False, **keywords: Unpack[CompareKeywords]
+) -> Plan:
     """What `compare` would do, from the headers alone: no tensor is read, and no model is downloaded.
 
-    Arguments and errors as for `compare`.
+    Arguments and errors as for `compare`. Nothing is written: of `output` it is checked that `compare` can use it.
     """
     refs, options = parse_keywords(base, finetune, keywords, CompareOptions)
     with refs.without_download().open(ProgressListener()) as checkpoints:
-        return CompareJob(*checkpoints, options).plan
+        job = CompareJob(*checkpoints, options)
+        if output is not None:
+            job.check_output(Path(output), force=force)
+        return job.plan
 
 
 def open_results(path: str | os.PathLike[str]) -> Results:

@@ -94,12 +94,25 @@ class CompareJob:
             if not force and (finished := folder.finished) is not None:
                 progress.noted(f"{output} already contains this run; its results are used.")
                 return self._with_audit(finished, folder, progress)
-            detail = SpectrumDetail.of_run(len(self.plan.steps), self.options.ranks)
             run = CompareRun(self, progress, folder)
-            run.resume(folder.open(force=force, needed_bytes=detail.nbytes * len(self.plan.steps) + BYTES_A_PAGE))
+            records = folder.open(force=force, needed_bytes=self.result_bytes)
+            progress.writing(output)
+            run.resume(records)
             results = run.results()
             folder.finish(results)
             return results
+
+    @property
+    def result_bytes(self) -> float:
+        """Disk space for the results and the report."""
+        detail = SpectrumDetail.of_run(len(self.plan.steps), self.options.ranks)
+        return detail.nbytes * len(self.plan.steps) + BYTES_A_PAGE
+
+    def check_output(self, output: Path, *, force: bool = False) -> None:
+        """Raises OutputError if `run` could not write there."""
+        folder = RunFolder(output, self.identity)
+        if force or folder.finished is None:
+            folder.check(force=force, needed_bytes=self.result_bytes)
 
     def _with_audit(self, finished: Results, folder: RunFolder, progress: ProgressListener) -> Results:
         """The results of a finished run, with a new audit if a larger one is requested."""
@@ -202,12 +215,16 @@ class CompareRun:
             settings={**job.options.to_plain(), **run_provenance(seconds)},
             matrices=matrices,
             skipped=skipped,
-            verdict=judge(matrices, skipped, plan.finetune.short_name),
+            verdict=judge(matrices, skipped, plan.finetune.short_name, lora_ranks=job.finetune.lora_ranks),
             tool_version=tool_version(),
             created=utc_timestamp(),
-            notes=(*plan.notes, *self.warnings, *quantised_base_notes(plan.steps, self.matrices)),
+            notes=(*plan.notes, *self.warnings, *self._quantised_base()),
             audit=job.audit(matrices, self.progress),
         )
+
+    def _quantised_base(self) -> tuple[str, ...]:
+        is_stored = self.job.finetune.lora_ranks is None
+        return quantised_base_notes(self.job.plan.steps, self.matrices) if is_stored else ()
 
     def _skipped_with_shares(self, matrices: Sequence[MatrixResult]) -> tuple[Skipped, ...]:
         """Shares are of the energy of all that both checkpoints have, as far as it could be read."""

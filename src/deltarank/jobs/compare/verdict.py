@@ -37,19 +37,27 @@ MOSTLY_ROUNDING = 0.5
 ERRORS = (0.10, 0.05)
 
 
-def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: str) -> Verdict:
-    """The verdict on a run. `name` is what a reader calls the finetune."""
+def judge(
+    matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: str, *, lora_ranks: Sequence[int] | None = None
+) -> Verdict:
+    """The verdict on a run.
+
+    Args:
+        name: what a reader calls the finetune.
+        lora_ranks: those of the adapter that is the finetune; None of stored weights.
+    """
     totals = Totals.of(matrices)
     whole = totals.whole
     if not whole.matrices:
         return Verdict(VerdictKind.UNKNOWN, ("Nothing could be measured.", *_unmeasured(matrices)))
     failed = [m for m in matrices if not m.has_losses]
     unpaired = Unpaired.of([m for m in matrices if m.has_losses], skipped, failed)
-    kind, rank = _kind(matrices, whole, unpaired)
+    kind, rank = _kind(matrices, whole, unpaired, lora_ranks)
     sides = [m.max_rank for m in matrices if m.has_losses]
     loss = whole.loss(headline_rank([x.rank for x in whole.losses], max(sides)))
     sentences = [
         *_headline(kind, loss, whole, unpaired, name, share=measured_share(skipped)),
+        *(_adapter(lora_ranks) if lora_ranks else ()),
         *_nature(kind, rank, whole, unpaired, matrices),
     ]
     if whole.energy and kind is not VerdictKind.UNRELATED:
@@ -63,9 +71,13 @@ def judge(matrices: Sequence[MatrixResult], skipped: Sequence[Skipped], name: st
     return Verdict(kind, tuple(sentences), rank)
 
 
-def _kind(matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired) -> tuple[VerdictKind, int | None]:
+def _kind(
+    matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired, lora_ranks: Sequence[int] | None
+) -> tuple[VerdictKind, int | None]:
     if whole.energy == 0:
         return VerdictKind.IDENTICAL if unpaired.is_complete else VerdictKind.UNKNOWN, None
+    if lora_ranks is not None:
+        return VerdictKind.ADAPTER, max(lora_ranks, default=None)
     floor = whole.rounding_floor or 0.0
     rank = common_rank([m for m in matrices if m.outcome is Outcome.MEASURED])
     if rank and floor < MOSTLY_ROUNDING:
@@ -97,6 +109,11 @@ def _headline(
         return
     kept, remark = unpaired.kept(loss.energy_lost), unpaired.remark(loss.energy_lost)
     yield f"As a rank-{loss.rank} LoRA, {name} keeps {kept} of {change_in_words(share)}{remark}."
+
+
+def _adapter(ranks: Sequence[int]) -> Iterator[str]:
+    of_rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    yield f"This is a LoRA adapter of {of_rank} on the base."
 
 
 def _nature(

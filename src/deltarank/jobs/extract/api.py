@@ -74,11 +74,16 @@ def extract_with_picture(
 
 
 @shows_keywords(ExtractKeywords, ExtractOptions)
-def plan_extraction(base: Ref, finetune: Ref, **keywords: Unpack[ExtractKeywords]) -> ExtractionPlan:
+def plan_extraction(
+    base: Ref, finetune: Ref, *, output: Ref | None = None, force: bool = False, **keywords: Unpack[ExtractKeywords]
+) -> ExtractionPlan:
     """What `extract` would do, from the headers alone: no tensor is read, and no model is downloaded.
 
-    Arguments and errors as for `extract`.
+    Arguments and errors as for `extract`. Nothing is written: of `output` it is checked that `extract` can use it.
     """
     refs, options = parse_keywords(base, finetune, keywords, ExtractOptions)
     with refs.without_download().open(ProgressListener()) as checkpoints:
-        return ExtractJob(*checkpoints, options).plan
+        job = ExtractJob(*checkpoints, options)
+        if output is not None:
+            job.check_output(Path(output), force=force)
+        return job.plan

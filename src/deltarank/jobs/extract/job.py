@@ -136,11 +136,18 @@ class ExtractJob:
             staging.check_output(force=force)
             self.layout(options.fixed_rank or min(options.solver_options.ranks))  # refuse before anything is written
             records = staging.open(force=force)
+            progress.writing(output)
             plan = self._plan_at(options.fixed_rank or self._searched_rank(staging.rank_search, progress))
             staging.check_disk_space(2 * plan.adapter_bytes)
             run = ExtractRun(plan, self.names, self.pairing.finetune, staging, progress, draw)
             run.resume(records)
             return run.adapter()
+
+    def check_output(self, output: Path, *, force: bool = False) -> None:
+        """Raises OutputError if `run` could not write there."""
+        staging = StagingFolder(output, self.identity)
+        if force or not staging.is_finished:
+            staging.check(force=force, needed_bytes=2 * self.plan.adapter_bytes)
 
     def _searched_rank(self, folder: Path, progress: ProgressListener) -> int:
         """Measures the loss at every servable rank, as `compare` does, in a folder from which that is resumed."""

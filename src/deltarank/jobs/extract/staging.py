@@ -59,6 +59,11 @@ class StagingFolder:
             )
             raise OutputError(f"{output} {message}.", cure=cure, slug="output-exists")
 
+    def check(self, *, force: bool, needed_bytes: float) -> None:
+        """Raises OutputError if the output or the staging folder cannot be written. Writes nothing."""
+        self.check_output(force=force)
+        self._run_folder.check(force=force, needed_bytes=needed_bytes)
+
     def open(self, *, force: bool) -> list[Record]:
         """Locks the folder and returns the records of an earlier process; see `RunFolder.open`."""
         return self._run_folder.open(force=force, needed_bytes=0.0)

@@ -69,13 +69,17 @@ def outputs(
 
 
 @shows_keywords(OutputsKeywords, OutputsOptions)
-def plan_outputs(base: Ref, finetune: Ref, **keywords: Unpack[OutputsKeywords]) -> OutputsPlan:
+def plan_outputs(
+    base: Ref, finetune: Ref, *, output: Ref | None = None, force: bool = False, **keywords: Unpack[OutputsKeywords]
+) -> OutputsPlan:
     """What `outputs` would do, with the memory, disk and time that it needs. No weight is read, no model downloaded.
 
-    Arguments and errors as for `outputs`.
+    Arguments and errors as for `outputs`. Nothing is written: of `output` it is checked that `outputs` can use it.
     """
     refs, options = parse_keywords(base, finetune, keywords, OutputsOptions)
     with _open(refs.without_download(), options, ProgressListener()) as job:
+        if output is not None:
+            job.check_output(Path(output), force=force)
         return job.plan
 
 

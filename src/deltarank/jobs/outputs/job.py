@@ -120,6 +120,7 @@ class OutputsJob:
         part = PartOfJob(progress, seconds=before, after=plan.seconds)
         weights = known or self._compare_job.run(output, force=force, progress=part)
         files = PartialFolder(output / PARTIAL)
+        progress.writing(output)
         part = PartOfJob(progress, before=before, seconds=plan.seconds)
         measured = self._measure(plan, files, force=force, progress=part)
         settings = {**measured.settings, "identity": self.identity, "command": current_command()}
@@ -134,6 +135,15 @@ class OutputsJob:
         """Measures the weights."""
         ranks = tuple({*DEFAULT_RANKS, *self.options.ranks})
         return CompareJob(self.base, self.finetune, CompareOptions(ranks=ranks, device=self.options.device))
+
+    def check_output(self, output: Path, *, force: bool = False) -> None:
+        """Raises OutputError if `run` could not write there."""
+        if not self._is_compared(output):
+            self._compare_job.check_output(output, force=force)
+        elif not force and (earlier := Results.load(output).outputs) is not None:
+            self._check_same(earlier, output)
+        else:
+            RunFolder(output / PARTIAL, self.identity).check(force=force, needed_bytes=self.plan.disk_bytes)
 
     def _is_compared(self, folder: Path) -> bool:
         """Whether the folder has a finished run of this pair, with whatever options."""

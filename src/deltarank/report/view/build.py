@@ -27,6 +27,7 @@ from deltarank.results import (
 _KINDS = {
     VerdictKind.IDENTICAL: "identical",
     VerdictKind.MERGED_LORA: "merged LoRA",
+    VerdictKind.ADAPTER: "LoRA adapter",
     VerdictKind.FULL: "full finetune or merge",
     VerdictKind.ROUNDING: "at or under the rounding floor",
     VerdictKind.UNRELATED: "not a finetune of this base",
