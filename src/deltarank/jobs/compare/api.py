@@ -66,7 +66,7 @@ def plan(
     with refs.without_download().open(ProgressListener()) as checkpoints:
         job = CompareJob(*checkpoints, options)
         if output is not None:
-            job.check_output(Path(output), force=force)
+            job.check_output(user_path(output), force=force)
         return job.plan
 
 

@@ -85,5 +85,5 @@ def plan_extraction(
     with refs.without_download().open(ProgressListener()) as checkpoints:
         job = ExtractJob(*checkpoints, options)
         if output is not None:
-            job.check_output(Path(output), force=force)
+            job.check_output(user_path(output), force=force)
         return job.plan

@@ -79,7 +79,7 @@ def plan_outputs(
     refs, options = parse_keywords(base, finetune, keywords, OutputsOptions)
     with _open(refs.without_download(), options, ProgressListener()) as job:
         if output is not None:
-            job.check_output(Path(output), force=force)
+            job.check_output(user_path(output), force=force)
         return job.plan
 
 
