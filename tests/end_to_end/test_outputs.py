@@ -167,6 +167,40 @@ def test_what_has_no_factors_stays_lost(models: Path, tmp_path: Path) -> None:
     assert kld(out.candidate("any rank")) > 1e-2
     assert kld(out.candidate(f"rank {FULL}")) == pytest.approx(kld(out.candidate("any rank")), rel=1e-4)
     assert kld(out.candidate("whole delta")) < 1e-9
+    assert kld(out.candidate(f"truncation alone at rank {FULL}")) < 1e-9
+
+
+def test_truncation_alone_leaves_all_other_tensors_the_finetune_s(models: Path, tmp_path: Path) -> None:
+    """The same model from a float64 SVD, run by transformers in float64."""
+    for name in ("other", "truncated"):
+        shutil.copytree(models / "finetune", tmp_path / name)
+    base, weights = (load_file(models / name / "model.safetensors") for name in ("base", "finetune"))
+    weights["model.norm.weight"] *= torch.linspace(0.5, 2, 32)
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    for name in (name for name in weights if "_proj" in name):
+        u, s, vt = torch.linalg.svd(weights[name].double() - base[name].double())
+        weights[name] = (base[name] + (u[:, :4] * s[:4]) @ vt[:4]).float()
+    save_file(weights, tmp_path / "truncated" / "model.safetensors", metadata={"format": "pt"})
+    p, q = (_log_softmax(models, tmp_path / name) for name in ("other", "truncated"))
+
+    texts = [models / "text.txt"]
+    out = outputs_of(deltarank.outputs(models / "base", tmp_path / "other", texts=texts, samples=0, ranks=(4,)))
+    truncated = out.candidate("truncation alone at rank 4")
+    assert truncated.kind is CandidateKind.TRUNCATION
+    assert kld(truncated) == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-4)
+    [sentence] = [each for each in out.sentences if each.startswith("Truncation to rank 4 alone costs ")]
+    assert "As served, both together cost " in sentence
+
+
+def test_with_matrices_alone_changed_truncation_is_the_whole_loss(found: Results) -> None:
+    out = outputs_of(found)
+    [truncated] = [each for each in out.candidates if each.kind is CandidateKind.TRUNCATION]
+
+    assert truncated.rank == 1
+    assert truncated.writing is None
+    assert kld(truncated) == pytest.approx(kld(out.candidate("rank 1")), rel=1e-4)
+    assert not any(each.startswith("Truncation to") for each in out.sentences)
+    assert all("truncation alone" not in "".join(sample.answers) for sample in out.samples)
 
 
 def test_an_adapter_from_disk_is_the_delta_in_memory(found: Results) -> None:
@@ -208,7 +242,7 @@ def _ids(models: Path) -> list[int]:
     return [256, *(models / "text.txt").read_bytes()]
 
 
-def _log_softmax(models: Path, name: str) -> np.ndarray:
+def _log_softmax(models: Path, name: str | Path) -> np.ndarray:
     model = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float64)
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([_ids(models)])).logits[0, :-1]
@@ -231,7 +265,7 @@ def test_its_own_answers_are_a_text_and_everyone_writes(found: Results) -> None:
     assert out.candidate("base").logits[1].tokens_to_tell is not None
     assert out.candidate("base").logits[0].tokens_to_tell is None
     assert out.again is not None
-    assert all(c.writing is not None for c in out.candidates if c.kind is not CandidateKind.CONTROL)
+    assert all(c.writing is not None for c in out.candidates if c.kind.answers_prompts)
     assert [sample.prompt for sample in out.samples] == ["the rain", "the old man"]
     assert out.samples[0].answers["finetune"] == out.samples[0].answers["q8_0"]
     assert out.samples[0].further["finetune"] == out.samples[0].further["q8_0"]
@@ -250,7 +284,15 @@ def test_attribution_truncates_one_module_at_a_time(models: Path, found: Results
         assert part.lost == pytest.approx(sum(float((s[attribution.rank :] ** 2).sum()) for s in spectra), rel=1e-4)
     assert [part.kld for part in attribution.parts] == sorted((p.kld for p in attribution.parts), reverse=True)
     assert attribution.rank_correlation is not None
-    assert attribution.together > 0
+    [all_parts] = [each for each in outputs_of(found).candidates if each.kind is CandidateKind.TRUNCATION]
+    on_answers = all_parts.logits[1]
+    assert (attribution.rank, attribution.text) == (all_parts.rank, on_answers.text)
+    bounds = (attribution.together, attribution.together_low, attribution.together_high)
+    assert bounds == pytest.approx((on_answers.kld.mean, on_answers.kld.low, on_answers.kld.high))
+    for part in attribution.parts:
+        assert part.low is not None
+        assert part.high is not None
+        assert part.low <= part.kld <= part.high
 
 
 @pytest.mark.slow

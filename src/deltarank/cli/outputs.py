@@ -94,9 +94,10 @@ def outputs(
     """Compare the predictions and texts of FINETUNE with those of candidates that may be served in its place.
 
     Candidates are: BASE plus a rank-r delta, adapters, other checkpoints and quantised copies of FINETUNE. BASE alone,
-    the unlimited-rank delta and two controls are always included. All are scored on --text and on the finetune's
-    answers; all but the controls answer the prompts. Adds the results to RUN/results.json and RUN/report.html. To
-    resume an interrupted run, repeat the same command.
+    the unlimited-rank delta, the truncation alone (FINETUNE with its matrices truncated) and two controls are always
+    included. All are scored on --text and on the finetune's answers; all but the truncation alone and the controls
+    answer the prompts. Adds the results to RUN/results.json and RUN/report.html. To resume an interrupted run, repeat
+    the same command.
     """
     options["ranks"] = parse_ranks(ranks) if ranks else DEFAULT_OUTPUTS_RANKS
     options["yardsticks"] = tuple(word for text in yardsticks for word in text.replace(",", " ").split())

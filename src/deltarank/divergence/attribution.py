@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import spearmanr
+import numpy as np
+from scipy.stats import rankdata
 
+from deltarank.divergence.arrays import FloatArray
+from deltarank.divergence.bootstrap import BootstrapTotals, resample
 from deltarank.divergence.token_stats import TokenStats
-from deltarank.results import AttributionResult, Part
+from deltarank.results import AttributionResult, Interval, Part
 
 _FEWEST_PARTS = 3
 """With fewer, a rank correlation says nothing."""
@@ -38,50 +41,106 @@ def summarise_attribution(
     text: str,
     measurements: Sequence[PartMeasurement],
     all_parts: Mapping[str, TokenStats],
+    *,
+    seed: int = 0,
 ) -> AttributionResult:
     """The parts by their mean KLD, largest first, and Spearman's rank correlation (1904) of weight loss and KLD.
 
+    Every figure has a bootstrap interval over documents. All parts get the same resamples of documents, so what they
+    have in common cancels in the ratio of their sum to the whole, and in their order.
+
     Args:
         all_parts: statistics, by document, of the model with all parts truncated at once.
+        seed: of the bootstrap.
     """
+    bootstrap = resample(_sums([all_parts, *(each.stats for each in measurements)]), seed=seed)
+    together = bootstrap.interval(lambda sums: _mean_klds(sums)[..., 0])
+    additivity = _additivity(bootstrap) if together.value > 0 else None
+    correlation = _rank_correlation(bootstrap, [each.lost for each in measurements])
     total_lost = math.fsum(each.lost for each in measurements)
-    parts = sorted((_summarise_part(each, total_lost) for each in measurements), key=lambda part: -part.kld)
-    together = _mean_kld(all_parts)
-    total_kld = math.fsum(part.kld for part in parts)
+    parts = [_summarise_part(each, _part_kld(bootstrap, i), total_lost) for i, each in enumerate(measurements)]
     return AttributionResult(
         rank=rank,
         unit=unit,
         text=text,
-        parts=tuple(parts),
-        together=together,
-        additivity=total_kld / together if together > 0 else None,
-        rank_correlation=_rank_correlation(parts),
+        parts=tuple(sorted(parts, key=lambda part: -part.kld)),
+        together=together.value,
+        additivity=additivity.value if additivity else None,
+        rank_correlation=correlation.value if correlation else None,
+        together_low=together.low,
+        together_high=together.high,
+        additivity_low=additivity.low if additivity else None,
+        additivity_high=additivity.high if additivity else None,
+        rank_correlation_low=correlation.low if correlation else None,
+        rank_correlation_high=correlation.high if correlation else None,
     )
 
 
-def _summarise_part(measurement: PartMeasurement, total_lost: float) -> Part:
+def _summarise_part(measurement: PartMeasurement, kld: Interval, total_lost: float) -> Part:
     lost, energy = measurement.lost, measurement.energy
     return Part(
         name=measurement.name,
         layer=measurement.layer,
         module=measurement.module,
-        kld=_mean_kld(measurement.stats),
+        kld=kld.value,
         lost=lost,
         relative_error=math.sqrt(min(lost / energy, 1.0)) if energy > 0 else 0.0,
         share_lost=lost / total_lost if total_lost > 0 else 0.0,
+        low=kld.low,
+        high=kld.high,
     )
 
 
-def _mean_kld(stats: Mapping[str, TokenStats]) -> float:
-    """Over all finite tokens, summed in float64; 0 if there are none."""
-    finite = [each.take(each.is_finite).kld for each in stats.values()]
-    tokens = sum(map(len, finite))
-    return math.fsum(float(each.sum(dtype="float64")) for each in finite) / tokens if tokens else 0.0
+def _sums(models: Sequence[Mapping[str, TokenStats]]) -> FloatArray:
+    """(documents, 2 * models): the number of finite tokens of each document and the sum of their KLD, by model."""
+    finite = [[stats[name].take(stats[name].is_finite).kld for stats in models] for name in models[0]]
+    return np.array([[x for kld in row for x in (len(kld), kld.sum(dtype=np.float64))] for row in finite], np.float64)
 
 
-def _rank_correlation(parts: Sequence[Part]) -> float | None:
+def _mean_klds(sums: FloatArray) -> FloatArray:
+    """(..., 2 * models) to (..., models): the mean over all finite tokens; 0 if there are none."""
+    tokens, klds = sums[..., ::2], sums[..., 1::2]
+    means: FloatArray = np.divide(klds, tokens, out=np.zeros_like(klds), where=tokens != 0)
+    return means
+
+
+def _part_kld(bootstrap: BootstrapTotals, part: int) -> Interval:
+    return bootstrap.interval(lambda sums: _mean_klds(sums)[..., 1 + part])
+
+
+def _additivity(bootstrap: BootstrapTotals) -> Interval:
+    """The sum of the parts' KLD / that of all parts at once."""
+
+    def statistic(sums: FloatArray) -> FloatArray:
+        klds = _mean_klds(sums)
+        together = klds[..., 0]
+        quotient: FloatArray = np.divide(
+            klds[..., 1:].sum(-1), together, out=np.full(together.shape, np.nan), where=together != 0
+        )
+        return quotient
+
+    return bootstrap.interval(statistic)
+
+
+def _rank_correlation(bootstrap: BootstrapTotals, lost: Sequence[float]) -> Interval | None:
     """None for fewer than three parts, or where weight loss or KLD is the same for all of them."""
-    lost, kld = [part.lost for part in parts], [part.kld for part in parts]
-    if len(parts) < _FEWEST_PARTS or len(set(lost)) == 1 or len(set(kld)) == 1:
+    if len(lost) < _FEWEST_PARTS or len(set(lost)) == 1 or len(set(_mean_klds(bootstrap.totals)[1:])) == 1:
         return None
-    return float(spearmanr(lost, kld).statistic)
+    return bootstrap.interval(_spearman(np.array(lost)))
+
+
+def _spearman(values: FloatArray) -> Callable[[FloatArray], FloatArray]:
+    """Pearson's correlation of the ranks of `values` with the ranks of the parts' KLD; NaN where all are equal."""
+
+    def statistic(sums: FloatArray) -> FloatArray:
+        x, y = (ranks - ranks.mean(-1, keepdims=True) for ranks in (rankdata(values), _kld_ranks(sums)))
+        norms = np.linalg.norm(x) * np.linalg.norm(y, axis=-1)
+        quotient: FloatArray = np.divide(y @ x, norms, out=np.full(norms.shape, np.nan), where=norms != 0)
+        return quotient
+
+    return statistic
+
+
+def _kld_ranks(sums: FloatArray) -> FloatArray:
+    ranks: FloatArray = rankdata(_mean_klds(sums)[..., 1:], axis=-1)
+    return ranks

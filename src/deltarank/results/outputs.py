@@ -22,14 +22,23 @@ FINETUNE, FINETUNE_AGAIN = "finetune", "finetune again"
 
 
 class CandidateKind(StrEnum):
-    """What a candidate is."""
+    """What a candidate is.
+
+    TRUNCATION is the finetune whose matrices that a LoRA carries are W0 + D_r: everything else is the finetune's own.
+    """
 
     CONTROL = "control"
     BASE = "base"
     RANK = "rank"
+    TRUNCATION = "truncation"
     ADAPTER = "adapter"
     MODEL = "model"
     YARDSTICK = "yardstick"
+
+    @property
+    def answers_prompts(self) -> bool:
+        """Whether such a candidate writes answers. Controls and truncations are served nowhere, and only scored."""
+        return self not in (CandidateKind.CONTROL, CandidateKind.TRUNCATION)
 
 
 @dataclass(frozen=True)
@@ -218,6 +227,7 @@ class Part:
     kld              mean nats per token
     lost             ||D - D_r||^2 of the part; `relative_error` its root over ||D||; `share_lost` its share of the
                      sum over all parts
+    low, high        bounds of `kld`, a 95 % interval over documents; None for one document
     """
 
     name: str
@@ -227,6 +237,8 @@ class Part:
     lost: float
     relative_error: float
     share_lost: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +248,7 @@ class AttributionResult:
     together           the KLD with all parts at rank r
     additivity         sum of the parts' KLD / `together`
     rank_correlation   Spearman's, of `lost` and `kld` over the parts; None for fewer than three parts
+    _low, _high        bounds of the three, 95 % intervals over documents; None for one document
     """
 
     rank: Rank
@@ -245,6 +258,12 @@ class AttributionResult:
     together: float
     additivity: float | None
     rank_correlation: float | None
+    together_low: float | None = None
+    together_high: float | None = None
+    additivity_low: float | None = None
+    additivity_high: float | None = None
+    rank_correlation_low: float | None = None
+    rank_correlation_high: float | None = None
 
 
 @dataclass(frozen=True)

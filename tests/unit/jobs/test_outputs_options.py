@@ -45,20 +45,20 @@ def test_the_automatic_dtype(device: str, stored: torch.dtype, dtype: str, monke
 
 
 def names(options: OutputsOptions) -> tuple[str, ...]:
-    return tuple(name for name, _ in candidate_kinds(options))
+    return tuple(name for name, _ in candidate_kinds(options, 8))
 
 
 def test_every_candidate_has_a_name_of_its_own() -> None:
     options = OutputsOptions(
         ranks=(8,),
-        adapters=("x/one", "y/one", "z/base/"),
+        adapters=("x/one", "y/one", "z/base/", "z/truncation alone at rank 8"),
         models=("org/two", "org/q4_0", "x/one"),
         yardsticks=("q4_0",),
     )
 
     assert names(options) == (
-        *("finetune again", "whole delta", "base", "rank 8", "any rank"),
-        *("x/one", "y/one", "adapter base"),
+        *("finetune again", "whole delta", "base", "rank 8", "any rank", "truncation alone at rank 8"),
+        *("x/one", "y/one", "adapter base", "adapter truncation alone at rank 8"),
         *("two", "model q4_0", "one"),
         "q4_0",
     )

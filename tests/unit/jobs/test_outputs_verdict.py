@@ -42,6 +42,8 @@ def candidate(name: str, kld: float, *, base: float, own: bool = True, **changes
         kind, rank = CandidateKind.RANK, int(found[1])
     if name == "any rank":
         kind = CandidateKind.RANK
+    if found := re.fullmatch(r"truncation alone at rank (\d+)", name):
+        kind, rank = CandidateKind.TRUNCATION, int(found[1])
     logits = summarise_logits(
         "own answers" if own else "wiki", documents(kld), base=documents(base), sampled_from_reference=own
     )
@@ -146,6 +148,19 @@ def test_a_bound_that_rules_nothing_out_is_not_stated() -> None:
     assert "An ideal judge" in words
     assert "blind" not in words
     assert "one reply" not in words
+
+
+def test_truncation_alone_is_told_from_what_no_lora_carries() -> None:
+    klds = {"base": 0.9, "rank 8": 0.05, "any rank": 0.03, "truncation alone at rank 8": 0.02}
+    settings = {"headline_rank": 8}
+
+    assert (
+        "Truncation to rank 8 alone costs 0.02 nats per token (95 % interval 0.0164 to 0.0236): all other tensors are "
+        "the finetune's own. Leaving the other tensors the base's, as a served LoRA does, costs 0.03 alone. As served, "
+        "both together cost 0.05."
+    ) in said(klds, settings=settings)
+    assert "Truncation" not in said({**klds, "any rank": 0.0}, settings=settings)
+    assert "Truncation" not in said({**klds, "rank 16": 0.04}, settings={"headline_rank": 16})
 
 
 def test_the_lowest_rank_at_least_as_near_as_a_yardstick_is_named() -> None:

@@ -1,6 +1,7 @@
 """Outputs of a run made from invented token divergences: statistics are taken from them, so the figures agree."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,7 @@ KLD = {
     "rank 128": 0.043,
     "rank 256": 0.021,
     "any rank": 0.004,
+    "truncation alone at rank 64": 0.067,
     "q8_0": 0.0014,
     "q4_0": 0.052,
     "nf4": 0.048,
@@ -49,6 +51,7 @@ KLD = {
 _KINDS = {
     "finetune, rounded": CandidateKind.CONTROL,
     "base": CandidateKind.BASE,
+    "truncation alone at rank 64": CandidateKind.TRUNCATION,
     "q8_0": CandidateKind.YARDSTICK,
     "q4_0": CandidateKind.YARDSTICK,
     "nf4": CandidateKind.YARDSTICK,
@@ -134,7 +137,8 @@ def _bounds(nats: float) -> tuple[float, float]:
 
 def candidate(name: str, mean: float, *, scale: float = 1.0) -> CandidateResult:
     kind = _KINDS.get(name, CandidateKind.RANK)
-    rank = int(name.split()[1]) if name.startswith("rank ") else None
+    found = re.search(r"rank (\d+)$", name)
+    rank = 24 if kind is CandidateKind.ADAPTER else int(found[1]) if found else None
     seed = len(name)
     base = float(divergences(KLD["base"] * scale, len("base")).mean())
     parts = [
@@ -145,10 +149,8 @@ def candidate(name: str, mean: float, *, scale: float = 1.0) -> CandidateResult:
         parts = [replace(each, kept=Interval(0.0, 0.0, 0.0)) for each in parts]
     similar = 0.55 / (1 + mean)
     test = TwoSampleTest(0.5 + min(mean, 0.4), 0.01 if mean > 0.05 else 0.42, 999)
-    writing = None if kind is CandidateKind.CONTROL else Writing(8, 4, similar, 0.61, 92.0, test)
-    return CandidateResult(
-        name, kind, 24 if kind is CandidateKind.ADAPTER else rank, tuple(parts), writing, seconds=12.0
-    )
+    writing = None if not kind.answers_prompts else Writing(8, 4, similar, 0.61, 92.0, test)
+    return CandidateResult(name, kind, rank, tuple(parts), writing, seconds=12.0)
 
 
 def excerpt(text: str, words: str, seed: int = 3) -> Excerpt:
@@ -179,7 +181,7 @@ def attribution(rank: int, unit: str, parts: int = 28, layers: int = 4) -> Attri
     lost = rng.uniform(0.05, 1.0, len(names)) * np.array([1 + (m or "").startswith("mlp") for _, _, m in names])
     kld = lost * np.exp(rng.normal(0, 0.5, len(names))) * 0.08 / rank**0.5
     made = [
-        Part(name, layer, module, float(k), float(x), float(np.sqrt(x / 4)), float(x / lost.sum()))
+        Part(name, layer, module, float(k), float(x), float(np.sqrt(x / 4)), float(x / lost.sum()), 0.8 * k, 1.2 * k)
         for (name, layer, module), x, k in zip(names, lost, kld, strict=True)
     ]
     return AttributionResult(rank, unit, OWN, tuple(made), float(kld.sum() * 0.93), 1 / 0.93, 0.81)

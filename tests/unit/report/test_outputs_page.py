@@ -151,7 +151,10 @@ class TestRows:
     def test_ranks_are_points_and_what_has_none_is_a_reference_line(self):
         points = point_rows(self.VIEW, 0)
         assert [row["name"] for row in points if row["kind"] == "rank"] == [f"rank {2**i}" for i in range(3, 9)]
-        assert [row["name"] for row in points if row["kind"] == "other"] == ["someone's adapter"]
+        assert [row["name"] for row in points if row["kind"] == "other"] == [
+            "someone's adapter",
+            "truncation alone at rank 64",
+        ]
         references = reference_rows(self.VIEW, 0, kld_span(self.PAGE.outputs))
         assert [row["name"] for row in references] == ["base", "q4_0", "nf4", "any rank", "q8_0"]
         assert [row["kld"] for row in references] == pytest.approx([0.62, 0.052, 0.048, 0.004, 0.0014])
@@ -250,6 +253,14 @@ class TestRows:
         assert sum(row["share_kld"] for row in rows) == pytest.approx(1, abs=1e-3)
         assert [row["is_named"] for row in rows[:4]] == [True, True, True, False]
         assert re.fullmatch(r"\d [a-z_]+\.[a-z_]+", rows[0]["name"])
+
+    def test_intervals_of_parts_are_said_and_drawn(self):
+        made = replace(attribution(64, "module"), together_low=0.1, together_high=0.4, rank_correlation_low=-0.2)
+        view = outputs_view(outputs(attribution=(made,)), RANKS).attribution[0]
+        row = part_rows(view, ())[0]
+        assert (row["low"], row["high"]) == pytest.approx((0.8 * row["kld"], 1.2 * row["kld"]), rel=1e-2)
+        assert "nats per token (95\N{NO-BREAK SPACE}% interval 0.1 to 0.4)." in view.sentence
+        assert "the KLD: 0.81, where" in view.sentence  # an interval has two ends
 
     @pytest.mark.parametrize(("unit", "mapped"), [("matrix", True), ("module", False), ("layer", False)])
     def test_a_map_needs_layers_and_modules(self, unit, mapped):
@@ -393,7 +404,7 @@ class TestPage:
 
     def test_it_stays_under_3_mb_with_all_that_it_takes(self):
         made = outputs()
-        names = [c.name for c in made.candidates]
+        names = [c.name for c in made.candidates if c.kind.answers_prompts]
         words, nats = "word " * 4000, (0.123,) * 900
         full = replace(
             made,

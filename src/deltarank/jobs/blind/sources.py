@@ -99,7 +99,7 @@ def source_of_run(path: Path, candidate: str | None) -> TextSource:
 
 def _candidate(outputs: Outputs, name: str | None) -> CandidateResult:
     """The candidate of this name, or that of the headline."""
-    offered = [each for each in outputs.candidates if each.kind is not CandidateKind.CONTROL]
+    offered = [each for each in outputs.candidates if each.kind.answers_prompts]
     chosen = (
         outputs.headline_candidate(offered)
         if name is None

@@ -27,7 +27,8 @@ def outputs(
     """Measures how far other models are from the finetune, in their predictions and in the text that they generate.
 
     The finetune is the reference. Candidates are the base plus D_r, for each rank of `ranks`; adapters; other
-    checkpoints; the finetune quantised. The base alone and two controls, which must read zero, are always included.
+    checkpoints; the finetune quantised. The base alone, the finetune with its matrices truncated to the rank of the
+    verdict, and two controls, which must read zero, are always included.
 
     Args:
         base, finetune: a folder as transformers saves it, or a Hub id, `org/name` or `org/name@revision`.

@@ -20,14 +20,14 @@ from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.models import EditedWeights, Head, Window, file_tensor_names
 from deltarank.results import AttributionResult, CandidateKind
 
-ALL_PARTS = "all parts"
-
 
 @dataclass(frozen=True)
 class Attribution:
     """The measurement of all parts of one unit, "module" or "layer".
 
-    first_number     the number that the scores of all parts at once are stored under; those of each part follow
+    all_parts        the number of the candidate that has all parts truncated, which was scored before
+    first_number     the number that the scores of the first part are stored under; those of the others follow
+    seed             of the bootstrap intervals
     on_tokens        makes a callback of the name of a part, and of the number of tokens in the text
     """
 
@@ -37,20 +37,20 @@ class Attribution:
     loader: ModelLoader
     unit: str
     rank: int
+    all_parts: int
     first_number: int
+    seed: int
     on_tokens: Callable[[str, int], OnFinished]
 
     def measure(self, texts: Sequence[TextSet]) -> AttributionResult:
         """Scores the parts on one text: the finetune's own answers if there are any."""
         text = next((each for each in texts if each.own), texts[0])
-        matrices = [name for names in self._parts.values() for name in names]
-        with LoadedModel(self._candidate(ALL_PARTS, matrices), self.loader) as model:
-            all_parts = self._score(self.first_number, ALL_PARTS, model, text)
         measurements = [
             self._measurement(name, self._score(number, name, model, text))
-            for number, (name, model) in enumerate(self._truncated_models(), start=self.first_number + 1)
+            for number, (name, model) in enumerate(self._truncated_models(), start=self.first_number)
         ]
-        return summarise_attribution(self.rank, self.unit, text.name, measurements, all_parts)
+        all_parts = self.scorer.stats(self.all_parts, text.numbers)
+        return summarise_attribution(self.rank, self.unit, text.name, measurements, all_parts, seed=self.seed)
 
     @cached_property
     def _parts(self) -> dict[str, list[str]]:
@@ -115,7 +115,7 @@ class _OverwrittenModel(LoadedModel):
 
 def loaded_models(models: ModelPair, parts: int) -> int:
     """How many models the measurement of so many parts loads, if they fit into memory."""
-    return parts + 1 if _overwritable_tensors(models) is None else 2
+    return parts if _overwritable_tensors(models) is None else 1
 
 
 def _overwritable_tensors(models: ModelPair) -> dict[str, str] | None:

@@ -19,6 +19,7 @@ from deltarank.jobs.outputs.candidate_names import (
     candidate_kinds,
     model_names,
     rank_name,
+    truncation_name,
 )
 from deltarank.jobs.outputs.low_rank import LowRankDeltas
 from deltarank.jobs.outputs.model_pair import ModelPair
@@ -43,11 +44,21 @@ class CandidateSet:
     """Makes the candidates of a job. Keeps adapters and other checkpoints open: use it in a `with`.
 
     Args:
+        truncated_rank: see `candidate_kinds`.
         fetch: how other checkpoints are fetched from the Hub.
     """
 
-    def __init__(self, models: ModelPair, deltas: LowRankDeltas, options: OutputsOptions, *, fetch: str) -> None:
+    def __init__(
+        self,
+        models: ModelPair,
+        deltas: LowRankDeltas,
+        options: OutputsOptions,
+        *,
+        truncated_rank: int | None,
+        fetch: str,
+    ) -> None:
         self._models, self._deltas, self._options, self._fetch = models, deltas, options, fetch
+        self._truncated_rank = truncated_rank
         self._open = ExitStack()
 
     def __enter__(self) -> CandidateSet:
@@ -67,11 +78,12 @@ class CandidateSet:
             self._base(),
             *map(self._rank, options.ranks),
             self._any_rank(),
+            *([] if self._truncated_rank is None else [self._truncation(self._truncated_rank)]),
             *(self._adapter(folder, name) for folder, name in adapters),
             *(self._model(ref, name) for ref, name in models),
             *(self._yardstick(get_yardstick(name)) for name in options.yardsticks),
         ]
-        assert [(each.name, each.kind) for each in candidates] == [*candidate_kinds(options)]
+        assert [(each.name, each.kind) for each in candidates] == [*candidate_kinds(options, self._truncated_rank)]
         return candidates
 
     def _finetune_again(self) -> Candidate:
@@ -97,6 +109,12 @@ class CandidateSet:
         edits = [Edit(pair.base, _read_finetune(pair, self._models.device)) for pair in self._deltas.pairs.values()]
         note = "all of the delta in the matrices, everything else the base's: no LoRA of any rank goes beyond it"
         return self._edited_base(ANY_RANK, CandidateKind.RANK, edits, note=note)
+
+    def _truncation(self, rank: int) -> Candidate:
+        """The finetune with W0 + D_r in the matrices that a LoRA has factors for, everything else its own."""
+        edits = self._deltas.finetune_edits(rank, list(self._deltas.pairs))
+        note = f"the finetune with its matrices truncated to rank {rank}; norms, embeddings and output head are its own"
+        return self._edited_finetune(truncation_name(rank), CandidateKind.TRUNCATION, edits, note, rank)
 
     def _adapter(self, folder: str, name: str) -> Candidate:
         """The base with an adapter from disk, as PEFT or the server applies it."""
@@ -139,8 +157,10 @@ class CandidateSet:
     ) -> Candidate:
         return Candidate(name, kind, self._models.base_skeleton, self._models.base_weights(edits), rank, note)
 
-    def _edited_finetune(self, name: str, kind: CandidateKind, edits: Sequence[Edit], note: str) -> Candidate:
-        return Candidate(name, kind, self._models.finetune_skeleton, self._models.finetune_weights(edits), note=note)
+    def _edited_finetune(
+        self, name: str, kind: CandidateKind, edits: Sequence[Edit], note: str, rank: int | None = None
+    ) -> Candidate:
+        return Candidate(name, kind, self._models.finetune_skeleton, self._models.finetune_weights(edits), rank, note)
 
 
 def _only_rank(applied: Applied) -> int | None:

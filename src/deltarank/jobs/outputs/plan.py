@@ -15,7 +15,7 @@ from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.planned_memory import PlannedMemory
 from deltarank.jobs.outputs.planned_time import PlannedTime
-from deltarank.results import CandidateKind, ShownAsLines, count, duration, listing, size
+from deltarank.results import CandidateKind, ShownAsLines, count, duration, headline_rank, listing, size
 from deltarank.runtime import FIXED_MEMORY, Plan, make_plan
 
 _SCORE_BYTES = 40
@@ -40,11 +40,35 @@ class OutputsPlan(ShownAsLines):
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in candidate_kinds(self.options))
+        return tuple(name for name, _ in self._candidate_kinds)
+
+    @property
+    def _candidate_kinds(self) -> tuple[tuple[str, CandidateKind], ...]:
+        return candidate_kinds(self.options, self.truncated_rank)
+
+    @cached_property
+    def headline_rank(self) -> int:
+        """The rank that the verdict is about."""
+        largest_side = max((min(pair.shape) for pair in self.models.pairing.pairs), default=0)
+        return headline_rank(self.options.ranks, largest_side)
+
+    @property
+    def truncated_rank(self) -> int | None:
+        """The rank of the candidate of truncation alone.
+
+        None if the finetune's matrices are not stored as the base's: its files have no matrix to replace then.
+        """
+        return self.headline_rank if self.models.has_one_layout else None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.inputs.notes
+        if self.truncated_rank is not None:
+            return self.inputs.notes
+        note = (
+            "truncation alone is not measured, because the finetune stores projections fused, split or named otherwise "
+            "than the base"
+        )
+        return (*self.inputs.notes, note)
 
     @cached_property
     def document_lengths(self) -> tuple[int, ...]:
@@ -138,16 +162,16 @@ class OutputsPlan(ShownAsLines):
 
     @property
     def _answering_models(self) -> int:
-        """The finetune answers twice, and each candidate once that is no control."""
-        return 2 + sum(kind is not CandidateKind.CONTROL for _, kind in candidate_kinds(self.options))
+        """The finetune answers twice, and each candidate once that answers at all."""
+        return 2 + sum(kind.answers_prompts for _, kind in self._candidate_kinds)
 
     @property
     def _attribution_seconds(self) -> float:
-        """All parts at once are scored, too."""
+        """All parts at once are a candidate, which is scored anyway."""
         if not self.part_count:
             return 0.0
         loading = loaded_models(self.models, self.part_count) * self.time.loading
-        return loading + (self.part_count + 1) * self.seconds_per_part
+        return loading + self.part_count * self.seconds_per_part
 
     def opening_line(self, before: float) -> str:
         """`before`: seconds in which the weights are measured first; 0 if they are known."""

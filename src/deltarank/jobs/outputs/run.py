@@ -27,7 +27,6 @@ from deltarank.results import (
     AttributionResult,
     CandidateKind,
     Outputs,
-    headline_rank,
     read_records,
     to_plain,
 )
@@ -69,7 +68,7 @@ class OutputsRun:
             self._note(note)
         answers = self._resume_answers()
         deltas = self._decompose()
-        with CandidateSet(self.plan.models, deltas, self.plan.options, fetch=self.fetch) as candidate_set:
+        with self._candidate_set(deltas) as candidate_set:
             candidates = candidate_set.all()
             with self._finetune_model() as model:
                 self._answer_twice(model, answers)
@@ -78,7 +77,7 @@ class OutputsRun:
                 self._store_reference(model, scorer)
             for number, candidate in enumerate(candidates):
                 self._run_candidate(number, candidate, scorer, answers)
-            attribution = self._attribute(deltas, scorer, texts, first_number=len(candidates))
+            attribution = self._attribute(deltas, scorer, texts, candidates)
         self.listener.stage(SUMMARY)
         outputs = summarise(
             Measurements(
@@ -90,7 +89,7 @@ class OutputsRun:
                 answers=answers,
                 tokenizer=self.plan.inputs.tokenizer,
                 attribution=attribution,
-                headline_rank=self._headline_rank,
+                headline_rank=self.plan.headline_rank,
                 notes=tuple(self.notes),
                 seconds=self.seconds,
             )
@@ -136,6 +135,10 @@ class OutputsRun:
             self._progress.estimate.add("decomposition", finished, resumed=True)
         return decompositions
 
+    def _candidate_set(self, deltas: LowRankDeltas) -> CandidateSet:
+        plan = self.plan
+        return CandidateSet(plan.models, deltas, plan.options, truncated_rank=plan.truncated_rank, fetch=self.fetch)
+
     def _finetune_model(self) -> LoadedModel:
         models = self.plan.models
         finetune = Candidate(FINETUNE, CandidateKind.CONTROL, models.finetune_skeleton, models.finetune_weights())
@@ -154,7 +157,7 @@ class OutputsRun:
         started = time.perf_counter()
         self.listener.began(candidate.name)
         with LoadedModel(candidate, self._loader) as model:
-            if candidate.kind is not CandidateKind.CONTROL:
+            if candidate.kind.answers_prompts:
                 self._answer(answers, candidate.name, model, candidate_seed(self.plan.options.seed))
             scorer.score(number, model, self._on_tokens(candidate.name, scorer))
             unread = sum(not scorer.can_read(model, i) for i in range(len(scorer.documents)))
@@ -166,7 +169,7 @@ class OutputsRun:
         self.seconds[candidate.name] = time.perf_counter() - started
 
     def _attribute(
-        self, deltas: LowRankDeltas, scorer: Scorer, texts: Sequence[TextSet], *, first_number: int
+        self, deltas: LowRankDeltas, scorer: Scorer, texts: Sequence[TextSet], candidates: Sequence[Candidate]
     ) -> tuple[AttributionResult, ...]:
         unit = self.plan.options.attribute
         if unit is None:
@@ -177,8 +180,10 @@ class OutputsRun:
             scorer=scorer,
             loader=self._loader,
             unit=unit,
-            rank=self._headline_rank,
-            first_number=first_number,
+            rank=self.plan.headline_rank,
+            all_parts=next(i for i, each in enumerate(candidates) if each.kind is CandidateKind.TRUNCATION),
+            first_number=len(candidates),
+            seed=self.plan.options.seed,
             on_tokens=self._progress.part,
         )
         return (attribution.measure(texts),)
@@ -228,11 +233,6 @@ class OutputsRun:
         options = self.plan.options
         streams = self.plan.memory.must_stream
         return ModelLoader(options.torch_device, options.torch_dtype, streams, self._progress.loaded)
-
-    @cached_property
-    def _headline_rank(self) -> int:
-        largest_side = max((min(pair.shape) for pair in self.plan.models.pairing.pairs), default=0)
-        return headline_rank(self.plan.options.ranks, largest_side)
 
     def _note(self, sentence: str) -> None:
         self.notes.append(sentence)

@@ -92,7 +92,7 @@ def _candidate(run: Measurements, number: int, candidate: Candidate) -> Candidat
         kind=candidate.kind,
         rank=candidate.rank,
         logits=tuple(_logits(run, number)),
-        writing=_writing(run, candidate.name) if candidate.kind is not CandidateKind.CONTROL else None,
+        writing=_writing(run, candidate.name) if candidate.kind.answers_prompts else None,
         note=candidate.note,
         seconds=None if seconds is None else round(seconds, 1),
     )
@@ -117,7 +117,7 @@ def _samples(run: Measurements) -> Iterator[Sample]:
     The column "finetune" shows the answers with the candidates' seed (see `candidate_seed`), "finetune again" the
     others.
     """
-    names = [candidate.name for candidate in run.candidates if candidate.kind is not CandidateKind.CONTROL]
+    names = [candidate.name for candidate in run.candidates if candidate.kind.answers_prompts]
     columns = {FINETUNE: FINETUNE_AGAIN, FINETUNE_AGAIN: FINETUNE, **{name: name for name in names}}
     by_column = {column: _answers_by_prompt(run.answers.of_model(name)) for column, name in columns.items()}
     for number, prompt in enumerate(run.answers.prompts[:SAMPLED_PROMPTS]):

@@ -54,6 +54,7 @@ def verdict_sentences(outputs: Outputs) -> tuple[str, ...]:
         *main.headline(),
         *main.divergences(),
         *main.unlimited_rank(),
+        *main.truncation_alone(),
         *(sentence for each in texts if each is not main for sentence in each.short()),
         *main.ideal_judge(),
         *main.ranks_like_yardsticks(),
@@ -225,6 +226,21 @@ class _TextVerdict:
             f"{lead}: even at unlimited rank only {percent(kept.value)} of the behaviour would be kept, because "
             "norms, biases, embeddings and the output head stay the base's."
         )
+
+    def truncation_alone(self) -> Iterator[str]:
+        """How much of the loss is the truncation, and how much what no LoRA carries."""
+        unlimited = next((each for each in self.of_kind(CandidateKind.RANK) if each.rank is None), None)
+        for each in self.of_kind(CandidateKind.TRUNCATION):
+            same_rank = self.subject.kind is CandidateKind.RANK and self.subject.rank == each.rank
+            if unlimited is None or not same_rank or self.kld(unlimited) <= self.largest_control:
+                return
+            kld = self.logits[each.name].kld
+            rest, both = figure(self.kld(unlimited)), figure(self.kld(self.subject))
+            yield (
+                f"Truncation to rank {each.rank} alone costs {nats(kld.mean)}{interval_words(kld.low, kld.high)}: all "
+                "other tensors are the finetune's own. Leaving the other tensors the base's, as a served LoRA does, "
+                f"costs {rest} alone. As served, both together cost {both}."
+            )
 
     def noise_floor(self) -> Iterator[str]:
         controls = [

@@ -41,7 +41,7 @@ def kld_by_rank(page: PageData, span: Span) -> Spec:
         ranks.mark("circle", style="primary-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
         others.mark("point", style="primary-dot", opacity=1, tooltip=ROW_TOOLTIP, **diamond).encode(x=x, y=y),
         *(
-            others.mark("text", style=style, baseline="top", dy=8, limit=120, tooltip=None).encode(
+            others.mark("text", style=style, baseline="top", dy=8, limit=180, tooltip=None).encode(
                 x=x, y=y, text="name:N"
             )
             for style in ("halo", "note")
@@ -139,13 +139,18 @@ def part_map(page: PageData, layers: Sequence[str], modules: Sequence[Module], t
 
 
 def part_bars(page: PageData, bars: int) -> Spec:
-    """Each part's share of the KLD as a bar, and of the loss in the weights as a mark across it."""
+    """Each part's share of the KLD as a bar with its interval, and of the loss in the weights as a mark across it."""
     parts = rows_of("parts").where("datum.has_bar")
+    of_the_sum = "* datum.share_kld / datum.kld"
+    intervals = parts.where("isNumber(datum.low) && datum.kld > 0").having(
+        share_low=f"datum.low {of_the_sum}", share_high=f"datum.high {of_the_sum}"
+    )
     y = field("name:N", sort=None, axis={"title": None, "labelLimit": 150, "labelOverlap": False})
     axis = {"title": "share of the sum over all parts", "labelExpr": PERCENT_LABEL, "tickCount": 5}
-    kld, lost = (field(f"{column}:Q", axis=axis) for column in ("share_kld", "share_lost"))
+    kld, low, lost = (field(f"{column}:Q", axis=axis) for column in ("share_kld", "share_low", "share_lost"))
     layers = [
         parts.mark("bar", style="bar", height={"band": 0.6}, tooltip=ROW_TOOLTIP).encode(y=y, x=kld),
+        intervals.mark("rule", style="selected-rank", tooltip=None).encode(y=y, x=low, x2="share_high:Q"),
         parts.mark("tick", style="primary-tick", thickness=2, tooltip=ROW_TOOLTIP).encode(y=y, x=lost),
     ]
     return chart_at_rank(page, layers, height=20 * max(bars, 1))

@@ -69,7 +69,8 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
   }
 
   function partText(row) {
-    return `${row.name}: ${figure(row.kld)} nats per token, ${percent(row.share_kld)} of the sum; ${percent(row.share_lost)} of what is lost in the weights`;
+    const interval = row.low === null ? "" : ` (95 % interval ${figure(row.low)} to ${figure(row.high)})`;
+    return `${row.name}: ${figure(row.kld)} nats per token${interval}, ${percent(row.share_kld)} of the sum; ${percent(row.share_lost)} of what is lost in the weights`;
   }
 
   // ---- text -------------------------------------------------------------------------------------------------

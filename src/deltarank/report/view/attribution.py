@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deltarank.report.view.text import label
+from deltarank.report.view.text import label, unbroken
 from deltarank.results import AttributionResult, Part, escape, figure
 
 MOST_PARTS = 2000
@@ -14,12 +14,14 @@ MOST_PARTS = 2000
 
 @dataclass(frozen=True)
 class PartView:
-    """A part of the model. The shares are of the sums over all parts."""
+    """A part of the model. The shares are of the sums over all parts; `low` and `high` bound the KLD."""
 
     name: str
     layer: str | None
     module: str | None
     kld: float
+    low: float | None
+    high: float | None
     share_kld: float
     share_lost: float
 
@@ -55,6 +57,8 @@ def _part(part: Part, kld: float) -> PartView:
         layer=layer,
         module=module,
         kld=part.kld,
+        low=part.low,
+        high=part.high,
         share_kld=part.kld / kld if kld > 0 else 0.0,
         share_lost=part.share_lost,
     )
@@ -63,15 +67,22 @@ def _part(part: Part, kld: float) -> PartView:
 def _sentence(attribution: AttributionResult) -> str:
     """What was replaced, whether the parts add up, and whether the loss in the weights predicts the KLD."""
     unit, rank = escape(attribution.unit), attribution.rank
+    interval = _interval(attribution.together_low, attribution.together_high, "95 % interval ")
     sentences = [
         f"One {unit} at a time was replaced by its rank-{rank} approximation; the rest stayed the finetune's.",
-        f"All of them together: {figure(attribution.together)} nats per token.",
+        f"All of them together: {figure(attribution.together)} nats per token{interval}.",
     ]
     if attribution.additivity is not None:
-        sentences.append(f"The single KLDs add up to {figure(attribution.additivity)} times that.")
+        interval = _interval(attribution.additivity_low, attribution.additivity_high)
+        sentences.append(f"The single KLDs add up to {figure(attribution.additivity)} times that{interval}.")
     if attribution.rank_correlation is not None:
+        interval = _interval(attribution.rank_correlation_low, attribution.rank_correlation_high)
         sentences.append(
             "Rank correlation (Spearman) between the loss in the weights and the KLD: "
-            f"{figure(attribution.rank_correlation)}, where 1 means the same order."
+            f"{figure(attribution.rank_correlation)}{interval}, where 1 means the same order."
         )
-    return " ".join(sentences)
+    return unbroken(" ".join(sentences))
+
+
+def _interval(low: float | None, high: float | None, words: str = "") -> str:
+    return "" if low is None or high is None else f" ({words}{figure(low)} to {figure(high)})"

@@ -269,6 +269,8 @@ def part_rows(attribution: AttributionView, modules: Sequence[Module]) -> list[R
             "module": module.label if (module := by_name.get(part.module or "")) else None,
             "short_module": module.short_label if module else None,
             "kld": significant(part.kld),
+            "low": significant(part.low, 3),
+            "high": significant(part.high, 3),
             "share_kld": significant(part.share_kld),
             "share_lost": significant(part.share_lost),
         }
