@@ -9,7 +9,7 @@ import click
 from deltarank.cli.options import UserPath, output_option, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
-from deltarank.results import Results, headline_rank
+from deltarank.results import Results, common_headline_rank
 
 
 @click.command(short_help="Write the report of a run again, or one on several runs.")
@@ -35,15 +35,8 @@ def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool
         written = write_report(results, target)
     out(str(target / "report.html"))
     if len(results) > 1:
-        out("\n" + runs_side_by_side(results, rank=_common_rank(results), width=width()))
+        out("\n" + runs_side_by_side(results, rank=common_headline_rank(results), width=width()))
     say_written(written, sayer(quiet))
-
-
-def _common_rank(results: list[Results]) -> int:
-    """The headline rank among those that all runs measured, or among the first run's if they share none."""
-    ranks = set.intersection(*(set(run.ranks) for run in results)) or set(results[0].ranks)
-    largest = max((matrix.max_rank for run in results for matrix in run.measured), default=0)
-    return headline_rank(sorted(ranks), largest)
 
 
 def refuse_to_replace(folder: Path) -> None:

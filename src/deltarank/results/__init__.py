@@ -52,7 +52,7 @@ from deltarank.results.formatting import (
     size,
 )
 from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_address
-from deltarank.results.matrix import Loss, MatrixResult, Outcome, Skipped
+from deltarank.results.matrix import TIED_EMBEDDING, Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import NoiseShares, noise_shares
 from deltarank.results.notebook import ShownAsLines
@@ -87,7 +87,7 @@ from deltarank.results.ranks import (
     slot_sentence,
 )
 from deltarank.results.reference import Reference
-from deltarank.results.run import AuditRow, Results, Verdict, VerdictKind
+from deltarank.results.run import OPENED_KINDS, AuditRow, Results, Verdict, VerdictKind, common_headline_rank
 from deltarank.results.text_table import format_table
 from deltarank.results.totals import Total, Totals
 from deltarank.results.unpaired import ALL_ELSEWHERE, NONE_UNPAIRED, Unpaired
@@ -111,8 +111,10 @@ __all__ = [
     "HELD",
     "NEARLY_WHOLE",
     "NONE_UNPAIRED",
+    "OPENED_KINDS",
     "PREFERRED_RANK",
     "SERVABLE_RANKS",
+    "TIED_EMBEDDING",
     "AttributionResult",
     "AuditRow",
     "Ballot",
@@ -182,6 +184,7 @@ __all__ = [
     "VoterScore",
     "Writing",
     "change_in_words",
+    "common_headline_rank",
     "compared_energies",
     "count",
     "duration",

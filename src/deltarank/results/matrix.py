@@ -56,6 +56,10 @@ _SENTENCES: dict[Outcome, str] = {
 }
 
 
+TIED_EMBEDDING = "the embedding, which is the output head, too; measured only if --include names it"
+"""The `reason` of a skipped embedding that both checkpoints tie to the output head."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """What the rank-r delta D_r loses of the delta D. All four figures follow from `energy_kept`.

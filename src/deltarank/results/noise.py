@@ -12,6 +12,9 @@ from deltarank.results.matrix import MatrixResult, Outcome
 SMALLEST_ROUNDING = 0.05
 """A smaller share of a loss is not mentioned."""
 
+SMALLEST_LOSS = 0.005
+"""Of a loss of a smaller share of the change, nothing is said."""
+
 
 @dataclass(frozen=True)
 class NoiseShares:
@@ -20,20 +23,23 @@ class NoiseShares:
     rounding_lost  about this share of ||D - D_r||^2 is storage rounding; 0 if it is not known
     signal_kept    the share kept of the energy of the singular values above the noise edge; None if that is not known
                    for some matrix, or if there are none
+    lost           the share of the change that is lost, ||D - D_r||^2 / ||D||^2
     """
 
     rounding_lost: float
     signal_kept: float | None
+    lost: float = 1.0
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """Empty where rounding is a small part of the loss."""
-        if self.rounding_lost < SMALLEST_ROUNDING:
+        """Empty where rounding is a small part of the loss, or little is lost."""
+        if self.rounding_lost < SMALLEST_ROUNDING or self.lost < SMALLEST_LOSS:
             return ()
         rounding = f"About {percent(self.rounding_lost)} of what is lost is storage rounding."
         if self.signal_kept is None:
             return (rounding,)
-        return rounding, f"Of the energy above the noise edge, {percent(self.signal_kept)} is kept."
+        kept = "all" if self.signal_kept == 1 else percent(self.signal_kept)
+        return rounding, f"Of the energy above the noise edge, {kept} is kept."
 
 
 def noise_shares(matrices: Iterable[MatrixResult], rank: int) -> NoiseShares:
@@ -41,7 +47,9 @@ def noise_shares(matrices: Iterable[MatrixResult], rank: int) -> NoiseShares:
     rows = [m for m in matrices if m.outcome is Outcome.MEASURED and m.energy > 0]
     lost = math.fsum(m.loss(rank).energy_lost * m.energy for m in rows)
     rounding = math.fsum(_rounding_lost(m, rank) for m in rows)
-    return NoiseShares(rounding / lost if lost > 0 else 0.0, _signal_kept(rows, rank))
+    energy = math.fsum(m.energy for m in rows)
+    share = lost / energy if energy > 0 else 0.0
+    return NoiseShares(rounding / lost if lost > 0 else 0.0, _signal_kept(rows, rank), share)
 
 
 def _rounding_lost(matrix: MatrixResult, rank: int) -> float:

@@ -303,6 +303,17 @@ class Outputs(StoredResult):
                 return candidate
         raise KeyError(f"no candidate {name!r}; there are {[c.name for c in self.candidates]}")
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of the rank-r deltas that were measured, in ascending order."""
+        found = {each.rank for each in self.candidates if each.kind is CandidateKind.RANK and each.rank}
+        return tuple(sorted(found))
+
+    @property
+    def main_text(self) -> Text | None:
+        """The text that verdicts and headlines are about: the finetune's own answers, else the first one."""
+        return next((text for text in self.texts if text.own), next(iter(self.texts), None))
+
     def headline_candidate(self, among: Sequence[CandidateResult]) -> CandidateResult | None:
         """What the verdict is about: the rank nearest to the headline's, or else the first adapter, model, or the base.
 

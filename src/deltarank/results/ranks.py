@@ -17,7 +17,8 @@ DEFAULT_OUTPUTS_RANKS: tuple[int, ...] = (16, 64, 256)
 PREFERRED_RANK = 64
 """The rank that hosts of many adapters use, and that a headline is about."""
 
-SMALL_SIDE = 1024
+SMALL_SIDE = 512
+"""Of a square matrix with a smaller side, a LoRA of rank 64 has more than a quarter of the parameters."""
 
 
 def slot_for(rank: int) -> int | None:
@@ -38,9 +39,14 @@ def slot_sentence(rank: int) -> str:
 
 
 def headline_rank(ranks: Iterable[int], largest_side: int) -> int:
-    """The rank nearest to 64; where no matrix has a side of 1024, nearest to a thirty-second of the largest side.
+    """The rank nearest to 64; where no matrix has a side of 512, nearest to a thirty-second of the largest side.
 
-    At rank 64 a toy with sides of 256 loses next to nothing, and its headline would say so.
+    Every command, page and card states this rank first. At rank 64 a toy with sides of 256 loses next to nothing, and
+    its headline would say so.
+
+    Args:
+        ranks: those that were measured.
+        largest_side: of the smaller sides of all matrices.
     """
     preferred = PREFERRED_RANK if largest_side >= SMALL_SIDE else max(largest_side / 32, 1)
     return min(ranks, key=lambda rank: abs(math.log2(rank / preferred)))

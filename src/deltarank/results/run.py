@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -22,6 +22,7 @@ from deltarank.results.formatting import escape
 from deltarank.results.matrix import MatrixResult, Skipped
 from deltarank.results.notebook import notebook_html
 from deltarank.results.outputs import Outputs
+from deltarank.results.ranks import headline_rank
 from deltarank.results.reference import Reference
 from deltarank.results.totals import Totals
 from deltarank.results.unpaired import Unpaired
@@ -45,13 +46,30 @@ class VerdictKind(StrEnum):
     UNKNOWN = "unknown"
 
 
+OPENED_KINDS = (VerdictKind.MERGED_LORA, VerdictKind.ADAPTER, VerdictKind.FULL, VerdictKind.ROUNDING)
+"""Those whose verdicts open with three lines under the headline."""
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """The answer in words. `sentences[0]` is the headline."""
+    """The answer in words. `sentences[0]` is the headline.
+
+    If the delta is a LoRA, a full finetune or rounding, three lines follow: which of these it is, the rank that it
+    needs, and what a LoRA leaves out. The other sentences are details.
+    """
 
     kind: VerdictKind
     sentences: tuple[str, ...]
     signal_rank: Count | None = None
+
+    @property
+    def opening(self) -> tuple[str, ...]:
+        """The three lines after the headline; empty if the headline says all."""
+        return self.sentences[1:4] if self.kind in OPENED_KINDS else ()
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        return self.sentences[1 + len(self.opening) :]
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,22 @@ class Results(StoredResult):
     def measured(self) -> tuple[MatrixResult, ...]:
         """The matrices that have losses, identical ones among them."""
         return tuple(m for m in self.matrices if m.has_losses)
+
+    @property
+    def stated_ranks(self) -> tuple[int, ...]:
+        """The ranks that a headline may be about: those of the outputs, as far as the weights were measured there."""
+        of_outputs = self.outputs.ranks if self.outputs else ()
+        return tuple(rank for rank in of_outputs if rank in self.ranks) or of_outputs or self.ranks
+
+    @property
+    def largest_side(self) -> int:
+        """The largest rank that a measured matrix can have."""
+        return max((matrix.max_rank for matrix in self.measured), default=1)
+
+    @property
+    def headline_rank(self) -> int:
+        """The rank that verdict, page and terminal state first."""
+        return headline_rank(self.stated_ranks, self.largest_side)
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat record for each matrix and rank: `pandas.DataFrame(results.rows())`."""
@@ -212,6 +246,13 @@ class Results(StoredResult):
 
     def _repr_html_(self) -> str:
         return notebook_html(self)
+
+
+def common_headline_rank(runs: Sequence[Results]) -> int:
+    """That of several runs: among the ranks that all of them may state, or any of them if they share none."""
+    shared = set.intersection(*(set(run.stated_ranks) for run in runs))
+    ranks = shared or {rank for run in runs for rank in run.stated_ranks}
+    return headline_rank(sorted(ranks), max(run.largest_side for run in runs))
 
 
 def _checked_ranks(ranks: Any) -> list[int]:

@@ -7,7 +7,8 @@ ones are both kept, whatever the configuration says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from deltarank.checkpoints.chunks import read_chunks
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.pairing.names import TensorLocator, VocabularyRole
-from deltarank.checkpoints.pieces import FLOAT_DTYPES, Piece, is_same_data
+from deltarank.checkpoints.pieces import FLOAT_DTYPES, Piece, SummedTensor, is_same_data
+from deltarank.results import TIED_EMBEDDING, Outcome
 from deltarank.tensor_names import LM_HEAD, kind_of_tensor
 
 TIED_BY_DEFAULT = frozenset(
@@ -46,6 +48,9 @@ TIED_BY_DEFAULT = frozenset(
     }
 )  # fmt: skip
 """Model types whose configuration class in transformers 5.24 has `tie_word_embeddings=True` unless config.json says."""
+
+_WITH_HEAD = re.compile(r"For(CausalLM|ConditionalGeneration|MaskedLM|PreTraining)$|LMHeadModel$")
+"""Classes of transformers that predict tokens."""
 
 _EMBEDDINGS = {"model.layers.": "model.embed_tokens.weight", "transformer.h.": "transformer.wte.weight"}
 """Where the embedding of a checkpoint is that stores only the head."""
@@ -83,6 +88,30 @@ def with_one_vocabulary(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint
     note = f"{quoted(head.name)} repeats {quoted(embeddings[0].name)}, to which it is tied: it is counted once"
     tensors = {name: info for name, info in checkpoint.tensors.items() if name != head.name}
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
+
+
+def state_tied_embedding(
+    summed: Sequence[SummedTensor], base: Checkpoint, finetune: Checkpoint
+) -> Iterator[SummedTensor]:
+    """States of the embedding that it is the output head, too, if it is that in both checkpoints.
+
+    Args:
+        base, finetune: as `with_one_vocabulary` returns them.
+    """
+    is_head = _embedding_is_head(base) and _embedding_is_head(finetune)
+    embeddings = {info.name for info in _vocabulary(finetune)[0]} if is_head else ()
+    for tensor in summed:
+        is_embedding = tensor.name in embeddings and tensor.outcome is Outcome.EMBEDDING
+        yield replace(tensor, reason=TIED_EMBEDDING) if is_embedding else tensor
+
+
+def _embedding_is_head(checkpoint: Checkpoint) -> bool:
+    """Whether the model has an output head, and its only matrix is that of the embedding."""
+    architectures = checkpoint.config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    has_head = any(isinstance(name, str) and _WITH_HEAD.search(name) for name in names)
+    is_stored = any(kind_of_tensor(name) == LM_HEAD for name in checkpoint.tensors)
+    return has_head and not is_stored and is_tied(checkpoint.config) is True
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[list[TensorInfo], list[TensorInfo]]:

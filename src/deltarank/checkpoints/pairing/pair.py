@@ -20,7 +20,7 @@ from deltarank.checkpoints.pairing.globs import Choice, Selection
 from deltarank.checkpoints.pairing.name_matches import find_copies, match_names
 from deltarank.checkpoints.pairing.names import Location, TensorLocator
 from deltarank.checkpoints.pairing.notes import notes_on
-from deltarank.checkpoints.pairing.one_vocabulary import with_one_vocabulary
+from deltarank.checkpoints.pairing.one_vocabulary import state_tied_embedding, with_one_vocabulary
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_unrelated
 from deltarank.checkpoints.pairing.result import Pairing
 from deltarank.checkpoints.pairing.tied_embeddings import TiedEmbeddings
@@ -85,7 +85,8 @@ def pair_checkpoints(
         *note_unmatched_experts(builder.skipped),
         *notes_on(base, finetune, builder.pairs, locations),
     ]
-    return Pairing(tuple(builder.pairs), tuple(builder.summed), tuple(builder.skipped), tuple(notes), base, finetune)
+    summed = state_tied_embedding(builder.summed, base, finetune)
+    return Pairing(tuple(builder.pairs), tuple(summed), tuple(builder.skipped), tuple(notes), base, finetune)
 
 
 @dataclass(frozen=True, slots=True)

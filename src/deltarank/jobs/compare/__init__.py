@@ -3,7 +3,17 @@
 from deltarank.jobs.compare.api import compare, open_results, plan
 from deltarank.jobs.compare.job import CompareJob
 from deltarank.jobs.compare.options import CompareKeywords, CompareOptions
-from deltarank.jobs.compare.verdict import UNRELATED
+from deltarank.jobs.compare.verdict import UNRELATED, judge
 from deltarank.runtime import Plan
 
-__all__ = ["UNRELATED", "CompareJob", "CompareKeywords", "CompareOptions", "Plan", "compare", "open_results", "plan"]
+__all__ = [
+    "UNRELATED",
+    "CompareJob",
+    "CompareKeywords",
+    "CompareOptions",
+    "Plan",
+    "compare",
+    "judge",
+    "open_results",
+    "plan",
+]

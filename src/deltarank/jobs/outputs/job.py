@@ -10,7 +10,7 @@ from typing import Any
 
 from deltarank.checkpoints import Checkpoint
 from deltarank.errors import DeltarankError, OutputError, UsageError
-from deltarank.jobs.compare import CompareJob, CompareOptions
+from deltarank.jobs.compare import CompareJob, CompareOptions, judge
 from deltarank.jobs.outputs.inputs import OutputsInputs
 from deltarank.jobs.outputs.model_pair import ModelPair, most_used_dtype
 from deltarank.jobs.outputs.options import OutputsOptions
@@ -124,7 +124,8 @@ class OutputsJob:
         part = PartOfJob(progress, before=before, seconds=plan.seconds)
         measured = self._measure(plan, files, force=force, progress=part)
         settings = {**measured.settings, "identity": self.identity, "command": current_command()}
-        results = replace(weights, outputs=replace(measured, settings=settings))
+        verdict = judge(weights.matrices, weights.skipped, weights.finetune.short_name, outputs=measured)
+        results = replace(weights, verdict=verdict, outputs=replace(measured, settings=settings))
         with as_output_error(output):
             results.save(output / RESULTS)
         files.remove()

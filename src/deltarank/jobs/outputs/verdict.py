@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltarank.jobs.outputs.phrases import (
@@ -35,9 +35,6 @@ EQUAL_RATIO = 1.25
 USELESS_BOUND = 0.9
 """A bound on the blind score that is no lower excludes no score that people reach, and is not stated."""
 
-SMALLEST_LOSS = 0.005
-"""Shares below are not mentioned."""
-
 SIGNIFICANCE = 0.05
 
 
@@ -53,7 +50,6 @@ def verdict_sentences(outputs: Outputs) -> tuple[str, ...]:
     sentences = (
         *main.headline(),
         *main.divergences(),
-        *main.unlimited_rank(),
         *main.truncation_alone(),
         *(sentence for each in texts if each is not main for sentence in each.short()),
         *main.ideal_judge(),
@@ -188,6 +184,8 @@ class _TextVerdict:
         bounds = [each for each in logits.blind if each.one_reply < USELESS_BOUND]
         if bounds:
             limits = [f"{percent(each.one_reply)} of replies of {each.tokens:,} tokens" for each in bounds]
+            if len({percent(each.one_reply) for each in bounds}) == 1:
+                limits = [f"{percent(bounds[0].one_reply)} of replies of up to {bounds[-1].tokens:,} tokens"]
             yield (
                 f"In a blind test with one reply at a time, nobody can be right about more than {listing(limits)}. A "
                 "higher score is luck, placebo, or due to other sampling settings."
@@ -199,33 +197,19 @@ class _TextVerdict:
         yardsticks = sorted(self.of_kind(CandidateKind.YARDSTICK), key=self.kld, reverse=True)
         if len(ranks) < 2 or not yardsticks:
             return
-        by_rank: dict[int | None, list[str]] = {}
-        for each in yardsticks:
-            enough = next((rank for rank, kld in ranks if kld <= EQUAL_RATIO * self.kld(each)), None)
-            by_rank.setdefault(enough, []).append(each.name)
-        found = [
-            f"{f'rank {rank} is the lowest that is' if rank else 'none is'} at least as close to the finetune as "
-            f"{listing(names)}"
-            for rank, names in by_rank.items()
-        ]
-        yield f"Of the measured ranks, {'; '.join(found)}."
+        found = [f"as {each.name}, {self._lowest_rank(each, ranks)}" for each in yardsticks]
+        yield f"The lowest measured rank that is at least as close to the finetune {'; '.join(found)}."
 
-    def unlimited_rank(self) -> Iterator[str]:
-        """What no LoRA keeps, because tensors without factors stay the base's."""
-        unlimited = next((each for each in self.of_kind(CandidateKind.RANK) if each.rank is None), None)
-        if unlimited is None or self.kld(unlimited) <= self.largest_control:
-            return
-        kept = self.logits[unlimited.name].kept
-        if kept is None or 1 - kept.value < SMALLEST_LOSS:
-            return
-        is_most = self.subject.kind is CandidateKind.RANK and self.kld(unlimited) > self.kld(self.subject) / 2
-        lead = (
-            f"Most of the loss at rank {self.subject.rank} is not due to the rank" if is_most else "No rank keeps all"
-        )
-        yield (
-            f"{lead}: even at unlimited rank only {percent(kept.value)} of the behaviour would be kept, because "
-            "norms, biases, embeddings and the output head stay the base's."
-        )
+    def _lowest_rank(self, yardstick: CandidateResult, ranks: Sequence[tuple[int, float]]) -> str:
+        """ "rank 8 (1,600 times closer)"."""
+        limit = self.kld(yardstick)
+        enough = next(((rank, kld) for rank, kld in ranks if kld <= EQUAL_RATIO * limit), None)
+        if enough is None:
+            return "there is none"
+        rank, kld = enough
+        if kld * EQUAL_RATIO >= limit:
+            return f"rank {rank} (about as close)"
+        return f"rank {rank}" + (f" ({figure(limit / kld)} times closer)" if kld > 0 else "")
 
     def truncation_alone(self) -> Iterator[str]:
         """How much of the loss is the truncation, and how much what no LoRA carries."""

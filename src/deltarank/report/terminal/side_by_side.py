@@ -75,6 +75,6 @@ def _kld_cell(logits: Logits | None) -> str:
 
 
 def _verdicts(page: PageData, width: int) -> list[str]:
-    """What kind of delta each is: the second sentence of a verdict, if it has several."""
-    sentences = [f"{run.label}: {run.sentences[:2][-1]}" for run in page.runs]
+    """What kind of delta each is."""
+    sentences = [f"{run.label}: {(*run.opening, *run.sentences)[0]}" for run in page.runs]
     return [line for text in sentences for line in wrapped(text, width, indent="  ")]

@@ -40,9 +40,10 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
 
     blocks = [
         [paint(line, _BOLD) for line in wrapped(_headline(page), width)],
+        [line for sentence in run.opening for line in wrapped(sentence, width)],
         *(_outputs(run.outputs, paint, width) if run.outputs else []),
         _sentences(page, run, width),
-        _weights(page, run, paint, width) if run.matrices_measured and run.energy else [],
+        _weights(page, run, paint, width) if run.matrices_measured and run.energy and not run.is_unrelated else [],
         [line for group in run.left_out for line in _left_out(group, width)],
         [line for note in run.provenance.notes for line in wrapped(f"Note: {note.removesuffix('.')}.", width)],
         wrapped(run.provenance.audit_sentence, width),
@@ -61,11 +62,12 @@ def _headline(page: PageData) -> str:
 
 
 def _sentences(page: PageData, run: RunView, width: int) -> list[str]:
-    """The verdict on the weights."""
+    """The rest of the verdict on the weights."""
     more = (
         [] if run.outputs else ["Only the weights were measured; `deltarank outputs` measures predictions and texts."]
     )
-    sentences = [*(sentence for sentence in run.sentences if sentence != _headline(page)), *more]
+    said = {_headline(page), *run.opening}
+    sentences = [*(sentence for sentence in run.sentences if sentence not in said), *more]
     return [line for sentence in sentences for line in wrapped(sentence, width)]
 
 

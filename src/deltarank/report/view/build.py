@@ -17,8 +17,8 @@ from deltarank.results import (
     Loss,
     Results,
     VerdictKind,
+    common_headline_rank,
     escape,
-    headline_rank,
     measured_share,
     noise_shares,
     shorten,
@@ -29,7 +29,7 @@ _KINDS = {
     VerdictKind.MERGED_LORA: "merged LoRA",
     VerdictKind.ADAPTER: "LoRA adapter",
     VerdictKind.FULL: "full finetune or merge",
-    VerdictKind.ROUNDING: "at or under the rounding floor",
+    VerdictKind.ROUNDING: "mostly storage rounding",
     VerdictKind.UNRELATED: "not a finetune of this base",
     VerdictKind.UNKNOWN: "undecided",
 }
@@ -48,7 +48,7 @@ def page_data(runs: Sequence[Results]) -> PageData:
     axes = PageAxes(ranks, {module.name: module for module in modules})
     labels = _labels(runs)
     views = tuple(_run_view(run, label, axes) for run, label in zip(runs, labels, strict=True))
-    default_index = _default_index(ranks, runs)
+    default_index = ranks.index(common_headline_rank(runs))
     return PageData(
         title=" · ".join(labels),
         runs=views,
@@ -64,12 +64,6 @@ def page_data(runs: Sequence[Results]) -> PageData:
         outputs_of_runs=outputs_of_runs_table(ranks, views) if len(views) > 1 else None,
         tool_version=escape(runs[0].tool_version),
     )
-
-
-def _default_index(ranks: tuple[int, ...], runs: Sequence[Results]) -> int:
-    """The rank that the page opens with: that of the verdicts' headlines."""
-    largest = max((matrix.max_rank for run in runs for matrix in run.measured), default=1)
-    return ranks.index(headline_rank(sorted({rank for run in runs for rank in run.ranks}), largest))
 
 
 def _modules(runs: Sequence[Results]) -> tuple[Module, ...]:
@@ -105,6 +99,8 @@ def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
         label=label,
         base=shorten(escape(run.base.short_name)),
         kind=_KINDS[run.verdict.kind],
+        is_unrelated=run.verdict.kind is VerdictKind.UNRELATED,
+        opening=tuple(escape(sentence) for sentence in run.verdict.opening),
         sentences=tuple(escape(sentence) for sentence in run.verdict.sentences),
         losses=losses,
         measured_share=measured_share(run.skipped),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from deltarank.report.view.behaviour import behaviour_at, behaviour_kept
 from deltarank.report.view.page import Phrase, RunView
@@ -19,9 +19,27 @@ def headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Ph
     "As a rank-64 LoRA, A keeps 95 % of its behaviour: 0.03 nats per token from the finetune, base 0.86."
     "As a rank-64 LoRA, A keeps 48 % and B over 99.9 % of the change in the weights."
     """
+    return _of_related(runs, lambda related: _headline_at(rank_index, rank, related))
+
+
+def _of_related(
+    runs: Sequence[RunView], headline: Callable[[Sequence[RunView]], tuple[Phrase, ...]]
+) -> tuple[Phrase, ...]:
+    """The headline of the runs that compare a finetune with its base. Nothing is kept of what is no finetune."""
+    unrelated = [run for run in runs if run.is_unrelated]
+    related = [run for run in runs if not run.is_unrelated]
+    if not unrelated:
+        return headline(runs)
+    if len(runs) == 1:
+        return (Phrase(unbroken(runs[0].sentences[0])),)
+    tail = (*_names(unrelated), Phrase(f": not {'a finetune' if len(unrelated) == 1 else 'finetunes'} of this base."))
+    return (*headline(related), Phrase(" "), *tail) if related else tail
+
+
+def _headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Phrase, ...]:
     kept = [share.value for run in runs if (share := behaviour_kept(run, rank_index)) is not None]
     if len(kept) < len(runs):
-        return weights_headline_at(rank_index, rank, runs)
+        return _weights_headline_at(rank_index, rank, runs)
     if len(runs) == 1:
         return Phrase(f"As a rank-{rank} LoRA, "), *behaviour_at(runs[0], rank_index)
     if len(runs) > MOST_NAMED:
@@ -32,6 +50,10 @@ def headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Ph
 
 def weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Phrase, ...]:
     """ "As a rank-64 LoRA, A keeps 48 % and B over 99.9 % of the change in the weights." """
+    return _of_related(runs, lambda related: _weights_headline_at(rank_index, rank, related))
+
+
+def _weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Phrase, ...]:
     if all(run.matrices_measured == 0 for run in runs):
         return (Phrase("Nothing could be measured."),)
     if len(runs) == 1 and runs[0].energy == 0 and not (unpaired := runs[0].unpaired).is_complete:
@@ -102,7 +124,7 @@ def figures_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> str:
     """The numbers behind the headline; empty for several runs, which have a table of them."""
     run = runs[0]
     loss = run.losses[rank_index]
-    if len(runs) > 1 or loss is None or not run.energy:
+    if len(runs) > 1 or loss is None or not run.energy or run.is_unrelated:
         return ""
     errors = f"relative error {figure(loss.relative_error)}, cosine distance {figure(loss.cosine_distance)}"
     noise = run.noise[rank_index]

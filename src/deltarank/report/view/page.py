@@ -87,12 +87,15 @@ class MatrixRow:
 class RunView:
     """One run. `label` is unique on the page; `losses` and `noise` have an item for each rank of the page.
 
-    `measured_share` is the share of the whole change that the measured matrices hold.
+    `measured_share` is the share of the whole change that the measured matrices hold. `opening` are the lines under the
+    headline; `sentences` the whole verdict.
     """
 
     label: str
     base: str
     kind: str
+    is_unrelated: bool
+    opening: tuple[str, ...]
     sentences: tuple[str, ...]
     losses: tuple[Loss | None, ...]
     measured_share: float
@@ -148,6 +151,11 @@ class PageData:
     @property
     def default_rank(self) -> int:
         return self.ranks[self.default_index]
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether the verdict of a single run has lines for the first screen."""
+        return len(self.runs) == 1 and bool(self.runs[0].opening)
 
     @property
     def outputs(self) -> list[OutputsView]:

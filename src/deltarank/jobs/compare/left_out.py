@@ -1,0 +1,112 @@
+"""What a LoRA leaves out of a finetune, in a sentence, with the tensors by name if they are what limits every rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltarank.jobs.compare.rank_needed import kept_by_rank
+from deltarank.results import TIED_EMBEDDING, Loss, Outcome, Outputs, Skipped, listing, percent
+
+SMALL = 0.005
+"""A smaller share of the change is stated without names."""
+
+MOST_OF_IT = 0.5
+NEARLY_ALL_OF_IT = 0.9
+
+_WORDS = {
+    Outcome.NOT_A_MATRIX: "norms, biases and other tensors of no linear layer",
+    Outcome.EMBEDDING: "embeddings and output head",
+    Outcome.TIED: "a tied output head",
+}
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class LeftOutOfLora:
+    """The tensors that both checkpoints have, and that no matrix of a LoRA covers.
+
+    changed     those that differ
+    unread      those whose change is not known
+    """
+
+    changed: tuple[Skipped, ...]
+    unread: tuple[Skipped, ...]
+
+    @classmethod
+    def of(cls, skipped: Sequence[Skipped]) -> LeftOutOfLora:
+        changed = tuple(sorted((s for s in skipped if s.energy), key=lambda s: -(s.share or 0.0)))
+        return cls(changed, tuple(s for s in skipped if s.energy is None and s.outcome is not Outcome.DUPLICATE))
+
+    @property
+    def share(self) -> float:
+        """Of the whole change."""
+        return math.fsum(s.share for s in self.changed if s.share is not None)
+
+    def sentence(self, loss: Loss, outputs: Outputs | None) -> str:
+        """At the rank of the headline, whose loss in the weights this is."""
+        if not self.changed and self.unread:
+            return "A LoRA can carry all of the change that was found: no other tensor that was read changed."
+        if not self.changed:
+            return "A LoRA can carry all of the change: no other tensor changed."
+        if self.share < SMALL:
+            return f"A LoRA can carry nearly all of the change: {self.elsewhere}."
+        if self._limits(loss, outputs):
+            return self._limit(outputs)
+        at_most = f"; {words}" if (words := self._at_most(outputs)) else ""
+        return f"A LoRA on the measured matrices leaves out the rest: {self.elsewhere}{self._most_of_it()}{at_most}."
+
+    @property
+    def elsewhere(self) -> str:
+        """ "27 % of the whole change is in 11 tensors that were not measured (norms, ...)"."""
+        are = "tensor that was" if len(self.changed) == 1 else "tensors that were"
+        return (
+            f"{percent(self.share)} of the whole change is in {len(self.changed):,} {are} not measured "
+            f"({', '.join(_kinds_in_words(self.changed))})"
+        )
+
+    def _limits(self, loss: Loss, outputs: Outputs | None) -> bool:
+        """Whether more is lost in few tensors than to the rank: of the behaviour if it is known, else of the change."""
+        if self._largest()[1] < MOST_OF_IT * self.share:
+            return False
+        kept = kept_by_rank(outputs) if outputs else {}
+        if (unlimited := kept.get(None)) and (at_rank := kept.get(loss.rank)):
+            return 1 - unlimited.value > max(SMALL, (1 - at_rank.value) / 2)
+        return self.share > (1 - self.share) * loss.energy_lost
+
+    def _limit(self, outputs: Outputs | None) -> str:
+        names, held = self._largest()
+        are, they_hold, them = ("is", "It holds", "it") if len(names) == 1 else ("are", "They hold", "them")
+        tied = ", tied with the output head" if self.changed[0].reason == TIED_EMBEDDING else ""
+        at_most = f", so that {words}" if (words := self._at_most(outputs)) else ""
+        return (
+            f"What limits every rank {are} {listing(names)}{tied}. {they_hold} {percent(held)} of the whole change, "
+            f"and a LoRA on the measured matrices leaves {them} out{at_most}. Freezing {them} in training avoids that."
+        )
+
+    def _at_most(self, outputs: Outputs | None) -> str:
+        kept = kept_by_rank(outputs).get(None) if outputs else None
+        if kept is None or 1 - kept.value < SMALL:
+            return ""
+        return f"no rank keeps more than {percent(kept.value)} of the behaviour"
+
+    def _largest(self) -> tuple[list[str], float]:
+        """The few tensors that hold nearly all of what is left out, and their share of the whole change."""
+        names, held = [], 0.0
+        for each in self.changed[:MOST_NAMED]:
+            names.append(each.name.removesuffix(".weight"))
+            held += each.share or 0.0
+            if held >= NEARLY_ALL_OF_IT * self.share:
+                break
+        return names, held
+
+    def _most_of_it(self) -> str:
+        largest = self.changed[0]
+        if len(self.changed) == 1 or (largest.share or 0.0) < MOST_OF_IT * self.share:
+            return ""
+        return f", most of it in {largest.name.removesuffix('.weight')}"
+
+
+def _kinds_in_words(skipped: Sequence[Skipped]) -> list[str]:
+    return list(dict.fromkeys(_WORDS.get(s.outcome, s.outcome.value.replace("_", " ")) for s in skipped))
