@@ -23,9 +23,10 @@ TINY: Spec = {"data": {"values": [{"a": 1}, {"a": 2}]}, "mark": "point", "encodi
 NO_CHART: Spec = {"mark": "no such mark"}
 
 HOLDS_ONE = """
-import sys, time
+import signal, sys, time
 from deltarank.report import drawing_process
 from deltarank.report.drawing.draw import _current
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 try:
     with drawing_process():
         print(_current()._process.pid, flush=True)
@@ -162,13 +163,17 @@ def test_it_does_not_outlive_its_parent(fate: signal.Signals) -> None:
     command = subprocess.Popen(
         [sys.executable, "-c", HOLDS_ONE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
-    assert command.stdout is not None
-    process = int(command.stdout.readline())
-    if fate is signal.SIGKILL:
-        command.kill()
-    else:
-        os.killpg(command.pid, fate)
-    _, errors = command.communicate(timeout=60)
+    with command:
+        try:
+            assert command.stdout is not None
+            process = int(command.stdout.readline())
+            if fate is signal.SIGKILL:
+                command.kill()
+            else:
+                os.killpg(command.pid, fate)
+            _, errors = command.communicate(timeout=60)
+        finally:
+            command.kill()  # does nothing where it has ended
 
     assert (command.returncode, errors) == (130 if fate is signal.SIGINT else -fate, b"")
     deadline = time.monotonic() + 60
