@@ -1,6 +1,7 @@
 """The papers say what the code does: commands, options, messages, examples."""
 
 import ast
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ ROOT = Path(__file__).parents[2]
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
 
-def slugs_in_code() -> set[str]:
+@functools.cache
+def slugs_in_code() -> frozenset[str]:
     """What is given for a parameter `slug`: by name, by place, or as its default."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")]
-    return {slug for tree in trees for slug in _slugs(tree)}
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    return frozenset(slug for text in sources if "slug" in text for slug in _slugs(ast.parse(text)))
 
 
 def _slugs(tree: ast.AST) -> Iterator[str]:

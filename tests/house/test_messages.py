@@ -4,8 +4,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
 
 
@@ -20,6 +18,12 @@ def literals(path: Path) -> Iterator[tuple[int, str]]:
                     yield text.lineno, first.value
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_messages_and_cures_begin_with_a_capital_letter(path: Path) -> None:
-    assert [f"{line}: {text}" for line, text in literals(path) if text[:1].islower()] == []
+def test_messages_and_cures_begin_with_a_capital_letter() -> None:
+    small = [
+        f"{path.relative_to(SOURCE).as_posix()}:{line}: {text}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for line, text in literals(path)
+        if text[:1].islower()
+    ]
+
+    assert small == []
