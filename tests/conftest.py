@@ -1,13 +1,21 @@
 """This folder goes on the path of all tests, so that they share `hub.py`. What every test is run under."""
 
+from __future__ import annotations
+
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from commands import Finished, RunCommand
 from deltarank.cli import main
+from deltarank.report import drawing_process
+
+if TYPE_CHECKING:  # it imports torch, which reads the number of threads below only once
+    from commands import Finished, RunCommand
 
 # Two workers share two cores (see pyproject.toml): a second thread each would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,9 +26,23 @@ settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+@pytest.fixture(scope="session")
+def drawing() -> Iterator[None]:
+    """A drawing process for all tests, which a command shares: its own takes half a second to start."""
+    with drawing_process():
+        yield
+
+
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
+def no_drawing_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what starts one, and ends it, itself."""
+    monkeypatch.setattr("deltarank.report.drawing.draw._thread", threading.local())
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], drawing: None) -> RunCommand:
     """Runs `deltarank` with these words in this process."""
+    from commands import Finished
 
     def run(*words: object) -> Finished:
         capsys.readouterr()

@@ -22,6 +22,8 @@ from deltarank.report.view.build import page_data
 TINY: Spec = {"data": {"values": [{"a": 1}, {"a": 2}]}, "mark": "point", "encoding": {"x": {"field": "a"}}}
 NO_CHART: Spec = {"mark": "no such mark"}
 
+pytestmark = pytest.mark.usefixtures("no_drawing_process")
+
 HOLDS_ONE = """
 import signal, sys, time
 from deltarank.report import drawing_process
@@ -51,10 +53,11 @@ for draw in (lambda: write_report([results(model(layers=2))], {folder}), lambda:
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def alone() -> bytes:
     """Drawn without a drawing process."""
-    return start_drawing(TINY)()
+    with ThreadPoolExecutor(1) as elsewhere:  # another thread has none
+        return elsewhere.submit(lambda: start_drawing(TINY)()).result()
 
 
 @pytest.fixture

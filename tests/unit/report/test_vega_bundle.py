@@ -11,7 +11,8 @@ from deltarank.report.drawing.draw import _current
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(drawing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where it is kept; empty. The drawing process of all tests makes it once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     module.vega_bundle.cache_clear()
     yield tmp_path / "deltarank"
@@ -58,10 +59,11 @@ def test_a_helper_makes_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert kept.exists()
 
 
-def test_a_helper_that_dies_over_it_is_not_missed(folder: Path) -> None:
+def test_a_helper_that_dies_over_it_is_not_missed(folder: Path, request: pytest.FixtureRequest) -> None:
     made = module.vega_bundle()
     (kept,) = folder.iterdir()
     kept.unlink()
+    request.getfixturevalue("no_drawing_process")
     with report_process():
         _current()._process.kill()
         assert again() == made
