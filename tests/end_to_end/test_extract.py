@@ -3,10 +3,12 @@
 import json
 import math
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from transformers import AutoModelForCausalLM
 import deltarank
 import peft_adapters as made
 from commands import RunCommand
-from deltarank.cli import main
 from deltarank.errors import OutputError
 from deltarank.jobs.extract import extract_with_picture
 from deltarank.results import Outcome
@@ -467,9 +468,13 @@ deltarank.extract(sys.argv[1], sys.argv[2], rank=8, output=sys.argv[3], progress
 """
 
 
-def kill_after(pair: Pair, output: Path, matrices: int) -> None:
-    command = [sys.executable, "-c", PROGRAM, *map(str, (*pair, output, matrices))]
+@pytest.fixture(scope="module")
+def killed(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an extraction at rank 8 leaves that was killed after three matrices: a.partial. To be copied."""
+    home = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", PROGRAM, *map(str, (folders["base"], folders["full"], home / "a", 3))]
     assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    return home
 
 
 class Listener(deltarank.ProgressListener):
@@ -484,10 +489,10 @@ def bytes_of(adapter: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_a_resumed_run_ends_with_the_same_bytes(folders: Folders, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bytes(folders: Folders, killed: Path, tmp_path: Path) -> None:
     pair = (folders["base"], folders["full"])
     deltarank.extract(*pair, rank=8, output=tmp_path / "whole")
-    kill_after(pair, tmp_path / "a", 3)
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     assert not (tmp_path / "a").exists()
 
     listener = Listener()
@@ -499,34 +504,43 @@ def test_a_resumed_run_ends_with_the_same_bytes(folders: Folders, tmp_path: Path
     assert adapter.budget == deltarank.ExtractedAdapter.load(tmp_path / "whole").budget
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writes beyond that size fail, as on a full disk: the system refuses a write in the middle of it."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files here")
 @pytest.mark.parametrize("limit", [1000, 12_000], ids=["at the first factors", "at the adapter"])
 def test_a_run_that_filled_the_disk_is_resumed_by_the_same_command(
-    folders: Folders, tmp_path: Path, limit: int
+    folders: Folders, command: RunCommand, tmp_path: Path, limit: int
 ) -> None:
-    """A limit on the size of files stands for the disk: both make the system refuse a write in the middle of it."""
-    words = ["extract", str(folders["base"]), str(folders["full"]), "-r", "8", "-q", "-o"]
-    short = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))"
-    program = f"{short}; import sys; from deltarank.cli import main; sys.exit(main(sys.argv[1:]))"
-    full = subprocess.run(
-        [sys.executable, "-c", program, *words, str(tmp_path / "a")], capture_output=True, text=True, timeout=120
-    )
+    words = ("extract", folders["base"], folders["full"], "-r", 8, "-q", "-o")
+    with files_of_at_most(limit):
+        full = command(*words, tmp_path / "a")
 
-    assert (full.returncode, full.stdout) == (1, "")
-    assert full.stderr.startswith("deltarank: Cannot write ")
-    assert "the same command to resume" in full.stderr
-    assert len(full.stderr.splitlines()) == 3  # what, the cure, where to read more
+    assert (full.code, full.out) == (1, "")
+    assert full.err.startswith("deltarank: Cannot write ")
+    assert "the same command to resume" in full.err
+    assert len(full.err.splitlines()) == 3  # what, the cure, where to read more
     assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
 
-    assert main([*words, str(tmp_path / "a")]) == 0
-    assert main([*words, str(tmp_path / "whole")]) == 0
+    assert command(*words, tmp_path / "a").code == 0
+    assert command(*words, tmp_path / "whole").code == 0
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "whole"]
 
 
-def test_truncated_factors_are_computed_again(folders: Folders, tmp_path: Path) -> None:
+def test_truncated_factors_are_computed_again(folders: Folders, killed: Path, tmp_path: Path) -> None:
     pair = (folders["base"], folders["full"])
-    kill_after(pair, tmp_path / "a", 4)
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     kept = sorted((tmp_path / "a.partial").glob("*.factors"))
     kept[0].write_bytes(kept[0].read_bytes()[:100])
     deltarank.extract(*pair, rank=8, output=tmp_path / "a")
@@ -535,9 +549,9 @@ def test_truncated_factors_are_computed_again(folders: Folders, tmp_path: Path) 
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "whole")
 
 
-def test_records_of_another_rank_are_not_reused(folders: Folders, tmp_path: Path) -> None:
+def test_records_of_another_rank_are_not_reused(folders: Folders, killed: Path, tmp_path: Path) -> None:
     pair = (folders["base"], folders["full"])
-    kill_after(pair, tmp_path / "a", 3)
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     with refused("run-differs", OutputError, match="rank: 8 in that run, 16 now"):
         deltarank.extract(*pair, rank=16, output=tmp_path / "a")
     adapter = deltarank.extract(*pair, rank=16, output=tmp_path / "a", force=True)
