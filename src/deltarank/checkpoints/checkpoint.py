@@ -122,12 +122,12 @@ def _open(fetched: FetchedModel, ref: str) -> Checkpoint:
     source, weights = fetched.source, fetched.weights
     try:
         config = _read_config(weights.folder / "config.json")
-        headers, fingerprint = _read_headers(source)
+        headers, fingerprint, read_notes = _read_headers(source)
         stored = _merge_headers(headers, weights.owners)
         if not stored:
             _refuse_without_tensors(ref, source)
         refuse_partitioned(stored)
-        notes = (*weights.notes, *compare_unread(weights, stored, source))
+        notes = (*weights.notes, *read_notes, *compare_unread(weights, stored, source))
         tensors, decoded_source = decode_tensors(stored, source, config)
     except BaseException:
         source.close()
@@ -146,19 +146,21 @@ def _open(fetched: FetchedModel, ref: str) -> Checkpoint:
     )
 
 
-def _read_headers(source: Source) -> tuple[list[TensorInfo], str]:
-    """The tensors of all files, and a hash of their headers and fingerprints."""
+def _read_headers(source: Source) -> tuple[list[TensorInfo], str, list[str]]:
+    """The tensors of all files, a hash of their headers and fingerprints, and notes on which of them were read."""
     digest = hashlib.sha256()
     tensors: list[TensorInfo] = []
+    notes: list[str] = []
     files = list(source.files)
     for index, file in enumerate(files):
         for upcoming in files[index + (PREFETCHED_HEADERS if index else 0) : index + PREFETCHED_HEADERS + 1]:
             source.prefetch(upcoming, 0, TYPICAL_HEADER_BYTES)
-        header, infos = read_tensors(source, file)
+        header, infos, note = read_tensors(source, file)
         for part in (file.encode(), source.fingerprint(file).encode(), header):
             digest.update(len(part).to_bytes(8, "little") + part)
         tensors.extend(infos)
-    return tensors, digest.hexdigest()
+        notes += [note] if note else []
+    return tensors, digest.hexdigest(), notes
 
 
 def _merge_headers(headers: list[TensorInfo], owners: Mapping[str, str]) -> dict[str, TensorInfo]:

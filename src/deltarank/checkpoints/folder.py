@@ -101,10 +101,9 @@ def choose_safetensors(folder: Path, names: Collection[str], owners: Mapping[str
 
 
 def _with_unread(weights: WeightFiles, names: Collection[str]) -> WeightFiles:
-    """A note of other safetensors files. `consolidated` holds the same weights under Mistral's and Meta's names."""
+    """A note of other safetensors files."""
     read = {*weights.names, *weights.unread.values()}
     others = sorted(name for name in safetensors_weights(names) if name not in read)
-    others = [name for name in others if not name.startswith("consolidated")]
     if not others:
         return weights
     verb = "is" if len(others) == 1 else "are"

@@ -45,7 +45,7 @@ def _compare_shards(weights: WeightFiles, shards: list[str], tensors: Mapping[st
     other = LocalSource(weights.folder, shards)
     try:
         for shard in shards:
-            for info in read_tensors(other, shard)[1]:
+            for info in read_tensors(other, shard).tensors:
                 if weights.unread.get(info.name) == shard and not _agree(tensors[info.name], source, info, other):
                     _refuse(weights, f"{quoted(info.name)} differs")
     finally:

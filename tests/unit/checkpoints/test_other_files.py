@@ -425,3 +425,19 @@ def test_weights_beside_and_below_that_are_not_read_are_noted(tmp_path: Path) ->
 
     assert "`model.safetensors` is read; `pytorch_model.bin` beside it is not" in notes
     assert "the weights in `model` itself are read; `checkpoint-500` below it is not" in notes
+
+
+@pytest.mark.parametrize(
+    "name", ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "other.safetensors"]
+)
+def test_further_safetensors_files_are_noted(tmp_path: Path, name: str) -> None:
+    """Beside one file, and beside shards: Mistral publishes both."""
+    for names in (["model.safetensors"], ["model-00001-of-00001.safetensors"]):
+        folder = tmp_path / str(len(names[0]))
+        folder.mkdir()
+        save_file(llama(), folder / names[0])
+        save_file({"twin": numbers(2, 2)}, folder / name)
+        if "00001" in names[0]:
+            write_index(folder, dict.fromkeys(llama(), names[0]))
+        read = "`model.safetensors` is read" if len(names[0]) == 17 else f"`{names[0]}` is read"
+        assert f"{read}; `{name}` beside it is not" in notes_of(folder)

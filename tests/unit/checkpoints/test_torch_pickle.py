@@ -16,6 +16,7 @@ from torch import Tensor
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import CheckpointError, DeltarankError, HeaderError
+from refusals import refused
 
 
 def save_pickled(folder: Path, tensors: Mapping[str, Tensor], *, shards: int = 1) -> Path:
@@ -102,6 +103,59 @@ def test_weights_in_a_training_loops_state_are_found(tmp_path: Path, key: str) -
 
     with open_checkpoint(tmp_path / "last.ckpt") as checkpoint:
         assert checkpoint.tensors.keys() == llama().keys()
+
+
+def averaged() -> dict[str, torch.Tensor]:
+    return {name: tensor + 1 for name, tensor in llama().items()}
+
+
+@pytest.mark.parametrize(
+    ("read", "other"),
+    [("model", "ema"), ("state_dict", "state_dict_ema"), ("module", "ema_state_dict"), ("model", "best_model")],
+)
+def test_a_second_set_of_weights_in_a_pickle_is_noted(tmp_path: Path, read: str, other: str) -> None:
+    """In either order, and with the prefix of a wrapper on one side."""
+    first, second = {read: dict(llama())}, {other: {f"module.{name}": tensor for name, tensor in averaged().items()}}
+    for saved in (first | second, second | first):
+        torch.save({"epoch": 3, **saved, "optimizer": {"state": {0: {"exp_avg": numbers(4, 4)}}}}, tmp_path / "a.pt")
+        with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+            note = f"of `a.pt`, `{read}` is read; `{other}`, a further set of weights of this model, is not"
+            assert checkpoint.notes == (note,)
+            assert checkpoint.tensors.keys() == llama().keys()
+
+
+def test_weights_at_the_top_beside_averaged_ones(tmp_path: Path) -> None:
+    torch.save({**llama(), "ema": averaged()}, tmp_path / "a.pt")
+    with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+        assert checkpoint.tensors.keys() == llama().keys()
+        assert "what is at its top is read; `ema`" in checkpoint.notes[0]
+
+
+def test_only_averaged_weights_are_read_with_a_note(tmp_path: Path) -> None:
+    torch.save({"ema_state_dict": averaged(), "step": torch.tensor(4)}, tmp_path / "a.pt")
+    with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+        assert checkpoint.tensors.keys() == llama().keys()
+        assert checkpoint.notes == ("of `a.pt`, `ema_state_dict` is read",)
+
+
+@pytest.mark.parametrize("keys", [("model", "state_dict"), ("actor", "critic")])
+def test_several_sets_of_weights_are_refused_where_no_key_says_which_is_meant(
+    tmp_path: Path, keys: tuple[str, str]
+) -> None:
+    torch.save({keys[0]: dict(llama()), keys[1]: averaged()}, tmp_path / "a.pt")
+    with refused("several-checkpoints") as caught:
+        open_checkpoint(tmp_path / "a.pt")
+    assert all(key in str(caught.value) for key in keys)
+
+
+def test_one_set_of_weights_under_two_keys_or_beside_other_state_has_no_note(tmp_path: Path) -> None:
+    """torch stores shared tensors once. A step that is a tensor is no weight."""
+    weights = llama()
+    saved = {"step": torch.tensor(4), "model": dict(weights), "state_dict": dict(weights)}
+    torch.save({**saved, "optimizer": {"state": {"a": {"exp_avg": numbers(4, 4)}}}}, tmp_path / "a.pt")
+    with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+        assert checkpoint.tensors.keys() == weights.keys()
+        assert checkpoint.notes == ()
 
 
 def test_safetensors_take_precedence(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.formats.bitsandbytes import find_bitsandbytes
@@ -34,19 +34,31 @@ SUPPORTED_METHODS = frozenset(
 Tensors = Mapping[str, TensorInfo]
 
 
-def read_tensors(source: Source, file: str) -> tuple[bytes, Iterable[TensorInfo]]:
-    """The tensors that a file's header describes, after bytes that change when the header does.
+class FileHeader(NamedTuple):
+    """The tensors that a file's header describes.
+
+    content   bytes that change when the header does
+    note      which of several sets of weights they are; None if there is only one
+    """
+
+    content: bytes
+    tensors: Iterable[TensorInfo]
+    note: str | None = None
+
+
+def read_tensors(source: Source, file: str) -> FileHeader:
+    """Reads the header of one file.
 
     Raises:
         CheckpointError, HeaderError: it cannot be read, or is invalid.
     """
     if file.lower().endswith(PICKLE_SUFFIXES):
-        tensors = read_pickled(source, file)
-        return repr(sorted(tensors.items())).encode("utf-8", "surrogatepass"), tensors.values()
+        tensors, note = read_pickled(source, file)
+        return FileHeader(repr(sorted(tensors.items())).encode("utf-8", "surrogatepass"), tensors.values(), note)
     if file.endswith(GGUF_SUFFIX):
-        return gguf_tensors(source, file)
+        return FileHeader(*gguf_tensors(source, file))
     header = read_header(source, file)
-    return header, parse_header(header, file=file, size=source.files[file]).values()
+    return FileHeader(header, parse_header(header, file=file, size=source.files[file]).values())
 
 
 def decode_tensors(tensors: Tensors, source: Source, config: Mapping[str, Any]) -> tuple[Tensors, Source]:

@@ -24,6 +24,7 @@ from deltarank.checkpoints.file_contents import refuse_other_content
 from deltarank.checkpoints.file_errors import refuse_file, unreadable_because
 from deltarank.checkpoints.formats.legacy_pickle import MAGIC, load_legacy
 from deltarank.checkpoints.formats.safetensors_header import MAX_HEADER, MAX_SIDES, TensorInfo
+from deltarank.checkpoints.formats.state_dicts import find_state_dict
 from deltarank.checkpoints.formats.storage import StorageFormat
 from deltarank.checkpoints.formats.transposed import TRANSPOSED
 from deltarank.checkpoints.source import LocalSource, Source
@@ -39,16 +40,14 @@ _DTYPE_NAMES = {
     torch.int64: "I64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
 }  # fmt: skip
-_WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which training loops save the weights beside other state."""
-_MAX_WRAPPERS = 3
 
 
-def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
-    """The tensors of a local `.bin`, by name, without their data.
+def read_pickled(source: Source, file: str) -> tuple[dict[str, TensorInfo], str | None]:
+    """The tensors of a local `.bin`, by name, without their data; and a note, if it contains several sets of weights.
 
     Raises:
-        CheckpointError: (slug "pickled-weights") it holds more than tensors, or is not a file of torch.
+        CheckpointError: (slug "pickled-weights") it holds more than tensors, or is not a file of torch; (slug
+            "several-checkpoints") it contains several sets of weights, and which is meant is not clear.
         HeaderError: it is truncated, or does not fit its size.
     """
     assert isinstance(source, LocalSource), "pickles are not streamed"
@@ -56,12 +55,13 @@ def read_pickled(source: Source, file: str) -> dict[str, TensorInfo]:
     is_legacy = _is_legacy(source, file)
     if not is_legacy:
         _check_archive(path, file)
-    tensors = dict(_tensor_infos(_state_dict(_load(path, file, is_legacy=is_legacy)), file))
+    found = find_state_dict(_load(path, file, is_legacy=is_legacy), file)
+    tensors = dict(_tensor_infos(found.tensors, file))
     for info in tensors.values():
         end = info.start + info.nbytes
         if end > size:
             refuse_file(file, f"{quoted(info.name)} ends at byte {end:,}, but the file at {size:,}")
-    return tensors
+    return tensors, found.note
 
 
 def _is_legacy(source: Source, file: str) -> bool:
@@ -105,16 +105,6 @@ def _load(path: Path, file: str, *, is_legacy: bool) -> object:
     # torch promises no exception types for invalid files.
     except Exception as error:
         refuse_file(file, f"torch cannot read it ({type(error).__name__})")
-
-
-def _state_dict(loaded: object, depth: int = _MAX_WRAPPERS) -> Mapping[object, object]:
-    """The mapping that holds tensors: the whole, or the part that training loops call so, perhaps one in another."""
-    if not isinstance(loaded, Mapping):
-        return {}
-    if any(isinstance(value, Tensor) for value in loaded.values()):
-        return loaded
-    inner = (_state_dict(loaded.get(key), depth - 1) for key in _WRAPPER_KEYS) if depth else ()
-    return next((mapping for mapping in inner if mapping), {})
 
 
 def _tensor_infos(state_dict: Mapping[object, object], file: str) -> Iterator[tuple[str, TensorInfo]]:
