@@ -21,9 +21,8 @@ from deltarank.cli.options import (
     quiet_option,
     ranks_option,
 )
-from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
-from deltarank.results import DEFAULT_RANKS
+from deltarank.results import DEFAULT_RANKS, parse_ranks
 from deltarank.system import Default
 
 
@@ -90,7 +89,7 @@ def compare(
     if as_csv and (as_json or dry_run):
         raise click.UsageError("--csv cannot be combined with --json or --dry-run.")
     quieten_the_hub(quiet)
-    options["ranks"] = parse_ranks(ranks)
+    options["ranks"] = parse_ranks(ranks) if ranks else DEFAULT_RANKS
     folder = output or default_output(options["finetune"])
     if dry_run:
         print_plan(deltarank.plan(**options, output=folder, force=force), as_json=as_json)

@@ -21,11 +21,10 @@ from deltarank.cli.options import (
     quiet_option,
     server_option,
 )
-from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import default_output, print_plan, quieten_the_hub
 from deltarank.cli.streams import out, sayer
 from deltarank.errors import UsageError
-from deltarank.results import count, escape, format_table, percent
+from deltarank.results import count, escape, format_table, parse_ranks, percent
 from deltarank.servers import DEFAULT_SERVER
 from deltarank.system import Default
 from deltarank.tensor_names import kind_in_words

@@ -21,9 +21,8 @@ from deltarank.cli.options import (
     ranks_option,
     server_option,
 )
-from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
-from deltarank.results import DEFAULT_OUTPUTS_RANKS
+from deltarank.results import DEFAULT_OUTPUTS_RANKS, parse_ranks
 from deltarank.system import Default
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Iterator
+
+from deltarank.errors import UsageError
 
 SERVABLE_RANKS: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The sizes of vLLM's slots (`--max-lora-rank`, read 2026-11). A slot serves adapters of its rank and of lower ones."""
@@ -50,3 +53,44 @@ def headline_rank(ranks: Iterable[int], largest_side: int) -> int:
     """
     preferred = PREFERRED_RANK if largest_side >= SMALL_SIDE else max(largest_side / 32, 1)
     return min(ranks, key=lambda rank: abs(math.log2(rank / preferred)))
+
+
+Ranks = int | str | Iterable[int | str]
+"""Ranks as people write them: 64, "8,16,64", [8, 16]."""
+
+_LIMIT = 2**31
+
+
+def parse_ranks(given: Ranks) -> tuple[int, ...]:
+    """The ranks in ascending order, each once.
+
+    Raises:
+        UsageError: (slug "bad-ranks") there is none, or one is not a whole number of at least 1.
+    """
+    ranks = {_rank(word) for word in _words(given)}
+    if not ranks:
+        raise _bad_ranks("No rank was given.")
+    return tuple(sorted(ranks))
+
+
+def _words(given: object) -> Iterator[object]:
+    if isinstance(given, str):
+        yield from given.replace(",", " ").split() or [given]
+    elif isinstance(given, Iterable):
+        for each in given:
+            yield from _words(each)
+    else:
+        yield given
+
+
+def _rank(word: object) -> int:
+    # `int` alone would also accept "1_0", digits of other scripts and 1.5, and raise for thousands of digits.
+    if isinstance(word, str) and word.isascii() and word.isdigit() and len(word) < 11:
+        word = int(word)
+    if hasattr(word, "__index__") and not isinstance(word, bool) and 1 <= (rank := operator.index(word)) < _LIMIT:
+        return rank
+    raise _bad_ranks(f"{word!r:.80} is not a rank; ranks are whole numbers from 1.")
+
+
+def _bad_ranks(message: str) -> UsageError:
+    return UsageError(message, cure="Give ranks such as 16,64,128.", slug="bad-ranks")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from deltarank.errors import UsageError
-from deltarank.results import DEFAULT_RANKS, listing
+from deltarank.results import DEFAULT_RANKS, listing, parse_ranks
 from deltarank.spectra import SOLVERS
 from deltarank.system import Default
 
 COMPUTE_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-_RANK_LIMIT = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ class SolverOptions:
                 slug="bad-tolerance",
             )
         _check_device(self.device, self.dtype)
-        self._set("ranks", _sorted_ranks(self.ranks))
+        self._set("ranks", parse_ranks(self.ranks))
         self._set("tolerance", float(self.tolerance))
         self._set("device", str(self.device))
         self._set("include", as_tuple(self.include))
@@ -94,18 +91,6 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
             cure=f"Choose one of {listing(list(choices))}.",
             slug=f"bad-{option}",
         )
-
-
-def _sorted_ranks(given: Iterable[int]) -> tuple[int, ...]:
-    ranks = tuple(given) if isinstance(given, Iterable) else (given,)
-    wrong = [r for r in ranks if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r < _RANK_LIMIT]
-    if wrong or not ranks:
-        raise UsageError(
-            f"{wrong[0]!r} is not a rank; ranks are whole numbers from 1." if wrong else "No rank was given.",
-            cure="Give ranks such as 16,64,128.",
-            slug="bad-ranks",
-        )
-    return tuple(sorted(set(ranks)))
 
 
 def _check_device(device: str, dtype: str) -> None:

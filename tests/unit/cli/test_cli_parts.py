@@ -1,4 +1,4 @@
-"""Parts of the command line: ranks as people write them, names of runs, printing and importing."""
+"""Parts of the command line: names of runs, printing and importing."""
 
 import subprocess
 import sys
@@ -8,40 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltarank.cli.rank_list import parse_ranks
 from deltarank.cli.run_command import default_output
 from deltarank.cli.streams import out, printable
-from deltarank.errors import UsageError
-from deltarank.results import DEFAULT_RANKS
-from refusals import refused
-
-
-@pytest.mark.parametrize(
-    ("texts", "ranks"),
-    [
-        ([], DEFAULT_RANKS),
-        (["64"], (64,)),
-        (["64,8,16"], (8, 16, 64)),
-        (["64", "8 16"], (8, 16, 64)),
-        ([" 8, 8,08 "], (8,)),
-        (["8,"], (8,)),
-    ],
-)
-def test_ranks(texts: list[str], ranks: tuple[int, ...]) -> None:
-    assert parse_ranks(texts) == ranks
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "x", "", ",", "1.0", "1_0", "٣", "8;16", "9" * 5000])
-def test_an_invalid_rank_is_refused(text: str) -> None:
-    with refused("bad-ranks", UsageError) as caught:
-        parse_ranks(["8", text])
-
-    assert caught.value.exit_code == 2
-
-
-@given(st.sets(st.integers(1, 10**6), min_size=1))
-def test_ranks_survive_being_written_down(ranks: set[int]) -> None:
-    assert parse_ranks([",".join(map(str, ranks))]) == tuple(sorted(ranks))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def compare(
             process died, and ends with the same numbers. Without it nothing is written.
         force: replaces another run in `output`.
         progress: receives the progress of the run.
-        ranks: the ranks to measure.
+        ranks: the ranks to measure: 64, [16, 64] or "16,64".
         solver: "exact" (all singular values), "krylov" (the leading ones, to `tolerance`), or "auto", the faster.
         tolerance: how far a cosine distance may be off with krylov.
         dtype: the precision of the computation; operands are upcast to it before they are subtracted.

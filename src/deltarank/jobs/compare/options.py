@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltarank.errors import UsageError
+from deltarank.results import Ranks
 from deltarank.runtime import InputKeywords, SolverOptions, is_number
 from deltarank.system import Default
 
@@ -13,7 +14,7 @@ from deltarank.system import Default
 class CompareKeywords(InputKeywords, total=False):
     """The keywords of `deltarank.compare` and `deltarank.plan`; `CompareOptions` says what they mean."""
 
-    ranks: Sequence[int]
+    ranks: Ranks
     solver: str
     tolerance: float
     dtype: str

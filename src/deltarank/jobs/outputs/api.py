@@ -37,7 +37,7 @@ def outputs(
             same numbers. Without it nothing is written.
         force: replaces other outputs in `output`, and another pair's run.
         progress: receives the progress of the job.
-        ranks: the ranks r of the candidates.
+        ranks: the ranks r of the candidates: 64, [16, 64] or "16,64".
         adapters, server: folders of adapters in PEFT's format, applied as PEFT or as this server applies them.
         models: other checkpoints that have the finetune's tokenizer.
         yardsticks: formats that the finetune is quantised in: q8_0, q4_0, nf4, int8, fp8.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deltarank.errors import UsageError
-from deltarank.results import DEFAULT_OUTPUTS_RANKS
+from deltarank.results import DEFAULT_OUTPUTS_RANKS, Ranks
 from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice, is_number
 from deltarank.servers import get_server
 from deltarank.system import Default, expand_home
@@ -25,7 +25,7 @@ UNITS = ("module", "layer")
 class OutputsKeywords(InputKeywords, total=False):
     """The keywords of `deltarank.outputs` and `deltarank.plan_outputs`; `deltarank.outputs` explains them."""
 
-    ranks: Sequence[int]
+    ranks: Ranks
     device: str
     adapters: Sequence[Ref]
     server: str | None
@@ -98,7 +98,7 @@ class OutputsOptions:
     @cached_property
     def solver_options(self) -> SolverOptions:
         """The options of the decomposition."""
-        return SolverOptions(ranks=tuple(self.ranks), device=self.device)
+        return SolverOptions(ranks=self.ranks, device=self.device)
 
     @property
     def torch_device(self) -> torch.device:
