@@ -146,6 +146,14 @@ class Results(StoredResult):
         """The rank that verdict, page and terminal state first."""
         return headline_rank(self.stated_ranks, self.largest_side)
 
+    def rank_for_error(self, max_error: float) -> int | None:
+        """The smallest rank at which the relative error ||D - D_r|| / ||D|| of the whole run is at most `max_error`.
+
+        0 if nothing changed; None if the rank is higher than those that were measured. For one module:
+        `results.totals.by_module[module].rank_for_error(max_error)`.
+        """
+        return self.totals.whole.rank_for_error(max_error)
+
     def rows(self) -> list[dict[str, Any]]:
         """One flat record for each matrix and rank: `pandas.DataFrame(results.rows())`."""
         return [

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from deltarank.results.codec import to_plain
 from deltarank.results.matrix import Loss, MatrixResult, loss_at
+from deltarank.results.needed_rank import ERROR_STEPS, NeededRank
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Total:
     base_energy: float
     rounding_energy: float | None
     losses: tuple[Loss, ...]
+    _needed: NeededRank = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, matrices: Iterable[MatrixResult]) -> Self:
         """Adds the energies of the matrices that have losses, and divides once."""
         rows = [m for m in matrices if m.has_losses]
         energy = math.fsum(m.energy for m in rows)
+        losses = _add_losses(rows, energy)
         floors = [m.rounding_floor * m.energy for m in rows if m.rounding_floor is not None]
         return cls(
             matrices=len(rows),
@@ -42,7 +45,8 @@ class Total:
             energy=energy,
             base_energy=math.fsum(m.base_energy for m in rows),
             rounding_energy=math.fsum(floors) if len(floors) == len(rows) else None,
-            losses=_add_losses(rows, energy),
+            losses=losses,
+            _needed=NeededRank(rows, losses, energy),
         )
 
     @property
@@ -57,6 +61,13 @@ class Total:
         if self.rounding_energy is None or self.energy <= 0:
             return None
         return self.rounding_energy / self.energy
+
+    def rank_for_error(self, max_error: float) -> int | None:
+        """The smallest rank with a relative error ||D - D_r|| / ||D|| of at most `max_error`.
+
+        0 if nothing changed; None if the rank is higher than those that were measured.
+        """
+        return self._needed.at_most(max_error)
 
     def loss(self, rank: int) -> Loss:
         """Raises KeyError if this rank was not measured."""
@@ -109,4 +120,5 @@ def _total_to_plain(total: Total) -> dict[str, Any]:
         "relative_norm": total.relative_norm,
         "rounding_floor": total.rounding_floor,
         "losses": to_plain(total.losses),
+        "rank_for_error": [{"relative_error": x, "rank": total.rank_for_error(x)} for x in ERROR_STEPS],
     }
