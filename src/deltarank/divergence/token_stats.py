@@ -21,8 +21,11 @@ from deltarank.system import write_atomically
 _LOGITS_PER_CHUNK = {"cpu": 2**19, "cuda": 2**24}
 """By device. On a CPU a chunk's handful of temporaries should stay in the cache."""
 
-_TAYLOR_BELOW = 0.5
-"""The |log q - log p| below which a term of the KL divergence is computed from its Taylor series."""
+_LARGEST_EXPONENT = 4.0
+"""The largest d = log q - log p for which q is computed as p e^d everywhere: its error is d times that of float32."""
+
+_NEAR = 0.5
+"""Where a larger d occurs, only a |d| below this is used so, and q and p themselves are subtracted for the others."""
 
 
 @dataclass(frozen=True)
@@ -136,48 +139,77 @@ def _chunks(tokens: int, vocabulary: int, device: str) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, tokens, step))
 
 
+@dataclass(frozen=True)
+class _Softmax:
+    """The softmax of some rows of logits: weights / total, where weights = exp(logits - top).
+
+    logits, weights  (tokens, vocabulary) in float32
+    top              (tokens, 1), the largest logit
+    total            (tokens, 1) in float64; summed in float32 it may be off by 1e-5
+    """
+
+    logits: Tensor
+    top: Tensor
+    weights: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Self:
+        logits = logits.float()
+        top = logits.amax(-1, keepdim=True)
+        weights = (logits - top).exp_()
+        return cls(logits, top, weights, weights.sum(-1, keepdim=True, dtype=torch.float64))
+
+    @property
+    def log_normaliser(self) -> Tensor:
+        """(tokens, 1), float64: what is subtracted from the logits to make them logarithms of probabilities."""
+        return self.top.double() + self.total.log()
+
+    def log_probability(self, index: Tensor) -> Tensor:
+        """(tokens,): of one token in each row, of `index` (tokens, 1)."""
+        return (self.logits.gather(1, index) - self.log_normaliser)[:, 0].float()
+
+    @property
+    def top_probability(self) -> Tensor:
+        return self.total.reciprocal()[:, 0].float()
+
+
 @torch.no_grad()
 def _compare(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> list[Tensor]:
     """The columns kld, kld_reverse, nll, reference_nll, delta_p, same_top and top_p of a few tokens."""
-    log_p, p = _softmax(reference_logits)
-    log_q, q = _softmax(logits)
-    in_vocabulary = targets < log_p.shape[1]
+    p, q = _Softmax.of(reference_logits), _Softmax.of(logits)
+    in_vocabulary = targets < p.logits.shape[1]
     index = targets.where(in_vocabulary, 0)[:, None]
-    log_p_t, log_q_t = log_p.gather(1, index)[:, 0], log_q.gather(1, index)[:, 0]
-    top_p, top_token = p.max(-1)
-    floats = [
-        _divergence(log_p, log_q, p, q),
-        _divergence(log_q, log_p, q, p),
-        -log_q_t,
-        -log_p_t,
-        log_q_t.exp() - log_p_t.exp(),
-        top_p,
-    ]
+    log_p_t, log_q_t = p.log_probability(index), q.log_probability(index)
+    floats = [*_divergences(p, q), -log_q_t, -log_p_t, log_q_t.exp() - log_p_t.exp(), p.top_probability]
     is_finite = torch.stack(floats).isfinite().all(0) & in_vocabulary
     floats = [each.where(is_finite, torch.nan) for each in floats]
-    return [*floats[:5], (top_token == q.argmax(-1)) & is_finite, floats[5]]
+    q_at_top = q.logits.gather(1, p.logits.argmax(-1, keepdim=True))
+    return [*floats[:5], (q_at_top == q.top)[:, 0] & is_finite, floats[5]]
 
 
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(log-softmax, softmax) in float32. The normaliser is summed in float64; in float32 it may be off by 1e-5."""
-    shifted = logits.float() - logits.amax(-1, keepdim=True).float()
-    softmax = shifted.exp()
-    total = softmax.sum(-1, keepdim=True, dtype=torch.float64)
-    return shifted.sub_(total.log().float()), softmax.div_(total.float())
+def _divergences(p: _Softmax, q: _Softmax) -> tuple[Tensor, Tensor]:
+    """KL(P || Q) and KL(Q || P) of each row, with d = log q - log p: float32 terms, summed in float64.
 
-
-def _divergence(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """KL(P || Q) of each row = sum of p (e^d - 1 - d), d = log q - log p: float32 terms, summed in float64.
-
-    P and Q both sum to one, so sum(q) - sum(p) = 0 can be added to sum(-p d). Then no term is negative, and an error c
-    in a row's normaliser changes the sum by c^2 / 2 instead of by c. For a small d the difference would cancel; there
-    its Taylor series is used, d^2 / 2 (1 + d/3 (1 + d/4 (...))), exact within 4e-8 up to d = 1/2.
+    KL(P || Q) = sum of (q - p) - p d. P and Q both sum to one, so sum(q) - sum(p) = 0 can be added to sum(-p d). Then
+    an error c in a row's normaliser changes the sum by c^2 / 2 instead of by c. KL(P || Q) + KL(Q || P) is the sum of
+    (q - p) d. Where d is small, q - p = p (e^d - 1), which `expm1` computes to the last digits; and the difference of
+    the logits is rounded only once, and exactly zero where they are equal.
     """
-    d = (log_q - log_p).where(p > 0, 1.0)  # where p = 0 the term is q, which `far` gives for any d outside the series
-    series = torch.full_like(d, 1.0)
-    for divisor in range(8, 2, -1):
-        series.mul_(d).div_(divisor).add_(1.0)
-    near = series.mul_(d).mul_(d).mul_(p).mul_(0.5)
-    far = torch.addcmul(q - p, p, d, value=-1).clamp_(min=0.0)
-    terms = near.where(d.abs() < _TAYLOR_BELOW, far)
-    return terms.sum(-1, dtype=torch.float64)
+    d = (q.logits - p.logits).add_((p.log_normaliser - q.log_normaliser).float())
+    step = d.expm1().mul_(p.weights)
+    if d.amax() <= _LARGEST_EXPONENT:
+        there = torch.addcmul(step, p.weights, d, value=-1)
+        both = step.mul_(d)
+    else:  # or d is NaN: both logits are -inf, which counts for nothing, or one is NaN, and so are its row's weights
+        apart = (q.weights * (p.total / q.total).float()).sub_(p.weights)
+        step = step.where(d.abs() < _NEAR, apart)
+        there, both = step - _without_nan(p.weights * d), _without_nan(step * d)
+    total = p.total[:, 0]
+    one_way, ways = (each.sum(-1, dtype=torch.float64) / total for each in (there, both))
+    return one_way.clamp_(min=0.0), (ways - one_way).clamp_(min=0.0)
+
+
+def _without_nan(values: Tensor) -> Tensor:
+    """Zero times infinity, of a token that has no probability, is zero."""
+    return values.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)

@@ -55,11 +55,12 @@ class Head:
     bias: Tensor | None = None
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """(tokens, hidden) to (tokens, vocabulary) in float32. The weight is upcast some rows at a time."""
+        """(tokens, hidden) to (tokens, vocabulary) in float32. The weight is upcast some rows at a time, if at all."""
         if self.weight is None:
             return inputs.float()
         hidden = inputs.to(self.weight.device).float()
-        parts = [linear(hidden, rows.float()) for rows in torch.split(self.weight, _WEIGHT_ROWS_PER_CHUNK)]
+        rows = len(self.weight) if self.weight.dtype == torch.float32 else _WEIGHT_ROWS_PER_CHUNK
+        parts = [linear(hidden, each.float()) for each in torch.split(self.weight, rows)]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return logits if self.bias is None else logits.add_(self.bias.float())
 
