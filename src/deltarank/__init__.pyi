@@ -12,6 +12,7 @@ from .jobs.extract import ExtractedAdapter as ExtractedAdapter
 from .jobs.extract import ExtractionPlan as ExtractionPlan
 from .jobs.extract import extract as extract
 from .jobs.extract import plan_extraction as plan_extraction
+from .jobs.extract import update_card as update_card
 from .jobs.outputs import Outputs as Outputs
 from .jobs.outputs import OutputsPlan as OutputsPlan
 from .jobs.outputs import outputs as outputs

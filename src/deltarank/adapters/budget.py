@@ -104,14 +104,14 @@ class Budget:
         return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
 
     def sentence(self, server: Server, rank: int) -> str:
-        """As in "keeps 71 % of the change; 29 % is in 81 tensors that vLLM cannot load (norms)"."""
+        """As in "keeps 71 % of the change in the weights; 29 % is in 81 tensors that vLLM cannot load (norms)"."""
         if self.energy == 0 and self.kept == 1:
             if not self.unpaired.is_complete:
                 return f"changes nothing: the checkpoints have {self.unpaired.no_change_in()}"
             return "changes nothing, since both checkpoints contain the same numbers"
         kept, truncated, rounded, left_out = self.percents
         kept = "all" if self.kept == 1 and not self.unpaired.is_complete else kept
-        parts = [f"keeps {kept} of the change{self.unpaired.remark(1 - self.kept)}"]
+        parts = [f"keeps {kept} of the change in the weights{self.unpaired.remark(1 - self.kept)}"]
         if self.truncated > 0:
             parts.append(f"{truncated} is truncated at rank {rank}")
         if self.rounded >= 0.001:

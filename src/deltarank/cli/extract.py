@@ -114,12 +114,22 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
             adapter = extract_with_picture(**options, draw=adapter_picture, progress=progress)
     out(adapter.to_json() if as_json else "\n".join(map(escape, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
+    tell(f"Measure its behaviour: {_measure(options, adapter.folder)}")
     tell(f"Check it: {_check(options, adapter.folder)}")
 
 
 def _check(options: dict[str, Any], folder: Path) -> str:
     """The command that verifies the adapter against the same revisions, for a shell."""
-    words = ["deltarank", "verify", options["base"], options["finetune"], str(folder)]
+    return _command("verify", options, str(folder))
+
+
+def _measure(options: dict[str, Any], folder: Path) -> str:
+    """The command that measures its outputs and states them on its model card."""
+    return _command("outputs", options, "--adapter", str(folder), "--update-cards")
+
+
+def _command(name: str, options: dict[str, Any], *more: str) -> str:
+    words = ["deltarank", name, options["base"], options["finetune"], *more]
     for name, option in (("base_revision", "--base-revision"), ("revision", "--revision")):
         words += [option, options[name]] if options[name] else []
     return shlex.join(words)
@@ -137,6 +147,7 @@ def _lines(adapter: ExtractedAdapter) -> list[str]:
     ]
     return [
         f"The adapter {adapter.sentence}.",
+        *filter(None, [adapter.noise_sentence]),
         "",
         *format_table(list(zip(budget.percents, _budget_labels(adapter), strict=True)), align="><", minimum=(12,)),
         *format_table(kinds, align="><", minimum=(16,)),

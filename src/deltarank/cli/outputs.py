@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from deltarank.cli.options import (
     server_option,
 )
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
+from deltarank.cli.streams import say_written, sayer
+from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_OUTPUTS_RANKS, parse_ranks
 from deltarank.system import Default
 
@@ -74,6 +77,11 @@ from deltarank.system import Default
 )
 @device_option("Where models run")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with a checkpoint.")
+@click.option(
+    "--update-cards",
+    is_flag=True,
+    help="State what was measured on the model card of each --adapter that `extract` wrote, and in deltarank.json.",
+)
 @force_option
 @dry_run_option
 @no_report_option
@@ -88,6 +96,7 @@ def outputs(
     as_json: bool,
     no_report: bool,
     quiet: bool,
+    update_cards: bool,
     **options: Any,
 ) -> None:
     """Compare the predictions and texts of FINETUNE with those of candidates that may be served in its place.
@@ -105,6 +114,20 @@ def outputs(
     if dry_run:
         print_plan(deltarank.plan_outputs(**options, output=folder, force=force), as_json=as_json)
         return
+    cards = _adapters_with_cards(options["adapters"]) if update_cards else ()
     request = RunRequest(folder, force, as_json, quiet, no_report=no_report)
     note = " Loading the libraries that run models takes some seconds."
-    run(lambda **asked: deltarank.outputs(**asked), options, request, note=note)
+    results = run(lambda **asked: deltarank.outputs(**asked), options, request, note=note)
+    for folder in cards:
+        say_written([deltarank.update_card(folder, results).folder / "README.md"], sayer(quiet))
+
+
+def _adapters_with_cards(folders: Sequence[str]) -> list[Path]:
+    """Raises UsageError or ResultsError, before anything is measured, if one of them was not written by `extract`."""
+    if not folders:
+        raise UsageError(
+            "--update-cards needs an adapter.",
+            cure="Give the folder that `deltarank extract` wrote with --adapter.",
+            slug="no-adapter",
+        )
+    return [deltarank.ExtractedAdapter.load(Path(folder).expanduser()).folder for folder in folders]

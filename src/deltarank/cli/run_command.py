@@ -51,7 +51,7 @@ def print_plan(plan: Printable, *, as_json: bool) -> None:
     out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(escape, plan.lines())))
 
 
-def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRequest, *, note: str = "") -> None:
+def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRequest, *, note: str = "") -> Results:
     """Measures into the folder of the run, and writes the report. `note` is printed first.
 
     `measure` should look up the library's function only when it is called: that imports torch, and the first line
@@ -75,6 +75,7 @@ def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRe
             if results is not None:
                 print_results(results, request)
     say_written((request.output / "results.json", *written), tell)
+    return results
 
 
 def _has_current_report(folder: Path) -> bool:

@@ -6,6 +6,7 @@ No tensor, no torch. Also how numbers are written for people (`percent`, `figure
 
 from __future__ import annotations
 
+from deltarank.results.adapter_behaviour import AdapterBehaviour, kept_in_words
 from deltarank.results.base_choice import BaseChoice, BaseKind, CandidateBase
 from deltarank.results.blind import (
     Ballot,
@@ -117,6 +118,7 @@ __all__ = [
     "PREFERRED_RANK",
     "SERVABLE_RANKS",
     "TIED_EMBEDDING",
+    "AdapterBehaviour",
     "AttributionResult",
     "AuditRow",
     "Ballot",
@@ -197,6 +199,7 @@ __all__ = [
     "from_record",
     "headline_rank",
     "is_hub_url",
+    "kept_in_words",
     "listing",
     "measured_share",
     "noise_shares",

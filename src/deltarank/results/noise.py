@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from deltarank.results.formatting import percent
-from deltarank.results.matrix import MatrixResult, Outcome
+from deltarank.results.matrix import Loss, Outcome
 
 SMALLEST_ROUNDING = 0.05
 """A smaller share of a loss is not mentioned."""
@@ -42,7 +43,23 @@ class NoiseShares:
         return rounding, f"Of the energy above the noise edge, {kept} is kept."
 
 
-def noise_shares(matrices: Iterable[MatrixResult], rank: int) -> NoiseShares:
+class Measured(Protocol):
+    """A matrix as `MatrixResult` describes it."""
+
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def energy(self) -> float: ...
+    @property
+    def rounding_floor(self) -> float | None: ...
+    @property
+    def noise_edge(self) -> float | None: ...
+    @property
+    def signal_share(self) -> float | None: ...
+    def loss(self, rank: int) -> Loss: ...
+
+
+def noise_shares(matrices: Iterable[Measured], rank: int) -> NoiseShares:
     """Adds the energies of the measured matrices and divides once. Rank r has to be measured."""
     rows = [m for m in matrices if m.outcome is Outcome.MEASURED and m.energy > 0]
     lost = math.fsum(m.loss(rank).energy_lost * m.energy for m in rows)
@@ -52,7 +69,7 @@ def noise_shares(matrices: Iterable[MatrixResult], rank: int) -> NoiseShares:
     return NoiseShares(rounding / lost if lost > 0 else 0.0, _signal_kept(rows, rank), share)
 
 
-def _rounding_lost(matrix: MatrixResult, rank: int) -> float:
+def _rounding_lost(matrix: Measured, rank: int) -> float:
     """The least energy of the rounding errors in D - D_r, if their energy is that of the rounding floor.
 
     D - D_r = (I - P) D (I - Q) with projections of rank r. They remove at most 2 r s1^2 of the energy of the errors,
@@ -65,7 +82,7 @@ def _rounding_lost(matrix: MatrixResult, rank: int) -> float:
     return min(max(least, 0.0), matrix.loss(rank).energy_lost * matrix.energy)
 
 
-def _signal_kept(rows: Iterable[MatrixResult], rank: int) -> float | None:
+def _signal_kept(rows: Iterable[Measured], rank: int) -> float | None:
     kept = whole = 0.0
     for matrix in rows:
         if matrix.signal_share is None:

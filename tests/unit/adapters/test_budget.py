@@ -45,8 +45,8 @@ def test_the_sentence_states_where_the_change_went() -> None:
     budget = Budget.of([MatrixEnergies(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(get_server("vllm"), 64) == (
-        "keeps 71 % of the change; 22 % is truncated at rank 64; 7 % is in 3 tensors that vLLM cannot load "
-        "(norms) or loads only if included by name (lm_head); 1 tensor is not counted (added tokens)"
+        "keeps 71 % of the change in the weights; 22 % is truncated at rank 64; 7 % is in 3 tensors that vLLM "
+        "cannot load (norms) or loads only if included by name (lm_head); 1 tensor is not counted (added tokens)"
     )
 
 
@@ -54,7 +54,8 @@ def test_what_a_server_loads_if_included_is_not_called_impossible() -> None:
     budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [left("h", 1.0, "lm_head", ON_REQUEST)])
 
     assert budget.sentence(get_server("vllm"), 8) == (
-        "keeps 90 % of the change; 10 % is in 1 tensor that vLLM loads only if included by name (lm_head)"
+        "keeps 90 % of the change in the weights; 10 % is in 1 tensor that vLLM loads only if included by name "
+        "(lm_head)"
     )
 
 
@@ -62,7 +63,7 @@ def test_a_head_that_was_included_and_is_refused_is_not_asked_for_again() -> Non
     budget = Budget.of([MatrixEnergies(9.0, 0.0, 0.0)], [], [left("h", 1.0, "lm_head", "of this model type")])
 
     assert budget.sentence(get_server("vllm"), 8) == (
-        "keeps 90 % of the change; 10 % is in 1 tensor that vLLM cannot load (lm_head)"
+        "keeps 90 % of the change in the weights; 10 % is in 1 tensor that vLLM cannot load (lm_head)"
     )
 
 
@@ -71,8 +72,8 @@ def test_what_a_server_never_takes_is_named() -> None:
     budget = Budget.of([MatrixEnergies(93.0, 22.0, 22.0)], [], others)
 
     assert budget.sentence(get_server("portable"), 64) == (
-        "keeps 71 % of the change; 22 % is truncated at rank 64; 7 % is in 3 tensors that a portable adapter leaves "
-        "out (embeddings and norms)"
+        "keeps 71 % of the change in the weights; 22 % is truncated at rank 64; 7 % is in 3 tensors that a portable "
+        "adapter leaves out (embeddings and norms)"
     )
 
 

@@ -5,6 +5,7 @@ from deltarank.jobs.extract.job import ExtractJob
 from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
+from deltarank.jobs.extract.update_card import update_card
 
 __all__ = [
     "AdapterMatrix",
@@ -16,4 +17,5 @@ __all__ = [
     "extract",
     "extract_with_picture",
     "plan_extraction",
+    "update_card",
 ]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltarank.adapters import write_factors
+from deltarank.adapters import is_adapted, write_factors
 from deltarank.jobs.extract.layout import Target
 from deltarank.jobs.extract.result import AdapterMatrix
 from deltarank.results import Loss, Outcome
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, as_output_error, failure_outcome
-from deltarank.spectra import Factors, Sums, Workspace, factorise, residual_energy
+from deltarank.spectra import Factors, RoundingNoise, Sums, Workspace, factorise, residual_energy
 
 
 class MatrixFactoriser:
@@ -50,12 +52,13 @@ class MatrixFactoriser:
         """
         target = self._targets[step.pair.name]
         try:
-            delta, sums = self._reader.read(step.pair)
-            return self._factored(target, delta, sums)
+            noise = None if is_adapted(step.pair) else RoundingNoise()
+            delta, sums = self._reader.read(step.pair, noise)
+            return self._factored(target, delta, sums, noise)
         except TENSOR_FAILURES as error:
             return _without_factors(target, *failure_outcome(error))
 
-    def _factored(self, target: Target, delta: Tensor, sums: Sums) -> AdapterMatrix:
+    def _factored(self, target: Target, delta: Tensor, sums: Sums, noise: RoundingNoise | None) -> AdapterMatrix:
         if not sums.is_finite:
             return _without_factors(target, Outcome.NOT_FINITE, Outcome.NOT_FINITE.sentence)
         result = replace(_without_factors(target, Outcome.IDENTICAL), energy=sums.energy, base_energy=sums.base_energy)
@@ -71,10 +74,22 @@ class MatrixFactoriser:
             write_factors(path, a, b)
         return replace(
             result,
+            **_noise_figures(target, factors, sums, noise),
             outcome=Outcome.MEASURED,
             losses=(_loss(target, factors.lost, sums.energy),),
             written=_loss(target, lost, sums.energy),
         )
+
+
+def _noise_figures(target: Target, factors: Factors, sums: Sums, noise: RoundingNoise | None) -> dict[str, Any]:
+    """Of stored weights; of an adapter there is no rounding. The share above the edge is known if a value is below."""
+    if noise is None:
+        return {}
+    edge = noise.edge(format_energy=target.pair.finetune.rounding_error**2 * sums.base_energy)
+    above = [value for value in factors.values if value > edge]
+    is_known = len(above) < len(factors.values) or len(factors.values) == min(target.pair.shape)
+    share = min(math.fsum(value * value for value in above) / sums.energy, 1.0) if is_known else None
+    return {"rounding_floor": sums.rounding_floor, "noise_edge": edge, "signal_share": share}
 
 
 def _without_factors(target: Target, outcome: Outcome, reason: str | None = None) -> AdapterMatrix:

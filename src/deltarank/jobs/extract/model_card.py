@@ -10,6 +10,9 @@ from deltarank.results import Reference, count, percent, size
 from deltarank.servers import PEFT, get_server
 from deltarank.tensor_names import kind_in_words
 
+FIRST_LINE, LAST_LINE = "<!-- deltarank: results -->", "<!-- deltarank: end of results -->"
+"""The marks around what `outputs` replaces."""
+
 _BAR = 40
 _MOST_NAMES = 60
 
@@ -44,8 +47,36 @@ def _heading(adapter: ExtractedAdapter) -> Iterator[str]:
     yield ""
     yield (
         f"A LoRA adapter, extracted from the difference between the finetune {_code(adapter.finetune.ref)} and its "
-        f"base {_code(adapter.base.ref)}. It {adapter.sentence}."
+        f"base {_code(adapter.base.ref)}."
     )
+    yield ""
+    yield from results_section(adapter)
+
+
+def results_section(adapter: ExtractedAdapter) -> Iterator[str]:
+    """What the adapter keeps, between the marks that `update_card` looks for: behaviour first if it was measured."""
+    noise = f" {adapter.noise_sentence}" if adapter.noise_sentence else ""
+    weights = f"It {_plain(adapter.sentence)}.{noise}"
+    yield FIRST_LINE
+    if adapter.behaviour is None:
+        yield weights
+        yield ""
+        refs = f"{adapter.base.ref} {adapter.finetune.ref}"
+        command = _code(f"deltarank outputs {refs} --adapter this-folder --update-cards")
+        yield f"These figures are about the weights. What they mean for the text was not measured: use {command}."
+    else:
+        measured = adapter.behaviour
+        applied = f", applied as {get_server(measured.server).title} does" if measured.server else ""
+        yield f"**It {_plain(measured.sentence)}.**"
+        yield ""
+        yield (
+            f"That is the mean KL divergence of the next-token distributions over {count(measured.tokens, 'token')} in "
+            f"{count(measured.documents, 'document')}{applied}. Behaviour kept is 100 % for the finetune and 0 % for "
+            "the base."
+        )
+        yield ""
+        yield f"In the weights: {weights[0].lower()}{weights[1:]}"
+    yield LAST_LINE
 
 
 def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:

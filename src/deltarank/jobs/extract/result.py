@@ -10,7 +10,21 @@ from pathlib import Path
 from typing import Any, Self
 
 from deltarank.adapters import METADATA_FILE, Budget
-from deltarank.results import Count, Energy, Loss, Outcome, Rank, Reference, StoredResult, to_plain
+from deltarank.results import (
+    AdapterBehaviour,
+    Count,
+    Energy,
+    Loss,
+    Norm,
+    Outcome,
+    Rank,
+    Reference,
+    Share,
+    StoredResult,
+    noise_shares,
+    percent,
+    to_plain,
+)
 from deltarank.servers import get_server, server_names
 from deltarank.system import user_path
 
@@ -30,6 +44,9 @@ class AdapterMatrix:
     losses       the loss of the best approximation of that rank, as `compare` reports it: one entry, or none
     written      the loss of the factors as written, rounding included; None if there are none
     reason       why there are no factors
+    rounding_floor, noise_edge, signal_share
+                 as `compare` reports them; None if they are not known. The share is not known if all singular values
+                 that were computed are above the noise edge
     """
 
     name: str
@@ -44,6 +61,13 @@ class AdapterMatrix:
     losses: tuple[Loss, ...] = ()
     written: Loss | None = None
     reason: str | None = None
+    rounding_floor: Norm | None = None
+    noise_edge: float | None = None
+    signal_share: Share | None = None
+
+    def loss(self, rank: int) -> Loss:
+        """Of the best approximation of this matrix's rank in the adapter, which may be lower than the adapter's."""
+        return self.losses[0]
 
 
 @dataclass(frozen=True)
@@ -96,6 +120,7 @@ class ExtractedAdapter(StoredResult):
     settings    the options, versions, duration and, if there was one, the command line
     identity    equal for two extractions only if their inputs and options are equal
     load_check  whether PEFT loads it
+    behaviour   what `outputs` measured of it; None before `update_card`
     """
 
     description = "what `deltarank extract` writes about an adapter"
@@ -116,12 +141,25 @@ class ExtractedAdapter(StoredResult):
     created: str
     identity: str
     load_check: LoadCheck = LoadCheck(checked=False, reason="an earlier version of deltarank wrote it")
+    behaviour: AdapterBehaviour | None = None
     folder: Path = Path()
 
     @property
     def sentence(self) -> str:
-        """The budget as a sentence: "keeps 71 % of the change; ..."."""
+        """The budget as a sentence: "keeps 71 % of the change in the weights; ..."."""
         return self.budget.sentence(get_server(self.server), self.rank)
+
+    @property
+    def noise_sentence(self) -> str:
+        """How much of what is truncated is storage rounding; "" where that is little, or little is truncated."""
+        shares = noise_shares([m for m in self.matrices if m.losses], self.rank)
+        if not shares.sentences:
+            return ""
+        rounding = f"About {percent(shares.rounding_lost)} of what is truncated is storage rounding"
+        if shares.signal_kept is None:
+            return f"{rounding}."
+        kept = "all" if shares.signal_kept == 1 else percent(shares.signal_kept)
+        return f"{rounding}: of the energy above the noise edge in the extracted matrices, {kept} is kept."
 
     @property
     def modules(self) -> list[tuple[str, int, float]]:
@@ -159,6 +197,7 @@ class ExtractedAdapter(StoredResult):
             "notes": list(self.notes),
             "identity": self.identity,
             "load_check": to_plain(self.load_check),
+            "behaviour": to_plain(self.behaviour),
         }
 
     @classmethod

@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-from deltarank.results import CandidateKind, CandidateResult, Interval, TwoSampleTest, figure, percent
-
-
-def kept_words(kept: Interval | None) -> str:
-    """ "keeps 89 % of the finetune's behaviour (95 % interval 87 to 91 %)"."""
-    if kept is None:
-        return ""
-    if kept.value < 0:
-        return "is farther from the finetune than the base"
-    ends = [percent(end) for end in (kept.low, kept.high) if end is not None]
-    is_informative = len(ends) == 2 and not all(
-        end.startswith("over") for end in ends
-    )  # not "over 99.9 to over 99.9 %"
-    interval = f" (95 % interval {ends[0].removesuffix(' %')} to {ends[1]})" if is_informative else ""
-    return f"keeps {percent(kept.value)} of the finetune's behaviour{interval}"
+from deltarank.results import CandidateKind, CandidateResult, TwoSampleTest, figure, percent
 
 
 def nats(kld: float) -> str:

@@ -10,7 +10,6 @@ from deltarank.jobs.outputs.phrases import (
     accuracy_words,
     candidate_name,
     interval_words,
-    kept_words,
     nats,
     on_one_line,
     rounded_tokens,
@@ -25,6 +24,7 @@ from deltarank.results import (
     Writing,
     count,
     figure,
+    kept_in_words,
     listing,
     percent,
 )
@@ -108,7 +108,7 @@ class _TextVerdict:
             yield f"{name} is indistinguishable from the finetune {self.on_text}: the controls differ as much."
             return
         is_base = self.subject.kind is CandidateKind.BASE
-        kept, yardsticks = ("", "") if is_base else (kept_words(logits.kept), self._beside_yardsticks())
+        kept, yardsticks = ("", "") if is_base else (kept_in_words(logits.kept), self._beside_yardsticks())
         if yardsticks:
             yield f"{name} {yardsticks}{f', and {kept}' if kept else ''}."
         elif kept:
@@ -162,7 +162,7 @@ class _TextVerdict:
 
     def _divergence_and_kept(self, candidate: CandidateResult, *, starts_sentence: bool = True) -> str:
         logits = self.logits[candidate.name]
-        kept = f" and {words}" if (words := kept_words(logits.kept)) else ""
+        kept = f" and {words}" if (words := kept_in_words(logits.kept)) else ""
         name = candidate_name(candidate, starts_sentence=starts_sentence)
         return f"{name} diverges from the finetune by {nats(logits.kld.mean)}{kept}"
 
