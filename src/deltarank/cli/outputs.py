@@ -119,7 +119,7 @@ def outputs(
     note = " Loading the libraries that run models takes some seconds."
     results = run(lambda **asked: deltarank.outputs(**asked), options, request, note=note)
     for folder in cards:
-        say_written([deltarank.update_card(folder, results).folder / "README.md"], sayer(quiet))
+        say_written((deltarank.update_card(folder, results).folder / "README.md",), sayer(quiet))
 
 
 def _adapters_with_cards(folders: Sequence[str]) -> list[Path]:

@@ -67,8 +67,9 @@ def _behaviour(adapter: ExtractedAdapter, results: Results) -> AdapterBehaviour 
 def _is_of(adapter: ExtractedAdapter, identity: object) -> bool:
     """Whether a run compares the checkpoints that the adapter was extracted from."""
     fingerprints = adapter.settings.get("fingerprints")
-    is_known = isinstance(identity, dict) and isinstance(fingerprints, dict) and bool(fingerprints)
-    return is_known and fingerprints.items() <= identity.items()
+    if not isinstance(identity, dict) or not isinstance(fingerprints, dict):
+        return False
+    return bool(fingerprints) and fingerprints.items() <= identity.items()
 
 
 def _new_card(adapter: ExtractedAdapter, card: Path) -> str:
