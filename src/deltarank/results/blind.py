@@ -59,6 +59,10 @@ Confidence = Annotated[int, Meta(ge=1, le=3)]
 """1: a guess, 2: probably, 3: surely."""
 
 
+VoterId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""128 random bits."""
+
+
 @dataclass(frozen=True)
 class KeyPair:
     """A pair of texts on the page.
@@ -145,7 +149,7 @@ class BlindVotes(StoredResult):
 
     test: str
     key_sha256: str
-    voter: str
+    voter: VoterId
     name: str
     started: str
     votes: tuple[Vote, ...]

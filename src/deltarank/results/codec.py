@@ -6,6 +6,7 @@ when it is read, and the message names the field.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
@@ -98,6 +99,8 @@ class StoredResult:
 
     @classmethod
     def _parse(cls, text: str | bytes, start_of_message: str) -> Self:
+        if isinstance(text, bytes):
+            text = text.removeprefix(codecs.BOM_UTF8)  # Windows' editors write one
         try:
             cls._check_format(text)
             return cls._decoded(text)

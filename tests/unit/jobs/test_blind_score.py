@@ -193,6 +193,14 @@ def test_a_thousand_votes(tmp_path):
 # ---- what does not belong together ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rewritten", [lambda raw: b"\xef\xbb\xbf" + raw, lambda raw: raw.replace(b"\n", b"\r\n")])
+def test_votes_that_an_editor_of_windows_saved_are_read(folder, rewritten):
+    path = export(folder, right, name="Zoë")
+    path.write_bytes(rewritten(path.read_bytes()))
+
+    assert deltarank.score_blind_test(folder, [path]).voters[0].told.right == 24
+
+
 def test_an_edited_vote_is_refused_by_name(folder):
     path = export(folder, always_a)
     path.write_text(path.read_text().replace('"choice": "a"', '"choice": "b"', 1))
@@ -227,6 +235,7 @@ def test_votes_that_the_page_cannot_give_are_refused(folder, change):
         lambda content: content["votes"][0].update(choice="c"),
         lambda content: content["votes"][0].update(a=3),
         lambda content: content.pop("voter"),
+        lambda content: content.update(voter="Ada", votes=[]),
     ],
 )
 def test_what_is_no_file_of_votes_is_refused(folder, change):

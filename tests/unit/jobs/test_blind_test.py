@@ -139,6 +139,11 @@ def test_the_hash_on_the_page_opens_with_the_key(files, tmp_path):
         "We at OpenAI",
         "llama is my name",
         "I was created by them",
+        "I am Qwen2.5,",
+        "GPT4o here:",
+        "我是Qwen，",
+        "我是通义千问，",
+        "Je suis un modèle de langage.",
     ],
 )
 def test_answers_that_name_a_model_are_left_out(files, tmp_path, giveaway):
@@ -159,7 +164,8 @@ def test_the_names_of_the_files_give_an_answer_away_but_a_common_word_does_not(t
         a.write_text("\n".join(map(json.dumps, lines)))
         return make({"a": a, "b": write_answers(tmp_path / "b.jsonl", seed=2)}, tmp_path / f"of {name}")
 
-    assert "Left out: 1 answer that may name a model." in made("Bigger-Body-12b").notes
+    for name in ("Bigger-Body-12b", "Bigger-Body", "bigger_body-v2-instruct"):
+        assert "Left out: 1 answer that may name a model." in made(name).notes
     assert not any("name a model" in note for note in made("harbour").notes)
 
 
@@ -183,6 +189,35 @@ def test_hostile_texts_are_shown_as_plain_text_without_invisible_characters(file
         for text in (pair["prompt"], *pair["texts"]):
             assert text.startswith("</script><img src=x onerror=alert(1)>gnirts[31m")
             assert all(c.isprintable() or c == "\n" for c in text)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("👨\u200d👩\u200d👧 ❤\ufe0f", "👨\u200d👩\u200d👧 ❤\ufe0f"),
+        ("wa\u200bter\u200dmark\u200c \u200d", "watermark"),
+        ("Z" + "\u0301" * 300 + "algo", "Z" + "\u0301" * 6 + "algo"),
+    ],
+)
+def test_joiners_and_marks_are_kept_where_scripts_need_them(tmp_path, written, shown):
+    files = {name: write_answers(tmp_path / f"{name}.jsonl", seed=i) for i, name in enumerate("ab")}
+    for path in files.values():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [{**line, "answer": f"{written} {line['answer']}"} for line in lines]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    make(files, tmp_path / "test")
+
+    assert all(text.startswith(f"{shown} ") for pair in dealt(tmp_path / "test") for text in pair["texts"])
+
+
+def test_a_request_that_is_too_long_is_cut_and_shown_so(tmp_path):
+    files = {name: write_answers(tmp_path / f"{name}.jsonl", seed=i) for i, name in enumerate("ab")}
+    for path in files.values():
+        path.write_text(path.read_text().replace('"Prompt', '"' + "word " * 3000))
+    make(files, tmp_path / "test")
+
+    assert all(pair["prompt"].endswith(" …") and len(pair["prompt"]) < 8100 for pair in dealt(tmp_path / "test"))
 
 
 def test_the_page_has_no_names_and_no_text_in_plain_sight(files, tmp_path):
@@ -247,6 +282,36 @@ def test_equal_answers_are_no_pair(tmp_path):
         make(files, tmp_path / "test")
 
 
+def test_an_answer_that_both_models_gave_is_in_no_pair(files, tmp_path):
+    """It would come twice, once as each model's, and one pair would tell about the other."""
+    lines = {name: [json.loads(line) for line in files[name].read_text().splitlines()] for name in "ab"}
+    for one, other in zip(lines["a"][::2], lines["b"][::2], strict=True):
+        other["answer"] = one["answer"][:90] + " and so on."
+    files["b"].write_text("\n".join(map(json.dumps, lines["b"])))
+    test = make(files, tmp_path / "test", characters=90)
+    shown = {text[:60] for pair in dealt(tmp_path / "test") for text in (*pair["texts"], pair["x"] or "")}
+
+    assert not shown & {line["answer"][:60] for line in lines["a"][::2]}
+    assert "Left out: 96 answers that were given more than once." in test.notes
+
+
+def test_two_models_in_one_file_are_refused(files, tmp_path):
+    with refused("blind-few-answers", JobError, match="96|192 answers that were given more than once"):
+        make({"a": files["a"], "b": files["a"]}, tmp_path / "test")
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    files = {}
+    for i, (name, folder) in enumerate({"a": "Bigger-Body", "b": "host"}.items()):
+        (tmp_path / folder).mkdir()
+        files[name] = write_answers(tmp_path / folder / "answers.jsonl", seed=i)
+    files["b"].write_text(files["b"].read_text().replace("light", "bigger body", 1))
+    test = make(files, tmp_path / "test")
+
+    assert list(test.key.models.values()) == ["Bigger-Body/answers", "host/answers"]
+    assert "Left out: 1 answer that may name a model." in test.notes
+
+
 def test_fewer_pairs_than_asked_for_are_noted(tmp_path):
     files = {
         name: write_answers(tmp_path / f"{name}.jsonl", prompts=5, answers=2, seed=i) for i, name in enumerate("ab")
@@ -254,6 +319,9 @@ def test_fewer_pairs_than_asked_for_are_noted(tmp_path):
     test = make(files, tmp_path / "test", pairs=9, preferences=0)
 
     assert 'Of 9 pairs for "who wrote X", 5 could be made: there are not enough answers.' in test.notes
+    assert "More pairs need more answers in the files." in test.notes
+    assert 'times "who wrote X: A or B?": 5 pairs of the two models.' in " ".join(test.lines())
+    assert "Too few pairs: to detect even somebody who is always right takes about 7, and there are 5." in test.lines()
     assert any("anybody should tell apart" in note for note in test.notes)
     assert any("one model twice" in note for note in test.notes)
 
@@ -277,9 +345,47 @@ def test_the_sampler_is_printed(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "stated",
+    [
+        [{"top_p": 0.9, "seed": 1}, {"seed": 1, "top_p": 0.9}],
+        ["top-p 0.9", "  top-p\n0.9 "],
+    ],
+)
+def test_the_same_settings_may_be_written_in_two_ways(tmp_path, stated):
+    files = {name: write_answers(tmp_path / f"{name}.jsonl", seed=i) for i, name in enumerate("ab")}
+    for path, sampler in zip(files.values(), stated, strict=True):
+        lines = [{**json.loads(line), "sampler": sampler} for line in path.read_text().splitlines()]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    assert "0.9" in (make(files, tmp_path / "test").key.sampler or "")
+
+
+@pytest.mark.parametrize("missing", [{}, {"sampler": None}, {"sampler": " "}])
+def test_settings_that_one_answer_does_not_state_are_unknown(tmp_path, missing):
+    a = write_answers(tmp_path / "a.jsonl", sampler="temperature 1")
+    b = write_answers(tmp_path / "b.jsonl", seed=1, **missing)
+    test = make({"a": a, "b": b}, tmp_path / "test")
+
+    assert test.key.sampler is None
+    assert "How the texts were sampled is not known to this page." in test.page.read_text(encoding="utf-8")
+
+
+def test_settings_that_name_a_model_are_not_on_the_page(tmp_path):
+    settings = "temperature 1, Bigger Body at host 3"
+    files = {
+        name: write_answers(tmp_path / f"{stem}.jsonl", seed=i, sampler=settings)
+        for i, (name, stem) in enumerate({"a": "Bigger-Body-12b", "b": "served"}.items())
+    }
+    test = make(files, tmp_path / "test")
+
+    assert "The sampling settings are not on the page, because they may name a model." in test.notes
+    assert "Bigger" not in test.page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
     ("line", "slug"),
     [
         ('{"prompt": "a"}', "blind-answers-unreadable"),
+        ('{"prompt": "\\u200b", "answer": "b"}', "blind-answers-unreadable"),
         ('{"prompt": "a", "answer": 3}', "blind-answers-unreadable"),
         ("", "blind-answers-unreadable"),
         ("[1]", "text-unreadable"),

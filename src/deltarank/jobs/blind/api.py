@@ -9,15 +9,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deltarank.errors import OutputError, UsageError
+from deltarank.errors import JobError, OutputError, UsageError
 from deltarank.jobs.blind.blind_test import BlindTest
 from deltarank.jobs.blind.make import make_ballot, make_key
 from deltarank.jobs.blind.options import BlindOptions
 from deltarank.jobs.blind.score import score_votes
-from deltarank.jobs.blind.sources import TextSource, source_of_files, source_of_run
+from deltarank.jobs.blind.sources import TextSource, is_run_of_test, source_of_files, source_of_run
 from deltarank.jobs.blind.votes import read_key, read_votes
 from deltarank.report import vote_page
-from deltarank.results import BlindKey, BlindScore, Results
+from deltarank.results import BlindKey, BlindScore, Results, Role
 from deltarank.system import Default, user_path, write_bytes_atomically
 
 KEY, PAGE = "key.json", "vote.html"
@@ -127,15 +127,31 @@ def _source(
 
 
 def _run_folder(key: Path, opened: BlindKey, run: Path_ | None) -> Path | None:
-    """Raises ResultsError if `run` is given and is none."""
+    """Raises ResultsError if `run` is given and is none, and JobError if the test was made from another one."""
     if run is not None:
         path = user_path(run)
-        Results.load(path)
+        if not is_run_of_test(Results.load(path), opened):
+            raise _other_run(path, opened)
         return path if path.is_dir() else path.parent
     if opened.run is None:
         return None
     folder = Path(os.path.normpath((key if key.is_dir() else key.parent) / opened.run))
-    return folder if (folder / "results.json").is_file() else None
+    found = (folder / "results.json").is_file() and is_run_of_test(Results.load(folder), opened)
+    return folder if found else None
+
+
+def _other_run(path: Path, opened: BlindKey) -> JobError:
+    candidate = opened.models[Role.CANDIDATE]
+    return JobError(
+        f"The test was not made from {path}: "
+        + (
+            "it was made from files of answers."
+            if opened.run is None
+            else f"this run has other figures of {candidate!a}, or none."
+        ),
+        cure="Leave out --run to print the score only, or give the run that the test was made from.",
+        slug="blind-other-run",
+    )
 
 
 def _check_free(folder: Path) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deltarank.divergence import votes_needed
-from deltarank.jobs.blind.power import HOPELESS, best_possible, found_share, tokens_for
+from deltarank.jobs.blind.power import (
+    HOPELESS,
+    abx_accuracy,
+    best_possible,
+    found_share,
+    preference_share,
+    tokens_for,
+)
 from deltarank.jobs.blind.sentences import NEARLY_CERTAIN
 from deltarank.results import (
     BestPossible,
@@ -74,12 +81,13 @@ class BlindTest(ShownAsLines):
         models, count_of = self.key.models, self.key.count
         yield f"Blind test of {models[Role.CANDIDATE]} against {models[Role.REFERENCE]}."
         if tests := count_of(Question.ABX):
-            same, sure = count_of(Question.ABX, PairKind.SAME_MODEL), count_of(Question.ABX, PairKind.SURE)
-            yield (
-                f'{tests + same + sure} times "who wrote X: A or B?": {count(tests, "pair")} of the two models, '
-                f"{same} of one model twice, which nobody can know, and {sure} of {models[Role.REFERENCE]} and "
-                f"{models.get(Role.BASE, 'a base')}, which anybody should tell apart."
-            )
+            pairs = [f"{count(tests, 'pair')} of the two models"]
+            if same := count_of(Question.ABX, PairKind.SAME_MODEL):
+                pairs.append(f"{same} of one model twice, which nobody can know")
+            if sure := count_of(Question.ABX, PairKind.SURE):
+                known = f"{models[Role.REFERENCE]} and {models[Role.BASE]}"
+                pairs.append(f"{sure} of {known}, which anybody should tell apart")
+            yield f'{tests + same + sure} times "who wrote X: A or B?": {", and ".join(_two(pairs))}.'
         if preferences := count_of(Question.PREFERENCE):
             yield f'{preferences} times "which do you like better?": {count(preferences, "pair")} of the two models.'
         length = sum(pair.characters for pair in self.key.pairs) / len(self.key.pairs)
@@ -93,10 +101,18 @@ class BlindTest(ShownAsLines):
             f"of one person (with a probability of 80 %), and to find a preference of {percent(SOUGHT)} about "
             f"{votes_needed(SOUGHT, two_sided=True)}."
         )
-        share = found_share(self.key.count(Question.ABX)) if self.key.count(Question.ABX) else None
+        if pairs := self.key.count(Question.ABX):
+            yield from self._found(pairs)
+        yield from self._limit()
+
+    def _found(self, pairs: int) -> Iterator[str]:
+        """Who can be found with so many pairs: perhaps nobody, perhaps only who is better than a perfect judge."""
+        share, at_best = found_share(pairs), self.best.abx if self.best and self.best.abx else 1 - 1e-9
         if share is not None:
             yield f"The test can detect a person only if that person is right in about {percent(share)} of pairs."
-        yield from self._limit()
+        if (share is None or share > at_best) and (needed := votes_needed(at_best)):
+            who = "somebody who is always right" if at_best > NEARLY_CERTAIN else "a perfect judge"
+            yield f"Too few pairs: to detect even {who} takes about {needed:,}, and there are {pairs:,}."
 
     def _limit(self) -> Iterator[str]:
         if self.best is None:
@@ -108,20 +124,28 @@ class BlindTest(ShownAsLines):
         yield f"A judge who knows both models perfectly {', and '.join(_limits(self.best))}."
 
     def _hopeless(self) -> Iterator[str]:
-        if self.best is None or self.best.abx is None or self.best.abx >= HOPELESS:
+        bounds = [each for each in (self.best.abx, self.best.preference) if each is not None] if self.best else []
+        if self.best is None or not bounds or min(bounds) >= HOPELESS:
             return
         assert self.key.kld is not None
-        enough = tokens_for(self.key.kld)
+        enough = tokens_for(self.key.kld, preference_share if self.best.abx is None else abx_accuracy)
         cure = (
             f"Use longer replies: about {enough:,} tokens for {percent(HOPELESS)} (`deltarank outputs --max-tokens`, "
             "and --characters here)."
             if enough is not None
             else "The two models predict the same: no length is enough."
         )
+        what = "This test" if max(bounds) < HOPELESS else 'The question "who wrote X"'
+        can = "favour one model" if self.best.abx is None else "be right"
         yield (
-            f"This test cannot show anything: at {self.best.tokens:.0f} tokens, nobody can be right in more than "
-            f"{percent(self.best.abx)} of pairs. {cure}"
+            f"{what} cannot show anything: at {self.best.tokens:.0f} tokens, nobody can {can} in more than "
+            f"{percent(min(bounds))} of pairs. {cure}"
         )
+
+
+def _two(items: Sequence[str]) -> list[str]:
+    """All but the last in one text, and the last."""
+    return [", ".join(items[:-1]), items[-1]] if len(items) > 1 else list(items)
 
 
 def _limits(best: BestPossible) -> Iterator[str]:

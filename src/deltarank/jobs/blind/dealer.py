@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from deltarank.jobs.blind.names import named_models, names_a_model
 from deltarank.jobs.blind.options import SHORTEST_TEXT, BlindOptions
 from deltarank.jobs.blind.sources import PromptAnswers, TextSource
-from deltarank.jobs.blind.texts import clean, cut_alike, named_models, names_a_model
+from deltarank.jobs.blind.texts import clean, cut_alike
 from deltarank.results import PairKind, Question, Role
 
 
@@ -37,6 +38,18 @@ class _Hand:
     texts: int
 
 
+_SPARE = None
+"""Whose answers are spare: those of the reference that share random numbers with other models'."""
+
+_COMPARED = (Role.REFERENCE, Role.CANDIDATE)
+_RIVALS: Mapping[Role | None, Collection[Role]] = {
+    Role.REFERENCE: [Role.CANDIDATE],
+    Role.CANDIDATE: [Role.REFERENCE],
+    Role.BASE: _COMPARED,
+    _SPARE: tuple(Role),
+}
+"""Whose answers are not used if these gave them, too. The two models that are compared are treated alike."""
+
 _TEST = _Hand(Question.ABX, PairKind.TEST, (Role.REFERENCE, Role.CANDIDATE), each=2, texts=4)
 _SURE = _Hand(Question.ABX, PairKind.SURE, (Role.REFERENCE, Role.BASE), each=2, texts=4)
 _SAME = _Hand(Question.ABX, PairKind.SAME_MODEL, (Role.REFERENCE, Role.REFERENCE), each=2, texts=3)
@@ -46,14 +59,15 @@ _PREFERENCE = _Hand(Question.PREFERENCE, PairKind.TEST, (Role.REFERENCE, Role.CA
 class Dealer:
     """Deals pairs from the answers of a source, at random.
 
-    `left_out` counts the answers that name a model, `too_short` those that say too little.
+    `left_out` counts the answers that name a model, `too_short` those that say too little, `shared` those of the two
+    models that were given more than once.
     """
 
     def __init__(self, source: TextSource, options: BlindOptions, random_numbers: random.Random) -> None:
         self._random = random_numbers
         self._most = options.characters
         self._names = named_models([*source.models.values(), *source.secrets])
-        self.left_out = self.too_short = 0
+        self.left_out = self.too_short = self.shared = 0
         self._prompts = [_Stock(each, self) for each in source.prompts]
 
     def deal(self, options: BlindOptions) -> list[DealtPair]:
@@ -66,15 +80,26 @@ class Dealer:
         self._random.shuffle(pairs)
         return pairs
 
-    def usable(self, texts: Sequence[str]) -> list[str]:
-        """Clean texts without those that name a model or are too short, in random order, each once."""
-        cleaned = [clean(text) for text in texts]
-        unnamed = [text for text in cleaned if not names_a_model(text, self._names)]
-        kept = list(dict.fromkeys(text for text in unnamed if len(text) > SHORTEST_TEXT))
+    def usable(self, texts: Sequence[str]) -> list[_Text]:
+        """Clean texts without those that name a model or are too short."""
+        cleaned = [_Text(clean(text), i) for i, text in enumerate(texts)]
+        unnamed = [each for each in cleaned if not names_a_model(each.text, self._names)]
+        kept = [each for each in unnamed if len(each.text) > SHORTEST_TEXT]
         self.left_out += len(cleaned) - len(unnamed)
-        self.too_short += sum(len(text) <= SHORTEST_TEXT for text in unnamed)
-        self._random.shuffle(kept)
+        self.too_short += len(unnamed) - len(kept)
         return kept
+
+    def may_be_shown(self, text: str) -> bool:
+        return not names_a_model(clean(text), self._names)
+
+    def shuffled(self, texts: Sequence[_Text], others: Iterable[_Text]) -> list[_Text]:
+        """In random order, each beginning once, without those that `others` have: what is shown must not come again."""
+        taken = {self._beginning(each) for each in others}
+        own = {self._beginning(each): each for each in texts if self._beginning(each) not in taken}
+        return self._random.sample(list(own.values()), len(own))
+
+    def _beginning(self, each: _Text) -> str:
+        return each.text[: self._most]
 
     def _deal_one(self, hand: _Hand) -> Iterator[DealtPair]:
         """From the prompt that was used least; those that still have a whole test pair are kept for one."""
@@ -107,18 +132,32 @@ class Dealer:
         )
 
 
+@dataclass(frozen=True)
+class _Text:
+    """A clean answer. The candidate's, the base's and the spare ones of one index may share random numbers."""
+
+    text: str
+    index: int
+
+
 class _Stock:
     """The answers to one prompt that have not been dealt yet."""
 
     def __init__(self, answers: PromptAnswers, dealer: Dealer) -> None:
         self.prompt = clean(answers.prompt)
         self.used = 0
-        self._left = {role: dealer.usable(texts) for role, texts in answers.answers.items()}
-        self._spare = dealer.usable(answers.spare)
+        usable = {role: dealer.usable(texts) for role, texts in answers.answers.items()} | {
+            _SPARE: dealer.usable(answers.spare)
+        }
+        self._left = {
+            whose: dealer.shuffled(texts, [text for other in _RIVALS[whose] for text in usable.get(other, ())])
+            for whose, texts in usable.items()
+        }
+        dealer.shared += sum(len(usable[role]) - len(self._left[role]) for role in _COMPARED)
 
     def has(self, hand: _Hand) -> bool:
         if hand is _SAME:
-            return len(self._spare) + len(self._left[Role.REFERENCE]) >= hand.texts
+            return sum(len(self._left[whose]) for whose in (_SPARE, Role.REFERENCE)) >= hand.texts
         return all(len(self._left.get(role, ())) >= hand.each for role in hand.roles)
 
     def take(self, hand: _Hand) -> list[list[str]]:
@@ -128,10 +167,17 @@ class _Stock:
         model twice, they are the same text.
         """
         if hand is _SAME:
-            source = [self._spare, self._left[Role.REFERENCE]]
-            one, two, x = (next(texts for texts in source if texts).pop() for _ in range(hand.texts))
+            one, two, x = (self._pop(_SPARE if self._left[_SPARE] else Role.REFERENCE) for _ in range(hand.texts))
             return [[one, x], [two, x]]
-        return [[self._left[role].pop() for _ in range(hand.each)] for role in hand.roles]
+        return [[self._pop(role) for _ in range(hand.each)] for role in hand.roles]
+
+    def _pop(self, whose: Role | None) -> str:
+        """A text. Those that may begin as it does, because they share its random numbers, are not dealt any more."""
+        taken = self._left[whose].pop()
+        if whose is not Role.REFERENCE:
+            for other in self._left.keys() - {whose, Role.REFERENCE}:
+                self._left[other] = [each for each in self._left[other] if each.index != taken.index]
+        return taken.text
 
 
 def _turns(wanted: dict[_Hand, int]) -> list[_Hand]:

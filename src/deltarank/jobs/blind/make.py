@@ -14,13 +14,14 @@ from deltarank.errors import JobError
 from deltarank.jobs.blind.dealer import Dealer, DealtPair
 from deltarank.jobs.blind.options import BlindOptions
 from deltarank.jobs.blind.sources import TextSource
-from deltarank.results import Ballot, BallotPair, BlindKey, KeyPair, PairKind, Question, Role, count
+from deltarank.results import Ballot, BallotPair, BlindKey, KeyPair, PairKind, Question, Role, count, listing, shorten
 from deltarank.system import tool_version
 
 _CHARACTERS_PER_MINUTE = 1400
 """How fast people read: 238 words a minute (Brysbaert 2019)."""
 
 _SECONDS_PER_ANSWER = 8
+_LONGEST_SAMPLER = 200
 _ID_BITS, _TEST_BITS, _SECRET_BITS = 32, 64, 256
 
 
@@ -40,13 +41,14 @@ def make_key(
     dealer = Dealer(source, options, numbers)
     dealt = dealer.deal(options)
     _check_enough(dealt, options, dealer)
+    sampler = source.sampler if dealer.may_be_shown(source.sampler or "") else None
     pairs = [(f"{numbers.getrandbits(_ID_BITS):08x}", pair) for pair in dealt]
     key = BlindKey(
         test=f"{numbers.getrandbits(_TEST_BITS):016x}",
         models=source.models,
         pairs=tuple(_key_pair(name, pair, source) for name, pair in pairs),
         people=options.people,
-        sampler=source.sampler,
+        sampler=sampler and shorten(sampler, most=_LONGEST_SAMPLER),
         kld=source.kld,
         run=_relative(source.run, folder),
         secret=f"{numbers.getrandbits(_SECRET_BITS):064x}",
@@ -99,7 +101,7 @@ def _relative(run: Path | None, folder: Path) -> str | None:
 def _check_enough(dealt: Sequence[DealtPair], options: BlindOptions, dealer: Dealer) -> None:
     made = {(pair.question, pair.kind) for pair in dealt}
     cure = "Run `deltarank outputs` again with more --samples, --max-tokens or --prompts, or add answers to the files."
-    left = f" ({_left_out(dealer)})" if dealer.left_out or dealer.too_short else ""
+    left = f" ({left_out})" if (left_out := _left_out(dealer)) else ""
     if options.pairs and (Question.ABX, PairKind.TEST) not in made:
         raise JobError(
             'The question "who wrote X: A or B?" needs two different answers of each model to one prompt, and no '
@@ -117,20 +119,26 @@ def _notes(key: BlindKey, source: TextSource, options: BlindOptions, dealer: Dea
         if (made := key.count(question)) < number:
             what = "who wrote X" if question is Question.ABX else "which is better"
             yield f'Of {count(number, "pair")} for "{what}", {made} could be made: there are not enough answers.'
-    if dealer.left_out or dealer.too_short:
-        yield f"Left out: {_left_out(dealer)}."
+    if any(key.count(question) < number for question, number in asked.items()):
+        more = "`deltarank outputs` with more --samples or --prompts" if source.run else "more answers in the files"
+        yield f"More pairs need {more}."
+    if left_out := _left_out(dealer):
+        yield f"Left out: {left_out}."
     if options.pairs and not key.count(Question.ABX, PairKind.SURE):
         what = "the candidate is the base" if source.run and Role.BASE not in source.models else "no answers of a base"
         yield f"There are no pairs that anybody should tell apart ({what}): careless voters cannot be found."
     if options.pairs and not key.count(Question.ABX, PairKind.SAME_MODEL):
         yield "There are no pairs of one model twice: they need three answers of one model to a prompt."
     if source.sampler is None:
-        yield 'The sampling settings are unknown; they have to be equal. The files can state them as "sampler".'
+        yield 'The sampling settings are unknown; they have to be equal. Each line of a file may have a "sampler".'
+    elif key.sampler is None:
+        yield "The sampling settings are not on the page, because they may name a model."
 
 
 def _left_out(dealer: Dealer) -> str:
     reasons = [
+        f"{count(dealer.shared, 'answer')} that were given more than once" if dealer.shared else "",
         f"{count(dealer.left_out, 'answer')} that may name a model" if dealer.left_out else "",
         f"{count(dealer.too_short, 'answer')} that are too short" if dealer.too_short else "",
     ]
-    return " and ".join(filter(None, reasons))
+    return listing([each for each in reasons if each])

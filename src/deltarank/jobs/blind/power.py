@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import fmean
 
 from deltarank.divergence import abx_bound, blind_bound, votes_needed
@@ -26,7 +26,7 @@ def best_possible(key: BlindKey) -> BestPossible | None:
     if kld is None or not every:
         return None
     abx = [abx_accuracy(kld, tokens) for tokens in lengths[Question.ABX]]
-    preference = [blind_bound(kld, tokens).two_replies for tokens in lengths[Question.PREFERENCE]]
+    preference = [preference_share(kld, tokens) for tokens in lengths[Question.PREFERENCE]]
     return BestPossible(
         fmean(every), *(min(fmean(each), NEVER_CERTAIN) if each else None for each in (abx, preference))
     )
@@ -43,14 +43,19 @@ def abx_accuracy(kld: float, tokens: int) -> float:
     return abx_bound(blind_bound(kld, tokens))
 
 
-def tokens_for(kld: float, accuracy: float = HOPELESS) -> int | None:
-    """The length of texts at which the best judge may reach this accuracy; None if no length is enough."""
-    if kld <= 0 or abx_accuracy(kld, _LONGEST) < accuracy:
+def preference_share(kld: float, tokens: int) -> float:
+    """How often a judge can favour one model with texts of so many tokens, at most."""
+    return blind_bound(kld, tokens).two_replies
+
+
+def tokens_for(kld: float, bound: Callable[[float, int], float] = abx_accuracy) -> int | None:
+    """The length of texts at which a test is not hopeless; None if no length is enough."""
+    if kld <= 0 or bound(kld, _LONGEST) < HOPELESS:
         return None
     low, high = 0, _LONGEST
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if abx_accuracy(kld, middle) >= accuracy else (middle, high)
+        low, high = (low, middle) if bound(kld, middle) >= HOPELESS else (middle, high)
     return high
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,12 @@ from typing import Any
 
 from deltarank.divergence import read_json_lines
 from deltarank.errors import JobError, UsageError
+from deltarank.jobs.blind.options import LONGEST_TEXT
+from deltarank.jobs.blind.texts import clean
 from deltarank.results import (
     FINETUNE,
     FINETUNE_AGAIN,
+    BlindKey,
     CandidateKind,
     CandidateResult,
     Logits,
@@ -21,6 +25,7 @@ from deltarank.results import (
     Role,
     Sample,
     listing,
+    shorten,
 )
 from deltarank.system import nearest_path_in_words
 
@@ -29,8 +34,8 @@ from deltarank.system import nearest_path_in_words
 class PromptAnswers:
     """A prompt and what was answered, by role.
 
-    spare            further answers of the reference that are not independent of the others' (they share random
-                     numbers), so that they only stand beside each other
+    spare            further answers of the reference that share random numbers with those of the other models at the
+                     same index, and may begin as they do
     """
 
     prompt: str
@@ -44,7 +49,8 @@ class TextSource:
 
     models           the names of the models, by role
     secrets          further names that would give a model away
-    kld              of the candidate on the reference's own answers, in nats per token; None if unknown
+    kld              of the candidate on the reference's own answers, in nats per token: the mean, or that of their
+                     beginnings if it is larger; None if unknown
     tokens           of the reference's answers for each character; None if unknown
     run              the folder of the run; None for files
     """
@@ -85,16 +91,35 @@ def source_of_run(path: Path, candidate: str | None) -> TextSource:
     prompts = [_of_sample(sample, columns) for sample in outputs.samples]
     if not any(each.answers[Role.REFERENCE] and each.answers[Role.CANDIDATE] for each in prompts):
         raise _no_texts(path, f"no prompt was answered by both the finetune and {chosen.name}")
-    own = next((on for text in outputs.texts if text.own for on in chosen.logits if on.text == text.name), None)
+    own = _on_own_answers(outputs, chosen)
     return TextSource(
         models={role: _NAMES.get(name, name) for role, name in columns.items()},
         prompts=prompts,
         sampler=_sampler(outputs.settings),
-        kld=own.kld.mean if own else None,
+        kld=_kld(outputs, chosen),
         tokens=_tokens_per_character(own, outputs.samples) if own else None,
         run=path if path.is_dir() else path.parent,
         secrets=(results.base.ref, results.finetune.ref, outputs.reference, chosen.name),
     )
+
+
+def is_run_of_test(results: Results, key: BlindKey) -> bool:
+    """Whether a run has the candidate of a test, with the KLD that its key states."""
+    outputs, name = results.outputs, key.models[Role.CANDIDATE]
+    if key.run is None or outputs is None:
+        return False
+    found = [each for each in outputs.candidates if _NAMES.get(each.name, each.name) == name]
+    return any(_kld(outputs, each) == key.kld for each in found)
+
+
+def _kld(outputs: Outputs, candidate: CandidateResult) -> float | None:
+    own = _on_own_answers(outputs, candidate)
+    return _kld_of_beginnings(own) if own else None
+
+
+def _on_own_answers(outputs: Outputs, candidate: CandidateResult) -> Logits | None:
+    own = {text.name for text in outputs.texts if text.own}
+    return next((each for each in candidate.logits if each.text in own), None)
 
 
 def _candidate(outputs: Outputs, name: str | None) -> CandidateResult:
@@ -124,10 +149,29 @@ def _sampler(settings: Mapping[str, Any]) -> str:
     return f"temperature 1, no top-p or top-k, at most {settings.get('max_tokens', '?')} tokens"
 
 
+def _kld_of_beginnings(own: Logits) -> float:
+    """The largest mean over tokens up to some position: a text that is cut has the beginning of an answer only.
+
+    Beginnings with fewer tokens than there are answers are too few to tell.
+    """
+    means, tokens, total = [own.kld.mean], 0, 0.0
+    for part in own.by_position:
+        tokens, total = tokens + part.tokens, total + part.tokens * part.kld
+        if tokens >= own.documents:
+            means.append(total / tokens)
+    return max(means)
+
+
 def _tokens_per_character(own: Logits, samples: Sequence[Sample]) -> float | None:
-    """Mean tokens of the finetune's answers over their mean characters."""
-    lengths = [len(text) for sample in samples for text in sample.all_answers(FINETUNE_AGAIN)]
-    return own.tokens / own.documents / (sum(lengths) / len(lengths)) if sum(lengths) else None
+    """Of the finetune's own answers that are stored whole; of all of them if none is."""
+    lengths = {
+        f"prompt {i}, answer {j}": len(text)
+        for i, sample in enumerate(samples, start=1)
+        for j, text in enumerate(sample.all_answers(FINETUNE_AGAIN), start=1)
+    }
+    known = [each for each in own.by_document if lengths.get(each.name)]
+    whole = [each for each in known if lengths[each.name] < LONGEST_TEXT] or known
+    return sum(each.tokens for each in whole) / sum(lengths[each.name] for each in whole) if whole else None
 
 
 def _no_texts(path: Path, reason: str) -> JobError:
@@ -144,34 +188,51 @@ def _no_texts(path: Path, reason: str) -> JobError:
 def source_of_files(a: Path, b: Path, base: Path | None) -> TextSource:
     """The answers in .jsonl files: {"prompt": ..., "answer": ...} a line, several lines for several answers.
 
-    A line may have "sampler", the sampling settings in words, which must be the same everywhere.
+    A line may have "sampler", the sampling settings, which must be the same everywhere. They are known if all lines
+    have them.
 
     Raises:
         JobError: a file cannot be read, has no answers, or has other prompts or another sampler.
     """
     files = {Role.REFERENCE: a, Role.CANDIDATE: b, **({Role.BASE: base} if base else {})}
-    samplers: set[str] = set()
+    samplers: set[str | None] = set()
     answers = {role: _read_answers(path, samplers) for role, path in files.items()}
     for role, path in files.items():
         _check_prompts(a, answers[Role.REFERENCE], path, answers[role])
-    if len(samplers) > 1:
-        raise JobError(
-            f"The files were sampled in different ways: {listing([repr(each) for each in sorted(samplers)])}.",
-            cure="Sample all answers with the same settings: otherwise people tell the settings apart, not the models.",
-            slug="blind-samplers-differ",
-        )
+    names = _names_of(list(files.values()))
     return TextSource(
-        models={role: path.stem for role, path in files.items()},
+        models=dict(zip(files, names, strict=True)),
         prompts=[
             PromptAnswers(prompt, {role: by_prompt[prompt] for role, by_prompt in answers.items()})
             for prompt in answers[Role.REFERENCE]
         ],
-        sampler=next(iter(samplers), None),
-        secrets=[path.stem for path in files.values()],
+        sampler=_one_sampler(samplers),
+        secrets=[part for name in names for part in name.split("/")],
     )
 
 
-def _read_answers(path: Path, samplers: set[str]) -> dict[str, list[str]]:
+def _names_of(files: Sequence[Path]) -> list[str]:
+    """The names of the files; with their folders if two have the same."""
+    absolute = [path.absolute().with_suffix("") for path in files]
+    for parts in range(1, max(len(path.parts) for path in absolute)):
+        names = ["/".join(path.parts[-parts:]) for path in absolute]
+        if len(set(names)) == len(set(absolute)):
+            return names
+    return [path.as_posix() for path in absolute]
+
+
+def _one_sampler(samplers: Iterable[str | None]) -> str | None:
+    stated = sorted({each for each in samplers if each is not None})
+    if len(stated) > 1:
+        raise JobError(
+            f"The files were sampled in different ways: {listing([repr(shorten(each)) for each in stated])}.",
+            cure="Sample all answers with the same settings: otherwise people tell the settings apart, not the models.",
+            slug="blind-samplers-differ",
+        )
+    return None if None in samplers else stated[0]
+
+
+def _read_answers(path: Path, samplers: set[str | None]) -> dict[str, list[str]]:
     if not path.is_file():
         raise UsageError(
             f"There is no file of answers at {os.fspath(path)!r}.{nearest_path_in_words(path)}",
@@ -181,14 +242,23 @@ def _read_answers(path: Path, samplers: set[str]) -> dict[str, list[str]]:
     answers: dict[str, list[str]] = {}
     for name, record in read_json_lines(path):
         prompt, answer = record.get("prompt"), record.get("answer")
-        if not (isinstance(prompt, str) and isinstance(answer, str) and prompt.strip()):
+        if not (isinstance(prompt, str) and isinstance(answer, str)):
             raise _bad_answers(f'{name} is not {{"prompt": "...", "answer": "..."}}, both texts')
+        if not clean(prompt):
+            raise _bad_answers(f"{name} has a prompt without any visible character")
         answers.setdefault(prompt, []).append(answer)
-        if "sampler" in record:
-            samplers.add(str(record["sampler"]))
+        samplers.add(_sampler_of(record))
     if not answers:
         raise _bad_answers(f"{path.name} has no answer: every line is empty")
     return answers
+
+
+def _sampler_of(record: Mapping[str, Any]) -> str | None:
+    """In words; settings in another form as JSON, whose order tells nothing."""
+    stated = record.get("sampler")
+    if isinstance(stated, str):
+        return " ".join(stated.split()) or None
+    return None if stated is None else json.dumps(stated, sort_keys=True)
 
 
 def _bad_answers(reason: str) -> JobError:

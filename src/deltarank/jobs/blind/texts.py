@@ -1,9 +1,10 @@
-"""Answers made ready to be shown side by side: cleaned, without those that name their model, cut at one length."""
+"""Answers made ready to be shown side by side: cleaned, and cut at one length."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from unicodedata import combining
 
 from deltarank.jobs.blind.options import LONGEST_TEXT
 
@@ -13,49 +14,36 @@ _READ = 4 * LONGEST_TEXT
 _WORD_BOUNDARY = 0.6
 """A text is cut at a space if there is one in the last 40 %: some scripts have none."""
 
-_SELF_NAMING = re.compile(
-    r"\b(chat ?gpt|gpt-?\d\w*|openai|anthropic|claude|google (?:bard|gemini)|gemini|gemma|palm 2|llama|meta ai|mistral"
-    r"|mixtral|qwen|tongyi|alibaba|deepseek|smollm\d?|hugging ?face|cohere|command r|phi-\d|falcon-?\d+b|vicuna"
-    r"|chatglm|zhipu|yi-\d+b|01\.ai|nemotron|nvidia|olmo|ai2|tülu|tulu|nous ?(?:hermes|research)|hermes-?\d|dbrx"
-    r"|databricks|grok|xai|lmsys|open ?assistant|laion|stability ai|stablelm|mpt-\d+b|granite-?\d)\b"
-    r"|\bas an? (ai|artificial intelligence|language model)\b|\b(large )?language model\b"
-    r"|\bi(?: a|['’])m (?:an? )?(?:ai|artificial intelligence)\b|\bi was (created|trained|developed|made) by\b",
-    re.IGNORECASE,
-)
-"""Families of models, their makers, and how models speak of themselves; FastChat leaves out votes by such a list."""
+_JOINERS = "\u200c\u200d"
+"""Invisible, but Persian, Indic scripts and emoji need them between two of their characters."""
+
+_MOST_MARKS = 6
+"""Combining marks in succession. More of them cover the lines above and below."""
 
 
 def clean(text: str) -> str:
-    """Plain text: line ends alike, and no control, zero-width or direction characters.
+    """Plain text: line ends alike, and no control, zero-width or direction characters. "…" ends what is too long.
 
     Markdown stays as it was written, for both models alike.
     """
     lines = re.split(r"\r\n?|[\n\v\f\u0085\u2028\u2029]", text[:_READ])
-    shown = ["".join(filter(str.isprintable, re.sub(r"\s", " ", line))).rstrip() for line in lines]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(shown)).strip()
+    shown = re.sub(r"\n{3,}", "\n\n", "\n".join(map(_clean_line, lines))).strip()
+    return f"{shown} …" if len(text) > _READ else shown
 
 
-def named_models(names: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern for the names of the models of this test, whatever stands between their parts; None if there is none.
-
-    A single word in lower case, such as the folder `full`, is not looked for: it may be a word of the text.
-    """
-    patterns = [pattern for name in sorted(set(names)) if (pattern := _name_pattern(name))]
-    return re.compile("|".join(patterns)) if patterns else None
-
-
-def _name_pattern(name: str) -> str | None:
-    tail = name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".safetensors")
-    parts = [re.escape(part) for part in re.split(r"[\W_]+", tail) if part]
-    if len(parts) > 1:
-        return r"(?i:\b" + r"[\W_]*".join(parts) + r"\b)"
-    is_word = tail.islower() and tail.isalpha()
-    return rf"\b{parts[0]}\b" if parts and not is_word and len(tail) > 2 else None
+def _clean_line(line: str) -> str:
+    seen = [c for c in re.sub(r"\s", " ", line) if c.isprintable() or c in _JOINERS]
+    around = zip(["", *seen], seen, [*seen[1:], ""], strict=False)
+    kept = (c for before, c, after in around if c not in _JOINERS or (_may_be_joined(before) and _may_be_joined(after)))
+    marks, shown = 0, []
+    for c in kept:
+        marks = marks + 1 if combining(c) else 0
+        shown.append(c if marks <= _MOST_MARKS else "")
+    return "".join(shown).rstrip()
 
 
-def names_a_model(text: str, names: re.Pattern[str] | None) -> bool:
-    """Whether a text names a model or its maker, or says that it is by a language model."""
-    return bool(_SELF_NAMING.search(text) or (names and names.search(text)))
+def _may_be_joined(character: str) -> bool:
+    return character > "\x7f" and character not in _JOINERS
 
 
 def cut_alike(texts: Sequence[str], most: int) -> tuple[tuple[str, ...], int]:

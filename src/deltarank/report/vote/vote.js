@@ -104,9 +104,16 @@
   const newPerson = () => ({ voter: hex([...crypto.getRandomValues(new Uint32Array(4))]), name: "", started: "", votes: [] });
 
   function isWhole(state) {
-    if (!state || !/^[0-9a-f]{32}$/.test(state.voter) || !Array.isArray(state.votes)) return false;
+    const isText = (value) => typeof value === "string";
+    if (!state || ![state.voter, state.name, state.started].every(isText) || !Array.isArray(state.votes)) return false;
+    if (!/^[0-9a-f]{32}$/.test(state.voter)) return false;
     const order = screensOf(state.voter);
-    return state.votes.length <= order.length && state.votes.every((vote, i) => vote.pair === order[i].pair.id && vote.a === order[i].a);
+    return state.votes.length <= order.length && state.votes.every((vote, i) => vote && vote.a === order[i].a && isAnswer(vote, order[i].pair));
+  }
+
+  function isAnswer({ pair, choice, confidence }, { id, question }) {
+    const isChoice = question === "abx" ? ["a", "b"].includes(choice) && [1, 2, 3].includes(confidence) : ["a", "b", "equal"].includes(choice) && confidence === null;
+    return pair === id && isChoice;
   }
 
   function load(state) {
@@ -200,6 +207,15 @@
     next();
   }
 
+  // Another tab of this browser may have voted meanwhile: this one goes on from there.
+  function follow() {
+    const state = kept();
+    if (!isWhole(state)) return;
+    load(state);
+    if (here === "pair" && person.started) next();
+    else go(person.started ? here : "start");
+  }
+
   function restart() {
     person = newPerson();
     screens = screensOf(person.voter);
@@ -266,6 +282,9 @@
   find("#name").addEventListener("keydown", (event) => event.key === "Enter" && begin());
   addEventListener("keydown", pressed);
   addEventListener("beforeunload", (event) => !keeps && person.votes.length && event.preventDefault());
+
+  addEventListener("storage", (event) => event.key === PLACE && follow());
+  addEventListener("pageshow", (event) => event.persisted && follow()); // by the back button
 
   load(kept());
   go("start");
