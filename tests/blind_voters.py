@@ -1,8 +1,10 @@
 """Texts for blind tests, and people who vote: files as the page exports them."""
 
+import base64
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -57,6 +59,21 @@ def write_answers(path: Path, prompts: int = 24, answers: int = 4, *, seed: int 
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+def dealt(folder: Path) -> list[dict]:
+    """The pairs of a page, unsealed by the definition in docs/blind.md, with what the key says of them."""
+    page = (folder / "vote.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    key, pairs = BlindKey.load(folder), []
+    for pair in data["pairs"]:
+        sealed = base64.b64decode(pair["sealed"])
+        stream = b"".join(
+            hashlib.sha256(f"{data['test']}:{pair['id']}:{i}".encode()).digest() for i in range(len(sealed) // 32 + 1)
+        )
+        texts = json.loads(bytes(x ^ y for x, y in zip(sealed, stream, strict=False)))
+        pairs.append({**texts, "key": key.pair[pair["id"]]})
+    return pairs
 
 
 def order_of(key: BlindKey, voter: str) -> list[tuple[KeyPair, int]]:

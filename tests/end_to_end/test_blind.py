@@ -3,17 +3,18 @@
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 import deltarank
-from blind_voters import export, right, right_in, write_answers
+from blind_voters import dealt, export, right, right_in, write_answers
 from commands import RunCommand
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
-from deltarank.divergence import abx_bound, blind_bound
+from deltarank.divergence import abx_bound, blind_bound, votes_needed
 from deltarank.errors import JobError, ResultsError, UsageError
 from deltarank.results import BlindKey, PairKind, Question, Results, Role
 from end_to_end.test_outputs import SIZES, TEXT, TOKENS, train
@@ -83,15 +84,39 @@ def test_the_texts_are_the_answers_of_their_models_and_independent(copy: Path, t
     assert {len(sample.all_answers(name)) for sample in outputs.samples for name in ("finetune", "base")} == {3}
 
 
+def test_no_two_pairs_have_texts_of_the_same_random_numbers(copy: Path, tmp_path: Path) -> None:
+    """Answers of one number to one prompt, by the candidate, the base and the finetune's column "finetune", may begin
+    alike. If one is shown, the others are not: who recognises the beginning would know something about another pair."""
+    outputs = Results.load(copy).outputs
+    assert outputs is not None
+    samples = {bare(sample.prompt): sample for sample in outputs.samples}
+    deltarank.make_blind_test(copy, output=tmp_path / "test", pairs=16, preferences=8)
+    shown = Counter[tuple[str, int]]()
+    for pair in dealt(tmp_path / "test"):
+        sample = samples[bare(pair["prompt"])]
+        for text in filter(None, (*pair["texts"], pair["x"])):
+            for name in ("rank 1", "base", "finetune"):
+                answers = [bare(answer) for answer in sample.all_answers(name)]
+                shown.update((sample.prompt, i) for i, each in enumerate(answers) if each.startswith(bare(text[:-2])))
+    assert shown
+    assert max(shown.values()) == 1
+
+
+def bare(text: str) -> str:
+    return "".join(c for c in text if c.isprintable() and not c.isspace())
+
+
 def test_the_bound_is_that_of_the_measured_divergence(copy: Path, tmp_path: Path) -> None:
     outputs = Results.load(copy).outputs
     assert outputs is not None
     made = deltarank.make_blind_test(copy, output=tmp_path / "test", pairs=4, preferences=2, candidate="rank 1")
     own = outputs.candidate("rank 1").logits[0]
     tokens = [round(pair.tokens or 0) for pair in made.key.pairs if pair.kind is PairKind.TEST and pair.x]
-    bounds = [blind_bound(own.kld.mean, n) for n in tokens]
+    bounds = [blind_bound(made.key.kld or 0, n) for n in tokens]
 
     assert made.best is not None
+    assert made.key.kld is not None
+    assert own.kld.mean <= made.key.kld < 2 * own.kld.mean
     assert all(0 < n <= LENGTH for n in tokens)
     assert made.best.abx == pytest.approx(min(math.fsum(map(abx_bound, bounds)) / len(bounds), 0.9999))
     score = deltarank.score_blind_test(tmp_path / "test", [export(tmp_path / "test", right)])
@@ -122,6 +147,61 @@ def test_a_moved_run_is_given_again(copy: Path, command: RunCommand, tmp_path: P
     assert Results.load(elsewhere).blind[0].test == BlindKey.load(test).test
     with refused("results-unreadable", ResultsError):
         deltarank.score_blind_test(test, [votes], run=copy)
+
+
+def test_a_score_is_added_to_the_run_of_its_test_only(copy: Path, command: RunCommand, tmp_path: Path) -> None:
+    a, b = (write_answers(tmp_path / f"{name}.jsonl", seed=i) for i, name in enumerate("ab"))
+    of_files = deltarank.make_blind_test(a=a, b=b, output=tmp_path / "files", pairs=3, preferences=0).folder
+    of_run = deltarank.make_blind_test(copy, output=tmp_path / "test", pairs=3, preferences=0).folder
+    with refused("blind-other-run", JobError, match="from files of answers"):
+        deltarank.score_blind_test(of_files, [export(of_files, right)], run=copy)
+    replace_figures(copy, "kld", {"mean": 0.5})
+    with refused("blind-other-run", JobError, match="has other figures of 'rank 1'"):
+        deltarank.score_blind_test(of_run, [export(of_run, right)], run=copy)
+    lost = command("blind", "score", of_run, export(of_run, right))
+    assert (lost.code, "the score is in no report" in lost.err) == (0, True)
+    assert Results.load(copy).blind == ()
+
+
+def replace_figures(run: Path, field: str, figures: dict[str, object] | list[object]) -> None:
+    """Of all candidates on the finetune's own answers."""
+    content = json.loads((run / "results.json").read_text())
+    [own] = [text["name"] for text in content["outputs"]["texts"] if text["own"]]
+    for candidate in content["outputs"]["candidates"]:
+        for logits in candidate["logits"]:
+            if logits["text"] == own:
+                logits[field] = {**logits[field], **figures} if isinstance(figures, dict) else figures
+    (run / "results.json").write_text(json.dumps(content))
+
+
+def test_the_bound_is_that_of_the_beginnings_if_they_differ_more(copy: Path, tmp_path: Path) -> None:
+    """A text that is cut has the beginning of an answer only; a mean over whole answers would promise too little."""
+    replace_figures(copy, "kld", {"mean": 0.02})
+    parts = [(0, 16, 2, 9.0), (16, 32, 98, 0.2), (32, 64, 900, 0.002)]
+    replace_figures(copy, "by_position", [dict(zip(("first", "last", "tokens", "kld"), p, strict=True)) for p in parts])
+    made = deltarank.make_blind_test(copy, output=tmp_path / "test", pairs=4, preferences=2)
+
+    assert made.key.kld == pytest.approx((2 * 9.0 + 98 * 0.2) / 100)  # two tokens alone are too few to tell
+
+
+def test_a_test_of_preferences_can_be_hopeless_too(copy: Path, tmp_path: Path) -> None:
+    made = deltarank.make_blind_test(copy, output=tmp_path / "test", pairs=0, preferences=4, candidate="any rank")
+    first = made.lines()[0]
+
+    assert first.startswith("This test cannot show anything: at ")
+    assert "nobody can favour one model in more than 50." in first or "in more than 50 %" in first
+
+
+def test_too_few_pairs_for_a_perfect_judge_are_noticed(copy: Path, tmp_path: Path) -> None:
+    replace_figures(copy, "kld", {"mean": 0.004})
+    replace_figures(copy, "by_position", [])
+    made = deltarank.make_blind_test(copy, output=tmp_path / "test", pairs=8, preferences=0)
+    assert made.best is not None
+    needed, pairs = votes_needed(made.best.abx or 0), made.key.count(Question.ABX)
+
+    assert (
+        f"Too few pairs: to detect even a perfect judge takes about {needed:,}, and there are {pairs}." in made.lines()
+    )
 
 
 def test_a_run_without_answers_is_refused(copy: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What a blind test consists of: which texts are paired, how they are cut, and what is left out."""
 
-import base64
 import hashlib
 import json
 import random
@@ -12,7 +11,7 @@ import pytest
 from scipy.stats import binom
 
 import deltarank
-from blind_voters import order_of, some_text, write_answers
+from blind_voters import dealt, order_of, some_text, write_answers
 from deltarank.errors import DeltarankError, JobError, OutputError, ResultsError, UsageError
 from deltarank.results import BlindKey, PairKind, Question, Role
 from refusals import refused
@@ -50,21 +49,6 @@ def test_writers_fit_the_kind_of_pair(files, tmp_path):
         }[pair.kind]
         assert set(pair.writers) == expected
         assert (pair.x is None) == (pair.question is Question.PREFERENCE)
-
-
-def dealt(folder: Path) -> list[dict]:
-    """The pairs of a page, unsealed by the definition in docs/blind.md, with what the key says of them."""
-    page = (folder / "vote.html").read_text(encoding="utf-8")
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-    key, pairs = BlindKey.load(folder), []
-    for pair in data["pairs"]:
-        sealed = base64.b64decode(pair["sealed"])
-        stream = b"".join(
-            hashlib.sha256(f"{data['test']}:{pair['id']}:{i}".encode()).digest() for i in range(len(sealed) // 32 + 1)
-        )
-        texts = json.loads(bytes(x ^ y for x, y in zip(sealed, stream, strict=False)))
-        pairs.append({**texts, "key": key.pair[pair["id"]]})
-    return pairs
 
 
 def test_every_text_is_by_its_writer_and_is_shown_once(files, tmp_path):
