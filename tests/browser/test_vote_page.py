@@ -238,12 +238,34 @@ def test_a_held_key_and_a_double_click_vote_once(open_page):
     assert opened.text("#count") == f"1 of {SCREENS} answered"
 
 
+def test_two_tabs_of_one_browser_go_on_together(open_page, folder, tmp_path):
+    """Neither overwrites what was answered in the other."""
+    opened = open_page()
+    other = Opened(opened.page.context.new_page())
+    other.page.goto(opened.own)
+    opened.page.locator("#begin").press("Enter")
+    press(opened, "1")
+    other.page.wait_for_function("document.querySelector('#begin').textContent === 'Go on with pair 2'")
+    other.page.locator("#begin").press("Enter")
+    press(other, "6")
+    opened.page.wait_for_function("document.querySelector('#question').textContent.startsWith('Pair 3 of')")
+    opened.page.locator("#pause").click()
+    votes = json.loads(saved(opened, tmp_path / "votes.json").read_text(encoding="utf-8"))["votes"]
+
+    assert [vote["choice"] for vote in votes] == ["a", "b"]
+    opened.page.evaluate("localStorage.clear()")
+    assert question(other).startswith("Pair 3 of")
+
+
 def test_damaged_storage_is_not_taken(open_page):
     opened = open_page()
     opened.page.locator("#begin").press("Enter")
     press(opened, "1")
-    for damaged in ('{"voter": "x", "votes": 3}', "{", "null", '"a"'):
-        opened.page.evaluate("text => localStorage.setItem(Object.keys(localStorage)[0], text)", damaged)
+    whole = opened.page.evaluate("JSON.parse(Object.values(localStorage)[0])")
+    damaged = [[None], [{**whole["votes"][0], "choice": "c"}], [{**whole["votes"][0], "confidence": None}]]
+    changed = [{**whole, "name": {}}, {**whole, "started": None}, *({**whole, "votes": votes} for votes in damaged)]
+    for kept in ('{"voter": "x", "votes": 3}', "{", "null", '"a"', *map(json.dumps, changed)):
+        opened.page.evaluate("text => localStorage.setItem(Object.keys(localStorage)[0], text)", kept)
         opened.page.reload()
         assert opened.text("#begin") == "Begin"
         opened.page.locator("#begin").press("Enter")
@@ -284,6 +306,8 @@ def test_every_control_has_a_name_and_can_be_reached(open_page, width, scheme):
     for name in ("A, surely", "I guess A", "I guess B", "B, surely", "Stop here and save"):
         assert any(each.startswith(name) for each in names), names
     assert opened.page.get_by_role("group", name="Who wrote X?").is_visible()
+    outside = "[...document.body.children].filter(e => !e.matches('header, main, footer, script, noscript')).length"
+    assert opened.page.evaluate(outside) == 0  # everything is in a landmark
     assert opened.page.get_by_role("progressbar", name="0 of 13 answered").is_visible()
     assert opened.page.get_by_role("heading", name="Pair 1 of 13. Who wrote X: A or B?").is_visible()
 
