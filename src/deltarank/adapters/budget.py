@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from deltarank.results import NONE_UNPAIRED, Energy, SignedShare, Unpaired, count, listing, percents, to_plain
+from deltarank.results import (
+    NONE_UNPAIRED,
+    Count,
+    Energy,
+    Share,
+    SignedShare,
+    Unpaired,
+    count,
+    listing,
+    percents,
+    to_plain,
+)
 from deltarank.servers import Server
 from deltarank.tensor_names import kind_in_words
 
@@ -50,6 +61,15 @@ class LeftOut:
     kind: str
     reason: str
     share: float | None
+
+
+@dataclass(frozen=True)
+class KindShare:
+    """What is left out of one kind of tensors, such as norms: how many tensors, and their share of the change."""
+
+    kind: str
+    tensors: Count
+    share: Share
 
 
 @dataclass(frozen=True)
@@ -142,6 +162,11 @@ class Budget:
         """Kept, truncated, rounded and left out, as text: "71 %"."""
         return percents([self.kept, self.truncated, self.rounded, self.left_out])
 
+    @classmethod
+    def figures(cls) -> dict[str, Any]:
+        """The names and types of what is written beside the fields."""
+        return {"kinds": tuple[KindShare, ...]}
+
     def to_plain(self) -> dict[str, Any]:
         return {
             "kept": self.kept,
@@ -151,7 +176,7 @@ class Budget:
             "energy": self.energy,
             "unpaired": to_plain(self.unpaired),
             "kinds": [
-                {"kind": kind_in_words(kind), "tensors": number, "share": share}
+                to_plain(KindShare(kind_in_words(kind), number, share))
                 for kind, (number, share) in self.by_kind().items()
             ],
             "tensors": to_plain(self.tensors),

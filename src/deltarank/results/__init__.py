@@ -53,6 +53,7 @@ from deltarank.results.formatting import (
     size,
 )
 from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_address
+from deltarank.results.json_schema import schema_of
 from deltarank.results.matrix import TIED_EMBEDDING, Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import NoiseShares, noise_shares
@@ -211,6 +212,7 @@ __all__ = [
     "percent_kept",
     "percents",
     "read_records",
+    "schema_of",
     "shorten",
     "size",
     "slot_for",

@@ -19,12 +19,13 @@ from typing import Any, Self
 from deltarank.results.blind import BlindScore
 from deltarank.results.codec import Count, Rank, StoredResult, decode, json_line, to_plain
 from deltarank.results.formatting import escape
+from deltarank.results.json_schema import schema_of
 from deltarank.results.matrix import MatrixResult, Skipped
 from deltarank.results.notebook import notebook_html
 from deltarank.results.outputs import Outputs
 from deltarank.results.ranks import headline_rank
 from deltarank.results.reference import Reference
-from deltarank.results.totals import Totals
+from deltarank.results.totals import Totals, WrittenTotals
 from deltarank.results.unpaired import Unpaired
 from deltarank.system import user_path, write_atomically
 
@@ -195,6 +196,11 @@ class Results(StoredResult):
                 return import_module(library).DataFrame(self.rows())
         raise ModuleNotFoundError("Results.frame() needs pandas or polars: pip install pandas")
 
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema (draft 2020-12) of results.json."""
+        return schema_of(cls, title="results.json of deltarank", figures={cls: {"totals": WrittenTotals}})
+
     def to_plain(self) -> dict[str, Any]:
         """As dictionaries, lists, texts and numbers, in the order of results.json."""
         return self._to_plain(self.totals)
@@ -209,7 +215,7 @@ class Results(StoredResult):
             "settings": to_plain(self.settings),
             "matrices": to_plain(self.matrices),
             "skipped": to_plain(self.skipped),
-            "totals": totals.to_plain(),
+            "totals": to_plain(totals.written()),
             "verdict": to_plain(self.verdict),
             "notes": list(self.notes),
             "audit": to_plain(self.audit),

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
-from deltarank.results.codec import to_plain
+from deltarank.results.codec import Count
 from deltarank.results.matrix import Loss, MatrixResult, loss_at
 from deltarank.results.needed_rank import ERROR_STEPS, NeededRank
 
@@ -105,20 +105,56 @@ class Totals:
     def losses(self) -> tuple[Loss, ...]:
         return self.whole.losses
 
-    def to_plain(self) -> dict[str, Any]:
-        return {
-            **_total_to_plain(self.whole),
-            "by_module": {name: _total_to_plain(total) for name, total in self.by_module.items()},
-        }
+    def written(self) -> WrittenTotals:
+        """As it is written to results.json."""
+        return WrittenTotals(
+            **vars(_written(self.whole)), by_module={name: _written(total) for name, total in self.by_module.items()}
+        )
 
 
-def _total_to_plain(total: Total) -> dict[str, Any]:
-    return {
-        "matrices": total.matrices,
-        "entries": total.entries,
-        "energy": total.energy,
-        "relative_norm": total.relative_norm,
-        "rounding_floor": total.rounding_floor,
-        "losses": to_plain(total.losses),
-        "rank_for_error": [{"relative_error": x, "rank": total.rank_for_error(x)} for x in ERROR_STEPS],
-    }
+@dataclass(frozen=True)
+class RankForError:
+    """The smallest rank with at most this relative error; 0: nothing changed; null: higher than the measured ranks."""
+
+    relative_error: float
+    rank: Count | None
+
+
+@dataclass(frozen=True)
+class WrittenTotal:
+    """Several matrices taken together.
+
+    matrices        how many; `entries` their weights
+    energy          sum of ||D||^2
+    relative_norm   ||D|| / ||W0||
+    rounding_floor  the share of `energy` that storage rounding alone explains
+    losses          at the ranks of the run
+    rank_for_error  the smallest rank for each of some relative errors
+    """
+
+    matrices: Count
+    entries: Count
+    energy: float
+    relative_norm: float | None
+    rounding_floor: float | None
+    losses: tuple[Loss, ...]
+    rank_for_error: tuple[RankForError, ...]
+
+
+@dataclass(frozen=True)
+class WrittenTotals(WrittenTotal):
+    """All measured matrices taken together, and those of each module."""
+
+    by_module: Mapping[str, WrittenTotal]
+
+
+def _written(total: Total) -> WrittenTotal:
+    return WrittenTotal(
+        matrices=total.matrices,
+        entries=total.entries,
+        energy=total.energy,
+        relative_norm=total.relative_norm,
+        rounding_floor=total.rounding_floor,
+        losses=total.losses,
+        rank_for_error=tuple(RankForError(x, total.rank_for_error(x)) for x in ERROR_STEPS),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from deltarank.results import (
     StoredResult,
     noise_shares,
     percent,
+    schema_of,
     to_plain,
 )
 from deltarank.servers import get_server, server_names
@@ -142,7 +143,7 @@ class ExtractedAdapter(StoredResult):
     identity: str
     load_check: LoadCheck = LoadCheck(checked=False, reason="an earlier version of deltarank wrote it")
     behaviour: AdapterBehaviour | None = None
-    folder: Path = Path()
+    folder: Path = field(default_factory=Path)
 
     @property
     def sentence(self) -> str:
@@ -179,6 +180,12 @@ class ExtractedAdapter(StoredResult):
         rows = [m for m in self.matrices if m.module == module and m.losses]
         energy = math.fsum(m.energy for m in rows)
         return 1 - math.fsum(m.losses[0].energy_lost * m.energy for m in rows) / energy if energy > 0 else 1.0
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema (draft 2020-12) of deltarank.json."""
+        figures = {cls: {"format_version": int, "sentence": str}, Budget: Budget.figures()}
+        return schema_of(cls, title="deltarank.json of an adapter", figures=figures, hidden=["folder"])
 
     def to_plain(self) -> dict[str, Any]:
         return {
