@@ -14,7 +14,7 @@ from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora,
 import deltarank
 from commands import RunCommand
 from deltarank.errors import CheckpointError, JobError, UsageError
-from deltarank.results import BaseKind
+from deltarank.results import BaseKind, VerdictKind
 from refusals import refused
 
 
@@ -63,7 +63,8 @@ def test_the_base_is_found(candidates: tuple[str, ...], finetune: str, found: st
         assert choice.kind is BaseKind.FOUND
         assert choice.base is not None
         assert choice.base.reference.ref == str(folders[found])
-        assert choice.sentence.startswith(f"{finetune} came from {folders[found]}")
+        verb = "is nearest to" if len(candidates) > 1 else "differs from"
+        assert choice.sentence.startswith(f"{finetune} {verb} {folders[found]}")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_the_command_prints_candidates_and_a_sentence(folders: Mapping[str, Path
     assert lines[0] == f"finetune: {refs[0]}"
     assert lines[3].split()[0] == str(refs[2])  # the nearest first
     assert "not compared" in lines[5]
-    assert lines[-1].startswith(f"full came from {refs[2]}: they differ by ")
+    assert lines[-1].startswith(f"full is nearest to {refs[2]}: they differ by ")
 
 
 def test_the_command_prints_json_alone(folders: Mapping[str, Path], command: RunCommand) -> None:
@@ -169,3 +170,34 @@ def test_the_command_prints_json_alone(folders: Mapping[str, Path], command: Run
     assert data["kind"] == "found"
     assert [each["ref"] for each in data["candidates"]] == [str(refs[1]), str(refs[2])]
     assert all("mlp" in name for name in data["candidates"][0]["matrices"])
+
+
+def test_the_margin_is_stated_with_a_caveat_where_a_sibling_is_nearly_as_near(folders: Mapping[str, Path]) -> None:
+    def said(*candidates: str) -> str:
+        return deltarank.which_base(folders["full"], [folders[name] for name in candidates]).sentence
+
+    far, near = said("base", "unrelated"), said("base", "sibling")
+    assert far.startswith(f"full is nearest to {folders['base']}: they differ by ")
+    assert " times as much." in far
+    assert "sibling" not in far.replace(str(folders["base"]), "")
+    assert f"The next candidate, {folders['sibling']}, is nearly as near: it differs by " in near
+    assert "times as much. A finetune is about as near to siblings and to later stages of its base" in near
+    assert "and from other finetunes of this base." in said("base")
+
+
+def test_a_lora_larger_than_the_weights_is_not_unrelated(tmp_path: Path) -> None:
+    """An exact change of rank 3 with twice the norm of the weights: the weights are still alike."""
+    base = base_weights()
+    tuned = merged_lora(base, 3)
+    for name in (name for name in base if "_proj" in name):
+        delta = tuned[name] - base[name]
+        tuned[name] = base[name] + 2 * base[name].norm() / delta.norm() * delta
+    paths = [write(tmp_path / name, weights, dtype=torch.float32) for name, weights in (("a", base), ("b", tuned))]
+    choice = deltarank.which_base(paths[1], [paths[0], write(tmp_path / "other", base_weights(seed=77))])
+    results = deltarank.compare(*paths, ranks=[8])
+
+    assert choice.kind is BaseKind.FOUND
+    assert choice.base is not None
+    assert choice.base.reference.ref == str(paths[0]) or choice.base.relative_norm == pytest.approx(2.0, rel=0.01)
+    assert results.verdict.kind is VerdictKind.MERGED_LORA
+    assert not any("is this the base" in note for note in results.notes)

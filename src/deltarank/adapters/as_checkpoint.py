@@ -31,6 +31,7 @@ from deltarank.checkpoints import (
     SummedTensor,
     TensorInfo,
     find_adapter_folder,
+    hub_ids,
     is_adapter_file,
     open_checkpoint,
     pair_checkpoints,
@@ -114,6 +115,7 @@ def _sum_checkpoint(base: Checkpoint, adapter: LoraAdapter, reference: Reference
         config=base.config,
         source=AdaptedSource(base, adapter, {}, ()),
         fingerprint=f"{base.fingerprint} {adapter.file.fingerprint} {_config_digest(adapter)}",
+        named_bases=hub_ids([adapter.config.base]),
     )
     pairing = pair_checkpoints(base, unchanged)
     targets: tuple[Pair | SummedTensor, ...] = (*pairing.pairs, *pairing.summed)

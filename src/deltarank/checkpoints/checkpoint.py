@@ -19,6 +19,7 @@ from deltarank.checkpoints.formats.registry import decode_tensors, read_tensors
 from deltarank.checkpoints.formats.safetensors_header import TYPICAL_HEADER_BYTES, TensorInfo
 from deltarank.checkpoints.hub.fetch import FetchedModel, check_fetch_mode, fetch_model
 from deltarank.checkpoints.hub.http_ranges import Traffic
+from deltarank.checkpoints.named_bases import read_named_bases
 from deltarank.checkpoints.references import HubRef, LocalRef, parse_ref
 from deltarank.checkpoints.source import Source
 from deltarank.checkpoints.unread_shards import compare_unread
@@ -42,6 +43,7 @@ class Checkpoint:
     adapter          the configuration of an adapter that lies beside the weights of the folder; None if none does
     lora_ranks       of the base with an adapter that is added when it is read: the ranks of its LoRAs, ascending. None
                      of stored weights
+    named_bases      Hub ids of the base models that the model card, or the configuration of the adapter, names
     """
 
     reference: Reference
@@ -53,6 +55,7 @@ class Checkpoint:
     traffic: Traffic | None = field(default=None, repr=False, compare=False)
     adapter: Path | None = field(default=None, repr=False, compare=False)
     lora_ranks: tuple[int, ...] | None = None
+    named_bases: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +146,7 @@ def _open(fetched: FetchedModel, ref: str) -> Checkpoint:
         fingerprint=fingerprint,
         notes=(*notes, *_missing_tensors(stored, weights.owners, reference)),
         traffic=fetched.traffic,
+        named_bases=read_named_bases(weights.folder),
     )
 
 

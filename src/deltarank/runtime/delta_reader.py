@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from deltarank.checkpoints import Pair, SummedTensor, read_chunks
@@ -31,6 +33,20 @@ class DeltaReader:
             rows = delta[first : first + len(finetune)]
             total += subtract(base, finetune, out=rows, workspace=self.workspace, noise=noise)
         return delta, total.with_format_error(pair.finetune.rounding_error)
+
+    def cosine(self, pair: Pair) -> float:
+        """cos(W, W0) = <W, W0> / (||W|| ||W0||): about 0 for two models that were trained independently.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        product = after = before = 0.0
+        for _, base, finetune in read_chunks(pair.base, pair.finetune):
+            w0, w = (side.to(self.workspace.device, self._dtype).flatten() for side in (base, finetune))
+            product += float(w @ w0)
+            after += float(w @ w)
+            before += float(w0 @ w0)
+        return product / math.sqrt(after * before) if after > 0 < before else 0.0
 
     def sums(self, pair: SummedTensor | Pair) -> Sums:
         """The sums of D alone: D is never whole in memory.

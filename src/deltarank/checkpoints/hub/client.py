@@ -16,6 +16,7 @@ from deltarank.checkpoints.folder import SINGLE, read_owners
 from deltarank.checkpoints.formats.shard_index import BIN_INDEX_SUFFIX, INDEX_SUFFIX
 from deltarank.checkpoints.hub.backoff import RETRIED_STATUSES, Backoff, TransferError, requested_delay
 from deltarank.checkpoints.hub.checksums import check_downloads
+from deltarank.checkpoints.named_bases import MODEL_CARD
 from deltarank.checkpoints.references import HubRef
 from deltarank.checkpoints.weight_names import ADAPTER_CONFIG, SAFETENSORS
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
@@ -23,7 +24,7 @@ from deltarank.errors import CheckpointError, DeltarankError, UsageError
 _T = TypeVar("_T")
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-_METADATA = ("*" + INDEX_SUFFIX, "config.json", ADAPTER_CONFIG)
+_METADATA = ("*" + INDEX_SUFFIX, "config.json", ADAPTER_CONFIG, MODEL_CARD)
 _PICKLED = ("pytorch_model*.bin", "pytorch_model*" + BIN_INDEX_SUFFIX)
 
 

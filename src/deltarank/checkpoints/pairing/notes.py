@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from deltarank.checkpoints.checkpoint import Checkpoint
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.formats.storage import StorageFormat
+from deltarank.checkpoints.named_bases import other_base_note
 from deltarank.checkpoints.pairing.names import Location
 from deltarank.checkpoints.pieces import Pair
 from deltarank.results import count, percent
@@ -22,7 +23,7 @@ def notes_on(
     locations: tuple[Mapping[str, Location], Mapping[str, Location]],
 ) -> tuple[str, ...]:
     """The most important first. `locations` are the base's and the finetune's."""
-    notes = [_model_types(base, finetune), _layer_counts(*locations), _conv1d(base, finetune)]
+    notes: list[str | None] = [_model_types(base, finetune), _layer_counts(*locations), _conv1d(base, finetune)]
     if finetune.lora_ranks is None:
         notes += _storage_formats(pairs) or quantised_sides(base, finetune)
         notes += _mixed_dtypes(pairs)
@@ -30,6 +31,8 @@ def notes_on(
         notes += [
             f"the base is stored as {name}: the adapter is added to its decoded weights" for name in _formats(pairs)
         ]
+    source = "adapter_config.json" if finetune.lora_ranks is not None else "the model card"
+    notes += [other_base_note(base, finetune.named_bases, f"{source} of {quoted(finetune.reference.ref)}")]
     return (*base.notes, *finetune.notes, *(note for note in notes if note))
 
 

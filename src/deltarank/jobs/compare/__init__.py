@@ -1,12 +1,14 @@
 """The `compare` job: what a LoRA of each rank would lose of a finetune, in the weights."""
 
 from deltarank.jobs.compare.api import compare, open_results, plan
+from deltarank.jobs.compare.base_check import ALIKE
 from deltarank.jobs.compare.job import CompareJob
 from deltarank.jobs.compare.options import CompareKeywords, CompareOptions
 from deltarank.jobs.compare.verdict import UNRELATED, judge
 from deltarank.runtime import Plan
 
 __all__ = [
+    "ALIKE",
     "UNRELATED",
     "CompareJob",
     "CompareKeywords",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from deltarank.checkpoints import Checkpoint, Pair
 from deltarank.errors import CheckpointError
@@ -11,6 +11,9 @@ from deltarank.results import MatrixResult, percent
 from deltarank.runtime import DeltaReader, Plan
 
 PROBES = 3
+
+ALIKE = 0.2
+"""The weights W of a finetune have this cosine with W0, or more, up to ||D|| = 4.9 ||W0||; unrelated ones about 0."""
 
 MOST_PROBED = 0.02
 """The share of the bytes of a streamed run that may be read twice for this check."""
@@ -31,7 +34,7 @@ def base_warning(
         return None
     pairs = _pairs_to_try(plan, checkpoints)
     norms = [norm for pair in pairs if (norm := _relative_norm(pair, reader, finished))]
-    if not norms or min(norms) < UNRELATED:
+    if not norms or min(norms) < UNRELATED or _are_alike(pairs, reader):
         return None
     return (
         f"the delta is as large as the weights ({percent(min(norms))} of the base's size or more in "
@@ -49,6 +52,14 @@ def _pairs_to_try(plan: Plan, checkpoints: tuple[Checkpoint, Checkpoint]) -> lis
     if is_streamed and sum(pair.nbytes for pair in chosen) > MOST_PROBED * plan.read_bytes:
         return chosen[:1]
     return chosen
+
+
+def _are_alike(pairs: Sequence[Pair], reader: DeltaReader) -> bool:
+    """Whether the weights are alike in all of these matrices, in spite of the size of the delta."""
+    try:
+        return all(reader.cosine(pair) >= ALIKE for pair in pairs)
+    except CheckpointError:
+        return False
 
 
 def _relative_norm(pair: Pair, reader: DeltaReader, finished: Mapping[str, MatrixResult]) -> float | None:

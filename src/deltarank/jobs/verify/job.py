@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from deltarank.adapters import Applied, LoraAdapter, PartKind, Unloaded, UnusedTensor, apply_adapter
-from deltarank.checkpoints import Checkpoint, Pairing, pair_checkpoints, quoted
+from deltarank.checkpoints import Checkpoint, Pairing, hub_ids, other_base_note, pair_checkpoints, quoted
 from deltarank.jobs.verify.measure import FitMeasurer, FitTask, Target, new_bias_row, parallel_tensors
 from deltarank.jobs.verify.merge_measure import MergeMeasurer
 from deltarank.jobs.verify.verdict import uncounted
@@ -96,9 +96,14 @@ class VerifyJob:
         return (
             *self._applied.notes,
             *self._resized_vocabularies(),
+            *self._other_base(),
             *(() if rows is None else uncounted(rows, self._pairing.skipped)),
             *self._pairing.notes,
         )
+
+    def _other_base(self) -> Iterator[str]:
+        if note := other_base_note(self._base, hub_ids([self._adapter.config.base]), "adapter_config.json"):
+            yield note
 
     def _resized_vocabularies(self) -> Iterator[str]:
         for change in (change for changes in self._applied.changes.values() for change in changes):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
-from deltarank.checkpoints import Checkpoint
+from deltarank.checkpoints import Checkpoint, hub_id_of, may_be_one_model, quoted
 from deltarank.errors import CheckpointError, JobError, UsageError
 from deltarank.jobs.which_base.sample import SampledCandidate, read_sample, shuffled_names
 from deltarank.jobs.which_base.verdict import decide
-from deltarank.results import BaseChoice, BaseKind, CandidateBase, Reference
+from deltarank.results import BaseChoice, BaseKind, CandidateBase, Reference, listing
 from deltarank.runtime import (
     DeltaReader,
     ModelRef,
@@ -69,7 +70,8 @@ def which_base(
         if not any(candidate.pairs for candidate in sampled):
             raise _no_candidate(sampled, after)
         kind, sentence = _search(sampled, after, options, matrices, seed, progress)
-        return BaseChoice(kind, sentence, after.reference, tuple(each.result for each in sampled), seed)
+        choice = BaseChoice(kind, sentence, after.reference, tuple(each.result for each in sampled), seed)
+        return replace(choice, sentence=f"{sentence}{_named_by_card(after, choice.base)}")
 
 
 def _check(candidates: Sequence[Ref], matrices: int) -> None:
@@ -109,13 +111,29 @@ def _search(
     name = after.reference.short_name
     estimate = TimeEstimate(progress, float(min(matrices, len(names))))
     read_sample(candidates, names[:matrices], reader, progress, estimate)
-    answer = decide([each.result for each in candidates], name)
+    answer = _decide(candidates, name, reader)
     if answer[0] is not BaseKind.TOO_CLOSE or len(names) <= matrices:
         return answer
     larger = names[: SAMPLE_GROWTH * matrices]
     estimate = TimeEstimate(progress, float(len(larger)), resumed=float(matrices))
     read_sample(candidates, larger, reader, progress, estimate)
-    return decide([each.result for each in candidates], name)
+    return _decide(candidates, name, reader)
+
+
+def _decide(candidates: Sequence[SampledCandidate], name: str, reader: DeltaReader) -> tuple[BaseKind, str]:
+    sampled = {id(each.result): each for each in candidates}
+    results = [each.result for each in candidates]
+    return decide(results, name, lambda result: sampled[id(result)].is_alike(reader))
+
+
+def _named_by_card(after: Checkpoint, found: CandidateBase | None) -> str:
+    """What the finetune's model card says, which may be wrong."""
+    if not after.named_bases:
+        return ""
+    names = listing([quoted(each) for each in after.named_bases], most=3)
+    ref = hub_id_of(found.reference) if found else None
+    is_same = ref is not None and any(may_be_one_model(ref, each) for each in after.named_bases)
+    return f" Its model card names {names} as its base{', too' if is_same else ''}."
 
 
 def _no_candidate(candidates: Sequence[SampledCandidate], after: Checkpoint) -> JobError:

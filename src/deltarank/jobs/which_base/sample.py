@@ -10,6 +10,7 @@ from itertools import chain, zip_longest
 
 from deltarank.checkpoints import Checkpoint, Pair, pair_checkpoints
 from deltarank.errors import CheckpointError, PairingError
+from deltarank.jobs.compare import ALIKE
 from deltarank.results import CandidateBase
 from deltarank.runtime import DeltaReader, ProgressListener, SolverOptions, TimeEstimate
 from deltarank.spectra import Sums
@@ -44,6 +45,14 @@ class SampledCandidate:
             self.sums[name] = reader.sums(self.pairs[name])
         except CheckpointError as error:
             self.fail(error.message)
+
+    def is_alike(self, reader: DeltaReader) -> bool:
+        """Whether the weights are alike in most of the sampled matrices, whatever the size of the difference."""
+        try:
+            alike = [reader.cosine(self.pairs[name]) >= ALIKE for name in self.result.norms]
+        except CheckpointError:
+            return False
+        return sum(alike) > len(alike) / 2
 
     def update_norms(self) -> None:
         """States the figures of what has been read so far."""

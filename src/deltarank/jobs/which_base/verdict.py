@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from deltarank.jobs.compare import UNRELATED
-from deltarank.results import BaseKind, CandidateBase, count, listing, percent
+from deltarank.results import BaseKind, CandidateBase, count, figure, listing, percent
 
 CLEARLY = 1.05
 """If the next nearest is farther by this factor or more, the distance over the whole sample decides."""
+
+AS_NEAR = 1.5
+"""If the next nearest is farther by a smaller factor, it may be a sibling of the base or of the finetune."""
 
 EQUAL = 1.001
 """Two norms within this factor count as equal: rounding changes them as much."""
@@ -17,19 +21,28 @@ ENOUGH_WINS = 6
 """Nearer in this many matrices and farther in none: by chance alone, this happens once in 32 times."""
 
 
-def decide(candidates: Sequence[CandidateBase], name: str) -> tuple[BaseKind, str]:
-    """The kind of answer and the sentence. `name` is what a reader calls the finetune."""
+def decide(
+    candidates: Sequence[CandidateBase], name: str, is_alike: Callable[[CandidateBase], bool]
+) -> tuple[BaseKind, str]:
+    """The kind of answer and the sentence.
+
+    Args:
+        name: what a reader calls the finetune.
+        is_alike: whether the weights of a candidate that is far away are like the finetune's.
+    """
     comparable = [each for each in candidates if each.relative_norm is not None]
     if not comparable:
         return BaseKind.NONE, f"The sample cannot tell which of these is the base of {name}."
     nearest, *others = sorted(comparable, key=lambda each: each.distance)
     sample = count(len(nearest.norms), "random matrix", "random matrices")
-    if nearest.distance >= UNRELATED:
+    is_far = nearest.distance >= UNRELATED
+    if is_far and not is_alike(nearest):
         return BaseKind.NONE, _none_sentence(nearest, name, sample, is_alone=len(candidates) == 1)
     close = [other for other in others if not _is_nearer(nearest, other)]
     if close:
         return BaseKind.TOO_CLOSE, _close_sentence([nearest, *close], name, sample)
-    return BaseKind.FOUND, _found_sentence(nearest, others, name, sample)
+    far = " Though the difference is large, their weights are alike, which those of unrelated models are not."
+    return BaseKind.FOUND, _found_sentence(nearest, others, name, sample) + (far if is_far else "")
 
 
 def _is_nearer(one: CandidateBase, other: CandidateBase) -> bool:
@@ -43,13 +56,28 @@ def _is_nearer(one: CandidateBase, other: CandidateBase) -> bool:
 
 
 def _found_sentence(nearest: CandidateBase, others: Sequence[CandidateBase], name: str, sample: str) -> str:
-    sentence = (
-        f"{name} came from {nearest.reference.ref}: they differ by {percent(nearest.relative_norm)} of the base's norm "
-        f"in {sample}{nearest.unpaired.remark()}"
-    )
+    by = f"by {percent(nearest.relative_norm)} of the base's norm in {sample}{nearest.unpaired.remark()}"
     if not others:
-        return f"{sentence}."
-    return f"{sentence}. The next candidate, {others[0].reference.ref}, differs by {percent(others[0].relative_norm)}."
+        return (
+            f"{name} differs from {nearest.reference.ref} {by}. A finetune differs so from its base, and from other "
+            "finetunes of this base."
+        )
+    sentence = f"{name} is nearest to {nearest.reference.ref}: they differ {by}."
+    return f"{sentence} {_margin(nearest, others[0])}"
+
+
+def _margin(nearest: CandidateBase, next_one: CandidateBase) -> str:
+    ref = next_one.reference.ref
+    times = next_one.distance / nearest.distance if nearest.distance > 0 else math.inf
+    by = f"by {percent(next_one.relative_norm)}"
+    if times >= AS_NEAR:
+        return f"The next candidate, {ref}, differs {by}" + (
+            f", {figure(times)} times as much." if times < math.inf else "."
+        )
+    return (
+        f"The next candidate, {ref}, is nearly as near: it differs {by}, {figure(times)} times as much. A finetune is "
+        "about as near to siblings and to later stages of its base: check which of the two is older."
+    )
 
 
 def _none_sentence(nearest: CandidateBase, name: str, sample: str, *, is_alone: bool) -> str:
