@@ -1,5 +1,7 @@
 """Tiny models of real architectures, finetuned for real for a few steps, as transformers saves them."""
 
+import functools
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -101,23 +103,35 @@ def write_pair(
     make: Make, folder: Path, *, dtype: torch.dtype = torch.float32, steps: int = 3, shard_size: str = "5GB"
 ) -> tuple[Path, Path]:
     """A base of random weights, and a finetune in shards of this size, in which a few steps of AdamW moved each weight
-    that learns."""
+    that learns. Trained once in a process, and written as often as it is wanted."""
+    for name, content in _files_of_pair(make, dtype, steps, shard_size).items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    torch.manual_seed(0)  # what is drawn next does not depend on when the pair was trained
+    return folder / "base", folder / "finetune"
+
+
+@functools.cache
+def _files_of_pair(make: Make, dtype: torch.dtype, steps: int, shard_size: str) -> Mapping[str, bytes]:
     torch.manual_seed(0)
     model = make()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.normal_(0, 0.1)
-    model.to(dtype).save_pretrained(folder / "base")
-    model.float().train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(steps):
-        batch = tokens(seed=step)
-        model(input_ids=batch, labels=batch).loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    model.to(dtype).save_pretrained(folder / "finetune", max_shard_size=shard_size)
-    return folder / "base", folder / "finetune"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.to(dtype).save_pretrained(folder / "base")
+        model.float().train()
+        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for step in range(steps):
+            batch = tokens(seed=step)
+            model(input_ids=batch, labels=batch).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        model.to(dtype).save_pretrained(folder / "finetune", max_shard_size=shard_size)
+        return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob("*/*")}
 
 
 def best_approximation(delta: np.ndarray, rank: int) -> np.ndarray:
