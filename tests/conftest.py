@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +21,21 @@ if TYPE_CHECKING:  # it imports torch, which reads the number of threads below o
 # Two workers share two cores (see pyproject.toml): a second thread each would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What is imported, torch and all, stays: the garbage collector need not look for what to free among it.
-gc.disable()
-
 # The same cases in every run, so that a failure is of the change at hand. HYPOTHESIS_PROFILE=random draws others.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported for collection, torch and all, stays: the garbage collector need not look through it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -50,8 +50,7 @@ def _truncated(m):
     return replace(m, singular_values=m.singular_values[:64], effective_rank=None, signal_rank=None, solver="krylov")
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_no_request_leaves_the_page_and_nothing_is_complained_of(show, width, scheme):
     opened = show([one()], width=width, scheme=scheme)
     opened.select_rank(256)

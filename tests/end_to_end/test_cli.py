@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -368,14 +369,13 @@ def test_nan_does_not_end_the_run(run: RunCommand, base: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="/dev/full")
-def test_a_full_stdout_is_reported(base: Path, full: Path, tmp_path: Path) -> None:
+def test_a_full_stdout_is_reported() -> None:
     with Path("/dev/full").open("w") as full_device:
         done = subprocess.run(
-            [sys.executable, "-m", "deltarank", "compare", base, full, "--dry-run"],
+            [sys.executable, "-m", "deltarank", "explain", "disk-full"],
             stdout=full_device,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=tmp_path,
         )
 
     assert done.returncode == 1
@@ -384,7 +384,8 @@ def test_a_full_stdout_is_reported(base: Path, full: Path, tmp_path: Path) -> No
 
 
 def test_a_closed_pipe_is_ignored(base: Path, full: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deltarank", "compare", base, full, "-q", "--json", "-o", "run", "--ranks", "8"]
+    words = ["compare", base, full, "-q", "--json", "-o", "run", "--ranks", "8", "--no-report"]
+    command = [sys.executable, "-m", "deltarank", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as child:
         assert child.stdout is not None
         assert child.stderr is not None
@@ -395,23 +396,33 @@ def test_a_closed_pipe_is_ignored(base: Path, full: Path, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space")
 @pytest.mark.parametrize("verb", ["compare", "extract"])
-def test_results_are_kept_when_drawing_fails(verb: str, base: Path, full: Path, tmp_path: Path) -> None:
+def test_results_are_kept_when_drawing_fails(
+    verb: str,
+    drawn: None,
+    no_drawing_process: None,
+    run: RunCommand,
+    base: Path,
+    full: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The engine that draws reserves more address space than `ulimit -v` leaves it, and ends its process."""
+    limited = tmp_path / "python"
+    limited.write_text(f'#!/bin/sh\nulimit -v 16000000\nexec {shlex.quote(sys.executable)} "$@"\n')
+    limited.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(limited))
     asked = {"compare": ["--ranks", "2", "-q"], "extract": ["-r", "2", "--server", "peft"]}[verb]
-    limited = ["sh", "-c", 'ulimit -v 16000000; exec "$@"', "sh", sys.executable, "-m", "deltarank"]
-    done = subprocess.run(
-        [*limited, verb, base, full, "-o", "made", *asked], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = run(verb, base, full, "-o", "made", *asked)
 
-    assert "V8" in done.stderr
-    assert "stack trace" not in done.stderr
-    assert "mlp.down_proj" in done.stdout
+    assert "V8" in done.err
+    assert "stack trace" not in done.err
+    assert "mlp.down_proj" in done.out
     if verb == "compare":
-        assert done.returncode == 1
-        assert "docs/messages.md#no-drawing" in done.stderr
+        assert done.code == 1
+        assert "docs/messages.md#no-drawing" in done.err
         assert names(tmp_path / "made") == {"results.json", "run.json"}
     else:
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
         assert "adapter_model.safetensors" in names(tmp_path / "made")
 
 

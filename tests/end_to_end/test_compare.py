@@ -2,12 +2,11 @@
 
 import json
 import math
+import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import MATRICES, base_weights, full_finetune, merged_lora, write
 
 import deltarank
+from commands import LineProcess
 from deltarank.errors import CheckpointError, OutputError
 from deltarank.results import Outcome, Results, VerdictKind
 from deltarank.runtime import DeltaReader
@@ -248,11 +248,33 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write(home / "base", base), write(home / "full", full_finetune(base))
 
 
-PROGRAM = """
-import sys
+FORKS = """
+import json, os, sys
 from deltarank import compare
-compare(sys.argv[1], sys.argv[2], ranks=[4, 64], output=sys.argv[3])
+
+def begin(base, finetune, output):
+    if pid := os.fork():
+        return pid
+    try:
+        compare(base, finetune, ranks=[4, 64], output=output)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+def wait(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+for line in sys.stdin:
+    verb, *arguments = json.loads(line)
+    print("@" + json.dumps({"begin": begin, "wait": wait}[verb](*arguments)), flush=True)
 """
+"""Runs each comparison in a process of its own, which need not import torch again."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[LineProcess]:
+    with LineProcess(FORKS, os.environ) as forks:
+        yield forks
 
 
 def lines_in(run: Path) -> int:
@@ -262,25 +284,23 @@ def lines_in(run: Path) -> int:
         return 0
 
 
-def start(pair: tuple[Path, Path], run: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, pair), str(run)])
-
-
-def kill_after(pair: tuple[Path, Path], run: Path, lines: int) -> None:
+def kill_after(forks: LineProcess, pair: tuple[Path, Path], run: Path, lines: int) -> None:
     """Starts the job and kills it, not to be caught, once it has written so many lines."""
-    process = start(pair, run)
+    process = forks.request(["begin", *map(str, pair), str(run)])
     until = time.monotonic() + 60
-    while lines_in(run) < lines and process.poll() is None and time.monotonic() < until:
+    while lines_in(run) < lines and not (run / "results.json").exists() and time.monotonic() < until:
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    forks.request(["wait", process])
 
 
-def test_a_resumed_run_ends_with_the_same_numbers(larger: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_numbers(
+    larger: tuple[Path, Path], forks: LineProcess, tmp_path: Path
+) -> None:
     whole = deltarank.compare(*larger, ranks=[4, 64])
     run, chance = tmp_path / "run", random.Random(1)
     for _ in range(3):
-        kill_after(larger, run, lines_in(run) + chance.randrange(1, 18))
+        kill_after(forks, larger, run, lines_in(run) + chance.randrange(1, 18))
         assert not (run / "results.json").exists()
     finished = lines_in(run)
     resumed: list[int] = []
@@ -298,8 +318,8 @@ def test_a_resumed_run_ends_with_the_same_numbers(larger: tuple[Path, Path], tmp
     assert sorted(path.name for path in run.iterdir()) == ["results.json", "run.json"]
 
 
-def test_a_changed_input_is_refused_and_named(larger: tuple[Path, Path], tmp_path: Path) -> None:
-    kill_after(larger, tmp_path / "run", 4)
+def test_a_changed_input_is_refused_and_named(larger: tuple[Path, Path], forks: LineProcess, tmp_path: Path) -> None:
+    kill_after(forks, larger, tmp_path / "run", 4)
     file = larger[1] / "model.safetensors"
     weights = load_file(file)
     stamp = file.stat().st_mtime_ns
@@ -311,19 +331,19 @@ def test_a_changed_input_is_refused_and_named(larger: tuple[Path, Path], tmp_pat
         deltarank.compare(*larger, ranks=[4, 64], output=tmp_path / "run")
 
 
-def test_two_processes_do_not_share_a_folder(larger: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_folder(larger: tuple[Path, Path], forks: LineProcess, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(larger, run)
+    process = forks.request(["begin", *map(str, larger), str(run)])
     try:
         while lines_in(run) < 1:
-            assert process.poll() is None
+            assert not (run / "results.json").exists()
             time.sleep(0.001)
-        process.send_signal(signal.SIGSTOP)
+        os.kill(process, signal.SIGSTOP)
         with pytest.raises(OutputError, match="Another process"):
             deltarank.compare(*larger, ranks=[4, 64], output=run)
     finally:
-        process.send_signal(signal.SIGCONT)
-        process.wait()
+        os.kill(process, signal.SIGCONT)
+        assert forks.request(["wait", process]) == 0
 
     assert len(Results.load(run).measured) == 60
 
