@@ -115,6 +115,8 @@ class MatrixResult:
     signal_rank      number of singular values above the noise edge (Marchenko and Pastur 1967)
     signal_share     share of ||D||^2 in these singular values
     rounding_floor   share of ||D||^2 that rounding to the storage dtype alone explains
+    base_rounding    share of ||D||^2 that the rounding of a quantised base explains, where D contains that; else None
+    base_noise_edge  the noise edge with that rounding
     singular_values  the leading ones, in descending order
     losses           at the ranks of the run
     curve            (rank, energy kept), for a chart
@@ -141,6 +143,8 @@ class MatrixResult:
     signal_share: Share | None = None
     rounding_floor: Norm | None = None
     noise_edge: float | None = None
+    base_rounding: Norm | None = None
+    base_noise_edge: float | None = None
     solver: str | None = None
     singular_values: tuple[Norm, ...] = ()
     losses: tuple[Loss, ...] = ()

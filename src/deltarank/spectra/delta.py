@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deltarank.spectra.noise import RoundingNoise, add_noise
+from deltarank.spectra.noise import RoundingNoise, add_base, add_noise
 from deltarank.spectra.workspace import Workspace
 
 # Kept bits of a number once its mantissa is cleared (sign cleared too), and the bits of that mantissa.
@@ -110,6 +110,7 @@ def subtract_batch(
     out.copy_(stored)
     scratch.copy_(base)
     base_energies = _energies(scratch)
+    add_base(noises, scratch)
     out.sub_(scratch)
     absolutes = _sums(torch.abs(out, out=scratch))
     if noises:

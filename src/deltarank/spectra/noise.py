@@ -25,10 +25,14 @@ class RoundingNoise:
                                               computed in float32; eps is 2^-mantissa bits
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_format: bool = False) -> None:
+        """has_format: whether a side is quantised, so that the energies of W0 are needed."""
+        self.has_format = has_format
         self._rows = 0
         self._largest_row = 0.0
         self._columns: Tensor | None = None
+        self._largest_base_row = 0.0
+        self._base_columns: Tensor | float = 0.0
 
     def add_rows(self, rows: int, largest_row: float, columns: Tensor) -> None:
         """Adds some rows of D: how many, the largest energy of one of them, and the energies in their columns."""
@@ -36,7 +40,12 @@ class RoundingNoise:
         self._largest_row = max(self._largest_row, largest_row)
         self._columns = columns if self._columns is None else self._columns + columns
 
-    def edge(self, *, format_energy: float = 0.0) -> float:
+    def add_base_rows(self, largest_row: float, columns: Tensor) -> None:
+        """Adds the same rows of W0: the largest energy of one of them, and the energies in their columns."""
+        self._largest_base_row = max(self._largest_base_row, largest_row)
+        self._base_columns = columns + self._base_columns
+
+    def edge(self, *, format_error: float = 0.0) -> float:
         """The largest singular value that errors alone would show, in the unit of the weights.
 
         Independent errors whose variances are v_ij have a spectrum that ends at or below
@@ -48,14 +57,25 @@ class RoundingNoise:
         Widom 1994; Johnstone 2001), so the edge is two such shares above.
 
         Args:
-            format_energy: of the errors of a quantised format, which are taken as spread evenly.
+            format_error: ||W - Q(W)|| / ||W|| of a quantised format. Its steps follow the size of the weights near by,
+                so that an entry of W0 has an error of this share of its size.
         """
         if self._columns is None:
             return 0.0
         rows, columns = self._rows, len(self._columns)
-        largest = self._largest_row + format_energy / rows, float(self._columns.max()) + format_energy / columns
+        row = self._largest_row + format_error**2 * self._largest_base_row
+        largest = row, float((self._columns + format_error**2 * self._base_columns).max())
         margin: float = 1 + 2 * min(rows, columns) ** (-2 / 3)
         return math.fsum(map(math.sqrt, largest)) * margin
+
+
+def add_base(noises: Sequence[RoundingNoise], bases: Tensor) -> None:
+    """Adds the same rows of several W0, (n, rows, columns), to the noise of each that needs them."""
+    if any(noise.has_format for noise in noises):
+        rows = torch.linalg.vector_norm(bases, dim=2).amax(1).square().tolist()
+        columns = torch.linalg.vector_norm(bases, dim=1).cpu().double().square()
+        for noise, row, column in zip(noises, rows, columns, strict=True):
+            noise.add_base_rows(row, column)
 
 
 def add_noise(noises: Sequence[RoundingNoise], powers: Tensor, deltas: Tensor, scratch: Tensor) -> None:

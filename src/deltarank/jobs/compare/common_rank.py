@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 
 from deltarank.results import MatrixResult
@@ -27,6 +28,25 @@ WIDE_GAP = 2.0
 
 NOISE_TOLERANCE = 1.1
 """By how much the energy below the noise edge may exceed what rounding explains."""
+
+FORMAT_TOLERANCE = 2.0
+"""The same for quantised formats, whose error depends on how the weights are distributed."""
+
+_PLAIN = frozenset({"bfloat16", "float16", "float32", "float64"})
+
+
+def without_base_rounding(measured: Sequence[MatrixResult]) -> list[MatrixResult]:
+    """The matrices with the rounding of a quantised base among their noise, where they may contain it."""
+    return [_without_base_rounding(matrix) for matrix in measured]
+
+
+def _without_base_rounding(matrix: MatrixResult) -> MatrixResult:
+    if matrix.base_rounding is None or matrix.base_noise_edge is None:
+        return matrix
+    above = sum(value > matrix.base_noise_edge for value in matrix.singular_values)
+    is_known = above < max(len(matrix.singular_values), 1) or len(matrix.singular_values) >= matrix.max_rank
+    floor = (matrix.rounding_floor or 0.0) + matrix.base_rounding
+    return replace(matrix, signal_rank=above if is_known else None, rounding_floor=floor)
 
 
 def common_rank(measured: Sequence[MatrixResult]) -> int | None:
@@ -67,4 +87,6 @@ def _is_low(matrix: MatrixResult) -> bool:
     if matrix.max_rank > 4 and matrix.signal_rank > matrix.max_rank / 2:
         return False
     beyond = matrix.energy - math.fsum(s * s for s in matrix.singular_values[: matrix.signal_rank])
-    return beyond <= (NOISE_TOLERANCE * (matrix.rounding_floor or 0.0) + 1e-3) * matrix.energy
+    is_plain = _PLAIN.issuperset(matrix.dtype.split(" -> "))
+    tolerance = NOISE_TOLERANCE if is_plain else FORMAT_TOLERANCE
+    return beyond <= (tolerance * (matrix.rounding_floor or 0.0) + 1e-3) * matrix.energy

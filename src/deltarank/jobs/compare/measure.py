@@ -12,11 +12,11 @@ from torch import Tensor
 
 from deltarank.adapters import is_adapted, low_rank_factors
 from deltarank.checkpoints import Pair, read_chunks, read_rows
+from deltarank.jobs.compare.noise_edges import NoiseEdges, new_noise
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
 from deltarank.results import Loss, MatrixResult, Outcome
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
 from deltarank.spectra import (
-    RoundingNoise,
     Spectrum,
     Sums,
     Workspace,
@@ -80,12 +80,12 @@ class MatrixMeasurer:
             deltas,
             [each.energy for each in sums],
             ranks=self._options.ranks,
-            edges=edges,
+            edges=[each.edge for each in edges],
             workspace=self._workspace,
         )
         return [self._measured(*each) for each in zip(steps, deltas, sums, edges, spectra, strict=True)]
 
-    def _load_stack(self, pairs: Sequence[Pair]) -> tuple[Tensor, list[Sums], list[float]]:
+    def _load_stack(self, pairs: Sequence[Pair]) -> tuple[Tensor, list[Sums], list[NoiseEdges]]:
         """Deltas of matrices of one shape, (n, rows, columns), the sums of each, and the noise edge of each."""
         size = (len(pairs), *pairs[0].shape)
         before, after = (
@@ -96,15 +96,15 @@ class MatrixMeasurer:
                 before[i, first : first + len(base)] = base
                 after[i, first : first + len(finetune)] = finetune
         deltas = self._workspace.empty("deltas", size, self._options.torch_dtype)
-        noises = [RoundingNoise() for _ in pairs]
+        noises = [new_noise(pair) for pair in pairs]
         stored = subtract_batch(before, after, out=deltas, workspace=self._workspace, noises=noises)
         sums = [each.with_format_error(pair.finetune.rounding_error) for each, pair in zip(stored, pairs, strict=True)]
-        return deltas, sums, [_edge(*each) for each in zip(pairs, sums, noises, strict=True)]
+        return deltas, sums, [NoiseEdges.of(*each) for each in zip(pairs, noises, strict=True)]
 
     def _from_entries(self, step: Step) -> MatrixResult:
-        noise = RoundingNoise()
+        noise = new_noise(step.pair)
         delta, sums = self._reader.read(step.pair, noise)
-        return self._measured(step, delta, sums, _edge(step.pair, sums, noise))
+        return self._measured(step, delta, sums, NoiseEdges.of(step.pair, noise))
 
     def _from_factors(self, pair: Pair) -> MatrixResult | None:
         """For a finetune that is a LoRA on the base: nothing is solved, and the delta is never formed; else None."""
@@ -122,10 +122,10 @@ class MatrixMeasurer:
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
         if not sums.is_finite:
             return _not_finite(pair, "base")
-        return self._with_figures(pair, sums, outcome, None if sums.is_zero else known, edge=0.0)
+        return self._with_figures(pair, sums, outcome, None if sums.is_zero else known, edges=NoiseEdges())
 
     def _measured(
-        self, step: Step, delta: Tensor, sums: Sums, edge: float, known: Spectrum | None = None
+        self, step: Step, delta: Tensor, sums: Sums, edges: NoiseEdges, known: Spectrum | None = None
     ) -> MatrixResult:
         """`known`: the spectrum, if it has been computed."""
         pair = step.pair
@@ -133,9 +133,9 @@ class MatrixMeasurer:
             side = "base" if not torch.isfinite(torch.tensor(sums.base_energy)) else "finetune"
             return _not_finite(pair, side)
         if sums.is_zero:
-            return self._with_figures(pair, sums, Outcome.IDENTICAL, None, edge=edge)
-        spectrum = known or self._spectrum(step, delta, sums, edge)
-        return self._with_figures(pair, sums, Outcome.MEASURED, spectrum, edge=edge)
+            return self._with_figures(pair, sums, Outcome.IDENTICAL, None, edges=edges)
+        spectrum = known or self._spectrum(step, delta, sums, edges.edge)
+        return self._with_figures(pair, sums, Outcome.MEASURED, spectrum, edges=edges)
 
     def _spectrum(self, step: Step, delta: Tensor, sums: Sums, edge: float) -> Spectrum:
         pair = step.pair
@@ -147,7 +147,7 @@ class MatrixMeasurer:
         )
 
     def _with_figures(
-        self, pair: Pair, sums: Sums, outcome: Outcome, spectrum: Spectrum | None, *, edge: float
+        self, pair: Pair, sums: Sums, outcome: Outcome, spectrum: Spectrum | None, *, edges: NoiseEdges
     ) -> MatrixResult:
         base_norm = sums.base_energy**0.5
         result = replace(
@@ -164,10 +164,11 @@ class MatrixMeasurer:
                 for rank in self._options.ranks
             ),
         )
-        return self._with_spectrum(result, spectrum, edge) if spectrum else result
+        return self._with_spectrum(result, spectrum, edges) if spectrum else result
 
-    def _with_spectrum(self, result: MatrixResult, spectrum: Spectrum, edge: float) -> MatrixResult:
-        signal_rank = spectrum.signal_rank(edge)
+    def _with_spectrum(self, result: MatrixResult, spectrum: Spectrum, edges: NoiseEdges) -> MatrixResult:
+        signal_rank = spectrum.signal_rank(edges.edge)
+        made = edges.base_error**2 * result.base_energy
         kept = self._detail.values_of(signal_rank, result.max_rank, self._options.ranks)
         return replace(
             result,
@@ -175,16 +176,13 @@ class MatrixMeasurer:
             effective_rank=spectrum.effective_rank,
             signal_rank=signal_rank,
             signal_share=None if signal_rank is None else 1 - spectrum.lost(signal_rank) / spectrum.energy,
-            noise_edge=edge,
+            noise_edge=edges.edge,
+            base_rounding=made / spectrum.energy if edges.is_in(spectrum, made) else None,
+            base_noise_edge=edges.with_base if edges.is_in(spectrum, made) else None,
             solver=spectrum.solver,
             singular_values=tuple(float(f"{value:.{DIGITS - 1}e}") for value in spectrum.values[:kept]),
             curve=tuple((rank, round(kept, 7)) for rank, kept in spectrum.curve(self._detail.points)),
         )
-
-
-def _edge(pair: Pair, sums: Sums, noise: RoundingNoise) -> float:
-    """The noise edge, where the finetune may be quantised."""
-    return noise.edge(format_energy=pair.finetune.rounding_error**2 * sums.base_energy)
 
 
 def _group_size(step: Step) -> int:

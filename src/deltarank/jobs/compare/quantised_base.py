@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from deltarank.jobs.compare.noise_edges import SURELY
 from deltarank.results import MatrixResult, percent
 from deltarank.runtime import Step
-
-SURELY = 0.5
-"""A delta with less than this share of the rounding's energy does not contain the rounding."""
 
 
 def quantised_base_notes(steps: Sequence[Step], matrices: Mapping[str, MatrixResult]) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
-from deltarank.jobs.compare.common_rank import common_rank
+from deltarank.jobs.compare.common_rank import common_rank, without_base_rounding
 from deltarank.jobs.compare.left_out import LeftOutOfLora
 from deltarank.jobs.compare.rank_needed import RankNeeded, by_behaviour
 from deltarank.results import (
@@ -93,7 +94,8 @@ def _kind(
     if lora_ranks is not None:
         return VerdictKind.ADAPTER, max(lora_ranks, default=None)
     floor = whole.rounding_floor or 0.0
-    rank = common_rank([m for m in matrices if m.outcome is Outcome.MEASURED])
+    measured = [m for m in matrices if m.outcome is Outcome.MEASURED]
+    rank = common_rank(measured) or common_rank(without_base_rounding(measured))
     if rank and floor < MOSTLY_ROUNDING:
         return VerdictKind.MERGED_LORA, rank
     if (whole.relative_norm or 0.0) >= UNRELATED:
@@ -137,6 +139,9 @@ def _nature(
     this = "What was compared" if unpaired.is_notable else "This"
     if kind is VerdictKind.MERGED_LORA:
         rest = f": the rest of the change, {floor}, is storage rounding" if whole.rounding_floor else ""
+        if common_rank([m for m in matrices if m.outcome is Outcome.MEASURED]) is None:
+            made = math.fsum((m.base_rounding or 0.0) * m.energy for m in matrices) / whole.energy
+            rest = f": about {percent(min(made, 1.0))} of the change is the rounding of the quantised base"
         return f"{this} looks like a merged LoRA of rank about {rank}{rest}."
     if kind is VerdictKind.ROUNDING:
         return (
