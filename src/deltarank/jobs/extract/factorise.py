@@ -52,7 +52,7 @@ class MatrixFactoriser:
         """
         target = self._targets[step.pair.name]
         try:
-            noise = None if is_adapted(step.pair) else RoundingNoise()
+            noise = None if is_adapted(step.pair) else RoundingNoise(has_format=step.pair.finetune.storage is not None)
             delta, sums = self._reader.read(step.pair, noise)
             return self._factored(target, delta, sums, noise)
         except TENSOR_FAILURES as error:
@@ -85,7 +85,7 @@ def _noise_figures(target: Target, factors: Factors, sums: Sums, noise: Rounding
     """Of stored weights; of an adapter there is no rounding. The share above the edge is known if a value is below."""
     if noise is None:
         return {}
-    edge = noise.edge(format_energy=target.pair.finetune.rounding_error**2 * sums.base_energy)
+    edge = noise.edge(format_error=target.pair.finetune.rounding_error)
     above = [value for value in factors.values if value > edge]
     is_known = len(above) < len(factors.values) or len(factors.values) == min(target.pair.shape)
     share = min(math.fsum(value * value for value in above) / sums.energy, 1.0) if is_known else None
