@@ -14,8 +14,10 @@ _HEAD = """\
 # The command line
 
 This page is generated from the help texts by `python tests/house/cli_page.py`. Results go to stdout; progress, notes
-and errors go to stderr. Exit codes: 0: success; 1: the job failed; 2: invalid usage; 130: interrupted. Every error
-message has a section in [messages.md](messages.md).
+and errors go to stderr. Every error message has a section in [messages.md](messages.md).
+
+Exit codes: 0: success, whatever the verdict; 1: the job failed; 2: invalid usage; 3: the job succeeded, and the result
+is not what `--check` asks for; 130: interrupted.
 
 D = W - W0 is the change of a weight matrix (W: finetune, W0: base), and D_r its best approximation of rank r. KLD is
 the Kullback-Leibler divergence of next-token distributions. The [glossary](glossary.md) explains the other terms.

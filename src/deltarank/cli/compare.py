@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import deltarank
+from deltarank.cli.check import check_option, check_results
 from deltarank.cli.options import (
     csv_option,
     device_option,
@@ -64,6 +65,13 @@ from deltarank.system import Default
     metavar="N",
     help="Re-measure N random matrices with a full float64 SVD.",
 )
+@check_option("this is a finetune of BASE, and each matrix could be measured")
+@click.option(
+    "--max-error",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="With --check: largest relative error ||D - D_r|| / ||D|| at the highest of --ranks.",
+)
 @force_option
 @dry_run_option
 @no_report_option
@@ -73,6 +81,8 @@ from deltarank.system import Default
 def compare(
     output: Path | None,
     ranks: tuple[str, ...],
+    check: bool,
+    max_error: float | None,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -88,6 +98,10 @@ def compare(
     """
     if as_csv and (as_json or dry_run):
         raise click.UsageError("--csv cannot be combined with --json or --dry-run.")
+    if max_error is not None and not check:
+        raise click.UsageError("--max-error is only used with --check.")
+    if check and dry_run:
+        raise click.UsageError("--check cannot be combined with --dry-run.")
     quieten_the_hub(quiet)
     options["ranks"] = parse_ranks(ranks) if ranks else DEFAULT_RANKS
     folder = output or default_output(options["finetune"])
@@ -95,4 +109,6 @@ def compare(
         print_plan(deltarank.plan(**options, output=folder, force=force), as_json=as_json)
         return
     request = RunRequest(folder, force, as_json, quiet, no_report=no_report, as_csv=as_csv)
-    run(lambda **asked: deltarank.compare(**asked), options, request)
+    results = run(lambda **asked: deltarank.compare(**asked), options, request)
+    if check:
+        check_results(results, max_error)

@@ -1,7 +1,7 @@
 """The command `deltarank` and its exit codes. Nothing heavy is imported before a subcommand runs.
 
 Results go to stdout, everything else to stderr. Exit codes: 0: done; 1: the job failed; 2: invalid usage;
-130: interrupted.
+3: `--check` failed; 130: interrupted.
 """
 
 from __future__ import annotations

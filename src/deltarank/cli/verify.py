@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltarank.cli.check import check_option, check_verification
 from deltarank.cli.loading import loading
 from deltarank.cli.options import device_option, input_options, json_option, quiet_option, server_option
 from deltarank.cli.run_command import quieten_the_hub
@@ -29,9 +30,10 @@ _COLUMN = 11
 @input_options
 @click.option("--adapter-revision", metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
 @device_option()
+@check_option("the verdict is that the adapter is optimal (with --merged: held exactly, or up to rounding)")
 @json_option("all figures")
 @quiet_option
-def verify(as_json: bool, quiet: bool, **job: Any) -> None:
+def verify(check: bool, as_json: bool, quiet: bool, **job: Any) -> None:
     """Measure how much of the change from BASE to FINETUNE a LoRA adapter keeps, and how much the best LoRA would.
 
     ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, from any tool, or a Hub id. The verdict
@@ -54,6 +56,8 @@ def verify(as_json: bool, quiet: bool, **job: Any) -> None:
         tell(f"Note: {note}")
     lines = _merge_lines if isinstance(found, MergeCheck) else _lines
     out(found.to_json() if as_json else "\n".join(lines(found, width())))
+    if check:
+        check_verification(found)
 
 
 def _lines(found: Verification, columns: int) -> Iterator[str]:
