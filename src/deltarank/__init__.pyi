@@ -4,6 +4,9 @@ from .jobs.blind import BlindScore as BlindScore
 from .jobs.blind import BlindTest as BlindTest
 from .jobs.blind import make_blind_test as make_blind_test
 from .jobs.blind import score_blind_test as score_blind_test
+from .jobs.calibrate import CalibrationPlan as CalibrationPlan
+from .jobs.calibrate import extract_calibrated as extract_calibrated
+from .jobs.calibrate import plan_calibration as plan_calibration
 from .jobs.compare import Plan as Plan
 from .jobs.compare import compare as compare
 from .jobs.compare import open_results as open_results

@@ -14,7 +14,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
 MODULES = sorted(SOURCE.rglob("*.py"))
-JOBS = ("blind", "compare", "extract", "outputs", "verify", "which_base")
+JOBS = ("blind", "calibrate", "compare", "extract", "outputs", "verify", "which_base")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ RULES = {
         "errors results system tensor_names checkpoints servers spectra adapters runtime divergence models "
         "jobs.compare",
         "torch numpy",
+    ),
+    "jobs.calibrate": rule(
+        "errors results system tensor_names checkpoints servers adapters runtime architectures divergence models "
+        "jobs.extract jobs.outputs jobs.verify",
+        "torch numpy peft safetensors",
     ),
     "demo": rule("errors results system", "torch transformers peft numpy safetensors tokenizers tqdm"),
     "cli": rule(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 from deltarank.results import (
@@ -80,6 +80,7 @@ class Budget:
     truncated    ||D - D_r||^2: lost to the rank
     rounded      ||D - B A||^2 - ||D - D_r||^2: lost to the rounding of A and B
     left_out     in tensors that the adapter does not contain, which `tensors` lists
+    fitted       given up by factors that are fitted to the finetune's predictions and not to its weights
     energy       the whole change, ||W - W0||^2
     unpaired     matrices without a counterpart and tensors that could not be measured, which no share covers
     """
@@ -91,6 +92,11 @@ class Budget:
     tensors: tuple[LeftOut, ...] = ()
     energy: Energy = 0.0
     unpaired: Unpaired = NONE_UNPAIRED
+    fitted: SignedShare = 0.0
+
+    def calibrated_to(self, kept: float) -> Self:
+        """The budget of an adapter of the same form whose factors keep this share."""
+        return replace(self, kept=kept, fitted=self.kept - kept)
 
     @classmethod
     def of(
@@ -129,13 +135,15 @@ class Budget:
             if not self.unpaired.is_complete:
                 return f"changes nothing: the checkpoints have {self.unpaired.no_change_in()}"
             return "changes nothing, since both checkpoints contain the same numbers"
-        kept, truncated, rounded, left_out = self.percents
+        kept, truncated, rounded, left_out, fitted = self.percents
         kept = "all" if self.kept == 1 and not self.unpaired.is_complete else kept
         parts = [f"keeps {kept} of the change in the weights{self.unpaired.remark(1 - self.kept)}"]
         if self.truncated > 0:
             parts.append(f"{truncated} is truncated at rank {rank}")
         if self.rounded >= 0.001:
             parts.append(f"{rounded} is lost to rounding")
+        if self.fitted:
+            parts.append(f"{fitted} is given up to fit the predictions")
         if self.left_out > 0:
             tensors = count(sum(number for number, _ in self.by_kind().values()), "tensor")
             parts.append(f"{left_out} is in {tensors} that {self._omission(server)}")
@@ -159,8 +167,8 @@ class Budget:
 
     @property
     def percents(self) -> list[str]:
-        """Kept, truncated, rounded and left out, as text: "71 %"."""
-        return percents([self.kept, self.truncated, self.rounded, self.left_out])
+        """Kept, truncated, rounded, left out and given up by fitting predictions, as text: "71 %"."""
+        return percents([self.kept, self.truncated, self.rounded, self.left_out, self.fitted])
 
     @classmethod
     def figures(cls) -> dict[str, Any]:
@@ -173,6 +181,7 @@ class Budget:
             "truncated": self.truncated,
             "rounded": self.rounded,
             "left_out": self.left_out,
+            "fitted": self.fitted,
             "energy": self.energy,
             "unpaired": to_plain(self.unpaired),
             "kinds": [

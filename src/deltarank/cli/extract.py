@@ -24,13 +24,16 @@ from deltarank.cli.options import (
 from deltarank.cli.run_command import default_output, print_plan, quieten_the_hub
 from deltarank.cli.streams import out, sayer
 from deltarank.errors import UsageError
-from deltarank.results import count, escape, format_table, parse_ranks, percent
+from deltarank.results import count, escape, format_table, listing, parse_ranks, percent
 from deltarank.servers import DEFAULT_SERVER
 from deltarank.system import Default
 from deltarank.tensor_names import kind_in_words
 
 if TYPE_CHECKING:
     from deltarank.jobs.extract import ExtractedAdapter
+
+_CALIBRATION = ("calibration_tokens", "steps", "seed")
+"""The options that only a calibration has."""
 
 
 @click.command(short_help="Extract the best LoRA that a server loads.")
@@ -56,6 +59,32 @@ if TYPE_CHECKING:
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="Precision of the factors A and B.  [default: the finetune's]",
 )
+@click.option(
+    "--calibrate",
+    multiple=True,
+    metavar="TEXT",
+    help="Fit A and B to the finetune's predictions on this text: a .txt, .md or .jsonl file, a folder, or the word "
+    "own for its own answers; repeatable. Takes minutes to hours.",
+)
+@click.option(
+    "--calibration-tokens",
+    type=int,
+    metavar="N",
+    help=f"With --calibrate: about how many tokens of the texts are used.  [default: {Default.CALIBRATION_TOKENS:,}]",
+)
+@click.option(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="With --calibrate: steps of gradient descent, of about 1,024 tokens each; the best is kept.  "
+    f"[default: {Default.CALIBRATION_STEPS}]",
+)
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    help=f"With --calibrate: seed of the split of the texts, and of the answers.  [default: {Default.SEED}]",
+)
 @filter_options
 @input_options
 @device_option()
@@ -80,11 +109,33 @@ def extract(
     """
     quieten_the_hub(quiet)
     options["rank"] = _parse_rank(rank)
+    calibrates = _take_calibration(options)
     options |= {"output": output or Path("adapters", default_output(options["finetune"]).name), "force": force}
     if dry_run:
-        print_plan(deltarank.plan_extraction(**options), as_json=as_json)
+        plan = deltarank.plan_calibration if calibrates else deltarank.plan_extraction
+        print_plan(plan(**options), as_json=as_json)
         return
-    _run(options, as_json, quiet)
+    _run(options, as_json, quiet, calibrates=calibrates)
+
+
+def _take_calibration(options: dict[str, Any]) -> bool:
+    """Whether the adapter is calibrated. Removes the options of a calibration that were not given.
+
+    Raises:
+        UsageError: (slug "only-with-calibrate") one of them is given without --calibrate.
+    """
+    given = {name: options.pop(name) for name in _CALIBRATION}
+    if options["calibrate"]:
+        options |= {name: value for name, value in given.items() if value is not None}
+        return True
+    del options["calibrate"]
+    if unused := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
+        raise UsageError(
+            f"{listing(unused)} {'needs' if len(unused) == 1 else 'need'} --calibrate.",
+            cure="Add --calibrate TEXT, or leave the option out.",
+            slug="only-with-calibrate",
+        )
+    return False
 
 
 def _parse_rank(text: str | None) -> int | str | None:
@@ -101,7 +152,7 @@ def _parse_rank(text: str | None) -> int | str | None:
     return rank
 
 
-def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
+def _run(options: dict[str, Any], as_json: bool, quiet: bool, *, calibrates: bool) -> None:
     from deltarank.report import adapter_picture, drawing_process
 
     tell = sayer(quiet)
@@ -111,7 +162,10 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool) -> None:
             from deltarank.cli.progress import watching
             from deltarank.jobs.extract import extract_with_picture
         with watching(quiet) as progress:
-            adapter = extract_with_picture(**options, draw=adapter_picture, progress=progress)
+            if calibrates:
+                adapter = deltarank.extract_calibrated(**options, progress=progress)
+            else:
+                adapter = extract_with_picture(**options, draw=adapter_picture, progress=progress)
     out(adapter.to_json() if as_json else "\n".join(map(escape, _lines(adapter))))
     tell(f"wrote {adapter.folder}")
     tell(f"Measure its behaviour: {_measure(options, adapter.folder)}")
@@ -136,28 +190,40 @@ def _command(name: str, options: dict[str, Any], *more: str) -> str:
 
 
 def _lines(adapter: ExtractedAdapter) -> list[str]:
-    """The sentence, the budget, and the share kept of each module."""
+    """What was reached by a calibration, the sentence, the budget, and the share kept of each module."""
     budget = adapter.budget
     kinds = [
         (percent(share), f"{kind_in_words(kind)}, {count(number, 'tensor')}")
         for kind, (number, share) in budget.by_kind().items()
     ]
-    modules = [
-        (percent(kept), f"{module}, {count(number, 'matrix', 'matrices')}") for module, number, kept in adapter.modules
-    ]
     return [
+        *(adapter.calibration.sentences if adapter.calibration else ()),
         f"The adapter {adapter.sentence}.",
         *filter(None, [adapter.noise_sentence]),
         "",
-        *format_table(list(zip(budget.percents, _budget_labels(adapter), strict=True)), align="><", minimum=(12,)),
+        *format_table(_budget_rows(adapter), align="><", minimum=(12,)),
         *format_table(kinds, align="><", minimum=(16,)),
         "",
-        "Share kept of each module's change, rounding included:",
-        *format_table(modules, align="><", minimum=(12,)),
-        "",
+        *_module_lines(adapter),
         f"{adapter.load_check.sentence}.",
     ]
 
 
-def _budget_labels(adapter: ExtractedAdapter) -> list[str]:
-    return ["kept", f"truncated at rank {adapter.rank}", "lost to rounding A and B", "left out"]
+def _budget_rows(adapter: ExtractedAdapter) -> list[tuple[str, str]]:
+    labels = ["kept", f"truncated at rank {adapter.rank}", "lost to rounding A and B", "left out"]
+    rows = list(zip(adapter.budget.percents, [*labels, "given up to fit the predictions"], strict=True))
+    return rows if adapter.calibration else rows[:-1]
+
+
+def _module_lines(adapter: ExtractedAdapter) -> list[str]:
+    """The share kept of each module. Of a calibrated adapter that is not measured."""
+    if adapter.calibration and adapter.calibration.steps:
+        return []
+    modules = [
+        (percent(kept), f"{module}, {count(number, 'matrix', 'matrices')}") for module, number, kept in adapter.modules
+    ]
+    return [
+        "Share kept of each module's change, rounding included:",
+        *format_table(modules, align="><", minimum=(12,)),
+        "",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deltarank.divergence.attribution import PartMeasurement, summarise_attribution
+from deltarank.divergence.bootstrap import resample
 from deltarank.divergence.chat_template import Tokenizer
 from deltarank.divergence.e_values import (
     ALPHA,
@@ -14,8 +15,8 @@ from deltarank.divergence.e_values import (
 )
 from deltarank.divergence.prompts import Prompt, encode_prompts, prompts_that_fit, read_prompts
 from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logits
-from deltarank.divergence.text_files import read_json_lines
-from deltarank.divergence.texts import Document, read_texts
+from deltarank.divergence.text_files import read_json_lines, read_text_file
+from deltarank.divergence.texts import Document, encode_record, find_text_files, read_texts
 from deltarank.divergence.token_stats import TokenStats, compare_logits
 from deltarank.divergence.writing import Answer, summarise_writing
 
@@ -32,12 +33,16 @@ __all__ = [
     "compare_logits",
     "confidence_interval",
     "encode_prompts",
+    "encode_record",
+    "find_text_files",
     "log_e_values",
     "log_e_values_two_sided",
     "prompts_that_fit",
     "read_json_lines",
     "read_prompts",
+    "read_text_file",
     "read_texts",
+    "resample",
     "sign_flip_p_value",
     "summarise_attribution",
     "summarise_logits",

@@ -54,7 +54,7 @@ def read_texts(paths: Sequence[Path], tokenizer: Tokenizer, *, context: int) -> 
 
 
 def _read_text(path: Path, tokenizer: Tokenizer, context: int) -> list[Document]:
-    if documents := [part for file in _text_files(path) for part in _read_documents(file, tokenizer, context)]:
+    if documents := [part for file in find_text_files(path) for part in _read_documents(file, tokenizer, context)]:
         return documents
     raise UsageError(
         f"{str(path)!r} is too short: it must contain at least two tokens, because the first one cannot be scored.",
@@ -66,14 +66,17 @@ def _read_text(path: Path, tokenizer: Tokenizer, context: int) -> list[Document]
 def _read_documents(file: Path, tokenizer: Tokenizer, context: int) -> Iterator[Document]:
     if file.suffix.lower() == ".jsonl":
         for name, record in read_json_lines(file):
-            yield from _documents_of_record(name, record, tokenizer, context)
+            yield from encode_record(name, record, tokenizer, context)
     else:
         yield from _documents_of_text(file.name, read_text_file(file), tokenizer, context)
 
 
-def _documents_of_record(
-    name: str, record: Mapping[str, Any], tokenizer: Tokenizer, context: int
-) -> Iterator[Document]:
+def encode_record(name: str, record: Mapping[str, Any], tokenizer: Tokenizer, context: int) -> Iterator[Document]:
+    """The documents of a line of a .jsonl file, of at most `context` tokens each.
+
+    Raises:
+        JobError: (slug "text-unreadable") it has neither a text nor messages.
+    """
     if isinstance(text := record.get("text"), str):
         return _documents_of_text(name, text, tokenizer, context)
     ids, scored = _encode_conversation(tokenizer, messages_of(record, name))
@@ -117,7 +120,12 @@ def _encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> t
     return ids, scored
 
 
-def _text_files(path: Path) -> list[Path]:
+def find_text_files(path: Path) -> list[Path]:
+    """The file, or the files in the folder, that can be read as texts.
+
+    Raises:
+        UsageError: (slug "text-not-found") there is none.
+    """
     if not path.exists():
         raise UsageError(
             f"There is no text at {str(path)!r}.{nearest_path_in_words(path)}",

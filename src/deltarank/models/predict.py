@@ -80,12 +80,15 @@ class Predictor:
 
     Args:
         head: the output head, if the model does not hold its weights.
+        head_may_be_last: False where the head's weights alone do not give the logits, as under a LoRA.
     """
 
-    def __init__(self, model: AnyModel, device: torch.device, head: Head | None = None) -> None:
+    def __init__(
+        self, model: AnyModel, device: torch.device, head: Head | None = None, *, head_may_be_last: bool = True
+    ) -> None:
         self._model, self._device, self._given_head = model, device, head
         self._module = model.get_output_embeddings()
-        self._head_is_last: bool | None = None
+        self._head_is_last: bool | None = None if head_may_be_last else False
 
     @property
     def head(self) -> Head:
@@ -104,9 +107,14 @@ class Predictor:
         Raises:
             JobError: (slug "out-of-memory") the batch does not fit.
         """
+        return self.differentiable_head_inputs(windows)
+
+    def differentiable_head_inputs(self, windows: Sequence[Window]) -> list[Tensor]:
+        """As `head_inputs`, with an autograd graph where one is recorded."""
         with translate_out_of_memory(self._device, batch=len(windows)):
             if self._head_is_last is None:
-                self._head_is_last = self._check_head(windows[:1])
+                with torch.no_grad():
+                    self._head_is_last = self._check_head(windows[:1])
             inputs = self._run_up_to_head(windows) if self._head_is_last else self._logits(windows)
             return [
                 each[torch.tensor(window.rows, device=each.device)]

@@ -26,6 +26,7 @@ from deltarank.results.blind import (
     VoteChoice,
     VoterScore,
 )
+from deltarank.results.calibration import Calibration, CalibrationMethod, CalibrationScore
 from deltarank.results.change_share import NEARLY_WHOLE, change_in_words, measured_share
 from deltarank.results.codec import (
     Count,
@@ -131,6 +132,9 @@ __all__ = [
     "BlindKey",
     "BlindScore",
     "BlindVotes",
+    "Calibration",
+    "CalibrationMethod",
+    "CalibrationScore",
     "CandidateBase",
     "CandidateKind",
     "CandidateResult",

@@ -2,6 +2,7 @@
 
 from deltarank.jobs.extract.api import extract, extract_with_picture, plan_extraction
 from deltarank.jobs.extract.job import ExtractJob
+from deltarank.jobs.extract.model_card import model_card
 from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
@@ -16,6 +17,7 @@ __all__ = [
     "ExtractionPlan",
     "extract",
     "extract_with_picture",
+    "model_card",
     "plan_extraction",
     "update_card",
 ]

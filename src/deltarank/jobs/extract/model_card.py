@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from deltarank.adapters import BUDGET_PICTURE_FILE
 from deltarank.jobs.extract.result import ExtractedAdapter
-from deltarank.results import Reference, count, percent, size
+from deltarank.results import CalibrationScore, Reference, count, figure, percent, size
 from deltarank.servers import PEFT, get_server
 from deltarank.tensor_names import kind_in_words
 
@@ -26,6 +26,7 @@ def model_card(adapter: ExtractedAdapter, *, picture: bool = False) -> str:
     sections = (
         _front_matter(adapter),
         _heading(adapter),
+        _calibration(adapter),
         _chart(adapter, picture),
         _modules(adapter),
         _left_out(adapter),
@@ -86,6 +87,7 @@ def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:
         return
     budget = adapter.budget
     rows = [("kept", budget.kept), ("truncated", budget.truncated), ("rounded", budget.rounded)]
+    rows += [("given up to fit the predictions", budget.fitted)] if budget.fitted else []
     rows += [(kind_in_words(kind), share) for kind, (_, share) in budget.by_kind().items()]
     width = max(len(_plain(word)) for word, _ in rows)
     yield from (
@@ -100,7 +102,33 @@ def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:
     yield "```"
 
 
+def _calibration(adapter: ExtractedAdapter) -> Iterator[str]:
+    """What the calibration reached, in words and as a table."""
+    calibration = adapter.calibration
+    if calibration is None:
+        return
+    yield from ("## How near it is to the finetune", "")
+    yield from (_plain(sentence) for sentence in calibration.sentences)
+    yield from (
+        "",
+        "Mean KL divergence from the finetune in nats per token, on documents that neither fitted nor chose:",
+        "",
+        "| text | documents | base | plain, this rank | plain, any rank | this adapter | 95 % interval |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        _score_row("the calibration's kind", calibration.held_out),
+        _score_row("another kind (built-in passages)", calibration.other_text),
+    )
+
+
+def _score_row(text: str, score: CalibrationScore) -> str:
+    klds = (score.kld_base, score.kld_plain, score.kld_any_rank, score.kld_calibrated)
+    interval = "" if score.low is None else f"{figure(score.low)} to {figure(score.high)}"
+    return f"| {text} | {score.documents:,} | {' | '.join(map(figure, klds))} | {interval} |"
+
+
 def _modules(adapter: ExtractedAdapter) -> Iterator[str]:
+    if adapter.calibration and adapter.calibration.steps:
+        return  # the losses of its matrices are those of the plain adapter
     yield from (
         "## By module",
         "",

@@ -12,6 +12,7 @@ from typing import Any, Self
 from deltarank.adapters import METADATA_FILE, Budget
 from deltarank.results import (
     AdapterBehaviour,
+    Calibration,
     Count,
     Energy,
     Loss,
@@ -122,6 +123,8 @@ class ExtractedAdapter(StoredResult):
     identity    equal for two extractions only if their inputs and options are equal
     load_check  whether PEFT loads it
     behaviour   what `outputs` measured of it; None before `update_card`
+    calibration how its factors were fitted to the finetune's predictions; None for a plain extraction. `matrices` have
+                the losses of the plain one
     """
 
     description = "what `deltarank extract` writes about an adapter"
@@ -143,6 +146,7 @@ class ExtractedAdapter(StoredResult):
     identity: str
     load_check: LoadCheck = LoadCheck(checked=False, reason="an earlier version of deltarank wrote it")
     behaviour: AdapterBehaviour | None = None
+    calibration: Calibration | None = None
     folder: Path = field(default_factory=Path)
 
     @property
@@ -205,6 +209,7 @@ class ExtractedAdapter(StoredResult):
             "identity": self.identity,
             "load_check": to_plain(self.load_check),
             "behaviour": to_plain(self.behaviour),
+            "calibration": None if self.calibration is None else to_plain(self.calibration),
         }
 
     @classmethod

@@ -1,0 +1,60 @@
+"""The library's functions: extract a calibrated adapter, plan a calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+from deltarank.jobs.calibrate.job import CalibrateJob
+from deltarank.jobs.calibrate.options import CalibrateKeywords, CalibrateOptions
+from deltarank.jobs.calibrate.plan import CalibrationPlan
+from deltarank.jobs.extract import ExtractedAdapter
+from deltarank.runtime import ProgressListener, Ref, parse_keywords, shows_keywords
+
+
+@shows_keywords(CalibrateKeywords, CalibrateOptions)
+def extract_calibrated(
+    base: Ref,
+    finetune: Ref,
+    *,
+    output: Ref,
+    force: bool = False,
+    progress: ProgressListener | None = None,
+    **keywords: Unpack[CalibrateKeywords],
+) -> ExtractedAdapter:
+    """Writes a LoRA of the same form as `extract` does, whose factors are fitted to the finetune's predictions.
+
+    It starts from the adapter that `extract` writes, and moves A and B down the gradient of the KL divergence from the
+    finetune (KL distillation, Hinton et al. 2015), with the base's embeddings, norms and head as a server has them. The
+    texts are split by document into three parts: one fits, one chooses the step, and one is only scored. The plain
+    adapter is one of the choices: if nothing is better, it is written.
+
+    Args:
+        base, finetune, output, force, progress: as for `extract`. What is done is stored in OUTPUT.calibrating.
+        calibrate: .txt, .md or .jsonl files or folders; or "own", the finetune's own answers to the built-in prompts.
+        calibration_tokens: about how many tokens of the texts are used, of all three parts together.
+        steps: of gradient descent, of about 1,024 tokens each.
+        seed: of the split, the order of the documents, and the sampled answers.
+
+    All other keywords are those of `extract`.
+
+    Raises:
+        UsageError: an argument is not usable, or the texts are too short.
+        JobError: the model does not fit into memory, or PEFT does not load the adapter.
+        And what `extract` and `outputs` raise.
+    """
+    refs, options = parse_keywords(base, finetune, keywords, CalibrateOptions)
+    progress = progress or ProgressListener()
+    with refs.open(progress) as checkpoints:
+        return CalibrateJob(*checkpoints, options).run(Path(output), force=force, progress=progress)
+
+
+@shows_keywords(CalibrateKeywords, CalibrateOptions)
+def plan_calibration(base: Ref, finetune: Ref, **keywords: Unpack[CalibrateKeywords]) -> CalibrationPlan:
+    """What `extract_calibrated` would do, from the headers alone: no tensor is read, and no model is downloaded.
+
+    Arguments and errors as for `extract_calibrated`.
+    """
+    refs, options = parse_keywords(base, finetune, keywords, CalibrateOptions)
+    with refs.without_download().open(ProgressListener()) as checkpoints:
+        return CalibrateJob(*checkpoints, options).plan

@@ -1,0 +1,209 @@
+"""KL distillation: A and B move down the gradient of the KL divergence from the finetune (Hinton et al. 2015).
+
+The loss of a token is KL(P || Q) between the finetune's prediction P and the student's Q, over the whole vocabulary,
+after the same tokens. The finetune's predictions are computed once. Adam (Kingma and Ba 2015) takes the steps. A step
+is proportional to the root mean square of each factor, and to sqrt(KLD of plain / KLD of the base): a KL divergence is
+quadratic near its minimum, so that is the distance that is left. A start that is almost exact is moved little.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltarank.jobs.calibrate.kl import kl_and_gradient
+from deltarank.jobs.calibrate.student import Factors, Student
+from deltarank.models import PredictionStore, Window, batch_windows
+from deltarank.system import write_atomically
+
+TOKENS_PER_STEP = 1024
+TOKENS_AT_ONCE = 512
+"""Read together, with all activations in memory."""
+
+STEP_SIZE = 0.15
+"""Of a factor's root mean square, where plain extraction is as far from the finetune as the base."""
+
+LARGEST_STEP = 0.05
+WARM_UP = 10
+LAST_RATE = 0.1
+"""Of the first rate, at the end of the cosine schedule (Loshchilov and Hutter 2017)."""
+
+LOOKS = 10
+"""How often the documents that choose are scored."""
+
+OnStep = Callable[[int, float], None]
+"""Called with the number of the step and the KLD of the step that is best so far."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Documents and the finetune's predictions on them.
+
+    fit, choose  indices into `windows`
+    """
+
+    windows: Sequence[Window]
+    teacher: PredictionStore
+    fit: Sequence[int]
+    choose: Sequence[int]
+
+
+@dataclass
+class Best:
+    """The best step so far: its KLD on the documents that choose, in nats per token."""
+
+    step: int
+    kld: float
+    factors: Factors
+
+
+class Distillation:
+    """One training. It stores its state after every look, so that an interrupted one is resumed.
+
+    Args:
+        state_file: where.
+    """
+
+    def __init__(self, student: Student, lesson: Lesson, *, steps: int, seed: int, state_file: Path) -> None:
+        self._student, self._lesson, self._steps, self._state_file = student, lesson, steps, state_file
+        self._head = lesson.teacher.load_head()
+        self._batches = _batches_of_steps(lesson, steps, seed)
+        self._made = 0
+
+    def run(self, on_step: OnStep) -> tuple[Best, int]:
+        """The best step, whose factors the student then has, and how many steps were made.
+
+        It ends early where the loss stops being finite.
+        """
+        plain = self._kld(self._lesson.choose)
+        with self._student.as_base():
+            base = self._kld(self._lesson.choose)
+        self._best = Best(0, plain, self._student.factors())
+        self._optimizer = self._make_optimizer(step_size(plain, base))
+        self._resume()
+        while self._made < self._steps and self._step():
+            if self._made % self._steps_per_look == 0 or self._made == self._steps:
+                self._look()
+            on_step(self._made, self._best.kld)
+        self._student.set_factors(self._best.factors)
+        return self._best, self._made
+
+    @property
+    def _steps_per_look(self) -> int:
+        return max(1, math.ceil(self._steps / LOOKS))
+
+    def _make_optimizer(self, size: float) -> torch.optim.Optimizer:
+        parameters = list(self._student.parameters.values())
+        rates = [size * float(each.detach().square().mean().sqrt()) for each in parameters]
+        groups = [
+            {"params": [each], "lr": rate, "first": rate} for each, rate in zip(parameters, rates, strict=True) if rate
+        ]
+        return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-10)
+
+    def _step(self) -> bool:
+        """One step down the gradient. False, without a step, if the loss is not finite."""
+        batch = self._batches[self._made]
+        scored = sum(len(self._lesson.windows[i].rows) for i in batch)
+        nats = sum(self._accumulate(part, scored) for part in self._parts(batch))
+        if not math.isfinite(nats):
+            self._optimizer.zero_grad()
+            return False
+        self._made += 1
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["first"] * _schedule(self._made, self._steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return True
+
+    def _parts(self, batch: Sequence[int]) -> list[list[int]]:
+        """What of the batch is read together."""
+        parts = batch_windows([self._lesson.windows[i] for i in batch], size=None, tokens=TOKENS_AT_ONCE)
+        return [[batch[i] for i in part] for part in parts]
+
+    def _accumulate(self, part: Sequence[int], scored: int) -> float:
+        """Adds the gradient of these documents to that of the step, and returns their divergence in nats."""
+        inputs, head = self._student.predict_with_gradient([self._lesson.windows[i] for i in part])
+        student = torch.cat(inputs)
+        known = self._teacher(part, student), self._teacher_head(student)
+        nats, gradient = kl_and_gradient(*known, student.detach(), head)
+        torch.autograd.backward(student, (gradient / scored).to(student.dtype))
+        return nats
+
+    def _teacher(self, documents: Sequence[int], like: Tensor) -> Tensor:
+        return torch.cat([self._lesson.teacher.load(i) for i in documents]).to(like.device)
+
+    def _teacher_head(self, like: Tensor) -> Any:
+        if self._head.weight is not None and self._head.weight.device != like.device:
+            self._head = self._head.to(like.device)
+        return self._head
+
+    def _kld(self, documents: Sequence[int]) -> float:
+        """The mean KLD of the student as it is, over the scored tokens of these documents."""
+        nats, tokens = 0.0, 0
+        for part in self._parts(documents):
+            inputs, head = self._student.predict([self._lesson.windows[i] for i in part])
+            student = torch.cat(inputs)
+            nats += kl_and_gradient(self._teacher(part, student), self._teacher_head(student), student, head)[0]
+            tokens += len(student)
+        return nats / tokens
+
+    def _look(self) -> None:
+        kld = self._kld(self._lesson.choose)
+        if kld < self._best.kld:
+            self._best = Best(self._made, kld, self._student.factors())
+        self._save()
+
+    def _save(self) -> None:
+        state = {
+            "made": self._made,
+            "factors": dict(self._student.factors()),
+            "optimizer": self._optimizer.state_dict(),
+            "best": {"step": self._best.step, "kld": self._best.kld, "factors": dict(self._best.factors)},
+        }
+        with write_atomically(self._state_file) as partial:
+            torch.save(state, partial)
+
+    def _resume(self) -> None:
+        """Goes on after the last look, if there was one."""
+        if not self._state_file.is_file():
+            return
+        state = torch.load(self._state_file, weights_only=True)
+        self._made = state["made"]
+        self._student.set_factors(state["factors"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._best = Best(**state["best"])
+
+
+def step_size(plain: float, base: float) -> float:
+    """The first step, as a share of a factor's root mean square."""
+    share = math.sqrt(plain / base) if base > 0 else 0.0
+    return min(STEP_SIZE * share, LARGEST_STEP)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine down to LAST_RATE."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, step / WARM_UP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
+
+
+def _batches_of_steps(lesson: Lesson, steps: int, seed: int) -> list[list[int]]:
+    """The documents of every step: all in random order, then all again, TOKENS_PER_STEP at a time."""
+    order = random.Random(seed)
+    batches: list[list[int]] = []
+    waiting: list[int] = []
+    while len(batches) < steps:
+        batch: list[int] = []
+        while sum(len(lesson.windows[i].ids) for i in batch) < TOKENS_PER_STEP and len(batch) < len(lesson.fit):
+            if not waiting:
+                waiting = list(lesson.fit)
+                order.shuffle(waiting)
+            batch.append(waiting.pop())
+        batches.append(batch)
+    return batches

@@ -1,0 +1,245 @@
+"""A calibration from two open checkpoints: plain extraction, distillation, scoring, and the adapter that results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltarank.adapters import (
+    METADATA_FILE,
+    MODEL_CARD_FILE,
+    WEIGHTS_FILE,
+    open_adapter,
+)
+from deltarank.checkpoints import Checkpoint
+from deltarank.divergence import Document, Tokenizer
+from deltarank.errors import JobError
+from deltarank.jobs.calibrate.distill import Best, Distillation, Lesson
+from deltarank.jobs.calibrate.documents import (
+    Record,
+    Split,
+    encode,
+    other_records,
+    read_records_of,
+    split_records,
+    write_records,
+)
+from deltarank.jobs.calibrate.evaluate import Evaluation, ranks_to_score
+from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
+from deltarank.jobs.calibrate.plan import CalibrationPlan
+from deltarank.jobs.calibrate.student import Student
+from deltarank.jobs.calibrate.teacher import own_answers, store_predictions
+from deltarank.jobs.calibrate.workspace import Workspace
+from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, model_card
+from deltarank.jobs.verify import VerifyJob
+from deltarank.models import (
+    EditedWeights,
+    ModelSkeleton,
+    PredictionStore,
+    load_model,
+    load_tokenizer,
+    read_skeleton,
+    translate_out_of_memory,
+)
+from deltarank.results import Calibration, CalibrationMethod, compared_energies
+from deltarank.runtime import ProgressListener, SolverOptions, available_memory
+
+
+@dataclass(frozen=True)
+class CalibrateJob:
+    """Two open checkpoints and the options of the calibration."""
+
+    base: Checkpoint
+    finetune: Checkpoint
+    options: CalibrateOptions
+
+    @cached_property
+    def extraction(self) -> ExtractJob:
+        return ExtractJob(self.base, self.finetune, self.options.plain)
+
+    @cached_property
+    def base_skeleton(self) -> ModelSkeleton:
+        return read_skeleton(self.base)
+
+    @cached_property
+    def finetune_skeleton(self) -> ModelSkeleton:
+        return read_skeleton(self.finetune)
+
+    @cached_property
+    def plan(self) -> CalibrationPlan:
+        memory = available_memory(self._device)
+        return CalibrationPlan(self.options, self.extraction.plan, self.base_skeleton, memory)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**self.extraction.identity, "settings": self.options.to_plain()}
+
+    @property
+    def _device(self) -> torch.device:
+        return self.options.solver_options.torch_device
+
+    @property
+    def _rank(self) -> int:
+        assert self.options.fixed_rank is not None, "CalibrateOptions refuses others"
+        return self.options.fixed_rank
+
+    @property
+    def _context(self) -> int:
+        return min(self.base_skeleton.context, self.finetune_skeleton.context)
+
+    def run(self, output: Path, *, force: bool, progress: ProgressListener) -> ExtractedAdapter:
+        """Writes the adapter, or resumes; see `deltarank.extract_calibrated`."""
+        self.plan.check_memory()
+        with Workspace(output, self.identity) as space:
+            if space.is_finished and not force:
+                progress.noted(f"{output} already contains this adapter: nothing to do. --force makes it again.")
+                return ExtractedAdapter.load(output)
+            space.open(force=force)
+            plain = self.extraction.run(space.plain, progress=progress)
+            _check_loads(plain)
+            split = self._split(space, progress)
+            best, made = self._distil(space, split, progress)
+            self._write_weights(space, best)
+            calibration = self._score(space, split, best, made, progress)
+            adapter = self._describe(plain, calibration, space, progress)
+            space.publish(adapter)
+        return adapter
+
+    def _split(self, space: Workspace, progress: ProgressListener) -> Split:
+        """The documents, of which those that are only scored and those of the other text are stored for `outputs`."""
+        tokenizer = self._tokenizer
+        records = read_records_of([Path(text) for text in self.options.calibrate if text != OWN])
+        if OWN in self.options.calibrate:
+            records += self._own_answers(space, tokenizer, progress)
+        limits = {"tokens": self.options.calibration_tokens, "context": self._context}
+        split = split_records(records, tokenizer, **limits, seed=self.options.seed)
+        write_records(space.held_out, split.score)
+        write_records(space.other_text, other_records())
+        return split
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.finetune_skeleton.folder)
+
+    def _own_answers(self, space: Workspace, tokenizer: Tokenizer, progress: ProgressListener) -> list[Any]:
+        if not space.own_answers.is_file():
+            progress.noted("The finetune answers the built-in prompts.")
+            model = self._load(self.finetune_skeleton, self.finetune)
+            answers = own_answers(
+                model, tokenizer, tokens=self.options.calibration_tokens, context=self._context, seed=self.options.seed
+            )
+            write_records(space.own_answers, answers)
+        return read_records_of([space.own_answers])
+
+    def _distil(self, space: Workspace, split: Split, progress: ProgressListener) -> tuple[Best, int]:
+        lesson = self._lesson(space, split, progress)
+        with translate_out_of_memory(self._device):
+            student = Student(self._load(self.base_skeleton, self.base), space.plain, self._device)
+            training = Distillation(
+                student, lesson, steps=self.options.steps, seed=self.options.seed, state_file=space.training
+            )
+            best, made = training.run(lambda step, kld: progress.noted(_step_line(step, self.options.steps, kld)))
+        if made < self.options.steps:
+            progress.warned(f"The training ended at step {made}, because its loss was not finite.")
+        student.save(space.trained)
+        return best, made
+
+    def _lesson(self, space: Workspace, split: Split, progress: ProgressListener) -> Lesson:
+        """The documents that fit and choose, with the finetune's predictions on them."""
+        fit, choose = self._documents(split.fit), self._documents(split.choose)
+        documents = [*fit, *choose]
+        progress.noted(f"The finetune reads {len(documents):,} documents.")
+        store = PredictionStore(space.teacher)
+        model = self._load(self.finetune_skeleton, self.finetune)
+        windows = store_predictions(model, documents, store, self._device)
+        return Lesson(windows, store, range(len(fit)), range(len(fit), len(documents)))
+
+    def _documents(self, records: Sequence[Record]) -> list[Document]:
+        return [document for record in records for document in encode(record, self._tokenizer, context=self._context)]
+
+    def _load(self, skeleton: ModelSkeleton, checkpoint: Checkpoint) -> Any:
+        weights = EditedWeights(checkpoint, [], self._device)
+        with translate_out_of_memory(self._device):
+            return load_model(skeleton, weights, dtype=torch.float32, device=self._device)
+
+    def _write_weights(self, space: Workspace, best: Best) -> None:
+        """The folder of the adapter; with plain factors, a copy of the plain one, to the bit."""
+        shutil.rmtree(space.calibrated, ignore_errors=True)
+        shutil.copytree(space.plain, space.calibrated)
+        if best.step:
+            shutil.copyfile(space.trained, space.calibrated / WEIGHTS_FILE)
+
+    def _score(self, space: Workspace, split: Split, best: Best, made: int, progress: ProgressListener) -> Calibration:
+        largest = max(min(target.pair.shape) for target in self.plan.extraction.layout.targets)
+        evaluation = Evaluation.measure(
+            (self.base, self.finetune),
+            space.adapters,
+            (space.held_out, space.other_text),
+            ranks_to_score(self._rank, self.options.rules.candidate_ranks, largest),
+            device=self.options.device,
+            seed=self.options.seed,
+            folder=space.scores,
+            progress=progress,
+        )
+        return Calibration(
+            texts=self.options.calibrate,
+            tokens=sum(len(document.ids) for document in self._documents(split.fit)),
+            method=CalibrationMethod.KL_DISTILLATION if best.step else CalibrationMethod.PLAIN,
+            steps=best.step,
+            steps_made=made,
+            ridge=None,
+            seed=self.options.seed,
+            fitted=len(split.fit),
+            chosen=len(split.choose),
+            held_out=evaluation.held_out,
+            other_text=evaluation.other_text,
+            rank_equivalent=evaluation.rank_equivalent if best.step else self._rank,
+        )
+
+    def _describe(
+        self, plain: ExtractedAdapter, calibration: Calibration, space: Workspace, progress: ProgressListener
+    ) -> ExtractedAdapter:
+        """The metadata and the model card of the adapter."""
+        adapter = replace(
+            plain,
+            folder=space.output,
+            calibration=calibration,
+            settings={**plain.settings, **self.options.calibration},
+            identity=space.identity_hash,
+        )
+        if calibration.steps:
+            kept = self._kept(space.calibrated, progress)
+            adapter = replace(adapter, budget=plain.budget.calibrated_to(kept))
+        for sentence in calibration.warnings:
+            progress.warned(sentence)
+        folder = space.calibrated
+        (folder / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
+        (folder / MODEL_CARD_FILE).write_text(model_card(adapter), encoding="utf-8")
+        return adapter
+
+    def _kept(self, folder: Path, progress: ProgressListener) -> float:
+        """The share of the whole change in the weights that the adapter keeps, by `verify`'s measurement."""
+        options = SolverOptions(device=self.options.device)
+        with open_adapter(folder) as lora:
+            whole = compared_energies(VerifyJob(lora, self.base, self.finetune, None, options).fits(progress))
+        return 1.0 - (whole.share_lost or 0.0)
+
+
+def _step_line(step: int, steps: int, kld: float) -> str:
+    return f"step {step:,} of {steps:,}: {kld:.3g} nats per token on the documents that choose, at best"
+
+
+def _check_loads(adapter: ExtractedAdapter) -> None:
+    """Raises JobError (slug "calibration-needs-peft") if PEFT does not load the plain adapter."""
+    if adapter.load_check.checked and adapter.load_check.loads is False:
+        raise JobError(
+            f"PEFT has to apply the adapter while it is trained, but {adapter.load_check.sentence}.",
+            cure="Use --server peft, or leave out --calibrate.",
+            slug="calibration-needs-peft",
+        )

@@ -1,0 +1,115 @@
+"""How a calibrated adapter was fitted, and how far it is from the finetune on texts that it was not fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from deltarank.results.codec import Count, Rank
+from deltarank.results.formatting import figure
+
+
+class CalibrationMethod(StrEnum):
+    """Which of the adapters was written.
+
+    PLAIN           truncated SVD of the delta (Eckart and Young 1936): it was at least as good on the texts that chose
+    KL_DISTILLATION the factors of plain extraction, then gradient descent on the KL divergence from the finetune
+                    (Hinton et al. 2015)
+    """
+
+    PLAIN = "plain"
+    KL_DISTILLATION = "kl_distillation"
+
+
+@dataclass(frozen=True)
+class CalibrationScore:
+    """Mean KL divergences from the finetune, in nats per token, on documents that neither fitted nor chose.
+
+    documents       how many, and `tokens` how many of their tokens were scored
+    kld_base        of the base alone
+    kld_plain       of plain extraction at the same rank, as written
+    kld_any_rank    of the whole delta in the matrices that a LoRA has factors for: plain extraction at any rank
+    kld_calibrated  of the adapter that was written
+    low, high       the 95 % interval of `kld_calibrated`, bootstrapped over documents; None for one document
+    gain            1 - kld_calibrated / kld_plain; None if `kld_plain` is 0
+    gain_low, gain_high  its 95 % interval
+    """
+
+    documents: Count
+    tokens: Count
+    kld_base: float
+    kld_plain: float
+    kld_any_rank: float
+    kld_calibrated: float
+    low: float | None
+    high: float | None
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether calibrated is worse than plain, beyond the interval."""
+        return self.gain_high is not None and self.gain_high < 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How an adapter was calibrated; `calibration` in deltarank.json.
+
+    texts            what it was fitted to: paths, or "own" for the finetune's own answers
+    tokens           that the fitted documents have
+    method           which adapter was written
+    steps            of gradient descent of the adapter that was written; 0: plain
+    steps_made       of gradient descent in all
+    ridge            of a closed form; None: none was used
+    seed             of the split of the documents, their order, and the sampled answers
+    fitted, chosen   how many documents fitted, and how many chose the step
+    held_out         on documents of the same texts that did neither
+    other_text       on text of another kind: built-in passages
+    rank_equivalent  the smallest measured rank of plain extraction that is as near on the held-out documents; None if
+                     no rank is, not even the whole delta
+    """
+
+    texts: tuple[str, ...]
+    tokens: Count
+    method: CalibrationMethod
+    steps: Count
+    steps_made: Count
+    ridge: float | None
+    seed: Count
+    fitted: Count
+    chosen: Count
+    held_out: CalibrationScore
+    other_text: CalibrationScore
+    rank_equivalent: Rank | None
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What a reader should know, the distances first."""
+        held = self.held_out
+        first = (
+            f"{figure(held.kld_calibrated)} nats per token from the finetune on text that it was not fitted to; "
+            f"plain extraction at this rank {figure(held.kld_plain)}, at any rank {figure(held.kld_any_rank)}; "
+            f"base {figure(held.kld_base)}."
+        )
+        if self.method is CalibrationMethod.PLAIN:
+            return (first, "Calibration found nothing better than plain extraction, which is what was written.")
+        return (first, *self.warnings, WHY_WEIGHTS_LOSE_MORE)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Where it is worse than plain extraction, beyond the interval."""
+        scores = (("the same kind", self.held_out), ("another kind", self.other_text))
+        return tuple(
+            f"On text of {kind}, it is farther from the finetune than plain extraction: "
+            f"{figure(score.kld_calibrated)} against {figure(score.kld_plain)} nats per token."
+            for kind, score in scores
+            if score.is_worse
+        )
+
+
+WHY_WEIGHTS_LOSE_MORE = (
+    "Of the change in the weights it keeps less than plain extraction, which keeps the most that this rank can: its "
+    "factors also make up for what a LoRA does not carry, such as norms and embeddings."
+)
