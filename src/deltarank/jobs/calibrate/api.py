@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Unpack
 
 from deltarank.jobs.calibrate.job import CalibrateJob
@@ -10,6 +9,7 @@ from deltarank.jobs.calibrate.options import CalibrateKeywords, CalibrateOptions
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.extract import ExtractedAdapter
 from deltarank.runtime import ProgressListener, Ref, parse_keywords, shows_keywords
+from deltarank.system import user_path
 
 
 @shows_keywords(CalibrateKeywords, CalibrateOptions)
@@ -46,15 +46,20 @@ def extract_calibrated(
     refs, options = parse_keywords(base, finetune, keywords, CalibrateOptions)
     progress = progress or ProgressListener()
     with refs.open(progress) as checkpoints:
-        return CalibrateJob(*checkpoints, options).run(Path(output), force=force, progress=progress)
+        return CalibrateJob(*checkpoints, options).run(user_path(output), force=force, progress=progress)
 
 
 @shows_keywords(CalibrateKeywords, CalibrateOptions)
-def plan_calibration(base: Ref, finetune: Ref, **keywords: Unpack[CalibrateKeywords]) -> CalibrationPlan:
+def plan_calibration(
+    base: Ref, finetune: Ref, *, output: Ref | None = None, force: bool = False, **keywords: Unpack[CalibrateKeywords]
+) -> CalibrationPlan:
     """What `extract_calibrated` would do, from the headers alone: no tensor is read, and no model is downloaded.
 
-    Arguments and errors as for `extract_calibrated`.
+    Arguments and errors as for `extract_calibrated`. Nothing is written: of `output` it is checked that it can be used.
     """
     refs, options = parse_keywords(base, finetune, keywords, CalibrateOptions)
     with refs.without_download().open(ProgressListener()) as checkpoints:
-        return CalibrateJob(*checkpoints, options).plan
+        job = CalibrateJob(*checkpoints, options)
+        if output is not None:
+            job.check_output(user_path(output), force=force)
+        return job.plan

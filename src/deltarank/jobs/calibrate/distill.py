@@ -38,8 +38,11 @@ LAST_RATE = 0.1
 LOOKS = 10
 """How often the documents that choose are scored."""
 
-OnStep = Callable[[int, float], None]
-"""Called with the number of the step and the KLD of the step that is best so far."""
+OnStep = Callable[[int], None]
+"""Called with the number of each step that was made."""
+
+OnLook = Callable[[int, float], None]
+"""Called after each look with the number of the step and the KLD on the documents that choose."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Distillation:
         self._batches = _batches_of_steps(lesson, steps, seed)
         self._made = 0
 
-    def run(self, on_step: OnStep) -> tuple[Best, int]:
+    def run(self, on_step: OnStep, on_look: OnLook) -> tuple[Best, int]:
         """The best step, whose factors the student then has, and how many steps were made.
 
         It ends early where the loss stops being finite.
@@ -86,12 +89,13 @@ class Distillation:
         with self._student.as_base():
             base = self._kld(self._lesson.choose)
         self._best = Best(0, plain, self._student.factors())
+        on_look(0, plain)
         self._optimizer = self._make_optimizer(step_size(plain, base))
         self._resume()
         while self._made < self._steps and self._step():
             if self._made % self._steps_per_look == 0 or self._made == self._steps:
-                self._look()
-            on_step(self._made, self._best.kld)
+                on_look(self._made, self._look())
+            on_step(self._made)
         self._student.set_factors(self._best.factors)
         return self._best, self._made
 
@@ -154,11 +158,13 @@ class Distillation:
             tokens += len(student)
         return nats / tokens
 
-    def _look(self) -> None:
+    def _look(self) -> float:
+        """The KLD on the documents that choose. Keeps the factors if they are the best so far."""
         kld = self._kld(self._lesson.choose)
         if kld < self._best.kld:
             self._best = Best(self._made, kld, self._student.factors())
         self._save()
+        return kld
 
     def _save(self) -> None:
         state = {

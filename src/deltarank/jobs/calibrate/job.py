@@ -47,8 +47,8 @@ from deltarank.models import (
     read_skeleton,
     translate_out_of_memory,
 )
-from deltarank.results import Calibration, CalibrationMethod, compared_energies
-from deltarank.runtime import ProgressListener, SolverOptions, available_memory
+from deltarank.results import Calibration, CalibrationMethod, compared_energies, figure
+from deltarank.runtime import ProgressListener, SolverOptions, TimeEstimate, available_memory
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,12 @@ class CalibrateJob:
     def _context(self) -> int:
         return min(self.base_skeleton.context, self.finetune_skeleton.context)
 
+    def check_output(self, output: Path, *, force: bool) -> None:
+        """Raises OutputError if `run` could not write there. Writes nothing."""
+        with Workspace(output, self.identity) as space:
+            if force or not space.is_finished:
+                space.check(force=force, needed_bytes=self.plan.disk_bytes)
+
     def run(self, output: Path, *, force: bool, progress: ProgressListener) -> ExtractedAdapter:
         """Writes the adapter, or resumes; see `deltarank.extract_calibrated`."""
         self.plan.check_memory()
@@ -100,7 +106,7 @@ class CalibrateJob:
             if space.is_finished and not force:
                 progress.noted(f"{output} already contains this adapter: nothing to do. --force makes it again.")
                 return ExtractedAdapter.load(output)
-            space.open(force=force)
+            space.open(force=force, needed_bytes=self.plan.disk_bytes)
             plain = self.extraction.run(space.plain, progress=progress)
             _check_loads(plain)
             split = self._split(space, progress)
@@ -108,7 +114,7 @@ class CalibrateJob:
             self._write_weights(space, best)
             calibration = self._score(space, split, best, made, progress)
             adapter = self._describe(plain, calibration, space, progress)
-            space.publish(adapter)
+            space.publish()
         return adapter
 
     def _split(self, space: Workspace, progress: ProgressListener) -> Split:
@@ -144,7 +150,11 @@ class CalibrateJob:
             training = Distillation(
                 student, lesson, steps=self.options.steps, seed=self.options.seed, state_file=space.training
             )
-            best, made = training.run(lambda step, kld: progress.noted(_step_line(step, self.options.steps, kld)))
+            estimate = TimeEstimate(progress, self.plan.step_seconds * self.options.steps)
+            best, made = training.run(
+                lambda step: estimate.add(f"step {step:,} of {self.options.steps:,}", self.plan.step_seconds),
+                lambda step, kld: progress.noted(_look_line(step, kld)),
+            )
         if made < self.options.steps:
             progress.warned(f"The training ended at step {made}, because its loss was not finite.")
         student.save(space.trained)
@@ -231,8 +241,9 @@ class CalibrateJob:
         return 1.0 - (whole.share_lost or 0.0)
 
 
-def _step_line(step: int, steps: int, kld: float) -> str:
-    return f"step {step:,} of {steps:,}: {kld:.3g} nats per token on the documents that choose, at best"
+def _look_line(step: int, kld: float) -> str:
+    when = f"After step {step:,}" if step else "Plain extraction"
+    return f"{when}: {figure(kld)} nats per token from the finetune, on the documents that choose."
 
 
 def _check_loads(adapter: ExtractedAdapter) -> None:

@@ -80,13 +80,23 @@ class CalibrationPlan(ShownAsLines):
 
     @property
     def seconds(self) -> float:
-        options, parameters = self.options, self.skeleton.parameters
-        steps = options.steps * TOKENS_PER_STEP * (_FORWARD + _BACKWARD)
+        options = self.options
+        steps = options.steps * self.step_seconds
         looks = (LOOKS + 2) * CHOOSING_SHARE * options.calibration_tokens * _FORWARD
         teacher = options.calibration_tokens * _FORWARD * (2 if OWN in options.calibrate else 1)
         scoring = (SCORING_SHARE * options.calibration_tokens + 2_000) * _FORWARD * (7 + LARGER_RANKS)
-        rate = _FLOPS.get(options.solver_options.torch_device.type, _FLOPS["cpu"])
-        return 2 * self.extraction.seconds + (steps + looks + teacher + scoring) * parameters / rate
+        return 2 * self.extraction.seconds + steps + (looks + teacher + scoring) * self._seconds_per_operation
+
+    @property
+    def step_seconds(self) -> float:
+        """One step of gradient descent."""
+        return TOKENS_PER_STEP * (_FORWARD + _BACKWARD) * self._seconds_per_operation
+
+    @property
+    def _seconds_per_operation(self) -> float:
+        """That each parameter takes part in."""
+        rate = _FLOPS.get(self.options.solver_options.torch_device.type, _FLOPS["cpu"])
+        return self.skeleton.parameters / rate
 
     def check_memory(self) -> None:
         """Raises JobError (slug "calibration-memory") if the base with its gradients does not fit."""

@@ -1,12 +1,12 @@
 """The folder beside the output in which a calibrated adapter is made. The output appears whole or not at all.
 
-OUT.calibrating/run.json           inputs and options: it is resumed only if they are equal
-OUT.calibrating/adapters/plain     the plain adapter
+OUT.calibrating/run.json             inputs and options: it is resumed only if they are equal
+OUT.calibrating/adapters/plain       the plain adapter
 OUT.calibrating/adapters/calibrated  the calibrated one; moved to OUT at the end
-OUT.calibrating/own-answers.jsonl  what the finetune answered
-OUT.calibrating/teacher/           the finetune's predictions
-OUT.calibrating/training.pt        the state of the training after its last look
-OUT.calibrating/held-out.jsonl, other-text.jsonl, scores/   what is scored at the end
+OUT.calibrating/own-answers.jsonl    what the finetune answered
+OUT.calibrating/teacher/             the finetune's predictions
+OUT.calibrating/training.pt          the state of the training after its last look
+OUT.calibrating/held-out.jsonl, other-text.jsonl, scores/    what is scored at the end
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deltarank.adapters import CONFIG_FILE, METADATA_FILE
-from deltarank.errors import OutputError
-from deltarank.jobs.extract import ExtractedAdapter
+from deltarank.jobs.extract import check_output, is_made_from
 from deltarank.runtime import RunFolder, as_output_error
 from deltarank.system import replace_folder
 
@@ -48,35 +47,34 @@ class Workspace:
     @property
     def is_finished(self) -> bool:
         """Whether the output is the adapter of this calibration."""
-        try:
-            metadata = json.loads((self.output / METADATA_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(metadata, dict) and metadata.get("identity") == self.identity_hash
+        return is_made_from(self.output, self.identity_hash)
 
-    def open(self, *, force: bool) -> None:
-        """Locks the folder, and refuses an output that may not be replaced."""
-        self._check_output(force=force)
+    def check(self, *, force: bool, needed_bytes: float) -> None:
+        """Raises OutputError if the output or the working folder cannot be written. Writes nothing."""
+        check_output(self.output, force=force)
+        self._run_folder.check(force=force, needed_bytes=needed_bytes)
+
+    def open(self, *, force: bool, needed_bytes: float) -> None:
+        """Locks the folder. Raises OutputError as `check` does."""
+        check_output(self.output, force=force)
         if force:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self._run_folder.open(force=force, needed_bytes=0.0)
+            shutil.rmtree(self.adapters, ignore_errors=True)
+            self._remove_files()
+        self._run_folder.open(force=force, needed_bytes=needed_bytes)
         self.adapters.mkdir(exist_ok=True)
 
-    def publish(self, adapter: ExtractedAdapter) -> None:
-        """Moves the adapter to the output, and removes everything else."""
-        del adapter
+    def publish(self) -> None:
+        """Moves the adapter to the output, and removes what was written here and nothing else."""
         with as_output_error(self.folder):
             replace_folder(self.calibrated, self.output)
             self._run_folder.__exit__()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_files()
+            self._run_folder.clear()
+            with suppress(OSError):
+                self.folder.rmdir()
 
-    def _check_output(self, *, force: bool) -> None:
-        output = self.output
-        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-            return
-        if not (force and (output / CONFIG_FILE).is_file()):
-            raise OutputError(
-                f"{output} already exists and is another adapter or no adapter.",
-                cure="Choose another folder with -o; --force replaces an adapter.",
-                slug="output-exists",
-            )
+    def _remove_files(self) -> None:
+        for folder in (self.adapters, self.teacher, self.scores):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.own_answers, self.training, self.trained, self.held_out, self.other_text):
+            file.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from deltarank.jobs.extract.api import extract, extract_with_picture, plan_extra
 from deltarank.jobs.extract.job import ExtractJob
 from deltarank.jobs.extract.model_card import model_card
 from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
+from deltarank.jobs.extract.output_folder import check_output, is_made_from
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
 from deltarank.jobs.extract.update_card import update_card
@@ -15,8 +16,10 @@ __all__ = [
     "ExtractOptions",
     "ExtractedAdapter",
     "ExtractionPlan",
+    "check_output",
     "extract",
     "extract_with_picture",
+    "is_made_from",
     "model_card",
     "plan_extraction",
     "update_card",

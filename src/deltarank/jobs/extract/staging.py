@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deltarank.adapters import CONFIG_FILE, METADATA_FILE
-from deltarank.errors import OutputError
+from deltarank.jobs.extract.output_folder import check_output, is_made_from
 from deltarank.runtime import Record, RunFolder, as_output_error
 
 
@@ -38,26 +37,11 @@ class StagingFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the output is the adapter of this extraction."""
-        try:
-            metadata = json.loads((self.output / METADATA_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return False
-        return isinstance(metadata, dict) and metadata.get("identity") == self.identity
+        return is_made_from(self.output, self.identity)
 
     def check_output(self, *, force: bool) -> None:
         """Raises OutputError (slug "output-exists") if the output holds something that may not be replaced."""
-        output = self.output
-        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-            return
-        is_adapter = output.is_dir() and (output / CONFIG_FILE).is_file()
-        if not (force and is_adapter):
-            message = "already contains an adapter" if is_adapter else "already exists and is not an adapter"
-            cure = (
-                "Choose another folder with -o, or use --force to replace it."
-                if is_adapter
-                else "Choose another folder with -o."
-            )
-            raise OutputError(f"{output} {message}.", cure=cure, slug="output-exists")
+        check_output(self.output, force=force)
 
     def check(self, *, force: bool, needed_bytes: float) -> None:
         """Raises OutputError if the output or the staging folder cannot be written. Writes nothing."""

@@ -131,20 +131,13 @@ class OutputsJob:
         files.remove()
         return results
 
-<<<<<<< HEAD
-    @cached_property
-    def _compare_job(self) -> CompareJob:
-        """Measures the weights."""
-=======
     def measure(self, folder: Path, *, progress: ProgressListener) -> Outputs:
         """The outputs alone, without the weights. What an earlier process stored in the folder is used again."""
         return self._measure(self.plan, PartialFolder(folder), force=False, progress=progress)
 
-    def _weights(self, folder: Path, *, force: bool, progress: ProgressListener) -> Results:
-        """The results of `compare` for this pair: those in the folder, or new ones."""
-        if self._is_compared(folder):
-            return Results.load(folder)
->>>>>>> bb3dec9 (Fit the factors of an extracted LoRA to the finetune's predictions: extract --calibrate)
+    @cached_property
+    def _compare_job(self) -> CompareJob:
+        """Measures the weights."""
         ranks = tuple({*DEFAULT_RANKS, *self.options.ranks})
         return CompareJob(self.base, self.finetune, CompareOptions(ranks=ranks, device=self.options.device))
 
