@@ -10,6 +10,7 @@ Any program may have written it. The keys of tensors are PEFT's:
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from deltarank.adapters.config_read import MAX_CONFIG_SIZE, LoraConfig, parse_config, parse_object
-from deltarank.adapters.file_names import CONFIG_FILE, WEIGHTS_FILE
+from deltarank.adapters.file_names import CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE
 from deltarank.adapters.mlx import MLX_WEIGHTS, group_mlx_tensors, is_mlx_config, parse_mlx_config
 from deltarank.adapters.other_formats import refuse_other_adapter
 from deltarank.adapters.parts import FACTOR_DTYPES, AdapterPart, UnusedTensor, group_tensors
@@ -62,6 +63,16 @@ class LoraAdapter:
     @property
     def reference(self) -> Reference:
         return Reference(self.folder, self.commit, dict(self.file.reference.files))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the deltarank.json beside it says that its factors were fitted to predictions. Unknown on the Hub."""
+        try:
+            metadata = json.loads((Path(self.folder).expanduser() / METADATA_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        calibration = metadata.get("calibration") if isinstance(metadata, dict) else None
+        return isinstance(calibration, dict) and calibration.get("method") not in (None, "plain")
 
     def read(self, info: TensorInfo) -> Tensor:
         """A whole tensor of the file, as stored.

@@ -167,6 +167,7 @@ class FitKind(StrEnum):
 
     OPTIMAL = "optimal"
     SHORT = "short"
+    CALIBRATED = "calibrated"
     MISSCALED = "misscaled"
     STRANGER = "stranger"
     BROKEN = "broken"

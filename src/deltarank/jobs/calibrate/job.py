@@ -20,6 +20,7 @@ from deltarank.adapters import (
 from deltarank.checkpoints import Checkpoint
 from deltarank.divergence import Document, Tokenizer
 from deltarank.errors import JobError
+from deltarank.jobs.calibrate.calibration_folder import CalibrationFolder
 from deltarank.jobs.calibrate.distill import Best, Distillation, Lesson
 from deltarank.jobs.calibrate.documents import (
     Record,
@@ -35,8 +36,7 @@ from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
 from deltarank.jobs.calibrate.teacher import own_answers, store_predictions
-from deltarank.jobs.calibrate.workspace import Workspace
-from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, model_card
+from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
 from deltarank.jobs.verify import VerifyJob
 from deltarank.models import (
     EditedWeights,
@@ -95,60 +95,60 @@ class CalibrateJob:
 
     def check_output(self, output: Path, *, force: bool) -> None:
         """Raises OutputError if `run` could not write there. Writes nothing."""
-        with Workspace(output, self.identity) as space:
-            if force or not space.is_finished:
-                space.check(force=force, needed_bytes=self.plan.disk_bytes)
+        with CalibrationFolder(output, self.identity) as folder:
+            if force or not folder.is_finished:
+                folder.check(force=force, needed_bytes=self.plan.disk_bytes)
 
     def run(self, output: Path, *, force: bool, progress: ProgressListener) -> ExtractedAdapter:
         """Writes the adapter, or resumes; see `deltarank.extract_calibrated`."""
         self.plan.check_memory()
-        with Workspace(output, self.identity) as space:
-            if space.is_finished and not force:
+        with CalibrationFolder(output, self.identity) as folder:
+            if folder.is_finished and not force:
                 progress.noted(f"{output} already contains this adapter: nothing to do. --force makes it again.")
                 return ExtractedAdapter.load(output)
-            space.open(force=force, needed_bytes=self.plan.disk_bytes)
-            plain = self.extraction.run(space.plain, progress=progress)
+            folder.open(force=force, needed_bytes=self.plan.disk_bytes)
+            plain = self.extraction.run(folder.plain, progress=progress)
             _check_loads(plain)
-            split = self._split(space, progress)
-            best, made = self._distil(space, split, progress)
-            self._write_weights(space, best)
-            calibration = self._score(space, split, best, made, progress)
-            adapter = self._describe(plain, calibration, space, progress)
-            space.publish()
+            split = self._split(folder, progress)
+            best, made = self._distil(folder, split, progress)
+            self._write_weights(folder, best)
+            calibration = self._score(folder, split, best, made, progress)
+            adapter = self._describe(plain, calibration, folder, progress)
+            folder.publish()
         return adapter
 
-    def _split(self, space: Workspace, progress: ProgressListener) -> Split:
+    def _split(self, folder: CalibrationFolder, progress: ProgressListener) -> Split:
         """The documents, of which those that are only scored and those of the other text are stored for `outputs`."""
         tokenizer = self._tokenizer
         records = read_records_of([Path(text) for text in self.options.calibrate if text != OWN])
         if OWN in self.options.calibrate:
-            records += self._own_answers(space, tokenizer, progress)
+            records += self._own_answers(folder, tokenizer, progress)
         limits = {"tokens": self.options.calibration_tokens, "context": self._context}
         split = split_records(records, tokenizer, **limits, seed=self.options.seed)
-        write_records(space.held_out, split.score)
-        write_records(space.other_text, other_records())
+        write_records(folder.held_out, split.score)
+        write_records(folder.other_text, other_records())
         return split
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.finetune_skeleton.folder)
 
-    def _own_answers(self, space: Workspace, tokenizer: Tokenizer, progress: ProgressListener) -> list[Any]:
-        if not space.own_answers.is_file():
+    def _own_answers(self, folder: CalibrationFolder, tokenizer: Tokenizer, progress: ProgressListener) -> list[Any]:
+        if not folder.own_answers.is_file():
             progress.noted("The finetune answers the built-in prompts.")
             model = self._load(self.finetune_skeleton, self.finetune)
             answers = own_answers(
                 model, tokenizer, tokens=self.options.calibration_tokens, context=self._context, seed=self.options.seed
             )
-            write_records(space.own_answers, answers)
-        return read_records_of([space.own_answers])
+            write_records(folder.own_answers, answers)
+        return read_records_of([folder.own_answers])
 
-    def _distil(self, space: Workspace, split: Split, progress: ProgressListener) -> tuple[Best, int]:
-        lesson = self._lesson(space, split, progress)
+    def _distil(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> tuple[Best, int]:
+        lesson = self._lesson(folder, split, progress)
         with translate_out_of_memory(self._device):
-            student = Student(self._load(self.base_skeleton, self.base), space.plain, self._device)
+            student = Student(self._load(self.base_skeleton, self.base), folder.plain, self._device)
             training = Distillation(
-                student, lesson, steps=self.options.steps, seed=self.options.seed, state_file=space.training
+                student, lesson, steps=self.options.steps, seed=self.options.seed, state_file=folder.training
             )
             estimate = TimeEstimate(progress, self.plan.step_seconds * self.options.steps)
             best, made = training.run(
@@ -157,15 +157,15 @@ class CalibrateJob:
             )
         if made < self.options.steps:
             progress.warned(f"The training ended at step {made}, because its loss was not finite.")
-        student.save(space.trained)
+        student.save(folder.trained)
         return best, made
 
-    def _lesson(self, space: Workspace, split: Split, progress: ProgressListener) -> Lesson:
+    def _lesson(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> Lesson:
         """The documents that fit and choose, with the finetune's predictions on them."""
         fit, choose = self._documents(split.fit), self._documents(split.choose)
         documents = [*fit, *choose]
         progress.noted(f"The finetune reads {len(documents):,} documents.")
-        store = PredictionStore(space.teacher)
+        store = PredictionStore(folder.teacher)
         model = self._load(self.finetune_skeleton, self.finetune)
         windows = store_predictions(model, documents, store, self._device)
         return Lesson(windows, store, range(len(fit)), range(len(fit), len(documents)))
@@ -178,23 +178,25 @@ class CalibrateJob:
         with translate_out_of_memory(self._device):
             return load_model(skeleton, weights, dtype=torch.float32, device=self._device)
 
-    def _write_weights(self, space: Workspace, best: Best) -> None:
+    def _write_weights(self, folder: CalibrationFolder, best: Best) -> None:
         """The folder of the adapter; with plain factors, a copy of the plain one, to the bit."""
-        shutil.rmtree(space.calibrated, ignore_errors=True)
-        shutil.copytree(space.plain, space.calibrated)
+        shutil.rmtree(folder.calibrated, ignore_errors=True)
+        shutil.copytree(folder.plain, folder.calibrated)
         if best.step:
-            shutil.copyfile(space.trained, space.calibrated / WEIGHTS_FILE)
+            shutil.copyfile(folder.trained, folder.calibrated / WEIGHTS_FILE)
 
-    def _score(self, space: Workspace, split: Split, best: Best, made: int, progress: ProgressListener) -> Calibration:
+    def _score(
+        self, folder: CalibrationFolder, split: Split, best: Best, made: int, progress: ProgressListener
+    ) -> Calibration:
         largest = max(min(target.pair.shape) for target in self.plan.extraction.layout.targets)
         evaluation = Evaluation.measure(
             (self.base, self.finetune),
-            space.adapters,
-            (space.held_out, space.other_text),
+            folder.adapters,
+            (folder.held_out, folder.other_text),
             ranks_to_score(self._rank, self.options.rules.candidate_ranks, largest),
             device=self.options.device,
             seed=self.options.seed,
-            folder=space.scores,
+            folder=folder.scores,
             progress=progress,
         )
         return Calibration(
@@ -213,24 +215,23 @@ class CalibrateJob:
         )
 
     def _describe(
-        self, plain: ExtractedAdapter, calibration: Calibration, space: Workspace, progress: ProgressListener
+        self, plain: ExtractedAdapter, calibration: Calibration, folder: CalibrationFolder, progress: ProgressListener
     ) -> ExtractedAdapter:
         """The metadata and the model card of the adapter."""
         adapter = replace(
             plain,
-            folder=space.output,
+            folder=folder.output,
             calibration=calibration,
             settings={**plain.settings, **self.options.calibration},
-            identity=space.identity_hash,
+            identity=folder.identity_hash,
         )
         if calibration.steps:
-            kept = self._kept(space.calibrated, progress)
+            kept = self._kept(folder.calibrated, progress)
             adapter = replace(adapter, budget=plain.budget.calibrated_to(kept))
         for sentence in calibration.warnings:
             progress.warned(sentence)
-        folder = space.calibrated
-        (folder / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
-        (folder / MODEL_CARD_FILE).write_text(model_card(adapter), encoding="utf-8")
+        (folder.calibrated / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
+        (folder.calibrated / MODEL_CARD_FILE).write_text(render_model_card(adapter), encoding="utf-8")
         return adapter
 
     def _kept(self, folder: Path, progress: ProgressListener) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch import Tensor
 from deltarank.adapters import WEIGHTS_FILE
 from deltarank.architectures import silence_transformers
 from deltarank.models import AnyModel, Head, Predictor, Window
+from deltarank.system import import_silently
+
+import_silently("peft.tuners.lora.bnb")  # the first use of PEFT imports it, and with it bitsandbytes
 
 Factors = Mapping[str, Tensor]
 """The trained parameters, by their names in PEFT's model."""
@@ -29,7 +33,7 @@ class Student:
 
     def __init__(self, base: AnyModel, adapter: Path, device: torch.device) -> None:
         self._adapter = adapter
-        with silence_transformers():
+        with silence_transformers(), warnings.catch_warnings(action="ignore"):
             self._model = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(_is_factor(name))

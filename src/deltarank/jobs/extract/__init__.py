@@ -2,7 +2,7 @@
 
 from deltarank.jobs.extract.api import extract, extract_with_picture, plan_extraction
 from deltarank.jobs.extract.job import ExtractJob
-from deltarank.jobs.extract.model_card import model_card
+from deltarank.jobs.extract.model_card import render_model_card
 from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
 from deltarank.jobs.extract.output_folder import check_output, is_made_from
 from deltarank.jobs.extract.plan import ExtractionPlan
@@ -20,7 +20,7 @@ __all__ = [
     "extract",
     "extract_with_picture",
     "is_made_from",
-    "model_card",
     "plan_extraction",
+    "render_model_card",
     "update_card",
 ]

@@ -17,7 +17,7 @@ _BAR = 40
 _MOST_NAMES = 60
 
 
-def model_card(adapter: ExtractedAdapter, *, picture: bool = False) -> str:
+def render_model_card(adapter: ExtractedAdapter, *, picture: bool = False) -> str:
     """Markdown, with the front matter that the Hub reads.
 
     Args:

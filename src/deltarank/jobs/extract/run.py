@@ -17,7 +17,7 @@ from deltarank.jobs.extract.biases import bias_energy
 from deltarank.jobs.extract.contents import AdapterContents
 from deltarank.jobs.extract.factorise import MatrixFactoriser
 from deltarank.jobs.extract.load_check import check_written
-from deltarank.jobs.extract.model_card import model_card
+from deltarank.jobs.extract.model_card import render_model_card
 from deltarank.jobs.extract.module_names import ModuleNames
 from deltarank.jobs.extract.options import FACTOR_DTYPES
 from deltarank.jobs.extract.plan import ExtractionPlan
@@ -120,7 +120,9 @@ class ExtractRun:
             picture = self._picture(adapter)
             adapter = replace(adapter, notes=self._notes)
             (folder / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
-            (folder / MODEL_CARD_FILE).write_text(model_card(adapter, picture=picture is not None), encoding="utf-8")
+            (folder / MODEL_CARD_FILE).write_text(
+                render_model_card(adapter, picture=picture is not None), encoding="utf-8"
+            )
             if picture is not None:
                 (folder / BUDGET_PICTURE_FILE).write_bytes(picture)
         return adapter

@@ -10,7 +10,7 @@ from deltarank.adapters import Applied, LoraAdapter, PartKind, Unloaded, UnusedT
 from deltarank.checkpoints import Checkpoint, Pairing, hub_ids, other_base_note, pair_checkpoints, quoted
 from deltarank.jobs.verify.measure import FitMeasurer, FitTask, Target, new_bias_row, parallel_tensors
 from deltarank.jobs.verify.merge_measure import MergeMeasurer
-from deltarank.jobs.verify.verdict import uncounted
+from deltarank.jobs.verify.uncounted import uncounted
 from deltarank.results import MergedTensor, Skipped, TensorFit, Unpaired
 from deltarank.runtime import READ_RATE, ProgressListener, SolverOptions, TimeEstimate, Worker, matrix_pass
 

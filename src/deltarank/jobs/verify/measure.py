@@ -13,7 +13,8 @@ from torch import Tensor
 from deltarank.adapters import Change, LoraAdapter, LoraUpdate, NewBias
 from deltarank.checkpoints import Pair, SummedTensor
 from deltarank.jobs.verify.overlap import Overlap, overlap
-from deltarank.jobs.verify.verdict import NEW_BIAS, NOT_FINITE_UPDATE
+from deltarank.jobs.verify.uncounted import NOT_FINITE_UPDATE
+from deltarank.jobs.verify.verdict import NEW_BIAS
 from deltarank.results import FitEnergies, Outcome, TensorChange, TensorFit
 from deltarank.runtime import (
     FIXED_MEMORY,

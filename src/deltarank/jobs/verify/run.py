@@ -122,6 +122,7 @@ def _verification(
         server=get_server(server).title if server else None,
         made_for=adapter.config.base,
         unpaired=job.unpaired(rows),
+        calibrated=adapter.is_calibrated,
     )
     return Verification(
         base=base.reference,

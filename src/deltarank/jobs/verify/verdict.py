@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from deltarank.adapters import LoadEffect, Unloaded, UnusedTensor
+from deltarank.jobs.verify.uncounted import is_broken, unused_sentences
 from deltarank.results import (
     FitEnergies,
     FitKind,
     IgnoredTensor,
-    Skipped,
     TensorChange,
     TensorFit,
     Unpaired,
@@ -36,8 +36,6 @@ NOTHING_KEPT = 1.005
 
 NEW_BIAS = "neither checkpoint has a bias there"
 
-NOT_FINITE_UPDATE = "what the adapter adds here contains NaN or Inf"
-
 NEAR = ((1e-4, "0.01"), (1e-3, "0.1"), (1e-2, "1"))
 
 
@@ -51,6 +49,7 @@ def judge_fit(
     server: str | None,
     made_for: str,
     unpaired: Unpaired,
+    calibrated: bool = False,
 ) -> tuple[FitKind, tuple[str, ...]]:
     """The verdict over an adapter.
 
@@ -61,6 +60,7 @@ def judge_fit(
         server: whose semantics it was applied by.
         made_for: the base that its configuration names, or "".
         unpaired: what no figure covers.
+        calibrated: whether its factors were fitted to predictions, so that they need not fit the weights.
     """
     whole, touched = compared_energies(rows), touched_energies(rows)
     subject = f"As {server} {'applies' if server == 'PEFT' else 'serves'} it, {name}" if server else name
@@ -69,6 +69,8 @@ def judge_fit(
     if unloaded is not None and not any(row.is_touched for row in rows):
         return FitKind.UNLOADED, (f"{unloaded.sentence} {subject} changes nothing.", unloaded.cure)
     kind = _kind(rows, whole, touched)
+    if calibrated and kind in (FitKind.SHORT, FitKind.MISSCALED, FitKind.OPTIMAL):
+        kind = FitKind.CALIBRATED
     headline, *more = _HEADLINES[kind](subject, rows, whole, touched)
     if kind is FitKind.NOTHING and not unpaired.is_complete:
         headline = f"The finetune has {unpaired.no_change_in()}; {subject} {_adds(whole)}."
@@ -81,7 +83,7 @@ def judge_fit(
         sentences.append(f"Its adapter_config.json names {made_for} as its base.")
     if kind in (FitKind.OPTIMAL, FitKind.SHORT, FitKind.MISSCALED):
         sentences += [*_scales(rows, touched), *_whole(rows, whole), *_new_biases(rows, whole)]
-    return kind, (*sentences, *_unused(unused))
+    return kind, (*sentences, *unused_sentences(unused))
 
 
 def _kind(rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> FitKind:
@@ -118,13 +120,8 @@ def _harm(subject: str, harmful: Sequence[UnusedTensor]) -> Iterator[str]:
     yield f"{_HARMS[first.effect]} {_AGAIN}"
 
 
-def _is_broken(row: TensorFit) -> bool:
-    """Whether the adapter, and not a checkpoint, puts NaN or Inf there."""
-    return row.is_touched and row.reason == NOT_FINITE_UPDATE
-
-
 def _broken(rows: Sequence[TensorFit]) -> list[TensorFit]:
-    return [row for row in rows if _is_broken(row)]
+    return [row for row in rows if is_broken(row)]
 
 
 def _is_stranger(energies: FitEnergies) -> bool:
@@ -222,6 +219,19 @@ def _say_stranger(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, t
     )
 
 
+def _say_calibrated(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
+    yield (
+        f"{subject} is calibrated: its factors fit the finetune's predictions and not its weights. Of the change in "
+        f"the weights it keeps {percent_kept(whole.share_lost or 0.0)}."
+    )
+    if touched.share_best is not None:
+        yield (
+            f"In the matrices that it changes it keeps {percent_kept(touched.share_lost or 0.0)} of the change; the "
+            f"best LoRA of its ranks keeps {percent_kept(touched.share_best)}."
+        )
+    yield "`deltarank outputs --adapter` measures how near it is to the finetune. Its model card has the last figures."
+
+
 _HEADLINES = {
     FitKind.BROKEN: _say_broken,
     FitKind.NOTHING: _say_nothing,
@@ -230,6 +240,7 @@ _HEADLINES = {
     FitKind.MISSCALED: _say_fit,
     FitKind.OPTIMAL: _say_fit,
     FitKind.SHORT: _say_fit,
+    FitKind.CALIBRATED: _say_calibrated,
 }
 
 
@@ -294,26 +305,4 @@ def _new_biases(rows: Sequence[TensorFit], whole: FitEnergies) -> Iterator[str]:
         yield (
             f"It adds {count(len(new), 'bias', 'biases')} where neither checkpoint has one ({modules}), with {size} "
             "the energy of the whole change."
-        )
-
-
-def uncounted(rows: Sequence[TensorFit], skipped: Sequence[Skipped]) -> Iterator[str]:
-    """Notes on the tensors that no figure includes, grouped by reason."""
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if not row.is_compared and not _is_broken(row):
-            reasons.setdefault(row.reason or row.outcome.sentence, []).append(row.name)
-    for each in skipped:
-        reasons.setdefault(each.reason, []).append(each.name)
-    for reason, names in reasons.items():
-        shown = listing([ascii(name)[1:-1][:120] for name in names], most=2)
-        yield f"not counted: {count(len(names), 'tensor')} ({shown}): {reason}"
-
-
-def _unused(unused: Sequence[IgnoredTensor]) -> Iterator[str]:
-    if unused:
-        first = unused[0]
-        yield (
-            f"{count(len(unused), 'tensor')} of its file {'changes' if len(unused) == 1 else 'change'} nothing, "
-            f"such as {first.name}: {first.reason}."
         )

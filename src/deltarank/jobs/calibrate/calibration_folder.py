@@ -23,7 +23,7 @@ from deltarank.runtime import RunFolder, as_output_error
 from deltarank.system import replace_folder
 
 
-class Workspace:
+class CalibrationFolder:
     """The working folder of one calibration. Use it in a `with`."""
 
     def __init__(self, output: Path, identity: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class Workspace:
         self.training, self.trained = self.folder / "training.pt", self.folder / "trained.safetensors"
         self.held_out, self.other_text = self.folder / "held-out.jsonl", self.folder / "other-text.jsonl"
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> CalibrationFolder:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,208 @@
+"""`deltarank extract --calibrate`: laws on a pair that was really trained, with real PEFT as the judge."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.nn.functional import kl_div
+from transformers import AutoModelForCausalLM
+
+import deltarank
+from commands import RunCommand
+from deltarank.demo.model import tokenizer
+from deltarank.demo.recipe import Recipe
+from deltarank.jobs.calibrate.documents import encode, split_records
+from deltarank.results import CalibrationMethod
+from refusals import refused
+from tiny_architectures import architecture
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
+
+RECIPE = Recipe()
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOKENS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+ANIMALS = ("cat", "dog", "fox", "hen", "owl", "cow", "ant", "bee", "eel", "jay", "yak", "emu")
+PLACES = ("barn", "hill", "lake", "wood")
+
+
+def sentences(ending: str) -> list[str]:
+    return [
+        f"the {animal} sat by the {place} and looked at the moon until {ending} and then it went home to sleep"
+        for animal in ANIMALS
+        for place in PLACES
+    ]
+
+
+def train(model, texts: list[str], steps: int) -> None:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        rows = [list(text.encode()) for text in texts[step % 6 :: 6]]
+        ids = torch.tensor([row[: min(map(len, rows))] for row in rows])
+        optimiser.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base; finetune, of which all weights were trained; text.jsonl, of the finetune's kind."""
+    home = tmp_path_factory.mktemp("calibrate")
+    torch.manual_seed(0)
+    model = architecture("llama", **SIZES, **TOKENS, max_position_embeddings=512)()
+    for name, ending, steps in (("base", "the rain came", 60), ("finetune", "a star fell", 30)):
+        train(model, sentences(ending), steps)
+        model.save_pretrained(home / name)
+        tokenizer(RECIPE).save_pretrained(home / name)
+    (home / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences("a star fell")))
+    return home
+
+
+def calibrate(home: Path, output: Path, **changes: object):
+    options = {"rank": 2, "calibrate": [home / "text.jsonl"], "steps": 20, "dtype": "float32", **changes}
+    return deltarank.extract_calibrated(home / "base", home / "finetune", output=output, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def calibrated(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("calibrated") / "adapter"
+    calibrate(models, output)
+    return output
+
+
+def divergence(home: Path, adapter: Path) -> float:
+    """Mean KL(finetune || base + adapter) over the documents that are only scored, by transformers and PEFT alone."""
+    base, finetune = (AutoModelForCausalLM.from_pretrained(home / each).eval() for each in ("base", "finetune"))
+    served = PeftModel.from_pretrained(base, adapter).eval()
+    records = [json.loads(line) for line in (home / "text.jsonl").read_text().splitlines()]
+    held_out = split_records(records, tokenizer(RECIPE), tokens=20_000, context=512, seed=0).score
+    nats, tokens = 0.0, 0
+    for document in (each for record in held_out for each in encode(record, tokenizer(RECIPE), context=512)):
+        ids = torch.tensor([document.ids])
+        with torch.no_grad():
+            log_p, log_q = (model(ids).logits[0, :-1].double().log_softmax(-1) for model in (finetune, served))
+        scored = torch.tensor(document.scored[1:])
+        nats += kl_div(log_q[scored], log_p[scored], log_target=True, reduction="sum").item()
+        tokens += int(scored.sum())
+    return nats / tokens
+
+
+class TestReached:
+    def test_the_stated_divergences_are_those_of_transformers_and_peft(self, models: Path, calibrated: Path, tmp_path):
+        stated = deltarank.ExtractedAdapter.load(calibrated).calibration
+        assert stated is not None
+        deltarank.extract(models / "base", models / "finetune", output=tmp_path / "plain", rank=2, dtype="float32")
+        assert stated.held_out.kld_calibrated == pytest.approx(divergence(models, calibrated), rel=1e-3)
+        assert stated.held_out.kld_plain == pytest.approx(divergence(models, tmp_path / "plain"), rel=1e-3)
+
+    def test_it_is_nearer_to_the_finetune_than_plain_extraction(self, calibrated: Path):
+        adapter = deltarank.ExtractedAdapter.load(calibrated)
+        assert adapter.calibration is not None
+        held_out = adapter.calibration.held_out
+        assert adapter.calibration.method is CalibrationMethod.KL_DISTILLATION
+        assert held_out.kld_calibrated < 0.6 * held_out.kld_plain < held_out.kld_base
+        assert held_out.gain == pytest.approx(1 - held_out.kld_calibrated / held_out.kld_plain)
+        assert held_out.low < held_out.kld_calibrated < held_out.high  # type: ignore[operator]
+
+    def test_of_the_weights_it_keeps_less_and_says_why(self, models: Path, calibrated: Path, tmp_path: Path):
+        adapter = deltarank.ExtractedAdapter.load(calibrated)
+        plain = deltarank.extract(models / "base", models / "finetune", output=tmp_path / "plain", rank=2)
+        assert adapter.budget.kept < plain.budget.kept
+        shares = adapter.budget
+        assert shares.kept + shares.truncated + shares.rounded + shares.left_out + shares.fitted == pytest.approx(1)
+        assert "given up to fit the predictions" in adapter.sentence
+
+    def test_verify_knows_it(self, models: Path, calibrated: Path):
+        fit = deltarank.verify(models / "base", models / "finetune", calibrated)
+        kept = deltarank.ExtractedAdapter.load(calibrated).budget.kept
+        assert fit.kind == "calibrated"
+        assert "is calibrated" in fit.sentences[0]
+        assert 1 - (fit.whole.share_lost or 0) == pytest.approx(kept, abs=1e-6)
+
+    def test_the_model_card_and_the_terminal_say_what_was_reached(self, models: Path, calibrated: Path):
+        card = (calibrated / "README.md").read_text()
+        assert "nats per token from the finetune on text that it was not fitted to" in card
+        assert "another kind (built-in passages)" in card
+
+
+class TestSame:
+    def test_no_step_gives_the_plain_adapter_to_the_bit(self, models: Path, tmp_path: Path):
+        adapter = calibrate(models, tmp_path / "adapter", steps=0)
+        deltarank.extract(models / "base", models / "finetune", output=tmp_path / "plain", rank=2, dtype="float32")
+        name = "adapter_model.safetensors"
+        assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+        assert adapter.calibration.method is CalibrationMethod.PLAIN
+        assert adapter.calibration.rank_equivalent == 2
+
+    def test_the_same_options_give_the_same_bytes_also_after_an_interruption(self, models, calibrated, tmp_path):
+        class StoppedError(Exception):
+            pass
+
+        class StopsInTheMiddle(deltarank.ProgressListener):
+            def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+                if name.startswith("step 13 "):
+                    raise StoppedError
+
+        with pytest.raises(StoppedError):
+            calibrate(models, tmp_path / "adapter", progress=StopsInTheMiddle())
+        assert not (tmp_path / "adapter").exists()
+        calibrate(models, tmp_path / "adapter")
+        for tensors in ("adapter_model.safetensors", "adapter_config.json"):
+            assert (tmp_path / "adapter" / tensors).read_bytes() == (calibrated / tensors).read_bytes()
+        assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+    def test_a_finished_one_is_not_made_again_and_another_is_not_overwritten(self, models, calibrated, tmp_path):
+        shutil.copytree(calibrated, tmp_path / "adapter")
+        before = (tmp_path / "adapter" / "deltarank.json").stat().st_mtime_ns
+        calibrate(models, tmp_path / "adapter")
+        assert (tmp_path / "adapter" / "deltarank.json").stat().st_mtime_ns == before
+        refused("output-exists", lambda: calibrate(models, tmp_path / "adapter", seed=1))
+
+    @pytest.mark.slow
+    def test_only_a_and_b_differ_from_the_plain_adapter(self, models: Path, tmp_path: Path):
+        """Also where PEFT carries embeddings, head and norms whole, of which the head is the last step of the model."""
+        calibrate(models, tmp_path / "adapter", server="peft", steps=5)
+        deltarank.extract(
+            models / "base", models / "finetune", output=tmp_path / "plain", rank=2, dtype="float32", server="peft"
+        )
+        ours, plain = (load_file(tmp_path / each / "adapter_model.safetensors") for each in ("adapter", "plain"))
+        assert ours.keys() == plain.keys()
+        assert all(torch.equal(ours[name], plain[name]) for name in plain if "lora_" not in name)
+        assert any(not torch.equal(ours[name], plain[name]) for name in plain if "lora_" in name)
+
+
+class TestOwnAnswers:
+    @pytest.mark.slow
+    def test_it_needs_no_text(self, models: Path, tmp_path: Path):
+        adapter = calibrate(models, tmp_path / "adapter", calibrate=["own"], steps=3, calibration_tokens=2000)
+        assert adapter.calibration.texts == ("own",)
+        assert adapter.calibration.held_out.documents >= 2
+
+
+class TestRefused:
+    def test_short_texts(self, models: Path, tmp_path: Path):
+        (tmp_path / "short.txt").write_text("too short\n")
+        refused("text-short", lambda: calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "short.txt"]))
+        assert not (tmp_path / "adapter").exists()
+
+    def test_what_is_not_a_number_of_steps_or_a_rank(self, models: Path, tmp_path: Path):
+        refused("bad-number", lambda: calibrate(models, tmp_path / "adapter", steps=-1))
+        refused("bad-number", lambda: calibrate(models, tmp_path / "adapter", calibration_tokens=10))
+        refused("bad-ranks", lambda: calibrate(models, tmp_path / "adapter", rank=None, max_error=0.3))
+        refused("text-not-found", lambda: calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "none"]))
+
+    def test_the_options_of_a_calibration_without_one(self, models: Path, command: RunCommand):
+        run = command("extract", models / "base", models / "finetune", "--steps", 5)
+        assert run.code == 2
+        assert "--steps needs --calibrate" in run.err
+
+    def test_a_dry_run_says_memory_disk_and_time(self, models: Path, command: RunCommand):
+        words = ["extract", models / "base", models / "finetune", "-r", 2, "--calibrate", "own", "--dry-run"]
+        run = command(*words)
+        assert run.code == 0
+        assert "of memory" in run.out
+        assert "the finetune's own answers" in run.out
+        assert json.loads(command(*words, "--json").out)["trained"] > 0

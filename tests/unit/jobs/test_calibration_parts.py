@@ -1,0 +1,124 @@
+"""The parts of a calibration: the divergence with its gradient, the split of the documents, the size of a step."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import kl_div, log_softmax
+
+from deltarank.demo.model import tokenizer
+from deltarank.demo.recipe import Recipe
+from deltarank.jobs.calibrate.distill import step_size
+from deltarank.jobs.calibrate.documents import encode, passages, read_records_of, split_records
+from deltarank.jobs.calibrate.kl import kl_and_gradient
+from deltarank.models import Head
+from refusals import refused
+
+TOKENIZER = tokenizer(Recipe())
+
+
+class TestDivergence:
+    @pytest.mark.parametrize("vocabularies", [(50, 50), (50, 47), (47, 50)])
+    @pytest.mark.parametrize("tokens", [1, 9])
+    def test_value_and_gradient_are_those_of_autograd_in_float64(self, vocabularies, tokens):
+        torch.manual_seed(0)
+        weights = [torch.randn(words, 8) for words in vocabularies]
+        teacher, student = torch.randn(tokens, 8), torch.randn(tokens, 8)
+        nats, gradient = kl_and_gradient(teacher, Head(weights[0]), student, Head(weights[1]))
+        exact = student.double().requires_grad_()
+        common = min(vocabularies)
+        log_p, log_q = (
+            log_softmax((inputs @ weight.double().T)[:, :common], -1)
+            for inputs, weight in ((teacher.double(), weights[0]), (exact, weights[1]))
+        )
+        loss = kl_div(log_q, log_p, log_target=True, reduction="sum")
+        loss.backward()
+        assert nats == pytest.approx(loss.item(), rel=1e-5)
+        torch.testing.assert_close(gradient.double(), exact.grad, rtol=1e-4, atol=1e-6)
+
+    def test_of_logits_the_gradient_is_q_minus_p(self):
+        torch.manual_seed(0)
+        teacher, student = torch.randn(3, 20), torch.randn(3, 20)
+        _, gradient = kl_and_gradient(teacher, Head(None), student, Head(None))
+        torch.testing.assert_close(gradient, student.softmax(-1) - teacher.softmax(-1))
+
+    def test_equal_predictions_have_no_divergence_and_no_gradient(self):
+        head, inputs = Head(torch.randn(30, 4)), torch.randn(5, 4)
+        nats, gradient = kl_and_gradient(inputs, head, inputs, head)
+        assert nats == 0
+        assert not gradient.any()
+
+
+def records(number: int, words: int = 40) -> list[dict[str, str]]:
+    return [{"text": f"document {i} " + " ".join(f"word{i * j % 97}" for j in range(words))} for i in range(number)]
+
+
+def split(*args, tokens: int = 10**6, seed: int = 0):
+    return split_records(*args, TOKENIZER, tokens=tokens, context=2048, seed=seed)
+
+
+class TestSplit:
+    def test_no_document_is_in_two_parts_and_none_is_lost(self):
+        parts = split(records(40))
+        texts = [[record["text"] for record in part] for part in vars(parts).values()]
+        assert all(not set(a) & set(b) for a, b in itertools.combinations(texts, 2))
+        assert sorted(itertools.chain(*texts)) == sorted(record["text"] for record in records(40))
+        assert [len(part) for part in texts] == [24, 8, 8]
+
+    def test_a_document_that_is_there_twice_counts_once(self):
+        parts = split(records(20) * 3)
+        assert sum(map(len, vars(parts).values())) == 20
+
+    def test_documents_of_one_group_stay_together(self):
+        grouped = [{**record, "group": str(i // 4)} for i, record in enumerate(records(48))]
+        where = {}
+        for name, part in vars(split(grouped)).items():
+            for record in part:
+                where.setdefault(record["group"], set()).add(name)
+        assert len(where) == 12
+        assert all(len(parts) == 1 for parts in where.values())
+
+    def test_it_does_not_depend_on_the_order_of_the_documents_and_does_on_the_seed(self):
+        assert split(records(30)) == split(records(30)[::-1])
+        assert split(records(30)) != split(records(30), seed=1)
+
+    def test_documents_are_taken_until_there_are_enough_tokens(self):
+        parts = split(records(200), tokens=3000)
+        used = [record for part in vars(parts).values() for record in part]
+        tokens = [sum(len(d.ids) for d in encode(record, TOKENIZER, context=2048)) for record in used]
+        assert sum(tokens) - max(tokens) < 3000 <= sum(tokens)
+
+    def test_too_few_documents_or_tokens_are_refused(self):
+        refused("text-short", lambda: split(records(7, 400)))
+        refused("text-short", lambda: split([{"text": f"word {i}"} for i in range(30)]))
+
+
+class TestPassages:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "One paragraph.\n\nAnother one.\n" * 100,
+            "One long paragraph without any break. " * 200,
+            "nobreaksatall" * 500,
+            "Zeile eins.\r\n\r\nZeile zwei.\r\n" * 80,
+        ],
+    )
+    def test_together_they_have_every_character_and_none_is_too_long(self, text):
+        pieces = list(passages(text))
+        assert "".join("".join(pieces).split()) == "".join(text.split())
+        assert all(0 < len(piece) <= 1300 for piece in pieces)
+
+    def test_a_folder_gives_the_documents_of_all_its_files(self, tmp_path: Path):
+        (tmp_path / "a.txt").write_text("First text.\n")
+        (tmp_path / "b.jsonl").write_text(json.dumps({"text": "Second text."}) + "\n")
+        assert [record["text"] for record in read_records_of([tmp_path])] == ["First text.", "Second text."]
+
+
+class TestStepSize:
+    def test_a_start_that_is_almost_exact_is_moved_little(self):
+        assert step_size(1e-4, 1.0) == pytest.approx(step_size(1e-2, 1.0) / 10)
+        assert step_size(0.0, 1.0) == 0
+        assert step_size(5.0, 1.0) == 0.05
+        assert step_size(0.0, 0.0) == 0
