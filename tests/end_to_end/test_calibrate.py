@@ -124,7 +124,7 @@ class TestReached:
 
     def test_the_model_card_and_the_terminal_say_what_was_reached(self, models: Path, calibrated: Path):
         card = (calibrated / "README.md").read_text()
-        assert "nats per token from the finetune on text that it was not fitted to" in card
+        assert "nats per token from the finetune, on text that it was not fitted to" in card
         assert "another kind (built-in passages)" in card
 
 

@@ -85,17 +85,22 @@ class Calibration:
     rank_equivalent: Rank | None
 
     @property
-    def sentences(self) -> tuple[str, ...]:
-        """What a reader should know, the distances first."""
+    def distances(self) -> str:
+        """As in "0.021 nats per token from the finetune ...; plain extraction at this rank 0.059, at any rank 0.034"."""
         held = self.held_out
-        first = (
-            f"{figure(held.kld_calibrated)} nats per token from the finetune on text that it was not fitted to; "
+        return (
+            f"{figure(held.kld_calibrated)} nats per token from the finetune, on text that it was not fitted to; "
             f"plain extraction at this rank {figure(held.kld_plain)}, at any rank {figure(held.kld_any_rank)}; "
             f"base {figure(held.kld_base)}."
         )
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What a reader should know, the distances first."""
         if self.method is CalibrationMethod.PLAIN:
-            return (first, "Calibration found nothing better than plain extraction, which is what was written.")
-        return (first, *self.warnings, WHY_WEIGHTS_LOSE_MORE)
+            nothing = "Calibration found nothing better than plain extraction, which is what was written."
+            return (self.distances, nothing)
+        return (self.distances, *self.warnings, WHY_WEIGHTS_LOSE_MORE)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -59,7 +59,11 @@ def results_section(adapter: ExtractedAdapter) -> Iterator[str]:
     noise = f" {adapter.noise_sentence}" if adapter.noise_sentence else ""
     weights = f"It {_plain(adapter.sentence)}.{noise}"
     yield FIRST_LINE
-    if adapter.behaviour is None:
+    if adapter.behaviour is None and adapter.calibration is not None:
+        yield f"**It is {_plain(adapter.calibration.distances)}**"
+        yield ""
+        yield f"In the weights: {weights[0].lower()}{weights[1:]}"
+    elif adapter.behaviour is None:
         yield weights
         yield ""
         refs = f"{adapter.base.ref} {adapter.finetune.ref}"
@@ -108,7 +112,7 @@ def _calibration(adapter: ExtractedAdapter) -> Iterator[str]:
     if calibration is None:
         return
     yield from ("## How near it is to the finetune", "")
-    yield from (_plain(sentence) for sentence in calibration.sentences)
+    yield " ".join(_plain(sentence) for sentence in calibration.sentences)
     yield from (
         "",
         "Mean KL divergence from the finetune in nats per token, on documents that neither fitted nor chose:",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deltarank.adapters import BUDGET_PICTURE_FILE, METADATA_FILE, MODEL_CARD_FILE, open_adapter
 from deltarank.errors import JobError, OutputError
-from deltarank.jobs.extract.model_card import FIRST_LINE, LAST_LINE, model_card, results_section
+from deltarank.jobs.extract.model_card import FIRST_LINE, LAST_LINE, render_model_card, results_section
 from deltarank.jobs.extract.result import ExtractedAdapter
 from deltarank.results import AdapterBehaviour, CandidateKind, CandidateResult, Results
 from deltarank.runtime import as_output_error
@@ -75,7 +75,7 @@ def _is_of(adapter: ExtractedAdapter, identity: object) -> bool:
 def _new_card(adapter: ExtractedAdapter, card: Path) -> str:
     """The card with the new lines between the marks."""
     if not card.exists():
-        return model_card(adapter, picture=(adapter.folder / BUDGET_PICTURE_FILE).exists())
+        return render_model_card(adapter, picture=(adapter.folder / BUDGET_PICTURE_FILE).exists())
     lines = card.read_text(encoding="utf-8").splitlines()
     if FIRST_LINE not in lines or LAST_LINE not in lines[lines.index(FIRST_LINE) :]:
         raise OutputError(
