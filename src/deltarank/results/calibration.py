@@ -86,7 +86,7 @@ class Calibration:
 
     @property
     def distances(self) -> str:
-        """As in "0.021 nats per token from the finetune ...; plain extraction at this rank 0.059, at any rank 0.034"."""
+        """As in "0.021 nats per token from the finetune, on ...; plain extraction at this rank 0.059, ..."."""
         held = self.held_out
         return (
             f"{figure(held.kld_calibrated)} nats per token from the finetune, on text that it was not fitted to; "
