@@ -18,7 +18,7 @@ from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logit
 from deltarank.divergence.text_files import read_json_lines, read_text_file
 from deltarank.divergence.texts import Document, encode_record, find_text_files, read_texts
 from deltarank.divergence.token_stats import TokenStats, compare_logits
-from deltarank.divergence.writing import Answer, summarise_writing
+from deltarank.divergence.writing import Answer, similarity_p, summarise_writing
 
 __all__ = [
     "ALPHA",
@@ -44,6 +44,7 @@ __all__ = [
     "read_texts",
     "resample",
     "sign_flip_p_value",
+    "similarity_p",
     "summarise_attribution",
     "summarise_logits",
     "summarise_writing",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.stats import wilcoxon
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from deltarank.divergence.arrays import FloatArray
@@ -85,11 +86,28 @@ def mean_cosine(reference: Sequence[str], candidate: Sequence[str], prompts: Seq
     A word weighs 1 + ln((1 + n) / (1 + texts that contain it)), counted over the n texts of the reference, so that all
     candidates are compared in one space. Two texts without any word have similarity 1.
     """
+    return float(np.mean(_cosines(reference, candidate, prompts)))
+
+
+def _cosines(reference: Sequence[str], candidate: Sequence[str], prompts: Sequence[int]) -> list[float]:
+    """The mean over pairs of texts to each prompt."""
     counts = _count_terms(CountVectorizer(analyzer=words), [*reference, *candidate])
     vectors = TfidfTransformer().fit(counts[: len(reference)]).transform(counts)
     reference_vectors, candidate_vectors = vectors[: len(reference)], vectors[len(reference) :]
     groups = [np.asarray(prompts) == each for each in np.unique(prompts)]
-    return float(np.mean([_mean_pair_cosine(reference_vectors[rows], candidate_vectors[rows]) for rows in groups]))
+    return [_mean_pair_cosine(reference_vectors[rows], candidate_vectors[rows]) for rows in groups]
+
+
+def similarity_p(reference: Sequence[Answer], again: Sequence[Answer], base: Sequence[Answer]) -> float:
+    """p of the hypothesis that the base's answers are as similar to the reference's as those of a second run are.
+
+    Wilcoxon's signed-rank test on the TF-IDF cosines, paired by prompt. Where it is large, text similarity does not
+    even tell the base from the finetune itself, and says nothing about other candidates.
+    """
+    prompts = [each.prompt_index for each in reference]
+    texts, own, other = ([each.text for each in answers] for answers in (reference, again, base))
+    differences = np.subtract(_cosines(texts, own, prompts), _cosines(texts, other, prompts))
+    return float(wilcoxon(differences, alternative="greater").pvalue) if np.any(differences) else 1.0
 
 
 def two_sample_test(

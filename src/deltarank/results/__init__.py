@@ -55,6 +55,15 @@ from deltarank.results.formatting import (
 )
 from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_address
 from deltarank.results.json_schema import schema_of
+from deltarank.results.logits import (
+    BlindBound,
+    Divergence,
+    DocumentScore,
+    Histogram,
+    Interval,
+    Logits,
+    SliceScore,
+)
 from deltarank.results.matrix import TIED_EMBEDDING, Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import NoiseShares, noise_shares
@@ -62,20 +71,14 @@ from deltarank.results.notebook import ShownAsLines
 from deltarank.results.outputs import (
     FINETUNE,
     FINETUNE_AGAIN,
+    SIGNIFICANCE,
     AttributionResult,
-    BlindBound,
     CandidateKind,
     CandidateResult,
-    Divergence,
-    DocumentScore,
     Excerpt,
-    Histogram,
-    Interval,
-    Logits,
     Outputs,
     Part,
     Sample,
-    SliceScore,
     Text,
     TwoSampleTest,
     Writing,
@@ -119,6 +122,7 @@ __all__ = [
     "OPENED_KINDS",
     "PREFERRED_RANK",
     "SERVABLE_RANKS",
+    "SIGNIFICANCE",
     "TIED_EMBEDDING",
     "AdapterBehaviour",
     "AttributionResult",

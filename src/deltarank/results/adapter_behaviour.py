@@ -8,7 +8,8 @@ from typing import Self
 
 from deltarank.results.codec import Count
 from deltarank.results.formatting import figure, percent
-from deltarank.results.outputs import CandidateKind, CandidateResult, Interval, Outputs
+from deltarank.results.logits import Interval
+from deltarank.results.outputs import CandidateKind, CandidateResult, Outputs
 
 
 def kept_in_words(kept: Interval | None) -> str:

@@ -15,8 +15,8 @@ from msgspec import Meta
 
 from deltarank.results.codec import Count, Share, StoredResult
 from deltarank.results.formatting import figure, percent
+from deltarank.results.logits import Interval
 from deltarank.results.notebook import sentences_html
-from deltarank.results.outputs import Interval
 
 FORMAT_VERSION = 1
 

@@ -1,8 +1,4 @@
-"""What `outputs` measured of behaviour, in plain numbers.
-
-All divergences are in nats per token. The finetune is the reference P, a candidate is Q: `kld` is KL(P || Q), the
-direction that llama.cpp prints; `kld_reverse` is KL(Q || P).
-"""
+"""What `outputs` measured of behaviour, in plain numbers; divergences are in nats per token."""
 
 from __future__ import annotations
 
@@ -14,11 +10,15 @@ from typing import Any
 
 from deltarank.results.codec import Count, Rank, StoredResult
 from deltarank.results.formatting import count, escape, listing
+from deltarank.results.logits import Logits
 from deltarank.results.notebook import sentences_html
 from deltarank.results.ranks import PREFERRED_RANK
 
 FINETUNE, FINETUNE_AGAIN = "finetune", "finetune again"
 """The names of the reference and of its second measurement, among candidates and answers."""
+
+SIGNIFICANCE = 0.05
+"""Of tests on texts."""
 
 
 class CandidateKind(StrEnum):
@@ -39,103 +39,6 @@ class CandidateKind(StrEnum):
     def answers_prompts(self) -> bool:
         """Whether such a candidate writes answers. Controls and truncations are served nowhere, and only scored."""
         return self not in (CandidateKind.CONTROL, CandidateKind.TRUNCATION)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95 % interval, bootstrapped over documents (Efron 1979); None for fewer than two."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """KL divergence over the scored tokens of one text, in nats per token; `low` and `high` bound the mean."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    median: float
-    p90: float
-    p95: float
-    p99: float
-    p999: float
-    max: float
-
-
-@dataclass(frozen=True)
-class SliceScore:
-    """The mean KLD of tokens whose position, or probability of the reference's top token, is in [first, last)."""
-
-    first: int | float
-    last: int | float
-    tokens: Count
-    kld: float
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Tokens by log10 of their KLD: counts[i] are in [edges[i], edges[i + 1]); the end bins hold what is beyond."""
-
-    edges: tuple[float, ...]
-    counts: tuple[Count, ...]
-
-
-@dataclass(frozen=True)
-class DocumentScore:
-    """The number of scored tokens of a document, and their mean KLD."""
-
-    name: str
-    tokens: Count
-    kld: float
-
-
-@dataclass(frozen=True)
-class BlindBound:
-    """The best accuracy of any judge in a blind test with replies of this length: 1/2 + TV/2, with TV bounded by KL."""
-
-    tokens: Count
-    one_reply: float
-    two_replies: float
-
-
-@dataclass(frozen=True)
-class Logits:
-    """One candidate on one text.
-
-    text             the name of the text
-    tokens           scored tokens; `documents` likewise
-    same_top_p       share of tokens at which both have the same most likely token
-    rms_delta_p      root mean square of q(t) - p(t) for the token t of the text; `mean_delta_p` is its mean
-    ppl              exp(mean negative log-likelihood) of the candidate; `reference_ppl` the finetune's
-    log_ppl_ratio    mean of log p(t) - log q(t), paired token by token
-    kept             1 - kld.mean / (the base's kld.mean on this text); None if the base has none or is the reference
-    tokens_to_tell   ln 20 / kld.mean: tokens until an ideal judge is 20 to 1 sure; on the finetune's own answers only
-    blind            bounds on the accuracy in a blind test; on the finetune's own answers only
-    not_finite       tokens left out because a logit was NaN
-    """
-
-    text: str
-    tokens: Count
-    documents: Count
-    kld: Divergence
-    kld_reverse: Divergence
-    same_top_p: Interval
-    rms_delta_p: Interval
-    mean_delta_p: float
-    ppl: float
-    reference_ppl: float
-    log_ppl_ratio: Interval
-    kept: Interval | None = None
-    tokens_to_tell: float | None = None
-    blind: tuple[BlindBound, ...] = ()
-    by_document: tuple[DocumentScore, ...] = ()
-    by_position: tuple[SliceScore, ...] = ()
-    by_confidence: tuple[SliceScore, ...] = ()
-    histogram: Histogram | None = None
-    not_finite: Count = 0
 
 
 @dataclass(frozen=True)
@@ -272,6 +175,8 @@ class Outputs(StoredResult):
 
     reference        the finetune's name
     again            the finetune's own answers with another seed, compared with its first ones
+    similarity_p     p of the hypothesis that the base's answers are as similar to the finetune's as `again`'s are, by
+                     TF-IDF cosine (Wilcoxon's signed-rank test over prompts); None without answers
     sentences        the verdict; the first is the headline
     """
 
@@ -282,6 +187,7 @@ class Outputs(StoredResult):
     texts: tuple[Text, ...]
     candidates: tuple[CandidateResult, ...]
     again: Writing | None = None
+    similarity_p: float | None = None
     samples: tuple[Sample, ...] = ()
     excerpts: tuple[Excerpt, ...] = ()
     attribution: tuple[AttributionResult, ...] = ()
@@ -302,6 +208,11 @@ class Outputs(StoredResult):
             if candidate.name == name:
                 return candidate
         raise KeyError(f"no candidate {name!r}; there are {[c.name for c in self.candidates]}")
+
+    @property
+    def tells_by_similarity(self) -> bool:
+        """Whether text similarity says anything here: it finds the base's answers less similar than a second run's."""
+        return self.similarity_p is not None and self.similarity_p <= SIGNIFICANCE
 
     @property
     def ranks(self) -> tuple[int, ...]:

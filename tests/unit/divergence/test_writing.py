@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from deltarank.divergence import Answer, summarise_writing
+from deltarank.divergence import Answer, similarity_p, summarise_writing
 from deltarank.divergence.classifier import cross_validated_log_odds, fit_logistic_regressions
 from deltarank.divergence.writing import mean_cosine, two_sample_test, words
 
@@ -169,6 +169,42 @@ def test_the_cosine_is_that_of_the_definition() -> None:
     expected = np.mean([alike(reference[i], candidate[j]) for i, j in pairs])
 
     assert mean_cosine(reference, candidate, prompts) == pytest.approx(expected, rel=1e-12)
+
+
+def test_similarity_tells_the_base_from_a_second_run_only_if_it_does_at_prompt_after_prompt() -> None:
+    """p is that of Wilcoxon's signed-rank test on the cosines of single prompts."""
+    random = np.random.default_rng(3)
+    prompts = list(range(12))
+
+    def texts(first: int, last: int) -> list[str]:
+        return [" ".join(random.choice(VOCABULARY[first:last], 30)) for _ in prompts]
+
+    reference, again, other = texts(0, 60), texts(0, 60), texts(30, 400)
+    asked = [answers(each, prompts) for each in (reference, again, other)]
+
+    assert similarity_p(asked[0], asked[1], asked[2]) == pytest.approx(_signed_rank(reference, again, other), abs=1e-9)
+    assert similarity_p(asked[0], asked[1], asked[2]) < 0.01
+    assert similarity_p(asked[0], asked[1], answers(texts(0, 60), prompts)) > 0.05
+    assert similarity_p(asked[0], asked[1], asked[1]) == 1.0
+
+
+def _signed_rank(reference: Sequence[str], again: Sequence[str], other: Sequence[str]) -> float:
+    """The share of all signs of the differences whose sum of positive ranks is as large as the one found."""
+    held = Counter(word for text in reference for word in set(words(text)))
+
+    def cosine(one: str, two: str) -> float:
+        a, b = (
+            {w: n * (1 + math.log((1 + len(reference)) / (1 + held[w]))) for w, n in Counter(words(text)).items()}
+            for text in (one, two)
+        )
+        norms = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
+        return sum(x * b.get(w, 0.0) for w, x in a.items()) / norms
+
+    gaps = [cosine(r, a) - cosine(r, o) for r, a, o in zip(reference, again, other, strict=True)]
+    ranks = stats.rankdata(np.abs(gaps))
+    found = sum(rank for rank, gap in zip(ranks, gaps, strict=True) if gap > 0)
+    signs = np.array(list(itertools.product((0, 1), repeat=len(gaps))))
+    return float((signs @ ranks >= found).mean())
 
 
 def test_texts_without_a_word_are_like_each_other_and_nothing_else() -> None:

@@ -315,6 +315,15 @@ class TestTables:
         assert names[:3] == ["finetune, other seeds", "base", "rank 8"]
         assert "finetune, rounded" not in names
 
+    def test_similarity_of_texts_has_a_column_only_if_it_tells_the_base_from_a_second_run(self):
+        for p, is_shown in ((0.01, True), (0.4, False)):
+            run = results(outputs=outputs(similarity_p=p))
+            table = page_data([run]).runs[0].outputs.writing_table
+            assert ("similarity (cosine)" in table.headings) is is_shown
+            assert {len(row.cells) + 1 for row in table.rows} == {len(table.headings)}
+            assert ("left out" in table.caption) is not is_shown
+            assert ("TF-IDF" in terminal_summary(run)) is is_shown
+
     def test_runs_are_columns_ranks_first(self):
         ranked, others = page_data(THREE).outputs_of_runs.groups
         assert [line.name for line in ranked] == ["8", "16", "32", "64", "128", "256"]

@@ -1,13 +1,13 @@
 """The `extract` job: the best LoRA of a rank that a server can load."""
 
 from deltarank.jobs.extract.api import extract, extract_with_picture, plan_extraction
+from deltarank.jobs.extract.card_update import update_card
 from deltarank.jobs.extract.job import ExtractJob
 from deltarank.jobs.extract.model_card import render_model_card
 from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
 from deltarank.jobs.extract.output_folder import check_output, is_made_from
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
-from deltarank.jobs.extract.update_card import update_card
 
 __all__ = [
     "AdapterMatrix",

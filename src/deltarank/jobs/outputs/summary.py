@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deltarank.divergence import Answer, Tokenizer, TokenStats, summarise_logits, summarise_writing
+from deltarank.divergence import Answer, Tokenizer, TokenStats, similarity_p, summarise_logits, summarise_writing
 from deltarank.jobs.outputs.answers import Answers
 from deltarank.jobs.outputs.candidate_names import BASE, rank_name
 from deltarank.jobs.outputs.candidates import Candidate
@@ -71,6 +71,7 @@ def summarise(run: Measurements) -> Outputs:
         texts=tuple(_text(run, text) for text in run.texts),
         candidates=tuple(_candidate(run, number, candidate) for number, candidate in enumerate(run.candidates)),
         again=_writing(run, FINETUNE_AGAIN),
+        similarity_p=_similarity_p(run),
         samples=tuple(_samples(run)),
         excerpts=tuple(_excerpts(run)),
         attribution=run.attribution,
@@ -109,6 +110,11 @@ def _logits(run: Measurements, number: int) -> Iterator[Logits]:
 def _writing(run: Measurements, name: str) -> Writing | None:
     reference, candidate = run.answers.of_model(FINETUNE), run.answers.of_model(name)
     return summarise_writing(reference, candidate, seed=run.options.seed) if reference and candidate else None
+
+
+def _similarity_p(run: Measurements) -> float | None:
+    reference, again, base = (run.answers.of_model(name) for name in (FINETUNE, FINETUNE_AGAIN, BASE))
+    return similarity_p(reference, again, base) if reference and again and base else None
 
 
 def _samples(run: Measurements) -> Iterator[Sample]:

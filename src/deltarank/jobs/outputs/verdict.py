@@ -16,12 +16,12 @@ from deltarank.jobs.outputs.phrases import (
     times,
 )
 from deltarank.results import (
+    SIGNIFICANCE,
     CandidateKind,
     CandidateResult,
     Logits,
     Outputs,
     Text,
-    Writing,
     count,
     figure,
     kept_in_words,
@@ -34,8 +34,6 @@ EQUAL_RATIO = 1.25
 
 USELESS_BOUND = 0.9
 """A bound on the blind score that is no lower excludes no score that people reach, and is not stated."""
-
-SIGNIFICANCE = 0.05
 
 
 def verdict_sentences(outputs: Outputs) -> tuple[str, ...]:
@@ -248,16 +246,11 @@ def _writing(subject: CandidateResult, outputs: Outputs) -> Iterator[str]:
         f"{accuracy_words(again.test)}."
     )
     base = next((each.writing for each in outputs.candidates if each.kind is CandidateKind.BASE), None)
-    if base is not None and _tells_base_apart(base, again):
+    if base is not None and outputs.tells_by_similarity:
         yield (
             f"Text similarity of {name} to the finetune (TF-IDF cosine): {figure(writing.cosine)}. A second run of the "
             f"finetune scores {figure(again.cosine)}, the base {figure(base.cosine)}."
         )
-
-
-def _tells_base_apart(base: Writing, again: Writing) -> bool:
-    """Whether text similarity says anything here: the base's texts differ, and are less alike than a second run's."""
-    return base.test is not None and base.test.p_value <= SIGNIFICANCE and base.cosine < again.cosine
 
 
 def _attribution(outputs: Outputs, subject: CandidateResult) -> Iterator[str]:

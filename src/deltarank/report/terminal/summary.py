@@ -108,7 +108,8 @@ def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
     needed = [1 + _OUTPUTS_COLUMNS.index(heading) for heading in _OUTPUTS_NEEDED]
     title = f"KLD from the finetune in nats per token, on {outputs.texts[outputs.default_text].name}"
     lines = format_table(_fit(rows, needed, width, name=30, gap=2), align="<>")
-    writing = [f"{row.name}: {row.cells[0]}" for row in outputs.writing_table.rows] if outputs.writing_table else []
+    rows_of_writing = outputs.writing_table.rows if outputs.writing_table and outputs.has_similarity else ()
+    writing = [f"{row.name}: {row.cells[0]}" for row in rows_of_writing]
     similarity = f"Similarity to the finetune's answers (TF-IDF cosine): {'; '.join(writing)}."
     return [
         *blocks,

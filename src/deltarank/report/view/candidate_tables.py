@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from deltarank.report.view.candidates import CandidateView
 from deltarank.report.view.table import Table, TableRow
@@ -40,6 +41,11 @@ _WRITING_HEADINGS = (
 _WRITING_CAPTION = (
     "Complete answers to the prompts, sampled with the same settings. Classifier accuracy: how often a classifier "
     "tells them from the finetune's; 50 % is chance. p: the share of random label permutations that do as well."
+)
+
+_NO_SIMILARITY = (
+    "Text similarity (TF-IDF cosine) is left out: it does not tell the base's answers from a second run's of the "
+    "finetune."
 )
 
 FINETUNE_AGAIN_NAME = "finetune, other seeds"
@@ -80,11 +86,20 @@ def _signed(value: float) -> str:
     return figure(value).replace("-", "\u2212", 1) if value < 0 else figure(value)
 
 
-def writing_table(candidates: Sequence[CandidateView], again: Writing | None) -> Table | None:
-    """A row for each candidate that wrote answers, under the finetune with other seeds; None without answers."""
+def writing_table(candidates: Sequence[CandidateView], again: Writing | None, *, similarity: bool) -> Table | None:
+    """A row for each candidate that wrote answers, under the finetune with other seeds; None without answers.
+
+    Args:
+        similarity: whether text similarity tells the base from a second run of the finetune; else it is left out.
+    """
     rows = [TableRow(FINETUNE_AGAIN_NAME, _writing_cells(again))] if again else []
     rows += [TableRow(c.name, _writing_cells(c.writing), c.rank_index) for c in candidates if c.writing]
-    return Table(_WRITING_HEADINGS, (tuple(rows),), _WRITING_CAPTION) if rows else None
+    if not rows:
+        return None
+    if similarity:
+        return Table(_WRITING_HEADINGS, (tuple(rows),), _WRITING_CAPTION)
+    rows = [replace(row, cells=row.cells[1:]) for row in rows]
+    return Table((_WRITING_HEADINGS[0], *_WRITING_HEADINGS[2:]), (tuple(rows),), f"{_WRITING_CAPTION} {_NO_SIMILARITY}")
 
 
 def _writing_cells(writing: Writing) -> tuple[str, ...]:

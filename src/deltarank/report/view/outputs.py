@@ -25,7 +25,8 @@ from deltarank.results import CandidateKind, Outputs, Text, escape
 class OutputsView:
     """The outputs of one run. `at_rank` and `rank_sentences` have an item for each rank of the page.
 
-    `default_text` is the index of the text that is shown at first: the finetune's own answers, if there are any.
+    The first column of `writing_table` is the similarity of texts, if `has_similarity`. `default_text` is the index of
+    the text that is shown at first: the finetune's own answers, if there are any.
     """
 
     sentences: tuple[str, ...]
@@ -36,6 +37,7 @@ class OutputsView:
     rank_sentences: tuple[str, ...]
     logits_tables: tuple[Table | None, ...]
     writing_table: Table | None
+    has_similarity: bool
     candidate_notes: tuple[tuple[str, str], ...]
     samples: tuple[SampleView, ...]
     excerpts: tuple[ExcerptView, ...]
@@ -67,7 +69,8 @@ def outputs_view(outputs: Outputs | None, ranks: Sequence[int]) -> OutputsView |
             for rank, candidate in zip(ranks, at_rank, strict=True)
         ),
         logits_tables=tuple(logits_table(candidates, text, i) for i, text in enumerate(texts)),
-        writing_table=writing_table(candidates, outputs.again),
+        writing_table=writing_table(candidates, outputs.again, similarity=outputs.tells_by_similarity),
+        has_similarity=outputs.tells_by_similarity,
         candidate_notes=candidate_notes(candidates, outputs.again),
         samples=sample_views(outputs),
         excerpts=excerpt_views(outputs),
