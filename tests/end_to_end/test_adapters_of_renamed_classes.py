@@ -1,5 +1,6 @@
 """Gemma 3: transformers renames its tensors on loading, so that names in files are not those that PEFT looks for."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -106,3 +107,21 @@ def test_the_verdict_is_what_peft_does(names: str, full_targets: bool, home: Pat
     assert names != "of the class"
     with refused("adapter-refused" if seen.kind is FitKind.BROKEN else "adapter-loads-nothing", AdapterError):
         deltarank.compare(home / "base", adapter, output=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("targets", "missing"),
+    [(MODULES, 2), (r".*language_model.*\.(q_proj|v_proj|up_proj)", 0), (r"language_model\.model\..*_proj", 0)],
+    ids=["ends of names, which the vision tower has, too", "expression", "expression for names of the files"],
+)
+def test_targets_are_those_of_the_class(targets: list[str] | str, missing: int, home: Path, tmp_path: Path) -> None:
+    """PEFT matches target_modules with the modules of the class, not with the names in the files."""
+    adapter = write_adapter(home, tmp_path / "a", CLASS, full_targets=False)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": targets}))
+    notes = [
+        note for note in deltarank.verify(home / "base", home / "finetune", adapter).notes if "has no factors" in note
+    ]
+
+    assert len(notes) == bool(missing)
+    assert all(note.startswith(f"target_modules names {missing} matrices") and "vision" in note for note in notes)

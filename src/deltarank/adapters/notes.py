@@ -39,10 +39,10 @@ def notes_on_targets(adapter: LoraAdapter, tensors: TensorIndex) -> Iterator[str
         return
     present = {tensors.find(part.tensor) for part in adapter.parts}
     present |= {tensors.find(f"{entry.module}.weight") for entry in adapter.unused if entry.module}
-    modules = [target.name.removesuffix(".weight") for target in tensors.targets if _is_linear(target)]
-    missing = [
-        name for name in modules if config.targets_module(name) and tensors.find(f"{name}.weight") not in present
-    ]
+    files = [target.base.tensor for target in tensors.targets if _is_linear(target)]
+    modules = [tensors.names.of_file(name).removesuffix(".weight") for name in files]
+    named = {name: tensors.find(f"{name}.weight") for name in modules if config.targets_module(name)}
+    missing = [name for name, target in named.items() if target is not None and target not in present]
     if missing:
         yield (
             f"target_modules names {count(len(missing), 'matrix', 'matrices')} that the file has no factors for; "

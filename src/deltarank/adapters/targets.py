@@ -71,7 +71,7 @@ class TensorIndex:
     """Finds what both checkpoints have by the name that the reader of an adapter has for it in the base."""
 
     def __init__(self, targets: Iterable[Target], names: ReaderNames) -> None:
-        self._names = names
+        self.names = names
         self._by_name: dict[str, Target] = {}
         self._by_core_name: dict[str, Target | None] = {}
         self._stacked: dict[str, dict[str, list[Target]]] = {}
@@ -95,7 +95,7 @@ class TensorIndex:
         """The target of a tensor that the reader calls `tensor`."""
         if tensor.endswith("]") and tensor in self._by_name:  # an expert's part of a tensor, which only files have
             return self._by_name[tensor]
-        name = self._names.in_files(tensor)
+        name = self.names.in_files(tensor)
         if name is not None and name in self._by_name:
             return self._by_name[name]
         expert = parse_expert_name(tensor)
