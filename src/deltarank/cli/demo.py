@@ -22,6 +22,8 @@ OUTPUT_RANKS = (2, 8, 32)
 """The ranks whose outputs are measured; each takes some seconds."""
 YARDSTICKS = ("q8_0", "q4_0")
 SAMPLES, MAX_TOKENS, BATCH = 2, 64, 16
+SECONDS_BETWEEN_LINES = 5.0
+"""Without a terminal: the whole demo takes few minutes, and nobody writes a log of it."""
 ATTRIBUTED = "full"
 """The finetune for which the effect of each module is measured."""
 
@@ -89,7 +91,7 @@ def _compare(base: Path, finetune: Path, run: Path, *, quiet: bool, **options: A
     import deltarank
     from deltarank.cli.progress import watching
 
-    with watching(quiet) as progress:
+    with watching(quiet, seconds=SECONDS_BETWEEN_LINES) as progress:
         return deltarank.compare(base, finetune, ranks=RANKS, output=run, progress=progress, **options)
 
 
@@ -97,7 +99,7 @@ def _outputs(base: Path, finetune: Path, reading: Reading, run: Path, *, quiet: 
     import deltarank
     from deltarank.cli.progress import watching
 
-    with watching(quiet) as progress:
+    with watching(quiet, seconds=SECONDS_BETWEEN_LINES) as progress:
         return deltarank.outputs(
             base,
             finetune,

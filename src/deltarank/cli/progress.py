@@ -24,12 +24,16 @@ _BAR = "{desc}{percentage:3.0f} % |{bar}| {postfix}"
 
 
 @contextmanager
-def watching(quiet: bool) -> Iterator[ProgressListener]:
-    """The progress display that suits this stderr; at the end, the bar is removed."""
+def watching(quiet: bool, *, seconds: float = SECONDS_BETWEEN_LINES) -> Iterator[ProgressListener]:
+    """The progress display that suits this stderr; at the end, the bar is removed.
+
+    Args:
+        seconds: the least time between two lines, where there is no terminal.
+    """
     if quiet or sys.stderr is None:  # None: closed by the shell
         yield ProgressListener()
     elif not sys.stderr.isatty():
-        yield Lines()
+        yield Lines(seconds)
     else:
         bar = Bar()
         try:
@@ -103,9 +107,10 @@ class Bar(_NotesOnStderr):
 
 
 class Lines(_NotesOnStderr):
-    """A plain line, at most every half minute."""
+    """A plain line, at most one in so many seconds."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float = SECONDS_BETWEEN_LINES, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
         self._clock = clock
         self._last = clock()
         self._transfer = ""
@@ -124,7 +129,7 @@ class Lines(_NotesOnStderr):
             self._say(f"now {_tail(name)}")
 
     def _is_time(self) -> bool:
-        return self._clock() - self._last >= SECONDS_BETWEEN_LINES
+        return self._clock() - self._last >= self._seconds
 
     def _say(self, rest: str) -> None:
         self._last = self._clock()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from deltarank.demo import model as _model
 from deltarank.demo.recipe import Course, Recipe
+from deltarank.demo.steps import watched_steps
 from deltarank.demo.text import TrainingText, read_texts
 from deltarank.demo.train import loss_on, train
 from deltarank.demo.trained_lab import Lab, Training
@@ -115,11 +114,10 @@ class _LabBuilder:
         self._keep(model, name, text, course, seconds)
 
     def _train(self, model: nn.Module, name: str, text: str, course: Course) -> float:
-        quiet = None if self.progress else True  # None: a bar only on a terminal
-        with tqdm(total=course.steps, desc=name, unit="step", leave=False, disable=quiet, file=sys.stderr) as bar:
-            # The seed is the text's, not the finetune's: models trained on the same text see it in the same order.
-            seed = self._seed_for(text)
-            return train(model, self.train_tokens[text], course, length=self.recipe.length, seed=seed, bar=bar)
+        # The seed is the text's, not the finetune's: models trained on the same text see it in the same order.
+        seed, tokens = self._seed_for(text), self.train_tokens[text]
+        with watched_steps(name, course.steps, self.say, progress=self.progress) as on_step:
+            return train(model, tokens, course, length=self.recipe.length, seed=seed, on_step=on_step)
 
     def _keep(
         self,

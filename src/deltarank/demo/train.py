@@ -7,20 +7,20 @@ import time
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deltarank.demo.model import BEGIN
 from deltarank.demo.recipe import Course
+from deltarank.demo.steps import OnStep
 
 
-def train(model: nn.Module, tokens: Tensor, course: Course, *, length: int, seed: int, bar: tqdm) -> float:
+def train(model: nn.Module, tokens: Tensor, course: Course, *, length: int, seed: int, on_step: OnStep) -> float:
     """Train the parameters that require a gradient, in place; return the seconds it took.
 
     Args:
         model: returns an object with `.loss` for `input_ids` and `labels` of shape (batch, length).
         tokens: one row of token ids to draw windows from.
         seed: of the windows; the same seed draws the same windows in the same order.
-        bar: advanced by one for each step, with the loss beside it.
+        on_step: called after each step.
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
@@ -36,8 +36,7 @@ def train(model: nn.Module, tokens: Tensor, course: Course, *, length: int, seed
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
-        bar.update()
+        on_step(loss.item())
     return time.perf_counter() - started
 
 
