@@ -21,6 +21,9 @@ NO_SYSTEM = (
 FORGETS = TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else m['content'].split('=')[-1] }}")
 """Takes what stands before an equals sign out of all messages but the last, as templates do with reasoning."""
 
+NEW_LINES = TEMPLATE.replace("{{ eos_token }}", "{{ eos_token }}\n")
+"""Begins a line after each reply, as ChatML does. No model writes it: it stops at the end of its turn."""
+
 
 def byte_level(template: str | None = TEMPLATE) -> Any:
     """Every byte is a token; `<s>` stands before a text."""

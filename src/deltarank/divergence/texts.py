@@ -106,8 +106,8 @@ def _encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> t
     """The token ids of a conversation, and which of them the assistant writes.
 
     The tokens of message i are those that the conversation up to it has beyond the conversation before it, opened for a
-    reply. Some templates rewrite earlier messages (they remove the reasoning). Rewritten messages are not scored: they
-    are not what the assistant wrote.
+    reply, up to the end of its turn. Some templates rewrite earlier messages (they remove the reasoning). Rewritten
+    messages are not scored: they are not what the assistant wrote.
     """
     ids = encode_messages(tokenizer, messages)
     scored = [False] * len(ids)
@@ -116,8 +116,20 @@ def _encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> t
             before = encode_messages(tokenizer, messages[:number], add_generation_prompt=True) if number else []
             after = encode_messages(tokenizer, messages[: number + 1])
             if ids[: len(after)] == after and after[: len(before)] == before:
-                scored[len(before) : len(after)] = [True] * (len(after) - len(before))
+                end = len(before) + _written(tokenizer, after[len(before) :])
+                scored[len(before) : end] = [True] * (end - len(before))
     return ids, scored
+
+
+def _written(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """How many tokens of a message the model writes: it stops at the end of its turn.
+
+    What follows there is white space of the template, such as ChatML's newline.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {*tokenizer.all_special_ids, *(each for each, token in added.items() if token.special)}
+    end = max((i + 1 for i, each in enumerate(ids) if each in special), default=len(ids))
+    return len(ids) if _decode(tokenizer, ids[end:]).strip() else end
 
 
 def find_text_files(path: Path) -> list[Path]:

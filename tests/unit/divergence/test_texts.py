@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deltarank.divergence import Document, Prompt, read_prompts, read_texts
 from deltarank.errors import JobError, UsageError
 from refusals import refused
-from some_tokenizers import FORGETS, NO_SYSTEM, byte_level, with_spaces_in_front
+from some_tokenizers import FORGETS, NEW_LINES, NO_SYSTEM, byte_level, with_spaces_in_front
 
 BYTES = byte_level()
 PLAIN = byte_level(None)
@@ -94,12 +94,19 @@ CONVERSATION = {
 
 @pytest.mark.parametrize(
     ("template", "scored"),
-    [("given", "x=Hello</s>y=Ciao</s>"), ("forgets", "y=Ciao</s>"), (None, "\n\nx=Hello\n\ny=Ciao")],
+    [
+        ("given", "x=Hello</s>y=Ciao</s>"),
+        ("new lines", "x=Hello</s>y=Ciao</s>"),
+        ("forgets", "y=Ciao</s>"),
+        (None, "\n\nx=Hello\n\ny=Ciao"),
+    ],
 )
 def test_the_assistant_s_messages_of_a_conversation_are_scored(
     tmp_path: Path, template: str | None, scored: str
 ) -> None:
-    tokenizer = {"given": BYTES, "forgets": byte_level(FORGETS), None: PLAIN}[template]
+    tokenizer = {"given": BYTES, "new lines": byte_level(NEW_LINES), "forgets": byte_level(FORGETS), None: PLAIN}[
+        template
+    ]
     document = only(read_texts([wrote(tmp_path / "a.jsonl", CONVERSATION)], tokenizer, context=200))
 
     assert said(document, tokenizer).replace("\n\n", "") == scored.replace("\n\n", "")
