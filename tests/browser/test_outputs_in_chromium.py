@@ -134,3 +134,28 @@ def test_hostile_text_stays_inert(show):
     assert opened.page.locator("script").count() == 3
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert opened.complaints == []
+
+
+def test_on_a_phone_captions_are_whole_and_labels_of_an_axis_apart(show):
+    """Captions are beside the tables that scroll; a log axis has room for few numbers."""
+    opened = show([one()], width=390)
+    edges = opened.page.evaluate("[...document.querySelectorAll('.caption')].map(e => e.getBoundingClientRect().right)")
+    assert len(edges) == 3
+    assert max(edges) <= 390
+    labels = opened.page.evaluate(
+        """[...document.querySelectorAll('[data-chart=tokens] .role-axis-label')].map(axis =>
+            [...axis.querySelectorAll('text')].filter(e => getComputedStyle(e).opacity !== '0' && e.textContent)
+            .map(e => e.getBoundingClientRect()).map(box => [box.left, box.right, box.top]))"""
+    )
+    along_x = [axis for axis in labels if len({round(top) for _, _, top in axis}) == 1]
+    assert along_x
+    for axis in along_x:
+        for (_, end, _), (start, _, _) in zip(sorted(axis), sorted(axis)[1:], strict=False):
+            assert start - end >= 4
+
+
+def test_a_blind_bound_that_rules_nothing_out_is_not_shown(show):
+    opened = show([one()])
+    assert "best blind score" not in opened.text("#tokens dl")
+    opened.page.locator("#tokens select.candidate").select_option("=q8_0")
+    assert "best blind score" in opened.text("#tokens dl")

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from deltarank.results.codec import Count
 
+USELESS_BOUND = 0.9
+"""A bound on the blind score that is no lower excludes no score that people reach, and is not stated."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -69,6 +72,11 @@ class BlindBound:
     tokens: Count
     one_reply: float
     two_replies: float
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether it rules out a score that people reach."""
+        return self.one_reply < USELESS_BOUND
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,6 @@ from deltarank.results import (
 EQUAL_RATIO = 1.25
 """Two KLDs within this ratio are called equally close: their intervals are rarely narrower."""
 
-USELESS_BOUND = 0.9
-"""A bound on the blind score that is no lower excludes no score that people reach, and is not stated."""
-
 
 def verdict_sentences(outputs: Outputs) -> tuple[str, ...]:
     """The verdict on the finetune's own answers if they were scored, else on the first text.
@@ -179,7 +176,7 @@ class _TextVerdict:
             f"about {rounded_tokens(logits.tokens_to_tell)} tokens sampled at temperature 1"
             f"{f' ({listing(yardsticks)})' if yardsticks else ''}."
         )
-        bounds = [each for each in logits.blind if each.one_reply < USELESS_BOUND]
+        bounds = [each for each in logits.blind if each.is_informative]
         if bounds:
             limits = [f"{percent(each.one_reply)} of replies of {each.tokens:,} tokens" for each in bounds]
             if len({percent(each.one_reply) for each in bounds}) == 1:

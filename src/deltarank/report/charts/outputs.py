@@ -70,6 +70,7 @@ def token_histogram(page: PageData) -> Spec:
         "grid": False,
         "tickCount": 5,
         "labelOverlap": "greedy",
+        "labelSeparation": 8,
     }
     y_axis = {"title": "share of the tokens", "tickCount": 3, "labelExpr": PERCENT_LABEL}
     x, x_statistic = (field(f"{column}:Q", scale=scale, axis=x_axis) for column in ("from", "value"))

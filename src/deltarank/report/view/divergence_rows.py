@@ -248,7 +248,9 @@ def token_facts(logits: Logits) -> list[tuple[str, str]]:
     if logits.tokens_to_tell is not None:
         number = logits.tokens_to_tell
         facts.append(("an ideal judge needs", "1 token" if number < 1.5 else f"{figure(round(number))} tokens"))
-    for bound in logits.blind:  # a bound that is 1 to sixteen digits is still under 1
+    for bound in (
+        each for each in logits.blind if each.is_informative
+    ):  # a bound that is 1 to sixteen digits is still under 1
         one, pair = (percent(min(share, NEARLY_ALL)) for share in (bound.one_reply, bound.two_replies))
         facts.append((f"best blind score, {count(bound.tokens, 'token')}", f"{one} (pair: {pair})"))
     return [(title, unbroken(value)) for title, value in facts]
