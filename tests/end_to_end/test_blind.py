@@ -184,6 +184,17 @@ def test_the_bound_is_that_of_the_beginnings_if_they_differ_more(copy: Path, tmp
     assert made.key.kld == pytest.approx((2 * 9.0 + 98 * 0.2) / 100)  # two tokens alone are too few to tell
 
 
+def test_answers_that_are_not_stored_whole_do_not_count_for_the_tokens_of_a_text(copy: Path, tmp_path: Path) -> None:
+    """results.json has the first 2,000 characters of an answer, and the number of all its tokens."""
+    content = json.loads((copy / "results.json").read_text())
+    for sample in content["outputs"]["samples"]:
+        sample["answers"]["finetune again"] = "word " * 400
+    (copy / "results.json").write_text(json.dumps(content))
+    made = deltarank.make_blind_test(copy, output=tmp_path / "test", pairs=4, preferences=2)
+
+    assert all(pair.tokens and 0.7 < pair.tokens / pair.characters < 1.5 for pair in made.key.pairs)
+
+
 def test_a_test_of_preferences_can_be_hopeless_too(copy: Path, tmp_path: Path) -> None:
     made = deltarank.make_blind_test(copy, output=tmp_path / "test", pairs=0, preferences=4, candidate="any rank")
     first = made.lines()[0]

@@ -63,6 +63,17 @@ def test_who_is_always_wrong_cannot_tell(folder):
     assert voter.preferred.candidate == 12
 
 
+def test_once_is_one_time(folder):
+    key = deltarank.BlindKey.load(folder)
+    first = next(pair.id for pair in key.pairs if pair.x is None)
+    answers = {first: undecided}
+    path = export(folder, lambda pair, a: answers.get(pair.id, right)(pair, a))
+
+    assert any(
+        "11 times a, 0 times b, 1 time neither" in each for each in deltarank.score_blind_test(folder, [path]).sentences
+    )
+
+
 def test_guesses_and_ties_are_counted(folder):
     voter = one(folder, undecided)
 

@@ -16,12 +16,11 @@ def voter(name: str, **changes) -> VoterScore:
 
 
 def score(*voters: VoterScore, **changes) -> BlindScore:
-    shown = {"sentences": ("17 of 24 right.",), "together": None, "best": None, **changes}
+    shown = {"sentences": ("17 of 24 right.",), "together": None, "best": None, "candidate": "rank 64", **changes}
     return BlindScore(
         test="a",
         key_sha256="f" * 64,
         reference="the finetune",
-        candidate="rank 64",
         voters=voters,
         created="2026-11-29T00:00:00+00:00",
         tool_version="0.1.0",
@@ -41,6 +40,13 @@ def test_the_page_has_the_sentences_and_a_row_for_each_voter():
     assert "together 17 of 24" in words
     assert "Ada was careless" in words
     assert "f" * 64 in words
+
+
+def test_several_tests_of_a_run_have_titles():
+    words = page(score(voter("Ada")), score(voter("Ben"), candidate="rank 8")).words
+
+    assert "rank 64 against the finetune, scored on 2026-11-29 17 of 24 right." in words
+    assert "rank 8 against the finetune, scored on 2026-11-29 17 of 24 right." in words
 
 
 def test_what_was_not_voted_on_is_a_dash():

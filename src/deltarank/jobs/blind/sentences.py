@@ -119,8 +119,8 @@ def _best_of(voters: Sequence[VoterScore]) -> Iterator[str]:
 
 
 def _preference(preferred: Preferred, reference: str, candidate: str, best: BestPossible | None) -> str:
-    counts = f"{preferred.reference} times {reference}, {preferred.candidate} times {candidate}"
-    equal = f", {preferred.equal} times neither" if preferred.equal else ""
+    counts = f"{count(preferred.reference, 'time')} {reference}, {count(preferred.candidate, 'time')} {candidate}"
+    equal = f", {count(preferred.equal, 'time')} neither" if preferred.equal else ""
     if preferred.p_value <= ALPHA:
         better = reference if preferred.share.value > 0.5 else candidate
         verdict = f"{better} is liked better"

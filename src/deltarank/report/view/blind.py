@@ -25,8 +25,9 @@ _HEADINGS = (
 
 @dataclass(frozen=True)
 class BlindView:
-    """A test. `key_sha256` is the hash that the page of the test showed."""
+    """A test. `title` tells several tests of a run apart. `key_sha256` is the hash that the page of the test showed."""
 
+    title: str
     sentences: tuple[str, ...]
     table: Table
     notes: tuple[str, ...]
@@ -37,6 +38,7 @@ def blind_views(scores: Sequence[BlindScore]) -> tuple[BlindView, ...]:
     """The tests of a run, in the order in which they were scored."""
     return tuple(
         BlindView(
+            title=f"{label(score.candidate)} against {label(score.reference)}, scored on {escape(score.created[:10])}",
             sentences=tuple(escape(sentence) for sentence in score.sentences),
             table=_table(score),
             notes=tuple(escape(note) for note in score.notes),
