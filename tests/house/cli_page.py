@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from deltarank.cli import deltarank as GROUP
+from deltarank.cli.help import OWN_OPTIONS, Command
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -43,10 +44,16 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def _section(words: str, command: click.Command) -> str:
+    assert isinstance(command, Command), "its arguments are described, and it has examples"
     lines = [f"## deltarank {words}", "", "```", f"deltarank {words} {_usage(command)}", "```", ""]
     lines += [*inspect.cleandoc(command.help or "").splitlines(), ""]
-    rows = list(_rows(command))
-    return "\n".join([*lines, *(["| option | |", "| --- | --- |", *rows, ""] if rows else [])])
+    if arguments := command.argument_rows():
+        lines += ["| argument | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in arguments), ""]
+    for title, options in command.option_groups(command.params):
+        name = "option" if title == OWN_OPTIONS else title.lower().replace("hub", "Hub")
+        lines += [f"| {name} | |", "| --- | --- |", *map(_row, options), ""]
+    lines += ["```sh", *(line for sentence, run in command.examples for line in (f"# {sentence}", run)), "```", ""]
+    return "\n".join(lines)
 
 
 def _usage(command: click.Command) -> str:
@@ -55,11 +62,9 @@ def _usage(command: click.Command) -> str:
     return " ".join([*names, *(["[OPTIONS]"] if has_options else [])])
 
 
-def _rows(command: click.Command) -> Iterator[str]:
-    for option in command.params:
-        if isinstance(option, click.Option):
-            spelled = " / ".join(", ".join(f"`{x}`" for x in names) for names in _names(option))
-            yield f"| {spelled}{_values(option)} | {_help(option)} |"
+def _row(option: click.Option) -> str:
+    spelled = " / ".join(", ".join(f"`{x}`" for x in names) for names in _names(option))
+    return f"| {spelled}{_values(option)} | {_help(option)} |"
 
 
 def _names(option: click.Option) -> list[list[str]]:

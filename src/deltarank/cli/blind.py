@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltarank.cli.help import Command
 from deltarank.cli.options import UserPath, json_option, number_option, output_option, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width, wrapped
 from deltarank.results import escape, format_table
@@ -31,7 +32,15 @@ def blind() -> None:
     """
 
 
-@blind.command(short_help="Write the page to vote on, and the key.")
+@blind.command(
+    cls=Command,
+    short_help="Write the page to vote on, and the key.",
+    arguments={"run": "Folder of a run with the results of `deltarank outputs`, unless --a and --b are given."},
+    examples=[
+        ("A test of the finetune against its rank-64 LoRA:", "deltarank blind make runs/mine --candidate 'rank 64'"),
+        ("A test of two models from files of answers:", "deltarank blind make --a finetune.jsonl --b lora.jsonl"),
+    ],
+)
 @click.argument("run", required=False, metavar="[RUN]", type=_file)
 @output_option("BLIND", "Folder for vote.html and key.json", "blind")
 @click.option(
@@ -69,7 +78,12 @@ def make(output: Path | None, as_json: bool, quiet: bool, **options: Any) -> Non
     say_written((test.page, test.folder / "key.json"), sayer(quiet))
 
 
-@blind.command(short_help="Score the votes.")
+@blind.command(
+    cls=Command,
+    short_help="Score the votes.",
+    arguments={"key": "The key.json of the test, or its folder.", "votes": "The files that the voters sent."},
+    examples=[("Score all votes:", "deltarank blind score blind/key.json votes/*.json")],
+)
 @click.argument("key", type=_file)
 @click.argument("votes", nargs=-1, required=True, metavar="VOTES...", type=_file)
 @click.option(

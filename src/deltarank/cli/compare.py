@@ -9,6 +9,7 @@ import click
 
 import deltarank
 from deltarank.cli.check import check_option, check_results
+from deltarank.cli.help import FINETUNE_OR_ADAPTER, Command
 from deltarank.cli.options import (
     csv_option,
     device_option,
@@ -27,7 +28,22 @@ from deltarank.results import DEFAULT_RANKS, parse_ranks
 from deltarank.system import Default
 
 
-@click.command(short_help="Measure how much of a finetune a LoRA keeps.")
+@click.command(
+    cls=Command,
+    short_help="Measure how much of a finetune a LoRA keeps.",
+    arguments=FINETUNE_OR_ADAPTER,
+    examples=[
+        ("What does a LoRA keep of a finetune, at each rank?", "deltarank compare org/base org/finetune -o runs/mine"),
+        (
+            "Only two ranks, of the attention:",
+            "deltarank compare base/ finetune/ --ranks 16,64 --include '*self_attn*'",
+        ),
+        (
+            "In CI: fail if rank 64 loses too much:",
+            "deltarank compare base/ finetune/ --ranks 64 --check --max-error 0.3",
+        ),
+    ],
+)
 @click.argument("base")
 @click.argument("finetune")
 @output_option("RUN", "Folder for the results", "runs/ and the finetune's name")
@@ -93,8 +109,8 @@ def compare(
 ) -> None:
     """Measure how much of the change from BASE to FINETUNE an extracted LoRA keeps, at every rank.
 
-    Writes RUN/results.json, RUN/report.html and pictures, and prints a table and a verdict. FINETUNE may be a LoRA
-    adapter on BASE. To resume an interrupted run, repeat the same command.
+    Writes RUN/results.json, RUN/report.html and pictures, and prints a table and a verdict. To resume an
+    interrupted run, repeat the same command.
     """
     if as_csv and (as_json or dry_run):
         raise click.UsageError("--csv cannot be combined with --json or --dry-run.")

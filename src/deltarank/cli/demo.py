@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltarank.cli.help import Command
 from deltarank.cli.options import UserPath, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
@@ -28,7 +29,13 @@ ATTRIBUTED = "full"
 """The finetune for which the effect of each module is measured."""
 
 
-@click.command(short_help="Train a tiny base and three finetunes, and compare them.")
+@click.command(
+    cls=Command,
+    short_help="Train a tiny base and three finetunes, and compare them.",
+    examples=[
+        ("Try everything without any model:", "deltarank demo"),
+    ],
+)
 @click.option(
     "-o",
     "--output",

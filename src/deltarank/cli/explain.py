@@ -8,13 +8,21 @@ from pathlib import Path
 
 import click
 
+from deltarank.cli.help import DOCUMENTATION, Command
 from deltarank.cli.streams import out
 from deltarank.errors import UsageError
 
-MESSAGES_PAGE = "https://github.com/deltarank/deltarank/blob/main/docs/messages.md"
+MESSAGES_PAGE = f"{DOCUMENTATION}/messages.md"
 
 
-@click.command(short_help="Explain a message by its name.")
+@click.command(
+    cls=Command,
+    short_help="Explain a message by its name.",
+    arguments={"slug": "The name at the end of a message, such as `no-servable-rank`.  [default: list all names]"},
+    examples=[
+        ("What does this message mean?", "deltarank explain no-servable-rank"),
+    ],
+)
 @click.argument("slug", required=False, metavar="[NAME]")
 def explain(slug: str | None) -> None:
     """Explain the message with this NAME, which stands at its end: what it means, why, and what to do.

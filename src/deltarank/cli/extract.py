@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import deltarank
+from deltarank.cli.help import FINETUNE_OR_ADAPTER, Command
 from deltarank.cli.loading import loading
 from deltarank.cli.options import (
     device_option,
@@ -36,7 +37,19 @@ _CALIBRATION = ("calibration_tokens", "steps", "seed")
 """The options that only a calibration has."""
 
 
-@click.command(short_help="Extract the best LoRA that a server loads.")
+@click.command(
+    cls=Command,
+    short_help="Extract the best LoRA that a server loads.",
+    arguments=FINETUNE_OR_ADAPTER,
+    examples=[
+        (
+            "A LoRA of rank 64 that vLLM loads:",
+            "deltarank extract org/base org/finetune -r 64 --server vllm -o my-lora",
+        ),
+        ("The smallest rank that is good enough:", "deltarank extract org/base org/finetune --max-error 0.3"),
+        ("A smaller LoRA from a LoRA:", "deltarank extract org/base org/adapter -r 16"),
+    ],
+)
 @click.argument("base")
 @click.argument("finetune")
 @click.option(
@@ -104,8 +117,8 @@ def extract(
     """Extract a LoRA from the difference between FINETUNE and BASE: the best of its rank that the server loads.
 
     Writes ADAPTER in PEFT's format, and prints its loss budget: the shares of the change that are kept, truncated,
-    lost to rounding, or in tensors that the server does not load. FINETUNE may be a LoRA adapter on BASE. To resume
-    an interrupted run, repeat the same command.
+    lost to rounding, or in tensors that the server does not load. To resume an interrupted run, repeat the
+    same command.
     """
     quieten_the_hub(quiet)
     options["rank"] = _parse_rank(rank)

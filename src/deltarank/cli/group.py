@@ -17,6 +17,7 @@ from deltarank.cli.compare import compare
 from deltarank.cli.demo import demo
 from deltarank.cli.explain import explain, further_help
 from deltarank.cli.extract import extract
+from deltarank.cli.help import DOCUMENTATION
 from deltarank.cli.outputs import outputs
 from deltarank.cli.report import report
 from deltarank.cli.streams import complain, forget_stdout, printable
@@ -43,8 +44,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="BASE and FINETUNE are a folder, a file of weights, or a Hub id (org/name or org/name@revision). compare, "
-    "extract and verify also accept a LoRA adapter as FINETUNE.",
+    epilog=f"`deltarank COMMAND --help` has examples. `deltarank demo` needs no model. More: {DOCUMENTATION}/cli.md",
 )
 @click.option(
     "--version",

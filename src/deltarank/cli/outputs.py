@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import deltarank
+from deltarank.cli.help import Command
 from deltarank.cli.options import (
     device_option,
     dry_run_option,
@@ -29,7 +30,18 @@ from deltarank.results import DEFAULT_OUTPUTS_RANKS, parse_ranks
 from deltarank.system import Default
 
 
-@click.command(short_help="Measure how the model's predictions and texts change.")
+@click.command(
+    cls=Command,
+    short_help="Measure how the model's predictions and texts change.",
+    examples=[
+        (
+            "Rank-16 and rank-64 LoRAs beside two quantised copies, without generated answers:",
+            "deltarank outputs org/base org/finetune --ranks 16,64 --yardstick q8_0,q4_0 --text book.txt --samples 0",
+        ),
+        ("An adapter, as vLLM applies it:", "deltarank outputs org/base org/finetune --adapter my-lora --server vllm"),
+        ("How long would it take?", "deltarank outputs org/base org/finetune --dry-run"),
+    ],
+)
 @click.argument("base")
 @click.argument("finetune")
 @output_option("RUN", "Folder of the run; the outputs are added to its results", "runs/ and the finetune's name")

@@ -6,13 +6,22 @@ from pathlib import Path
 
 import click
 
+from deltarank.cli.help import Command
 from deltarank.cli.options import UserPath, output_option, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
 from deltarank.results import Results, common_headline_rank
 
 
-@click.command(short_help="Write the report of a run again, or one on several runs.")
+@click.command(
+    cls=Command,
+    short_help="Write the report of a run again, or one on several runs.",
+    arguments={"runs": "Folders that `deltarank compare` or `outputs` wrote, or their results.json."},
+    examples=[
+        ("Make the page of a run again:", "deltarank report runs/mine"),
+        ("Three finetunes side by side:", "deltarank report runs/one runs/two runs/three -o side-by-side"),
+    ],
+)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=UserPath())
 @output_option("OUT", "Folder for the report", "the run itself; for several runs, report/")
 @click.option("--force", is_flag=True, help="Replace a report.html in OUT that is not this run's own.")

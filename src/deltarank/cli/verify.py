@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltarank.cli.check import check_option, check_verification
+from deltarank.cli.help import FINETUNE_OR_ADAPTER, Command
 from deltarank.cli.loading import loading
 from deltarank.cli.options import device_option, input_options, json_option, quiet_option, server_option
 from deltarank.cli.run_command import quieten_the_hub
@@ -21,7 +22,22 @@ MOST_MODULES, MOST_UNUSED = 24, 6
 _COLUMN = 11
 
 
-@click.command(short_help="Measure how much of a finetune an adapter keeps.")
+@click.command(
+    cls=Command,
+    short_help="Measure how much of a finetune an adapter keeps.",
+    arguments={
+        **FINETUNE_OR_ADAPTER,
+        "adapter": "The LoRA adapter to measure: its folder, one of its files, or an adapter on the Hub.",
+    },
+    examples=[
+        ("Is this adapter the best of its rank?", "deltarank verify org/base org/finetune my-lora"),
+        ("Was it merged as it should be?", "deltarank verify org/base merged/ my-lora --merged"),
+        (
+            "In CI: fail unless SGLang gets the best LoRA:",
+            "deltarank verify org/base org/finetune my-lora --server sglang --check",
+        ),
+    ],
+)
 @click.argument("base")
 @click.argument("finetune")
 @click.argument("adapter")

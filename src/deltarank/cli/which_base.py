@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltarank.cli.help import A_MODEL, Command
 from deltarank.cli.loading import loading
 from deltarank.cli.options import (
     device_option,
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
     from deltarank.results import BaseChoice, CandidateBase
 
 
-@click.command("which-base", short_help="Find the base that a finetune came from.")
+@click.command(
+    "which-base",
+    cls=Command,
+    short_help="Find the base that a finetune came from.",
+    arguments={
+        "finetune": f"The finetuned model: {A_MODEL}.",
+        "candidates": "The models that may be the base, named likewise; at least one.",
+    },
+    examples=[
+        ("Base or instruct model?", "deltarank which-base org/finetune org/base org/instruct"),
+    ],
+)
 @click.argument("finetune")
 @click.argument("candidates", nargs=-1, required=True, metavar="CANDIDATE...")
 @click.option(
