@@ -8,7 +8,7 @@ import torch
 from files import llama, numbers, save, write_index
 from safetensors.torch import save_file
 
-from hub import TOKEN, Client, FakeHub
+from hub import Client, FakeHub
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +186,6 @@ def test_offline_uses_the_cache_and_reports_what_it_lacks(hub: FakeHub, client: 
     assert missing["slug"] == "hub-unreachable"
     assert "HF_HUB_OFFLINE" in missing["cure"]
     assert hub.requests == []
-
-
-def test_a_token_opens_a_private_model(hub: FakeHub, tmp_path: Path) -> None:
-    with Client(hub, tmp_path, HF_TOKEN=TOKEN) as client:
-        assert "tensors" in client.ask("org/private")
-        assert "tensors" in client.ask("org/gated")
 
 
 def test_an_unreachable_hub_is_reported(hub: FakeHub, tmp_path: Path) -> None:

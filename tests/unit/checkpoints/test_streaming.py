@@ -261,6 +261,8 @@ def test_a_token_opens_a_private_model_and_is_sent_to_the_hub_only(hub: FakeHub,
     assert "hashes" in keeper.read("org/gated", "stream")
     assert len(hub.sent) == 2
     assert hub.secrets == []
+    assert "hashes" in keeper.read("org/private", "download")
+    assert "hashes" in keeper.read("org/gated", "download")
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def test_many_modules_are_summed_at_the_end() -> None:
     assert sum(bar.length for bar in bars) == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("drawing")
 @pytest.mark.parametrize(
     "plain", [about(), about(name=HOSTILE), about() | {"matrices": [], "budget": {"energy": 0, "kept": 1, "kinds": []}}]
 )

@@ -472,6 +472,7 @@ class TestElsewhere:
         assert row.split() == ["rank", "64", "0.071", "0.0639", "to", "0.0795", "3.39", "93", "%", "89", "%"]
         assert any(line.startswith("Rank 64 is about as far from the finetune as q4_0") for line in lines)
 
+    @pytest.mark.usefixtures("drawing")
     def test_one_picture_more(self, tmp_path):
         made = {path.name: path for path in write_report(THREE, tmp_path)}
         assert made["kld-by-rank.png"].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

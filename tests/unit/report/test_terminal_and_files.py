@@ -68,6 +68,7 @@ def png_size(path) -> tuple[int, int]:
     return struct.unpack(">II", head[16:24])
 
 
+@pytest.mark.usefixtures("drawing")
 class TestFiles:
     def test_a_page_and_four_pictures_fit_to_post(self, tmp_path):
         made = write_report([results(model(layers=32))], tmp_path / "run")
