@@ -78,7 +78,7 @@ from deltarank.system import Default
     type=int,
     metavar="N",
     help="Documents, or answers, processed together.  [default: documents of 2,048 tokens in all (8,192 on a GPU); "
-    "8 answers]",
+    "8 to 32 answers]",
 )
 @click.option(
     "--dtype",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltarank.divergence.attribution import PartMeasurement, summarise_attribution
+from deltarank.divergence.attribution import PartMeasurement, documents_needed, summarise_attribution
 from deltarank.divergence.bootstrap import resample
 from deltarank.divergence.chat_template import Tokenizer
 from deltarank.divergence.e_values import (
@@ -32,6 +32,7 @@ __all__ = [
     "blind_bound",
     "compare_logits",
     "confidence_interval",
+    "documents_needed",
     "encode_prompts",
     "encode_record",
     "find_text_files",

@@ -14,6 +14,9 @@ from deltarank.divergence.bootstrap import BootstrapTotals, resample
 from deltarank.divergence.token_stats import TokenStats
 from deltarank.results import AttributionResult, Interval, Part
 
+FEWEST_DOCUMENTS = 16
+"""With fewer, the width of an interval is itself uncertain."""
+
 _FEWEST_PARTS = 3
 """With fewer, a rank correlation says nothing."""
 
@@ -74,6 +77,23 @@ def summarise_attribution(
         rank_correlation_low=correlation.low if correlation else None,
         rank_correlation_high=correlation.high if correlation else None,
     )
+
+
+def documents_needed(stats: Mapping[str, TokenStats], *, relative_width: float, seed: int = 0) -> int | None:
+    """How many of these documents give the mean KLD a 95 % interval of about so much of it to either side.
+
+    The half width falls with the root of the number of documents. At least FEWEST_DOCUMENTS; None if the KLD is zero or
+    has no interval.
+
+    Args:
+        stats: of one model, by document.
+        seed: of the bootstrap.
+    """
+    kld = resample(_sums([stats]), seed=seed).interval(lambda sums: _mean_klds(sums)[..., 0])
+    if kld.low is None or kld.high is None or kld.value <= 0:
+        return None
+    half_width = (kld.high - kld.low) / 2 / kld.value
+    return max(math.ceil(len(stats) * (half_width / relative_width) ** 2), FEWEST_DOCUMENTS)
 
 
 def _summarise_part(measurement: PartMeasurement, kld: Interval, total_lost: float) -> Part:

@@ -14,6 +14,7 @@ from deltarank.models.predict import (
 )
 from deltarank.models.prediction_store import PredictionStore
 from deltarank.models.quantise import YARDSTICKS, Yardstick, get_yardstick
+from deltarank.models.shared_layers import SharedLayers
 from deltarank.models.skeleton import AnyModel, ModelFolder, ModelSkeleton, read_skeleton
 from deltarank.models.stream import file_tensor_names, stream_model
 from deltarank.models.tokenizers import changed_token_ids, describe_difference, load_tokenizer
@@ -30,6 +31,7 @@ __all__ = [
     "ModelSkeleton",
     "PredictionStore",
     "Predictor",
+    "SharedLayers",
     "Window",
     "Yardstick",
     "batch_windows",

@@ -142,15 +142,17 @@ class _GumbelMaxSampler(LogitsProcessor):  # type: ignore[misc, unused-ignore]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         out = torch.full_like(scores, -torch.inf)
-        # One row at a time, because a batch of them in float64 would be large. Apple's GPUs have no float64.
-        device = torch.device("cpu") if scores.device.type == "mps" else scores.device
+        weights = (scores.float() - scores.amax(-1, keepdim=True).float()).exp_()
         for row, key in enumerate(self.keys):
-            noise = _gumbel_noise((*key, self.position), scores.shape[1]).to(device)
-            out[row, torch.argmax(scores[row].to(device, torch.float64) + noise)] = 0.0
+            noise = _exponential_noise((*key, self.position), scores.shape[1]).to(scores.device)
+            out[row, torch.argmax(weights[row] / noise)] = 0.0
         self.position += 1
         return out
 
 
-def _gumbel_noise(key: Sequence[int], tokens: int) -> Tensor:
-    """(tokens,), standard Gumbel. That of a token does not depend on the size of the vocabulary."""
-    return torch.from_numpy(np.random.default_rng(key).standard_exponential(tokens)).log_().neg_()
+def _exponential_noise(key: Sequence[int], tokens: int) -> Tensor:
+    """(tokens,), standard exponential, in float32. That of a token does not depend on the size of the vocabulary.
+
+    -log of it is Gumbel noise, so that argmax(log p + g) is the argmax of p / noise, without a logarithm of each.
+    """
+    return torch.from_numpy(np.random.default_rng(key).standard_exponential(tokens)).float()

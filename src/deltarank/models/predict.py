@@ -121,6 +121,23 @@ class Predictor:
                 for each, window in zip(inputs, windows, strict=True)
             ]
 
+    @torch.inference_mode()
+    def output_of(self, module: Any, windows: Sequence[Window]) -> Any:
+        """What a module of the model returns. Nothing that follows it is run."""
+
+        def stop(_: Any, args: tuple[Any, ...], output: Any) -> None:
+            raise _ReachedError(output)
+
+        handle = module.register_forward_hook(stop)
+        try:
+            with translate_out_of_memory(self._device, batch=len(windows)):
+                self._run(windows)
+        except _ReachedError as reached:
+            return reached.output
+        finally:
+            handle.remove()
+        raise RuntimeError("the model does not run this module")
+
     def _check_head(self, windows: Sequence[Window]) -> bool:
         """Whether the head gives the model's logits. A softcap shows on large logits only: the configuration tells."""
         if self._module is None or not hasattr(self._module, "weight") or softcaps_logits(self._model.config):
@@ -155,6 +172,14 @@ class Predictor:
             mask[row, : len(window.ids)] = 1
         ids, mask = ids.to(self._device), mask.to(self._device)
         return self._model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+class _ReachedError(Exception):
+    """Ends a pass of the model, with the output of the module that was reached."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
 
 
 def _are_close(recomputed: Tensor, logits: Tensor) -> bool:

@@ -82,6 +82,15 @@ class ModelSkeleton:
         return int(getattr(self.config.get_text_config(), "hidden_size", 0) or 0)
 
     @property
+    def cache_entries(self) -> int:
+        """Keys and values that one token leaves in the cache; 0 if the configuration does not say."""
+        text = self.config.get_text_config()
+        layers, heads = (int(getattr(text, name, 0) or 0) for name in ("num_hidden_layers", "num_attention_heads"))
+        groups = int(getattr(text, "num_key_value_heads", 0) or heads)
+        width = int(getattr(text, "head_dim", 0) or self.hidden_size // max(heads, 1))
+        return 2 * layers * groups * width
+
+    @property
     def softcaps_logits(self) -> bool:
         return softcaps_logits(self.config)
 

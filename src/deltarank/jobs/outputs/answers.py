@@ -12,9 +12,6 @@ from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.models import generate_answers
 from deltarank.results import Count, to_plain
 
-DEFAULT_BATCH = 8
-"""Answers that are generated together."""
-
 
 def candidate_seed(seed: int) -> int:
     """The seed of the candidates' answers, and of the finetune's second ones. `seed` is that of its first answers.
@@ -49,7 +46,7 @@ class Answers:
     """All answers of a job, by the name of the model.
 
     context          the longest text that every model takes
-    batch            answers that are generated together; None: DEFAULT_BATCH
+    batch            answers that are generated together
     save_record      called with a record of the answers to each prompt
     """
 
@@ -58,7 +55,7 @@ class Answers:
     samples: int
     max_tokens: int
     context: int
-    batch: int | None
+    batch: int
     save_record: Callable[[Mapping[str, Any]], None]
     _by_model: dict[str, dict[int, list[Answer]]] = field(default_factory=dict)
 
@@ -81,7 +78,7 @@ class Answers:
         if len(missing) < len(self.prompts):
             on_finished(len(self.prompts) - len(missing), resumed=True)
         while missing:
-            block = _consecutive(missing, prompts_per_block(self.samples, self._batch))
+            block = _consecutive(missing, prompts_per_block(self.samples, self.batch))
             missing = missing[len(block) :]
             self._generate_block(name, block, model, seed)
             on_finished(len(block), resumed=False)
@@ -94,7 +91,7 @@ class Answers:
             samples=self.samples,
             seed=seed,
             max_tokens=self.max_tokens,
-            batch=self._batch,
+            batch=self.batch,
             context=self.context,
             first=block[0],
         )
@@ -103,10 +100,6 @@ class Answers:
             record = AnswerRecord(name, number, tuple(written))
             self.save_record(to_plain(record))
             self.add(record)
-
-    @property
-    def _batch(self) -> int:
-        return self.batch or DEFAULT_BATCH
 
 
 def _consecutive(numbers: Sequence[int], most: int) -> list[int]:

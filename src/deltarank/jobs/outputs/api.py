@@ -51,7 +51,7 @@ def outputs(
         device: where models run: "cpu", "cuda", "cuda:1", "mps".
         dtype: the type that models run in; "auto": float32 on a CPU, else the one that the finetune is stored in.
         batch: documents, or answers, that go through a model together; None: documents of 2,048 tokens in all (8,192
-            on a GPU), and 8 answers.
+            on a GPU), and 8 to 32 answers, as many as keep their keys and values within 1 GB.
         trust_remote_code: whether code that comes with a checkpoint may run.
         base_revision, revision: branch, tag or commit of the base and of the finetune on the Hub.
         fetch: for a model that is not in the Hub's cache: "download", "stream" (read by byte ranges, not stored), or

@@ -6,25 +6,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from torch import Tensor
-
 from deltarank.checkpoints import Pair, Pairing
-from deltarank.divergence import PartMeasurement, TokenStats, summarise_attribution
+from deltarank.divergence import PartMeasurement, TokenStats, documents_needed, summarise_attribution
 from deltarank.jobs.outputs.callbacks import OnFinished
 from deltarank.jobs.outputs.candidates import Candidate
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.jobs.outputs.low_rank import LowRankDeltas, lora_matrices
 from deltarank.jobs.outputs.model_pair import ModelPair
+from deltarank.jobs.outputs.overwritten_model import OverwrittenModel
 from deltarank.jobs.outputs.scoring import Scorer, TextSet
-from deltarank.models import EditedWeights, Head, Window, file_tensor_names
+from deltarank.models import file_tensor_names
 from deltarank.results import AttributionResult, CandidateKind
+
+RELATIVE_WIDTH = 0.2
+"""Parts are scored on as many documents as give the KLD of all parts an interval of so much to either side."""
 
 
 @dataclass(frozen=True)
 class Attribution:
     """The measurement of all parts of one unit, "module" or "layer".
 
+    text             that the parts are scored on
     all_parts        the number of the candidate that has all parts truncated, which was scored before
     first_number     the number that the scores of the first part are stored under; those of the others follow
     seed             of the bootstrap intervals
@@ -35,6 +37,7 @@ class Attribution:
     deltas: LowRankDeltas
     scorer: Scorer
     loader: ModelLoader
+    text: TextSet
     unit: str
     rank: int
     all_parts: int
@@ -42,24 +45,44 @@ class Attribution:
     seed: int
     on_tokens: Callable[[str, int], OnFinished]
 
-    def measure(self, texts: Sequence[TextSet]) -> AttributionResult:
-        """Scores the parts on one text: the finetune's own answers if there are any."""
-        text = next((each for each in texts if each.own), texts[0])
+    def measure(self) -> AttributionResult:
+        """Scores the parts."""
         measurements = [
-            self._measurement(name, self._score(number, name, model, text))
+            self._measurement(name, self._score(number, name, model))
             for number, (name, model) in enumerate(self._truncated_models(), start=self.first_number)
         ]
-        all_parts = self.scorer.stats(self.all_parts, text.numbers)
-        return summarise_attribution(self.rank, self.unit, text.name, measurements, all_parts, seed=self.seed)
+        all_parts = self.scorer.stats(self.all_parts, self.documents)
+        return summarise_attribution(self.rank, self.unit, self.text.name, measurements, all_parts, seed=self.seed)
+
+    @cached_property
+    def documents(self) -> Sequence[int]:
+        """As many, evenly spaced, as the KLD of all parts needs for its interval; all of them if that is not known."""
+        numbers = self.text.numbers
+        whole = self.scorer.stats(self.all_parts, numbers)
+        enough = documents_needed(whole, relative_width=RELATIVE_WIDTH, seed=self.seed)
+        if enough is None or enough >= len(numbers):
+            return numbers
+        return [numbers[i * len(numbers) // enough] for i in range(enough)]
+
+    @property
+    def note(self) -> str | None:
+        """What is left out, if anything is."""
+        read, whole = len(self.documents), len(self.text.numbers)
+        if read == whole:
+            return None
+        return (
+            f"attribution reads {read:,} of the {whole:,} documents of {self.text.name!r}: enough for an interval of "
+            f"about {100 * RELATIVE_WIDTH:.0f} % to either side of the KLD of all parts"
+        )
 
     @cached_property
     def _parts(self) -> dict[str, list[str]]:
         return matrices_by_part(self.models.pairing, self.unit)
 
-    def _score(self, number: int, name: str, model: LoadedModel, text: TextSet) -> Mapping[str, TokenStats]:
-        on_finished = self.on_tokens(name, self.scorer.count_tokens(text.numbers))
-        self.scorer.score(number, model, on_finished, only=frozenset(text.numbers))
-        return self.scorer.stats(number, text.numbers)
+    def _score(self, number: int, name: str, model: LoadedModel) -> Mapping[str, TokenStats]:
+        on_finished = self.on_tokens(name, self.scorer.count_tokens(self.documents))
+        self.scorer.score(number, model, on_finished, only=frozenset(self.documents))
+        return self.scorer.stats(number, self.documents)
 
     def _truncated_models(self) -> Iterator[tuple[str, LoadedModel]]:
         """A model for each part: one model whose tensors are overwritten, or where that is not possible a new one."""
@@ -71,7 +94,8 @@ class Attribution:
             return
         with LoadedModel(self._candidate("parts", []), self.loader) as model:
             for part, matrices in self._parts.items():
-                yield part, _OverwrittenModel(self._candidate(part, matrices), model, names)
+                layer = self.deltas.pairs[matrices[0]].layer if self.unit == "layer" else None
+                yield part, OverwrittenModel(self._candidate(part, matrices), model, names, layer=layer)
 
     def _candidate(self, name: str, matrices: Sequence[str]) -> Candidate:
         """The finetune with these matrices truncated."""
@@ -84,33 +108,6 @@ class Attribution:
         pair = self.deltas.pairs[matrices[0]]
         layer, module = (pair.layer, None) if self.unit == "layer" else (None, pair.module)
         return PartMeasurement(name, layer, module, lost, energy, stats)
-
-
-class _OverwrittenModel(LoadedModel):
-    """A loaded model that has the weights of another candidate while it predicts.
-
-    Args:
-        names: the name in the files for each tensor of the model.
-    """
-
-    def __init__(self, candidate: Candidate, loaded: LoadedModel, names: Mapping[str, str]) -> None:
-        super().__init__(candidate, loaded.loader)
-        self._loaded, self._names = loaded, names
-
-    def predict(self, windows: Sequence[Window]) -> tuple[list[Tensor], Head]:
-        self._overwrite(self.candidate.weights)
-        try:
-            return self._loaded.predict(windows)
-        finally:
-            self._overwrite(self._loaded.candidate.weights)
-
-    @torch.no_grad()
-    def _overwrite(self, weights: EditedWeights) -> None:
-        """Copies the tensors that the candidate changes from `weights`."""
-        state = self._loaded.model.state_dict()
-        for model_name, file_name in self._names.items():
-            if file_name in self.candidate.weights.edits:
-                state[model_name].copy_(weights.tensor(file_name))
 
 
 def loaded_models(models: ModelPair, parts: int) -> int:

@@ -15,6 +15,7 @@ from deltarank.models import (
     AnyModel,
     Head,
     Predictor,
+    SharedLayers,
     Window,
     load_model,
     stream_model,
@@ -58,6 +59,8 @@ class LoadedModel:
         self.candidate, self.loader = candidate, loader
         self._model: AnyModel = None
         self._predictor: Predictor | None = None
+        self._shared: SharedLayers | None = None
+        self._is_tried = False
 
     def __enter__(self) -> LoadedModel:
         return self
@@ -66,7 +69,7 @@ class LoadedModel:
         was_loaded = self._model is not None
         if not was_loaded and error is None:
             self.loader.on_loaded(self.candidate.name, resumed=True)
-        self._model = self._predictor = None
+        self._model = self._predictor = self._shared = None
         if was_loaded and self.candidate.skeleton.parameters > _LARGE_MODEL:
             gc.collect()  # accelerate's hooks and transformers' modules refer to each other
             if self.loader.device.type == "cuda":
@@ -82,6 +85,18 @@ class LoadedModel:
         _, predictor = self._load()
         head_inputs = predictor.head_inputs(windows)
         return head_inputs, predictor.head
+
+    def shared_layers(self, windows: Sequence[Window]) -> SharedLayers | None:
+        """For passes in which only the later layers change; None for a model that does not allow them.
+
+        Args:
+            windows: of which the first is tried, once for each model.
+        """
+        if not self._is_tried:
+            shared = SharedLayers(*self._load())
+            self._shared = shared if shared.holds(windows[:1]) else None
+            self._is_tried = True
+        return self._shared
 
     def _load(self) -> tuple[AnyModel, Predictor]:
         if self._predictor is None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from deltarank.jobs.outputs.answers import DEFAULT_BATCH
 from deltarank.jobs.outputs.attribution import loaded_models, matrices_by_part
 from deltarank.jobs.outputs.candidate_names import candidate_kinds
 from deltarank.jobs.outputs.inputs import OutputsInputs
@@ -15,12 +14,16 @@ from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.planned_memory import PlannedMemory
 from deltarank.jobs.outputs.planned_time import PlannedTime
+from deltarank.jobs.outputs.scoring import CONTROL_TOKENS
 from deltarank.results import CandidateKind, ShownAsLines, count, duration, headline_rank, listing, size
 from deltarank.runtime import FIXED_MEMORY, Plan, make_plan
 
 _SCORE_BYTES = 40
 """Of one token in the file of a candidate's scores."""
 
+
+_DOCUMENTS_OF_A_PART = 40
+"""On which a truncated part is scored; the widths of intervals decide, so this is rough."""
 
 _SECONDS_TO_SUMMARISE = 1.0
 """The scores and answers of one candidate; rough."""
@@ -102,6 +105,11 @@ class OutputsPlan(ShownAsLines):
         options, skeleton = self.options, self.models.finetune_skeleton
         return PlannedMemory(skeleton, options.torch_dtype, options.torch_device, largest_tensor, self.available_memory)
 
+    @property
+    def answers_at_once(self) -> int:
+        """Answers that are generated together."""
+        return self.options.batch or self.memory.answers_at_once(2 * self.options.max_tokens)
+
     @cached_property
     def time(self) -> PlannedTime:
         """Of one model."""
@@ -112,7 +120,7 @@ class OutputsPlan(ShownAsLines):
             prompts=self.prompt_count,
             samples=self.options.samples,
             max_tokens=self.options.max_tokens,
-            batch=self.options.batch or DEFAULT_BATCH,
+            batch=self.answers_at_once,
         )
 
     @cached_property
@@ -140,7 +148,9 @@ class OutputsPlan(ShownAsLines):
 
     @property
     def seconds(self) -> float:
-        models = (len(self.candidates) + 1) * (self.time.loading + self.time.reading)
+        controls = sum(kind is CandidateKind.CONTROL for _, kind in self._candidate_kinds)
+        models = (len(self.candidates) + 1) * self.time.loading + controls * self.seconds_per_control
+        models += (len(self.candidates) + 1 - controls) * self.time.reading
         answers = self._answering_models * self.time.answering
         return self.decomposition.work_seconds + models + answers + self._attribution_seconds + self.summary_seconds
 
@@ -150,10 +160,19 @@ class OutputsPlan(ShownAsLines):
         return _SECONDS_TO_SUMMARISE * len(self.candidates)
 
     @property
+    def seconds_per_control(self) -> float:
+        """To read a part of each text."""
+        given = [sum(len(document.ids) for document in documents) for _, documents in self.inputs.texts]
+        return sum(min(tokens, CONTROL_TOKENS) for tokens in (*given, self._answer_tokens)) * self.time.per_token
+
+    @property
     def seconds_per_part(self) -> float:
-        """To read the text that parts are scored on: the finetune's answers if there are any, else the first text."""
+        """To read some of the finetune's answers, or of the first text; for a layer, half of the layers on average."""
         first_text = [len(document.ids) for _, documents in self.inputs.texts[:1] for document in documents]
-        return (self._answer_tokens or sum(first_text)) * self.time.per_token
+        documents = self.answer_count or len(first_text)
+        tokens = (self._answer_tokens or sum(first_text)) * min(1.0, _DOCUMENTS_OF_A_PART / max(documents, 1))
+        whole = tokens * self.time.per_token
+        return whole / 2 if self.options.attribute == "layer" and not self.memory.must_stream else whole
 
     @property
     def _answer_tokens(self) -> int:

@@ -17,6 +17,12 @@ _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
 STREAMED_TOKENS_AT_ONCE = 16384
 """Every batch reads a streamed model once, so a batch is as large as its activations allow."""
 
+FEWEST_ANSWERS, MOST_ANSWERS = 8, 32
+"""Generated together."""
+
+_CACHE_BYTES = 1 << 30
+"""Of keys and values while answers are generated."""
+
 _FLOAT32_BYTES = torch.float32.itemsize
 
 _COPIES_OF_A_TENSOR = 3
@@ -80,6 +86,14 @@ class PlannedMemory:
         if not self.skeleton.softcaps_logits:
             return most
         return min(most, max(4 * LOGITS_PER_CHUNK // self.skeleton.vocabulary, 1))  # the model returns all its logits
+
+    def answers_at_once(self, tokens: int) -> int:
+        """How many answers of so many tokens, with their prompts, are generated together.
+
+        Each token of a batch reads all weights, so a large batch is fast. Its keys and values have to fit.
+        """
+        fitting = _CACHE_BYTES // max(self.skeleton.cache_entries * self.dtype.itemsize * tokens, 1)
+        return min(max(fitting, FEWEST_ANSWERS), MOST_ANSWERS)
 
     @property
     def sentence(self) -> str:

@@ -9,11 +9,17 @@ from deltarank.jobs.outputs.answers import prompts_per_block
 from deltarank.jobs.outputs.planned_memory import STREAMED_TOKENS_AT_ONCE, PlannedMemory
 from deltarank.runtime import READ_RATE
 
-_FLOPS = {("cpu", 4): 4e10, ("cuda", 4): 3e13, ("cuda", 2): 3e14}
-"""Operations a second in matrix products, by device and bytes of a number; rough."""
+_FLOPS = {("cpu", 4): 1.2e11, ("cuda", 4): 3e13, ("cuda", 2): 3e14}
+"""Operations a second in matrix products, by device and bytes of a number; rough. CPU: two cores with AVX-512."""
 
 _BANDWIDTH = {"cpu": 1.5e10, "cuda": 2e12}
 """Bytes of weights a second that are read to generate a token; rough."""
+
+_STEP = 0.03
+"""Seconds that Python takes for each step of a batch of answers; rough."""
+
+_DRAW = 8e-9
+"""Seconds for each token of the vocabulary when a token is drawn; rough."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class PlannedTime:
     def answering(self) -> float:
         """To answer all prompts. Each token of a batch of answers reads the weights once."""
         weights = self.answer_batches * self.memory.weights / _BANDWIDTH.get(self.memory.device.type, _BANDWIDTH["cpu"])
-        return self.max_tokens * max(weights, self.prompts * self.samples * self.per_token)
+        answers = self.prompts * self.samples
+        drawing = self.answer_batches * _STEP + answers * self.memory.skeleton.vocabulary * _DRAW
+        return self.max_tokens * (max(weights, answers * self.per_token) + drawing)
 
     @property
     def answer_batches(self) -> int:

@@ -26,6 +26,10 @@ class OutputsProgress:
         """For a model that reads all texts, which have so many tokens: the plan knew only a bound of the answers'."""
         return self._shares(name, tokens, self._plan.time.reading)
 
+    def control(self, name: str, tokens: int) -> OnFinished:
+        """For a control, which reads a part of each text, of so many tokens in all."""
+        return self._shares(name, tokens, self._plan.seconds_per_control)
+
     def part(self, name: str, tokens: int) -> OnFinished:
         """For the finetune with one part truncated, which reads a text of so many tokens."""
         return self._shares(name, tokens, self._plan.seconds_per_part)

@@ -19,7 +19,7 @@ from deltarank.jobs.outputs.low_rank import FactorFile, LowRankDeltas, MatrixDec
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.jobs.outputs.progress import OutputsProgress
-from deltarank.jobs.outputs.scoring import Scorer, TextSet
+from deltarank.jobs.outputs.scoring import CONTROL_TOKENS, Scorer, TextSet
 from deltarank.jobs.outputs.summary import Measurements, summarise
 from deltarank.results import (
     FINETUNE,
@@ -76,7 +76,7 @@ class OutputsRun:
                 scorer = self._scorer(texts)
                 self._store_reference(model, scorer)
             for number, candidate in enumerate(candidates):
-                self._run_candidate(number, candidate, scorer, answers)
+                self._run_candidate(number, candidate, scorer, texts, answers)
             attribution = self._attribute(deltas, scorer, texts, candidates)
         self.listener.stage(SUMMARY)
         outputs = summarise(
@@ -153,13 +153,15 @@ class OutputsRun:
         self.listener.began(FINETUNE)
         scorer.store_reference(finetune, self._on_tokens(FINETUNE, scorer))
 
-    def _run_candidate(self, number: int, candidate: Candidate, scorer: Scorer, answers: Answers) -> None:
+    def _run_candidate(
+        self, number: int, candidate: Candidate, scorer: Scorer, texts: Sequence[TextSet], answers: Answers
+    ) -> None:
         started = time.perf_counter()
         self.listener.began(candidate.name)
         with LoadedModel(candidate, self._loader) as model:
             if candidate.kind.answers_prompts:
                 self._answer(answers, candidate.name, model, candidate_seed(self.plan.options.seed))
-            scorer.score(number, model, self._on_tokens(candidate.name, scorer))
+            self._score(number, candidate, model, scorer, texts)
             unread = sum(not scorer.can_read(model, i) for i in range(len(scorer.documents)))
         if unread:
             self._note(
@@ -167,6 +169,16 @@ class OutputsRun:
                 "tokens that are not in its vocabulary"
             )
         self.seconds[candidate.name] = time.perf_counter() - started
+
+    def _score(
+        self, number: int, candidate: Candidate, model: LoadedModel, scorer: Scorer, texts: Sequence[TextSet]
+    ) -> None:
+        """A control, which must read zero, shows that on a part of each text."""
+        if candidate.kind is not CandidateKind.CONTROL:
+            return scorer.score(number, model, self._on_tokens(candidate.name, scorer))
+        chosen = frozenset(i for text in texts for i in scorer.first_documents(text.numbers, CONTROL_TOKENS))
+        on_finished = self._progress.control(candidate.name, scorer.count_tokens(chosen))
+        return scorer.score(number, model, on_finished, only=chosen)
 
     def _attribute(
         self, deltas: LowRankDeltas, scorer: Scorer, texts: Sequence[TextSet], candidates: Sequence[Candidate]
@@ -179,6 +191,7 @@ class OutputsRun:
             deltas=deltas,
             scorer=scorer,
             loader=self._loader,
+            text=next((each for each in texts if each.own), texts[0]),
             unit=unit,
             rank=self.plan.headline_rank,
             all_parts=next(i for i, each in enumerate(candidates) if each.kind is CandidateKind.TRUNCATION),
@@ -186,7 +199,9 @@ class OutputsRun:
             seed=self.plan.options.seed,
             on_tokens=self._progress.part,
         )
-        return (attribution.measure(texts),)
+        if attribution.note is not None:
+            self._note(attribution.note)
+        return (attribution.measure(),)
 
     def _resume_answers(self) -> Answers:
         options, inputs = self.plan.options, self.plan.inputs
@@ -196,7 +211,7 @@ class OutputsRun:
             samples=options.samples,
             max_tokens=options.max_tokens,
             context=self.plan.models.context,
-            batch=options.batch,
+            batch=self.plan.answers_at_once,
             save_record=self.run_folder.append,
         )
         for record in read_records(AnswerRecord, self.records, "answers"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from deltarank.jobs.outputs.callbacks import OnFinished
 from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.models import Head, PredictionStore, Window, batch_windows
+
+CONTROL_TOKENS = 2048
+"""Of each text, that a control is scored on: it must read zero everywhere."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,12 @@ class Scorer:
 
     def count_tokens(self, documents: Iterable[int]) -> int:
         return sum(len(self._windows[i].ids) for i in documents)
+
+    def first_documents(self, documents: Sequence[int], tokens: int) -> Sequence[int]:
+        """The first of these documents, up to so many tokens, and at least one."""
+        ends = accumulate(len(self._windows[i].ids) for i in documents)
+        number = sum(end <= tokens for end in ends)
+        return documents[: max(number, 1)]
 
     def can_read(self, model: LoadedModel, document: int) -> bool:
         """Whether the model's vocabulary has all tokens of the document."""
