@@ -109,13 +109,10 @@ def found(models: Path, shares: Shares, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.usefixtures("found")
 def test_all_work_is_reported_and_no_more(shares: Shares) -> None:
-    """`compare` measures the weights first, and reports shares of its own."""
-    [end_of_compare, *_] = [i for i, share in enumerate(shares.shares) if share == pytest.approx(1.0)]
-    outputs = shares.shares[end_of_compare + 1 :]
-
-    assert outputs == sorted(outputs)
-    assert max(outputs[:-1]) < 1 - 1e-6
-    assert outputs[-1] == pytest.approx(1.0)
+    """The weights, which `compare` measures first, and the summary are parts of it."""
+    assert shares.shares == sorted(shares.shares)
+    assert max(shares.shares[:-1]) < 1 - 1e-6
+    assert shares.shares[-1] == pytest.approx(1.0)
 
 
 def kld(candidate: CandidateResult, text: int = 0) -> float:
@@ -341,6 +338,21 @@ def test_outputs_are_added_to_the_run_and_not_measured_twice(models: Path, found
     assert outputs_of(replaced).candidate("rank 1")
 
 
+def test_a_quick_measurement_says_what_it_leaves_out_and_is_replaced(models: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    quick = {"quick": True, "prompts": models / "prompts.txt", "max_tokens": 8, "output": run}
+    first = outputs_of(deltarank.outputs(models / "base", models / "finetune", **quick))  # type: ignore[arg-type]
+
+    assert [each.name for each in first.candidates] == ["finetune again", "whole delta", "base", "rank 64", "any rank"]
+    assert first.texts[0].documents == 2
+    assert first.notes[0].startswith("a quick measurement: rank 64, 1 answer of up to 8 tokens to each of 2 prompts.")
+    whole = outputs_of(measure(models, output=run, ranks=[4]))
+    assert whole.candidate("rank 4")
+    assert not any("quick" in note for note in whole.notes)
+    with refused("run-differs"):
+        deltarank.outputs(models / "base", models / "finetune", **quick)  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_and_ends_with_the_same_numbers(models: Path, tmp_path: Path) -> None:
     words = ["--samples", "1", "--max-tokens", "8", "--ranks", "1,4,16", "--prompts", models / "prompts.txt"]
@@ -473,6 +485,14 @@ def test_a_dry_run_has_figures_and_reads_no_weight(models: Path, command: RunCom
     assert "of 24 built-in prompts are left out: together with an answer of 8 tokens they exceed" in done.out
     assert "loaded whole, one after another" in done.out
     assert "q4_0" in done.out
+
+
+def test_a_quick_dry_run_has_other_defaults_but_takes_what_is_given(models: Path, command: RunCommand) -> None:
+    words = ("outputs", models / "base", models / "finetune", "--dry-run", "--json", "--quick")
+    settings = json.loads(command(*words).out)["settings"]
+    assert (settings["ranks"], settings["samples"], settings["max_tokens"]) == ([64], 1, 64)
+    settings = json.loads(command(*words, "--ranks", "4", "--samples", "4").out)["settings"]
+    assert (settings["ranks"], settings["samples"], settings["max_tokens"]) == ([4], 4, 64)
 
 
 def test_a_dry_run_checks_the_folder_of_the_run(models: Path, tmp_path: Path, command: RunCommand) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import deltarank
 from deltarank.cli.help import Command
@@ -26,7 +27,7 @@ from deltarank.cli.options import (
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
 from deltarank.cli.streams import say_written, sayer
 from deltarank.errors import UsageError
-from deltarank.results import DEFAULT_OUTPUTS_RANKS, parse_ranks
+from deltarank.results import DEFAULT_OUTPUTS_RANKS, PREFERRED_RANK, parse_ranks
 from deltarank.system import Default
 
 
@@ -69,6 +70,12 @@ from deltarank.system import Default
     "--attribute",
     type=click.Choice(["module", "layer"]),
     help="Truncate one module (or layer) at a time to the headline rank, and sort them by the resulting KLD.",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"First answer in a few minutes: rank {PREFERRED_RANK}, {Default.QUICK_SAMPLES} answer of "
+    f"{Default.QUICK_MAX_TOKENS} tokens per prompt; the intervals are wider.",
 )
 @number_option("--samples", "Answers per prompt; 0: none.", Default.SAMPLES)
 @number_option("--max-tokens", "Longest answer, in tokens.", Default.MAX_TOKENS)
@@ -119,7 +126,9 @@ def outputs(
     answer the prompts. Adds the results to RUN/results.json and RUN/report.html. To resume an interrupted run, repeat
     the same command.
     """
-    options["ranks"] = parse_ranks(ranks) if ranks else DEFAULT_OUTPUTS_RANKS
+    options = _without_defaults(options)
+    if ranks:
+        options["ranks"] = parse_ranks(ranks)
     options["yardsticks"] = tuple(word for text in yardsticks for word in text.replace(",", " ").split())
     quieten_the_hub(quiet)
     folder = output or default_output(options["finetune"])
@@ -143,3 +152,10 @@ def _adapters_with_cards(folders: Sequence[str]) -> list[Path]:
             slug="no-adapter",
         )
     return [deltarank.ExtractedAdapter.load(Path(folder).expanduser()).folder for folder in folders]
+
+
+def _without_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """Without the numbers that were not given: --quick has other defaults for them."""
+    source = click.get_current_context().get_parameter_source
+    left_out = {name for name in ("samples", "max_tokens") if source(name) is ParameterSource.DEFAULT}
+    return {name: value for name, value in options.items() if name not in left_out}

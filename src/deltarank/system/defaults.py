@@ -16,6 +16,8 @@ class Default:
     SEED: Final = 0
     SAMPLES: Final = 4
     MAX_TOKENS: Final = 128
+    QUICK_SAMPLES: Final = 1
+    QUICK_MAX_TOKENS: Final = 64
     MODEL_DTYPE: Final = "auto"
     FETCH: Final = "auto"
     SAMPLE_FETCH: Final = "stream"

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from deltarank.divergence import PartMeasurement, TokenStats, summarise_attribution, summarise_logits
+from deltarank.divergence import (
+    PartMeasurement,
+    TokenStats,
+    documents_needed,
+    summarise_attribution,
+    summarise_logits,
+)
 
 RANDOM = np.random.default_rng(0)
 SIZES = (3, 40, 11, 25, 8, 17)
@@ -83,3 +89,25 @@ def test_one_document_has_no_interval_and_no_divergence_no_ratio() -> None:
     none = times(0.0, scores(0.1))
     found = summarise_attribution(8, "module", "own", [part("a", 1, none)], none)
     assert (found.together, found.together_low, found.additivity, found.additivity_low) == (0, 0, None, None)
+
+
+def test_as_many_documents_as_the_width_needs() -> None:
+    """A half as wide interval needs four times the documents; the unit of the divergence does not matter."""
+    stats = scores(0.3, [20] * 200)
+    few, many = (documents_needed(stats, relative_width=width) for width in (0.1, 0.05))
+    assert few is not None
+    assert many is not None
+    assert 4 * (few - 1) <= many <= 4 * few
+    assert documents_needed(times(2.0, stats), relative_width=0.1) == few
+
+    chosen = {name: stats[name] for name in list(stats)[:few]}
+    kld = summarise_logits("text", chosen).kld
+    assert kld.low is not None
+    assert kld.high is not None
+    assert (kld.high - kld.low) / 2 / kld.mean == pytest.approx(0.1, rel=0.4)
+
+
+def test_documents_without_a_divergence_need_no_number() -> None:
+    assert documents_needed(times(0.0, scores(0.3)), relative_width=0.2) is None
+    assert documents_needed(scores(0.3, [9]), relative_width=0.2) is None
+    assert documents_needed(scores(0.3), relative_width=10.0) == 16

@@ -42,9 +42,10 @@ def test_a_model_is_streamed_when_it_takes_more_than_the_usable_memory(plan: Out
 def test_the_time_is_that_of_the_decomposition_the_models_and_the_parts(plan: OutputsPlan) -> None:
     models = len(plan.candidates) + 1
 
+    assert plan.seconds_per_control == plan.time.reading
     assert plan.tokens_per_model == 300
     assert plan.part_count == 2
-    parts = plan.time.loading + 2 * 300 * plan.time.per_token  # all parts at once are a candidate
+    parts = plan.time.loading + 2 * 300 / 2 * plan.time.per_token  # half of the layers; all at once are a candidate
     fixed = plan.decomposition.work_seconds + plan.summary_seconds
     assert plan.seconds == pytest.approx(fixed + models * plan.time.model + parts)
 
@@ -52,8 +53,17 @@ def test_the_time_is_that_of_the_decomposition_the_models_and_the_parts(plan: Ou
 @pytest.mark.parametrize(
     ("samples", "prompts", "batches"), [(16, 3, 6), (9, 1, 2), (8, 3, 3), (3, 5, 3), (1, 8, 1), (1, 9, 2), (0, 0, 0)]
 )
-def test_answers_are_generated_eight_at_a_time(plan: OutputsPlan, samples: int, prompts: int, batches: int) -> None:
-    assert replace(plan.time, prompts=prompts, samples=samples).answer_batches == batches
+def test_answers_are_generated_in_batches(plan: OutputsPlan, samples: int, prompts: int, batches: int) -> None:
+    assert replace(plan.time, prompts=prompts, samples=samples, batch=8).answer_batches == batches
+
+
+def test_a_batch_of_answers_is_as_large_as_its_keys_and_values_allow(plan: OutputsPlan) -> None:
+    assert plan.memory.skeleton.cache_entries == 2 * 2 * 2 * 8  # keys and values, layers, heads, width
+    entry_bytes = 4 * plan.memory.skeleton.cache_entries
+    assert plan.memory.answers_at_once(100) == 32
+    assert plan.memory.answers_at_once(2**30 // entry_bytes // 20) == 20
+    assert plan.memory.answers_at_once(2**30) == 8
+    assert replace(plan, options=replace(plan.options, batch=3)).answers_at_once == 3
 
 
 def test_peak_memory_is_that_of_the_decomposition_where_it_is_larger(

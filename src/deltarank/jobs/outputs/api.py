@@ -53,6 +53,9 @@ def outputs(
         batch: documents, or answers, that go through a model together; None: documents of 2,048 tokens in all (8,192
             on a GPU), and 8 to 32 answers, as many as keep their keys and values within 1 GB.
         trust_remote_code: whether code that comes with a checkpoint may run.
+        quick: a first answer in a few minutes. The defaults are rank 64 alone and one answer of up to 64 tokens to each
+            of at most 24 prompts; of each text, 2,048 tokens are read, and truncation alone is not measured. The
+            results say so. A later call without it, in the same folder, replaces these outputs.
         base_revision, revision: branch, tag or commit of the base and of the finetune on the Hub.
         fetch: for a model that is not in the Hub's cache: "download", "stream" (read by byte ranges, not stored), or
             "auto", as the free disk space allows. A model that is streamed is read again for every candidate.
@@ -64,7 +67,7 @@ def outputs(
         OutputError: `output` holds something else, or cannot be written.
     """
     progress = progress or ProgressListener()
-    refs, options = parse_keywords(base, finetune, keywords, OutputsOptions)
+    refs, options = parse_keywords(base, finetune, keywords, OutputsOptions.of_keywords)
     with _open(refs, options, progress) as job:
         return job.run(None if output is None else user_path(output), force=force, progress=progress)
 
@@ -77,7 +80,7 @@ def plan_outputs(
 
     Arguments and errors as for `outputs`. Nothing is written: of `output` it is checked that `outputs` can use it.
     """
-    refs, options = parse_keywords(base, finetune, keywords, OutputsOptions)
+    refs, options = parse_keywords(base, finetune, keywords, OutputsOptions.of_keywords)
     with _open(refs.without_download(), options, ProgressListener()) as job:
         if output is not None:
             job.check_output(user_path(output), force=force)

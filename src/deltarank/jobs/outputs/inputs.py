@@ -24,6 +24,7 @@ from deltarank.divergence import (
 from deltarank.errors import CheckpointError, UsageError
 from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
+from deltarank.jobs.outputs.quick import quick_documents, quick_prompts
 from deltarank.models import ModelFolder, changed_token_ids, describe_difference, get_yardstick, load_tokenizer
 
 LONGEST_DOCUMENT = 1024
@@ -74,6 +75,8 @@ class OutputsInputs:
                 notes += _model_notes(ref, checkpoint, tokenizer, options)
         length = min(LONGEST_DOCUMENT, models.context)
         texts = read_texts([Path(text) for text in options.texts], tokenizer, context=length)
+        if options.quick:
+            texts = [(name, quick_documents(documents)) for name, documents in texts]
         prompts, left_out = _read_prompts(options, tokenizer, models.context)
         return cls(tokenizer, texts, prompts, fingerprints, (*notes, *left_out))
 
@@ -83,6 +86,8 @@ def _read_prompts(options: OutputsOptions, tokenizer: Tokenizer, context: int) -
     if not options.samples:
         return [], []
     prompts = read_prompts(Path(options.prompts) if options.prompts else None)
+    if options.quick:
+        prompts = quick_prompts(prompts)
     limits = {"max_tokens": options.max_tokens, "context": context}
     fitting = prompts if options.prompts else prompts_that_fit(prompts, tokenizer, **limits)
     encode_prompts(fitting or prompts, tokenizer, **limits)

@@ -16,6 +16,7 @@ from deltarank.jobs.outputs.model_pair import ModelPair, most_used_dtype
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.jobs.outputs.plan import OutputsPlan
+from deltarank.jobs.outputs.quick import is_quick
 from deltarank.jobs.outputs.run import OutputsRun
 from deltarank.results import DEFAULT_RANKS, Outputs, Results, listing
 from deltarank.runtime import (
@@ -111,7 +112,10 @@ class OutputsJob:
                 return self.run(Path(folder), progress=progress)
         plan = self.plan  # what is wrong with the inputs is found before the weights are measured
         known = Results.load(output) if self._is_compared(output) else None
-        if not force and known is not None and known.outputs is not None:
+        replaces_quick = known is not None and known.outputs is not None and self._replaces(known.outputs)
+        if replaces_quick:
+            progress.noted(f"{output} has the outputs of a quick measurement; they are replaced.")
+        elif not force and known is not None and known.outputs is not None:
             self._check_same(known.outputs, output)
             progress.resumed(len(known.outputs.candidates))
             return known
@@ -145,10 +149,12 @@ class OutputsJob:
         """Raises OutputError if `run` could not write there."""
         if not self._is_compared(output):
             self._compare_job.check_output(output, force=force)
-        elif not force and (earlier := Results.load(output).outputs) is not None:
+        elif not force and (earlier := Results.load(output).outputs) is not None and not self._replaces(earlier):
             self._check_same(earlier, output)
         else:
-            RunFolder(output / PARTIAL, self.identity).check(force=force, needed_bytes=self.plan.disk_bytes)
+            files = PartialFolder(output / PARTIAL)
+            replaces = force or self._replaces_unfinished(files)
+            RunFolder(files.path, self.identity).check(force=replaces, needed_bytes=self.plan.disk_bytes)
 
     def _is_compared(self, folder: Path) -> bool:
         """Whether the folder has a finished run of this pair, with whatever options."""
@@ -156,6 +162,16 @@ class OutputsJob:
         fingerprints = {"base": self.base.fingerprint, "finetune": self.finetune.fingerprint}
         is_same = isinstance(identity, dict) and fingerprints.items() <= identity.items()
         return is_same and (folder / RESULTS).is_file()
+
+    def _replaces(self, earlier: Outputs) -> bool:
+        """Whether these outputs are a first answer, which a whole measurement replaces."""
+        return is_quick(earlier) and not self.options.quick
+
+    def _replaces_unfinished(self, files: PartialFolder) -> bool:
+        """The same for a quick measurement that was interrupted."""
+        identity = read_identity(files.path)
+        settings = identity.get("settings") if isinstance(identity, dict) else None
+        return isinstance(settings, dict) and bool(settings.get("quick")) and not self.options.quick
 
     def _check_same(self, earlier: Outputs, folder: Path) -> None:
         stored = earlier.settings.get("identity")
@@ -169,7 +185,7 @@ class OutputsJob:
             )
 
     def _measure(self, plan: OutputsPlan, files: PartialFolder, *, force: bool, progress: ProgressListener) -> Outputs:
-        if force:
+        if force or self._replaces_unfinished(files):
             files.remove()
         try:
             with RunFolder(files.path, self.identity) as folder:

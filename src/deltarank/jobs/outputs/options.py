@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deltarank.errors import UsageError
-from deltarank.results import DEFAULT_OUTPUTS_RANKS, Ranks
+from deltarank.results import DEFAULT_OUTPUTS_RANKS, PREFERRED_RANK, Ranks
 from deltarank.runtime import InputKeywords, Ref, SolverOptions, as_tuple, check_choice, is_number
 from deltarank.servers import get_server
 from deltarank.system import Default, expand_home
@@ -20,6 +20,11 @@ MODEL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 AUTO_DTYPE = "auto"
 
 UNITS = ("module", "layer")
+
+QUICK = {"ranks": (PREFERRED_RANK,), "samples": Default.QUICK_SAMPLES, "max_tokens": Default.QUICK_MAX_TOKENS}
+"""The defaults of a quick measurement."""
+
+CONTROL_TOKENS, QUICK_CONTROL_TOKENS = 2048, 512
 
 
 class OutputsKeywords(InputKeywords, total=False):
@@ -40,6 +45,7 @@ class OutputsKeywords(InputKeywords, total=False):
     dtype: str
     batch: int | None
     trust_remote_code: bool
+    quick: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,7 @@ class OutputsOptions:
     dtype: str = Default.MODEL_DTYPE
     batch: int | None = None
     trust_remote_code: bool = False
+    quick: bool = False
 
     def __post_init__(self) -> None:
         self._set("ranks", self.solver_options.ranks)
@@ -92,6 +99,11 @@ class OutputsOptions:
                 slug="nothing-to-read",
             )
 
+    @classmethod
+    def of_keywords(cls, **keywords: Any) -> OutputsOptions:
+        """Of the keywords of a function: with `quick`, other values are the defaults of those that are not given."""
+        return cls(**{**(QUICK if keywords.get("quick") else {}), **keywords})
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen; its values are normalised once, here
 
@@ -99,6 +111,11 @@ class OutputsOptions:
     def solver_options(self) -> SolverOptions:
         """The options of the decomposition."""
         return SolverOptions(ranks=self.ranks, device=self.device)
+
+    @property
+    def control_tokens(self) -> int:
+        """How much of each text a control is scored on: it must read zero everywhere."""
+        return QUICK_CONTROL_TOKENS if self.quick else CONTROL_TOKENS
 
     @property
     def torch_device(self) -> torch.device:

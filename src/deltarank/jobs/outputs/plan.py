@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.planned_memory import PlannedMemory
 from deltarank.jobs.outputs.planned_time import PlannedTime
-from deltarank.jobs.outputs.scoring import CONTROL_TOKENS
+from deltarank.jobs.outputs.quick import quick_note
 from deltarank.results import CandidateKind, ShownAsLines, count, duration, headline_rank, listing, size
 from deltarank.runtime import FIXED_MEMORY, Plan, make_plan
 
@@ -59,19 +60,25 @@ class OutputsPlan(ShownAsLines):
     def truncated_rank(self) -> int | None:
         """The rank of the candidate of truncation alone.
 
-        None if the finetune's matrices are not stored as the base's: its files have no matrix to replace then.
+        None if the finetune's matrices are not stored as the base's: its files have no matrix to replace then. A quick
+        measurement leaves it out, unless parts are measured, whose sum it is compared with.
         """
-        return self.headline_rank if self.models.has_one_layout else None
+        if not self.models.has_one_layout or (self.options.quick and not self.options.attribute):
+            return None
+        return self.headline_rank
 
     @property
     def notes(self) -> tuple[str, ...]:
-        if self.truncated_rank is not None:
-            return self.inputs.notes
-        note = (
-            "truncation alone is not measured, because the finetune stores projections fused, split or named otherwise "
-            "than the base"
-        )
-        return (*self.inputs.notes, note)
+        return (*self.inputs.notes, *self._notes_on_candidates())
+
+    def _notes_on_candidates(self) -> Iterator[str]:
+        if self.options.quick:
+            yield quick_note(self.options, self.prompt_count)
+        if not self.models.has_one_layout:
+            yield (
+                "truncation alone is not measured, because the finetune stores projections fused, split or named "
+                "otherwise than the base"
+            )
 
     @cached_property
     def document_lengths(self) -> tuple[int, ...]:
@@ -163,7 +170,10 @@ class OutputsPlan(ShownAsLines):
     def seconds_per_control(self) -> float:
         """To read a part of each text."""
         given = [sum(len(document.ids) for document in documents) for _, documents in self.inputs.texts]
-        return sum(min(tokens, CONTROL_TOKENS) for tokens in (*given, self._answer_tokens)) * self.time.per_token
+        return (
+            sum(min(tokens, self.options.control_tokens) for tokens in (*given, self._answer_tokens))
+            * self.time.per_token
+        )
 
     @property
     def seconds_per_part(self) -> float:

@@ -19,7 +19,7 @@ from deltarank.jobs.outputs.low_rank import FactorFile, LowRankDeltas, MatrixDec
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.jobs.outputs.progress import OutputsProgress
-from deltarank.jobs.outputs.scoring import CONTROL_TOKENS, Scorer, TextSet
+from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from deltarank.jobs.outputs.summary import Measurements, summarise
 from deltarank.results import (
     FINETUNE,
@@ -176,7 +176,8 @@ class OutputsRun:
         """A control, which must read zero, shows that on a part of each text."""
         if candidate.kind is not CandidateKind.CONTROL:
             return scorer.score(number, model, self._on_tokens(candidate.name, scorer))
-        chosen = frozenset(i for text in texts for i in scorer.first_documents(text.numbers, CONTROL_TOKENS))
+        tokens = self.plan.options.control_tokens
+        chosen = frozenset(i for text in texts for i in scorer.first_documents(text.numbers, tokens))
         on_finished = self._progress.control(candidate.name, scorer.count_tokens(chosen))
         return scorer.score(number, model, on_finished, only=chosen)
 

@@ -16,9 +16,6 @@ from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.models import Head, PredictionStore, Window, batch_windows
 
-CONTROL_TOKENS = 2048
-"""Of each text, that a control is scored on: it must read zero everywhere."""
-
 
 @dataclass(frozen=True)
 class TextSet:
