@@ -23,6 +23,9 @@ _SCORE_BYTES = 40
 """Of one token in the file of a candidate's scores."""
 
 
+START_UP_SECONDS = 8.0
+"""To import the libraries that run models, and to write the page: what a command takes beside the work. Rough."""
+
 _DOCUMENTS_OF_A_PART = 40
 """On which a truncated part is scored; the widths of intervals decide, so this is rough."""
 
@@ -206,11 +209,12 @@ class OutputsPlan(ShownAsLines):
         """`before`: seconds in which the weights are measured first; 0 if they are known."""
         models = count(len(self.candidates) + 1, "model")
         weights = f" ({duration(before)} of it for the weights)" if before else ""
-        return f"{models} to run. Estimated time: {duration(before + self.seconds)}{weights}."
+        return f"{models} to run. Estimated time: {duration(START_UP_SECONDS + before + self.seconds)}{weights}."
 
     def lines(self) -> list[str]:
         how = "streamed, layer by layer" if self.memory.must_stream else "loaded whole, one after another"
         memory, decomposition = size(self.peak_memory), duration(self.decomposition.work_seconds)
+        time = duration(START_UP_SECONDS + self.seconds)
         models = f"{count(len(self.candidates) + 1, 'model')} of {duration(self.time.model)} each"
         return [
             *self._input_lines(),
@@ -218,7 +222,7 @@ class OutputsPlan(ShownAsLines):
             "",
             f"Models are {how}: {self.memory.sentence}.",
             f"Peak memory on {self.options.device}: about {memory}. Disk space: about {size(self.disk_bytes)}.",
-            f"Estimated time: {duration(self.seconds)} (decomposition {decomposition}, then {models}).",
+            f"Estimated time: {time} (decomposition {decomposition}, then {models}).",
         ]
 
     def _input_lines(self) -> list[str]:
