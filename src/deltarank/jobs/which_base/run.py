@@ -115,6 +115,7 @@ def _search(
     if answer[0] is not BaseKind.TOO_CLOSE or len(names) <= matrices:
         return answer
     larger = names[: SAMPLE_GROWTH * matrices]
+    progress.noted(f"The nearest candidates are too close to tell: {len(larger):,} matrices are read.")
     estimate = TimeEstimate(progress, float(len(larger)), resumed=float(matrices))
     read_sample(candidates, larger, reader, progress, estimate)
     return _decide(candidates, name, reader)
