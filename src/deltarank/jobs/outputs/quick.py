@@ -20,11 +20,11 @@ def quick_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
     return list(prompts[:QUICK_PROMPTS])
 
 
-def quick_documents(documents: Sequence[Document]) -> Sequence[Document]:
+def quick_documents(documents: Sequence[Document]) -> list[Document]:
     """Documents at even distances, as many as have QUICK_TOKENS on average, and at least one."""
     tokens = sum(len(document.ids) for document in documents)
     if tokens <= QUICK_TOKENS:
-        return documents
+        return list(documents)
     number = max(len(documents) * QUICK_TOKENS // tokens, 1)
     return [documents[i * len(documents) // number] for i in range(number)]
 
