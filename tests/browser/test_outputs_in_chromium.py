@@ -140,7 +140,7 @@ def test_on_a_phone_captions_are_whole_and_labels_of_an_axis_apart(show):
     """Captions are beside the tables that scroll; a log axis has room for few numbers."""
     opened = show([one()], width=390)
     edges = opened.page.evaluate("[...document.querySelectorAll('.caption')].map(e => e.getBoundingClientRect().right)")
-    assert len(edges) == 3
+    assert len(edges) >= 3
     assert max(edges) <= 390
     labels = opened.page.evaluate(
         """[...document.querySelectorAll('[data-chart=tokens] .role-axis-label')].map(axis =>
