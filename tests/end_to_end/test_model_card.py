@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,31 @@ def test_cards_need_an_adapter_that_extract_wrote(models: Path, tmp_path: Path, 
     bare = shutil.copytree(models / "adapter", tmp_path / "bare", ignore=shutil.ignore_patterns("deltarank.json"))
     assert "results-unreadable" in command(*words, "--adapter", bare).err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_tied_embedding_is_named_if_it_is_the_limit(tmp_path: Path) -> None:
+    """On the card, and to what it adds up: a portable adapter carries no embedding."""
+    generator = torch.Generator().manual_seed(2)
+    base = {
+        f"model.layers.{layer}.{name}.weight": 0.02 * torch.randn(32, 32, generator=generator)
+        for layer in range(2)
+        for name in ("mlp.up_proj", "mlp.gate_proj")
+    }
+    base["model.embed_tokens.weight"] = 0.02 * torch.randn(64, 32, generator=generator)
+    tuned = {name: w + 0.01 * torch.randn(w.shape, generator=generator) for name, w in base.items()}
+    tuned["model.embed_tokens.weight"] += 0.1
+    for name, weights in (("base", base), ("finetune", tuned)):
+        config = write(tmp_path / name, weights) / "config.json"
+        plain = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+        config.write_text(json.dumps(json.loads(config.read_text()) | plain))
+    adapter = deltarank.extract(tmp_path / "base", tmp_path / "finetune", rank=16, output=tmp_path / "adapter")
+    (left_out,) = adapter.budget.tensors
+
+    assert left_out.share is not None
+    assert left_out.share > adapter.budget.truncated
+    assert (
+        "What limits every rank is model.embed_tokens, tied with the output head: "
+        f"{percent(left_out.share)} of the change, which is left out."
+    ) in card_of(tmp_path / "adapter")
+    assert adapter.budget.limit()
+    assert replace(adapter.budget, truncated=left_out.share).limit() == ""

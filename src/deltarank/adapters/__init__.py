@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from deltarank.adapters.apply import Applied, Change, NewBias, apply_adapter
 from deltarank.adapters.as_checkpoint import is_adapted, low_rank_factors, open_finetune
-from deltarank.adapters.budget import IF_INCLUDED, Budget, LeftOut, MatrixEnergies, OmittedTensor
+from deltarank.adapters.budget import IF_INCLUDED, IS_HEAD_TOO, Budget, LeftOut, MatrixEnergies, OmittedTensor
 from deltarank.adapters.config_read import LoraConfig
 from deltarank.adapters.config_write import adapter_config
 from deltarank.adapters.file_names import (
@@ -55,6 +55,7 @@ __all__ = [
     "BUDGET_PICTURE_FILE",
     "CONFIG_FILE",
     "IF_INCLUDED",
+    "IS_HEAD_TOO",
     "METADATA_FILE",
     "MODEL_CARD_FILE",
     "WEIGHTS_FILE",

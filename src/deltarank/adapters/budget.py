@@ -16,11 +16,15 @@ from deltarank.results import (
     Unpaired,
     count,
     listing,
+    percent,
     percents,
     to_plain,
 )
 from deltarank.servers import Server
 from deltarank.tensor_names import kind_in_words
+
+IS_HEAD_TOO = "tied with the output head"
+"""How the reason begins that leaves out an embedding whose matrix is the head's, too."""
 
 IF_INCLUDED = "extracted if included by name"
 """How the reason ends that leaves a tensor out unless `--include` names it."""
@@ -153,6 +157,16 @@ class Budget:
             are = "is" if len(unknown) == 1 else "are"
             parts.append(f"{count(len(unknown), 'tensor')} {are} not counted ({names})")
         return "; ".join(parts)
+
+    def limit(self) -> str:
+        """The tensor that costs more than the rank does, in a sentence; "" if there is none."""
+        known = [tensor for tensor in self.tensors if tensor.share]
+        largest = max(known, key=lambda tensor: tensor.share or 0.0, default=None)
+        if largest is None or (largest.share or 0.0) <= self.truncated + self.rounded:
+            return ""
+        tied = f", {IS_HEAD_TOO}" if largest.reason.startswith(IS_HEAD_TOO) else ""
+        name = largest.name.removesuffix(".weight")
+        return f"What limits every rank is {name}{tied}: {percent(largest.share)} of the change, which is left out."
 
     def _omission(self, server: Server) -> str:
         """Why the tensors are left out, with the names of their kinds."""

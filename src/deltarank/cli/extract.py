@@ -212,7 +212,7 @@ def _lines(adapter: ExtractedAdapter) -> list[str]:
     return [
         *(adapter.calibration.sentences if adapter.calibration else ()),
         f"The adapter {adapter.sentence}.",
-        *filter(None, [adapter.noise_sentence]),
+        *filter(None, [budget.limit(), adapter.noise_sentence]),
         "",
         *format_table(_budget_rows(adapter), align="><", minimum=(12,)),
         *format_table(kinds, align="><", minimum=(16,)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from deltarank.adapters import is_module_path, leaf, module_path, module_type
+from deltarank.adapters import IS_HEAD_TOO, is_module_path, leaf, module_path, module_type
 from deltarank.checkpoints import Checkpoint, Pair, Pairing, SummedTensor
 from deltarank.jobs.extract.experts import (
     are_experts_complete,
@@ -28,7 +28,7 @@ from deltarank.jobs.extract.reasons import (
     omission_reason,
     unknown_module,
 )
-from deltarank.results import Outcome, Skipped
+from deltarank.results import TIED_EMBEDDING, Outcome, Skipped
 from deltarank.servers import Handling, Server
 from deltarank.tensor_names import EXPERT, LM_HEAD, ROUTER, kind_of_tensor
 
@@ -135,7 +135,10 @@ class LayoutBuilder:
                 yield UnfactoredTensor(tensor.name, kind, reason, tensor)
             elif not can_be_whole or not is_module_path(module):
                 refusal = head_refusal(self.base.config, self.server) if kind == LM_HEAD else None
-                yield UnfactoredTensor(tensor.name, kind, refusal or omission_reason(kind, self.server), tensor)
+                tied = f"{IS_HEAD_TOO}: " if tensor.reason == TIED_EMBEDDING else ""
+                yield UnfactoredTensor(
+                    tensor.name, kind, tied + (refusal or omission_reason(kind, self.server)), tensor
+                )
             elif kind == ROUTER:
                 yield self._router(tensor)
             elif tied_head and kind == "embedding" and module.endswith(".embed_tokens"):

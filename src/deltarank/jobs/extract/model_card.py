@@ -56,8 +56,8 @@ def _heading(adapter: ExtractedAdapter) -> Iterator[str]:
 
 def results_section(adapter: ExtractedAdapter) -> Iterator[str]:
     """What the adapter keeps, between the marks that `update_card` looks for: behaviour first if it was measured."""
-    noise = f" {adapter.noise_sentence}" if adapter.noise_sentence else ""
-    weights = f"It {_plain(adapter.sentence)}.{noise}"
+    sentences = f"It {_plain(adapter.sentence)}.", _plain(adapter.budget.limit()), adapter.noise_sentence
+    weights = " ".join(filter(None, sentences))
     yield FIRST_LINE
     if adapter.behaviour is None and adapter.calibration is not None:
         yield f"**It is {_plain(adapter.calibration.distances)}**"
