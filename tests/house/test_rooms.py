@@ -48,10 +48,11 @@ RULES = {
         "torch transformers accelerate safetensors numpy gguf bitsandbytes",
     ),
     "runtime": rule("errors results system checkpoints spectra adapters", "torch"),
+    "activations": rule("errors results system checkpoints spectra divergence architectures models", "torch"),
     "report": rule("errors results system", "jinja2 markupsafe vl_convert"),
     "jobs": rule("errors"),
     "jobs.blind": rule("errors results system divergence report", "numpy scipy"),
-    "jobs.compare": rule("errors results system checkpoints spectra adapters runtime", "torch"),
+    "jobs.compare": rule("errors results system checkpoints spectra adapters runtime divergence activations", "torch"),
     "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
     "jobs.extract": rule(

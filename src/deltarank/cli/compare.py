@@ -11,6 +11,7 @@ import deltarank
 from deltarank.cli.check import check_option, check_results
 from deltarank.cli.help import FINETUNE_OR_ADAPTER, Command
 from deltarank.cli.options import (
+    UserPath,
     csv_option,
     device_option,
     dry_run_option,
@@ -19,6 +20,7 @@ from deltarank.cli.options import (
     input_options,
     json_option,
     no_report_option,
+    number_option,
     output_option,
     quiet_option,
     ranks_option,
@@ -81,6 +83,16 @@ from deltarank.system import Default
     metavar="N",
     help="Re-measure N random matrices with a full float64 SVD.",
 )
+@click.option(
+    "--calibration-text",
+    "calibration_texts",
+    type=UserPath(),
+    multiple=True,
+    metavar="TEXT",
+    help="A .txt, .md or .jsonl file or a folder that FINETUNE reads, to measure what a truncation loses of the "
+    "outputs of each layer; repeatable. Needs memory for the whole model.",
+)
+@number_option("--calibration-tokens", "Tokens of the calibration texts to read.", Default.ACTIVATION_TOKENS)
 @check_option("this is a finetune of BASE, and each matrix could be measured")
 @click.option(
     "--max-error",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ def read_text_file(file: Path) -> str:
         raise _unreadable(file, f"byte {error.start:,} is not UTF-8") from None
     except OSError as error:
         raise _unreadable(file, error.strerror or str(error)) from error
+
+
+def hash_texts(paths: Sequence[str]) -> str:
+    """A hash of the contents of these files, and of the files in these folders. A missing file counts as empty."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        for file in files:
+            data = file.read_bytes() if file.is_file() else b""
+            digest.update(f"{file.name} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

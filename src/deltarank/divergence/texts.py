@@ -14,6 +14,9 @@ from deltarank.system import nearest_path_in_words
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 
+LONGEST_DOCUMENT = 1024
+"""Tokens that a model reads at once, unless its context is shorter."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -141,7 +144,7 @@ def find_text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UsageError(
             f"There is no text at {str(path)!r}.{nearest_path_in_words(path)}",
-            cure="Use --text with a file (.txt, .md, .jsonl) or a folder of such files.",
+            cure="Give a file (.txt, .md, .jsonl) or a folder of such files.",
             slug="text-not-found",
         )
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
@@ -149,7 +152,7 @@ def find_text_files(path: Path) -> list[Path]:
         return readable
     raise UsageError(
         f"{str(path)!r} has no text in a format that can be read; these can: {', '.join(SUFFIXES)}.",
-        cure="Use --text with a file in one of these formats, or a folder of such files.",
+        cure="Give a file in one of these formats, or a folder of such files.",
         slug="text-not-found",
     )
 

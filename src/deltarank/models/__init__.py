@@ -13,6 +13,7 @@ from deltarank.models.predict import (
     translate_out_of_memory,
 )
 from deltarank.models.prediction_store import PredictionStore
+from deltarank.models.product_inputs import InputSum, InputSums, WeightSlot, sum_inputs
 from deltarank.models.quantise import YARDSTICKS, Yardstick, get_yardstick
 from deltarank.models.shared_layers import SharedLayers
 from deltarank.models.skeleton import AnyModel, ModelFolder, ModelSkeleton, read_skeleton
@@ -27,11 +28,14 @@ __all__ = [
     "Edit",
     "EditedWeights",
     "Head",
+    "InputSum",
+    "InputSums",
     "ModelFolder",
     "ModelSkeleton",
     "PredictionStore",
     "Predictor",
     "SharedLayers",
+    "WeightSlot",
     "Window",
     "Yardstick",
     "batch_windows",
@@ -45,5 +49,6 @@ __all__ = [
     "read_piece",
     "read_skeleton",
     "stream_model",
+    "sum_inputs",
     "translate_out_of_memory",
 ]

@@ -200,6 +200,16 @@ def _pre_forward_hook(module: Any, hook: Any) -> Iterator[None]:
 
 
 @contextmanager
+def last_position_only(head: Any) -> Iterator[None]:
+    """The output head computes the logits of the last position only; `None` changes nothing."""
+    if head is None:
+        yield
+        return
+    with _pre_forward_hook(head, lambda _, args: (args[0][:, -1:], *args[1:])):
+        yield
+
+
+@contextmanager
 def translate_out_of_memory(device: torch.device, *, batch: int | None = None) -> Iterator[None]:
     """Raises JobError (slug "out-of-memory") in place of what torch raises when memory runs out.
 

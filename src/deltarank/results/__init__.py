@@ -7,6 +7,7 @@ No tensor, no torch. Also how numbers are written for people (`percent`, `figure
 from __future__ import annotations
 
 from deltarank.results.adapter_behaviour import AdapterBehaviour, kept_in_words
+from deltarank.results.attribution import AttributionResult, Part
 from deltarank.results.base_choice import BaseChoice, BaseKind, CandidateBase
 from deltarank.results.blind import (
     Ballot,
@@ -64,7 +65,7 @@ from deltarank.results.logits import (
     Logits,
     SliceScore,
 )
-from deltarank.results.matrix import TIED_EMBEDDING, Loss, MatrixResult, Outcome, Skipped
+from deltarank.results.matrix import TIED_EMBEDDING, ActivationLoss, Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import NoiseShares, noise_shares
 from deltarank.results.notebook import ShownAsLines
@@ -72,12 +73,10 @@ from deltarank.results.outputs import (
     FINETUNE,
     FINETUNE_AGAIN,
     SIGNIFICANCE,
-    AttributionResult,
     CandidateKind,
     CandidateResult,
     Excerpt,
     Outputs,
-    Part,
     Sample,
     Text,
     TwoSampleTest,
@@ -95,7 +94,15 @@ from deltarank.results.ranks import (
     slot_sentence,
 )
 from deltarank.results.reference import Reference
-from deltarank.results.run import OPENED_KINDS, AuditRow, Results, Verdict, VerdictKind, common_headline_rank
+from deltarank.results.run import (
+    OPENED_KINDS,
+    AuditRow,
+    CalibrationText,
+    Results,
+    Verdict,
+    VerdictKind,
+    common_headline_rank,
+)
 from deltarank.results.text_table import format_table
 from deltarank.results.totals import Total, Totals
 from deltarank.results.unpaired import ALL_ELSEWHERE, NONE_UNPAIRED, Unpaired
@@ -124,6 +131,7 @@ __all__ = [
     "SERVABLE_RANKS",
     "SIGNIFICANCE",
     "TIED_EMBEDDING",
+    "ActivationLoss",
     "AdapterBehaviour",
     "AttributionResult",
     "AuditRow",
@@ -139,6 +147,7 @@ __all__ = [
     "Calibration",
     "CalibrationMethod",
     "CalibrationScore",
+    "CalibrationText",
     "CandidateBase",
     "CandidateKind",
     "CandidateResult",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from msgspec import Meta
 
-from deltarank.results.codec import Count, Norm, Rank, Share, from_record, unreadable_record
+from deltarank.results.codec import Count, Energy, Norm, Rank, Share, from_record, unreadable_record
 
 
 class Outcome(StrEnum):
@@ -100,6 +100,27 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class ActivationLoss:
+    """What the rank-r deltas lose of the products D x, where x are the matrix's inputs while the finetune reads a text.
+
+    tokens  how many inputs there were; of an expert, the tokens that were routed to it
+    energy  E||D x||^2
+    lost    E||(D - D_r) x||^2 / E||D x||^2 at each rank of the run; 0 if there is nothing to lose, because D is zero or
+            no token reached the matrix
+    """
+
+    tokens: Count
+    energy: Energy
+    lost: tuple[Share, ...]
+
+    @classmethod
+    def from_sums(cls, tokens: int, energy: float, errors: Sequence[float]) -> Self:
+        """From sums over the tokens: of ||D x||^2, and of ||(D - D_r) x||^2 at each rank."""
+        lost = tuple(min(error / energy, 1.0) if energy > 0 else 0.0 for error in errors)
+        return cls(tokens, energy / tokens if tokens else 0.0, lost)
+
+
+@dataclass(frozen=True)
 class MatrixResult:
     """One weight matrix W, its base W0 and their difference D = W - W0. Norms are Frobenius norms.
 
@@ -120,6 +141,7 @@ class MatrixResult:
     singular_values  the leading ones, in descending order
     losses           at the ranks of the run
     curve            (rank, energy kept), for a chart
+    activation_loss  if the finetune read a calibration text, and the matrix took part
     reason           why there are no losses
 
     Figures that the solver cannot know are None: a top-r solver does not see the tail, so `effective_rank` is None, and
@@ -149,6 +171,7 @@ class MatrixResult:
     singular_values: tuple[Norm, ...] = ()
     losses: tuple[Loss, ...] = ()
     curve: tuple[tuple[Count, float], ...] = ()
+    activation_loss: ActivationLoss | None = None
     reason: str | None = None
     seconds: float | None = None
 
@@ -194,6 +217,8 @@ class MatrixResult:
             raise ValueError(f"{self.name[:100]!r} has {len(self.shape)} dimensions, not two")
         if self.has_losses and [loss.rank for loss in self.losses] != list(ranks):
             raise ValueError(f"the losses of {self.name[:100]!r} are not at the ranks of the run")
+        if self.activation_loss is not None and len(self.activation_loss.lost) != len(ranks):
+            raise ValueError(f"the activation-weighted losses of {self.name[:100]!r} are not at the ranks of the run")
 
 
 def loss_at(losses: Iterable[Loss], rank: int) -> Loss:

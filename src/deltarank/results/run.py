@@ -74,6 +74,21 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class CalibrationText:
+    """The text that the finetune read to measure the activation-weighted losses.
+
+    name          of the files or folders
+    documents     those that were read, and `tokens` in them
+    first_tokens  whether the first token of each document counts as an input; only where it cannot be left out
+    """
+
+    name: str
+    documents: Count
+    tokens: Count
+    first_tokens: bool = False
+
+
+@dataclass(frozen=True)
 class AuditRow:
     """A matrix measured a second time, in float64 by a full SVD."""
 
@@ -109,6 +124,7 @@ class Results(StoredResult):
     created: str
     notes: tuple[str, ...] = ()
     audit: tuple[AuditRow, ...] = ()
+    calibration_text: CalibrationText | None = None
     outputs: Outputs | None = None
     blind: tuple[BlindScore, ...] = ()
     format_version: Count = FORMAT_VERSION
@@ -171,9 +187,10 @@ class Results(StoredResult):
                 "signal_rank": m.signal_rank,
                 "rounding_floor": m.rounding_floor,
                 **dataclasses.asdict(loss),
+                "activation_lost": m.activation_loss.lost[i] if m.activation_loss else None,
             }
             for m in self.measured
-            for loss in m.losses
+            for i, loss in enumerate(m.losses)
         ]
 
     def to_csv(self) -> str:
@@ -219,6 +236,7 @@ class Results(StoredResult):
             "verdict": to_plain(self.verdict),
             "notes": list(self.notes),
             "audit": to_plain(self.audit),
+            "calibration_text": to_plain(self.calibration_text),
             "outputs": to_plain(self.outputs),
             "blind": to_plain(self.blind),
         }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from deltarank.results.codec import Count
-from deltarank.results.matrix import Loss, MatrixResult, loss_at
+from deltarank.results.matrix import ActivationLoss, Loss, MatrixResult, loss_at
 from deltarank.results.needed_rank import ERROR_STEPS, NeededRank
 
 
@@ -22,6 +22,7 @@ class Total:
     matrices         how many; `entries` their weights
     energy           sum of ||D||^2; `base_energy` of ||W0||^2
     rounding_energy  the part of `energy` that storage rounding alone explains; None if it is unknown for a matrix
+    activation_loss  sums over the matrices that have one; None if none has
     """
 
     matrices: int
@@ -30,6 +31,7 @@ class Total:
     base_energy: float
     rounding_energy: float | None
     losses: tuple[Loss, ...]
+    activation_loss: ActivationLoss | None
     _needed: NeededRank = field(repr=False, compare=False)
 
     @classmethod
@@ -46,6 +48,7 @@ class Total:
             base_energy=math.fsum(m.base_energy for m in rows),
             rounding_energy=math.fsum(floors) if len(floors) == len(rows) else None,
             losses=losses,
+            activation_loss=_add_activation_losses(rows),
             _needed=NeededRank(rows, losses, energy),
         )
 
@@ -85,6 +88,19 @@ def _add_losses(rows: Sequence[MatrixResult], energy: float) -> tuple[Loss, ...]
     return tuple(
         Loss.from_energy(rank, lost=math.fsum(parts), total=energy, entries=entries) for rank, parts in lost.items()
     )
+
+
+def _add_activation_losses(rows: Sequence[MatrixResult]) -> ActivationLoss | None:
+    """Sums over all inputs of all matrices, divided once. `tokens` is the largest number of a matrix."""
+    found = [row.activation_loss for row in rows if row.activation_loss is not None]
+    if not found:
+        return None
+    energies = [each.energy * each.tokens for each in found]
+    errors = [
+        math.fsum(lost * energy for lost, energy in zip(at_rank, energies, strict=True))
+        for at_rank in zip(*(each.lost for each in found), strict=True)
+    ]
+    return ActivationLoss.from_sums(max(each.tokens for each in found), math.fsum(energies), errors)
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,7 @@ class WrittenTotal:
     rounding_floor  the share of `energy` that storage rounding alone explains
     losses          at the ranks of the run
     rank_for_error  the smallest rank for each of some relative errors
+    activation_loss null without a calibration text
     """
 
     matrices: Count
@@ -139,6 +156,7 @@ class WrittenTotal:
     rounding_floor: float | None
     losses: tuple[Loss, ...]
     rank_for_error: tuple[RankForError, ...]
+    activation_loss: ActivationLoss | None
 
 
 @dataclass(frozen=True)
@@ -157,4 +175,5 @@ def _written(total: Total) -> WrittenTotal:
         rounding_floor=total.rounding_floor,
         losses=total.losses,
         rank_for_error=tuple(RankForError(x, total.rank_for_error(x)) for x in ERROR_STEPS),
+        activation_loss=total.activation_loss,
     )

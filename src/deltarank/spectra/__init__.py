@@ -11,12 +11,14 @@ from deltarank.spectra.low_rank_product import product_spectrum, product_sums
 from deltarank.spectra.measure import measure_spectrum, reference_singular_values
 from deltarank.spectra.noise import RoundingNoise
 from deltarank.spectra.spectrum import Level, Spectrum
+from deltarank.spectra.weighted import InputGram, weighted_errors
 from deltarank.spectra.workspace import Workspace
 
 __all__ = [
     "SOLVERS",
     "FactorisationCost",
     "Factors",
+    "InputGram",
     "Level",
     "RoundingNoise",
     "Spectrum",
@@ -40,4 +42,5 @@ __all__ = [
     "residual_energy",
     "subtract",
     "subtract_batch",
+    "weighted_errors",
 ]

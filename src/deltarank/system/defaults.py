@@ -11,6 +11,7 @@ class Default:
     COMPUTE_DTYPE: Final = "float32"
     DEVICE: Final = "cpu"
     AUDIT: Final = 0
+    ACTIVATION_TOKENS: Final = 4096
     ADAPTER_RANK: Final = 64
     SAMPLED_MATRICES: Final = 8
     SEED: Final = 0

@@ -38,6 +38,10 @@ def compare(
         device: where to compute: "cpu", "cuda", "cuda:1", "mps".
         include, exclude: globs over tensor names. What matches `include` is measured whatever it is; exclude wins.
         audit: the number of random matrices to measure again by a full SVD in float64.
+        calibration_texts: files or folders (.txt, .md, .jsonl) that the finetune reads. Then each matrix has an
+            `activation_loss`, too: what D_r loses of D x for the inputs x that the matrix gets. transformers has to
+            know the model, and it has to fit into memory.
+        calibration_tokens: how many tokens of these texts are read.
         base_revision, revision: branch, tag or commit of the base and of the finetune on the Hub.
         fetch: for a model that is not in the Hub's cache: "download", "stream" (read by byte ranges, not stored), or
             "auto", as the free disk space allows. The numbers are the same.
@@ -45,6 +49,7 @@ def compare(
     Raises:
         UsageError: an argument is not usable.
         CheckpointError, PairingError, AdapterError: see `deltarank.errors`.
+        JobError: transformers cannot run the finetune on the calibration text, or it does not fit into memory.
         OutputError: `output` holds something else, or cannot be written.
     """
     refs, options = parse_keywords(base, finetune, keywords, CompareOptions)

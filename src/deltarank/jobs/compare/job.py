@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltarank.checkpoints import Checkpoint, Pairing, Prefetcher, SummedTensor, pair_checkpoints
 from deltarank.errors import ResultsError
@@ -34,6 +34,7 @@ from deltarank.runtime import (
     RETRIED_OUTCOMES,
     TENSOR_FAILURES,
     DeltaReader,
+    PartOfJob,
     Plan,
     ProgressListener,
     Record,
@@ -48,6 +49,9 @@ from deltarank.runtime import (
     utc_timestamp,
 )
 from deltarank.system import tool_version
+
+if TYPE_CHECKING:
+    from deltarank.jobs.compare.calibrated_plan import CalibratedPlan
 
 BYTES_A_PAGE = 6_000_000
 """Disk space for the report and the pictures of a run."""
@@ -70,7 +74,17 @@ class CompareJob:
 
     @cached_property
     def plan(self) -> Plan:
-        return make_plan(self.base, self.finetune, self.pairing, self.options)
+        return self.calibrated_plan or make_plan(self.base, self.finetune, self.pairing, self.options)
+
+    @cached_property
+    def calibrated_plan(self) -> CalibratedPlan | None:
+        """The plan if there is a calibration text. Raises what `with_calibration` raises."""
+        if not self.options.calibration_texts:
+            return None
+        from deltarank.jobs.compare.calibrated_plan import with_calibration  # imports transformers
+
+        plan = make_plan(self.base, self.finetune, self.pairing, self.options)
+        return with_calibration(plan, (self.base, self.finetune), self.options)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -80,6 +94,7 @@ class CompareJob:
             "base": self.base.fingerprint,
             "finetune": self.finetune.fingerprint,
             "settings": self.options.to_plain(),
+            **self.options.calibration_identity(),
         }
 
     def run(self, output: Path | None, *, force: bool = False, progress: ProgressListener) -> Results:
@@ -167,9 +182,10 @@ class CompareRun:
             self.warnings.append(warning)
             self.progress.warned(warning)
         finished = self.matrices.keys() | self.skipped.keys()
-        estimate = estimate_time(plan, finished, checkpoints, self.progress)
+        estimate = estimate_time(plan, finished, checkpoints, self._progress_of_weights())
         self._measure_all(estimate)
         self._sum_all(reader, estimate)
+        self._measure_activations()
         self.progress.stage("the verdict")
         return self._collected(started)
 
@@ -200,6 +216,26 @@ class CompareRun:
                 self._keep(to_plain(skipped))
             estimate.add(tensor.name, tensor.nbytes / READ_RATE)
 
+    def _progress_of_weights(self) -> ProgressListener:
+        plan = self.job.calibrated_plan
+        if plan is None:
+            return self.progress
+        return PartOfJob(self.progress, seconds=plan.work_seconds, after=plan.activations.seconds)
+
+    def _measure_activations(self) -> None:
+        """With a calibration text: adds the activation-weighted losses to the results of the matrices."""
+        plan = self.job.calibrated_plan
+        if plan is None:
+            return
+        from deltarank.jobs.compare.activation_losses import ActivationLosses  # imports transformers
+
+        progress = PartOfJob(self.progress, before=plan.work_seconds, seconds=plan.activations.seconds)
+        losses = ActivationLosses(plan.activations, self.job.options, self.matrices, progress)
+        for name, loss in losses.measure():
+            self.matrices[name] = replace(self.matrices[name], activation_loss=loss)
+            self._keep(to_plain(self.matrices[name]))
+        self.warnings += losses.notes()
+
     def _keep(self, record: Record) -> None:
         if self.folder is not None:
             self.folder.append(record)
@@ -220,6 +256,7 @@ class CompareRun:
             created=utc_timestamp(),
             notes=(*plan.notes, *self.warnings, *self._quantised_base()),
             audit=job.audit(matrices, self.progress),
+            calibration_text=job.calibrated_plan.activations.text_read if job.calibrated_plan else None,
         )
 
     def _quantised_base(self) -> tuple[str, ...]:

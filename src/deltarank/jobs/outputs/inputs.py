@@ -5,7 +5,6 @@ All of it is checked here, so that a mistake is found before hours are spent.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,12 @@ from pathlib import Path
 from deltarank.adapters import CONFIG_FILE, open_adapter
 from deltarank.checkpoints import Checkpoint, open_checkpoint
 from deltarank.divergence import (
+    LONGEST_DOCUMENT,
     Document,
     Prompt,
     Tokenizer,
     encode_prompts,
+    hash_texts,
     prompts_that_fit,
     read_prompts,
     read_texts,
@@ -26,9 +27,6 @@ from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.quick import quick_documents, quick_prompts
 from deltarank.models import ModelFolder, changed_token_ids, describe_difference, get_yardstick, load_tokenizer
-
-LONGEST_DOCUMENT = 1024
-"""Tokens that a model reads at once, unless its context is shorter."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,14 @@ class OutputsInputs:
         for name in options.yardsticks:
             get_yardstick(name)
         fingerprints = {
-            "texts": _hash_files(options.texts),
-            "prompts": _hash_files([options.prompts] if options.prompts else []),
+            "texts": hash_texts(options.texts),
+            "prompts": hash_texts([options.prompts] if options.prompts else []),
         }
         notes = [*_base_tokenizer_notes(models, tokenizer, options)]
         for folder in options.adapters:
             with open_adapter(folder) as lora:
                 models.apply_adapter(lora, options.server)
-                fingerprints[folder] = lora.file.fingerprint + _hash_files([str(Path(lora.folder) / CONFIG_FILE)])
+                fingerprints[folder] = lora.file.fingerprint + hash_texts([str(Path(lora.folder) / CONFIG_FILE)])
         for ref in options.models:
             with open_checkpoint(ref, fetch=fetch) as checkpoint:
                 fingerprints[ref] = checkpoint.fingerprint
@@ -132,14 +130,3 @@ def _model_notes(ref: str, checkpoint: Checkpoint, tokenizer: Tokenizer, options
         )
     if (difference := describe_difference(tokenizer, other)) is not None:
         yield f"the tokenizer of {ref} differs: {difference}; the finetune's is used"
-
-
-def _hash_files(paths: Sequence[str]) -> str:
-    """A hash of the contents of these files, and of the files in these folders. A missing file counts as empty."""
-    digest = hashlib.sha256()
-    for path in map(Path, paths):
-        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        for file in files:
-            data = file.read_bytes() if file.is_file() else b""
-            digest.update(f"{file.name} {len(data)}\n".encode() + data)
-    return digest.hexdigest()

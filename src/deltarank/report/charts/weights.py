@@ -67,10 +67,14 @@ def lost_axis() -> Spec:
 
 
 def loss_by_rank(page: PageData) -> Spec:
-    """Energy lost against rank: a line for each module, a thick one for all matrices, names at the right end."""
+    """Energy lost against rank: a line for each module, a thick one for all matrices, names at the right end.
+
+    A dashed one is the activation-weighted loss of all matrices, where it was measured.
+    """
     x, y = rank_axis(page), lost_axis()
     points = rows_of("by_rank")
-    modules, rest, whole = (points.where(f"datum.kind === '{kind}'") for kind in ("module", "rest", "whole"))
+    kinds = ("module", "rest", "whole", "outputs")
+    modules, rest, whole, outputs = (points.where(f"datum.kind === '{kind}'") for kind in kinds)
     series = _module_series(page.modules)
     layers = [
         selected_rank_line(x),
@@ -81,8 +85,12 @@ def loss_by_rank(page: PageData) -> Spec:
         modules.mark("point", filled=True, size=38, opacity=1, tooltip=ROW_TOOLTIP).encode(
             x=x, y=y, color=series["color"], shape=series["shape"]
         ),
+        outputs.mark("line", style="primary-line", strokeDash=[6, 4], tooltip=None).encode(x=x, y=y),
         whole.mark("line", style="primary-line", tooltip=None).encode(x=x, y=y),
-        whole.mark("circle", style="primary-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
+        *(
+            each.mark("circle", style="primary-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y)
+            for each in (outputs, whole)
+        ),
         *_line_labels(series["color"], y),
     ]
     return chart_at_rank(page, layers, height=320)
@@ -111,7 +119,7 @@ def _line_labels(colour: Spec, y: Spec) -> list[Spec]:
     return [
         label_leaders(ends, y),
         right_labels(ends.where("datum.kind === 'module'"), y, color=colour),
-        right_labels(ends.where("datum.kind === 'whole'"), y, style="primary-name"),
+        right_labels(ends.where("datum.kind === 'whole' || datum.kind === 'outputs'"), y, style="primary-name"),
     ]
 
 

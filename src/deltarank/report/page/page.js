@@ -96,6 +96,7 @@
     if ("tooltip" in row) return row.tooltip;
     if ("share_kld" in row) return outputs.partText(row);
     if ("cell" in row) return null; // see `tip`
+    if (row.kind === "outputs") return `rank ${row.rank}: ${percent(row.lost)} of what the change adds to the layers' outputs is lost`;
     if ("rank" in row) return `${row.module ? `${row.module}, ` : ""}rank ${row.rank}: ${percent(row.lost)} of the energy lost, cosine distance ${figure(cosine(row.lost))}`;
     return `singular value ${row.index}: ${figure(row.value)}`;
   }
@@ -174,6 +175,7 @@
     find("#headline").replaceChildren(...parts);
     find("#figures").textContent = data.figures[state.rankIndex];
     for (const place of document.querySelectorAll(".at-rank")) place.textContent = rank();
+    for (const place of document.querySelectorAll(".activations")) place.textContent = data.runs[place.dataset.run].activation_sentences[state.rankIndex];
     for (const row of document.querySelectorAll("[data-rank-index]")) row.classList.toggle("now", Number(row.dataset.rankIndex) === state.rankIndex);
   }
 
@@ -275,8 +277,9 @@
   function factsAtRank(all, i, lost) {
     if (lost === null) return [];
     const mse = all.frobenius[i] === null ? "" : figure((lost * all.frobenius[i] ** 2) / all.entries[i]);
+    const ofOutputs = all.activation_lost[i]?.[state.rankIndex] ?? null;
     return [["energy kept", kept(lost)], ["energy lost", percent(lost)], ["cosine distance", figure(cosine(lost))],
-      ["relative error", figure(Math.sqrt(lost))], ["mean squared error", mse]];
+      ["relative error", figure(Math.sqrt(lost))], ["mean squared error", mse], ["lost of the layer's outputs", ofOutputs === null ? "" : percent(ofOutputs)]];
   }
 
   function factsAtAnyRank(all, i) {

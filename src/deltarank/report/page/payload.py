@@ -144,6 +144,7 @@ def _run(page: PageData, run: RunView) -> dict[str, Any]:
         "cell_missing": [cell.missing for cell in run.cells],
         "cell_reasons": [cell.reason for cell in run.cells],
         "unlisted_matrices": run.unlisted,
+        "activation_sentences": run.activations.sentences if run.activations else None,
         "matrices": _matrices(run.matrices),
         **_line_chart_rows(rank_rows(page, run)),
         "outputs": _outputs(page, run.outputs) if run.outputs else None,

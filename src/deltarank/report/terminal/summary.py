@@ -5,12 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
+from deltarank.report.view.activations import ActivationsView
 from deltarank.report.view.build import page_data
 from deltarank.report.view.headline import plain_text
 from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.page import PageData, RunView
 from deltarank.report.view.provenance import LeftOutGroup
-from deltarank.report.view.table import TableCell
+from deltarank.report.view.table import TableCell, TableRow
 from deltarank.report.view.text import NO_BREAK, unbroken
 from deltarank.results import Results, count, format_table, percent, shorten
 
@@ -44,6 +45,7 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
         *(_outputs(run.outputs, paint, width) if run.outputs else []),
         _sentences(page, run, width),
         _weights(page, run, paint, width) if run.matrices_measured and run.energy and not run.is_unrelated else [],
+        _activations(page, run.activations, paint, width) if run.activations and run.energy else [],
         [line for group in run.left_out for line in _left_out(group, width)],
         [line for note in run.provenance.notes for line in wrapped(f"Note: {note.removesuffix('.')}.", width)],
         wrapped(run.provenance.audit_sentence, width),
@@ -76,14 +78,9 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
     *modules, whole, cosine = run.energy_table.rows
     largest = sorted(range(len(modules)), key=lambda i: -(run.modules[i].share or 0.0))[:MOST_MODULES]
     shown = [*(modules[i] for i in sorted(largest)), whole, cosine]
-    rows = [["module", "share", *map(str, page.ranks)], *([row.name, *map(_ascii, row.cells)] for row in shown)]
+    rows = _rows_by_rank(page, shown, width)
     rows[-1][2:] = [_at_most_six_letters(cell) for cell in rows[-1][2:]]
-    # If space is short, the rank of the headline comes first, then servable ranks.
-    ranks = sorted(range(len(page.ranks)), key=lambda i: (i != page.default_index, not page.servable[i], i))
-    rows = _fit(rows, [1, *(i + 2 for i in ranks)], width, name=len(cosine.name), gap=1, minimum=_RANK_WIDTH)
-    for row in rows[1:-1]:
-        row[2:] = [paint(cell, _kept_colour(cell)) for cell in row[2:]]
-    header, *lines = format_table(rows, align="<>", minimum=(0, len("share"), _RANK_WIDTH), gap=1)
+    header, *lines = _lines_by_rank([*_painted(rows[:-1], paint), rows[-1]])
     hidden = len(modules) - len(largest)
     return [
         paint("Energy kept, in %, by LoRA rank (share: of their change)", _BOLD),
@@ -93,6 +90,36 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
         *lines[-2:],
         paint("Cosine distance 0.3 means that half of the energy is lost.", _DIM),
     ]
+
+
+def _activations(page: PageData, activations: ActivationsView, paint: Paint, width: int) -> list[str]:
+    """The same by the outputs of the layers, on the calibration text."""
+    *modules, whole = activations.table.rows
+    header, *lines = _lines_by_rank(_painted(_rows_by_rank(page, [*modules[:MOST_MODULES], whole], width), paint))
+    title = "Energy of the layers' outputs kept, in %, by LoRA rank (share: of their change)"
+    sentence = activations.sentences[page.default_index]
+    return [paint(shorten(title, most=width), _BOLD), paint(header, _DIM), *lines, *wrapped(sentence, width)]
+
+
+def _rows_by_rank(page: PageData, rows: Sequence[TableRow], width: int) -> list[list[str]]:
+    """The rows of a table of modules and ranks under its header, with the columns that fit.
+
+    If space is short, the rank of the headline comes first, then servable ranks.
+    """
+    cells = [["module", "share", *map(str, page.ranks)], *([row.name, *map(_ascii, row.cells)] for row in rows)]
+    ranks = sorted(range(len(page.ranks)), key=lambda i: (i != page.default_index, not page.servable[i], i))
+    columns = [1, *(i + 2 for i in ranks)]
+    return _fit(cells, columns, width, name=len("cosine distance"), gap=1, minimum=_RANK_WIDTH)
+
+
+def _painted(rows: Sequence[list[str]], paint: Paint) -> list[list[str]]:
+    """Rows under a header, their percentages coloured."""
+    header, *rest = rows
+    return [header, *([*row[:2], *(paint(cell, _kept_colour(cell)) for cell in row[2:])] for row in rest)]
+
+
+def _lines_by_rank(rows: Sequence[Sequence[str]]) -> list[str]:
+    return format_table(rows, align="<>", minimum=(0, len("share"), _RANK_WIDTH), gap=1)
 
 
 def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deltarank.report.view.activations import activations_view
 from deltarank.report.view.blind import blind_views
 from deltarank.report.view.headline import figures_at, headline_at, weights_headline_at
 from deltarank.report.view.matrices import heat_cells, layer_label, listed_indices, matrix_rows, module_rows
@@ -118,6 +119,7 @@ def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
         left_out=left_out_groups(run),
         provenance=provenance_of(run),
         energy_table=energy_table(axes.ranks, (*modules, whole_row), losses),
+        activations=activations_view(run, axes.ranks, list(axes.modules.values())),
         outputs=outputs_view(run.outputs, axes.ranks),
         blind=blind_views(run.blind),
     )

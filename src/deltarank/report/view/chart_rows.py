@@ -11,6 +11,7 @@ from deltarank.report.view.page import ModuleRow, PageData, RunView, Shares
 Row = dict[str, Any]
 
 ALL_MATRICES = "all matrices"
+ALL_OUTPUTS = "layers' outputs"
 
 
 def cell_rows(page: PageData, run: RunView) -> list[Row]:
@@ -32,8 +33,12 @@ def cell_rows(page: PageData, run: RunView) -> list[Row]:
 
 
 def rank_rows(page: PageData, run: RunView) -> list[Row]:
-    """A row for each module and rank, and for all matrices. `kind` is module, rest (drawn in grey) or whole."""
-    return [row for module in (*run.modules, run.whole) for row in _module_points(page, module)]
+    """A row for each module and rank, and for all matrices. `kind` is module, rest (drawn in grey), whole or outputs.
+
+    outputs: the activation-weighted loss of all matrices.
+    """
+    rows = [row for module in (*run.modules, run.whole) for row in _module_points(page, module)]
+    return rows if run.activations is None else [*rows, *_points(page, "outputs", ALL_OUTPUTS, run.activations.lost)]
 
 
 def _module_points(page: PageData, row: ModuleRow) -> list[Row]:

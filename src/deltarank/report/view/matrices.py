@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 
+from deltarank.report.view.activations import activation_lost
 from deltarank.report.view.page import HeatCell, MatrixRow, ModuleRow, PageAxes
 from deltarank.report.view.text import rounded_share, significant
 from deltarank.results import MatrixResult, Outcome, Results, Total, escape
@@ -106,6 +107,7 @@ def _matrix_row(run: Results, matrix: MatrixResult, axes: PageAxes, *, is_detail
         dtype=escape(matrix.dtype),
         reason=_reason(matrix),
         lost=axes.lost(matrix.losses if matrix.has_losses else ()),
+        activation_lost=activation_lost(matrix.activation_loss, run, axes.ranks),
         share=_share_of_change(matrix.energy, run) if matrix.has_losses else None,
         relative_norm=significant(matrix.relative_norm),
         frobenius=significant(matrix.frobenius),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from deltarank.report.view.activations import ActivationsView
 from deltarank.report.view.blind import BlindView
 from deltarank.report.view.modules import Module
 from deltarank.report.view.outputs import OutputsView
@@ -67,6 +68,7 @@ class MatrixRow:
     dtype: str
     reason: str | None
     lost: Shares
+    activation_lost: Shares
     share: float | None
     relative_norm: float | None
     frobenius: float | None
@@ -113,6 +115,7 @@ class RunView:
     left_out: tuple[LeftOutGroup, ...]
     provenance: Provenance
     energy_table: Table
+    activations: ActivationsView | None
     outputs: OutputsView | None
     blind: tuple[BlindView, ...]
 
