@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from deltarank.errors import ResultsError
 from deltarank.results import (
+    DEFAULT_OUTPUTS_RANKS,
     DEFAULT_RANKS,
     SERVABLE_RANKS,
     AuditRow,
@@ -26,7 +27,9 @@ from deltarank.results import (
     Total,
     Verdict,
     VerdictKind,
+    headline_rank,
 )
+from deltarank.system import Default
 from refusals import refused
 
 shares = st.floats(0, 1)
@@ -355,3 +358,12 @@ def test_rows_make_a_data_frame_as_the_library_page_shows() -> None:
 
     assert list(frame["rank"]) == [1, 2, 1, 2]
     assert worst[["name", "energy_kept"]].values.tolist() == [["b", 0.5]]
+
+
+@pytest.mark.parametrize("side", [512, 576, 1024, 8192])
+def test_every_command_states_one_rank_first(side: int) -> None:
+    """`compare`, `outputs` and `extract` with their default ranks, on matrices of a language model."""
+    ranks = {headline_rank(DEFAULT_RANKS, side), headline_rank(DEFAULT_OUTPUTS_RANKS, side), Default.ADAPTER_RANK}
+
+    assert ranks == {64}
+    assert headline_rank(DEFAULT_RANKS, 256) == 8
