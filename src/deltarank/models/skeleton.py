@@ -110,6 +110,7 @@ def read_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) ->
         JobError: (slug "quantised-model") weights are stored in a quantised format that cannot be decoded.
     """
     folder = ModelFolder.of_checkpoint(checkpoint)
+    _refuse_gguf(checkpoint)
     _refuse_quantised(checkpoint)
     if "auto_map" in checkpoint.config and not trust_remote_code:
         _refuse_remote_code(checkpoint)
@@ -129,6 +130,18 @@ def read_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) ->
             slug="not-a-language-model",
         ) from error
     return ModelSkeleton(folder, config, model, trust_remote_code)
+
+
+def _refuse_gguf(checkpoint: Checkpoint) -> None:
+    """transformers would say that the folder has no config.json, and not why a GGUF file alone is not enough."""
+    files = checkpoint.reference.files
+    if files and not checkpoint.config and all(name.lower().endswith(".gguf") for name in files):
+        raise CheckpointError(
+            f"{checkpoint.reference.ref!a} is GGUF without a config.json: its weights can be compared, but the model "
+            "cannot be run.",
+            cure="Give the checkpoint that the GGUF file was made from, with its config.json and its tokenizer.",
+            slug="not-a-language-model",
+        )
 
 
 def _refuse_remote_code(checkpoint: Checkpoint) -> None:
