@@ -59,15 +59,12 @@ class Command(click.Command):
 
     def option_groups(self, options: Sequence[click.Parameter]) -> Iterator[tuple[str, list[click.Option]]]:
         """The title of each group, and its options in their order; none is empty."""
-        titles = {name: title for title, names in _GROUPS.items() for name in names}
-        for title in (OWN_OPTIONS, *_GROUPS):
-            inside = [
-                each
-                for each in options
-                if isinstance(each, click.Option) and titles.get((each.name or "").strip("_"), OWN_OPTIONS) == title
-            ]
-            if inside:
-                yield title, inside
+        groups: dict[str, list[click.Option]] = {title: [] for title in (OWN_OPTIONS, *_GROUPS)}
+        for each in options:
+            if isinstance(each, click.Option):
+                groups[_title(each)].append(each)
+        filled = [(title, inside) for title, inside in groups.items() if inside]
+        yield from filled if len(filled) > 1 else ((OWN_OPTIONS, inside) for _, inside in filled)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if rows := self.argument_rows():
@@ -84,6 +81,12 @@ class Command(click.Command):
                 for sentence, line in self.examples:
                     formatter.write(f"  # {sentence}\n  {line}\n")  # not wrapped: a line is copied into a shell
         formatter.write(f"\nMore: {documentation_of(ctx.command_path)}\n")
+
+
+def _title(option: click.Option) -> str:
+    """The group of an option."""
+    name = "help" if "--help" in option.opts else option.name
+    return next((title for title, names in _GROUPS.items() if name in names), OWN_OPTIONS)
 
 
 def documentation_of(command_path: str) -> str:

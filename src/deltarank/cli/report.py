@@ -29,8 +29,7 @@ from deltarank.results import Results, common_headline_rank
 def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool) -> None:
     """Write the report of a RUN again, or one report that shows several runs side by side.
 
-    RUN is a folder that `deltarank compare` wrote, or its results.json. Nothing is measured. Prints the path of the
-    report and, with several runs, their tables side by side.
+    Nothing is measured. Prints the path of the report and, with several runs, their tables side by side.
     """
     from deltarank.report import report_process, runs_side_by_side, write_report
 

@@ -52,9 +52,8 @@ _COLUMN = 11
 def verify(check: bool, as_json: bool, quiet: bool, **job: Any) -> None:
     """Measure how much of the change from BASE to FINETUNE a LoRA adapter keeps, and how much the best LoRA would.
 
-    ADAPTER is a folder with adapter_config.json and adapter_model.safetensors, from any tool, or a Hub id. The verdict
-    says whether the adapter is optimal, falls short, has a wrong scale, or does not belong to BASE and FINETUNE.
-    Nothing is written.
+    The adapter may come from any tool. The verdict says whether it is optimal, falls short, has a wrong scale, or does
+    not belong to BASE and FINETUNE. Nothing is written.
 
     With --merged, the usual ways to merge are repeated number by number. The verdict says whether FINETUNE holds the
     adapter exactly, up to rounding, with another strength, in part, or not at all.
