@@ -74,11 +74,11 @@ def test_the_interval_is_that_of_ville(votes):
 
 def test_coin_flippers_who_stop_when_they_like_are_caught_at_most_as_often_as_promised():
     """4,000 voters of 200 votes each: a rule that stops at the best moment is the maximum over all moments."""
-    highest = one_sided(coin_flips(4000, 200)).max(axis=1)
+    highest = one_sided(coin_flips(10_000, 200)).max(axis=1)
 
     for alpha in (0.05, 0.01):
         caught = int((highest >= -math.log(alpha)).sum())
-        assert binom.sf(caught - 1, 4000, alpha) > 0.001  # no more than luck explains above alpha
+        assert binom.sf(caught - 1, 10_000, alpha) > 0.001  # no more than luck explains above alpha
         assert caught > 0
 
 
