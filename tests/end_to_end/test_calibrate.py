@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +21,7 @@ from deltarank.demo.recipe import Recipe
 from deltarank.jobs.calibrate.documents import encode, split_records
 from deltarank.results import CalibrationMethod
 from refusals import refused
-from tiny_architectures import architecture
+from tiny_architectures import architecture, write_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
 
@@ -71,6 +74,19 @@ def calibrated(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("calibrated") / "adapter"
     calibrate(models, output)
     return output
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writes beyond that size fail, as on a full disk."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def divergence(home: Path, adapter: Path) -> float:
@@ -159,7 +175,18 @@ class TestSame:
         before = (tmp_path / "adapter" / "deltarank.json").stat().st_mtime_ns
         calibrate(models, tmp_path / "adapter")
         assert (tmp_path / "adapter" / "deltarank.json").stat().st_mtime_ns == before
-        refused("output-exists", lambda: calibrate(models, tmp_path / "adapter", seed=1))
+        with refused("output-exists"):
+            calibrate(models, tmp_path / "adapter", seed=1)
+
+    def test_what_is_made_from_other_texts_is_not_taken_for_this_one(self, models, calibrated, tmp_path):
+        shutil.copytree(calibrated, tmp_path / "adapter")
+        before = (models / "text.jsonl").read_text()
+        try:
+            (models / "text.jsonl").write_text(before + json.dumps({"text": "one more"}) + "\n")
+            with refused("output-exists"):
+                calibrate(models, tmp_path / "adapter")
+        finally:
+            (models / "text.jsonl").write_text(before)
 
     @pytest.mark.slow
     def test_only_a_and_b_differ_from_the_plain_adapter(self, models: Path, tmp_path: Path):
@@ -183,16 +210,56 @@ class TestOwnAnswers:
 
 
 class TestRefused:
+    def test_a_base_with_infinite_weights(self, models: Path, tmp_path: Path):
+        shutil.copytree(models, tmp_path / "pair")
+        weights = load_file(tmp_path / "pair" / "base" / "model.safetensors")
+        weights["model.norm.weight"][3] = torch.inf
+        save_file(weights, tmp_path / "pair" / "base" / "model.safetensors", {"format": "pt"})
+        with refused("outputs-not-finite", match="nothing|no start"):
+            calibrate(tmp_path / "pair", tmp_path / "adapter")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files here")
+    @pytest.mark.parametrize("limit", [20_000, 40_000], ids=["at the predictions", "at the state of the training"])
+    def test_a_full_disk(self, models: Path, tmp_path: Path, limit: int):
+        with files_of_at_most(limit), refused("output-unwritable"):
+            calibrate(models, tmp_path / "adapter")
+
+    def test_experts_that_peft_fuses(self, tmp_path: Path):
+        write_pair(
+            architecture(
+                "mixtral", **{**SIZES, **TOKENS}, num_key_value_heads=4, num_local_experts=2, num_experts_per_tok=1
+            ),
+            tmp_path,
+        )
+        for each in ("base", "finetune"):
+            tokenizer(RECIPE).save_pretrained(tmp_path / each)
+        (tmp_path / "text.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in sentences("it rained"))
+        )
+        with refused("calibration-needs-peft", match="PEFT holds 24 factors fused"):
+            calibrate(tmp_path, tmp_path / "adapter", server="peft")
+
+    def test_a_text_is_missed_before_anything_is_extracted(self, models: Path, tmp_path: Path):
+        (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a question"}]}\n' * 9)
+        with refused("text-short", match="1 text is left out"):
+            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "chat.jsonl"])
+        assert not (tmp_path / "adapter.calibrating" / "adapters" / "plain").exists()
+
     def test_short_texts(self, models: Path, tmp_path: Path):
         (tmp_path / "short.txt").write_text("too short\n")
-        refused("text-short", lambda: calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "short.txt"]))
+        with refused("text-short"):
+            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "short.txt"])
         assert not (tmp_path / "adapter").exists()
 
     def test_what_is_not_a_number_of_steps_or_a_rank(self, models: Path, tmp_path: Path):
-        refused("bad-number", lambda: calibrate(models, tmp_path / "adapter", steps=-1))
-        refused("bad-number", lambda: calibrate(models, tmp_path / "adapter", calibration_tokens=10))
-        refused("bad-ranks", lambda: calibrate(models, tmp_path / "adapter", rank=None, max_error=0.3))
-        refused("text-not-found", lambda: calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "none"]))
+        with refused("bad-number"):
+            calibrate(models, tmp_path / "adapter", steps=-1)
+        with refused("bad-number"):
+            calibrate(models, tmp_path / "adapter", calibration_tokens=10)
+        with refused("bad-ranks"):
+            calibrate(models, tmp_path / "adapter", rank=None, max_error=0.3)
+        with refused("text-not-found"):
+            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "none"])
 
     def test_the_options_of_a_calibration_without_one(self, models: Path, command: RunCommand):
         run = command("extract", models / "base", models / "finetune", "--steps", 5)

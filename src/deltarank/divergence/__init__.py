@@ -15,7 +15,7 @@ from deltarank.divergence.e_values import (
 )
 from deltarank.divergence.prompts import Prompt, encode_prompts, prompts_that_fit, read_prompts
 from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logits
-from deltarank.divergence.text_files import hash_texts, read_json_lines, read_text_file
+from deltarank.divergence.text_files import hash_texts, messages_of, read_json_lines, read_text_file
 from deltarank.divergence.texts import LONGEST_DOCUMENT, Document, encode_record, find_text_files, read_texts
 from deltarank.divergence.token_stats import TokenStats, compare_logits
 from deltarank.divergence.writing import Answer, similarity_p, summarise_writing
@@ -40,6 +40,7 @@ __all__ = [
     "hash_texts",
     "log_e_values",
     "log_e_values_two_sided",
+    "messages_of",
     "prompts_that_fit",
     "read_json_lines",
     "read_prompts",

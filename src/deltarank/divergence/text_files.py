@@ -44,12 +44,23 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = _replace_lone_surrogates(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise _unreadable(file, f"line {number} is not JSON: {error}") from None
         if not isinstance(record, dict):
             raise _unreadable(file, f"line {number} is not a JSON object")
         yield f"{file.name} line {number}", record
+
+
+def _replace_lone_surrogates(value: Any) -> Any:
+    """JSON can escape half of a surrogate pair, which is no character: neither tokenizers nor UTF-8 take it."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_replace_lone_surrogates(each) for each in value]
+    if isinstance(value, dict):
+        return {_replace_lone_surrogates(key): _replace_lone_surrogates(each) for key, each in value.items()}
+    return value
 
 
 def messages_of(record: Mapping[str, Any], name: str) -> list[Message]:

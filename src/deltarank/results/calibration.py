@@ -28,7 +28,8 @@ class CalibrationScore:
     documents       how many, and `tokens` how many of their tokens were scored
     kld_base        of the base alone
     kld_plain       of plain extraction at the same rank, as written
-    kld_any_rank    of the whole delta in the matrices that a LoRA has factors for: plain extraction at any rank
+    kld_any_rank    of the whole delta in the matrices that a LoRA has factors for: plain extraction at any rank; None
+                    where the adapter has not those matrices alone, for which that was not measured
     kld_calibrated  of the adapter that was written
     low, high       the 95 % interval of `kld_calibrated`, bootstrapped over documents; None for one document
     gain            1 - kld_calibrated / kld_plain; None if `kld_plain` is 0
@@ -39,7 +40,7 @@ class CalibrationScore:
     tokens: Count
     kld_base: float
     kld_plain: float
-    kld_any_rank: float
+    kld_any_rank: float | None
     kld_calibrated: float
     low: float | None
     high: float | None
@@ -68,7 +69,7 @@ class Calibration:
     held_out         on documents of the same texts that did neither
     other_text       on text of another kind: built-in passages
     rank_equivalent  the smallest measured rank of plain extraction that is as near on the held-out documents; None if
-                     no rank is, not even the whole delta
+                     none is, or where `kld_any_rank` was not measured
     """
 
     texts: tuple[str, ...]
@@ -88,9 +89,10 @@ class Calibration:
     def distances(self) -> str:
         """As in "0.021 nats per token from the finetune, on ...; plain extraction at this rank 0.059, ..."."""
         held = self.held_out
+        any_rank = "" if held.kld_any_rank is None else f", at any rank {figure(held.kld_any_rank)}"
         return (
             f"{figure(held.kld_calibrated)} nats per token from the finetune, on text that it was not fitted to; "
-            f"plain extraction at this rank {figure(held.kld_plain)}, at any rank {figure(held.kld_any_rank)}; "
+            f"plain extraction at this rank {figure(held.kld_plain)}{any_rank}; "
             f"base {figure(held.kld_base)}."
         )
 

@@ -54,12 +54,15 @@ class RunFolder:
         """
         self.check(force=force)
         with as_output_error(self.folder):
-            if force:
-                self.clear()
             self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / LINES).exists():
+                self._lock_records()  # before anything is removed: another process may be writing
+            if force:
+                self._forget()
             self.check_disk_space(needed_bytes)
             write_text_atomically(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
-            return self._open_records()
+            self._lock_records()
+            return self._read_records()
 
     def check(self, *, force: bool, needed_bytes: float = 0.0) -> None:
         """Raises OutputError as `open` does, and writes nothing."""
@@ -141,10 +144,21 @@ class RunFolder:
                 slug="run-differs",
             )
 
-    def _open_records(self) -> list[Record]:
+    def _forget(self) -> None:
+        """As `clear`, of a folder that is locked by this process: the file that has the lock stays."""
+        for name in (RESULTS, IDENTITY):
+            (self.folder / name).unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.truncate(0)
+
+    def _lock_records(self) -> None:
+        if self._file is None:
+            self._file = (self.folder / LINES).open("a+b", buffering=0)
+            _lock(self._file, self.folder)
+
+    def _read_records(self) -> list[Record]:
         """Reads the complete lines, and cuts off an incomplete one, so that new records follow them."""
-        self._file = (self.folder / LINES).open("a+b", buffering=0)
-        _lock(self._file, self.folder)
+        assert self._file is not None
         self._file.seek(0)
         records: list[Record] = []
         good = 0

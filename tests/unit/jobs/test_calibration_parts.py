@@ -11,8 +11,9 @@ from torch.nn.functional import kl_div, log_softmax
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
 from deltarank.jobs.calibrate.distill import step_size
-from deltarank.jobs.calibrate.documents import encode, passages, read_records_of, split_records
+from deltarank.jobs.calibrate.documents import encode, split_records
 from deltarank.jobs.calibrate.kl import kl_and_gradient
+from deltarank.jobs.calibrate.texts import content_of, passages, read_records_of
 from deltarank.models import Head
 from refusals import refused
 
@@ -71,6 +72,38 @@ class TestSplit:
         parts = split(records(20) * 3)
         assert sum(map(len, vars(parts).values())) == 20
 
+    @pytest.mark.parametrize(
+        "again",
+        [
+            lambda text: {"text": text.replace(" ", "  \n")},
+            lambda text: {"text": text.upper()},
+            lambda text: {"text": text, "messages": [{"role": "user", "content": "ignored"}]},
+            lambda text: {
+                "messages": [{"role": "user", "content": text[:9]}, {"role": "assistant", "content": text[9:]}]
+            },
+            lambda text: {"text": text, "group": "a group"},
+        ],
+    )
+    def test_no_duplicate_of_a_document_is_in_another_part(self, again):
+        """Also one that differs in white space, case, roles, keys that are not read, or group."""
+        originals = records(30)
+        parts = split([*originals, *(again(record["text"]) for record in originals[:10])])
+        contents = [{content_of(record) for record in part} for part in vars(parts).values()]
+        assert all(not a & b for a, b in itertools.combinations(contents, 2))
+        assert sum(map(len, vars(parts).values())) == sum(map(len, contents)) == 30
+
+    def test_documents_that_the_base_cannot_read_are_left_out(self):
+        readable = records(30)
+        parts = split_records(
+            [*readable, *({"text": f"{record['text']} <|pad|>"} for record in readable)],
+            TOKENIZER,
+            tokens=10**6,
+            context=2048,
+            seed=0,
+            vocabulary=258,
+        )
+        assert sum(map(len, vars(parts).values())) == 30
+
     def test_documents_of_one_group_stay_together(self):
         grouped = [{**record, "group": str(i // 4)} for i, record in enumerate(records(48))]
         where = {}
@@ -91,8 +124,15 @@ class TestSplit:
         assert sum(tokens) - max(tokens) < 3000 <= sum(tokens)
 
     def test_too_few_documents_or_tokens_are_refused(self):
-        refused("text-short", lambda: split(records(7, 400)))
-        refused("text-short", lambda: split([{"text": f"word {i}"} for i in range(30)]))
+        with refused("text-short"):
+            split(records(7, 400))
+        with refused("text-short"):
+            split([{"text": f"word {i}"} for i in range(30)])
+
+    def test_it_is_said_why_texts_do_not_count(self):
+        questions = [{"messages": [{"role": "user", "content": record["text"]}]} for record in records(30)]
+        with refused("text-short", match="30 texts are left out, because nothing in them can be scored"):
+            split(questions)
 
 
 class TestPassages:
@@ -114,6 +154,37 @@ class TestPassages:
         (tmp_path / "a.txt").write_text("First text.\n")
         (tmp_path / "b.jsonl").write_text(json.dumps({"text": "Second text."}) + "\n")
         assert [record["text"] for record in read_records_of([tmp_path])] == ["First text.", "Second text."]
+
+    def test_a_text_that_is_repeated_in_a_file_is_read_once(self, tmp_path: Path):
+        """Its passages would be cut at other places each time, and would land in different parts."""
+        text = "".join(f"Paragraph {i} of a text that is there a thousand times.\n\n" * 1 for i in range(30))
+        (tmp_path / "a.txt").write_text(text * 1000)
+        read = "".join(record["text"] for record in read_records_of([tmp_path]))
+        assert read.count("Paragraph 7 of") == 1
+
+    def test_of_a_line_nothing_but_its_text_is_read_and_the_passages_of_one_stay_together(self, tmp_path: Path):
+        long = " ".join(f"Sentence number {i}." for i in range(10_000))
+        lines = [
+            {"text": "short", "group": 1, "id": 5},
+            {"text": long},
+            {"messages": [{"role": "user", "content": "a"}]},
+        ]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        short, *pieces, chat = read_records_of([tmp_path])
+        assert short == {"text": "short"}
+        assert chat == {"messages": [{"role": "user", "content": "a"}]}
+        assert len({piece["group"] for piece in pieces}) == 1
+        assert 8_000 < sum(len(piece["text"]) for piece in pieces) < 10_000
+
+    def test_half_of_a_surrogate_pair_is_replaced(self, tmp_path: Path):
+        (tmp_path / "a.jsonl").write_text('{"text": "cut \\ud83d"}\n')
+        [record] = read_records_of([tmp_path])
+        assert record["text"] == "cut \N{REPLACEMENT CHARACTER}"
+
+    def test_a_line_that_is_no_document_is_named(self, tmp_path: Path):
+        (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"prompt": "bad"}\n')
+        with refused("text-unreadable", match=r"a\.jsonl line 2"):
+            read_records_of([tmp_path])
 
 
 class TestStepSize:

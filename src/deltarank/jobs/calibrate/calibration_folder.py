@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from deltarank.adapters import METADATA_FILE
 from deltarank.jobs.extract import check_output, is_made_from
-from deltarank.runtime import RunFolder, as_output_error
+from deltarank.runtime import RunFolder, as_output_error, read_identity
 from deltarank.system import replace_folder
 
 
@@ -30,7 +32,7 @@ class CalibrationFolder:
         self.output = output
         self.folder = output.with_name(f"{output.name}.calibrating")
         self.identity_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self._run_folder = RunFolder(self.folder, identity)
+        self._run_folder, self._identity = RunFolder(self.folder, identity), identity
         self.adapters = self.folder / "adapters"
         self.plain, self.calibrated = self.adapters / "plain", self.adapters / "calibrated"
         self.own_answers = self.folder / "own-answers.jsonl"
@@ -57,21 +59,47 @@ class CalibrationFolder:
     def open(self, *, force: bool, needed_bytes: float) -> None:
         """Locks the folder. Raises OutputError as `check` does."""
         check_output(self.output, force=force)
-        if force:
-            shutil.rmtree(self.adapters, ignore_errors=True)
-            self._remove_files()
-        self._run_folder.open(force=force, needed_bytes=needed_bytes)
-        self.adapters.mkdir(exist_ok=True)
+        self._run_folder.open(force=force, needed_bytes=0.0)
+        with self.writing():
+            if force:
+                self._remove_files()
+            self._run_folder.check_disk_space(needed_bytes - self._written_bytes)
+            self.adapters.mkdir(exist_ok=True)
+
+    @property
+    def is_extracted(self) -> bool:
+        """Whether the plain adapter is there: it appears whole or not at all."""
+        return (self.plain / METADATA_FILE).is_file()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raises OutputError (slug "output-unwritable") for what cannot be written within it."""
+        with as_output_error(self.folder):
+            yield
 
     def publish(self) -> None:
         """Moves the adapter to the output, and removes what was written here and nothing else."""
-        with as_output_error(self.folder):
+        with self.writing():
             replace_folder(self.calibrated, self.output)
-            self._run_folder.__exit__()
-            self._remove_files()
-            self._run_folder.clear()
-            with suppress(OSError):
-                self.folder.rmdir()
+            self._clear()
+
+    def remove_leftovers(self) -> None:
+        """Removes what a process left here that was killed after it had published the adapter."""
+        if read_identity(self.folder) == self._identity:
+            self._run_folder.open(force=False, needed_bytes=0.0)
+            with self.writing():
+                self._clear()
+
+    @property
+    def _written_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    def _clear(self) -> None:
+        self._remove_files()
+        self._run_folder.__exit__()
+        self._run_folder.clear()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _remove_files(self) -> None:
         for folder in (self.adapters, self.teacher, self.scores):

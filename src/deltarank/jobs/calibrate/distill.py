@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltarank.architectures import first_line
+from deltarank.errors import JobError
 from deltarank.jobs.calibrate.kl import kl_and_gradient
 from deltarank.jobs.calibrate.student import Factors, Student
 from deltarank.models import PredictionStore, Window, batch_windows
@@ -43,6 +45,9 @@ LOOKS = 10
 
 OnStep = Callable[[int], None]
 """Called with the number of each step that was made."""
+
+OnResume = Callable[[int], None]
+"""Called with the number of steps that an interrupted training had made, if there was one."""
 
 OnLook = Callable[[int, float], None]
 """Called after each look with the number of the step and the KLD on the documents that choose."""
@@ -82,45 +87,60 @@ class Distillation:
         self._head = lesson.teacher.load_head()
         self._batches = _batches_of_steps(lesson, steps, seed)
         self._made = 0
+        self.diverged = False
 
-    def run(self, on_step: OnStep, on_look: OnLook) -> tuple[Best, int]:
+    def run(self, on_step: OnStep, on_look: OnLook, on_resume: OnResume) -> tuple[Best, int]:
         """The best step, whose factors the student then has, and how many steps were made.
 
-        It ends early where the loss stops being finite.
+        It ends early, with `diverged`, where the loss or its gradient stops being finite.
+
+        Raises:
+            JobError: (slug "outputs-not-finite") the plain adapter's predictions are not.
         """
         plain = self._kld(self._lesson.choose)
+        if not math.isfinite(plain):
+            raise _not_finite()
         with self._student.as_base():
             base = self._kld(self._lesson.choose)
         self._best = Best(0, plain, self._student.factors())
         on_look(0, plain)
         self._in_bfloat16 = plain >= FAR_ENOUGH and self._student.has_fast_bfloat16
-        self._optimizer = self._make_optimizer(step_size(plain, base))
-        self._resume()
-        while self._made < self._steps and self._step():
+        groups = self._parameter_groups(step_size(plain, base))
+        if groups:
+            self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-10)
+            self._resume(on_resume)
+            self._make_steps(on_step, on_look)
+        self._student.set_factors(self._best.factors)
+        return self._best, self._made
+
+    def _make_steps(self, on_step: OnStep, on_look: OnLook) -> None:
+        while self._made < self._steps and not self.diverged:
+            if not self._step():
+                self.diverged = True
+                return
             if self._made % self._steps_per_look == 0 or self._made == self._steps:
                 on_look(self._made, self._look())
             on_step(self._made)
-        self._student.set_factors(self._best.factors)
-        return self._best, self._made
 
     @property
     def _steps_per_look(self) -> int:
         return max(1, math.ceil(self._steps / LOOKS))
 
-    def _make_optimizer(self, size: float) -> torch.optim.Optimizer:
+    def _parameter_groups(self, size: float) -> list[dict[str, Any]]:
+        """Those that can be moved; none where every factor is zero, or where the start is exact."""
         parameters = list(self._student.parameters.values())
         rates = [size * float(each.detach().square().mean().sqrt()) for each in parameters]
-        groups = [
+        return [
             {"params": [each], "lr": rate, "first": rate} for each, rate in zip(parameters, rates, strict=True) if rate
         ]
-        return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-10)
 
     def _step(self) -> bool:
-        """One step down the gradient. False, without a step, if the loss is not finite."""
+        """One step down the gradient. False, without a step, if the loss or its gradient is not finite."""
         batch = self._batches[self._made]
         scored = sum(len(self._lesson.windows[i].rows) for i in batch)
         nats = sum(self._accumulate(part, scored) for part in self._parts(batch))
-        if not math.isfinite(nats):
+        gradients = (each.grad for each in self._student.parameters.values() if each.grad is not None)
+        if not math.isfinite(nats) or not all(bool(each.isfinite().all()) for each in gradients):
             self._optimizer.zero_grad()
             return False
         self._made += 1
@@ -164,8 +184,9 @@ class Distillation:
         return nats / tokens
 
     def _look(self) -> float:
-        """The KLD on the documents that choose. Keeps the factors if they are the best so far."""
-        kld = self._kld(self._lesson.choose)
+        """The KLD on the documents that choose, of the factors as they are written. Keeps them if they are the best."""
+        with self._student.as_written():
+            kld = self._kld(self._lesson.choose)
         if kld < self._best.kld:
             self._best = Best(self._made, kld, self._student.factors())
         self._save()
@@ -179,9 +200,12 @@ class Distillation:
             "best": {"step": self._best.step, "kld": self._best.kld, "factors": dict(self._best.factors)},
         }
         with write_atomically(self._state_file) as partial:
-            torch.save(state, partial)
+            try:
+                torch.save(state, partial)
+            except RuntimeError as error:  # how torch reports a full disk
+                raise OSError(f"the state of the training cannot be stored ({first_line(error)})") from error
 
-    def _resume(self) -> None:
+    def _resume(self, on_resume: OnResume) -> None:
         """Goes on after the last look, if there was one."""
         if not self._state_file.is_file():
             return
@@ -190,6 +214,15 @@ class Distillation:
         self._student.set_factors(state["factors"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._best = Best(**state["best"])
+        on_resume(self._made)
+
+
+def _not_finite() -> JobError:
+    return JobError(
+        "The predictions of the base with the plain adapter contain NaN or infinity: there is no start to improve.",
+        cure="Run `deltarank compare` on the pair: it names tensors with such values.",
+        slug="outputs-not-finite",
+    )
 
 
 def step_size(plain: float, base: float) -> float:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from deltarank.divergence import Document, Tokenizer, encode_record, find_text_files, read_json_lines, read_text_file
+from deltarank.divergence import Document, Tokenizer, encode_record
 from deltarank.errors import UsageError
 from deltarank.jobs.calibrate.options import FEWEST_DOCUMENTS, FEWEST_TOKENS
+from deltarank.jobs.calibrate.texts import Record, content_of
+from deltarank.results import count
 from deltarank.system import write_text_atomically
-
-PASSAGE_CHARACTERS = 1_200
-"""A .txt file is cut between paragraphs into passages of about this length, a few hundred tokens each."""
 
 CHOOSING_SHARE = SCORING_SHARE = 0.2
 """Of the documents."""
@@ -25,13 +22,10 @@ CHOOSING_SHARE = SCORING_SHARE = 0.2
 LONGEST_DOCUMENT = 512
 """Tokens that a model reads at once. Activations with gradients take much more memory than `outputs` needs."""
 
-Record = Mapping[str, Any]
-"""A document as a .jsonl file has it: {"text": ...} or {"messages": [...]}."""
-
 
 @dataclass(frozen=True)
 class Split:
-    """Three parts without a common document. Equal documents count once.
+    """Three parts without a common document. Duplicates, which differ at most as `normalise` says, count once.
 
     fit        documents that the factors are fitted to
     choose     documents that choose the step
@@ -42,78 +36,90 @@ class Split:
     choose: tuple[Record, ...]
     score: tuple[Record, ...]
 
-    def write(self, folder: Path) -> None:
-        """Writes fit.jsonl, choose.jsonl and score.jsonl."""
-        for name, records in vars(self).items():
-            write_records(folder / f"{name}.jsonl", records)
-
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     write_text_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-def read_records_of(paths: Sequence[Path]) -> list[Record]:
-    """The documents of these files and folders.
-
-    Raises:
-        UsageError, JobError: see `read_texts`.
-    """
-    return [record for path in paths for file in find_text_files(path) for record in _records_of_file(file)]
-
-
-def _records_of_file(file: Path) -> Iterator[Record]:
-    if file.suffix.lower() == ".jsonl":
-        yield from (record for _, record in read_json_lines(file))
-    else:
-        yield from ({"text": passage} for passage in passages(read_text_file(file)))
-
-
-def passages(text: str) -> Iterator[str]:
-    """Whole paragraphs, joined to about PASSAGE_CHARACTERS. A longer one is cut between sentences, then anywhere."""
-    passage = ""
-    for piece in _pieces(text):
-        if passage and len(passage) + len(piece) > PASSAGE_CHARACTERS:
-            yield passage.strip()
-            passage = ""
-        passage += piece
-    if passage.strip():
-        yield passage.strip()
-
-
-def _pieces(text: str) -> Iterator[str]:
-    for paragraph in re.split(r"(?<=\n)\s*\n", text):
-        if len(paragraph) <= PASSAGE_CHARACTERS:
-            yield paragraph + "\n"
-            continue
-        for sentence in re.split(r"(?<=[.!?。！？\n])\s*", paragraph):
-            yield from (
-                sentence[start : start + PASSAGE_CHARACTERS] + " "
-                for start in range(0, len(sentence), PASSAGE_CHARACTERS)
-            )
-
-
-def split_records(records: Sequence[Record], tokenizer: Tokenizer, *, tokens: int, context: int, seed: int) -> Split:
-    """Splits at random, by document, or by "group" where a record names one. Of equal documents the first counts.
+def split_records(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    *,
+    tokens: int,
+    context: int,
+    seed: int,
+    vocabulary: int | None = None,
+) -> Split:
+    """Splits at random, by document, or by "group" where a record names one. Duplicates count once.
 
     Args:
         tokens: documents are taken until they have this many tokens.
+        vocabulary: documents with a token from this id on are left out, because the base cannot read them.
 
     Raises:
         UsageError: (slug "text-short") there are too few documents or tokens.
     """
-    groups: list[list[Record]] = []
-    total = scored = 0
+    taken = _Taken()
     for group in _shuffled_groups(records, seed):
-        documents = [document for record in group for document in encode(record, tokenizer, context=context)]
-        if documents and total < tokens:
-            groups.append(group)
-            total += sum(len(document.ids) for document in documents)
-            scored += sum(document.scored_tokens for document in documents)
-    if len(groups) < FEWEST_DOCUMENTS or scored < FEWEST_TOKENS:
-        raise _too_short(len(groups), scored)
+        if taken.tokens >= tokens:
+            break
+        taken.add(group, [list(encode(record, tokenizer, context=context)) for record in group], vocabulary)
+    groups = taken.groups
+    if len(groups) < FEWEST_DOCUMENTS or taken.scored < FEWEST_TOKENS:
+        raise taken.too_short()
     choose, score = (max(2, round(share * len(groups))) for share in (CHOOSING_SHARE, SCORING_SHARE))
     parts = groups[choose + score :], groups[:choose], groups[choose : choose + score]
     return Split(*(tuple(record for group in part for record in group) for part in parts))
+
+
+@dataclass
+class _Taken:
+    """The groups that are taken, and how many records are left out.
+
+    scored      tokens that are scored, of `tokens` in all
+    unscored    records without a token that is scored
+    unknown     records with a token that the base does not have
+    """
+
+    groups: list[list[Record]] = field(default_factory=list)
+    tokens: int = 0
+    scored: int = 0
+    unscored: int = 0
+    unknown: int = 0
+
+    def add(self, group: Sequence[Record], encoded: Sequence[Sequence[Document]], vocabulary: int | None) -> None:
+        """Takes the records of a group that can be scored."""
+        taken = []
+        for record, documents in zip(group, encoded, strict=True):
+            if not documents:
+                self.unscored += 1
+            elif vocabulary is not None and any(max(each.ids) >= vocabulary for each in documents):
+                self.unknown += 1
+            else:
+                taken.append(record)
+                self.tokens += sum(len(each.ids) for each in documents)
+                self.scored += sum(each.scored_tokens for each in documents)
+        if taken:
+            self.groups.append(taken)
+
+    def too_short(self) -> UsageError:
+        left_out = [
+            f"{count(number, 'text is', 'texts are')} left out, because {reason}."
+            for number, reason in (
+                (self.unscored, "nothing in them can be scored (of a conversation, the assistant's messages are)"),
+                (self.unknown, "they have tokens that the base does not have, such as those of a chat template"),
+            )
+            if number
+        ]
+        documents = count(len(self.groups), "different document")
+        return UsageError(
+            " ".join(
+                [f"The calibration texts are too short: {documents}, {self.scored:,} tokens to score.", *left_out]
+            ),
+            cure=f"Give at least {FEWEST_DOCUMENTS} documents with {FEWEST_TOKENS:,} tokens in all; about 20,000 work "
+            "well. --calibrate can be repeated: with files, folders, and the word own for the finetune's own answers.",
+            slug="text-short",
+        )
 
 
 def encode(record: Record, tokenizer: Tokenizer, *, context: int) -> list[Document]:
@@ -128,19 +134,16 @@ def other_records() -> list[Record]:
 
 
 def _shuffled_groups(records: Sequence[Record], seed: int) -> list[list[Record]]:
-    """Documents of one "group" together, each once, in an order that depends on them and the seed alone."""
-    groups: dict[str, dict[str, Record]] = {}
+    """Records of one "group" together, each content once, in an order that depends on them and the seed alone."""
+    by_content: dict[str, tuple[tuple[bool, str, str], Record]] = {}
     for record in records:
-        content = json.dumps({name: record[name] for name in ("text", "messages") if name in record}, sort_keys=True)
-        groups.setdefault(str(record.get("group", content)), {}).setdefault(content, record)
+        content = content_of(record)
+        group = record.get("group")
+        order = (group is None, str(content if group is None else group), json.dumps(record, sort_keys=True))
+        if content not in by_content or order < by_content[content][0]:
+            by_content[content] = order, record
+    groups: dict[str, list[Record]] = {}
+    for (_, key, _), record in by_content.values():
+        groups.setdefault(key, []).append(record)
     keys = sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).hexdigest())
-    return [list(groups[key].values()) for key in keys]
-
-
-def _too_short(documents: int, scored: int) -> UsageError:
-    return UsageError(
-        f"The calibration texts are too short: {documents:,} documents with {scored:,} tokens to score.",
-        cure=f"Give at least {FEWEST_DOCUMENTS} documents with {FEWEST_TOKENS:,} tokens in all; about 20,000 tokens "
-        "work well. Or use --calibrate own: the finetune's own answers.",
-        slug="text-short",
-    )
+    return [groups[key] for key in keys]

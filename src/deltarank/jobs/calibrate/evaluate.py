@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deltarank.checkpoints import Checkpoint
+from deltarank.checkpoints import Checkpoint, Pairing
 from deltarank.divergence import resample
-from deltarank.jobs.outputs import OutputsJob, OutputsOptions
+from deltarank.jobs.extract import ExtractionPlan
+from deltarank.jobs.outputs import OutputsJob, OutputsOptions, lora_matrices
 from deltarank.results import CalibrationScore, CandidateKind, Interval, Logits, Outputs
 from deltarank.runtime import ProgressListener
 
@@ -22,10 +23,15 @@ _PLAIN, _CALIBRATED = "plain", "calibrated"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outputs of all candidates on the held-out documents and on the other text."""
+    """The outputs of all candidates on the held-out documents and on the other text.
+
+    has_all_matrices   whether the adapter carries the matrices that every LoRA has factors for, and nothing else. Only
+                       then the larger ranks, and the whole delta in these matrices, are what plain extraction gives
+    """
 
     outputs: Outputs
     seed: int
+    has_all_matrices: bool
 
     @classmethod
     def measure(
@@ -37,6 +43,7 @@ class Evaluation:
         *,
         device: str,
         seed: int,
+        has_all_matrices: bool,
         folder: Path,
         progress: ProgressListener,
     ) -> Evaluation:
@@ -57,7 +64,7 @@ class Evaluation:
             seed=seed,
         )
         outputs = OutputsJob(*pair, options).measure(folder, progress=progress)
-        return cls(outputs, seed)
+        return cls(outputs, seed, has_all_matrices)
 
     @property
     def held_out(self) -> CalibrationScore:
@@ -70,6 +77,8 @@ class Evaluation:
     @property
     def rank_equivalent(self) -> int | None:
         """The smallest rank of plain extraction that was scored and is as near on the held-out documents."""
+        if not self.has_all_matrices:
+            return None
         text = self.outputs.texts[0].name
         reached = self._logits(_CALIBRATED, text).kld.mean
         plain = [each for each in self.outputs.candidates if each.kind is CandidateKind.RANK and each.rank is not None]
@@ -86,7 +95,7 @@ class Evaluation:
             tokens=calibrated.tokens,
             kld_base=base.kld.mean,
             kld_plain=plain.kld.mean,
-            kld_any_rank=whole.kld.mean,
+            kld_any_rank=whole.kld.mean if self.has_all_matrices else None,
             kld_calibrated=calibrated.kld.mean,
             low=calibrated.kld.low,
             high=calibrated.kld.high,
@@ -109,6 +118,13 @@ def _gain(calibrated: Logits, plain: Logits, seed: int) -> Interval | None:
         for ours, theirs in zip(calibrated.by_document, plain.by_document, strict=True)
     ]
     return resample(np.array(nats), seed=seed).interval(lambda sums: 1 - sums[..., 0] / sums[..., 1])
+
+
+def carries_all_matrices(plan: ExtractionPlan, pairing: Pairing) -> bool:
+    """Whether an adapter has the matrices that every LoRA has factors for, and nothing else."""
+    whole = any(tensor.whole_module or tensor.bias_of for tensor in plan.layout.unfactored)
+    targets = {target.pair.name for target in plan.layout.targets}
+    return not whole and targets == {pair.name for pair in lora_matrices(pairing.pairs)}
 
 
 def ranks_to_score(rank: int, servable: Sequence[int], largest: int) -> tuple[int, ...]:

@@ -18,24 +18,17 @@ from deltarank.adapters import (
     open_adapter,
 )
 from deltarank.checkpoints import Checkpoint
-from deltarank.divergence import Document, Tokenizer
-from deltarank.errors import JobError
+from deltarank.divergence import Document, Tokenizer, read_json_lines
+from deltarank.errors import DeltarankError, JobError
 from deltarank.jobs.calibrate.calibration_folder import CalibrationFolder
 from deltarank.jobs.calibrate.distill import Best, Distillation, Lesson
-from deltarank.jobs.calibrate.documents import (
-    Record,
-    Split,
-    encode,
-    other_records,
-    read_records_of,
-    split_records,
-    write_records,
-)
-from deltarank.jobs.calibrate.evaluate import Evaluation, ranks_to_score
+from deltarank.jobs.calibrate.documents import Split, encode, other_records, split_records, write_records
+from deltarank.jobs.calibrate.evaluate import Evaluation, carries_all_matrices, ranks_to_score
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
 from deltarank.jobs.calibrate.teacher import own_answers, store_predictions
+from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
 from deltarank.jobs.verify import VerifyJob
 from deltarank.models import (
@@ -48,7 +41,8 @@ from deltarank.models import (
     translate_out_of_memory,
 )
 from deltarank.results import Calibration, CalibrationMethod, compared_energies, figure
-from deltarank.runtime import ProgressListener, SolverOptions, TimeEstimate, available_memory
+from deltarank.runtime import PartOfJob, ProgressListener, SolverOptions, TimeEstimate, available_memory
+from deltarank.system import user_path
 
 
 @dataclass(frozen=True)
@@ -65,20 +59,30 @@ class CalibrateJob:
 
     @cached_property
     def base_skeleton(self) -> ModelSkeleton:
-        return read_skeleton(self.base)
+        return _read_skeleton(self.base)
 
     @cached_property
     def finetune_skeleton(self) -> ModelSkeleton:
-        return read_skeleton(self.finetune)
+        return _read_skeleton(self.finetune)
 
     @cached_property
     def plan(self) -> CalibrationPlan:
         memory = available_memory(self._device)
         return CalibrationPlan(self.options, self.extraction.plan, self.base_skeleton, memory)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        return {**self.extraction.identity, "settings": self.options.to_plain()}
+        """What must be equal for one process to resume the work of another.
+
+        Raises:
+            UsageError: (slug "text-not-found") there is no such text.
+        """
+        given = {"texts": fingerprint(self._paths)}
+        return {**self.extraction.identity, "given": given, "settings": self.options.to_plain()}
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [user_path(text) for text in self.options.calibrate if text != OWN]
 
     @property
     def _device(self) -> torch.device:
@@ -104,12 +108,12 @@ class CalibrateJob:
         self.plan.check_memory()
         with CalibrationFolder(output, self.identity) as folder:
             if folder.is_finished and not force:
+                folder.remove_leftovers()
                 progress.noted(f"{output} already contains this adapter: nothing to do. --force makes it again.")
                 return ExtractedAdapter.load(output)
             folder.open(force=force, needed_bytes=self.plan.disk_bytes)
-            plain = self.extraction.run(folder.plain, progress=progress)
-            _check_loads(plain)
             split = self._split(folder, progress)
+            plain = self._extract(folder, progress)
             best, made = self._distil(folder, split, progress)
             self._write_weights(folder, best)
             calibration = self._score(folder, split, best, made, progress)
@@ -117,47 +121,75 @@ class CalibrateJob:
             folder.publish()
         return adapter
 
+    def _extract(self, folder: CalibrationFolder, progress: ProgressListener) -> ExtractedAdapter:
+        """The plain adapter."""
+        if folder.is_extracted:
+            plain = ExtractedAdapter.load(folder.plain)
+        else:
+            seconds = self.plan.extraction.seconds
+            part = PartOfJob(progress, seconds=seconds, after=self.plan.seconds - seconds)
+            plain = self.extraction.run(folder.plain, progress=part)
+        _check_loads(plain)
+        return plain
+
     def _split(self, folder: CalibrationFolder, progress: ProgressListener) -> Split:
         """The documents, of which those that are only scored and those of the other text are stored for `outputs`."""
         tokenizer = self._tokenizer
-        records = read_records_of([Path(text) for text in self.options.calibrate if text != OWN])
+        records = read_records_of(self._paths)
         if OWN in self.options.calibrate:
             records += self._own_answers(folder, tokenizer, progress)
-        limits = {"tokens": self.options.calibration_tokens, "context": self._context}
-        split = split_records(records, tokenizer, **limits, seed=self.options.seed)
-        write_records(folder.held_out, split.score)
-        write_records(folder.other_text, other_records())
+        split = split_records(
+            records,
+            tokenizer,
+            tokens=self.options.calibration_tokens,
+            context=self._context,
+            seed=self.options.seed,
+            vocabulary=self.base_skeleton.vocabulary,
+        )
+        with folder.writing():
+            write_records(folder.held_out, split.score)
+            write_records(folder.other_text, other_records())
         return split
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.finetune_skeleton.folder)
 
-    def _own_answers(self, folder: CalibrationFolder, tokenizer: Tokenizer, progress: ProgressListener) -> list[Any]:
+    def _own_answers(self, folder: CalibrationFolder, tokenizer: Tokenizer, progress: ProgressListener) -> list[Record]:
         if not folder.own_answers.is_file():
             progress.noted("The finetune answers the built-in prompts.")
             model = self._load(self.finetune_skeleton, self.finetune)
             answers = own_answers(
                 model, tokenizer, tokens=self.options.calibration_tokens, context=self._context, seed=self.options.seed
             )
-            write_records(folder.own_answers, answers)
-        return read_records_of([folder.own_answers])
+            with folder.writing():
+                write_records(folder.own_answers, answers)
+        return [record for _, record in read_json_lines(folder.own_answers)]
 
     def _distil(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> tuple[Best, int]:
         lesson = self._lesson(folder, split, progress)
-        with translate_out_of_memory(self._device):
+        with folder.writing(), translate_out_of_memory(self._device):
             student = Student(self._load(self.base_skeleton, self.base), folder.plain, self._device)
             training = Distillation(
                 student, lesson, steps=self.options.steps, seed=self.options.seed, state_file=folder.training
             )
-            estimate = TimeEstimate(progress, self.plan.step_seconds * self.options.steps)
+            step, training_seconds = self.plan.step_seconds, self.plan.step_seconds * self.options.steps
+            before, after = self.plan.extraction.seconds, self.plan.scoring_seconds
+            part = PartOfJob(progress, before=before, seconds=training_seconds, after=after)
+            estimate = TimeEstimate(part, training_seconds)
             best, made = training.run(
-                lambda step: estimate.add(f"step {step:,} of {self.options.steps:,}", self.plan.step_seconds),
-                lambda step, kld: progress.noted(_look_line(step, kld)),
+                lambda number: estimate.add(f"step {number:,} of {self.options.steps:,}", step),
+                lambda number, kld: progress.noted(_look_line(number, kld)),
+                lambda made: estimate.add(f"step {made:,}", made * step, resumed=True),
             )
-        if made < self.options.steps:
-            progress.warned(f"The training ended at step {made}, because its loss was not finite.")
-        student.save(folder.trained)
+            student.save(folder.trained)
+        if training.diverged:
+            progress.warned(
+                f"The training ended after step {made:,}, because its loss or gradient was not finite. The best step "
+                "before it is kept."
+            )
+        elif made < self.options.steps:
+            progress.noted("There is nothing to fit: the plain adapter is exact here, or all of its factors are zero.")
         return best, made
 
     def _lesson(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> Lesson:
@@ -167,7 +199,8 @@ class CalibrateJob:
         progress.noted(f"The finetune reads {len(documents):,} documents.")
         store = PredictionStore(folder.teacher)
         model = self._load(self.finetune_skeleton, self.finetune)
-        windows = store_predictions(model, documents, store, self._device)
+        with folder.writing():
+            windows = store_predictions(model, documents, store, self._device)
         return Lesson(windows, store, range(len(fit)), range(len(fit), len(documents)))
 
     def _documents(self, records: Sequence[Record]) -> list[Document]:
@@ -180,15 +213,17 @@ class CalibrateJob:
 
     def _write_weights(self, folder: CalibrationFolder, best: Best) -> None:
         """The folder of the adapter; with plain factors, a copy of the plain one, to the bit."""
-        shutil.rmtree(folder.calibrated, ignore_errors=True)
-        shutil.copytree(folder.plain, folder.calibrated)
-        if best.step:
-            shutil.copyfile(folder.trained, folder.calibrated / WEIGHTS_FILE)
+        with folder.writing():
+            shutil.rmtree(folder.calibrated, ignore_errors=True)
+            shutil.copytree(folder.plain, folder.calibrated)
+            if best.step:
+                shutil.copyfile(folder.trained, folder.calibrated / WEIGHTS_FILE)
 
     def _score(
         self, folder: CalibrationFolder, split: Split, best: Best, made: int, progress: ProgressListener
     ) -> Calibration:
         largest = max(min(target.pair.shape) for target in self.plan.extraction.layout.targets)
+        seconds = self.plan.scoring_seconds
         evaluation = Evaluation.measure(
             (self.base, self.finetune),
             folder.adapters,
@@ -196,8 +231,9 @@ class CalibrateJob:
             ranks_to_score(self._rank, self.options.rules.candidate_ranks, largest),
             device=self.options.device,
             seed=self.options.seed,
+            has_all_matrices=carries_all_matrices(self.plan.extraction, self.extraction.pairing),
             folder=folder.scores,
-            progress=progress,
+            progress=PartOfJob(progress, before=self.plan.seconds - seconds, seconds=seconds),
         )
         return Calibration(
             texts=self.options.calibrate,
@@ -230,8 +266,9 @@ class CalibrateJob:
             adapter = replace(adapter, budget=plain.budget.calibrated_to(kept))
         for sentence in calibration.warnings:
             progress.warned(sentence)
-        (folder.calibrated / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
-        (folder.calibrated / MODEL_CARD_FILE).write_text(render_model_card(adapter), encoding="utf-8")
+        with folder.writing():
+            (folder.calibrated / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
+            (folder.calibrated / MODEL_CARD_FILE).write_text(render_model_card(adapter), encoding="utf-8")
         return adapter
 
     def _kept(self, folder: Path, progress: ProgressListener) -> float:
@@ -240,6 +277,19 @@ class CalibrateJob:
         with open_adapter(folder) as lora:
             whole = compared_energies(VerifyJob(lora, self.base, self.finetune, None, options).fits(progress))
         return 1.0 - (whole.share_lost or 0.0)
+
+
+def _read_skeleton(checkpoint: Checkpoint) -> ModelSkeleton:
+    """Raises what `read_skeleton` raises, with what helps here: to go without a calibration."""
+    try:
+        return read_skeleton(checkpoint)
+    except DeltarankError as error:
+        raise type(error)(
+            error.message,
+            cure="--calibrate runs both models, as transformers builds them. Leave it out: plain extraction reads the "
+            "weights and runs no model.",
+            slug=error.slug,
+        ) from error
 
 
 def _look_line(step: int, kld: float) -> str:

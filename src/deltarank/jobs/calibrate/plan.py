@@ -35,6 +35,9 @@ _SHARES = (
     f"and {percent(SCORING_SHARE)} are only scored"
 )
 
+_OTHER_TOKENS = 2_000
+"""Of the built-in passages, about."""
+
 _FORWARD, _BACKWARD = 2, 4
 """Operations per parameter and token: gradients with respect to inputs, and those of A and B, which are few."""
 
@@ -84,8 +87,14 @@ class CalibrationPlan(ShownAsLines):
         steps = options.steps * self.step_seconds
         looks = (LOOKS + 2) * CHOOSING_SHARE * options.calibration_tokens * _FORWARD
         teacher = options.calibration_tokens * _FORWARD * (2 if OWN in options.calibrate else 1)
-        scoring = (SCORING_SHARE * options.calibration_tokens + 2_000) * _FORWARD * (7 + LARGER_RANKS)
-        return 2 * self.extraction.seconds + steps + (looks + teacher + scoring) * self._seconds_per_operation
+        reading = (looks + teacher) * self._seconds_per_operation
+        return self.extraction.seconds + reading + steps + self.scoring_seconds
+
+    @property
+    def scoring_seconds(self) -> float:
+        """Scoring decomposes the matrices once more, for the larger ranks."""
+        tokens = SCORING_SHARE * self.options.calibration_tokens + _OTHER_TOKENS
+        return self.extraction.seconds + tokens * _FORWARD * (7 + LARGER_RANKS) * self._seconds_per_operation
 
     @property
     def step_seconds(self) -> float:

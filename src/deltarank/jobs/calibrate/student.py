@@ -5,16 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deltarank.adapters import WEIGHTS_FILE
 from deltarank.architectures import silence_transformers
+from deltarank.errors import JobError
 from deltarank.models import AnyModel, Head, Predictor, Window
+from deltarank.results import count
 from deltarank.system import import_silently
 
 import_silently("peft.tuners.lora.bnb")  # the first use of PEFT imports it, and with it bitsandbytes
@@ -37,7 +41,21 @@ class Student:
             self._model = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(_is_factor(name))
+        self._check_names()
         self._predictor = Predictor(self._model, device, head_may_be_last=not self._adapts_head())
+
+    def _check_names(self) -> None:
+        """Raises JobError (slug "calibration-needs-peft") if PEFT holds the factors in another form than the file."""
+        with safe_open(self._adapter / WEIGHTS_FILE, "pt") as file:
+            stored = set(filter(_is_factor, file.keys()))
+        held = {name.replace(".default.", ".") for name in self.parameters}
+        if missing := sorted(stored - held):
+            raise JobError(
+                f"PEFT holds {count(len(missing), 'factor')} fused, such as {missing[0]}: trained like that, they "
+                "cannot be taken apart again.",
+                cure="Use --exclude for the experts, or leave out --calibrate.",
+                slug="calibration-needs-peft",
+            )
 
     def _adapts_head(self) -> bool:
         head = self._model.get_output_embeddings()
@@ -79,14 +97,38 @@ class Student:
         with self._model.disable_adapter():
             yield
 
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Within it A and B are rounded as `save` rounds them."""
+        exact = self.factors()
+        self.set_factors({name: each.to(self._stored_dtype).to(each.dtype) for name, each in exact.items()})
+        try:
+            yield
+        finally:
+            self.set_factors(exact)
+
+    @cached_property
+    def _stored_dtype(self) -> torch.dtype:
+        """Of all factors of the adapter."""
+        with safe_open(self._adapter / WEIGHTS_FILE, "pt") as file:
+            dtype: torch.dtype = file.get_tensor(next(filter(_is_factor, file.keys()))).dtype
+        return dtype
+
     @torch.no_grad()
     def save(self, path: Path) -> None:
-        """Writes adapter_model.safetensors: that of the adapter with the current A and B, in its dtypes."""
+        """Writes adapter_model.safetensors: that of the adapter with the current A and B, in its dtypes.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         stored = load_file(self._adapter / WEIGHTS_FILE)
-        trained = get_peft_model_state_dict(self._model)
+        trained = get_peft_model_state_dict(self._model, save_embedding_layers=False)
         for name in filter(_is_factor, stored):
             stored[name] = trained[name].to(stored[name].dtype).cpu().contiguous()
-        save_file(stored, path, metadata={"format": "pt"})
+        try:
+            save_file(stored, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(str(error)) from error
 
     @property
     def has_fast_bfloat16(self) -> bool:

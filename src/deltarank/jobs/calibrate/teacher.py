@@ -9,7 +9,7 @@ import torch
 
 from deltarank.divergence import Document, Tokenizer, prompts_that_fit, read_prompts
 from deltarank.errors import JobError, UsageError
-from deltarank.jobs.calibrate.documents import Record
+from deltarank.jobs.calibrate.texts import Record
 from deltarank.models import AnyModel, PredictionStore, Predictor, Window, batch_windows, generate_answers
 from deltarank.system import Default
 
@@ -74,6 +74,6 @@ def _check_finite(predictions: torch.Tensor) -> None:
     if not bool(predictions.isfinite().all()):
         raise JobError(
             "The finetune's predictions contain NaN or infinity, so nothing can be fitted to them.",
-            cure="Use --dtype float32, and run `deltarank compare` on the pair: it names tensors with such values.",
+            cure="Run `deltarank compare` on the pair: it names tensors with such values.",
             slug="outputs-not-finite",
         )

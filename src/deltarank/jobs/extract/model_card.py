@@ -127,7 +127,8 @@ def _calibration(adapter: ExtractedAdapter) -> Iterator[str]:
 def _score_row(text: str, score: CalibrationScore) -> str:
     klds = (score.kld_base, score.kld_plain, score.kld_any_rank, score.kld_calibrated)
     interval = "" if score.low is None else f"{figure(score.low)} to {figure(score.high)}"
-    return f"| {text} | {score.documents:,} | {' | '.join(map(figure, klds))} | {interval} |"
+    cells = ("" if kld is None else figure(kld) for kld in klds)
+    return f"| {text} | {score.documents:,} | {' | '.join(cells)} | {interval} |"
 
 
 def _modules(adapter: ExtractedAdapter) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from deltarank.jobs.outputs.api import outputs, plan_outputs
 from deltarank.jobs.outputs.job import OutputsJob
+from deltarank.jobs.outputs.low_rank import lora_matrices
 from deltarank.jobs.outputs.options import OutputsKeywords, OutputsOptions
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.results import Outputs
@@ -12,6 +13,7 @@ __all__ = [
     "OutputsKeywords",
     "OutputsOptions",
     "OutputsPlan",
+    "lora_matrices",
     "outputs",
     "plan_outputs",
 ]
