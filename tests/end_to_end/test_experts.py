@@ -120,7 +120,11 @@ def test_modules_that_peft_mistakes_for_experts_are_noted(pairs: Pairs, tmp_path
     dropped = {m.path for m in adapter.matrices if m.path not in wrapped}
     as_peft = deltarank.verify(base, finetune, tmp_path / "a")
     as_server = deltarank.verify(base, finetune, tmp_path / "a", server="vllm")
+    told_by_verify = " ".join([*as_peft.sentences, *as_peft.notes])
 
+    assert "takes modules of this name for single experts" in told_by_verify
+    assert "--server peft" in told_by_verify
+    assert "target_modules" not in told_by_verify  # it names them, and the file has their factors
     assert any("missing adapter keys" in str(each.message) for each in told)
     assert dropped == {m.path for m in adapter.matrices if "mlp." in m.path}
     assert any("mlp.gate_proj" in note and "--server peft" in note for note in adapter.notes)

@@ -145,14 +145,14 @@ class _Application:
         notes = (
             *self._reading.notes,
             *notes_on_semantics(self._adapter, self._rules),
-            *notes_on_targets(self._adapter, self._tensors),
+            *notes_on_targets(self._whole, self._tensors),
         )
         untied = self._placer.untied_by(kept)
         return Applied(changes, tuple(dict.fromkeys(unused)), notes, tuple(biases), untied, unloaded)
 
     def _kept(self, placed: Placed) -> tuple[list[Placement], list[UnusedTensor]]:
         """The placements that the reader honours, and the parts that it ignores."""
-        fused = names_fused_by_peft(self._tensors, self._base.config)
+        fused = names_fused_by_peft(self._base)
         kept: list[Placement] = []
         ignored: list[UnusedTensor] = []
         for placement in placed.placements:

@@ -33,11 +33,15 @@ def notes_on_semantics(adapter: LoraAdapter, server: Server) -> Iterator[str]:
 
 
 def notes_on_targets(adapter: LoraAdapter, tensors: TensorIndex) -> Iterator[str]:
-    """The matrices that target_modules names and that the file has no factors for."""
+    """The matrices that target_modules names and that the file has no factors for.
+
+    Args:
+        adapter: with all parts of the file.
+    """
     config = adapter.config
     if config.targets.selects_all or config.targets.not_run or not config.layers.is_all:
         return
-    present = {tensors.find(part.tensor) for part in adapter.parts}
+    present = {tensors.find(part.tensor) or tensors.find_similar(part.tensor) for part in adapter.parts}
     present |= {tensors.find(f"{entry.module}.weight") for entry in adapter.unused if entry.module}
     files = [target.base.tensor for target in tensors.targets if _is_linear(target)]
     modules = [tensors.names.of_file(name).removesuffix(".weight") for name in files]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from deltarank.adapters.class_names import ClassNames, FileNames
 from deltarank.adapters.keys import PREFIX, StoredKey, parse_key
 from deltarank.adapters.parts import UnusedTensor, group_tensors
-from deltarank.adapters.peft_rules import why_ignored
+from deltarank.adapters.peft_rules import names_fused_by_peft, why_ignored
 from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.reading import AdapterReading
 from deltarank.architectures import PeftLoad, load_with_peft
@@ -24,21 +24,21 @@ _VOCABULARY = frozenset({LM_HEAD, EMBEDDING})
 
 def read_as_peft(adapter: LoraAdapter, base: Checkpoint) -> AdapterReading:
     """What PEFT loads of an adapter, from headers alone."""
-    names = ClassNames.of(base)
+    names, fused = ClassNames.of(base), names_fused_by_peft(base)
     if isinstance(names, str):
         note = (
             "it was not checked which keys PEFT loads, only that they are named as the tensors in the base's files: "
             f"{names}"
         )
         in_files = FileNames(base)
-        return AdapterReading(_by_rules(adapter, in_files), in_files, notes=(note,))
+        return AdapterReading(_by_rules(adapter, in_files, fused), in_files, notes=(note,))
     if not adapter.config.is_safe_to_run:
         note = "PEFT itself was not asked which keys it loads: an expression of the configuration is too complex to run"
-        return AdapterReading(_by_rules(adapter, names), names, notes=(note,))
+        return AdapterReading(_by_rules(adapter, names, fused), names, notes=(note,))
     load = load_with_peft(names.model_class, adapter.config.for_peft, _shapes(adapter, names))
     if load.refusal is not None:
-        return AdapterReading(_by_rules(adapter, names), names, refusal=load.refusal)
-    return AdapterReading(_as_loaded(adapter, load, names), names, is_exact=True)
+        return AdapterReading(_by_rules(adapter, names, fused), names, refusal=load.refusal)
+    return AdapterReading(_as_loaded(adapter, load, names, fused), names, is_exact=True)
 
 
 def _shapes(adapter: LoraAdapter, names: ClassNames) -> Mapping[str, tuple[int, ...]]:
@@ -62,13 +62,13 @@ def _resized(key: str, info: TensorInfo, names: ClassNames) -> tuple[int, ...]:
     return (min(rows, known[0]), columns) if not (parsed.is_embedding or parsed.is_down) else info.shape
 
 
-def _as_loaded(adapter: LoraAdapter, load: PeftLoad, names: ClassNames) -> LoraAdapter:
+def _as_loaded(adapter: LoraAdapter, load: PeftLoad, names: ClassNames, fused: frozenset[str]) -> LoraAdapter:
     """The adapter with the parts that PEFT made."""
     tensors = adapter.file.tensors
     placed = [(_without_adapter_name(load.placed[key]), tensors[key]) for key in load.placed]
     merged = [(PREFIX + key.removeprefix(PREFIX), tensors[key]) for key in load.merged]
     parts, unused = group_tensors([*placed, *merged])
-    ignored = [UnusedTensor(key, why_ignored(key, adapter.config, names.modules)) for key in load.unused]
+    ignored = [UnusedTensor(key, why_ignored(key, adapter.config, names.modules, fused)) for key in load.unused]
     return replace(adapter, parts=parts, unused=(*ignored, *unused))
 
 
@@ -78,9 +78,10 @@ def _without_adapter_name(parameter: str) -> str:
     return PREFIX + (before + after).replace(".modules_to_save.", ".")
 
 
-def _by_rules(adapter: LoraAdapter, names: ClassNames | FileNames) -> LoraAdapter:
+def _by_rules(adapter: LoraAdapter, names: ClassNames | FileNames, fused: frozenset[str]) -> LoraAdapter:
     """The adapter with the parts that have keys of the form that PEFT reads."""
     kept = [part for part in adapter.parts if part.has_prefix and part.adapter_name in ("", "default")]
     dropped = [part for part in adapter.parts if part not in kept]
-    unused = [UnusedTensor(part.up.name, why_ignored(part.up.name, adapter.config, names.modules)) for part in dropped]
+    config, modules = adapter.config, names.modules
+    unused = [UnusedTensor(part.up.name, why_ignored(part.up.name, config, modules, fused)) for part in dropped]
     return replace(adapter, parts=tuple(kept), unused=(*adapter.unused, *unused))

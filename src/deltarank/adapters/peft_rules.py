@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator
 
 from deltarank.adapters.config_read import LoraConfig
-from deltarank.adapters.keys import PREFIX, StoredKey, parse_key, whole_tensor_key
+from deltarank.adapters.keys import PREFIX, StoredKey, leaf, parse_key, whole_tensor_key
 from deltarank.adapters.parts import NOT_LORA, AdapterPart, LoadEffect, PartKind, UnusedTensor
 from deltarank.adapters.read import LoraAdapter
-from deltarank.adapters.targets import TensorIndex
 from deltarank.checkpoints import Checkpoint, quoted
 from deltarank.servers import modules_fused_by_peft
 from deltarank.tensor_names import EXPERT, kind_of_tensor
@@ -19,14 +17,17 @@ _DEFAULT_TARGETS = (
     "adapter_config.json has no target_modules, and PEFT's own list for this model type does not have its module"
 )
 _NO_LORA_BIAS = "adapter_config.json does not set lora_bias, so PEFT ignores it"
+TAKEN_FOR_EXPERT = "PEFT (0.21) takes modules of this name for single experts in such a model, and does not apply it"
+NOT_APPLIED = "PEFT puts no LoRA on its module, although target_modules names it"
 _HIDDEN = "its module has a LoRA and is not in modules_to_save, so PEFT ignores it"
 
 
-def why_ignored(key: str, config: LoraConfig, modules: Collection[str]) -> str:
+def why_ignored(key: str, config: LoraConfig, modules: Collection[str], fused_names: frozenset[str]) -> str:
     """Why PEFT ignores a tensor that it knows no parameter for.
 
     Args:
         modules: those of the model.
+        fused_names: from `names_fused_by_peft`.
     """
     parsed = parse_key(key)
     if parsed is None:
@@ -41,6 +42,10 @@ def why_ignored(key: str, config: LoraConfig, modules: Collection[str]) -> str:
         if not parsed.is_lora_bias:
             return _HIDDEN
         return _NO_LORA_BIAS if not config.lora_bias else _NOT_A_TARGET
+    if leaf(parsed.module) in fused_names:
+        return TAKEN_FOR_EXPERT
+    if config.targets_module(parsed.module):
+        return NOT_APPLIED
     return _NOT_A_TARGET if config.has_targets else _DEFAULT_TARGETS
 
 
@@ -54,8 +59,7 @@ def why_peft_ignores(part: AdapterPart, config: LoraConfig, fused_names: frozens
         return UnusedTensor(part.up.name, reason)
     is_expert = kind_of_tensor(part.tensor) == EXPERT
     if part.module.rpartition(".")[2] in fused_names and part.is_lora and not (part.is_parameter or is_expert):
-        reason = "PEFT (0.21) takes modules of this name for single experts in such a model, and does not apply it"
-        return UnusedTensor(part.up.name, reason)
+        return UnusedTensor(part.up.name, TAKEN_FOR_EXPERT)
     stated = config.rank_of(part.module)
     if part.is_lora and stated != part.rank:
         reason = f"its rank is {part.rank:,} in the file and {stated:,} in adapter_config.json"
@@ -84,7 +88,7 @@ def unsaved_modules(adapter: LoraAdapter, base: Checkpoint) -> Iterator[UnusedTe
             )
 
 
-def names_fused_by_peft(tensors: TensorIndex, config: Mapping[str, Any]) -> frozenset[str]:
+def names_fused_by_peft(base: Checkpoint) -> frozenset[str]:
     """The last components of names that PEFT treats as experts; empty for a model that has no separate experts."""
-    has_experts = any(kind_of_tensor(target.base.tensor) == EXPERT for target in tensors.targets)
-    return modules_fused_by_peft(config) if has_experts else frozenset()
+    has_experts = any(kind_of_tensor(name) == EXPERT for name in base.tensors)
+    return modules_fused_by_peft(base.config) if has_experts else frozenset()

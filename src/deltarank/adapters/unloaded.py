@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 from deltarank.adapters.keys import FactorKey
 from deltarank.adapters.parts import AdapterPart
+from deltarank.adapters.peft_rules import NOT_APPLIED, TAKEN_FOR_EXPERT
 from deltarank.adapters.placing import Placed, Placer
 from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.reading import AdapterReading
 from deltarank.adapters.targets import Placement, Target, TensorIndex
 from deltarank.checkpoints import quoted
 from deltarank.results import count
+
+_NAMES_DO_NOT_HELP = (
+    "Make one for PEFT with `deltarank extract --server peft`; `deltarank verify --server NAME` measures this one as "
+    "the server NAME applies it."
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,9 @@ def find_unloaded(
     part, target = meant[0]
     expected = reading.names.of_file(target.base.tensor)
     reasons = {entry.name: entry.reason for entry in (*reading.adapter.unused, *placed.unused)}
-    cure = _cure(part, expected.removesuffix(".weight"), reading)
     reason = reasons.get(part.up.name, "target_modules does not name its module")
+    is_unreachable = reason in (TAKEN_FOR_EXPERT, NOT_APPLIED)
+    cure = _NAMES_DO_NOT_HELP if is_unreachable else _cure(part, expected.removesuffix(".weight"), reading)
     return Unloaded(len(applied & loras.keys()), len(loras), reading.reader, part.up.name, reason, cure)
 
 

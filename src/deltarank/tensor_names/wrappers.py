@@ -7,7 +7,7 @@ from collections.abc import Sequence
 WRAPPERS = frozenset(
     {"model", "language_model", "text_model", "base_model", "transformer", "module", "llm", "backbone", "gpt_neox"}
     | {"thinker", "diffusion_model", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-    | {"_forward_module", "state_dict"}
+    | {"_forward_module", "state_dict", "pretrained_model"}
 )
 """Prefixes that a training framework or a larger model puts before the names of a language model."""
 

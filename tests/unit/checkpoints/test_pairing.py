@@ -292,6 +292,19 @@ def test_the_wrong_base(tmp_path: Path) -> None:
     assert "16 x 48" in error.message
 
 
+@pytest.mark.parametrize("square", [0, 6])
+def test_matrices_stored_as_their_transpose_are_refused_by_name(tmp_path: Path, square: int) -> None:
+    """As nanoGPT and GPT-2 of transformers store each other's. Square ones would be compared with their transpose."""
+    layer = {f"h.0.{name}.weight": numbers(8, 16, seed=i) for i, name in enumerate(("c_attn", "c_fc", "mlp"))}
+    layer |= {f"h.0.square{i}.weight": numbers(8, 8, seed=i) for i in range(square)}
+    turned = {name: tensor.t().contiguous() for name, tensor in layer.items()}
+    error = refusal(*two(tmp_path, layer, turned))
+
+    assert error.slug == "transposed-weights"
+    assert "3 of 3 matrices that are not square" in error.message
+    assert error.cure.startswith("Transpose the linear layers")
+
+
 def test_a_few_other_shapes_are_not_the_wrong_base(tmp_path: Path) -> None:
     finetune = dict(llama(seed=9)) | {"model.layers.0.mlp.down_proj.weight": numbers(16, 4)}
     assert len(pairing(*two(tmp_path, llama(), finetune)).pairs) == 5

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from files import Tensors, llama, numbers, pairing, read, save
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM, RobertaModel
 
 from deltarank import compare
@@ -38,6 +39,54 @@ def test_a_prefix_on_one_side_is_found(tmp_path: Path, prefix: str, on_base: boo
     assert len(plan.pairs) == 5
     assert any(f"`{prefix}`" in note for note in plan.notes)
     assert plan.unpaired().matrices == 1
+
+
+@pytest.mark.parametrize("wrapper", ["pretrained_model", "student"])
+@pytest.mark.parametrize("on_base", [False, True])
+def test_what_lies_directly_in_the_wrapper_is_found_too(tmp_path: Path, wrapper: str, on_base: bool) -> None:
+    """TRL wraps a model with its head: `pretrained_model.model.layers` and `pretrained_model.lm_head`."""
+    behind = {f"{wrapper}.{name}": tensor for name, tensor in llama(seed=9).items()}
+    value = {"v_head.summary.weight": numbers(1, 16)}
+    plain, wrapped = save(tmp_path / "a", llama()), save(tmp_path / "b", behind | value)
+    plan = pairing(wrapped, plain) if on_base else pairing(plain, wrapped)
+
+    assert [skip.name for skip in plan.skipped] == ["v_head.summary.weight"]
+
+
+NEOX = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}
+ENCODER = {"model_type": "gpt_neox", "architectures": ["GPTNeoXModel"]}
+
+
+def _with_head(*heads: str, seed: int = 0) -> Tensors:
+    body = {name: tensor for name, tensor in llama(seed=seed).items() if name != "lm_head.weight"}
+    return body | {f"{head}.weight": numbers(40, 16, seed=seed + 50 + i) for i, head in enumerate(heads)}
+
+
+@pytest.mark.parametrize("names", [("embed_out", "lm_head"), ("lm_head", "embed_out")])
+def test_the_only_output_head_of_each_side_is_paired(tmp_path: Path, names: tuple[str, str]) -> None:
+    """transformers 5 renames GPT-NeoX's `embed_out` to `lm_head`."""
+    base = save(tmp_path / "a", _with_head(names[0]), config=NEOX)
+    finetune = save(tmp_path / "b", _with_head(names[1], seed=9), config=NEOX)
+    plan = pairing(base, finetune)
+    head = next(each for each in plan.summed if each.name == f"{names[1]}.weight")
+
+    assert not plan.skipped
+    assert torch.equal(read(head)[0], load_file(base / "model.safetensors")[f"{names[0]}.weight"])
+    assert any("the output head is" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("heads", "config"),
+    [(("lm_head",), ENCODER), (("lm_head",), None), (("lm_head", "text_lm_head"), NEOX)],
+    ids=["no language model", "no configuration", "two heads"],
+)
+def test_heads_of_other_names_stay_unpaired_where_it_is_not_certain(
+    tmp_path: Path, heads: tuple[str, ...], config: dict[str, object] | None
+) -> None:
+    base = save(tmp_path / "a", _with_head("embed_out"), config=NEOX)
+    finetune = save(tmp_path / "b", _with_head(*heads, seed=9), config=config)
+
+    assert "embed_out.weight" in {skip.name for skip in pairing(base, finetune).skipped}
 
 
 def test_two_sets_behind_two_prefixes_are_refused_by_name(tmp_path: Path) -> None:

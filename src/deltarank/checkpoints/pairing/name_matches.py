@@ -167,7 +167,22 @@ def _behind_prefix(short: Tensors, long: Tensors) -> tuple[list[tuple[str, str]]
     }
     if len(complete) > 1:
         return [], tuple(complete)
-    return next(iter(complete.values()), []), ()
+    for prefix, pairs in complete.items():
+        return [*pairs, *_behind_outer_prefixes(prefix, by_prefix, short, long)], ()
+    return [], ()
+
+
+def _behind_outer_prefixes(
+    prefix: str, by_prefix: Mapping[str, list[tuple[str, str]]], short: Tensors, long: Tensors
+) -> Iterator[tuple[str, str]]:
+    """What lies directly in a wrapper of the prefix: `student.lm_head` beside `student.model.layers`."""
+    used = {one for one, _ in by_prefix[prefix]}
+    parts = prefix.split(".")
+    for i in range(len(parts) - 1, 0, -1):
+        for one, other in by_prefix.get(".".join(parts[:i]), []):
+            if one not in used and _shapes_agree(short[one].shape, long[other].shape):
+                used.add(one)
+                yield one, other
 
 
 def several_copies(prefixes: Sequence[str]) -> str:

@@ -87,6 +87,11 @@ class TensorLocator:
         return None
 
 
+def locate_all(tensors: Mapping[str, TensorInfo]) -> dict[str, Location]:
+    locator = TensorLocator(tensors)
+    return {name: locator.locate(name) for name in tensors}
+
+
 def _is_number(part: str) -> bool:
     return part.isdecimal() and part.isascii() and len(part) <= _MAX_DIGITS
 

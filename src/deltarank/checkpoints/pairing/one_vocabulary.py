@@ -107,11 +107,15 @@ def state_tied_embedding(
 
 def _embedding_is_head(checkpoint: Checkpoint) -> bool:
     """Whether the model has an output head, and its only matrix is that of the embedding."""
+    is_stored = any(kind_of_tensor(name) == LM_HEAD for name in checkpoint.tensors)
+    return predicts_tokens(checkpoint) and not is_stored and is_tied(checkpoint.config) is True
+
+
+def predicts_tokens(checkpoint: Checkpoint) -> bool:
+    """Whether the configuration names a class with an output head over the vocabulary."""
     architectures = checkpoint.config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
-    has_head = any(isinstance(name, str) and _WITH_HEAD.search(name) for name in names)
-    is_stored = any(kind_of_tensor(name) == LM_HEAD for name in checkpoint.tensors)
-    return has_head and not is_stored and is_tied(checkpoint.config) is True
+    return any(isinstance(name, str) and _WITH_HEAD.search(name) for name in names)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[list[TensorInfo], list[TensorInfo]]:

@@ -18,9 +18,10 @@ from deltarank.checkpoints.pairing.fused_experts import (
 )
 from deltarank.checkpoints.pairing.globs import Choice, Selection
 from deltarank.checkpoints.pairing.name_matches import find_copies, match_names
-from deltarank.checkpoints.pairing.names import Location, TensorLocator
+from deltarank.checkpoints.pairing.names import Location, locate_all
 from deltarank.checkpoints.pairing.notes import notes_on
 from deltarank.checkpoints.pairing.one_vocabulary import state_tied_embedding, with_one_vocabulary
+from deltarank.checkpoints.pairing.output_heads import match_output_heads
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_unrelated
 from deltarank.checkpoints.pairing.result import Pairing
 from deltarank.checkpoints.pairing.tied_embeddings import TiedEmbeddings
@@ -61,6 +62,8 @@ def pair_checkpoints(
     base, finetune = with_one_vocabulary(base, finetune), with_one_vocabulary(finetune, base)
     finetune = in_layout_of(base, finetune)
     matches = match_names(base.tensors, finetune.tensors)
+    heads, head_notes = match_output_heads(base, finetune, matches.names)
+    matches = replace(matches, names={**matches.names, **heads}, notes=(*matches.notes, *head_notes))
     fused = match_experts(base.tensors, finetune.tensors, matches.names) if experts else NO_EXPERT_MATCHES
     matches = replace(matches, names={**matches.names, **fused.renamed}, notes=(*matches.notes, *fused.notes))
     matcher = _Matcher(base, finetune, matches.names, fused)
@@ -138,8 +141,8 @@ class _Matcher:
         self._finetune = finetune
         self._names = names
         self._experts = experts
-        self.base_locations = _locate(base.tensors)
-        self.finetune_locations = _locate(finetune.tensors)
+        self.base_locations = locate_all(base.tensors)
+        self.finetune_locations = locate_all(finetune.tensors)
         self._base_ties = TiedEmbeddings(base.tensors, self.base_locations, base.config)
         self._finetune_ties = TiedEmbeddings(finetune.tensors, self.finetune_locations, finetune.config)
 
@@ -193,11 +196,6 @@ class _Matcher:
             return None
         tie = f"the {side} does not store it separately: compared with {quoted(counterpart.name)} of the {side}"
         return _Match(info.name, location, *((info, counterpart) if in_base else (counterpart, info)), tie)
-
-
-def _locate(tensors: Mapping[str, TensorInfo]) -> dict[str, Location]:
-    locator = TensorLocator(tensors)
-    return {name: locator.locate(name) for name in tensors}
 
 
 def _in_order(tensors: Mapping[str, TensorInfo], locations: Mapping[str, Location]) -> list[TensorInfo]:

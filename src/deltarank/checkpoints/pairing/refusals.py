@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deltarank.checkpoints.checkpoint import Checkpoint
 from deltarank.checkpoints.escape import dimensions, quoted
@@ -11,6 +11,9 @@ from deltarank.checkpoints.pairing.name_matches import NameMatches, several_copi
 from deltarank.checkpoints.pairing.notes import quantised_sides
 from deltarank.errors import PairingError
 from deltarank.results import Outcome, Skipped, count
+
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+"""Of matched matrices: the shape in the base, and that in the finetune."""
 
 _CHECK_BASE = "Give the base that this finetune was trained from; its model card or publisher names it."
 _ADAPTER_KEYS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_magnitude_vector", ".lora_down.", ".lora_up.")
@@ -53,13 +56,33 @@ def refuse_unrelated(
     """`matrices` are the finetune's names of the matched matrices without the vocabulary.
 
     Raises:
-        PairingError: (slug "nothing-in-common") there are none; (slug "wrong-base") most of them differ in shape.
+        PairingError: (slug "nothing-in-common") there are none; (slug "transposed-weights") one side stores most of
+            them as their transpose; (slug "wrong-base") most of them differ in shape.
     """
     if not matches.names or not (matrices or has_include):
         raise _nothing_in_common(base, finetune, matches)
-    differing = [name for name in matrices if base.tensors[matches.names[name]].shape != finetune.tensors[name].shape]
+    shapes = {name: (base.tensors[matches.names[name]].shape, finetune.tensors[name].shape) for name in matrices}
+    _refuse_transposed(shapes)
+    differing = [name for name, (ours, theirs) in shapes.items() if ours != theirs]
     if 2 * len(differing) > len(matrices):
-        raise _wrong_base(base, finetune, matches, matrices, differing)
+        raise _wrong_base(shapes, differing)
+
+
+def _refuse_transposed(shapes: Shapes) -> None:
+    """Square matrices do not show it, and would be compared with their transpose: so the others decide."""
+    oblong = [name for name, (ours, _) in shapes.items() if len(ours) == 2 and ours[0] != ours[1]]
+    transposed = [name for name in oblong if shapes[name][1] == shapes[name][0][::-1]]
+    if 2 * len(transposed) <= len(oblong):
+        return
+    name = transposed[0]
+    base_shape, finetune_shape = map(dimensions, shapes[name])
+    raise PairingError(
+        f"{len(transposed):,} of {count(len(oblong), 'matrix', 'matrices')} that are not square have the shape of the "
+        f"base's transpose, such as {quoted(name)}: {base_shape} in the base and {finetune_shape} in the finetune.",
+        cure="Transpose the linear layers of one of the two (square ones, too) and save it again. GPT-2 of "
+        "transformers stores them as inputs x outputs; nanoGPT and `torch.nn.Linear` as outputs x inputs.",
+        slug="transposed-weights",
+    )
 
 
 def _nothing_in_common(base: Checkpoint, finetune: Checkpoint, matches: NameMatches) -> PairingError:
@@ -81,14 +104,11 @@ def _example(checkpoint: Checkpoint) -> str:
     return quoted(min(inside or matrices)) if matrices else "missing: it contains none"
 
 
-def _wrong_base(
-    base: Checkpoint, finetune: Checkpoint, matches: NameMatches, matrices: Sequence[str], differing: Sequence[str]
-) -> PairingError:
+def _wrong_base(shapes: Shapes, differing: Sequence[str]) -> PairingError:
     example = differing[0]
-    base_shape = dimensions(base.tensors[matches.names[example]].shape)
-    finetune_shape = dimensions(finetune.tensors[example].shape)
+    base_shape, finetune_shape = map(dimensions, shapes[example])
     return PairingError(
-        f"{len(differing):,} of {count(len(matrices), 'matrix', 'matrices')} differ in shape, so BASE is not the "
+        f"{len(differing):,} of {count(len(shapes), 'matrix', 'matrices')} differ in shape, so BASE is not the "
         f"base of FINETUNE: {quoted(example)} is {base_shape} in the base and {finetune_shape} in the finetune.",
         cure=_CHECK_BASE,
         slug="wrong-base",
