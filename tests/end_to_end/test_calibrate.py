@@ -165,6 +165,12 @@ class TestSame:
         with pytest.raises(StoppedError):
             calibrate(models, tmp_path / "adapter", progress=StopsInTheMiddle())
         assert not (tmp_path / "adapter").exists()
+        killed_at_the_end = tmp_path / "killed"
+        shutil.copytree(tmp_path / "adapter.calibrating", killed_at_the_end / "adapter.calibrating")
+        shutil.copytree(calibrated, killed_at_the_end / "adapter")
+        calibrate(models, killed_at_the_end / "adapter")
+        assert [path.name for path in killed_at_the_end.iterdir()] == ["adapter"]
+        shutil.rmtree(killed_at_the_end)
         calibrate(models, tmp_path / "adapter")
         for tensors in ("adapter_model.safetensors", "adapter_config.json"):
             assert (tmp_path / "adapter" / tensors).read_bytes() == (calibrated / tensors).read_bytes()

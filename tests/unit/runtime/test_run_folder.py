@@ -49,11 +49,12 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_one_process_at_a_time(tmp_path: Path, force: bool) -> None:
     with RunFolder(tmp_path / "run", {}) as first:
         first.open(force=False, needed_bytes=0.0)
         with pytest.raises(OutputError) as caught:
-            opened(tmp_path / "run", {})
+            opened(tmp_path / "run", {}, force=force)
 
     assert caught.value.slug == "output-busy"
     assert opened(tmp_path / "run", {}) == []

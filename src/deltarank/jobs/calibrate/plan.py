@@ -67,14 +67,19 @@ class CalibrationPlan(ShownAsLines):
 
     @property
     def memory(self) -> int:
-        """Bytes: the base, what Adam holds, and the activations of the tokens that are read together."""
+        """Bytes: the base, the finetune's output head, what Adam holds, and the activations of a batch."""
         activations = TOKENS_AT_ONCE * self.layers * self.skeleton.hidden_size * _ACTIVATIONS_PER_LAYER
-        return 4 * (self.skeleton.parameters + _STATES_OF_A_PARAMETER * self.trained + activations) + _CHUNKS_OF_LOGITS
+        models = self.skeleton.parameters + self._head_numbers
+        return 4 * (models + _STATES_OF_A_PARAMETER * self.trained + activations) + _CHUNKS_OF_LOGITS
 
     @property
     def disk_bytes(self) -> float:
-        """While it runs: two adapters, the state of the training, and the finetune's predictions."""
-        predictions = 4 * (self.options.calibration_tokens * self.skeleton.hidden_size + self._head_numbers)
+        """While it runs: two adapters, the state of the training, and the finetune's predictions.
+
+        Of a prediction the input of the output head is stored, or all logits where a softcap follows the head.
+        """
+        width = self.skeleton.vocabulary if self.skeleton.softcaps_logits else self.skeleton.hidden_size
+        predictions = 4 * (self.options.calibration_tokens * width + self._head_numbers)
         return 4 * self.extraction.adapter_bytes + 4 * _STATES_OF_A_PARAMETER * self.trained + 2 * predictions
 
     @property
