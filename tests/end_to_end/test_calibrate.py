@@ -245,6 +245,19 @@ class TestRefused:
         with refused("calibration-needs-peft", match="PEFT holds 24 factors fused"):
             calibrate(tmp_path, tmp_path / "adapter", server="peft")
 
+    def test_an_adapter_in_place_of_a_finetune(self, models: Path, calibrated: Path, tmp_path: Path):
+        with refused("not-a-language-model", match="is a LoRA adapter"):
+            deltarank.extract_calibrated(
+                models / "base", calibrated, output=tmp_path / "adapter", rank=1, calibrate=[models / "text.jsonl"]
+            )
+
+    @pytest.mark.parametrize("place", [".", ".."])
+    def test_a_place_without_a_name(self, models: Path, place: str):
+        with refused("output-exists"):
+            calibrate(models, Path(place))
+        with refused("output-exists"):
+            deltarank.extract(models / "base", models / "finetune", output=place, rank=2)
+
     def test_a_text_is_missed_before_anything_is_extracted(self, models: Path, tmp_path: Path):
         (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a question"}]}\n' * 9)
         with refused("text-short", match="1 text is left out"):

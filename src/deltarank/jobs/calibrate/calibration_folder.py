@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from deltarank.adapters import METADATA_FILE
-from deltarank.jobs.extract import check_output, is_made_from
+from deltarank.jobs.extract import check_output, folder_beside, is_made_from
 from deltarank.runtime import RunFolder, as_output_error, read_identity
 from deltarank.system import replace_folder
 
@@ -30,7 +30,7 @@ class CalibrationFolder:
 
     def __init__(self, output: Path, identity: dict[str, Any]) -> None:
         self.output = output
-        self.folder = output.with_name(f"{output.name}.calibrating")
+        self.folder = folder_beside(output, ".calibrating")
         self.identity_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._run_folder, self._identity = RunFolder(self.folder, identity), identity
         self.adapters = self.folder / "adapters"

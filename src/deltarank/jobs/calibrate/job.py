@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deltarank.adapters import (
+    CONFIG_FILE,
     METADATA_FILE,
     MODEL_CARD_FILE,
     WEIGHTS_FILE,
@@ -281,6 +282,13 @@ class CalibrateJob:
 
 def _read_skeleton(checkpoint: Checkpoint) -> ModelSkeleton:
     """Raises what `read_skeleton` raises, with what helps here: to go without a calibration."""
+    if (Path(checkpoint.reference.ref) / CONFIG_FILE).is_file():
+        raise JobError(
+            f"{checkpoint.reference.ref!a} is a LoRA adapter, and --calibrate needs whole models.",
+            cure="Merge it into the base (PEFT's merge_and_unload, then save_pretrained with the tokenizer), and give "
+            "the merged model. Or leave out --calibrate: plain extraction takes adapters.",
+            slug="not-a-language-model",
+        )
     try:
         return read_skeleton(checkpoint)
     except DeltarankError as error:

@@ -5,7 +5,7 @@ from deltarank.jobs.extract.card_update import update_card
 from deltarank.jobs.extract.job import ExtractJob
 from deltarank.jobs.extract.model_card import render_model_card
 from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
-from deltarank.jobs.extract.output_folder import check_output, is_made_from
+from deltarank.jobs.extract.output_folder import check_output, folder_beside, is_made_from
 from deltarank.jobs.extract.plan import ExtractionPlan
 from deltarank.jobs.extract.result import AdapterMatrix, ExtractedAdapter
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_output",
     "extract",
     "extract_with_picture",
+    "folder_beside",
     "is_made_from",
     "plan_extraction",
     "render_model_card",

@@ -18,6 +18,17 @@ def is_made_from(output: Path, identity: str) -> bool:
     return isinstance(metadata, dict) and metadata.get("identity") == identity
 
 
+def folder_beside(output: Path, suffix: str) -> Path:
+    """The folder of this suffix beside the output. Raises OutputError (slug "output-exists") for "." and ".."."""
+    if output.name in ("", ".."):
+        raise OutputError(
+            f"{str(output)!r} is a folder that exists, and an adapter gets a folder of its own.",
+            cure="Use -o with the name of a new folder.",
+            slug="output-exists",
+        )
+    return output.with_name(output.name + suffix)
+
+
 def check_output(output: Path, *, force: bool) -> None:
     """Raises OutputError (slug "output-exists") if the output holds something that may not be replaced."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):

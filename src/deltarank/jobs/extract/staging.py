@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deltarank.jobs.extract.output_folder import check_output, is_made_from
+from deltarank.jobs.extract.output_folder import check_output, folder_beside, is_made_from
 from deltarank.runtime import Record, RunFolder, as_output_error
 
 
@@ -24,7 +24,7 @@ class StagingFolder:
 
     def __init__(self, output: Path, identity: Record) -> None:
         self.output = output
-        self.folder = output.with_name(f"{output.name}.partial")
+        self.folder = folder_beside(output, ".partial")
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._run_folder = RunFolder(self.folder, identity)
 
