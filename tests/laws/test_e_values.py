@@ -73,7 +73,7 @@ def test_the_interval_is_that_of_ville(votes):
 
 
 def test_coin_flippers_who_stop_when_they_like_are_caught_at_most_as_often_as_promised():
-    """4,000 voters of 200 votes each: a rule that stops at the best moment is the maximum over all moments."""
+    """10,000 voters of 200 votes each: a rule that stops at the best moment is the maximum over all moments."""
     highest = one_sided(coin_flips(10_000, 200)).max(axis=1)
 
     for alpha in (0.05, 0.01):

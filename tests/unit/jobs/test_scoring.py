@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from deltarank.divergence import Document
 from deltarank.jobs.outputs.partial_folder import PartialFolder
-from deltarank.jobs.outputs.scoring import Scorer
+from deltarank.jobs.outputs.scoring import Scorer, TextSet
 from tiny_architectures import tokens
 from unit.jobs.tiny_candidates import Finished, ignored, opened_model
 
@@ -90,3 +90,23 @@ def test_what_an_earlier_process_stored_is_not_computed_again(llama: tuple[Path,
     assert reference.total(resumed=False) == 0
     assert scores.total(resumed=False) == len(DOCUMENTS[2].ids)
     assert all(np.array_equal(after[name].kld, before[name].kld) for name in before)
+
+
+@pytest.mark.parametrize("tokens_of_each", [1, 10, 1000])
+def test_in_a_part_of_whole_batches_equal_weights_differ_by_nothing(
+    llama: tuple[Path, Path], tmp_path: Path, tokens_of_each: int
+) -> None:
+    """Other batches are padded otherwise, and matrix products of another shape round otherwise."""
+    scorer = scored(llama, tmp_path)
+    texts = [TextSet("short", 3, DOCUMENTS[3:]), TextSet("long", 0, DOCUMENTS[:3])]
+
+    part = scorer.whole_batches(texts, tokens_of_each)
+    with opened_model(llama[1]) as model:
+        scorer.score(1, model, ignored, only=part)
+
+    stats = scorer.stats(1, sorted(part))
+    assert len(stats) == len(part)
+    assert all(not each.kld.any() for each in stats.values())
+    for text in texts:
+        whole = scorer.count_tokens(text.numbers)
+        assert scorer.count_tokens(part & set(text.numbers)) >= min(tokens_of_each, whole)

@@ -176,8 +176,7 @@ class OutputsRun:
         """A control, which must read zero, shows that on a part of each text."""
         if candidate.kind is not CandidateKind.CONTROL:
             return scorer.score(number, model, self._on_tokens(candidate.name, scorer))
-        tokens = self.plan.options.control_tokens
-        chosen = frozenset(i for text in texts for i in scorer.first_documents(text.numbers, tokens))
+        chosen = scorer.whole_batches(texts, self.plan.options.control_tokens)
         on_finished = self._progress.control(candidate.name, scorer.count_tokens(chosen))
         return scorer.score(number, model, on_finished, only=chosen)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -99,11 +98,19 @@ class Scorer:
     def count_tokens(self, documents: Iterable[int]) -> int:
         return sum(len(self._windows[i].ids) for i in documents)
 
-    def first_documents(self, documents: Sequence[int], tokens: int) -> Sequence[int]:
-        """The first of these documents, up to so many tokens, and at least one."""
-        ends = accumulate(len(self._windows[i].ids) for i in documents)
-        number = sum(end <= tokens for end in ends)
-        return documents[: max(number, 1)]
+    def whole_batches(self, texts: Sequence[TextSet], tokens: int) -> frozenset[int]:
+        """Documents of whole batches, until so many tokens of each text are among them.
+
+        In the batches in which the reference read them, equal weights give equal numbers to the last bit.
+        """
+        chosen: set[int] = set()
+        for batch in self._batches:
+            if any(self._lacks(text, tokens, chosen) and set(batch) & set(text.numbers) for text in texts):
+                chosen |= set(batch)
+        return frozenset(chosen)
+
+    def _lacks(self, text: TextSet, tokens: int, chosen: set[int]) -> bool:
+        return self.count_tokens(chosen & set(text.numbers)) < tokens
 
     def can_read(self, model: LoadedModel, document: int) -> bool:
         """Whether the model's vocabulary has all tokens of the document."""
