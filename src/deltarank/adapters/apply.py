@@ -129,7 +129,8 @@ class _Application:
         placed = self._placer.place(self._adapter.parts)
         kept, ignored = self._kept(placed)
         biases, unused_biases = self._new_biases()
-        unloaded = find_unloaded(self._whole, self._reading, placed, kept, self._placer, self._tensors)
+        lost = (*self._adapter.unused, *placed.unused, *ignored)
+        unloaded = find_unloaded(self._whole, self._reading, lost, kept, self._placer, self._tensors)
         self._check_base(placed)
         changes: dict[str, tuple[Change, ...]] = {}
         for placement in sorted(kept, key=lambda each: each.part.is_lora):

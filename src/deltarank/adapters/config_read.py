@@ -123,9 +123,17 @@ class LoraConfig:
 
     def targets_module(self, module: str) -> bool:
         """Whether PEFT puts a LoRA on a module of this name, if the model has one."""
+        return not self.field_against(module)
+
+    def field_against(self, module: str) -> str:
+        """The field of adapter_config.json that keeps PEFT from putting a LoRA on a module; "" if none does."""
+        if not self.targets.matches(module):
+            return "target_modules"
         if self.excluded and self.excluded.matches(module):
-            return False
-        return self.targets.matches(module) and not self._is_in_saved_module(module) and self.layers.has(module)
+            return "exclude_modules"
+        if self._is_in_saved_module(module):
+            return "modules_to_save"
+        return "" if self.layers.has(module) else "layers_to_transform"
 
     def _is_in_saved_module(self, module: str) -> bool:
         """Whether a module in `modules_to_save` is this one or contains it; PEFT puts no LoRA there."""

@@ -12,12 +12,17 @@ from deltarank.checkpoints import Checkpoint, quoted
 from deltarank.servers import modules_fused_by_peft
 from deltarank.tensor_names import EXPERT, kind_of_tensor
 
-_NOT_A_TARGET = "target_modules does not name its module, so PEFT ignores it"
 _DEFAULT_TARGETS = (
     "adapter_config.json has no target_modules, and PEFT's own list for this model type does not have its module"
 )
 _NO_LORA_BIAS = "adapter_config.json does not set lora_bias, so PEFT ignores it"
 TAKEN_FOR_EXPERT = "PEFT (0.21) takes modules of this name for single experts in such a model, and does not apply it"
+_LEFT_OUT_BY = {
+    "target_modules": "target_modules does not name its module, so PEFT ignores it",
+    "exclude_modules": "exclude_modules names its module, so PEFT ignores it",
+    "modules_to_save": "modules_to_save names its module, so PEFT puts no LoRA there",
+    "layers_to_transform": "layers_to_transform leaves out its layer, so PEFT ignores it",
+}
 NOT_APPLIED = "PEFT puts no LoRA on its module, although target_modules names it"
 _HIDDEN = "its module has a LoRA and is not in modules_to_save, so PEFT ignores it"
 
@@ -41,12 +46,15 @@ def why_ignored(key: str, config: LoraConfig, modules: Collection[str], fused_na
     if isinstance(parsed, StoredKey):
         if not parsed.is_lora_bias:
             return _HIDDEN
-        return _NO_LORA_BIAS if not config.lora_bias else _NOT_A_TARGET
-    if leaf(parsed.module) in fused_names:
-        return TAKEN_FOR_EXPERT
-    if config.targets_module(parsed.module):
+        return _NO_LORA_BIAS if not config.lora_bias else _why_not_targeted(parsed.module, config)
+    return TAKEN_FOR_EXPERT if leaf(parsed.module) in fused_names else _why_not_targeted(parsed.module, config)
+
+
+def _why_not_targeted(module: str, config: LoraConfig) -> str:
+    field = config.field_against(module)
+    if not field:
         return NOT_APPLIED
-    return _NOT_A_TARGET if config.has_targets else _DEFAULT_TARGETS
+    return _LEFT_OUT_BY[field] if config.has_targets or field != "target_modules" else _DEFAULT_TARGETS
 
 
 def why_peft_ignores(part: AdapterPart, config: LoraConfig, fused_names: frozenset[str]) -> UnusedTensor | None:
@@ -73,8 +81,10 @@ def _why_not_a_target(part: AdapterPart, config: LoraConfig) -> str | None:
     if part.kind is PartKind.WHOLE:
         is_hidden = config.targets_module(part.module) and not (part.is_wrapped or config.saves_module(part.module))
         return _HIDDEN if is_hidden else None
-    is_target = config.targets_parameter(part.module) if part.is_parameter else config.targets_module(part.module)
-    return None if is_target else _NOT_A_TARGET
+    if part.is_parameter:
+        return None if config.targets_parameter(part.module) else _LEFT_OUT_BY["target_modules"]
+    field = config.field_against(part.module)
+    return _LEFT_OUT_BY[field] if field else None
 
 
 def unsaved_modules(adapter: LoraAdapter, base: Checkpoint) -> Iterator[UnusedTensor]:

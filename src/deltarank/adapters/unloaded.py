@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltarank.adapters.keys import FactorKey
-from deltarank.adapters.parts import AdapterPart
+from deltarank.adapters.parts import AdapterPart, UnusedTensor
 from deltarank.adapters.peft_rules import NOT_APPLIED, TAKEN_FOR_EXPERT
-from deltarank.adapters.placing import Placed, Placer
+from deltarank.adapters.placing import Placer
 from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.reading import AdapterReading
 from deltarank.adapters.targets import Placement, Target, TensorIndex
@@ -19,6 +19,13 @@ _NAMES_DO_NOT_HELP = (
     "Make one for PEFT with `deltarank extract --server peft`; `deltarank verify --server NAME` measures this one as "
     "the server NAME applies it."
 )
+
+_CURES = {
+    "exclude_modules": "Remove its modules from exclude_modules of adapter_config.json.",
+    "modules_to_save": "Remove its modules from modules_to_save of adapter_config.json.",
+    "layers_to_transform": "Name its layers in layers_to_transform of adapter_config.json.",
+}
+"""By the field that leaves a module out."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Unloaded:
 def find_unloaded(
     adapter: LoraAdapter,
     reading: AdapterReading,
-    placed: Placed,
+    unused: Sequence[UnusedTensor],
     kept: Sequence[Placement],
     placer: Placer,
     tensors: TensorIndex,
@@ -62,6 +69,7 @@ def find_unloaded(
 
     Args:
         adapter: with all parts of the file.
+        unused: what the reader does not load, and why.
         kept: the parts that the reader applies.
     """
     applied = {placement.part.up.name for placement in kept if placement.part.is_lora}
@@ -73,8 +81,8 @@ def find_unloaded(
         return None
     part, target = meant[0]
     expected = reading.names.of_file(target.base.tensor)
-    reasons = {entry.name: entry.reason for entry in (*reading.adapter.unused, *placed.unused)}
-    reason = reasons.get(part.up.name, "target_modules does not name its module")
+    reasons = {entry.name: entry.reason for entry in unused}
+    reason = reasons.get(part.up.name, f"{reading.reader} does not load it")
     is_unreachable = reason in (TAKEN_FOR_EXPERT, NOT_APPLIED)
     cure = _NAMES_DO_NOT_HELP if is_unreachable else _cure(part, expected.removesuffix(".weight"), reading)
     return Unloaded(len(applied & loras.keys()), len(loras), reading.reader, part.up.name, reason, cure)
@@ -91,11 +99,12 @@ def _cure(part: AdapterPart, module: str, reading: AdapterReading) -> str:
     old = FactorKey(part.module, False, is_embedding, part.has_prefix, part.adapter_name)
     new = FactorKey(module, False, is_embedding)
     if str(old) == str(new):
-        return "Name its modules in target_modules of adapter_config.json."
+        field = reading.adapter.config.field_against(module)
+        return _CURES.get(field, "Name its modules in target_modules of adapter_config.json.")
     before, after = _difference(str(old).split("."), str(new).split("."))
     cure = f"Rename {quoted(before)} in the keys of its file to {quoted(after)}, to get such as {quoted(str(new))}"
-    config = reading.adapter.config
-    also = "" if config.targets_module(module) else ", and name the modules likewise in target_modules"
+    is_named = reading.adapter.config.field_against(module) != "target_modules"
+    also = "" if is_named else ", and name the modules likewise in target_modules"
     return f"{cure}{also}."
 
 

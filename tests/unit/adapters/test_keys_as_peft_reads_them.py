@@ -210,3 +210,35 @@ def _swapped_v(weights: Weights) -> Weights:
         side = "lora_A" if "lora_A" in key else "lora_B"
         swapped[key] = weights[key.replace(side, other[side])].T.contiguous()
     return swapped
+
+
+@pytest.mark.parametrize(
+    ("config", "reason", "cure"),
+    [
+        (
+            {"exclude_modules": ["v_proj"]},
+            "exclude_modules names its module",
+            "Remove its modules from exclude_",
+        ),
+        ({"layers_to_transform": [0]}, "layers_to_transform leaves out its layer", "Name its layers in layers_to_"),
+        ({"target_modules": ["q_proj"]}, "target_modules does not name its module", "Name its modules in target_mod"),
+    ],
+    ids=["excluded", "layers", "targets"],
+)
+@pytest.mark.parametrize("known_class", [True, False])
+def test_the_field_that_leaves_a_lora_out_is_named(
+    home: Path, tmp_path: Path, config: dict[str, Any], reason: str, cure: str, known_class: bool
+) -> None:
+    adapter = edited(home, tmp_path / "a", **config)
+    base = home
+    if not known_class:
+        base = tmp_path
+        made.write_checkpoint(tmp_path / "base", made.tensors(home / "base"), home / "base")
+        (tmp_path / "base" / "config.json").write_text("{}")
+        made.write_checkpoint(tmp_path / "other", made.tensors(home / "other"), home / "base")
+    unloaded = applied(base, adapter)[0].unloaded
+
+    assert unloaded
+    assert (unloaded.loaded, unloaded.total) == (2, 4)
+    assert unloaded.reason.startswith(reason)
+    assert unloaded.cure.startswith(cure)
