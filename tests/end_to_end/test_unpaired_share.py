@@ -64,6 +64,21 @@ def test_equal_parts_are_not_called_identical(tmp_path: Path) -> None:
         assert not any(word in sentence for word in ("identical", "equals", "changed nothing", "100 %", "same numbers"))
 
 
+@pytest.mark.parametrize("side", ["base", "finetune"])
+def test_equal_matrices_beside_biases_of_one_side_are_not_called_identical(tmp_path: Path, side: str) -> None:
+    """A finetune that lost its biases, or has new ones."""
+    bias = {"model.layers.0.q_proj.bias": torch.ones(24)}
+    for name in ("base", "finetune"):
+        (tmp_path / name).mkdir()
+        save_file(model(0) | (bias if name == side else {}), tmp_path / name / "model.safetensors")
+    results = compare(tmp_path / "base", tmp_path / "finetune", ranks=(8,))
+    headline = plain_text(page_data([results]).headlines[0]).replace("\N{NO-BREAK SPACE}", " ")
+
+    assert results.verdict.kind is VerdictKind.UNKNOWN
+    for sentence in (results.verdict.sentences[0], headline):
+        assert "the change in 1 vector without a counterpart, is unknown" in sentence
+
+
 def broken_pair(tmp_path: Path, change: float, place: str, value: float) -> tuple[Path, Path]:
     """A tensor of the finetune contains NaN or Inf: one matrix of six, or the embedding."""
     base, finetune = model(0), model(1, change=change)

@@ -40,6 +40,7 @@ class Unpaired:
     of_base       whether the share is of the base's parameters
     failed_share  of the finetune's parameters, in tensors that contain NaN or Inf, or could not be read or computed
     failed        how many such tensors there are
+    vectors       how many weights and biases of one dimension have no counterpart
     """
 
     share: float = 0.0
@@ -47,6 +48,7 @@ class Unpaired:
     of_base: bool = False
     failed_share: float = 0.0
     failed: int = 0
+    vectors: int = 0
 
     @classmethod
     def of(cls, compared: Iterable[Shaped], skipped: Sequence[Skipped], failed: Iterable[Shaped] = ()) -> Self:
@@ -59,16 +61,22 @@ class Unpaired:
         both = [*compared, *failed, *(each for each in skipped if each.outcome not in {*_NOT_SHARED, *_FAILED})]
         paired = _entries(both)
         matrices = [each for each in skipped if each.outcome in _UNPAIRED]
+        vectors = sum(_is_vector(each) for each in matrices)
         matrices = [each for each in matrices if len(each.shape) > 1 and min(each.shape) > 1]
         finetune, base = (_share(paired, matrices, outcomes) for outcomes in (_IN_FINETUNE, _IN_BASE))
         whole = paired + _entries(each for each in matrices if each.outcome in _IN_FINETUNE)
         failed_share = _entries(failed) / whole if whole else 0.0
-        return cls(max(finetune, base), len(matrices), base > finetune, failed_share, len(failed))
+        return cls(max(finetune, base), len(matrices), base > finetune, failed_share, len(failed), vectors)
 
     @property
     def is_complete(self) -> bool:
         """Whether every matrix was paired, and every pair measured."""
         return not (self.matrices or self.failed)
+
+    @property
+    def can_be_equal(self) -> bool:
+        """Whether two checkpoints whose measured matrices are equal may be the same: nothing is on one side only."""
+        return self.is_complete and not self.vectors
 
     @property
     def is_notable(self) -> bool:
@@ -100,8 +108,15 @@ class Unpaired:
     def no_change_in(self, matrices: int | None = None) -> str:
         """What a finetune "has" if the matrices that were compared are equal."""
         paired = "matrices" if matrices is None else count(matrices, "matrix", "matrices")
-        unknown = listing([f"in {part}" for part in self._parts(0.0)])
+        vectors = [f"{count(self.vectors, 'vector')} without a counterpart"] if self.vectors else []
+        unknown = listing([f"in {part}" for part in (*self._parts(0.0), *vectors)])
         return f"no change in the {paired} that could be compared; the change {unknown}, is unknown"
+
+
+def _is_vector(tensor: Skipped) -> bool:
+    """A parameter such as a norm or a bias; not a buffer, such as `inv_freq` or a mask."""
+    is_long = len(tensor.shape) == 1 or (len(tensor.shape) == 2 and min(tensor.shape) == 1)
+    return is_long and tensor.name.endswith(("weight", "bias"))
 
 
 NONE_UNPAIRED = Unpaired()

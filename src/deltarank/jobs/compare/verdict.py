@@ -90,7 +90,7 @@ def _kind(
     matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired, lora_ranks: Sequence[int] | None
 ) -> tuple[VerdictKind, int | None]:
     if whole.energy == 0:
-        return VerdictKind.IDENTICAL if unpaired.is_complete else VerdictKind.UNKNOWN, None
+        return VerdictKind.IDENTICAL if unpaired.can_be_equal else VerdictKind.UNKNOWN, None
     if lora_ranks is not None:
         return VerdictKind.ADAPTER, max(lora_ranks, default=None)
     floor = whole.rounding_floor or 0.0

@@ -72,7 +72,7 @@ def judge_fit(
     if calibrated and kind in (FitKind.SHORT, FitKind.MISSCALED, FitKind.OPTIMAL):
         kind = FitKind.CALIBRATED
     headline, *more = _HEADLINES[kind](subject, rows, whole, touched)
-    if kind is FitKind.NOTHING and not unpaired.is_complete:
+    if kind is FitKind.NOTHING and not unpaired.can_be_equal:
         headline = f"The finetune has {unpaired.no_change_in()}; {subject} {_adds(whole)}."
     elif kind is not FitKind.BROKEN:
         headline = _without_unpaired(headline, unpaired)

@@ -56,12 +56,12 @@ def weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> 
 def _weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Phrase, ...]:
     if all(run.matrices_measured == 0 for run in runs):
         return (Phrase("Nothing could be measured."),)
-    if len(runs) == 1 and runs[0].energy == 0 and not (unpaired := runs[0].unpaired).is_complete:
+    if len(runs) == 1 and runs[0].energy == 0 and not (unpaired := runs[0].unpaired).can_be_equal:
         return (*_names(runs), Phrase(f" has {unpaired.no_change_in(runs[0].matrices_measured)}."))
     if len(runs) == 1 and runs[0].energy == 0 and any(group.share for group in runs[0].left_out):
         measured = count(runs[0].matrices_measured, "matrix", "matrices")
         return (*_names(runs), Phrase(f" changed none of the {measured} that were measured: {ALL_ELSEWHERE}."))
-    if all(run.energy == 0 and run.unpaired.is_complete for run in runs):
+    if all(run.energy == 0 and run.unpaired.can_be_equal for run in runs):
         return (*_names(runs), Phrase(" changed nothing: there is nothing to lose."))
     losses = [loss for run in runs if (loss := run.losses[rank_index]) is not None]
     if not losses:
