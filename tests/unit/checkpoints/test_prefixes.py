@@ -91,8 +91,9 @@ def test_heads_of_other_names_stay_unpaired_where_it_is_not_certain(
 
 def test_two_sets_behind_two_prefixes_are_refused_by_name(tmp_path: Path) -> None:
     both = {f"{p}.{name}": tensor for p in ("one", "two") for name, tensor in flux(seed=9).items()}
-    with pytest.raises(PairingError, match=r"several times, under `one\.` and `two\.`"):
+    with pytest.raises(PairingError, match=r"several times, under `one\.` and `two\.`") as caught:
         pairing(save(tmp_path / "a", flux()), save(tmp_path / "b", both))
+    assert caught.value.cure.startswith("Save the set of weights that is meant")
 
 
 def test_averaged_weights_beside_the_trained_are_a_copy(tmp_path: Path) -> None:

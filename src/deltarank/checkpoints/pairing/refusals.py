@@ -16,6 +16,9 @@ Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 """Of matched matrices: the shape in the base, and that in the finetune."""
 
 _CHECK_BASE = "Give the base that this finetune was trained from; its model card or publisher names it."
+_ONE_SET = (
+    "Save the set of weights that is meant (the trained one, not its reference or teacher) alone, and give that file."
+)
 _ADAPTER_KEYS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_magnitude_vector", ".lora_down.", ".lora_up.")
 
 
@@ -92,7 +95,7 @@ def _nothing_in_common(base: Checkpoint, finetune: Checkpoint, matches: NameMatc
     details += [several_copies(matches.copies)] if matches.copies else []
     return PairingError(
         f"The two checkpoints have no matrix in common: {'; '.join(details)}.",
-        cure=_CHECK_BASE,
+        cure=_ONE_SET if matches.copies else _CHECK_BASE,
         slug="nothing-in-common",
     )
 
