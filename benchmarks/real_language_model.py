@@ -1,6 +1,6 @@
 """What deltarank says of a real language model, and what it costs: SmolLM2-135M-Instruct and three finetunes of it.
 
-    python benchmarks/real_language_model.py --data DATA [--docs docs] [--quick]
+    python benchmarks/real_language_model.py --data DATA [--docs docs] [--quick-outputs] [--quick]
 
 Makes the base and the finetunes (`_real_finetunes.py`), runs `compare`, `outputs`, `extract` and `verify` on each and
 `report` on all, and prints what they cost and found. `--docs` also writes the page docs/gallery.md with its pictures.
@@ -28,20 +28,24 @@ FINETUNES = {
 TEXTS = {"lora": "bible", "full": "bible", "merge": "bible"}
 RANKS = ("--ranks", "8,16,32,64")
 OUTPUTS = ("--yardstick", "q8_0,q4_0", "--attribute", "module")
-QUICK_OUTPUTS = ("--max-tokens", "16", "--samples", "1")
+TRIAL_OUTPUTS = ("--quick", "--max-tokens", "16")
 
 
 def main() -> None:
     parser = _report.arguments(__doc__)
     parser.add_argument("--docs", type=Path, help="write the gallery into this folder of documentation")
     parser.add_argument("--steps", type=int, default=100, help="training steps of each finetune (default: %(default)s)")
+    parser.add_argument(
+        "--quick-outputs", action="store_true", help="measure outputs with --quick: minutes, not an hour"
+    )
     options = parser.parse_args()
+    outputs = (*OUTPUTS, "--quick") if options.quick_outputs else OUTPUTS
     data = options.data / ("smollm2-quick" if options.quick else "smollm2")
     data.mkdir(parents=True, exist_ok=True)
     name = f"{NAME}-quick" if options.quick else NAME
     costs = {"making the models": _made(data, 2 if options.quick else options.steps)}
     for finetune in FINETUNES:
-        costs |= dict(_measured(data, finetune, QUICK_OUTPUTS if options.quick else OUTPUTS))
+        costs |= dict(_measured(data, finetune, TRIAL_OUTPUTS if options.quick else outputs))
         _report.save(name, {step: vars(usage) for step, usage in costs.items()})
     costs["report of all three"] = _step(data, "report", "report", *_runs(data), "-o", data / "report", "-q")
     runs = [Results.load(folder / "results.json") for folder in _runs(data)]
