@@ -80,6 +80,23 @@ def test_a_merged_lora_is_one_of_its_rank(tmp_path: Path, dtype: str, rank: int)
             assert (verdict.kind, verdict.signal_rank) == (VerdictKind.MERGED_LORA, rank), (relative_norm, ranks)
 
 
+@pytest.mark.parametrize("hidden", [4, 10])
+def test_directions_under_the_rounding_do_not_hide_a_lora(tmp_path: Path, hidden: int) -> None:
+    """In one matrix of six only some of the 16 directions are larger than the rounding of bfloat16."""
+    torch.manual_seed(hidden)
+    after = [merge(layer, 16, 0.015) for layer in layers(torch.bfloat16)]
+    old = layers(torch.bfloat16)[0].get_submodule("mlp_up_proj").weight.detach().float()
+    moved = old * (1 + 0.01 * torch.rand_like(old))
+    edge = torch.linalg.matrix_norm(moved.bfloat16().float() - moved, ord=2)
+    left, values, right = torch.linalg.svd(torch.randn_like(old), full_matrices=False)
+    values[: 16 - hidden], values[16 - hidden : 16], values[16:] = 12 * edge, 0.85 * edge, 0.0
+    with torch.no_grad():
+        after[0].get_submodule("mlp_up_proj").weight.copy_(old + left @ torch.diag(values) @ right)
+    verdict = compared(tmp_path, torch.bfloat16, after, None).verdict
+
+    assert (verdict.kind, verdict.signal_rank) == (VerdictKind.MERGED_LORA, 16)
+
+
 def test_a_large_lora_is_not_an_unrelated_model(tmp_path: Path) -> None:
     after = [merge(layer, 8, 1.5) for layer in layers(torch.float32)]
 

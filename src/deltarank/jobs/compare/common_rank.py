@@ -29,6 +29,9 @@ WIDE_GAP = 2.0
 NOISE_TOLERANCE = 1.1
 """By how much the energy below the noise edge may exceed what rounding explains."""
 
+HIDDEN_TOLERANCE = 1.25
+"""The same where some directions of a LoRA may be below the noise edge, whose energy adds to that of the rounding."""
+
 FORMAT_TOLERANCE = 2.0
 """The same for quantised formats, whose error depends on how the weights are distributed."""
 
@@ -55,7 +58,9 @@ def common_rank(measured: Sequence[MatrixResult]) -> int | None:
     The singular values of a full finetune fall evenly, and pass the noise edge at another rank in each matrix. Those of
     a LoRA end at its rank, which is the same in most matrices.
     """
-    low = [m for m in measured if m.signal_rank is not None and _is_low(m)]
+    most_common = Counter(m.signal_rank for m in measured if m.signal_rank).most_common(1)
+    usual = most_common[0][0] if most_common else 0
+    low = [m for m in measured if m.signal_rank is not None and _is_low(m, usual)]
     ranks = sorted(m.signal_rank or 0 for m in low)
     others = math.fsum(m.energy for m in measured) - math.fsum(m.energy for m in low)
     is_nearly_all = others <= OTHER_ENERGY * math.fsum(m.energy for m in measured)
@@ -81,12 +86,19 @@ def _fall(matrix: MatrixResult, least: float) -> float:
     return values[rank - 1] / values[rank] / max((1 + 1 / rank) ** STEEPEST, least)
 
 
-def _is_low(matrix: MatrixResult) -> bool:
-    """Whether few singular values are above the noise edge, and rounding explains the rest."""
+def _is_low(matrix: MatrixResult, usual: int) -> bool:
+    """Whether few singular values are above the noise edge, and rounding explains the rest.
+
+    Args:
+        usual: the rank that most matrices have. Here, too, so many directions may have changed, of which those without
+            a singular value above the noise edge are each smaller than it.
+    """
     assert matrix.signal_rank is not None
     if matrix.max_rank > 4 and matrix.signal_rank > matrix.max_rank / 2:
         return False
     beyond = matrix.energy - math.fsum(s * s for s in matrix.singular_values[: matrix.signal_rank])
     is_plain = _PLAIN.issuperset(matrix.dtype.split(" -> "))
-    tolerance = NOISE_TOLERANCE if is_plain else FORMAT_TOLERANCE
-    return beyond <= (tolerance * (matrix.rounding_floor or 0.0) + 1e-3) * matrix.energy
+    floor = (matrix.rounding_floor or 0.0) * matrix.energy
+    explained = (NOISE_TOLERANCE if is_plain else FORMAT_TOLERANCE) * floor
+    hidden = max(usual - matrix.signal_rank, 0) * (matrix.noise_edge or 0.0) ** 2
+    return beyond <= max(explained, min(explained + hidden, HIDDEN_TOLERANCE * floor)) + 1e-3 * matrix.energy
