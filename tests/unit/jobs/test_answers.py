@@ -18,7 +18,7 @@ PROMPTS = [Prompt("the cat"), Prompt("a mat for the dog sat"), Prompt("the"), Pr
 
 
 def generated(
-    folder: Path, finished: Sequence[dict[str, Any]] = (), *, batch: int | None = None
+    folder: Path, finished: Sequence[dict[str, Any]] = (), *, batch: int = 8
 ) -> tuple[list[Answer], list[dict[str, Any]], Finished]:
     """All answers; the records that were saved; the numbers of prompts that were reported."""
     records: list[Any] = []

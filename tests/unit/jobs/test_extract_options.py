@@ -13,7 +13,7 @@ from refusals import refused
 
 def totals(errors: dict[int, float]) -> Total:
     losses = [Loss.from_energy(rank, lost=error**2, total=1.0, entries=100) for rank, error in errors.items()]
-    return Total(1, 100, 1.0, 1.0, None, tuple(losses))
+    return Total(1, 100, 1.0, 1.0, None, tuple(losses), activation_loss=None, _needed=lambda share: None)
 
 
 def test_options_are_written_as_they_were_given() -> None:
