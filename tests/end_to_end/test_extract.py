@@ -129,7 +129,7 @@ def test_an_adapter_has_metadata_and_a_model_card(folders: Folders, tmp_path: Pa
     assert about["rank"] == 8
     assert about["server"] == "portable"
     assert set(about["budget"]) == {
-        *("kept", "truncated", "rounded", "left_out", "unpaired", "energy", "kinds", "tensors")
+        *("kept", "truncated", "rounded", "left_out", "fitted", "unpaired", "energy", "kinds", "tensors")
     }
     assert len(about["matrices"]) == MATRICES
     assert adapter.sentence in card
