@@ -49,7 +49,7 @@ def pairs(draw: st.DrawFn, share: float | None = None) -> Pair:
 def _allowed(name: str, value: NDArray[np.float64]) -> NDArray[np.float64]:
     """A difference of float32 logarithms is off by some 1e-7, which moves a KL by that times its root.
 
-    Over 6,000 pairs drawn at random the largest was 1.5e-7 times the root, beside 4e-6 of the value.
+    Over 6,000 pairs drawn at random the largest was 4e-8 times the root, beside 4e-6 of the value.
     """
     if "kld" in name:
         size = np.maximum(value, 0)  # scipy's sum may end at -1e-17
@@ -68,6 +68,18 @@ def test_equal_to_scipy_in_float64(pair: Pair, target: int) -> None:
         off = np.abs(getattr(found, name) - expected[name])
         assert (off <= _allowed(name, expected[name])).all(), name
     assert list(found.same_top) == list(expected["same_top"])
+
+
+def test_equal_to_scipy_however_large_the_logits_are() -> None:
+    """Many tokens at once: the largest errors are rare, and come with logits of which the normalisers differ much."""
+    random = torch.Generator().manual_seed(0)
+    sizes, distances = 30 * torch.rand(4000, 1, generator=random), 20 * torch.rand(4000, 1, generator=random)
+    reference, noise = (torch.randn(4000, 200, generator=random) for _ in range(2))
+    reference, candidate = sizes * reference, sizes * reference + distances * noise
+    found, expected = compare_logits(reference, candidate, [0] * 4000), oracle(reference, candidate, [0] * 4000)
+
+    for name in ("kld", "kld_reverse"):
+        assert (np.abs(getattr(found, name) - expected[name]) <= _allowed(name, expected[name])).all(), name
 
 
 @given(pairs(1e-3))

@@ -191,23 +191,29 @@ def _compare(reference_logits: Tensor, logits: Tensor, targets: Tensor) -> list[
 def _divergences(p: _Softmax, q: _Softmax) -> tuple[Tensor, Tensor]:
     """KL(P || Q) and KL(Q || P) of each row, with d = log q - log p: float32 terms, summed in float64.
 
-    KL(P || Q) = sum of (q - p) - p d. P and Q both sum to one, so sum(q) - sum(p) = 0 can be added to sum(-p d). Then
-    an error c in a row's normaliser changes the sum by c^2 / 2 instead of by c. KL(P || Q) + KL(Q || P) is the sum of
-    (q - p) d. Where d is small, q - p = p (e^d - 1), which `expm1` computes to the last digits; and the difference of
-    the logits is rounded only once, and exactly zero where they are equal.
+    KL(P || Q) = sum of (q - p) - p d, and KL(Q || P) = sum of q d - (q - p). P and Q both sum to one, so their
+    difference, whose sum is zero, can be added. Then an error c in a row's normaliser changes the sum by c^2 / 2, not by
+    c. Where d is small, q - p = p (e^d - 1), which `expm1` computes to the last digits; and the difference of the logits
+    is rounded only once, and exactly zero where they are equal.
     """
-    d = (q.logits - p.logits).add_((p.log_normaliser - q.log_normaliser).float())
+    d = _log_ratio(p, q)
+    q_weights = q.weights * (p.total / q.total).float()  # on the scale of P's weights
     step = d.expm1().mul_(p.weights)
     if d.amax() <= _LARGEST_EXPONENT:
-        there = torch.addcmul(step, p.weights, d, value=-1)
-        both = step.mul_(d)
+        there, back = torch.addcmul(step, p.weights, d, value=-1), q_weights.mul_(d).sub_(step)
     else:  # or d is NaN: both logits are -inf, which counts for nothing, or one is NaN, and so are its row's weights
-        apart = (q.weights * (p.total / q.total).float()).sub_(p.weights)
-        step = step.where(d.abs() < _NEAR, apart)
-        there, both = step - _without_nan(p.weights * d), _without_nan(step * d)
+        step = step.where(d.abs() < _NEAR, q_weights - p.weights)
+        there, back = step - _without_nan(p.weights * d), _without_nan(q_weights * d) - step
     total = p.total[:, 0]
-    one_way, ways = (each.sum(-1, dtype=torch.float64) / total for each in (there, both))
-    return one_way.clamp_(min=0.0), (ways - one_way).clamp_(min=0.0)
+    one_way, other_way = (each.sum(-1, dtype=torch.float64) / total for each in (there, back))
+    return one_way.clamp_(min=0.0), other_way.clamp_(min=0.0)
+
+
+def _log_ratio(p: _Softmax, q: _Softmax) -> Tensor:
+    """log q - log p. The normalisers' difference is added in two parts: rounded once, it would move a whole row."""
+    moved = p.log_normaliser - q.log_normaliser
+    rounded = moved.float()
+    return (q.logits - p.logits).add_(rounded).add_((moved - rounded).float())
 
 
 def _without_nan(values: Tensor) -> Tensor:
