@@ -192,9 +192,9 @@ def _divergences(p: _Softmax, q: _Softmax) -> tuple[Tensor, Tensor]:
     """KL(P || Q) and KL(Q || P) of each row, with d = log q - log p: float32 terms, summed in float64.
 
     KL(P || Q) = sum of (q - p) - p d, and KL(Q || P) = sum of q d - (q - p). P and Q both sum to one, so their
-    difference, whose sum is zero, can be added. Then an error c in a row's normaliser changes the sum by c^2 / 2, not by
-    c. Where d is small, q - p = p (e^d - 1), which `expm1` computes to the last digits; and the difference of the logits
-    is rounded only once, and exactly zero where they are equal.
+    difference, whose sum is zero, can be added. Then an error c in a row's normaliser changes the sum by c^2 / 2, not
+    by c. Where d is small, q - p = p (e^d - 1), which `expm1` computes to the last digits; and the difference of the
+    logits is rounded only once, and exactly zero where they are equal.
     """
     d = _log_ratio(p, q)
     q_weights = q.weights * (p.total / q.total).float()  # on the scale of P's weights
