@@ -1,5 +1,6 @@
 """How a long job runs: its inputs and options, its plan, its workers, its folder and its progress."""
 
+from deltarank.runtime.compute_rate import operations_per_second
 from deltarank.runtime.delta_reader import DeltaReader
 from deltarank.runtime.device_memory import available_memory
 from deltarank.runtime.failures import RETRIED_OUTCOMES, TENSOR_FAILURES, failure_outcome
@@ -69,6 +70,7 @@ __all__ = [
     "make_plan",
     "matrix_pass",
     "needs_line",
+    "operations_per_second",
     "parse_keywords",
     "planned_seconds",
     "read_identity",

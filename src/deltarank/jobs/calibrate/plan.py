@@ -14,6 +14,7 @@ from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
 from deltarank.results import ShownAsLines, duration, listing, percent, size
+from deltarank.runtime import operations_per_second
 
 USABLE_SHARE = 0.85
 """Of the available memory."""
@@ -26,9 +27,6 @@ _ACTIVATIONS_PER_LAYER = 40
 
 _CHUNKS_OF_LOGITS = 1 << 30
 """Bytes for the logits of both models and what is computed from them; a rough bound."""
-
-_FLOPS = {"cpu": 4e10, "cuda": 3e13}
-"""Operations a second in matrix products; rough."""
 
 _SHARES = (
     f"{percent(1 - CHOOSING_SHARE - SCORING_SHARE)} of the documents fit, {percent(CHOOSING_SHARE)} choose the step, "
@@ -109,8 +107,7 @@ class CalibrationPlan(ShownAsLines):
     @property
     def _seconds_per_operation(self) -> float:
         """That each parameter takes part in."""
-        rate = _FLOPS.get(self.options.solver_options.torch_device.type, _FLOPS["cpu"])
-        return self.skeleton.parameters / rate
+        return self.skeleton.parameters / operations_per_second(self.options.solver_options.torch_device.type)
 
     def check_memory(self) -> None:
         """Raises JobError (slug "calibration-memory") if the base with its gradients does not fit."""

@@ -17,7 +17,7 @@ from deltarank.checkpoints import Checkpoint, Pair
 from deltarank.errors import DeltarankError, JobError
 from deltarank.jobs.compare.options import CompareOptions
 from deltarank.results import CalibrationText, count, duration, size
-from deltarank.runtime import FIXED_MEMORY, READ_RATE, Plan, available_memory
+from deltarank.runtime import FIXED_MEMORY, READ_RATE, Plan, available_memory, operations_per_second
 from deltarank.spectra import factorisation_cost
 
 _USABLE_SHARE = 0.85
@@ -27,18 +27,11 @@ _MOST_GRAM_BYTES = 16e9
 """Of the Gram matrices of one pass, where no limit of the memory is known."""
 
 _NUMBER_BYTES = 4
-_FLOPS = {"cpu": 4e10, "cuda": 3e13}
-"""Operations a second in float32 products; rough."""
-
 _VECTORS_PER_TOKEN = 24
 """Activations for each token of a document, in vectors of the hidden size; a rough bound."""
 
 _COPIES_OF_A_MATRIX = 3
 """D, its residual and their product with the inputs' Gram matrix."""
-
-
-def _flops(device: str) -> float:
-    return _FLOPS.get(device, _FLOPS["cpu"])
 
 
 @dataclass(frozen=True)
@@ -85,13 +78,13 @@ class ActivationPlan:
         number = max(len(self.passes), 1)
         grams = math.fsum(map(self._gram_entries, self.pairs)) / number
         work = 2.0 * self.text.tokens * (self.model.skeleton.parameters + grams)
-        return work / _flops(self.model.device.type) + self.model.weight_bytes / READ_RATE / number
+        return work / operations_per_second(self.model.device.type) + self.model.weight_bytes / READ_RATE / number
 
     def matrix_seconds(self, pair: Pair) -> float:
         """To find the factors of one matrix, and what they lose."""
         rows, columns = pair.shape
         rank = max(self.ranks)
-        flops = _flops(self.model.device.type)
+        flops = operations_per_second(self.model.device.type)
         products = 2.0 * rows * columns * (max(rows, columns) + 2 * min(rank, rows, columns)) / flops
         return factorisation_cost(rows, columns, rank, self.model.device).seconds + products + pair.nbytes / READ_RATE
 

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from deltarank.jobs.outputs.answers import prompts_per_block
 from deltarank.jobs.outputs.planned_memory import STREAMED_TOKENS_AT_ONCE, PlannedMemory
-from deltarank.runtime import READ_RATE
-
-_FLOPS = {("cpu", 4): 1.2e11, ("cuda", 4): 3e13, ("cuda", 2): 3e14}
-"""Operations a second in matrix products, by device and bytes of a number; rough. CPU: two cores with AVX-512."""
+from deltarank.runtime import READ_RATE, operations_per_second
 
 _BANDWIDTH = {"cpu": 1.5e10, "cuda": 2e12}
 """Bytes of weights a second that are read to generate a token; rough."""
@@ -67,7 +64,7 @@ class PlannedTime:
     @property
     def per_token(self) -> float:
         """To read one token of a batch."""
-        flops = _FLOPS.get((self.memory.device.type, self.memory.dtype.itemsize), _FLOPS["cpu", 4])
+        flops = operations_per_second(self.memory.device.type, self.memory.dtype)
         batches = math.ceil(self.tokens / STREAMED_TOKENS_AT_ONCE) if self.memory.must_stream else 0
         streaming = batches * self.file_bytes / READ_RATE / max(self.tokens, 1)
         return 2.0 * self.memory.skeleton.parameters / flops + streaming
