@@ -27,7 +27,9 @@ FINETUNES = {
 }
 TEXTS = {"lora": "bible", "full": "bible", "merge": "bible"}
 RANKS = ("--ranks", "8,16,32,64")
-OUTPUTS = ("--yardstick", "q8_0,q4_0", "--attribute", "module")
+YARDSTICKS = ("--yardstick", "q8_0,q4_0")
+OUTPUTS = (*YARDSTICKS, "--attribute", "module")
+QUICK_OUTPUTS = (*YARDSTICKS, "--quick")
 TRIAL_OUTPUTS = ("--quick", "--max-tokens", "16")
 
 
@@ -39,7 +41,7 @@ def main() -> None:
         "--quick-outputs", action="store_true", help="measure outputs with --quick: minutes, not an hour"
     )
     options = parser.parse_args()
-    outputs = (*OUTPUTS, "--quick") if options.quick_outputs else OUTPUTS
+    outputs = QUICK_OUTPUTS if options.quick_outputs else OUTPUTS
     data = options.data / ("smollm2-quick" if options.quick else "smollm2")
     data.mkdir(parents=True, exist_ok=True)
     name = f"{NAME}-quick" if options.quick else NAME
