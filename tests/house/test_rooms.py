@@ -14,7 +14,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
 MODULES = sorted(SOURCE.rglob("*.py"))
-JOBS = ("blind", "calibrate", "compare", "extract", "outputs", "verify", "which_base")
+JOBS = ("blind", "calibrate", "compare", "extract", "fleet", "outputs", "verify", "which_base")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ RULES = {
     "jobs.compare": rule("errors results system checkpoints spectra adapters runtime divergence activations", "torch"),
     "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
+    "jobs.fleet": rule("errors results system checkpoints spectra adapters runtime jobs.compare"),
     "jobs.extract": rule(
         "errors results system tensor_names checkpoints servers spectra adapters runtime architectures jobs.compare",
         "torch",

@@ -42,6 +42,7 @@ from deltarank.results.codec import (
     read_records,
     to_plain,
 )
+from deltarank.results.fleet import Fleet, FleetFinetune, FleetOutcome, RankDivergence
 from deltarank.results.formatting import (
     count,
     duration,
@@ -159,6 +160,9 @@ __all__ = [
     "Excerpt",
     "FitEnergies",
     "FitKind",
+    "Fleet",
+    "FleetFinetune",
+    "FleetOutcome",
     "Histogram",
     "HubAddress",
     "IgnoredTensor",
@@ -180,6 +184,7 @@ __all__ = [
     "Preferred",
     "Question",
     "Rank",
+    "RankDivergence",
     "Ranks",
     "Reference",
     "Results",

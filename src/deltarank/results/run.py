@@ -257,7 +257,7 @@ class Results(StoredResult):
     @classmethod
     def _decoded(cls, text: str | bytes) -> Self:
         results = decode(cls, text)
-        ranks = _checked_ranks(results.settings.get("ranks"))
+        ranks = checked_ranks(results.settings.get("ranks"))
         for matrix in results.matrices:
             matrix.check(ranks)
         return results
@@ -287,7 +287,7 @@ def common_headline_rank(runs: Sequence[Results]) -> int:
     return headline_rank(sorted(ranks), max(run.largest_side for run in runs))
 
 
-def _checked_ranks(ranks: Any) -> list[int]:
+def checked_ranks(ranks: Any) -> list[int]:
     """Raises ValueError if they are not the ranks of a run: whole numbers from 1, in ascending order, each once."""
     if not isinstance(ranks, list) or not ranks or not all(type(rank) is int and 0 < rank < 2**31 for rank in ranks):
         raise ValueError("expected a list of ranks - at `$.settings.ranks`")

@@ -1,0 +1,51 @@
+"""The options of `fleet`, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypedDict
+
+from deltarank.jobs.compare import CompareOptions
+from deltarank.results import Ranks
+from deltarank.runtime import SolverOptions
+from deltarank.system import Default
+
+
+class FleetKeywords(TypedDict, total=False):
+    """The keywords of `deltarank.fleet` and `deltarank.plan_fleet`; `FleetOptions` says what they mean."""
+
+    ranks: Ranks
+    solver: str
+    tolerance: float
+    dtype: str
+    device: str
+    include: Sequence[str]
+    exclude: Sequence[str]
+    audit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions(SolverOptions):
+    """The options of a fleet.
+
+    audit  the number of random matrices of each finetune to measure again by a full SVD in float64
+
+    Raises:
+        UsageError: a value is not usable.
+    """
+
+    audit: int = Default.AUDIT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.of_each()
+
+    def of_each(self) -> CompareOptions:
+        """The options of the comparison of each finetune with the base.
+
+        Raises:
+            UsageError: a value is not usable.
+        """
+        shared = [field.name for field in fields(SolverOptions)]
+        return CompareOptions(audit=self.audit, **{name: getattr(self, name) for name in shared})
