@@ -73,9 +73,9 @@ def test_the_card_states_the_rounding_that_compare_reports(tmp_path: Path) -> No
     shares = noise_shares(compared.matrices, RANK)
 
     assert shares.rounding_lost > 0.5
+    assert shares.is_below_edge
     assert adapter.noise_sentence == (
-        f"About {percent(shares.rounding_lost)} of what is truncated is storage rounding: of the energy above the "
-        "noise edge in the extracted matrices, all is kept."
+        "All that is truncated is below the noise edge, where nothing tells it from storage rounding."
     )
     assert adapter.noise_sentence in card_of(tmp_path / "adapter")
     for mine, theirs in zip(adapter.matrices, compared.matrices, strict=True):

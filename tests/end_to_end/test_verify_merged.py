@@ -302,6 +302,21 @@ def test_verify_allows_for_the_rounding_of_a_merge(home: Path, tmp_path: Path) -
     assert 1.5 < (wrong.touched.scaled_by or 0) < 3  # a guess, since rounding takes more of the weaker one
 
 
+def test_an_adapter_extracted_from_a_rounded_merge_is_rightly_scaled(home: Path, tmp_path: Path) -> None:
+    """Rounding W0 + L once more would lose a part of L; but an extracted L is fitted to what the rounding left."""
+    made.train(home / "float32", home / "faint", seed=1, r=8, lora_alpha=24, target_modules=ALL)
+    made.edit_config(home / "faint", lora_alpha=0.1)
+    merged = merge(home, tmp_path / "merged", adapters=("faint",))
+    deltarank.extract(home / "bfloat16", merged, rank=8, output=tmp_path / "extracted")
+    found = deltarank.verify(home / "bfloat16", merged, tmp_path / "extracted")
+
+    assert found.kind is FitKind.OPTIMAL, found.sentences
+    assert not any("scale" in sentence for sentence in found.sentences)
+    assert found.touched.rounded_inner is not None
+    assert found.touched.rounded_inner < 0.97 * found.touched.added
+    assert found.touched.scaled_by == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize(("adapter", "kind"), [("adapter", MergeKind.ROUNDING), ("other", MergeKind.ABSENT)])
 def test_a_merge_that_was_quantised_is_held_up_to_the_rounding_of_its_format(
     home: Path, tmp_path: Path, adapter: str, kind: MergeKind

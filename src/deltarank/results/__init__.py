@@ -68,7 +68,7 @@ from deltarank.results.logits import (
 )
 from deltarank.results.matrix import TIED_EMBEDDING, ActivationLoss, Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
-from deltarank.results.noise import NoiseShares, noise_shares
+from deltarank.results.noise import BELOW_EDGE, NoiseShares, noise_shares
 from deltarank.results.notebook import ShownAsLines
 from deltarank.results.outputs import (
     FINETUNE,
@@ -120,6 +120,7 @@ from deltarank.results.verification import (
 
 __all__ = [
     "ALL_ELSEWHERE",
+    "BELOW_EDGE",
     "DEFAULT_OUTPUTS_RANKS",
     "DEFAULT_RANKS",
     "FINETUNE",

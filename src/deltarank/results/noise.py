@@ -16,6 +16,8 @@ SMALLEST_ROUNDING = 0.05
 SMALLEST_LOSS = 0.005
 """Of a loss of a smaller share of the change, nothing is said."""
 
+BELOW_EDGE = "is below the noise edge, where nothing tells it from storage rounding"
+
 
 @dataclass(frozen=True)
 class NoiseShares:
@@ -32,15 +34,21 @@ class NoiseShares:
     lost: float = 1.0
 
     @property
+    def is_below_edge(self) -> bool:
+        """Whether a notable part of the change is lost, and all of it has singular values below the noise edge."""
+        return self.signal_kept == 1 and self.lost >= SMALLEST_LOSS
+
+    @property
     def sentences(self) -> tuple[str, ...]:
-        """Empty where rounding is a small part of the loss, or little is lost."""
+        """Empty where rounding is a small part of the loss as far as is known, or little is lost."""
+        if self.is_below_edge:
+            return (f"All that is lost {BELOW_EDGE}.",)
         if self.rounding_lost < SMALLEST_ROUNDING or self.lost < SMALLEST_LOSS:
             return ()
         rounding = f"About {percent(self.rounding_lost)} of what is lost is storage rounding."
         if self.signal_kept is None:
             return (rounding,)
-        kept = "all" if self.signal_kept == 1 else percent(self.signal_kept)
-        return rounding, f"Of the energy above the noise edge, {kept} is kept."
+        return rounding, f"Of the energy above the noise edge, {percent(self.signal_kept)} is kept."
 
 
 class Measured(Protocol):

@@ -85,11 +85,16 @@ class FitEnergies:
     def scaled_by(self) -> float | None:
         """By what L was multiplied, beside the multiple that fits D best; 1 if rightly scaled.
 
-        ||L||^2 / <D, L>, or <R - W0, L> / <D, L> where rounding to the dtype of W loses a part of L: entries of L that
-        are smaller than half a unit in the last place leave no trace in D.
+        Whichever is nearer to 1, and 1 if they are on both sides of it:
+
+        ||L||^2 / <D, L>       an L that was extracted from D
+        <R - W0, L> / <D, L>   an L that was merged into W: entries of L that are smaller than half a unit in the last
+                               place leave no trace in D
         """
-        meant = self.added if self.rounded_inner is None else self.rounded_inner
-        return meant / self.inner if self.inner > 0 and meant > 0 else None
+        products = [self.added] if self.rounded_inner is None else [self.added, self.rounded_inner]
+        if self.inner <= 0 or min(products) <= 0:
+            return None
+        return min(max(1.0, min(products) / self.inner), max(products) / self.inner)
 
     @property
     def cosine(self) -> float | None:

@@ -167,8 +167,8 @@ def test_the_lowest_rank_at_least_as_near_as_a_yardstick_is_named_with_how_much_
     lead = "The lowest measured rank that is at least as close to the finetune as"
     klds = {"base": 1.0, "rank 16": 0.3, "rank 64": 0.0001, "rank 128": 0.00005, **YARDSTICKS}
 
-    assert f"{lead} q4_0, rank 64 (800 times closer); as q8_0, rank 64 (20 times closer)." in said(klds)
-    assert f"{lead} q4_0, rank 64 (about as close); as q8_0, there is none." in said(
+    assert f"{lead} q4_0 is rank 64 (800 times closer); as q8_0, rank 64 (20 times closer)." in said(klds)
+    assert f"{lead} q4_0 is rank 64 (about as close).\nNo measured rank is as close to the finetune as q8_0." in said(
         {**klds, "rank 64": 0.09, "rank 128": 0.05}
     )
 

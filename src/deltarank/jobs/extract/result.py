@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from deltarank.adapters import METADATA_FILE, Budget
 from deltarank.results import (
+    BELOW_EDGE,
     AdapterBehaviour,
     Calibration,
     Count,
@@ -160,10 +161,12 @@ class ExtractedAdapter(StoredResult):
         shares = noise_shares([m for m in self.matrices if m.losses], self.rank)
         if not shares.sentences:
             return ""
+        if shares.is_below_edge:
+            return f"All that is truncated {BELOW_EDGE}."
         rounding = f"About {percent(shares.rounding_lost)} of what is truncated is storage rounding"
         if shares.signal_kept is None:
             return f"{rounding}."
-        kept = "all" if shares.signal_kept == 1 else percent(shares.signal_kept)
+        kept = percent(shares.signal_kept)
         return f"{rounding}: of the energy above the noise edge in the extracted matrices, {kept} is kept."
 
     @property

@@ -192,15 +192,21 @@ class _TextVerdict:
         yardsticks = sorted(self.of_kind(CandidateKind.YARDSTICK), key=self.kld, reverse=True)
         if len(ranks) < 2 or not yardsticks:
             return
-        found = [f"as {each.name}, {self._lowest_rank(each, ranks)}" for each in yardsticks]
-        yield f"The lowest measured rank that is at least as close to the finetune {'; '.join(found)}."
+        found = {each.name: self._lowest_rank(each, ranks) for each in yardsticks}
+        closest = [(name, rank) for name, rank in found.items() if rank]
+        if closest:
+            (first, rank), *others = closest
+            rest = "".join(f"; as {name}, {rank}" for name, rank in others)
+            yield f"The lowest measured rank that is at least as close to the finetune as {first} is {rank}{rest}."
+        for name in (name for name, rank in found.items() if not rank):
+            yield f"No measured rank is as close to the finetune as {name}."
 
     def _lowest_rank(self, yardstick: CandidateResult, ranks: Sequence[tuple[int, float]]) -> str:
-        """ "rank 8 (1,600 times closer)"."""
+        """ "rank 8 (1,600 times closer)"; "" if there is none."""
         limit = self.kld(yardstick)
         enough = next(((rank, kld) for rank, kld in ranks if kld <= EQUAL_RATIO * limit), None)
         if enough is None:
-            return "there is none"
+            return ""
         rank, kld = enough
         if kld * EQUAL_RATIO >= limit:
             return f"rank {rank} (about as close)"
