@@ -40,7 +40,7 @@ RULES = {
     # gguf: its table of names and its decoding of ggml's types, once a GGUF file is opened
     "checkpoints": rule("errors results system tensor_names", "torch numpy huggingface_hub hf_xet safetensors gguf"),
     "divergence": rule("errors results system", "torch numpy scipy sklearn"),
-    "servers": rule("errors results system"),
+    "servers": rule("errors results system tensor_names"),
     "architectures": rule("errors results system checkpoints", "torch transformers peft"),
     "adapters": rule("errors results system tensor_names checkpoints servers architectures", "torch numpy"),
     "models": rule(

@@ -23,10 +23,12 @@ from deltarank.servers.rules import (
     rules_date,
     server_names,
 )
+from deltarank.servers.vllm_slots import SLOT_NUMBER_BYTES, slot_bytes, slot_numbers
 
 __all__ = [
     "DEFAULT_SERVER",
     "PEFT",
+    "SLOT_NUMBER_BYTES",
     "ExpertLayout",
     "Handling",
     "Server",
@@ -39,4 +41,6 @@ __all__ = [
     "peft_router_name",
     "rules_date",
     "server_names",
+    "slot_bytes",
+    "slot_numbers",
 ]

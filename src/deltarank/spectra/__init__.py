@@ -10,6 +10,7 @@ from deltarank.spectra.factors import FactorisationCost, Factors, factorisation_
 from deltarank.spectra.low_rank_product import product_spectrum, product_sums
 from deltarank.spectra.measure import measure_spectrum, reference_singular_values
 from deltarank.spectra.noise import RoundingNoise
+from deltarank.spectra.sketch import Sketcher, sketch_delta, sketch_length
 from deltarank.spectra.spectrum import Level, Spectrum
 from deltarank.spectra.weighted import InputGram, weighted_errors
 from deltarank.spectra.workspace import Workspace
@@ -21,6 +22,7 @@ __all__ = [
     "InputGram",
     "Level",
     "RoundingNoise",
+    "Sketcher",
     "Spectrum",
     "Sums",
     "Workspace",
@@ -40,6 +42,8 @@ __all__ = [
     "product_sums",
     "reference_singular_values",
     "residual_energy",
+    "sketch_delta",
+    "sketch_length",
     "subtract",
     "subtract_batch",
     "weighted_errors",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -38,10 +38,15 @@ class MatrixMeasurer:
 
     Args:
         matrices: the number of matrices of the run: of many, less of each spectrum is stored.
+        on_delta: called with the name and the delta, (rows, columns), of each matrix that changed, before it is solved.
+            The delta is a buffer that is overwritten afterwards.
     """
 
-    def __init__(self, options: SolverOptions, *, matrices: int = 1) -> None:
+    def __init__(
+        self, options: SolverOptions, *, matrices: int = 1, on_delta: Callable[[str, Tensor], None] | None = None
+    ) -> None:
         self._options = options
+        self._on_delta = on_delta
         self._detail = SpectrumDetail.of_run(matrices, options.ranks)
         self._reader = DeltaReader(options)
         self._workspace = self._reader.workspace
@@ -122,6 +127,8 @@ class MatrixMeasurer:
         outcome = Outcome.IDENTICAL if sums.is_zero else Outcome.MEASURED
         if not sums.is_finite:
             return _not_finite(pair, "base")
+        if self._on_delta and not sums.is_zero:
+            self._on_delta(pair.name, left @ right)
         return self._with_figures(pair, sums, outcome, None if sums.is_zero else known, edges=NoiseEdges())
 
     def _measured(
@@ -134,6 +141,8 @@ class MatrixMeasurer:
             return _not_finite(pair, side)
         if sums.is_zero:
             return self._with_figures(pair, sums, Outcome.IDENTICAL, None, edges=edges)
+        if self._on_delta:
+            self._on_delta(pair.name, delta)
         spectrum = known or self._spectrum(step, delta, sums, edges.edge)
         return self._with_figures(pair, sums, Outcome.MEASURED, spectrum, edges=edges)
 

@@ -1,0 +1,127 @@
+"""The LoRA slots that the real vLLM allocates, in bytes, beside what deltarank computes from the base's shapes.
+
+It needs the environment of vllm.py. The models are those of tests/servers/model_zoo.py and _multimodal.py:
+
+    python benchmarks/servers/vllm_slots.py --python VENV/bin/python    # 10 min on two cores; 1.7 GB
+
+Each model is loaded with `enable_lora`, `max_loras` and `max_lora_rank`, and the storages of all `lora_a_stacked` and
+`lora_b_stacked` are added up. vLLM's build for processors cannot run experts: for these its own `create_lora_weights`
+functions allocate the tensors of one layer. Exit status 1 if a number differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "servers"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from _multimodal import write_multimodal  # noqa: E402
+from _vllm_worker import SETTINGS as ENVIRONMENT  # noqa: E402
+from model_zoo import write_family  # noqa: E402
+
+import _report  # noqa: E402
+from deltarank.checkpoints import open_checkpoint  # noqa: E402
+from deltarank.servers import slot_bytes, slot_numbers  # noqa: E402
+
+MODELS = ("llama", "llama of 521 tokens", "qwen2", "qwen3", "mistral", "gemma3", "phi3")
+WITH_IMAGES = ("llava", "gemma3")
+SETTINGS = ((2, 8), (3, 64))
+"""Slots and rank."""
+
+EXPERTS = {"experts": 8, "hidden": 96, "inner": 160}
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    slots: int
+    rank: int
+    computed: int
+    found: Mapping[str, int]
+
+    @property
+    def allocated(self) -> int:
+        return sum(self.found.values())
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        shown = (f"{number:,}" for number in (self.slots, self.rank, self.computed, self.allocated))
+        return (self.name, *shown, "yes" if self.computed == self.allocated else "no")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", type=Path, required=True, help="of vLLM's environment")
+    parser.add_argument("--torchvision", type=Path, help="a folder with torchvision, for models that read images")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in [*experts(options.python), *models(options, Path(folder))]:
+            print(row.cells, dict(row.found), file=sys.stderr, flush=True)
+            rows.append(row)
+    heads = ("model", "slots", "rank", "bytes by the formula", "bytes allocated by vLLM", "equal")
+    print(_report.table(heads, [row.cells for row in rows]))
+    return 0 if rows and all(row.computed == row.allocated for row in rows) else 1
+
+
+def models(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    for name in MODELS:
+        yield from of_base(options.python, name, write_family(name, folder / name).base)
+    for name in WITH_IMAGES if options.torchvision else ():
+        base = write_multimodal(name, folder / f"{name} with images").base
+        yield from of_base(options.python, f"{name} with images", base, path=options.torchvision)
+
+
+def of_base(python: Path, name: str, base: Path, path: Path | None = None) -> Iterator[Row]:
+    with open_checkpoint(base) as checkpoint:
+        numbers = slot_numbers({key: info.shape for key, info in checkpoint.tensors.items()}, checkpoint.config)
+    limits = {"options": {"limit_mm_per_prompt": {"image": 1}}} if path else {}
+    for slots, rank in SETTINGS:
+        found = ask(python, {"model": str(base), "slots": slots, "rank": rank, **limits}, path)
+        yield Row(name, slots, rank, slot_bytes(numbers, rank, slots), found)
+
+
+def experts(python: Path) -> Iterator[Row]:
+    """One layer of experts, in the layout of most models and in that of gpt-oss."""
+    count, hidden, inner = EXPERTS.values()
+    each = {f"x.experts.{i}.{part}.weight": (inner, hidden) for i in range(count) for part in ("gate_proj", "up_proj")}
+    each |= {f"x.experts.{i}.down_proj.weight": (hidden, inner) for i in range(count)}
+    fused = {"x.experts.gate_up_proj": (count, hidden, 2 * inner), "x.experts.down_proj": (count, inner, hidden)}
+    config: dict[str, Any] = {"hidden_size": hidden}
+    cases: list[tuple[str, Mapping[str, tuple[int, ...]], dict[str, Any], bool]] = [
+        ("experts, a matrix each", each, config, False),
+        ("experts, gate and up in one tensor", fused, config, False),
+        ("experts of gpt-oss", fused, {**config, "model_type": "gpt_oss"}, True),
+    ]
+    for name, shapes, settings, one_pair in cases:
+        for slots, rank in SETTINGS:
+            found = ask(python, {**EXPERTS, "fused": one_pair, "slots": slots, "rank": rank})
+            yield Row(name, slots, rank, slot_bytes(slot_numbers(shapes, settings), rank, slots), found)
+
+
+def ask(python: Path, task: Mapping[str, Any], path: Path | None = None) -> dict[str, int]:
+    worker = Path(__file__).with_name("_vllm_slots_worker.py")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "task.json"
+        file.write_text(json.dumps(task))
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(path or "")}
+        done = subprocess.run([python, "-P", worker, file], capture_output=True, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"found"')]
+    if not lines:
+        raise RuntimeError(f"vLLM allocated nothing: {done.stderr[-3000:]}")
+    found: dict[str, int] = json.loads(lines[-1])["found"]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The memory of vLLM's LoRA slots, from the shapes of the base's tensors.
+
+vLLM allocates `--max-loras` slots before it loads an adapter, each for an adapter of rank `--max-lora-rank` on every
+module that it can adapt, whichever modules the adapters have (vllm/lora/model_manager.py `_create_lora_modules`). With
+tensor parallel size 1 and without `--lora-target-modules`, a module of `in` inputs and `out` outputs takes
+
+    slots x rank x (in + out) x bytes of a number
+
+(vllm/lora/layers, `create_lora_weights`: lora_a_stacked (slots, 1, rank, in), lora_b_stacked (slots, 1, out, rank)).
+Read in 0.32.0, and compared with its tensors by benchmarks/servers/vllm_slots.py:
+
+- q, k and v in one module, gate and up in one module: a pair A, B for each of them, as for separate matrices
+  (column_parallel_linear.py). A checkpoint that stores them as one matrix (Phi-3) has one pair.
+- Experts: a pair for each matrix of each expert (fused_moe.py). Routers are linear layers, and have a pair.
+- The embedding, and the head, tied or not: a pair each in the model classes whose `embedding_modules` names them
+  (vocab_parallel_embedding.py, logits_processor.py).
+- Parts that read images or sound: none, unless `--enable-tower-connector-lora` is given.
+- A number takes as many bytes as one of the model's dtype (`--lora-dtype auto`): 2 for bfloat16 and float16.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deltarank.servers.model_families import model_types
+from deltarank.servers.rules import get_server
+from deltarank.tensor_names import EXPERT, LM_HEAD, ROUTER, kind_of_tensor
+
+SLOT_NUMBER_BYTES = 2
+
+_FUSED_GATE_UP = frozenset({"gpt_oss", "interns1_pro", "qwen3_5_moe", "qwen3_omni_moe", "qwen3_vl_moe"})
+"""The model types with one pair for gate and up of an expert: `is_3d_moe_weight` in vllm/model_executor/models."""
+
+_NO_HEAD_BUT_EMBEDDING = frozenset({"cohere", "cohere2"})
+
+_EMBEDDING_MODULES = frozenset({"embed_tokens", "wte"})
+
+_TOWER = re.compile(r"(?:vision|visual|vit|image|audio|speech|multi_modal|mm)(?:_\w+)?|\w*projector")
+
+
+def slot_numbers(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) -> int:
+    """The numbers in one slot of rank 1: the sum of in + out over the modules that vLLM can adapt.
+
+    A slot of rank r has r times as many.
+
+    Args:
+        shapes: of the base's tensors, by name.
+        config: the base's config.json; {} where there is none.
+    """
+    return sum(_numbers(name, shape, config) for name, shape in shapes.items()) + _vocabulary_numbers(shapes, config)
+
+
+def slot_bytes(numbers: int, rank: int, slots: int) -> int:
+    """The bytes of `slots` slots of this rank, if a slot of rank 1 has this many numbers."""
+    return numbers * rank * slots * SLOT_NUMBER_BYTES
+
+
+def _numbers(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> int:
+    if len(shape) < 2 or _is_of_tower(name):
+        return 0
+    kind = kind_of_tensor(name)
+    if kind == EXPERT and len(shape) == 3:
+        pairs = 2 if "gate_up" in name and not _FUSED_GATE_UP & model_types(config) else 1
+        return shape[0] * (shape[1] + shape[2] + (pairs - 1) * _inputs(name, shape, config))
+    return shape[0] + shape[1] if len(shape) == 2 and kind in (None, EXPERT, ROUTER) else 0
+
+
+def _inputs(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> int:
+    """The inputs of experts' gate and up in one tensor, (experts, 2 I, H) or (experts, H, 2 I)."""
+    hidden = config.get("hidden_size", shape[2])
+    return shape[1] if shape[1] == hidden != shape[2] else shape[2]
+
+
+def _vocabulary_numbers(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) -> int:
+    """Of the embedding and the head, where vLLM's class of the model can adapt them. A tied head counts, too."""
+    embedding = sum(sum(shape) for name, shape in shapes.items() if _is_embedding(name, shape))
+    head = sum(sum(shape) for name, shape in shapes.items() if kind_of_tensor(name) == LM_HEAD and len(shape) == 2)
+    if get_server("vllm").refuses_head(config):
+        return embedding if _NO_HEAD_BUT_EMBEDDING & model_types(config) else 0
+    return embedding + (head or embedding)
+
+
+def _is_embedding(name: str, shape: Sequence[int]) -> bool:
+    named = name.split(".")[-2:-1]
+    return bool(named) and named[0] in _EMBEDDING_MODULES and len(shape) == 2 and not _is_of_tower(name)
+
+
+def _is_of_tower(name: str) -> bool:
+    return any(_TOWER.fullmatch(part) for part in name.split(".")[:-1])
