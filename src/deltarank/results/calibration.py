@@ -68,8 +68,8 @@ class Calibration:
     fitted, chosen   how many documents fitted, and how many chose the step
     held_out         on documents of the same texts that did neither
     other_text       on text of another kind: built-in passages
-    rank_equivalent  the smallest measured rank of plain extraction that is as near on the held-out documents; None if
-                     none is, or where `kld_any_rank` was not measured
+    rank_equivalent  the smallest measured rank of plain extraction that is as near on the held-out documents. None if
+                     none is, or if the whole delta is farther: then no rank is measured; or if it was not measured
     """
 
     texts: tuple[str, ...]

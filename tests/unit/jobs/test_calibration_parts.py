@@ -12,12 +12,19 @@ from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
 from deltarank.jobs.calibrate.distill import step_size
 from deltarank.jobs.calibrate.documents import encode, split_records
-from deltarank.jobs.calibrate.kl import kl_and_gradient
+from deltarank.jobs.calibrate.kl import common_tokens, expected_weights, kl_divergence, kl_gradient
 from deltarank.jobs.calibrate.texts import content_of, passages, read_records_of
 from deltarank.models import Head
 from refusals import refused
 
 TOKENIZER = tokenizer(Recipe())
+
+
+def divergence_and_gradient(teacher, teacher_head, student, student_head):
+    common = common_tokens(teacher, teacher_head, student, student_head)
+    expected = expected_weights(teacher, teacher_head, student_head, common)
+    nats = kl_divergence(teacher, teacher_head, student, student_head)
+    return nats, kl_gradient(expected, student, student_head, common)
 
 
 class TestDivergence:
@@ -27,7 +34,7 @@ class TestDivergence:
         torch.manual_seed(0)
         weights = [torch.randn(words, 8) for words in vocabularies]
         teacher, student = torch.randn(tokens, 8), torch.randn(tokens, 8)
-        nats, gradient = kl_and_gradient(teacher, Head(weights[0]), student, Head(weights[1]))
+        nats, gradient = divergence_and_gradient(teacher, Head(weights[0]), student, Head(weights[1]))
         exact = student.double().requires_grad_()
         common = min(vocabularies)
         log_p, log_q = (
@@ -42,12 +49,12 @@ class TestDivergence:
     def test_of_logits_the_gradient_is_q_minus_p(self):
         torch.manual_seed(0)
         teacher, student = torch.randn(3, 20), torch.randn(3, 20)
-        _, gradient = kl_and_gradient(teacher, Head(None), student, Head(None))
+        _, gradient = divergence_and_gradient(teacher, Head(None), student, Head(None))
         torch.testing.assert_close(gradient, student.softmax(-1) - teacher.softmax(-1))
 
     def test_equal_predictions_have_no_divergence_and_no_gradient(self):
         head, inputs = Head(torch.randn(30, 4)), torch.randn(5, 4)
-        nats, gradient = kl_and_gradient(inputs, head, inputs, head)
+        nats, gradient = divergence_and_gradient(inputs, head, inputs, head)
         assert nats == 0
         assert not gradient.any()
 

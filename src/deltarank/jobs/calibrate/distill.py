@@ -20,9 +20,9 @@ from torch import Tensor
 
 from deltarank.architectures import first_line
 from deltarank.errors import JobError
-from deltarank.jobs.calibrate.kl import kl_and_gradient
+from deltarank.jobs.calibrate.kl import common_tokens, expected_weights, kl_divergence, kl_gradient
 from deltarank.jobs.calibrate.student import Factors, Student
-from deltarank.models import PredictionStore, Window, batch_windows
+from deltarank.models import Head, PredictionStore, Window, batch_windows
 from deltarank.system import write_atomically
 
 TOKENS_PER_STEP = 1024
@@ -40,8 +40,14 @@ WARM_UP = 10
 LAST_RATE = 0.1
 """Of the first rate, at the end of the cosine schedule (Loshchilov and Hutter 2017)."""
 
-LOOKS = 10
-"""How often the documents that choose are scored."""
+LOOKS = 4
+"""How often the documents that choose are scored. A look takes as long as several steps."""
+
+SAVES = 12
+"""How often the state is stored; a multiple of LOOKS."""
+
+BASE_DOCUMENTS = 10
+"""Of those that choose: the base is scored on these, for the size of the first step."""
 
 OnStep = Callable[[int], None]
 """Called with the number of each step that was made."""
@@ -76,7 +82,7 @@ class Best:
 
 
 class Distillation:
-    """One training. It stores its state after every look, so that an interrupted one is resumed.
+    """One training. It stores its state SAVES times, so that an interrupted one is resumed.
 
     Args:
         state_file: where.
@@ -86,6 +92,8 @@ class Distillation:
         self._student, self._lesson, self._steps, self._state_file = student, lesson, steps, state_file
         self._head = lesson.teacher.load_head()
         self._batches = _batches_of_steps(lesson, steps, seed)
+        self._expected: dict[int, Tensor] = {}
+        self._common_tokens: int | None = None
         self._made = 0
         self.diverged = False
 
@@ -97,15 +105,10 @@ class Distillation:
         Raises:
             JobError: (slug "outputs-not-finite") the plain adapter's predictions are not.
         """
-        plain = self._kld(self._lesson.choose)
-        if not math.isfinite(plain):
-            raise _not_finite()
-        with self._student.as_base():
-            base = self._kld(self._lesson.choose)
+        plain, groups = self._start()
         self._best = Best(0, plain, self._student.factors())
         on_look(0, plain)
         self._in_bfloat16 = plain >= FAR_ENOUGH and self._student.has_fast_bfloat16
-        groups = self._parameter_groups(step_size(plain, base))
         if groups:
             self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-10)
             self._resume(on_resume)
@@ -113,18 +116,30 @@ class Distillation:
         self._student.set_factors(self._best.factors)
         return self._best, self._made
 
+    def _start(self) -> tuple[float, list[dict[str, Any]]]:
+        """The KLD of the plain adapter, and the groups that the optimiser moves."""
+        plain = self._kld(self._lesson.choose)
+        if not math.isfinite(plain):
+            raise _not_finite()
+        few = self._lesson.choose[:BASE_DOCUMENTS]
+        with self._student.as_base():
+            base = self._kld(few)
+        return plain, self._parameter_groups(step_size(self._kld(few), base))
+
     def _make_steps(self, on_step: OnStep, on_look: OnLook) -> None:
         while self._made < self._steps and not self.diverged:
             if not self._step():
                 self.diverged = True
                 return
-            if self._made % self._steps_per_look == 0 or self._made == self._steps:
+            if self._is_time_for(LOOKS):
                 on_look(self._made, self._look())
+            if self._is_time_for(SAVES):
+                self._save()
             on_step(self._made)
 
-    @property
-    def _steps_per_look(self) -> int:
-        return max(1, math.ceil(self._steps / LOOKS))
+    def _is_time_for(self, times: int) -> bool:
+        """Whether that many times in all, the end among them, comes to this step."""
+        return self._made * times // self._steps > (self._made - 1) * times // self._steps
 
     def _parameter_groups(self, size: float) -> list[dict[str, Any]]:
         """Those that can be moved; none where every factor is zero, or where the start is exact."""
@@ -135,12 +150,13 @@ class Distillation:
         ]
 
     def _step(self) -> bool:
-        """One step down the gradient. False, without a step, if the loss or its gradient is not finite."""
+        """One step down the gradient. False, without a step, if it is not finite."""
         batch = self._batches[self._made]
         scored = sum(len(self._lesson.windows[i].rows) for i in batch)
-        nats = sum(self._accumulate(part, scored) for part in self._parts(batch))
+        for part in self._parts(batch):
+            self._accumulate(part, scored)
         gradients = (each.grad for each in self._student.parameters.values() if each.grad is not None)
-        if not math.isfinite(nats) or not all(bool(each.isfinite().all()) for each in gradients):
+        if not all(bool(each.isfinite().all()) for each in gradients):
             self._optimizer.zero_grad()
             return False
         self._made += 1
@@ -155,15 +171,31 @@ class Distillation:
         parts = batch_windows([self._lesson.windows[i] for i in batch], size=None, tokens=TOKENS_AT_ONCE)
         return [[batch[i] for i in part] for part in parts]
 
-    def _accumulate(self, part: Sequence[int], scored: int) -> float:
-        """Adds the gradient of these documents to that of the step, and returns their divergence in nats."""
+    def _accumulate(self, part: Sequence[int], scored: int) -> None:
+        """Adds the gradient of these documents to that of the step."""
         windows = [self._lesson.windows[i] for i in part]
         inputs, head = self._student.predict_with_gradient(windows, in_bfloat16=self._in_bfloat16)
         student = torch.cat(inputs)
-        known = self._teacher(part, student), self._teacher_head(student)
-        nats, gradient = kl_and_gradient(*known, student.detach(), head)
+        expected = torch.cat([self._expected_weights(i, student.detach(), head) for i in part])
+        gradient = kl_gradient(expected, student.detach(), head, self._common(student, head))
         torch.autograd.backward(student, (gradient / scored).to(student.dtype))
-        return nats
+
+    def _expected_weights(self, document: int, like: Tensor, head: Head) -> Tensor:
+        """Kept, where it is not as long as the vocabulary."""
+        if (known := self._expected.get(document)) is not None:
+            return known.to(like.device)
+        teacher, common = self._teacher([document], like), self._common(like, head)
+        expected = expected_weights(teacher, self._teacher_head(like), head, common)
+        if head.weight is not None:
+            self._expected[document] = expected.cpu()
+        return expected
+
+    def _common(self, like: Tensor, head: Head) -> int:
+        """How many tokens both vocabularies have. The same for all documents."""
+        if self._common_tokens is None:
+            teacher = self._teacher(self._lesson.fit[:1], like), self._teacher_head(like)
+            self._common_tokens = common_tokens(*teacher, like, head)
+        return self._common_tokens
 
     def _teacher(self, documents: Sequence[int], like: Tensor) -> Tensor:
         return torch.cat([self._lesson.teacher.load(i) for i in documents]).to(like.device)
@@ -179,7 +211,7 @@ class Distillation:
         for part in self._parts(documents):
             inputs, head = self._student.predict([self._lesson.windows[i] for i in part])
             student = torch.cat(inputs)
-            nats += kl_and_gradient(self._teacher(part, student), self._teacher_head(student), student, head)[0]
+            nats += kl_divergence(self._teacher(part, student), self._teacher_head(student), student, head)
             tokens += len(student)
         return nats / tokens
 
@@ -189,7 +221,6 @@ class Distillation:
             kld = self._kld(self._lesson.choose)
         if kld < self._best.kld:
             self._best = Best(self._made, kld, self._student.factors())
-        self._save()
         return kld
 
     def _save(self) -> None:
@@ -206,7 +237,7 @@ class Distillation:
                 raise OSError(f"the state of the training cannot be stored ({first_line(error)})") from error
 
     def _resume(self, on_resume: OnResume) -> None:
-        """Goes on after the last look, if there was one."""
+        """Goes on after the last stored state, if there is one."""
         if not self._state_file.is_file():
             return
         state = torch.load(self._state_file, weights_only=True)

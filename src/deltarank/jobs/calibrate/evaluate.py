@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,59 +12,95 @@ from deltarank.checkpoints import Checkpoint, Pairing
 from deltarank.divergence import resample
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.jobs.outputs import OutputsJob, OutputsOptions, lora_matrices
-from deltarank.results import CalibrationScore, CandidateKind, Interval, Logits, Outputs
-from deltarank.runtime import ProgressListener
+from deltarank.results import CalibrationScore, Interval, Logits, Outputs
+from deltarank.runtime import PartOfJob, ProgressListener
 
 LARGER_RANKS = 3
 """How many larger ranks of plain extraction are scored, to find the one that is as near."""
 
-_PLAIN, _CALIBRATED = "plain", "calibrated"
+MODELS = 5
+"""That read the texts: the finetune, the base, and these three."""
+
+_BASE, _ANY_RANK, _PLAIN, _CALIBRATED = "base", "any rank", "plain", "calibrated"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is scored, and on what.
+
+    adapters           the folder that contains the adapters "plain" and "calibrated"
+    rank               of the adapters
+    larger_ranks       of plain extraction, which are scored if one of them may be as near as the calibrated adapter
+    texts              the held-out documents, then the other text
+    has_all_matrices   whether the adapter carries the matrices that every LoRA has factors for, and nothing else. Only
+                       then the larger ranks, and the whole delta in these matrices, are what plain extraction gives
+    """
+
+    pair: tuple[Checkpoint, Checkpoint]
+    adapters: Path
+    rank: int
+    larger_ranks: tuple[int, ...]
+    texts: Sequence[Path]
+    has_all_matrices: bool
+    device: str
+    seed: int
+
+    def of_adapters(self) -> tuple[OutputsJob, list[str]]:
+        """The job that scores the adapters, and the names of what it scores."""
+        names = [_BASE, *([_ANY_RANK] if self.has_all_matrices else []), _PLAIN, _CALIBRATED]
+        return self._job((self.rank,), (_PLAIN, _CALIBRATED)), names
+
+    def of_larger_ranks(self) -> tuple[OutputsJob, list[str]]:
+        return self._job(self.larger_ranks, ()), [_BASE, *(f"rank {rank}" for rank in self.larger_ranks)]
+
+    def _job(self, ranks: tuple[int, ...], adapters: Sequence[str]) -> OutputsJob:
+        options = OutputsOptions(
+            ranks=ranks,
+            device=self.device,
+            adapters=tuple(str(self.adapters / name) for name in adapters),
+            texts=tuple(map(str, self.texts)),
+            samples=0,
+            seed=self.seed,
+        )
+        return OutputsJob(*self.pair, options)
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The outputs of all candidates on the held-out documents and on the other text.
 
-    has_all_matrices   whether the adapter carries the matrices that every LoRA has factors for, and nothing else. Only
-                       then the larger ranks, and the whole delta in these matrices, are what plain extraction gives
+    larger   of the larger ranks, if they were scored
     """
 
+    candidates: Candidates
     outputs: Outputs
-    seed: int
-    has_all_matrices: bool
+    larger: Outputs | None = None
 
     @classmethod
-    def measure(
-        cls,
-        pair: tuple[Checkpoint, Checkpoint],
-        adapters: Path,
-        texts: Sequence[Path],
-        ranks: Sequence[int],
-        *,
-        device: str,
-        seed: int,
-        has_all_matrices: bool,
-        folder: Path,
-        progress: ProgressListener,
-    ) -> Evaluation:
+    def measure(cls, candidates: Candidates, folder: Path, progress: ProgressListener, *, before: float) -> Evaluation:
         """Scores them as `outputs` does, which resumes.
 
         Args:
-            adapters: the folder that contains the adapters "plain" and "calibrated".
-            texts: the held-out documents, then the other text.
-            ranks: of plain extraction, to be scored beside the adapters.
             folder: for what the scoring stores.
+            before: seconds that are planned for what comes before.
         """
-        options = OutputsOptions(
-            ranks=tuple(ranks),
-            device=device,
-            adapters=(str(adapters / _PLAIN), str(adapters / _CALIBRATED)),
-            texts=tuple(map(str, texts)),
-            samples=0,
-            seed=seed,
-        )
-        outputs = OutputsJob(*pair, options).measure(folder, progress=progress)
-        return cls(outputs, seed, has_all_matrices)
+        job, names = candidates.of_adapters()
+        seconds = job.plan.seconds
+        part = PartOfJob(progress, before=before, seconds=seconds)
+        adapters = cls(candidates, job.measure(folder / "adapters", only=names, progress=part))
+        if not adapters.needs_larger_ranks:
+            return adapters
+        job, names = candidates.of_larger_ranks()
+        part = PartOfJob(progress, before=before + seconds, seconds=job.plan.seconds)
+        return replace(adapters, larger=job.measure(folder / "ranks", only=names, progress=part))
+
+    @property
+    def needs_larger_ranks(self) -> bool:
+        """Whether one of them may be as near as the calibrated adapter: the whole delta is, and plain is not."""
+        score = self.held_out
+        if score.kld_any_rank is None or not self.candidates.larger_ranks:
+            return False
+        return score.kld_any_rank <= score.kld_calibrated < score.kld_plain
 
     @property
     def held_out(self) -> CalibrationScore:
@@ -77,25 +113,24 @@ class Evaluation:
     @property
     def rank_equivalent(self) -> int | None:
         """The smallest rank of plain extraction that was scored and is as near on the held-out documents."""
-        if not self.has_all_matrices:
+        if not self.candidates.has_all_matrices:
             return None
-        text = self.outputs.texts[0].name
-        reached = self._logits(_CALIBRATED, text).kld.mean
-        plain = [each for each in self.outputs.candidates if each.kind is CandidateKind.RANK and each.rank is not None]
-        near = [each.rank for each in plain if self._logits(each.name, text).kld.mean <= reached]
-        return min(filter(None, near), default=None)
+        score, text = self.held_out, self.outputs.texts[0].name
+        if score.kld_plain <= score.kld_calibrated:
+            return self.candidates.rank
+        larger = self.larger.candidates if self.larger else ()
+        klds = {each.rank: on.kld.mean for each in larger for on in each.logits if each.rank and on.text == text}
+        return min((rank for rank, kld in klds.items() if kld <= score.kld_calibrated), default=None)
 
     def _score(self, text: str) -> CalibrationScore:
-        base, plain, whole, calibrated = (
-            self._logits(name, text) for name in ("base", _PLAIN, "any rank", _CALIBRATED)
-        )
-        gain = _gain(calibrated, plain, self.seed)
+        base, plain, calibrated = (self._logits(name, text) for name in (_BASE, _PLAIN, _CALIBRATED))
+        gain = _gain(calibrated, plain, self.candidates.seed)
         return CalibrationScore(
             documents=calibrated.documents,
             tokens=calibrated.tokens,
             kld_base=base.kld.mean,
             kld_plain=plain.kld.mean,
-            kld_any_rank=whole.kld.mean if self.has_all_matrices else None,
+            kld_any_rank=self._logits(_ANY_RANK, text).kld.mean if self.candidates.has_all_matrices else None,
             kld_calibrated=calibrated.kld.mean,
             low=calibrated.kld.low,
             high=calibrated.kld.high,
@@ -127,7 +162,6 @@ def carries_all_matrices(plan: ExtractionPlan, pairing: Pairing) -> bool:
     return not whole and targets == {pair.name for pair in lora_matrices(pairing.pairs)}
 
 
-def ranks_to_score(rank: int, servable: Sequence[int], largest: int) -> tuple[int, ...]:
-    """The rank itself and a few of the larger ones that a matrix can have."""
-    larger = [each for each in servable if rank < each < largest]
-    return (rank, *larger[:LARGER_RANKS])
+def larger_ranks(rank: int, servable: Sequence[int], largest: int) -> tuple[int, ...]:
+    """A few of those that a matrix can have."""
+    return tuple(each for each in servable if rank < each < largest)[:LARGER_RANKS]

@@ -24,7 +24,7 @@ from deltarank.errors import DeltarankError, JobError
 from deltarank.jobs.calibrate.calibration_folder import CalibrationFolder
 from deltarank.jobs.calibrate.distill import Best, Distillation, Lesson
 from deltarank.jobs.calibrate.documents import Split, encode, other_records, split_records, write_records
-from deltarank.jobs.calibrate.evaluate import Evaluation, carries_all_matrices, ranks_to_score
+from deltarank.jobs.calibrate.evaluate import Candidates, Evaluation, carries_all_matrices, larger_ranks
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
@@ -224,18 +224,18 @@ class CalibrateJob:
         self, folder: CalibrationFolder, split: Split, best: Best, made: int, progress: ProgressListener
     ) -> Calibration:
         largest = max(min(target.pair.shape) for target in self.plan.extraction.layout.targets)
-        seconds = self.plan.scoring_seconds
-        evaluation = Evaluation.measure(
-            (self.base, self.finetune),
-            folder.adapters,
-            (folder.held_out, folder.other_text),
-            ranks_to_score(self._rank, self.options.rules.candidate_ranks, largest),
+        candidates = Candidates(
+            pair=(self.base, self.finetune),
+            adapters=folder.adapters,
+            rank=self._rank,
+            larger_ranks=larger_ranks(self._rank, self.options.rules.candidate_ranks, largest),
+            texts=(folder.held_out, folder.other_text),
+            has_all_matrices=carries_all_matrices(self.plan.extraction, self.extraction.pairing),
             device=self.options.device,
             seed=self.options.seed,
-            has_all_matrices=carries_all_matrices(self.plan.extraction, self.extraction.pairing),
-            folder=folder.scores,
-            progress=PartOfJob(progress, before=self.plan.seconds - seconds, seconds=seconds),
         )
+        before = self.plan.seconds - self.plan.scoring_seconds
+        evaluation = Evaluation.measure(candidates, folder.scores, progress, before=before)
         return Calibration(
             texts=self.options.calibrate,
             tokens=sum(len(document.ids) for document in self._documents(split.fit)),

@@ -2,45 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from deltarank.models import Head
 
 
-def kl_and_gradient(teacher: Tensor, teacher_head: Head, student: Tensor, student_head: Head) -> tuple[float, Tensor]:
-    """sum over tokens of KL(P || Q), and its gradient with respect to the student's head inputs.
+def kl_divergence(teacher: Tensor, teacher_head: Head, student: Tensor, student_head: Head) -> float:
+    """sum over tokens of KL(P || Q), in nats.
 
-    With d = log q - log p the divergence of a token is sum p (e^d - 1 - d), of which no term is negative. Its gradient
-    with respect to the student's logits is q - p, so with respect to the inputs of the head it is (q - p) W.
-    Vocabularies of different lengths are compared on the tokens that both have.
+    With d = log q - log p the divergence of a token is sum p (e^d - 1 - d), of which no term is negative. Vocabularies
+    of different lengths are compared on the tokens that both have.
 
     Args:
         teacher, student: (tokens, hidden), the inputs of each output head; logits where a head has no weight.
-
-    Returns:
-        nats, and the gradient in the shape of `student`.
     """
-    gradient = torch.empty_like(student, dtype=torch.float32)
-    total = 0.0
-    step = min(teacher_head.tokens_per_chunk, student_head.tokens_per_chunk)
-    for start in range(0, len(student), step):
-        rows = slice(start, start + step)
-        nats, gradient[rows] = _chunk(teacher[rows], teacher_head, student[rows], student_head)
-        total += nats
-    return total, gradient
+    common = common_tokens(teacher, teacher_head, student, student_head)
+    return sum(
+        _divergence(teacher_head.logits(teacher[rows])[..., :common], student_head.logits(student[rows])[..., :common])
+        for rows in _chunks(len(student), teacher_head, student_head)
+    )
 
 
-def _chunk(teacher: Tensor, teacher_head: Head, student: Tensor, student_head: Head) -> tuple[float, Tensor]:
-    p_logits, q_logits = teacher_head.logits(teacher), student_head.logits(student)
-    common = min(p_logits.shape[-1], q_logits.shape[-1])
-    log_p = torch.log_softmax(p_logits[..., :common], -1)
-    log_q = torch.log_softmax(q_logits[..., :common], -1)
-    p, difference = log_p.exp(), log_q - log_p
-    nats = float((p * (torch.expm1(difference) - difference)).sum(-1).double().sum())
-    slope = log_q.exp_().sub_(p)
-    if student_head.weight is None:
-        full = torch.zeros_like(q_logits)
-        full[..., :common] = slope
-        return nats, full
-    return nats, slope @ student_head.weight[:common].float()
+def _divergence(p_logits: Tensor, q_logits: Tensor) -> float:
+    log_p, log_q = (torch.log_softmax(logits, -1) for logits in (p_logits, q_logits))
+    difference = log_q.sub_(log_p)
+    return float(log_p.exp_().mul_(torch.expm1(difference).sub_(difference)).sum(-1).double().sum())
+
+
+def kl_gradient(expected: Tensor, student: Tensor, student_head: Head, common: int) -> Tensor:
+    """The gradient of the divergence, summed over tokens, with respect to `student`, in its shape.
+
+    With respect to the student's logits it is q - p. With respect to the inputs of its head it is therefore
+    (q - p) W = sum q_j W_j - sum p_j W_j. The second sum does not depend on the student, so it is computed once.
+
+    Args:
+        expected: sum p_j W_j, the `expected_weights` of the teacher.
+    """
+    gradient = torch.zeros_like(student, dtype=torch.float32)
+    mean = expected_weights(student, student_head, student_head, common)
+    gradient[..., : mean.shape[-1]] = mean.sub_(expected)
+    return gradient
+
+
+def expected_weights(inputs: Tensor, head: Head, student_head: Head, common: int) -> Tensor:
+    """sum p_j W_j for each token, with a model's prediction p and the rows W_j of the student's head: (tokens, hidden).
+
+    It is p itself, (tokens, common), where the student's head has no weight.
+
+    Args:
+        common: see `common_tokens`. Tokens beyond are left out of the distribution.
+    """
+    weight = None if student_head.weight is None else student_head.weight[:common].float()
+    means = []
+    for rows in _chunks(len(inputs), head, student_head):
+        probabilities = torch.softmax(head.logits(inputs[rows])[..., :common], -1)
+        means.append(probabilities if weight is None else probabilities @ weight)
+    return torch.cat(means)
+
+
+def common_tokens(teacher: Tensor, teacher_head: Head, student: Tensor, student_head: Head) -> int:
+    """How many tokens both vocabularies have. Arguments as for `kl_divergence`."""
+    sides = ((teacher, teacher_head), (student, student_head))
+    return min(inputs.shape[-1] if head.weight is None else len(head.weight) for inputs, head in sides)
+
+
+def _chunks(tokens: int, *heads: Head) -> Iterator[slice]:
+    step = min(head.tokens_per_chunk for head in heads)
+    return (slice(start, start + step) for start in range(0, tokens, step))

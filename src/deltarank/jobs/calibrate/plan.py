@@ -9,7 +9,7 @@ from typing import Any
 from deltarank.errors import JobError
 from deltarank.jobs.calibrate.distill import LOOKS, TOKENS_AT_ONCE, TOKENS_PER_STEP
 from deltarank.jobs.calibrate.documents import CHOOSING_SHARE, SCORING_SHARE
-from deltarank.jobs.calibrate.evaluate import LARGER_RANKS
+from deltarank.jobs.calibrate.evaluate import MODELS
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
@@ -95,9 +95,9 @@ class CalibrationPlan(ShownAsLines):
 
     @property
     def scoring_seconds(self) -> float:
-        """Scoring decomposes the matrices once more, for the larger ranks."""
+        """Larger ranks of plain extraction, which are seldom scored, are not planned."""
         tokens = SCORING_SHARE * self.options.calibration_tokens + _OTHER_TOKENS
-        return self.extraction.seconds + tokens * _FORWARD * (7 + LARGER_RANKS) * self._seconds_per_operation
+        return MODELS * tokens * _FORWARD * self._seconds_per_operation
 
     @property
     def step_seconds(self) -> float:

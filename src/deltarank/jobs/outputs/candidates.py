@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from deltarank.jobs.outputs.candidate_names import (
     BASE,
     WHOLE_DELTA,
     adapter_names,
-    candidate_kinds,
     model_names,
     rank_name,
     truncation_name,
@@ -67,24 +67,26 @@ class CandidateSet:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def all(self) -> list[Candidate]:
-        """In the order of `candidate_kinds`."""
-        options = self._options
-        adapters = zip(options.adapters, adapter_names(options), strict=True)
-        models = zip(options.models, model_names(options), strict=True)
-        candidates = [
-            self._finetune_again(),
-            self._whole_delta(),
-            self._base(),
-            *map(self._rank, options.ranks),
-            self._any_rank(),
-            *([] if self._truncated_rank is None else [self._truncation(self._truncated_rank)]),
-            *(self._adapter(folder, name) for folder, name in adapters),
-            *(self._model(ref, name) for ref, name in models),
-            *(self._yardstick(get_yardstick(name)) for name in options.yardsticks),
-        ]
-        assert [(each.name, each.kind) for each in candidates] == [*candidate_kinds(options, self._truncated_rank)]
-        return candidates
+    def of_names(self, names: Sequence[str]) -> list[Candidate]:
+        """Those of these names, which are among those of `candidate_kinds`."""
+        return [self._makers[name]() for name in names]
+
+    @cached_property
+    def _makers(self) -> dict[str, Callable[[], Candidate]]:
+        options, truncated = self._options, self._truncated_rank
+        adapters = zip(adapter_names(options), options.adapters, strict=True)
+        models = zip(model_names(options), options.models, strict=True)
+        return {
+            FINETUNE_AGAIN: self._finetune_again,
+            WHOLE_DELTA: self._whole_delta,
+            BASE: self._base,
+            **{rank_name(rank): partial(self._rank, rank) for rank in options.ranks},
+            ANY_RANK: self._any_rank,
+            **({} if truncated is None else {truncation_name(truncated): partial(self._truncation, truncated)}),
+            **{name: partial(self._adapter, folder, name) for name, folder in adapters},
+            **{name: partial(self._model, ref, name) for name, ref in models},
+            **{name: partial(self._yardstick, get_yardstick(name)) for name in options.yardsticks},
+        }
 
     def _finetune_again(self) -> Candidate:
         return self._edited_finetune(FINETUNE_AGAIN, CandidateKind.CONTROL, [], "the same weights once more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,9 +136,14 @@ class OutputsJob:
         files.remove()
         return results
 
-    def measure(self, folder: Path, *, progress: ProgressListener) -> Outputs:
-        """The outputs alone, without the weights. What an earlier process stored in the folder is used again."""
-        return self._measure(self.plan, PartialFolder(folder), force=False, progress=progress)
+    def measure(self, folder: Path, *, only: Collection[str] | None = None, progress: ProgressListener) -> Outputs:
+        """The outputs alone, without the weights. What an earlier process stored in the folder is used again.
+
+        Args:
+            only: names of the candidates that are measured, the base among them; the same for one folder. None: all.
+        """
+        plan = replace(self.plan, only=only)
+        return self._measure(plan, PartialFolder(folder), force=False, progress=progress)
 
     @cached_property
     def _compare_job(self) -> CompareJob:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from deltarank.jobs.outputs.attribution import loaded_models, matrices_by_part
-from deltarank.jobs.outputs.candidate_names import candidate_kinds
+from deltarank.jobs.outputs.candidate_names import candidate_kinds, rank_name
 from deltarank.jobs.outputs.inputs import OutputsInputs
 from deltarank.jobs.outputs.low_rank import factor_bytes, lora_matrices
 from deltarank.jobs.outputs.model_pair import ModelPair
@@ -38,12 +38,14 @@ class OutputsPlan(ShownAsLines):
     """The plan of a job. Seconds and bytes are estimates. `lines()` is for people, `to_plain()` for programs.
 
     available_memory  bytes on the device; None if unknown
+    only              names of the candidates that are measured; None: all
     """
 
     options: OutputsOptions
     models: ModelPair
     inputs: OutputsInputs
     available_memory: int | None
+    only: Collection[str] | None = None
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -51,7 +53,8 @@ class OutputsPlan(ShownAsLines):
 
     @property
     def _candidate_kinds(self) -> tuple[tuple[str, CandidateKind], ...]:
-        return candidate_kinds(self.options, self.truncated_rank)
+        kinds = candidate_kinds(self.options, self.truncated_rank)
+        return kinds if self.only is None else tuple(each for each in kinds if each[0] in self.only)
 
     @cached_property
     def headline_rank(self) -> int:
@@ -137,8 +140,17 @@ class OutputsPlan(ShownAsLines):
     def decomposition(self) -> Plan:
         """The pass over the matrices that finds their factors."""
         pairing = self.models.pairing
-        pairing = replace(pairing, pairs=lora_matrices(pairing.pairs), summed=())
+        pairing = replace(pairing, pairs=lora_matrices(pairing.pairs) if self.needs_factors else (), summed=())
         return make_plan(self.models.base, self.models.finetune, pairing, self.options.solver_options)
+
+    @property
+    def needs_factors(self) -> bool:
+        """Whether a candidate or a part is truncated."""
+        truncated = {*map(rank_name, self.options.ranks)}
+        kinds = self._candidate_kinds
+        return bool(self.options.attribute) or any(
+            name in truncated or kind is CandidateKind.TRUNCATION for name, kind in kinds
+        )
 
     @property
     def peak_memory(self) -> float:

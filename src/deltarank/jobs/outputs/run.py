@@ -15,7 +15,13 @@ from deltarank.jobs.outputs.attribution import Attribution
 from deltarank.jobs.outputs.callbacks import OnFinished
 from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
-from deltarank.jobs.outputs.low_rank import FactorFile, LowRankDeltas, MatrixDecomposer, MatrixDecomposition
+from deltarank.jobs.outputs.low_rank import (
+    FactorFile,
+    LowRankDeltas,
+    MatrixDecomposer,
+    MatrixDecomposition,
+    lora_matrices,
+)
 from deltarank.jobs.outputs.partial_folder import PartialFolder
 from deltarank.jobs.outputs.plan import OutputsPlan
 from deltarank.jobs.outputs.progress import OutputsProgress
@@ -69,7 +75,7 @@ class OutputsRun:
         answers = self._resume_answers()
         deltas = self._decompose()
         with self._candidate_set(deltas) as candidate_set:
-            candidates = candidate_set.all()
+            candidates = candidate_set.of_names(self.plan.candidates)
             with self._finetune_model() as model:
                 self._answer_twice(model, answers)
                 texts = self._texts(answers)
@@ -100,7 +106,7 @@ class OutputsRun:
     def _decompose(self) -> LowRankDeltas:
         """Decomposes the matrices whose factors an earlier process has not stored."""
         options, steps = self.plan.options, self.plan.decomposition.steps
-        pairs = {step.pair.name: step.pair for step in steps}
+        pairs = {pair.name: pair for pair in lora_matrices(self.plan.models.pairing.pairs)}
         numbers = {name: number for number, name in enumerate(pairs)}
 
         def factor_file(name: str) -> Path:

@@ -160,7 +160,8 @@ def _excerpt_candidates(run: Measurements) -> dict[str, int]:
     names = [BASE, rank_name(run.headline_rank)]
     names += [candidate.name for kind in kinds for candidate in run.candidates if candidate.kind is kind]
     numbers = {candidate.name: i for i, candidate in enumerate(run.candidates)}
-    return {name: numbers[name] for name in list(dict.fromkeys(names))[:EXCERPT_CANDIDATES]}
+    measured = [name for name in dict.fromkeys(names) if name in numbers]
+    return {name: numbers[name] for name in measured[:EXCERPT_CANDIDATES]}
 
 
 def _token_klds(run: Measurements, candidate: int, document: int) -> tuple[float | None, ...] | None:
