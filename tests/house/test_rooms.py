@@ -55,7 +55,9 @@ RULES = {
     "jobs.compare": rule("errors results system checkpoints spectra adapters runtime divergence activations", "torch"),
     "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
-    "jobs.fleet": rule("errors results system checkpoints spectra adapters runtime jobs.compare"),
+    "jobs.fleet": rule(
+        "errors results system checkpoints spectra adapters runtime servers jobs.compare", "torch numpy scipy"
+    ),
     "jobs.extract": rule(
         "errors results system tensor_names checkpoints servers spectra adapters runtime architectures jobs.compare",
         "torch",

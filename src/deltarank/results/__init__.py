@@ -57,6 +57,7 @@ from deltarank.results.formatting import (
 )
 from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_address
 from deltarank.results.json_schema import schema_of
+from deltarank.results.kinship import Cosine, DeltaFit, DeltaSketch, Duplicates, Kinship, WeightedPart
 from deltarank.results.logits import (
     BlindBound,
     Divergence,
@@ -83,6 +84,7 @@ from deltarank.results.outputs import (
     TwoSampleTest,
     Writing,
 )
+from deltarank.results.rank_plan import FinetuneNeed, PlanMeasure, RankCost, RankPlan
 from deltarank.results.ranks import (
     DEFAULT_OUTPUTS_RANKS,
     DEFAULT_RANKS,
@@ -154,11 +156,16 @@ __all__ = [
     "CandidateKind",
     "CandidateResult",
     "Caught",
+    "Cosine",
     "Count",
+    "DeltaFit",
+    "DeltaSketch",
     "Divergence",
     "DocumentScore",
+    "Duplicates",
     "Energy",
     "Excerpt",
+    "FinetuneNeed",
     "FitEnergies",
     "FitKind",
     "Fleet",
@@ -169,6 +176,7 @@ __all__ = [
     "IgnoredTensor",
     "Interval",
     "KeyPair",
+    "Kinship",
     "Logits",
     "Loss",
     "MatrixResult",
@@ -182,10 +190,13 @@ __all__ = [
     "Outputs",
     "PairKind",
     "Part",
+    "PlanMeasure",
     "Preferred",
     "Question",
     "Rank",
+    "RankCost",
     "RankDivergence",
+    "RankPlan",
     "Ranks",
     "Reference",
     "Results",
@@ -211,6 +222,7 @@ __all__ = [
     "Vote",
     "VoteChoice",
     "VoterScore",
+    "WeightedPart",
     "Writing",
     "change_in_words",
     "common_headline_rank",

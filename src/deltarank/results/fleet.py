@@ -11,8 +11,10 @@ from typing import Any, Self
 
 from deltarank.results.codec import Count, Rank, StoredResult, decode
 from deltarank.results.formatting import count, escape
+from deltarank.results.kinship import Kinship
 from deltarank.results.matrix import Loss
 from deltarank.results.outputs import CandidateKind, Outputs
+from deltarank.results.rank_plan import RankPlan
 from deltarank.results.reference import Reference
 from deltarank.results.run import Results, VerdictKind, checked_ranks
 
@@ -54,6 +56,7 @@ class FleetFinetune:
     losses         of all its matrices together, at each rank of the fleet
     text           the text on which `kld` was measured, by `outputs` on its run
     seconds        of computing time for its matrices
+    weight_bytes   of its weight files; of an adapter, of the adapter's
     """
 
     name: str
@@ -74,6 +77,7 @@ class FleetFinetune:
     text: str | None = None
     kld: tuple[RankDivergence, ...] = ()
     seconds: float | None = None
+    weight_bytes: Count = 0
 
     @classmethod
     def failed(cls, name: str, reference: str, reason: str) -> Self:
@@ -103,6 +107,7 @@ class FleetFinetune:
             text=text,
             kld=kld,
             seconds=round(sum(matrix.seconds or 0.0 for matrix in results.matrices), 3),
+            weight_bytes=sum(results.finetune.files.values()),
         )
 
     @property
@@ -167,8 +172,8 @@ class Fleet(StoredResult):
     tool_version: str
     created: str
     notes: tuple[str, ...] = ()
-    plan: Mapping[str, Any] | None = None
-    kinship: Mapping[str, Any] | None = None
+    plan: RankPlan | None = None
+    kinship: Kinship | None = None
     format_version: Count = FLEET_FORMAT
 
     @property

@@ -1,5 +1,16 @@
 """The `fleet` job: many finetunes of one base, each as `compare` measures it, while the base is read once."""
 
+from deltarank.jobs.fleet.kinship import find_kinship
 from deltarank.jobs.fleet.options import FleetKeywords, FleetOptions
+from deltarank.jobs.fleet.rank_plan import PlanOptions, plan_ranks
+from deltarank.jobs.fleet.sketches import encoded_sketch, length_for
 
-__all__ = ["FleetKeywords", "FleetOptions"]
+__all__ = [
+    "FleetKeywords",
+    "FleetOptions",
+    "PlanOptions",
+    "encoded_sketch",
+    "find_kinship",
+    "length_for",
+    "plan_ranks",
+]

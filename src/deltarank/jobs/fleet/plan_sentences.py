@@ -1,0 +1,86 @@
+"""A rank plan in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deltarank.results import PlanMeasure, RankPlan, count, escape, figure, listing, shorten, size
+
+MOST_NAMED = 5
+
+NOT_COUNTED = (
+    "Counted are the weights as they are stored and vLLM's LoRA slots (tensor parallel size 1, 2 bytes a number). Not "
+    "counted are the KV cache, activations, CUDA graphs, and adapters that wait in the host's memory."
+)
+
+
+def plan_sentences(plan: RankPlan, *, fits: bool) -> tuple[str, ...]:
+    """The answer first; then the limit, what is counted, and who is left out.
+
+    Args:
+        fits: whether any plan fits the memory.
+    """
+    return (_answer(plan, fits), *_details(plan), NOT_COUNTED)
+
+
+def _answer(plan: RankPlan, fits: bool) -> str:
+    number, cost = len(plan.finetunes), plan.cheapest
+    if not fits:
+        return _nothing_fits(plan)
+    if cost is None:
+        total = size(sum(need.weight_bytes for need in plan.finetunes))
+        return f"The cheapest plan has no LoRAs: {_all(number)} with {_its(number)} own weights, {total} in all."
+    slots = f"{count(cost.slots, 'slot')} of rank {cost.rank}"
+    served = f"{cost.as_loras:,} of {count(number, 'finetune')} as LoRAs in {slots}"
+    parts = f"{size(plan.base_bytes)} for the base, {size(cost.slots * cost.slot_bytes)} for the slots"
+    if cost.as_loras == number:
+        return f"Serve {served}: {parts}, {size(cost.total_bytes)} in all."
+    own = f"and {number - cost.as_loras:,} with their own weights"
+    return f"Serve {served} {own}: {parts}, {size(cost.own_bytes)} for own weights, {size(cost.total_bytes)} in all."
+
+
+def _all(number: int) -> str:
+    return f"all {number:,} finetunes" if number > 1 else "the only finetune"
+
+
+def _its(number: int) -> str:
+    return "their" if number > 1 else "its"
+
+
+def _nothing_fits(plan: RankPlan) -> str:
+    smallest = plan.costs[0]
+    return (
+        f"No plan fits {size(plan.gpu_memory or 0)}: the base takes {size(plan.base_bytes)}, a slot of rank "
+        f"{smallest.rank} {size(smallest.slot_bytes)}, and the largest finetune with its own weights "
+        f"{size(max(need.weight_bytes for need in plan.finetunes))}."
+    )
+
+
+def _details(plan: RankPlan) -> Iterator[str]:
+    yield f"The limit is {plan.measure.in_words(figure(plan.limit))}{_of_what(plan.measure)}."
+    cost = plan.cheapest
+    if cost and plan.gpu_memory is not None:
+        left = size(plan.gpu_memory - cost.server_bytes)
+        yield (
+            f"The base and its slots take {size(cost.server_bytes)} of {size(plan.gpu_memory)}; {left} are left for "
+            "the KV cache and activations."
+        )
+    over = [need.name for need in plan.finetunes if need.rank is None]
+    if over:
+        yield f"No rank that was measured keeps {listing(_names(over), most=MOST_NAMED)} within the limit."
+    if cost and (dear := [n.name for n in plan.finetunes if n.rank is not None and n.served_as is None]):
+        named = listing(_names(dear), most=MOST_NAMED)
+        yield f"Own weights take less memory than slots that would hold {named} as well, or fit where these do not."
+    if plan.unplanned:
+        lacking = "have no outputs on their runs" if plan.measure is PlanMeasure.KLD else "were not measured"
+        yield f"Not in the plan, because they {lacking}: {listing(_names(list(plan.unplanned)), most=MOST_NAMED)}."
+
+
+def _of_what(measure: PlanMeasure) -> str:
+    if measure is PlanMeasure.KLD:
+        return " from the finetune, as outputs measured it"
+    return ", ||D - D_r|| / ||D|| over the matrices that were measured"
+
+
+def _names(names: list[str]) -> list[str]:
+    return [shorten(escape(name)) for name in names]

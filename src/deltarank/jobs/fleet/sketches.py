@@ -1,0 +1,70 @@
+"""The sketches of a fleet: taken by the workers that measure, kept with each run, and stacked for all finetunes."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from deltarank.checkpoints import Checkpoint
+from deltarank.results import DeltaSketch
+from deltarank.spectra import sketch_delta, sketch_length
+
+
+def length_for(base: Checkpoint) -> int:
+    """Numbers in the sketch of each matrix of a fleet: the same for all finetunes, since it follows from the base."""
+    return sketch_length(sum(len(info.shape) >= 2 for info in base.tensors.values()))
+
+
+def encoded_sketch(name: str, delta: Tensor, length: int) -> str:
+    """The sketch of one matrix, as it is stored."""
+    numbers = sketch_delta(delta, length, seed=zlib.crc32(name.encode())).numpy()
+    return base64.b64encode(numbers.astype("<f4").tobytes()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class SketchStack:
+    """The sketches of several finetunes.
+
+    names     of the finetunes
+    segments  of each matrix, (finetunes, length): zeros for a finetune without a sketch of it
+    """
+
+    names: tuple[str, ...]
+    segments: Sequence[np.ndarray]
+
+    @classmethod
+    def of(cls, sketches: Mapping[str, DeltaSketch]) -> SketchStack:
+        """Sketches by the names of the finetunes. All have one length."""
+        matrices = dict.fromkeys(matrix for sketch in sketches.values() for matrix in sketch.matrices)
+        segments = [
+            np.stack([_numbers(sketch.matrices.get(matrix), sketch.length) for sketch in sketches.values()])
+            for matrix in matrices
+        ]
+        return cls(tuple(sketches), segments)
+
+    def gram(self) -> np.ndarray:
+        """The inner products of the deltas as the sketches have them, (finetunes, finetunes), in float64."""
+        total = np.zeros((len(self.names), len(self.names)))
+        for segment in self.segments:
+            wide = segment.astype(np.float64)
+            total += wide @ wide.T
+        return total
+
+    def standard_error(self) -> float:
+        """Of a cosine near 0, for the pair where it is largest: sqrt(sum over matrices of ||x||^2 ||y||^2 / length)."""
+        energies = np.array([np.square(segment, dtype=np.float64).sum(1) for segment in self.segments]).T
+        if not energies.size:
+            return 0.0
+        shares = energies / np.maximum(energies.sum(1, keepdims=True), np.finfo(float).tiny)
+        squares = shares @ shares.T / self.segments[0].shape[1]
+        np.fill_diagonal(squares, 0)
+        return float(np.sqrt(squares.max()))
+
+
+def _numbers(encoded: str | None, length: int) -> np.ndarray:
+    return np.zeros(length, "<f4") if encoded is None else np.frombuffer(base64.b64decode(encoded), "<f4")
