@@ -32,6 +32,8 @@ class CalibrationScore:
                     where the adapter has not those matrices alone, for which that was not measured
     kld_calibrated  of the adapter that was written
     low, high       the 95 % interval of `kld_calibrated`, bootstrapped over documents; None for one document
+    same_top_plain, same_top_calibrated  share of tokens at which the adapter and the finetune have the same most likely
+                    token
     gain            1 - kld_calibrated / kld_plain; None if `kld_plain` is 0
     gain_low, gain_high  its 95 % interval
     """
@@ -44,6 +46,8 @@ class CalibrationScore:
     kld_calibrated: float
     low: float | None
     high: float | None
+    same_top_plain: float
+    same_top_calibrated: float
     gain: float | None
     gain_low: float | None
     gain_high: float | None

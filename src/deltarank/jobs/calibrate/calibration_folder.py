@@ -3,7 +3,7 @@
 OUT.calibrating/run.json             inputs and options: it is resumed only if they are equal
 OUT.calibrating/adapters/plain       the plain adapter
 OUT.calibrating/adapters/calibrated  the calibrated one; moved to OUT at the end
-OUT.calibrating/own-answers.jsonl    what the finetune answered
+OUT.calibrating/own-answers/         what the finetune answered
 OUT.calibrating/teacher/             the finetune's predictions
 OUT.calibrating/training.pt          the state of the training after its last look
 OUT.calibrating/held-out.jsonl, other-text.jsonl, scores/    what is scored at the end
@@ -35,7 +35,7 @@ class CalibrationFolder:
         self._run_folder, self._identity = RunFolder(self.folder, identity), identity
         self.adapters = self.folder / "adapters"
         self.plain, self.calibrated = self.adapters / "plain", self.adapters / "calibrated"
-        self.own_answers = self.folder / "own-answers.jsonl"
+        self.own_answers = self.folder / "own-answers"
         self.teacher, self.scores = self.folder / "teacher", self.folder / "scores"
         self.training, self.trained = self.folder / "training.pt", self.folder / "trained.safetensors"
         self.held_out, self.other_text = self.folder / "held-out.jsonl", self.folder / "other-text.jsonl"
@@ -102,7 +102,7 @@ class CalibrationFolder:
             self.folder.rmdir()
 
     def _remove_files(self) -> None:
-        for folder in (self.adapters, self.teacher, self.scores):
+        for folder in (self.adapters, self.own_answers, self.teacher, self.scores):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.own_answers, self.training, self.trained, self.held_out, self.other_text):
+        for file in (self.training, self.trained, self.held_out, self.other_text):
             file.unlink(missing_ok=True)

@@ -134,6 +134,8 @@ class Evaluation:
             kld_calibrated=calibrated.kld.mean,
             low=calibrated.kld.low,
             high=calibrated.kld.high,
+            same_top_plain=plain.same_top_p.value,
+            same_top_calibrated=calibrated.same_top_p.value,
             gain=gain.value if gain else None,
             gain_low=gain.low if gain else None,
             gain_high=gain.high if gain else None,

@@ -19,7 +19,7 @@ from deltarank.adapters import (
     open_adapter,
 )
 from deltarank.checkpoints import Checkpoint
-from deltarank.divergence import Document, Tokenizer, read_json_lines
+from deltarank.divergence import Document, Tokenizer
 from deltarank.errors import DeltarankError, JobError
 from deltarank.jobs.calibrate.calibration_folder import CalibrationFolder
 from deltarank.jobs.calibrate.distill import Best, Distillation, Lesson
@@ -28,7 +28,7 @@ from deltarank.jobs.calibrate.evaluate import Candidates, Evaluation, carries_al
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
-from deltarank.jobs.calibrate.teacher import own_answers, store_predictions
+from deltarank.jobs.calibrate.teacher import OwnAnswers, store_predictions
 from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
 from deltarank.jobs.verify import VerifyJob
@@ -41,7 +41,7 @@ from deltarank.models import (
     read_skeleton,
     translate_out_of_memory,
 )
-from deltarank.results import Calibration, CalibrationMethod, compared_energies, figure
+from deltarank.results import Calibration, CalibrationMethod, compared_energies, count, figure
 from deltarank.runtime import PartOfJob, ProgressListener, SolverOptions, TimeEstimate, available_memory
 from deltarank.system import user_path
 
@@ -157,15 +157,16 @@ class CalibrateJob:
         return load_tokenizer(self.finetune_skeleton.folder)
 
     def _own_answers(self, folder: CalibrationFolder, tokenizer: Tokenizer, progress: ProgressListener) -> list[Record]:
-        if not folder.own_answers.is_file():
-            progress.noted("The finetune answers the built-in prompts.")
-            model = self._load(self.finetune_skeleton, self.finetune)
-            answers = own_answers(
-                model, tokenizer, tokens=self.options.calibration_tokens, context=self._context, seed=self.options.seed
+        answers = OwnAnswers(
+            folder.own_answers, tokenizer, self.options.calibration_tokens, self._context, self.options.seed
+        )
+        progress.noted("The finetune answers the built-in prompts.")
+        with folder.writing():
+            answers.write(
+                lambda: self._load(self.finetune_skeleton, self.finetune),
+                lambda number: progress.noted(f"{count(number, 'prompt is', 'prompts are')} answered."),
             )
-            with folder.writing():
-                write_records(folder.own_answers, answers)
-        return [record for _, record in read_json_lines(folder.own_answers)]
+        return answers.read()
 
     def _distil(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> tuple[Best, int]:
         lesson = self._lesson(folder, split, progress)

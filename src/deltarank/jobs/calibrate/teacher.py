@@ -3,49 +3,117 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
-from deltarank.divergence import Document, Tokenizer, prompts_that_fit, read_prompts
+from deltarank.divergence import Document, Prompt, Tokenizer, prompts_that_fit, read_json_lines, read_prompts
 from deltarank.errors import JobError, UsageError
+from deltarank.jobs.calibrate.documents import write_records
 from deltarank.jobs.calibrate.texts import Record
 from deltarank.models import AnyModel, PredictionStore, Predictor, Window, batch_windows, generate_answers
 from deltarank.system import Default
 
-_ANSWERS_AT_ONCE = 8
+_ANSWERS_AT_ONCE = 32
+"""Each token reads all weights once, for all answers that are written together."""
+
 _TOKENS_AT_ONCE = 2048
 
 
-def own_answers(model: AnyModel, tokenizer: Tokenizer, *, tokens: int, context: int, seed: int) -> list[Record]:
+@dataclass(frozen=True)
+class OwnAnswers:
     """The finetune's answers to the built-in prompts, sampled at temperature 1: about `tokens` tokens.
 
-    Answers to one prompt have one "group": the split keeps them together.
+    Prompts are answered some at a time, and what was answered is stored at once, in a file of its own. Answers to one
+    prompt have one "group": the split keeps them together.
 
-    Raises:
-        UsageError: (slug "prompt-length") no prompt fits into the context.
+    folder      for the files
     """
-    limits = {"max_tokens": Default.MAX_TOKENS, "context": context}
-    prompts = prompts_that_fit(read_prompts(None), tokenizer, **limits)
-    if not prompts:
-        raise UsageError(
-            f"No built-in prompt fits, with an answer of {Default.MAX_TOKENS} tokens, into the context of {context:,}.",
-            cure="Calibrate on a text: --calibrate FILE.",
-            slug="prompt-length",
+
+    folder: Path
+    tokenizer: Tokenizer
+    tokens: int
+    context: int
+    seed: int
+
+    def write(self, load: Callable[[], AnyModel], on_answered: Callable[[int], None]) -> None:
+        """Answers those prompts that are not answered yet. Equal options give equal files, also after interruptions.
+
+        Args:
+            load: gives the finetune; called if there is anything left to answer.
+            on_answered: called with how many prompts are answered.
+
+        Raises:
+            UsageError: (slug "prompt-length") no prompt fits into the context.
+        """
+        self.folder.mkdir(exist_ok=True)
+        unanswered = [start for start in self._starts if not self._file(start).is_file()]
+        model = load() if unanswered else None
+        for start in unanswered:
+            write_records(self._file(start), self._answers(model, start))
+            on_answered(min(start + self._prompts_at_once, len(self._prompts)))
+
+    def read(self) -> list[Record]:
+        return [record for start in self._starts for _, record in read_json_lines(self._file(start))]
+
+    def _answers(self, model: AnyModel, start: int) -> list[Record]:
+        prompts = self._prompts[start : start + self._prompts_at_once]
+        answers = generate_answers(
+            model,
+            self.tokenizer,
+            prompts,
+            samples=self._samples,
+            seed=self.seed,
+            max_tokens=Default.MAX_TOKENS,
+            batch=_ANSWERS_AT_ONCE,
+            context=self.context,
+            first=start,
         )
-    samples = max(1, math.ceil(tokens / (len(prompts) * Default.MAX_TOKENS)))
-    answers = generate_answers(model, tokenizer, prompts, samples=samples, seed=seed, batch=_ANSWERS_AT_ONCE, **limits)
-    return [
-        {"messages": _conversation(prompts[answer.prompt_index], answer.text), "group": f"prompt {answer.prompt_index}"}
-        for answer in answers
-        if answer.text.strip()
-    ]
+        return [
+            {
+                "messages": _conversation(self._prompts[answer.prompt_index], answer.text),
+                "group": f"prompt {answer.prompt_index}",
+            }
+            for answer in answers
+            if answer.text.strip()
+        ]
+
+    @cached_property
+    def _prompts(self) -> list[Prompt]:
+        limits = {"max_tokens": Default.MAX_TOKENS, "context": self.context}
+        prompts = prompts_that_fit(read_prompts(None), self.tokenizer, **limits)
+        if not prompts:
+            raise UsageError(
+                f"No built-in prompt fits, with an answer of {Default.MAX_TOKENS} tokens, into the context of "
+                f"{self.context:,}.",
+                cure="Calibrate on a text: --calibrate FILE.",
+                slug="prompt-length",
+            )
+        return prompts
+
+    @property
+    def _samples(self) -> int:
+        """For each prompt."""
+        return max(1, math.ceil(self.tokens / (len(self._prompts) * Default.MAX_TOKENS)))
+
+    @property
+    def _prompts_at_once(self) -> int:
+        return max(1, _ANSWERS_AT_ONCE // self._samples)
+
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self._prompts), self._prompts_at_once)
+
+    def _file(self, start: int) -> Path:
+        return self.folder / f"{start:04}.jsonl"
 
 
-def _conversation(prompt: object, answer: str) -> list[dict[str, str]]:
-    system, text = getattr(prompt, "system", None), getattr(prompt, "text", "")
-    messages = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+def _conversation(prompt: Prompt, answer: str) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer}]
 
 
 def store_predictions(
