@@ -8,7 +8,7 @@ read_chunks(pair.base, pair.finetune)             rows of both sides, through re
 from __future__ import annotations
 
 from deltarank.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from deltarank.checkpoints.chunks import Prefetcher, interrupt_reads, prefetch, read_chunks, read_rows
+from deltarank.checkpoints.chunks import Prefetcher, interrupt_reads, prefetch, read_chunks, read_rows, rows_of_chunk
 from deltarank.checkpoints.escape import dimensions, quoted
 from deltarank.checkpoints.file_contents import refuse_pointer
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
@@ -20,7 +20,9 @@ from deltarank.checkpoints.pairing.one_vocabulary import with_one_vocabulary
 from deltarank.checkpoints.pairing.pair import pair_checkpoints
 from deltarank.checkpoints.pairing.result import Pairing
 from deltarank.checkpoints.pieces import FLOAT_DTYPES, PLAIN_DTYPES, Pair, Piece, SummedTensor
+from deltarank.checkpoints.shared_source import SharedSource
 from deltarank.checkpoints.source import LocalSource, Source
+from deltarank.checkpoints.subfolders import finetunes_in
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -31,6 +33,7 @@ __all__ = [
     "Pairing",
     "Piece",
     "Prefetcher",
+    "SharedSource",
     "Source",
     "SummedTensor",
     "TensorInfo",
@@ -39,6 +42,7 @@ __all__ = [
     "dimensions",
     "fetch_files",
     "find_adapter_folder",
+    "finetunes_in",
     "hub_id_of",
     "hub_ids",
     "interrupt_reads",
@@ -53,5 +57,6 @@ __all__ = [
     "read_chunks",
     "read_rows",
     "refuse_pointer",
+    "rows_of_chunk",
     "with_one_vocabulary",
 ]

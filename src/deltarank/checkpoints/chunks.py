@@ -15,11 +15,26 @@ PREFETCH_BYTES = 64_000_000
 MAX_PREFETCHED_PAIRS = 256
 
 
-def read_chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor, Tensor]]:
+CHUNK_ENTRIES = 1 << 20
+"""Numbers of each side that are read at once."""
+
+
+def rows_of_chunk(piece: Piece, entries: int = CHUNK_ENTRIES) -> int:
+    """The rows that `read_chunks` reads at once."""
+    return min(piece.shape[0], max(1, entries // max(piece.shape[1], 1)))
+
+
+def read_chunks(
+    base: Piece, finetune: Piece, *, first: int = 0, last: int | None = None, entries: int = CHUNK_ENTRIES
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yields (first row, rows of the base, rows of the finetune) in order, in the stored dtypes.
 
     The tensors are in host memory and are overwritten by the next step. A step has about `entries` numbers per side,
     and at least one row.
+
+    Args:
+        first, last: reads the rows [first, last). The steps are those of the whole if both are multiples of
+            `rows_of_chunk`, or the end.
 
     Raises:
         CheckpointError: (slug "unreadable") a file became shorter, or cannot be read.
@@ -28,17 +43,18 @@ def read_chunks(base: Piece, finetune: Piece, *, entries: int = 1 << 20) -> Iter
     if base.shape != finetune.shape:
         raise ValueError(f"shapes differ: {base.shape} and {finetune.shape}")
     pieces = (base,) if base is finetune else (base, finetune)  # known to be the same bytes: read once
+    end = base.shape[0] if last is None else last
     for piece in pieces:
-        piece.source.prefetch(piece.file, piece.start, piece.nbytes)
-    rows, columns = base.shape
-    step = min(rows, max(1, entries // max(columns, 1)))
+        row_nbytes = piece.shape[1] * piece.dtype.itemsize
+        piece.source.prefetch(piece.file, piece.start + first * row_nbytes, (end - first) * row_nbytes)
+    step = rows_of_chunk(base, entries)
     readers = [_PieceReader(piece, step) for piece in pieces]
-    for first in range(0, rows, step):
-        chunks = [reader.read(first, min(step, rows - first)) for reader in readers]
-        yield first, chunks[0], chunks[-1]
+    for row in range(first, end, step):
+        chunks = [reader.read(row, min(step, end - row)) for reader in readers]
+        yield row, chunks[0], chunks[-1]
 
 
-def read_rows(piece: Piece, first: int, last: int, *, entries: int = 1 << 20) -> Iterator[tuple[int, Tensor]]:
+def read_rows(piece: Piece, first: int, last: int, *, entries: int = CHUNK_ENTRIES) -> Iterator[tuple[int, Tensor]]:
     """Yields (first row, rows) of one piece, as `read_chunks` does of two.
 
     Raises:

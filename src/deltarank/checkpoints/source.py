@@ -14,7 +14,10 @@ from typing import Protocol
 from deltarank.checkpoints.file_errors import unreadable, unreadable_because
 
 MAX_OPEN_FILES = 128
-"""Files of one checkpoint that stay open. Common limits are 1,024 and 256 open files per process."""
+"""Files of all checkpoints that stay open. Common limits are 1,024 and 256 open files per process."""
+
+_kept_open: set[int] = set()
+"""Their descriptors: a fleet has hundreds of checkpoints, of many files each."""
 
 MAX_READ_BYTES = 1 << 30
 """Bytes of one read call: some systems refuse 2 GiB."""
@@ -120,9 +123,10 @@ class LocalSource:
             if file in self._open:
                 return self._open[file], True
             descriptor = os.open(self._paths[file], os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            stays_open = len(self._open) < MAX_OPEN_FILES
+            stays_open = len(_kept_open) < MAX_OPEN_FILES
             if stays_open:
                 self._open[file] = descriptor
+                _kept_open.add(descriptor)
             return descriptor, stays_open
 
     def _fill(self, descriptor: int, start: int, buffer: memoryview) -> int:
@@ -145,7 +149,9 @@ class LocalSource:
 
 def _close_all(descriptors: dict[str, int]) -> None:
     while descriptors:
-        os.close(descriptors.popitem()[1])
+        descriptor = descriptors.popitem()[1]
+        _kept_open.discard(descriptor)
+        os.close(descriptor)
 
 
 def _resolved(path: Path) -> Path:

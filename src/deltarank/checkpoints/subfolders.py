@@ -45,6 +45,12 @@ def models_below(folder: Path) -> list[Subfolder]:
     return sorted(distinct.values(), key=lambda each: each.path)
 
 
+def finetunes_in(folder: Path) -> list[Path]:
+    """The models below a folder that holds none itself, if there are several; else the folder alone."""
+    found = [] if _model_in(folder) else models_below(folder)
+    return [each.path for each in found] if len(found) > 1 else [folder]
+
+
 def adapter_folder(path: Path) -> Path:
     """The folder of an adapter, given that, a file in it, or a folder above it; `path` itself if there is none.
 

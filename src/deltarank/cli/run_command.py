@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ from typing import Any, Protocol
 
 from deltarank.cli.loading import loading
 from deltarank.cli.streams import in_colour, out, say_written, sayer, width
-from deltarank.results import Results, escape, parse_hub_address
-from deltarank.system import user_path
+from deltarank.results import Results, escape, run_name
 
 
 @dataclass(frozen=True)
@@ -94,32 +92,6 @@ def print_results(results: Results, request: RunRequest) -> None:
     out(terminal_summary(results, colour=in_colour(), width=width()))
 
 
-_GENERIC_NAME = re.compile(
-    r"(hf[-_])?(pytorch_)?(model|merged|final|output|checkpoint|weights|adapter|adapter_model|latest|best|last|"
-    r"consolidated|snapshot)s?([-_.]?\d+)*([-_](model|merged|final|hf|fp16|bf16))?|[0-9a-f]{40}|epoch[-_]?\d+|\d+",
-    re.IGNORECASE,
-)
-"""Names that thousands of folders have. The name of the folder above says more."""
-
-
 def default_output(finetune: str) -> Path:
-    """`runs/` and a name for the finetune, in letters that every file system accepts.
-
-    Of a Hub id: organisation, name and revision. Of a local path: the folder or file, after the folders above it for
-    as long as the name is a generic one such as `model` or `checkpoint-500`.
-    """
-    local = user_path(finetune)
-    if local.exists():
-        name = _local_name(local.resolve())
-    else:
-        address = parse_hub_address(finetune)
-        words = [address.repo_id, address.revision] if address else [finetune.strip("/")]
-        name = re.sub("[/@]", "--", "@".join(filter(None, words)))
-    return Path("runs", re.sub(r"[^\w.-]+", "-", name).strip(".-") or "finetune")
-
-
-def _local_name(path: Path) -> str:
-    stem = path.stem if path.is_file() else path.name
-    if _GENERIC_NAME.fullmatch(stem) and path.parent != path:
-        return f"{above}--{stem}" if (above := _local_name(path.parent)) else stem
-    return stem
+    """`runs/` and a name for the finetune."""
+    return Path("runs", run_name(finetune))

@@ -106,6 +106,7 @@ from deltarank.results.run import (
     VerdictKind,
     common_headline_rank,
 )
+from deltarank.results.run_name import run_name
 from deltarank.results.text_table import format_table
 from deltarank.results.totals import Total, Totals
 from deltarank.results.unpaired import ALL_ELSEWHERE, NONE_UNPAIRED, Unpaired
@@ -247,6 +248,7 @@ __all__ = [
     "percent_kept",
     "percents",
     "read_records",
+    "run_name",
     "schema_of",
     "shorten",
     "size",

@@ -54,8 +54,15 @@ class DeltaReader:
         Raises:
             CheckpointError: a file cannot be read.
         """
-        total = Sums()
-        for _, base, finetune in read_chunks(pair.base, pair.finetune):
+        return self.add_sums(Sums(), pair).with_format_error(pair.finetune.rounding_error)
+
+    def add_sums(self, total: Sums, pair: SummedTensor | Pair, *, first: int = 0, last: int | None = None) -> Sums:
+        """`total` and the sums of the rows [first, last) of D, see `read_chunks`; without the error of a format.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        for _, base, finetune in read_chunks(pair.base, pair.finetune, first=first, last=last):
             rows = self.workspace.empty("chunk", tuple(finetune.shape), self._dtype)
             total += subtract(base, finetune, out=rows, workspace=self.workspace)
-        return total.with_format_error(pair.finetune.rounding_error)
+        return total

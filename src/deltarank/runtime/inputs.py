@@ -46,6 +46,14 @@ class ModelRef:
         """
         return open_checkpoint(self.ref, revision=self.revision, fetch=fetch, on_note=progress.noted)
 
+    def open_finetune(self, base: Checkpoint, fetch: str, progress: ProgressListener) -> Checkpoint:
+        """As `open`, of a finetune of `base`, which may be a LoRA adapter on it. Close it before the base.
+
+        Raises:
+            UsageError, CheckpointError, HeaderError, AdapterError: it cannot be read.
+        """
+        return open_finetune(self.ref, base, revision=self.revision, fetch=fetch, on_note=progress.noted)
+
 
 @dataclass(frozen=True)
 class PairRefs:
@@ -77,9 +85,7 @@ class PairRefs:
         with self.base.open(self.fetch, progress) as stored:
             # Every job, and the reader of an adapter, then has the same names for the base's tensors.
             base = with_one_vocabulary(stored, stored)
-            with open_finetune(
-                self.finetune.ref, base, revision=self.finetune.revision, fetch=self.fetch, on_note=progress.noted
-            ) as finetune:
+            with self.finetune.open_finetune(base, self.fetch, progress) as finetune:
                 yield base, finetune
 
     def without_download(self) -> Self:

@@ -105,10 +105,15 @@ class RunFolder:
 
     def append(self, record: Record) -> None:
         """Adds a record in one write: a killed process leaves at most an incomplete last line."""
-        assert self._file is not None, "open() comes first"
         with as_output_error(self.folder):
+            self._lock_records()
+            assert self._file is not None
             self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())
             self._file.flush()
+
+    def release(self) -> None:
+        """Closes the file of the records, and with it the lock. `append` opens it again."""
+        self.__exit__()
 
     def save(self, results: Results) -> None:
         """Writes results.json, whole or not at all."""
@@ -118,8 +123,12 @@ class RunFolder:
     def finish(self, results: Results) -> None:
         """Writes results.json and removes the records."""
         self.save(results)
+        self.end()
+
+    def end(self) -> None:
+        """Removes the records: the results are written."""
         with as_output_error(self.folder):
-            self.__exit__()
+            self.release()
             (self.folder / LINES).unlink(missing_ok=True)
 
     def clear(self) -> None:

@@ -8,8 +8,9 @@ each other at every step; and ten times as fast when another program takes part 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
@@ -24,6 +25,9 @@ class Task(Protocol):
     @property
     def pair(self) -> Pair | SummedTensor: ...
 
+
+MOST_SUBMITTED = 256
+"""Groups that wait for a worker or work: a long run has a hundred thousand, and each takes memory once submitted."""
 
 TaskT = TypeVar("TaskT", bound=Task)
 _Handled = TypeVar("_Handled", bound=Task, contravariant=True)
@@ -63,11 +67,9 @@ class WorkerPool(Generic[TaskT, _Result]):
         pairs = [task.pair for group in groups for task in group]
         prefetcher = Prefetcher(pairs)
         starts = accumulate(map(len, groups), initial=0)
+        submit = partial(pool.submit, self._work, prefetcher)
         try:
-            futures = {
-                pool.submit(self._work, group, i, prefetcher): group for group, i in zip(groups, starts, strict=False)
-            }
-            yield from _as_finished(futures)
+            yield from _as_finished(submit, zip(groups, starts, strict=False))
         except BaseException:
             interrupt_reads(pairs)
             raise
@@ -79,7 +81,7 @@ class WorkerPool(Generic[TaskT, _Result]):
         torch.set_num_threads(threads)
         self._local.worker = self._make_worker()
 
-    def _work(self, group: Sequence[TaskT], number: int, prefetcher: Prefetcher) -> Sequence[_Result]:
+    def _work(self, prefetcher: Prefetcher, group: Sequence[TaskT], number: int) -> Sequence[_Result]:
         """Announces the next reads first, so that the disk or the network works while this thread computes."""
         if self._stopped.is_set():
             raise CancelledError
@@ -93,15 +95,31 @@ class WorkerPool(Generic[TaskT, _Result]):
 
 
 def _as_finished(
-    futures: dict[Future[Sequence[_Result]], Sequence[TaskT]],
+    submit: Callable[[Sequence[TaskT], int], Future[Sequence[_Result]]], tasks: Iterable[tuple[Sequence[TaskT], int]]
 ) -> Iterator[tuple[TaskT, _Result]]:
-    failures = []
-    for future in as_completed(futures):
-        group = futures.pop(future)
+    """Submits the groups, some ahead of the workers, and yields from those that are finished."""
+    running: dict[Future[Sequence[_Result]], Sequence[TaskT]] = {}
+    failures: list[BaseException] = []
+    for group, number in tasks:
+        if len(running) >= MOST_SUBMITTED:
+            yield from _finished(running, failures)
+        if failures:
+            break
+        running[submit(group, number)] = group
+    while running:
+        yield from _finished(running, failures)
+    if failures:
+        raise failures[0]
+
+
+def _finished(
+    running: dict[Future[Sequence[_Result]], Sequence[TaskT]], failures: list[BaseException]
+) -> Iterator[tuple[TaskT, _Result]]:
+    """Waits until a group is finished, and takes all that are."""
+    for future in wait(running, return_when=FIRST_COMPLETED).done:
+        group = running.pop(future)
         failure = future.exception()
         if failure is None:
             yield from zip(group, future.result(), strict=True)
         elif not isinstance(failure, CancelledError):
             failures.append(failure)
-    if failures:
-        raise failures[0]

@@ -2,8 +2,10 @@
 
 from deltarank.jobs.compare.api import compare, open_results, plan
 from deltarank.jobs.compare.base_check import ALIKE
-from deltarank.jobs.compare.job import CompareJob
+from deltarank.jobs.compare.job import CompareJob, CompareRun
+from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.jobs.compare.options import CompareKeywords, CompareOptions
+from deltarank.jobs.compare.summed import not_summed, summed
 from deltarank.jobs.compare.verdict import UNRELATED, judge
 from deltarank.runtime import Plan
 
@@ -13,9 +15,14 @@ __all__ = [
     "CompareJob",
     "CompareKeywords",
     "CompareOptions",
+    "CompareRun",
+    "MatrixMeasurer",
     "Plan",
     "compare",
+    "group_small_matrices",
     "judge",
+    "not_summed",
     "open_results",
     "plan",
+    "summed",
 ]

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltarank.checkpoints import Checkpoint, Pairing, Prefetcher, SummedTensor, pair_checkpoints
+from deltarank.checkpoints import Checkpoint, Pairing, Prefetcher, pair_checkpoints
 from deltarank.errors import ResultsError
 from deltarank.jobs.compare.audit import audit_matrices
 from deltarank.jobs.compare.base_check import base_warning
@@ -19,11 +19,11 @@ from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.jobs.compare.options import CompareOptions
 from deltarank.jobs.compare.quantised_base import quantised_base_notes
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
+from deltarank.jobs.compare.summed import sum_tensor
 from deltarank.jobs.compare.verdict import judge
 from deltarank.results import (
     AuditRow,
     MatrixResult,
-    Outcome,
     Results,
     Skipped,
     from_record,
@@ -32,7 +32,6 @@ from deltarank.results import (
 from deltarank.runtime import (
     READ_RATE,
     RETRIED_OUTCOMES,
-    TENSOR_FAILURES,
     DeltaReader,
     PartOfJob,
     Plan,
@@ -41,7 +40,6 @@ from deltarank.runtime import (
     RunFolder,
     TimeEstimate,
     estimate_time,
-    failure_outcome,
     make_plan,
     matrix_pass,
     planned_seconds,
@@ -150,6 +148,7 @@ class CompareRun:
 
     matrices  the results so far, by tensor name
     skipped   the tensors of which only the size of the change is measured, by name
+    seconds   what earlier parts of this process spent on it
     """
 
     job: CompareJob
@@ -158,6 +157,7 @@ class CompareRun:
     matrices: dict[str, MatrixResult] = field(default_factory=dict)
     skipped: dict[str, Skipped] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
     def resume(self, records: Sequence[Record]) -> None:
         """Takes what an earlier process finished. A line that cannot be read is measured again."""
@@ -210,7 +210,7 @@ class CompareRun:
         for number, tensor in enumerate(waiting):
             prefetcher.reached(number)
             self.progress.began(tensor.name)
-            skipped = _summed(tensor, reader)
+            skipped = sum_tensor(tensor, reader)
             self.skipped[tensor.name] = skipped
             if skipped.outcome not in RETRIED_OUTCOMES:
                 self._keep(to_plain(skipped))
@@ -244,7 +244,7 @@ class CompareRun:
         job, plan = self.job, self.job.plan
         matrices = tuple(self.matrices[step.pair.name] for step in plan.steps)
         skipped = self._skipped_with_shares(matrices)
-        seconds = time.perf_counter() - started
+        seconds = self.seconds + time.perf_counter() - started
         return Results(
             base=plan.base,
             finetune=plan.finetune,
@@ -270,13 +270,3 @@ class CompareRun:
         whole = math.fsum([*(m.energy for m in matrices), *(s.energy or 0.0 for s in summed)])
         shared = [replace(s, share=s.energy / whole) if s.energy is not None and whole > 0 else s for s in summed]
         return (*shared, *pairing.skipped)
-
-
-def _summed(tensor: SummedTensor, reader: DeltaReader) -> Skipped:
-    try:
-        sums = reader.sums(tensor)
-    except TENSOR_FAILURES as error:
-        return Skipped(tensor.name, *failure_outcome(error), tensor.shape)
-    if not sums.is_finite:
-        return Skipped(tensor.name, Outcome.NOT_FINITE, "a checkpoint contains NaN or Inf here", tensor.shape)
-    return Skipped(tensor.name, tensor.outcome, tensor.reason, tensor.shape, sums.energy)

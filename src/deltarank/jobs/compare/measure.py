@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from deltarank.spectra import (
     subtract_batch,
 )
 
+StepT = TypeVar("StepT", bound=Step)
+
 DIGITS = 8
 """Significant digits of a singular value in the results: float32 has seven."""
 
@@ -38,17 +41,23 @@ class MatrixMeasurer:
 
     Args:
         matrices: the number of matrices of the run: of many, less of each spectrum is stored.
-        on_delta: called with the name and the delta, (rows, columns), of each matrix that changed, before it is solved.
+        reader: one whose buffers are used, too.
+        on_delta: called with the step and the delta, (rows, columns), of each matrix that changed, before it is solved.
             The delta is a buffer that is overwritten afterwards.
     """
 
     def __init__(
-        self, options: SolverOptions, *, matrices: int = 1, on_delta: Callable[[str, Tensor], None] | None = None
+        self,
+        options: SolverOptions,
+        *,
+        matrices: int = 1,
+        reader: DeltaReader | None = None,
+        on_delta: Callable[[Step, Tensor], None] | None = None,
     ) -> None:
         self._options = options
         self._on_delta = on_delta
         self._detail = SpectrumDetail.of_run(matrices, options.ranks)
-        self._reader = DeltaReader(options)
+        self._reader = reader or DeltaReader(options)
         self._workspace = self._reader.workspace
         self._host_workspace = Workspace()
 
@@ -56,7 +65,7 @@ class MatrixMeasurer:
         """A matrix that cannot be read or computed gives a result with that outcome."""
         started = time.perf_counter()
         try:
-            result = self._from_factors(step.pair) or self._from_entries(step)
+            result = self._from_factors(step) or self._from_entries(step)
         except TENSOR_FAILURES as error:
             result = _without_figures(step.pair, *failure_outcome(error))
         return replace(result, seconds=round(time.perf_counter() - started, 4))
@@ -111,8 +120,9 @@ class MatrixMeasurer:
         delta, sums = self._reader.read(step.pair, noise)
         return self._measured(step, delta, sums, NoiseEdges.of(step.pair, noise))
 
-    def _from_factors(self, pair: Pair) -> MatrixResult | None:
+    def _from_factors(self, step: Step) -> MatrixResult | None:
         """For a finetune that is a LoRA on the base: nothing is solved, and the delta is never formed; else None."""
+        pair = step.pair
         found = low_rank_factors(pair)
         if found is None:
             return None
@@ -128,7 +138,7 @@ class MatrixMeasurer:
         if not sums.is_finite:
             return _not_finite(pair, "base")
         if self._on_delta and not sums.is_zero:
-            self._on_delta(pair.name, left @ right)
+            self._on_delta(step, left @ right)
         return self._with_figures(pair, sums, outcome, None if sums.is_zero else known, edges=NoiseEdges())
 
     def _measured(
@@ -142,7 +152,7 @@ class MatrixMeasurer:
         if sums.is_zero:
             return self._with_figures(pair, sums, Outcome.IDENTICAL, None, edges=edges)
         if self._on_delta:
-            self._on_delta(pair.name, delta)
+            self._on_delta(step, delta)
         spectrum = known or self._spectrum(step, delta, sums, edges.edge)
         return self._with_figures(pair, sums, Outcome.MEASURED, spectrum, edges=edges)
 
@@ -199,13 +209,13 @@ def _group_size(step: Step) -> int:
     return batch_size(*step.pair.shape) if step.solver == "exact" else 1
 
 
-def group_small_matrices(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
+def group_small_matrices(steps: Sequence[StepT]) -> list[tuple[StepT, ...]]:
     """Groups small matrices of one kind, that are measured together; a larger matrix is a group by itself.
 
     The order is nearly that of `steps`: a group has the position of its last member.
     """
-    groups: list[tuple[Step, ...]] = []
-    waiting: dict[object, list[Step]] = {}
+    groups: list[tuple[StepT, ...]] = []
+    waiting: dict[object, list[StepT]] = {}
     for step in steps:
         pair = step.pair
         size = _group_size(step)
