@@ -16,6 +16,9 @@ from .jobs.extract import ExtractionPlan as ExtractionPlan
 from .jobs.extract import extract as extract
 from .jobs.extract import plan_extraction as plan_extraction
 from .jobs.extract import update_card as update_card
+from .jobs.fleet import FleetPlan as FleetPlan
+from .jobs.fleet import fleet as fleet
+from .jobs.fleet import plan_fleet as plan_fleet
 from .jobs.outputs import Outputs as Outputs
 from .jobs.outputs import OutputsPlan as OutputsPlan
 from .jobs.outputs import outputs as outputs
@@ -23,6 +26,7 @@ from .jobs.outputs import plan_outputs as plan_outputs
 from .jobs.verify import verify as verify
 from .jobs.which_base import which_base as which_base
 from .results import BaseChoice as BaseChoice
+from .results import Fleet as Fleet
 from .results import Loss as Loss
 from .results import MatrixResult as MatrixResult
 from .results import MergeCheck as MergeCheck

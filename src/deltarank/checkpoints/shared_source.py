@@ -39,6 +39,7 @@ class SharedSource:
         self._blocks: dict[str, list[_Block]] = {}
         self._starts: dict[str, list[int]] = {}
         self._spare: dict[tuple[str, int, int], bytes] = {}
+        self._spare_bytes = 0
         self._lock = threading.Lock()
         self.bytes_read = 0
 
@@ -52,6 +53,7 @@ class SharedSource:
         for piece in pieces:
             ranges.setdefault(piece.file, []).append((piece.start, piece.start + piece.nbytes))
         self._spare.clear()
+        self._spare_bytes = 0
         self._blocks = {file: _merged(sorted(found)) for file, found in ranges.items()}
         self._starts = {file: [block.start for block in blocks] for file, blocks in self._blocks.items()}
 
@@ -100,8 +102,9 @@ class SharedSource:
             return
         self._read(file, start, buffer)
         with self._lock:
-            if buffer.nbytes + sum(length for _, _, length in self._spare) <= SPARE_BYTES:
+            if self._spare_bytes + buffer.nbytes <= SPARE_BYTES:
                 self._spare[key] = bytes(buffer)
+                self._spare_bytes += buffer.nbytes
 
     def prefetch(self, file: str, start: int, length: int) -> None:
         """Announced bytes are prefetched once: the system may have dropped them when the last reader comes."""

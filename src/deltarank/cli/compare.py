@@ -12,6 +12,7 @@ from deltarank.cli.check import check_option, check_results
 from deltarank.cli.help import FINETUNE_OR_ADAPTER, Command
 from deltarank.cli.options import (
     UserPath,
+    audit_option,
     csv_option,
     device_option,
     dry_run_option,
@@ -24,6 +25,7 @@ from deltarank.cli.options import (
     output_option,
     quiet_option,
     ranks_option,
+    solver_options,
 )
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
 from deltarank.results import DEFAULT_RANKS, parse_ranks
@@ -51,38 +53,10 @@ from deltarank.system import Default
 @output_option("RUN", "Folder for the results", "runs/ and the finetune's name")
 @input_options
 @ranks_option("Ranks to measure", DEFAULT_RANKS)
-@click.option(
-    "--solver",
-    type=click.Choice(["auto", "exact", "krylov"]),
-    default=Default.SOLVER,
-    show_default=True,
-    help="exact: all singular values; krylov: the largest ones, to --tolerance; auto: the faster one.",
-)
-@click.option(
-    "--tolerance",
-    type=float,
-    default=Default.TOLERANCE,
-    show_default=True,
-    metavar="X",
-    help="Largest error of krylov, in cosine distance.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64"]),
-    default=Default.COMPUTE_DTYPE,
-    show_default=True,
-    help="Precision of the computation.",
-)
+@solver_options
 @device_option()
 @filter_options
-@click.option(
-    "--audit",
-    type=click.IntRange(min=0),
-    default=Default.AUDIT,
-    show_default=True,
-    metavar="N",
-    help="Re-measure N random matrices with a full float64 SVD.",
-)
+@audit_option
 @click.option(
     "--calibration-text",
     "calibration_texts",

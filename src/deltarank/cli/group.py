@@ -17,6 +17,7 @@ from deltarank.cli.compare import compare
 from deltarank.cli.demo import demo
 from deltarank.cli.explain import explain, further_help
 from deltarank.cli.extract import extract
+from deltarank.cli.fleet import fleet
 from deltarank.cli.help import DOCUMENTATION
 from deltarank.cli.outputs import outputs
 from deltarank.cli.report import report
@@ -58,7 +59,7 @@ def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""
 
 
-for command in (compare, extract, verify, outputs, which_base, blind, report, demo, explain):
+for command in (compare, extract, verify, outputs, fleet, which_base, blind, report, demo, explain):
     deltarank.add_command(command)
 
 
@@ -95,4 +96,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _can_resume(arguments: Sequence[str]) -> bool:
     """Whether the command keeps finished work. A dry run has none."""
-    return arguments[:1] in (["compare"], ["extract"], ["outputs"], ["demo"]) and "--dry-run" not in arguments
+    keeps = ("compare", "extract", "outputs", "fleet", "demo")
+    return bool(arguments) and arguments[0] in keeps and "--dry-run" not in arguments

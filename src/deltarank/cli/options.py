@@ -63,6 +63,43 @@ def device_option(does: str = "Where to compute") -> Callable[[_Function], _Func
     )
 
 
+def solver_options(function: _Function) -> _Function:
+    """How the losses are computed: --solver, --tolerance and --dtype."""
+    solver = click.option(
+        "--solver",
+        type=click.Choice(["auto", "exact", "krylov"]),
+        default=Default.SOLVER,
+        show_default=True,
+        help="exact: all singular values; krylov: the largest ones, to --tolerance; auto: the faster one.",
+    )
+    tolerance = click.option(
+        "--tolerance",
+        type=float,
+        default=Default.TOLERANCE,
+        show_default=True,
+        metavar="X",
+        help="Largest error of krylov, in cosine distance.",
+    )
+    dtype = click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float64"]),
+        default=Default.COMPUTE_DTYPE,
+        show_default=True,
+        help="Precision of the computation.",
+    )
+    return solver(tolerance(dtype(function)))
+
+
+audit_option = click.option(
+    "--audit",
+    type=click.IntRange(min=0),
+    default=Default.AUDIT,
+    show_default=True,
+    metavar="N",
+    help="Re-measure N random matrices with a full float64 SVD.",
+)
+
+
 def output_option(metavar: str, does: str, default: str) -> Callable[[_Function], _Function]:
     return click.option(
         "-o",

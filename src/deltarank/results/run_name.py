@@ -26,7 +26,7 @@ def run_name(finetune: str, *, above: int = 0) -> str:
         above: the number of further folders above that the name of a local path begins with.
     """
     local = user_path(finetune)
-    if local.exists():
+    if local.exists() or local.is_absolute():
         name = _local_name(local.resolve(), above)
     else:
         address = parse_hub_address(finetune)

@@ -9,12 +9,14 @@ from deltarank.runtime.keywords import parse_keywords, shows_keywords
 from deltarank.runtime.matrix_loop import estimate_time, matrix_pass, planned_seconds
 from deltarank.runtime.plan import (
     FIXED_MEMORY,
+    FIXED_SECONDS,
     PROMISED_MEMORY,
     READ_RATE,
     Plan,
     Step,
     make_plan,
     needs_line,
+    needs_text,
     reference_line,
     step_lines,
 )
@@ -22,6 +24,7 @@ from deltarank.runtime.progress import PartOfJob, ProgressListener
 from deltarank.runtime.provenance import run_provenance, utc_timestamp
 from deltarank.runtime.run_folder import (
     IDENTITY,
+    RECORDS,
     RESULTS,
     Record,
     RunFolder,
@@ -36,9 +39,11 @@ from deltarank.runtime.workers import Task, Worker, WorkerPool
 
 __all__ = [
     "FIXED_MEMORY",
+    "FIXED_SECONDS",
     "IDENTITY",
     "PROMISED_MEMORY",
     "READ_RATE",
+    "RECORDS",
     "RESULTS",
     "RETRIED_OUTCOMES",
     "TENSOR_FAILURES",
@@ -70,6 +75,7 @@ __all__ = [
     "make_plan",
     "matrix_pass",
     "needs_line",
+    "needs_text",
     "operations_per_second",
     "parse_keywords",
     "planned_seconds",

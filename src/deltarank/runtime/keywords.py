@@ -40,7 +40,7 @@ def shows_keywords(keywords: type, options: type) -> Callable[[Callable[_P, _Res
 
     Args:
         keywords: the TypedDict, which has the types.
-        options: the dataclass, which has the defaults; those of the inputs are added.
+        options: the dataclass, which has the defaults; those of the inputs are added, as far as the TypedDict has them.
     """
     types = get_type_hints(keywords)
 
@@ -49,7 +49,7 @@ def shows_keywords(keywords: type, options: type) -> Callable[[Callable[_P, _Res
         names = {p.name for p in own}
         sources = (inspect.signature(source) for source in (options, PairRefs.of))
         parameters = [p for source in sources for p in source.parameters.values() if p.kind is p.KEYWORD_ONLY]
-        shown = [p.replace(annotation=types[p.name]) for p in parameters if p.name not in names]
+        shown = [p.replace(annotation=types[p.name]) for p in parameters if p.name in types and p.name not in names]
         signature = inspect.signature(function).replace(parameters=[*own, *shown])
 
         @functools.wraps(function)

@@ -187,8 +187,13 @@ def check_memory(plan: Plan) -> None:
 
 
 def needs_line(plan: Plan, seconds: float) -> str:
-    memory = f"about {size(plan.peak_memory)}{_of_memory()}"
-    return f"To read: {size(plan.read_bytes)}. Peak memory: {memory}. Estimated time: {_time(plan.options, seconds)}."
+    return needs_text(plan.read_bytes, plan.peak_memory, seconds, plan.options)
+
+
+def needs_text(read_bytes: float, peak_memory: float, seconds: float, options: SolverOptions) -> str:
+    """What a job needs: bytes to read, bytes of memory, and time."""
+    memory = f"about {size(peak_memory)}{_of_memory()}"
+    return f"To read: {size(read_bytes)}. Peak memory: {memory}. Estimated time: {_time(options, seconds)}."
 
 
 def _time(options: SolverOptions, seconds: float) -> str:

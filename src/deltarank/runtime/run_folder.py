@@ -20,7 +20,7 @@ from deltarank.errors import OutputError
 from deltarank.results import Results, listing, parse_record, size
 from deltarank.system import write_text_atomically
 
-IDENTITY, LINES, RESULTS = "run.json", "matrices.jsonl", "results.json"
+IDENTITY, RECORDS, RESULTS = "run.json", "matrices.jsonl", "results.json"
 
 Record = Mapping[str, Any]
 
@@ -55,7 +55,7 @@ class RunFolder:
         self.check(force=force)
         with as_output_error(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / LINES).exists():
+            if (self.folder / RECORDS).exists():
                 self._lock_records()  # before anything is removed: another process may be writing
             if force:
                 self._forget()
@@ -129,11 +129,11 @@ class RunFolder:
         """Removes the records: the results are written."""
         with as_output_error(self.folder):
             self.release()
-            (self.folder / LINES).unlink(missing_ok=True)
+            (self.folder / RECORDS).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes the results, the records and the identity."""
-        for name in (RESULTS, LINES, IDENTITY):
+        for name in (RESULTS, RECORDS, IDENTITY):
             (self.folder / name).unlink(missing_ok=True)
 
     def _check_identity(self) -> None:
@@ -162,7 +162,7 @@ class RunFolder:
 
     def _lock_records(self) -> None:
         if self._file is None:
-            self._file = (self.folder / LINES).open("a+b", buffering=0)
+            self._file = (self.folder / RECORDS).open("a+b", buffering=0)
             _lock(self._file, self.folder)
 
     def _read_records(self) -> list[Record]:

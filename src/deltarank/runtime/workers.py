@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from functools import partial
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
@@ -67,7 +66,10 @@ class WorkerPool(Generic[TaskT, _Result]):
         pairs = [task.pair for group in groups for task in group]
         prefetcher = Prefetcher(pairs)
         starts = accumulate(map(len, groups), initial=0)
-        submit = partial(pool.submit, self._work, prefetcher)
+
+        def submit(group: Sequence[TaskT], number: int) -> Future[Sequence[_Result]]:
+            return pool.submit(self._work, group, number, prefetcher)
+
         try:
             yield from _as_finished(submit, zip(groups, starts, strict=False))
         except BaseException:
@@ -81,7 +83,7 @@ class WorkerPool(Generic[TaskT, _Result]):
         torch.set_num_threads(threads)
         self._local.worker = self._make_worker()
 
-    def _work(self, prefetcher: Prefetcher, group: Sequence[TaskT], number: int) -> Sequence[_Result]:
+    def _work(self, group: Sequence[TaskT], number: int, prefetcher: Prefetcher) -> Sequence[_Result]:
         """Announces the next reads first, so that the disk or the network works while this thread computes."""
         if self._stopped.is_set():
             raise CancelledError

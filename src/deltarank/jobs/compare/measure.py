@@ -121,7 +121,7 @@ class MatrixMeasurer:
         return self._measured(step, delta, sums, NoiseEdges.of(step.pair, noise))
 
     def _from_factors(self, step: Step) -> MatrixResult | None:
-        """For a finetune that is a LoRA on the base: nothing is solved, and the delta is never formed; else None."""
+        """For a finetune that is a LoRA on the base: nothing is solved; else None."""
         pair = step.pair
         found = low_rank_factors(pair)
         if found is None:

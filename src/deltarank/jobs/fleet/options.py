@@ -23,6 +23,8 @@ class FleetKeywords(TypedDict, total=False):
     include: Sequence[str]
     exclude: Sequence[str]
     audit: int
+    base_revision: str | None
+    fetch: str
 
 
 @dataclass(frozen=True, kw_only=True)
