@@ -16,6 +16,7 @@ from deltarank.architectures.loaded_tensors import LoadedTensors, Shape, load_te
 from deltarank.architectures.transformers_logging import first_line, silence_transformers
 from deltarank.system import silence_logging
 
+_NO_CONFIG = "there is no config.json, or it is empty or cannot be read"
 _MOST_LAYERS = 10_000
 _NUMBER_OF_LAYERS = re.compile(r"(?:num|n)_(?:\w+_)?(?:layers?|blocks|experts)|(?:en|de)coder_layers|depth")
 
@@ -89,7 +90,7 @@ def find_loading_class(config: Mapping[str, Any]) -> LoadingClass | UnknownClass
 def _find(text: str) -> LoadingClass | UnknownClass:
     config: dict[str, Any] = json.loads(text)
     if not isinstance(config.get("model_type"), str):
-        return UnknownClass("config.json names no model_type" if config else "there is no config.json")
+        return UnknownClass("config.json names no model_type" if config else _NO_CONFIG)
     if any(number > _MOST_LAYERS for number in _numbers_of_layers(config)):
         return UnknownClass("config.json names too many layers")
     with silence_logging(), silence_transformers():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,13 +11,13 @@ from typing import Any, NoReturn, Self
 
 from deltarank.checkpoints.empty_tensors import refuse_partitioned
 from deltarank.checkpoints.escape import quoted
-from deltarank.checkpoints.file_contents import refuse_pointer
 from deltarank.checkpoints.folder import WeightFiles, find_weights
 from deltarank.checkpoints.formats.quantization_config import quantization_fingerprint
 from deltarank.checkpoints.formats.registry import decode_tensors, read_tensors
 from deltarank.checkpoints.formats.safetensors_header import TYPICAL_HEADER_BYTES, TensorInfo
 from deltarank.checkpoints.hub.fetch import FetchedModel, check_fetch_mode, fetch_model
 from deltarank.checkpoints.hub.http_ranges import Traffic
+from deltarank.checkpoints.model_config import read_model_config
 from deltarank.checkpoints.named_bases import read_named_bases
 from deltarank.checkpoints.references import HubRef, LocalRef, parse_ref
 from deltarank.checkpoints.source import Source
@@ -26,8 +25,6 @@ from deltarank.checkpoints.unread_shards import compare_unread
 from deltarank.checkpoints.weight_names import ADAPTER_CONFIG
 from deltarank.errors import CheckpointError, HeaderError
 from deltarank.results import Reference, listing
-
-MAX_CONFIG_BYTES = 4_000_000
 
 PREFETCHED_HEADERS = 16
 """Files whose headers are prefetched: on the Hub, each is a round trip."""
@@ -37,7 +34,7 @@ PREFETCHED_HEADERS = 16
 class Checkpoint:
     """What is known of a checkpoint before a tensor is read. Close it, or use it in a `with` statement.
 
-    config           config.json beside the weights; empty if there is none
+    config           config.json beside the weights; empty if there is none, or none that can be read
     fingerprint      changes with any file's name, size, header or modification time (on the Hub: content)
     traffic          counts what is streamed; None if nothing is
     adapter          the configuration of an adapter that lies beside the weights of the folder; None if none does
@@ -124,13 +121,14 @@ def _shown(parsed: LocalRef, weights: WeightFiles) -> str:
 def _open(fetched: FetchedModel, ref: str) -> Checkpoint:
     source, weights = fetched.source, fetched.weights
     try:
-        config = _read_config(weights.folder / "config.json")
+        config, config_note = read_model_config(weights.folder)
         headers, fingerprint, read_notes = _read_headers(source)
         stored = _merge_headers(headers, weights.owners)
         if not stored:
             _refuse_without_tensors(ref, source)
         refuse_partitioned(stored)
         notes = (*weights.notes, *read_notes, *compare_unread(weights, stored, source))
+        notes += (config_note,) if config_note else ()
         tensors, decoded_source = decode_tensors(stored, source, config)
     except BaseException:
         source.close()
@@ -201,16 +199,3 @@ def _missing_tensors(
         return ()
     names = f"the shard index of {quoted(reference.ref)} names {listing(missing, most=3)}"
     return (f"{names}, which no file contains: the checkpoint may be incomplete",)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """config.json only adds hints, so a missing or broken one counts as empty; a Git LFS pointer is refused."""
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-            return {}
-        content = path.read_bytes()
-        refuse_pointer(content, path.name)
-        config = json.loads(content.decode("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}

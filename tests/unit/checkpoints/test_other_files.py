@@ -53,6 +53,24 @@ def test_a_pointer_in_place_of_the_config_is_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"), (b" \n", "is empty"), (b"{}", "has no fields"), (b'{"model_type": ', "is not valid JSON"),
+        (b'["llama"]', "is not a JSON object"), (b" " * 4_000_001, "is larger than 4,000,000 bytes"),
+    ],
+)  # fmt: skip
+def test_a_config_that_says_nothing_is_noted_with_what_is_unknown(content: bytes, said: str, tmp_path: Path) -> None:
+    """The pair is measured all the same, from the names and shapes in the files."""
+    base = save(tmp_path / "base", llama(), config={"model_type": "llama"})
+    (save(tmp_path / "tuned", llama(seed=1)) / "config.json").write_bytes(content)
+
+    notes = deltarank.compare(base, tmp_path / "tuned").notes
+    (note,) = [note for note in notes if "config.json" in note]
+    assert note.startswith(f"`config.json` in `{tmp_path / 'tuned'}` {said}: the model type")
+    assert notes_of(base) == ""
+
+
 def test_a_pointer_of_xet_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("# xet version 0\nfilesize = 1\nhash = 'a'\n")
     with refused("lfs-pointer", match="Xet"):

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,7 +20,8 @@ from deltarank.models import AnyModel, Head, Predictor, Window
 from deltarank.results import count
 from deltarank.system import import_silently
 
-import_silently("peft.tuners.lora.bnb")  # the first use of PEFT imports it, and with it bitsandbytes
+peft = import_silently("peft")  # it imports bitsandbytes, which logs
+import_silently("peft.tuners.lora.bnb")  # and so does its first use
 
 Factors = Mapping[str, Tensor]
 """The trained parameters, by their names in PEFT's model."""
@@ -38,7 +38,7 @@ class Student:
     def __init__(self, base: AnyModel, adapter: Path, device: torch.device) -> None:
         self._adapter, self._device = adapter, device
         with silence_transformers(), warnings.catch_warnings(action="ignore"):
-            self._model = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
+            self._model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(_is_factor(name))
         self._check_names()
@@ -122,7 +122,7 @@ class Student:
             OSError: it cannot be written.
         """
         stored = load_file(self._adapter / WEIGHTS_FILE)
-        trained = get_peft_model_state_dict(self._model, save_embedding_layers=False)
+        trained = peft.get_peft_model_state_dict(self._model, save_embedding_layers=False)
         for name in filter(_is_factor, stored):
             stored[name] = trained[name].to(stored[name].dtype).cpu().contiguous()
         try:
