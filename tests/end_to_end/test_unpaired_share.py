@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deltarank import compare, extract, verify, which_base
+from deltarank import Results, compare, extract, verify, which_base
 from deltarank.report.view.build import page_data
 from deltarank.report.view.headline import plain_text
 from deltarank.results import Outcome, VerdictKind
+from peft_adapters import write_adapter
 
 Tensors = dict[str, torch.Tensor]
 
@@ -129,3 +130,33 @@ def test_a_finetune_is_not_called_equal_while_a_tensor_was_not_measured(tmp_path
     ):
         assert f"{PLACES[place]} of its parameters, which could not be measured" in sentence
         assert not any(word in sentence for word in ("identical", "equals", "changed nothing", "100 %", "same numbers"))
+
+
+def half_loaded(tmp_path: Path, scale: float) -> tuple[Path, Path]:
+    """A base, and LoRAs on q, which PEFT loads, and on k, under names that it ignores."""
+    (tmp_path / "base").mkdir()
+    save_file(model(0), tmp_path / "base" / "model.safetensors")
+    factors = {}
+    for wrapper, module in (("", "q_proj"), ("_orig_mod.", "k_proj")):
+        for layer in (0, 1):
+            stem = f"base_model.model.{wrapper}model.layers.{layer}.{module}"
+            factors[f"{stem}.lora_A.weight"] = torch.randn(2, 24, generator=torch.Generator().manual_seed(layer))
+            factors[f"{stem}.lora_B.weight"] = scale * torch.ones(24, 2)
+    targets = {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "k_proj"]}
+    return tmp_path / "base", write_adapter(tmp_path / "adapter", factors, **targets)
+
+
+UNLOADED = "not counting 50 % of the adapter's parameters, which PEFT does not load"
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.0])
+def test_what_peft_does_not_load_of_an_adapter_stands_in_every_first_sentence(tmp_path: Path, scale: float) -> None:
+    base, adapter = half_loaded(tmp_path, scale)
+    results = compare(base, adapter, ranks=(8,))
+
+    assert UNLOADED in results.verdict.sentences[0]
+    assert UNLOADED in plain_text(page_data([results]).headlines[0]).replace("\N{NO-BREAK SPACE}", " ")
+    assert UNLOADED in extract(base, adapter, output=tmp_path / "extracted", rank=8, server="peft").sentence
+    assert Results.from_json(results.to_json()).unpaired == results.unpaired
+    if scale:
+        assert UNLOADED in verify(base, adapter, tmp_path / "extracted").sentences[0]

@@ -87,6 +87,37 @@ def test_an_adapter_that_peft_refuses_is_broken(case: str, models: Path, tmp_pat
         deltarank.compare(models / "base", adapter)
 
 
+def transpose(*ends: str) -> Edit:
+    """Of the tensors whose keys end in one of these."""
+    return lambda t: t.update({key: tensor.T.contiguous() for key, tensor in t.items() if key.endswith(ends)})
+
+
+TRANSPOSED: dict[str, tuple[Edit, str]] = {
+    "every B": (transpose(".lora_B.weight"), "B is stored"),
+    "every A": (transpose(".lora_A.weight"), "A is stored"),
+    "every A and B": (transpose(".lora_A.weight", ".lora_B.weight"), "A and B are stored"),
+    "A and B of square matrices": (transpose("q_proj.lora_A.weight", "q_proj.lora_B.weight"), "A and B are stored"),
+    "one B": (transpose("0.mlp.up_proj.lora_B.weight"), "B is stored"),
+}
+
+
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_factors_that_are_stored_transposed_are_called_that(case: str, models: Path, tmp_path: Path) -> None:
+    edit, said = TRANSPOSED[case]
+    adapter = edited(models, tmp_path / "a", edit)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        loaded(models, adapter)
+    seen = deltarank.verify(models / "base", models / "finetune", adapter)
+
+    assert seen.kind is FitKind.BROKEN
+    assert f"{said} transposed" in seen.sentences[0]
+    assert "Transpose what is stored transposed" in seen.sentences[1]
+    for finetune in (adapter, adapter / "adapter_model.safetensors"):
+        with refused("adapter-refused", AdapterError, match=f"{said} transposed") as caught:
+            deltarank.compare(models / "base", finetune)
+        assert "Transpose what is stored transposed" in caught.value.cure
+
+
 @pytest.mark.parametrize("case", HARMLESS)
 def test_tensors_that_peft_ignores_break_nothing(case: str, models: Path, tmp_path: Path) -> None:
     adapter = edited(models, tmp_path / "a", HARMLESS[case])

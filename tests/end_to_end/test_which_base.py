@@ -38,6 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         "unrelated": base_weights(seed=77),
         "nudged": nudged,
         "wide": {name: torch.zeros(w.shape[0], 2 * w.shape[-1]) for name, w in base.items() if w.ndim == 2},
+        "turned": {name: w.T if "_proj" in name else w for name, w in base.items()},
         "broken": {name: w * float("nan") for name, w in base.items()},
     }
     folders = {name: write(home / name, weights, dtype=torch.float32) for name, weights in made.items()}
@@ -133,6 +134,21 @@ def test_a_candidate_that_cannot_be_compared_has_a_reason_and_the_others_are_com
     assert "differ in shape" in reasons[1]
     assert "NaN" in reasons[2]
     assert "the same files" in reasons[4]
+
+
+def test_the_cure_of_a_candidate_that_is_stored_transposed_names_that(folders: Mapping[str, Path]) -> None:
+    """Conv1D's layout against that of Linear: it may well be the base."""
+    alone, beside = [folders["turned"]], [folders["turned"], folders["unrelated"], folders["wide"]]
+    with refused("no-candidate", JobError, match="the shape of the base's transpose") as caught:
+        deltarank.which_base(folders["full"], alone)
+    choice = deltarank.which_base(folders["full"], beside)
+
+    assert caught.value.cure.startswith("Transpose the linear layers of one of the two")
+    assert choice.kind is BaseKind.NONE
+    assert "is not the base of full" in choice.sentence
+    assert f"{folders['turned']} could not be compared: 4 of 4 matrices that are not square" in choice.sentence
+    assert "Transpose the linear layers" in choice.sentence
+    assert "wide" not in choice.sentence
 
 
 def test_invalid_arguments_are_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class RunnableModel:
         Raises:
             CheckpointError, UsageError, JobError: what `read_skeleton` and `load_tokenizer` raise.
         """
-        skeleton = read_skeleton(base if checkpoint.lora_ranks is not None else checkpoint)
+        skeleton = read_skeleton(base if checkpoint.added is not None else checkpoint)
         try:
             tokenizer = load_tokenizer(ModelFolder.of_checkpoint(checkpoint))
         except CheckpointError:

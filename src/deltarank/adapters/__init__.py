@@ -12,7 +12,7 @@ Budget                                               which shares of the change 
 
 from __future__ import annotations
 
-from deltarank.adapters.apply import Applied, Change, NewBias, apply_adapter
+from deltarank.adapters.apply import SAVE_AGAIN, Applied, Change, NewBias, apply_adapter
 from deltarank.adapters.as_checkpoint import is_adapted, low_rank_factors, open_finetune
 from deltarank.adapters.budget import IF_INCLUDED, IS_HEAD_TOO, Budget, LeftOut, MatrixEnergies, OmittedTensor
 from deltarank.adapters.config_read import LoraConfig
@@ -58,6 +58,7 @@ __all__ = [
     "IS_HEAD_TOO",
     "METADATA_FILE",
     "MODEL_CARD_FILE",
+    "SAVE_AGAIN",
     "WEIGHTS_FILE",
     "AdapterPart",
     "Applied",

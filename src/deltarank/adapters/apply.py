@@ -28,6 +28,8 @@ from deltarank.errors import AdapterError
 from deltarank.results import count
 from deltarank.servers import PEFT, Handling, Server, get_server
 
+SAVE_AGAIN = "Download or copy the adapter again, or save it again with PEFT's `save_pretrained`."
+
 
 @dataclass(frozen=True)
 class Change:
@@ -78,9 +80,11 @@ class Applied:
         """
         for entry in self.unused:
             if entry.effect is not LoadEffect.NONE:
+                alike = sum(each.reason == entry.reason or each.cure == entry.cure != "" for each in self.unused) - 1
+                more = f" (and {count(alike, 'other tensor')} like it)" if alike else ""
                 raise AdapterError(
-                    f"PEFT does not load this adapter correctly: {quoted(entry.name)}: {entry.reason}.",
-                    cure="Download or copy the adapter again, or save it again with PEFT's `save_pretrained`.",
+                    f"PEFT does not load this adapter correctly: {quoted(entry.name)}: {entry.reason}{more}.",
+                    cure=entry.cure or SAVE_AGAIN,
                     slug="adapter-refused",
                 )
         if self.unloaded is not None and self.loads_nothing:
@@ -140,6 +144,8 @@ class _Application:
         if self._rules.is_peft and not self._reading.is_exact:
             mine += unsaved_modules(self._adapter, self._base)
         unused = (*mine, *placed.unused, *unused_biases, *ignored)
+        if not self._whole.parts and not any(entry.effect is LoadEffect.REFUSED for entry in unused):
+            _raise_empty(self._whole)
         if self._reading.refusal and not any(entry.effect is LoadEffect.REFUSED for entry in unused):
             reason = f"PEFT refuses it: {self._reading.refusal}"
             unused = (*unused, UnusedTensor(CONFIG_FILE, reason, LoadEffect.REFUSED))
@@ -194,12 +200,11 @@ class _Application:
 
     def _check_base(self, placed: Placed) -> None:
         """Raises AdapterError if less than half of the parts that should have a place have one."""
-        if not self._whole.parts:
-            _raise_empty(self._whole)
         read = {part.up.name for part in self._adapter.parts}
         ignored = [part for part in self._whole.parts if part.up.name not in read and EXPERTS not in part.module]
         lost = (*placed.unused, *(UnusedTensor(part.up.name, NO_TENSOR) for part in ignored))
         parts = {part.up.name: part for part in self._whole.parts}
+        lost = tuple(entry for entry in lost if not entry.cure)
         strange = [entry for entry in lost if entry.reason != NO_TENSOR or self._is_strange(parts.get(entry.name))]
         if strange and len(placed.placements) <= len(strange):
             _raise_wrong_base(self._adapter, strange, len(placed.placements) + len(strange))

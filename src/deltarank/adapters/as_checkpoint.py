@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltarank.adapters.apply import Applied, Change, apply_adapter
+from deltarank.adapters.added import added_adapter
+from deltarank.adapters.apply import Change, apply_adapter
 from deltarank.adapters.file_names import CONFIG_FILE
 from deltarank.adapters.other_formats import refuse_other_adapter, refuse_other_adapters_in
 from deltarank.adapters.read import LoraAdapter, open_adapter
@@ -138,13 +139,8 @@ def _sum_checkpoint(base: Checkpoint, adapter: LoraAdapter, reference: Reference
         tensors={**base.tensors, **source.tensors},
         config=_without_tie(base.config) if applied.untied else base.config,
         notes=(*notes, *applied.notes),
-        lora_ranks=_lora_ranks(applied),
+        added=added_adapter(adapter, applied),
     )
-
-
-def _lora_ranks(applied: Applied) -> tuple[int, ...]:
-    parts = [change.placement.part for changes in applied.changes.values() for change in changes]
-    return tuple(sorted({part.rank for part in parts if part.is_lora}))
 
 
 def _without_tie(config: Mapping[str, Any]) -> dict[str, Any]:

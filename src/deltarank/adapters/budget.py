@@ -138,7 +138,7 @@ class Budget:
         if self.energy == 0 and self.kept == 1:
             if not self.unpaired.is_complete:
                 return f"changes nothing: the checkpoints have {self.unpaired.no_change_in()}"
-            return "changes nothing, since both checkpoints contain the same numbers"
+            return f"changes nothing, since both checkpoints contain the same numbers{self.unpaired.remark()}"
         kept, truncated, rounded, left_out, fitted = self.percents
         kept = "all" if self.kept == 1 and not self.unpaired.is_complete else kept
         parts = [f"keeps {kept} of the change in the weights{self.unpaired.remark(1 - self.kept)}"]

@@ -20,6 +20,11 @@ _MOST_DIMENSIONS = 5
 
 NOT_LORA = "it is not a factor of a plain LoRA"
 
+TRANSPOSE_CURE = (
+    "Transpose what is stored transposed and save the file again: "
+    "`tensor.T.contiguous()`. PEFT expects A as (rank, inputs) and B as (outputs, rank)."
+)
+
 
 class PartKind(Enum):
     """What a part of an adapter does to a tensor of the base."""
@@ -106,12 +111,14 @@ class UnusedTensor:
     """A tensor of the file that changes nothing, and why.
 
     module       the module that PEFT would look for it on; "" if `effect` does not depend on one
+    cure         how the file is mended; "" if that is not known
     """
 
     name: str
     reason: str
     effect: LoadEffect = LoadEffect.NONE
     module: str = ""
+    cure: str = ""
 
 
 Parts = tuple[tuple[AdapterPart, ...], tuple[UnusedTensor, ...]]
@@ -189,6 +196,9 @@ class _Factors:
                 cure=MERGE_CURE,
                 slug="adapter-unsupported",
             )
+        if turned := _stored_transposed(down.shape, up.shape):
+            name, why = (up if turned == "B" else down).name, transposed_reason(turned, down.shape, up.shape)
+            return [UnusedTensor(name, why, LoadEffect.REFUSED, key.module, TRANSPOSE_CURE)]
         if (reason := _shape_error(down.shape, up.shape)) is not None:
             return [UnusedTensor(each.name, reason, LoadEffect.REFUSED, key.module) for each in (down, up)]
         kind = PartKind.EMBEDDING if key.is_embedding else PartKind.LINEAR
@@ -212,6 +222,29 @@ def _unpaired(key: FactorKey, info: TensorInfo) -> UnusedTensor:
         f"the other factor, {quoted(str(other))}, is missing",
         LoadEffect.RANDOM if is_random else LoadEffect.NONE,
         key.module,
+    )
+
+
+def _stored_transposed(down: tuple[int, ...], up: tuple[int, ...]) -> str:
+    """Which factors must be transposed to make a LoRA: "B", "A", "A and B"; "" if that does not help.
+
+    A is (r, inputs) and B (outputs, r), where r is at most the other side.
+    """
+    if not (len(down) == len(up) == 2) or down[0] == up[1] or 0 in (*down, *up):
+        return ""
+    if down[0] == up[0] <= down[1]:
+        return "B"
+    if down[1] == up[1] <= down[0]:
+        return "A"
+    return "A and B" if down[1] == up[0] else ""
+
+
+def transposed_reason(factors: str, down: tuple[int, ...], up: tuple[int, ...]) -> str:
+    """Why PEFT refuses factors that are stored transposed."""
+    verb = "are" if " " in factors else "is"
+    return (
+        f"{factors} {verb} stored transposed (A is {dimensions(down)} and B {dimensions(up)}), and PEFT refuses "
+        "tensors of another shape"
     )
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.adapters.config_read import LoraConfig
-from deltarank.adapters.parts import AdapterPart, LoadEffect, PartKind, UnusedTensor
+from deltarank.adapters.parts import TRANSPOSE_CURE, AdapterPart, LoadEffect, PartKind, UnusedTensor
 from deltarank.adapters.target_parameters import expand_parameters
-from deltarank.adapters.targets import Placement, Target, TensorIndex, place_part
+from deltarank.adapters.targets import Placement, Target, TensorIndex, is_turned_around, place_part
 from deltarank.checkpoints import SummedTensor
 from deltarank.results import Outcome
 from deltarank.servers import file_router_name
@@ -65,7 +65,8 @@ class Placer:
                 placements.append(placed)
             else:
                 effect = LoadEffect.NONE if _may_be_longer(part, target) else LoadEffect.REFUSED
-                unused.append(UnusedTensor(part.up.name, placed, effect, part.module))
+                cure = TRANSPOSE_CURE if is_turned_around(part, target) else ""
+                unused.append(UnusedTensor(part.up.name, placed, effect, part.module, cure))
         return Placed(tuple(placements), tuple(unused))
 
     def find(self, part: AdapterPart) -> Target | None:

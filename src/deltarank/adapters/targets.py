@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltarank.adapters.parts import AdapterPart, PartKind
+from deltarank.adapters.parts import AdapterPart, PartKind, transposed_reason
 from deltarank.adapters.reading import ReaderNames
 from deltarank.checkpoints import Pair, SummedTensor, dimensions, parse_expert_name
 from deltarank.results import Outcome
@@ -185,5 +185,16 @@ def _replaces(shape: tuple[int, ...], target: Target) -> bool:
 
 
 def _does_not_fit(part: AdapterPart, target: Target) -> str:
+    if is_turned_around(part, target):
+        assert part.down is not None
+        return transposed_reason("A and B", part.down.shape, part.up.shape)
     shapes = [part.up.shape] if part.down is None else [part.up.shape, part.down.shape]
     return f"{' by '.join(map(dimensions, shapes))} does not fit {dimensions(target.shape)}"
+
+
+def is_turned_around(part: AdapterPart, target: Target) -> bool:
+    """Whether A and B of a square matrix are both stored transposed: they agree with each other, at too high a rank."""
+    if part.down is None or part.is_turned or len(part.down.shape) != 2:
+        return False
+    rows, columns = target.base.shape
+    return rows == columns == part.down.shape[0] == part.up.shape[1] and part.down.shape[1] == part.up.shape[0] < rows

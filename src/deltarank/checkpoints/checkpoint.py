@@ -24,7 +24,7 @@ from deltarank.checkpoints.source import Source
 from deltarank.checkpoints.unread_shards import compare_unread
 from deltarank.checkpoints.weight_names import ADAPTER_CONFIG
 from deltarank.errors import CheckpointError, HeaderError
-from deltarank.results import Reference, listing
+from deltarank.results import AddedAdapter, Reference, listing
 
 PREFETCHED_HEADERS = 16
 """Files whose headers are prefetched: on the Hub, each is a round trip."""
@@ -38,8 +38,7 @@ class Checkpoint:
     fingerprint      changes with any file's name, size, header or modification time (on the Hub: content)
     traffic          counts what is streamed; None if nothing is
     adapter          the configuration of an adapter that lies beside the weights of the folder; None if none does
-    lora_ranks       of the base with an adapter that is added when it is read: the ranks of its LoRAs, ascending. None
-                     of stored weights
+    added            of the base with an adapter that is added when it is read: the adapter. None of stored weights
     named_bases      Hub ids of the base models that the model card, or the configuration of the adapter, names
     """
 
@@ -51,7 +50,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     traffic: Traffic | None = field(default=None, repr=False, compare=False)
     adapter: Path | None = field(default=None, repr=False, compare=False)
-    lora_ranks: tuple[int, ...] | None = None
+    added: AddedAdapter | None = None
     named_bases: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ No tensor, no torch. Also how numbers are written for people (`percent`, `figure
 from __future__ import annotations
 
 from deltarank.results.adapter_behaviour import AdapterBehaviour, kept_in_words
+from deltarank.results.added_adapter import AddedAdapter
 from deltarank.results.attribution import AttributionResult, Part
 from deltarank.results.base_choice import BaseChoice, BaseKind, CandidateBase
 from deltarank.results.blind import (
@@ -138,6 +139,7 @@ __all__ = [
     "TIED_EMBEDDING",
     "ActivationLoss",
     "AdapterBehaviour",
+    "AddedAdapter",
     "AttributionResult",
     "AuditRow",
     "Ballot",

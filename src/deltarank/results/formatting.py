@@ -97,11 +97,11 @@ def duration(seconds: float) -> str:
 
 
 def listing(items: list[str], *, most: int = 8) -> str:
-    """["a", "b", "c"] -> "a, b and c"; from the `most`-th on, the rest is only counted."""
+    """["a", "b", "c"] -> "a, b and c"; from the `most`-th on, the rest is only counted. [] -> "none"."""
     if len(items) > most:
         return ", ".join(items[:most]) + f" and {len(items) - most:,} more"
     if len(items) < 2:
-        return "".join(items)
+        return items[0] if items else "none"
     return ", ".join(items[:-1]) + f" and {items[-1]}"
 
 

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+from deltarank.results.added_adapter import AddedAdapter
 from deltarank.results.blind import BlindScore
 from deltarank.results.codec import Count, Rank, StoredResult, decode, json_line, to_plain
 from deltarank.results.formatting import escape
@@ -125,6 +126,7 @@ class Results(StoredResult):
     notes: tuple[str, ...] = ()
     audit: tuple[AuditRow, ...] = ()
     calibration_text: CalibrationText | None = None
+    adapter: AddedAdapter | None = None
     outputs: Outputs | None = None
     blind: tuple[BlindScore, ...] = ()
     format_version: Count = FORMAT_VERSION
@@ -136,7 +138,7 @@ class Results(StoredResult):
     @cached_property
     def unpaired(self) -> Unpaired:
         """What no figure covers: matrices without a counterpart, and tensors that could not be measured."""
-        return Unpaired.of(self.measured, self.skipped, [m for m in self.matrices if not m.has_losses])
+        return Unpaired.of(self.measured, self.skipped, [m for m in self.matrices if not m.has_losses], self.adapter)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -237,6 +239,7 @@ class Results(StoredResult):
             "notes": list(self.notes),
             "audit": to_plain(self.audit),
             "calibration_text": to_plain(self.calibration_text),
+            "adapter": to_plain(self.adapter),
             "outputs": to_plain(self.outputs),
             "blind": to_plain(self.blind),
         }

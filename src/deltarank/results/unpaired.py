@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from deltarank.results.added_adapter import AddedAdapter
 from deltarank.results.formatting import count, listing, percent, percent_kept
 from deltarank.results.matrix import Outcome, Skipped
 
@@ -41,6 +42,7 @@ class Unpaired:
     failed_share  of the finetune's parameters, in tensors that contain NaN or Inf, or could not be read or computed
     failed        how many such tensors there are
     vectors       how many weights and biases of one dimension have no counterpart
+    unloaded_share  of the parameters of an adapter that is the finetune: those that PEFT does not load
     """
 
     share: float = 0.0
@@ -49,13 +51,21 @@ class Unpaired:
     failed_share: float = 0.0
     failed: int = 0
     vectors: int = 0
+    unloaded_share: float = 0.0
 
     @classmethod
-    def of(cls, compared: Iterable[Shaped], skipped: Sequence[Skipped], failed: Iterable[Shaped] = ()) -> Self:
+    def of(
+        cls,
+        compared: Iterable[Shaped],
+        skipped: Sequence[Skipped],
+        failed: Iterable[Shaped] = (),
+        adapter: AddedAdapter | None = None,
+    ) -> Self:
         """Of what was compared, and of what was not. Vectors and masks such as (1, 1, n, n) are no matrices.
 
         Args:
             failed: what both checkpoints have and could not be measured, beside what `skipped` says of it.
+            adapter: the one that is the finetune.
         """
         failed = [*failed, *(each for each in skipped if each.outcome in _FAILED)]
         both = [*compared, *failed, *(each for each in skipped if each.outcome not in {*_NOT_SHARED, *_FAILED})]
@@ -66,7 +76,8 @@ class Unpaired:
         finetune, base = (_share(paired, matrices, outcomes) for outcomes in (_IN_FINETUNE, _IN_BASE))
         whole = paired + _entries(each for each in matrices if each.outcome in _IN_FINETUNE)
         failed_share = _entries(failed) / whole if whole else 0.0
-        return cls(max(finetune, base), len(matrices), base > finetune, failed_share, len(failed), vectors)
+        unloaded = adapter.unloaded_share if adapter else 0.0
+        return cls(max(finetune, base), len(matrices), base > finetune, failed_share, len(failed), vectors, unloaded)
 
     @property
     def is_complete(self) -> bool:
@@ -80,7 +91,7 @@ class Unpaired:
 
     @property
     def is_notable(self) -> bool:
-        return max(self.share, self.failed_share) > NOTABLE_SHARE
+        return max(self.share, self.failed_share, self.unloaded_share) > NOTABLE_SHARE
 
     def _parts(self, least: float) -> list[str]:
         """ "62 % of its parameters, which could not be paired with the base", of the shares above the least."""
@@ -103,6 +114,8 @@ class Unpaired:
             energy_lost: of what the sentence says is kept; if that is all, small shares count, too.
         """
         parts = self._parts(0.0 if energy_lost == 0 else NOTABLE_SHARE)
+        if self.unloaded_share > NOTABLE_SHARE:
+            parts.append(f"{percent(self.unloaded_share)} of the adapter's parameters, which PEFT does not load")
         return f", not counting {listing(parts)}" if parts else ""
 
     def no_change_in(self, matrices: int | None = None) -> str:

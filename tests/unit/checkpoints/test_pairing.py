@@ -14,7 +14,9 @@ from deltarank.results import Outcome
 
 
 def two(tmp_path: Path, base: Tensors, finetune: Tensors, **config: object) -> tuple[Path, Path]:
-    return save(tmp_path / "base", base, config=config), save(tmp_path / "finetune", finetune, config=config)
+    folders = (tmp_path / "base", base), (tmp_path / "finetune", finetune)
+    one, other = (save(folder, tensors, config=config or None) for folder, tensors in folders)
+    return one, other
 
 
 def refusal(base: Path, finetune: Path, **globs: list[str]) -> DeltarankError:
@@ -274,8 +276,9 @@ def test_packed_weights_are_reported_as_quantised(tmp_path: Path) -> None:
     base = save(tmp_path / "a", llama())
     finetune = save(tmp_path / "b", packed, config={"quantization_config": {"quant_method": "gptq"}})
     error = refusal(base, finetune)
-    assert error.slug == "nothing-in-common"
+    assert error.slug == "quantised-format"
     assert "the finetune is stored quantised (`gptq`)" in error.message
+    assert "`bits` of `quantization_config`" in error.message
 
 
 def test_no_tensor_at_all(tmp_path: Path) -> None:

@@ -114,6 +114,12 @@ def test_what_no_adapter_can_hold_is_refused(make_job: MakeJob) -> None:
     assert (nothing.value.slug, beyond.value.slug) == ("nothing-to-extract", "rank-beyond-matrices")
 
 
+def test_a_refusal_to_extract_gives_a_reason_where_no_tensor_has_one(make_job: MakeJob) -> None:
+    """PEFT would carry the norms whole, so nothing is wrong with any of them."""
+    with pytest.raises(JobError, match="There is nothing to extract: no matrix that gets a LoRA is among"):
+        make_job(include="*norm*", server="peft").plan  # noqa: B018
+
+
 def test_the_plan_of_an_unknown_rank_is_that_of_the_largest(make_job: MakeJob) -> None:
     plan = make_job(rank="auto", max_error=0.5).plan
 

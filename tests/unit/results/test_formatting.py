@@ -127,7 +127,7 @@ def test_count() -> None:
 
 
 def test_listing() -> None:
-    assert listing([]) == ""
+    assert listing([]) == "none"  # no sentence ends in an empty list
     assert listing(["a"]) == "a"
     assert listing(["a", "b", "c"]) == "a, b and c"
     assert listing(list("abcdef"), most=3) == "a, b, c and 3 more"

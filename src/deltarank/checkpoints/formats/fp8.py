@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
 from deltarank.checkpoints.formats.quantization_config import group_settings
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
@@ -20,21 +22,29 @@ FP8_DTYPES = {
 """Short name and rounding error (of 2 or 3 bits of mantissa, whatever the scale)."""
 
 _SUFFIXES = ("_scale_inv", "_scale")
-_SIBLINGS = (".scale", ".scale_weight")
+_SIBLINGS = (".scale", ".scale_weight", ".qscale_weight")
+_OF_ACTIVATIONS = re.compile(r"(?:^|_)(?:input|output|act|activation|ub|[qkv]|kv)(?:_|$)")
+"""In the names of scales that do not belong to the weight."""
+_SCALE = re.compile(r"[._](?:weight_)?q?scales?(?:_\w+)?$", re.IGNORECASE)
 
 
 def find_fp8(tensors: Mapping[str, TensorInfo], quantization: Mapping[str, Any]) -> DecodingPlan:
     """Every FP8 tensor, with its scales if it has any.
 
     Scales multiply, whatever their name: `weight_scale_inv` (transformers, DeepSeek), `weight_scale`
-    (compressed-tensors, fbgemm, ModelOpt), `scale_weight`, `scale`.
+    (compressed-tensors, fbgemm, ModelOpt), `scale_weight` (ComfyUI), `qscale_weight` (Mistral), `scale`. A weight
+    beside scales of another name is refused: without its scales, it would be of another size.
     """
     plan = DecodingPlan()
+    beside = _scales_by_module(tensors)
     block = _block_size(quantization)
     for name, info in tensors.items():
         if info.dtype not in FP8_DTYPES or not info.shape or name.endswith((*_SUFFIXES, *_SIBLINGS)):
             continue
         scales = _scales(name, tensors)
+        if scales is None and (unknown := beside.get(name.removesuffix(".weight"))):
+            plan.refused[name] = f"its scales have a name that is not known ({quoted(unknown)})"
+            continue
         grid = ScaleGrid.match(info.shape, scales.shape if scales is not None else (), block)
         decoder = None
         if grid is not None:
@@ -42,6 +52,16 @@ def find_fp8(tensors: Mapping[str, TensorInfo], quantization: Mapping[str, Any])
             decoder = ScaledDecoder(info, scales, info.shape, grid, storage)
         plan.add_decoder(name, decoder, name, "its scales match no `weight_block_size` in config.json")
     return plan
+
+
+def _scales_by_module(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """A tensor of each module, or parameter, whose name says that it is a scale, if it may be one of the weight's."""
+    found: dict[str, str] = {}
+    for name in tensors:
+        module, _, leaf = name.rpartition(".")
+        if "scale" in leaf.lower() and not _OF_ACTIVATIONS.search(leaf.lower()):
+            found[module.removesuffix(".weight")] = found[_SCALE.sub("", name)] = name
+    return found
 
 
 def _block_size(quantization: Mapping[str, Any]) -> tuple[int, int] | None:

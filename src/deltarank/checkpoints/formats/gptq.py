@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.formats.decoding_plan import DecodingPlan
 from deltarank.checkpoints.formats.packed_integers import WORD_BITS, GptqDecoder, integer_error
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
@@ -12,19 +13,31 @@ from deltarank.checkpoints.formats.storage import StorageFormat
 
 _CODES = ".qweight"
 _AWQ_BITS = 4
+_KNOWN_FORMATS = ("gptq", "gptq_v2", "gemm")
+_NO_MATCH = "its parts do not match as GPTQ and AWQ pack them"
 
 
 def find_gptq(tensors: Mapping[str, TensorInfo], quantization: Mapping[str, Any]) -> DecodingPlan:
     """Every `qweight` whose parts match. The configuration says how many bits, and which of the formats."""
     plan = DecodingPlan()
     bits = quantization.get("bits", quantization.get("w_bit"))
+    obstacle = _obstacle(bits, quantization)
     for name in tensors:
         if not name.endswith(_CODES):
             continue
         stem = name.removesuffix(_CODES)
-        decoder = _decoder(stem, tensors, bits if type(bits) is int else 0, quantization)
-        plan.add_decoder(f"{stem}.weight", decoder, name, "its parts do not match as GPTQ and AWQ pack them")
+        decoder = None if obstacle else _decoder(stem, tensors, bits, quantization)
+        plan.add_decoder(f"{stem}.weight", decoder, name, obstacle or _NO_MATCH)
     return plan
+
+
+def _obstacle(bits: object, quantization: Mapping[str, Any]) -> str | None:
+    """Why no `qweight` of the checkpoint can be decoded."""
+    if type(bits) is not int:
+        return "config.json does not say how many bits it has (`bits` of `quantization_config`)"
+    formats = [*_formats(quantization), quantization.get("version")]
+    named = [each for each in formats if isinstance(each, str) and each.lower() not in _KNOWN_FORMATS]
+    return f"the format {quoted(named[0], max_length=40)} is not supported" if named else None
 
 
 def _decoder(
@@ -61,6 +74,11 @@ def _is_awq(quantization: Mapping[str, Any]) -> bool:
 
 def _is_gptq_v2(quantization: Mapping[str, Any]) -> bool:
     """`gptq_v2` stores zero points as they are; the first format stores them minus one."""
+    return "gptq_v2" in _formats(quantization)
+
+
+def _formats(quantization: Mapping[str, Any]) -> list[object]:
+    """The packing that the configuration names: `checkpoint_format`, or `format` in newer versions of GPTQModel."""
     meta = quantization.get("meta")
-    formats = (quantization.get("checkpoint_format"), meta.get("checkpoint_format") if isinstance(meta, dict) else None)
-    return "gptq_v2" in formats
+    stated = quantization.get("checkpoint_format"), quantization.get("format")
+    return [*stated, meta.get("checkpoint_format") if isinstance(meta, dict) else None]

@@ -103,12 +103,20 @@ def _refuse_unsupported(tensors: Tensors, method: object) -> None:
     """Names an unsupported method that left tensors undecoded, instead of reporting their cryptic names."""
     if not isinstance(method, str) or method in SUPPORTED_METHODS:
         return
-    packed = [name for name, info in tensors.items() if info.dtype not in FLOAT_DTYPES and len(info.shape) > 1]
-    if packed:
+    packed = [info for info in tensors.values() if info.dtype not in FLOAT_DTYPES and len(info.shape) > 1]
+    plain = [info for info in tensors.values() if _is_plain_weight(info)]
+    parts = packed or [info for info in tensors.values() if len(info.shape) > 1]
+    if parts and sum(info.nbytes for info in packed) >= sum(info.nbytes for info in plain):
         raise CheckpointError(
             f"The checkpoint is quantised by {quoted(method, max_length=40)}, which is not supported "
-            f"({count(len(packed), 'matrix', 'matrices')}, such as {quoted(packed[0])}).",
+            f"({count(len(parts), 'matrix', 'matrices')}, such as {quoted(parts[0].name)}).",
             cure="Give the unquantised checkpoint in bfloat16 or float16; or load this one with transformers, call "
             "`model.dequantize()` if its method supports that, and `save_pretrained(folder)`.",
             slug="quantised-format",
         )
+
+
+def _is_plain_weight(info: TensorInfo) -> bool:
+    """Whether it is the matrix of a layer as a model without quantisation has it."""
+    is_in_layer = any(part.isdecimal() for part in info.name.split("."))
+    return is_in_layer and info.dtype in FLOAT_DTYPES and len(info.shape) > 1 and info.name.endswith(".weight")

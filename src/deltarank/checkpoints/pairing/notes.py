@@ -24,14 +24,14 @@ def notes_on(
 ) -> tuple[str, ...]:
     """The most important first. `locations` are the base's and the finetune's."""
     notes: list[str | None] = [_model_types(base, finetune), _layer_counts(*locations), _conv1d(base, finetune)]
-    if finetune.lora_ranks is None:
+    if finetune.added is None:
         notes += _storage_formats(pairs) or quantised_sides(base, finetune)
         notes += _mixed_dtypes(pairs)
     else:  # what the adapter adds is the delta, which contains no rounding of the base
         notes += [
             f"the base is stored as {name}: the adapter is added to its decoded weights" for name in _formats(pairs)
         ]
-    source = "adapter_config.json" if finetune.lora_ranks is not None else "the model card"
+    source = "adapter_config.json" if finetune.added is not None else "the model card"
     notes += [other_base_note(base, finetune.named_bases, f"{source} of {quoted(finetune.reference.ref)}")]
     return (*base.notes, *finetune.notes, *(note for note in notes if note))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from deltarank.checkpoints.checkpoint import Checkpoint
 from deltarank.checkpoints.escape import dimensions, quoted
+from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.pairing.name_matches import NameMatches, several_copies
 from deltarank.checkpoints.pairing.notes import quantised_sides
 from deltarank.errors import PairingError
@@ -18,6 +19,9 @@ Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 _CHECK_BASE = "Give the base that this finetune was trained from; its model card or publisher names it."
 _ONE_SET = (
     "Save the set of weights that is meant (the trained one, not its reference or teacher) alone, and give that file."
+)
+_UNQUANTISED = (
+    "Give the unquantised checkpoint in bfloat16, float16 or float32; or one in a quantised format that is supported."
 )
 _ADAPTER_KEYS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_magnitude_vector", ".lora_down.", ".lora_up.")
 
@@ -93,11 +97,27 @@ def _nothing_in_common(base: Checkpoint, finetune: Checkpoint, matches: NameMatc
     details = [examples, *quantised_sides(base, finetune)]
     details += ["some names match several names of the other side"] if matches.ambiguous else []
     details += [several_copies(matches.copies)] if matches.copies else []
-    return PairingError(
-        f"The two checkpoints have no matrix in common: {'; '.join(details)}.",
-        cure=_ONE_SET if matches.copies else _CHECK_BASE,
-        slug="nothing-in-common",
-    )
+    undecoded = [*_undecoded("base", base), *_undecoded("finetune", finetune)]
+    message = f"The two checkpoints have no matrix in common: {'; '.join([*details, *undecoded])}."
+    if undecoded:
+        return PairingError(message, cure=_UNQUANTISED, slug="quantised-format")
+    return PairingError(message, cure=_ONE_SET if matches.copies else _CHECK_BASE, slug="nothing-in-common")
+
+
+def _undecoded(side: str, checkpoint: Checkpoint) -> Iterator[str]:
+    """What keeps the matrices of a quantised checkpoint from being decoded, if anything does."""
+    tensors = checkpoint.tensors.values()
+    obstacles = {info.name: info.storage.obstacle for info in tensors if info.storage and info.storage.obstacle}
+    if obstacles:
+        name, obstacle = next(iter(obstacles.items()))
+        yield f"{count(len(obstacles), 'tensor')} of the {side} cannot be decoded, such as {quoted(name)}: {obstacle}"
+    elif checkpoint.config.get("quantization_config") and not any(map(_is_plain_weight, tensors)):
+        yield f"no matrix of the {side} is stored in a quantised format that is supported"
+
+
+def _is_plain_weight(info: TensorInfo) -> bool:
+    is_in_layer = any(part.isdecimal() for part in info.name.split("."))
+    return is_in_layer and len(info.shape) > 1 and info.name.endswith(".weight")
 
 
 def _example(checkpoint: Checkpoint) -> str:

@@ -28,4 +28,5 @@ class Pairing:
         """The matrices of either side without a counterpart, and the pairs of the names in `failed`."""
         shared: tuple[Pair | SummedTensor, ...] = (*self.pairs, *self.summed)
         measured = [each for each in shared if each.name not in failed]
-        return Unpaired.of(measured, self.skipped, [each for each in shared if each.name in failed])
+        missed = [each for each in shared if each.name in failed]
+        return Unpaired.of(measured, self.skipped, missed, self.finetune.added)

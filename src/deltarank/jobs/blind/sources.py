@@ -133,7 +133,7 @@ def _candidate(outputs: Outputs, name: str | None) -> CandidateResult:
     if chosen is None:
         raise UsageError(
             f"The run has no candidate {name!r}." if name else "The run has no candidate to compare the finetune with.",
-            cure=f"Use --candidate with one of: {listing([repr(each.name) for each in offered], most=20) or 'none'}.",
+            cure=f"Use --candidate with one of: {listing([repr(each.name) for each in offered], most=20)}.",
             slug="blind-candidate",
         )
     return chosen

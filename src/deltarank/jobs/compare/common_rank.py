@@ -32,6 +32,10 @@ NOISE_TOLERANCE = 1.1
 HIDDEN_TOLERANCE = 1.25
 """The same where some directions of a LoRA may be below the noise edge, whose energy adds to that of the rounding."""
 
+EXACT_FALL = 1000.0
+"""Where the values of every matrix fall by this factor at one and the same rank, as below the rounding of float32, the
+rank is stated without "about"."""
+
 FORMAT_TOLERANCE = 2.0
 """The same for quantised formats, whose error depends on how the weights are distributed."""
 
@@ -72,6 +76,17 @@ def common_rank(measured: Sequence[MatrixResult]) -> int | None:
     if _median_fall([m for m in low if m.signal_rank], least=WIDE_GAP) >= 1:
         return max(ranks[math.ceil(LOW_RANK_SHARE * len(low)) - 1], 1)
     return None
+
+
+def is_exact(measured: Sequence[MatrixResult], rank: int) -> bool:
+    """Whether every matrix that changed has this rank, and nothing beyond it that could be another direction."""
+    changed = [matrix for matrix in measured if matrix.energy > 0]
+    return all(matrix.signal_rank == rank and _ends_at(matrix, rank) for matrix in changed)
+
+
+def _ends_at(matrix: MatrixResult, rank: int) -> bool:
+    values = matrix.singular_values
+    return rank < len(values) and values[rank - 1] >= EXACT_FALL * values[rank]
 
 
 def _median_fall(matrices: Sequence[MatrixResult], *, least: float) -> float:

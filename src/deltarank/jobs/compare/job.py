@@ -251,16 +251,17 @@ class CompareRun:
             settings={**job.options.to_plain(), **run_provenance(seconds)},
             matrices=matrices,
             skipped=skipped,
-            verdict=judge(matrices, skipped, plan.finetune.short_name, lora_ranks=job.finetune.lora_ranks),
+            verdict=judge(matrices, skipped, plan.finetune.short_name, adapter=job.finetune.added),
             tool_version=tool_version(),
             created=utc_timestamp(),
             notes=(*plan.notes, *self.warnings, *self._quantised_base()),
             audit=job.audit(matrices, self.progress),
+            adapter=job.finetune.added,
             calibration_text=job.calibrated_plan.activations.text_read if job.calibrated_plan else None,
         )
 
     def _quantised_base(self) -> tuple[str, ...]:
-        is_stored = self.job.finetune.lora_ranks is None
+        is_stored = self.job.finetune.added is None
         return quantised_base_notes(self.job.plan.steps, self.matrices) if is_stored else ()
 
     def _skipped_with_shares(self, matrices: Sequence[MatrixResult]) -> tuple[Skipped, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from deltarank.jobs.compare.common_rank import common_rank, without_base_rounding
+from deltarank.jobs.compare.common_rank import common_rank, is_exact, without_base_rounding
 from deltarank.jobs.compare.left_out import LeftOutOfLora
 from deltarank.jobs.compare.rank_needed import RankNeeded, by_behaviour
 from deltarank.results import (
     ALL_ELSEWHERE,
     OPENED_KINDS,
+    AddedAdapter,
     Loss,
     MatrixResult,
     Outcome,
@@ -46,14 +47,14 @@ def judge(
     skipped: Sequence[Skipped],
     name: str,
     *,
-    lora_ranks: Sequence[int] | None = None,
+    adapter: AddedAdapter | None = None,
     outputs: Outputs | None = None,
 ) -> Verdict:
     """The verdict on the weights of a run.
 
     Args:
         name: what a reader calls the finetune.
-        lora_ranks: those of the adapter that is the finetune; None of stored weights.
+        adapter: the one that is the finetune; None of stored weights.
         outputs: if they were measured, they say which rank is needed and what limits it.
     """
     totals = Totals.of(matrices)
@@ -61,8 +62,8 @@ def judge(
     if not whole.matrices:
         return Verdict(VerdictKind.UNKNOWN, ("Nothing could be measured.", *_unmeasured(matrices)))
     failed = [m for m in matrices if not m.has_losses]
-    unpaired = Unpaired.of([m for m in matrices if m.has_losses], skipped, failed)
-    kind, rank = _kind(matrices, whole, unpaired, lora_ranks)
+    unpaired = Unpaired.of([m for m in matrices if m.has_losses], skipped, failed, adapter)
+    kind, rank = _kind(matrices, whole, unpaired, adapter)
     loss = whole.loss(_headline_rank(matrices, whole, outputs))
     left_out = LeftOutOfLora.of(skipped)
     sentences = [*_headline(kind, loss, whole, unpaired, name, share=measured_share(skipped))]
@@ -70,7 +71,9 @@ def judge(
         needed = RankNeeded.of(matrices, whole)
         by_weights = needed.of_lora(rank) if rank else needed.of_full_finetune()
         by_outputs = [*by_behaviour(outputs)] if outputs else []
-        nature = _adapter(lora_ranks) if lora_ranks else _nature(kind, rank, whole, unpaired, matrices)
+        nature = (
+            _adapter(adapter.ranks) if adapter and adapter.ranks else _nature(kind, rank, whole, unpaired, matrices)
+        )
         sentences += [nature, *(by_outputs or [by_weights]), left_out.sentence(loss, outputs)]
         sentences += [*(by_outputs and [by_weights]), *_cosine(loss)]
         sentences += [*noise_shares(matrices, loss.rank).sentences, *_worst(totals, loss.rank)]
@@ -87,12 +90,12 @@ def _headline_rank(matrices: Sequence[MatrixResult], whole: Total, outputs: Outp
 
 
 def _kind(
-    matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired, lora_ranks: Sequence[int] | None
+    matrices: Sequence[MatrixResult], whole: Total, unpaired: Unpaired, adapter: AddedAdapter | None
 ) -> tuple[VerdictKind, int | None]:
     if whole.energy == 0:
         return VerdictKind.IDENTICAL if unpaired.can_be_equal else VerdictKind.UNKNOWN, None
-    if lora_ranks is not None:
-        return VerdictKind.ADAPTER, max(lora_ranks, default=None)
+    if adapter is not None:
+        return VerdictKind.ADAPTER, max(adapter.ranks, default=None)
     floor = whole.rounding_floor or 0.0
     measured = [m for m in matrices if m.outcome is Outcome.MEASURED]
     rank = common_rank(measured) or common_rank(without_base_rounding(measured))
@@ -112,10 +115,11 @@ def _headline(
         return
     if kind is VerdictKind.IDENTICAL and share < 1:
         measured = count(whole.matrices, "matrix", "matrices")
-        yield f"{name} equals the base in the {measured} that were measured: {ALL_ELSEWHERE}."
+        yield f"{name} equals the base in the {measured} that were measured{unpaired.remark()}: {ALL_ELSEWHERE}."
         return
     if kind is VerdictKind.IDENTICAL:
-        yield f"{name} equals the base in the {count(whole.matrices, 'matrix', 'matrices')} that were measured."
+        measured = count(whole.matrices, "matrix", "matrices")
+        yield f"{name} equals the base in the {measured} that were measured{unpaired.remark()}."
         return
     if kind is VerdictKind.UNRELATED:
         yield (
@@ -139,10 +143,12 @@ def _nature(
     this = "What was compared" if unpaired.is_notable else "This"
     if kind is VerdictKind.MERGED_LORA:
         rest = f": the rest of the change, {floor}, is storage rounding" if whole.rounding_floor else ""
-        if common_rank([m for m in matrices if m.outcome is Outcome.MEASURED]) is None:
+        measured = [m for m in matrices if m.outcome is Outcome.MEASURED]
+        if common_rank(measured) is None:
             made = math.fsum((m.base_rounding or 0.0) * m.energy for m in matrices) / whole.energy
             rest = f": about {percent(min(made, 1.0))} of the change is the rounding of the quantised base"
-        return f"{this} looks like a merged LoRA of rank about {rank}{rest}."
+        about = "" if rank and is_exact(measured, rank) else "about "
+        return f"{this} looks like a merged LoRA of rank {about}{rank}{rest}."
     if kind is VerdictKind.ROUNDING:
         return (
             f"Rounding to the storage dtype alone explains {floor} of this delta, so what a LoRA loses may be noise "

@@ -26,6 +26,8 @@ from deltarank.runtime import Plan, ProgressListener, SolverOptions, Step, make_
 from deltarank.servers import Server, known_servers
 from deltarank.spectra import factorisation_cost
 
+_NO_MATRIX = "no matrix that gets a LoRA is among the tensors that were selected"
+
 
 @dataclass(frozen=True)
 class ExtractJob:
@@ -96,9 +98,9 @@ class ExtractJob:
         layout = TrialLoads(self.names, self.pairing.finetune).without(self._wanted_layout(rank), self._peft_refusals)
         if not layout.targets:
             readable = [tensor for tensor in layout.unfactored if tensor.pair is not None] or layout.unfactored
-            reasons = listing(sorted({tensor.reason for tensor in readable if tensor.reason}), most=3)
+            reasons = sorted({tensor.reason for tensor in readable if tensor.reason})
             raise JobError(
-                f"There is nothing to extract: {reasons}.",
+                f"There is nothing to extract: {listing(reasons or [_NO_MATRIX], most=3)}.",
                 cure="Check --include and --exclude, or choose another --server.",
                 slug="nothing-to-extract",
             )

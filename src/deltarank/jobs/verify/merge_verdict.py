@@ -283,5 +283,5 @@ def _harm(harmful: Sequence[UnusedTensor]) -> Iterator[str]:
     if harmful:
         yield (
             f"PEFT does not load this adapter as it is: {harmful[0].name}: {harmful[0].reason}. The verdict is on its "
-            "other tensors."
+            f"other tensors.{' ' if harmful[0].cure else ''}{harmful[0].cure}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deltarank.adapters import LoadEffect, Unloaded, UnusedTensor
+from deltarank.adapters import SAVE_AGAIN, LoadEffect, Unloaded, UnusedTensor
 from deltarank.jobs.verify.uncounted import is_broken, unused_sentences
 from deltarank.results import (
     FitEnergies,
@@ -110,14 +110,13 @@ _HARMS = {
     LoadEffect.REFUSED: "PEFT refuses an adapter with such a tensor; the figures are those of the other tensors.",
     LoadEffect.RANDOM: "PEFT puts random numbers in its place, others at each load; the figures leave them out.",
 }
-_AGAIN = "Download or copy the adapter again, or save it again with PEFT's `save_pretrained`."
 
 
 def _harm(subject: str, harmful: Sequence[UnusedTensor]) -> Iterator[str]:
     first = harmful[0]
     more = f" (and {count(len(harmful) - 1, 'other tensor')} like it)" if len(harmful) > 1 else ""
     yield f"{subject} cannot work: {first.name}: {first.reason}{more}."
-    yield f"{_HARMS[first.effect]} {_AGAIN}"
+    yield f"{_HARMS[first.effect]} {first.cure or SAVE_AGAIN}"
 
 
 def _broken(rows: Sequence[TensorFit]) -> list[TensorFit]:

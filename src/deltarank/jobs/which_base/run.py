@@ -23,6 +23,8 @@ from deltarank.runtime import (
 )
 from deltarank.system import Default
 
+_OWN_SIZE = "Give candidates of the finetune's own architecture and size."
+
 SAMPLE_GROWTH = 4
 """How many times larger the second sample is, if the first one is inconclusive."""
 
@@ -71,7 +73,7 @@ def which_base(
             raise _no_candidate(sampled, after)
         kind, sentence = _search(sampled, after, options, matrices, seed, progress)
         choice = BaseChoice(kind, sentence, after.reference, tuple(each.result for each in sampled), seed)
-        return replace(choice, sentence=f"{sentence}{_named_by_card(after, choice.base)}")
+        return replace(choice, sentence=f"{sentence}{_not_compared(sampled)}{_named_by_card(after, choice.base)}")
 
 
 def _check(candidates: Sequence[Ref], matrices: int) -> None:
@@ -93,7 +95,7 @@ def _open_candidate(
     try:
         before = stack.enter_context(ModelRef(ref).open(fetch, progress))
     except CheckpointError as error:
-        candidate.fail(error.message)
+        candidate.fail(error.message, cure=error.cure)
     else:
         candidate.pair_with(before, after, options)
     return candidate
@@ -137,10 +139,19 @@ def _named_by_card(after: Checkpoint, found: CandidateBase | None) -> str:
     return f" Its model card names {names} as its base{', too' if is_same else ''}."
 
 
+def _not_compared(candidates: Sequence[SampledCandidate]) -> str:
+    """A sentence on those that could have been the base, were they stored otherwise."""
+    curable = [each for each in candidates if each.cure]
+    if not curable:
+        return ""
+    refs = listing([each.result.reference.ref for each in curable], most=3)
+    return f" {refs} could not be compared: {curable[0].result.reason} {curable[0].cure}"
+
+
 def _no_candidate(candidates: Sequence[SampledCandidate], after: Checkpoint) -> JobError:
     reasons = [f"{each.result.reference.ref}: {each.result.reason}" for each in candidates]
     return JobError(
         f"No candidate can be compared with {after.reference.ref}. {' '.join(reasons[:3])}",
-        cure="Give candidates of the finetune's own architecture and size.",
+        cure=" ".join(dict.fromkeys(each.cure or _OWN_SIZE for each in candidates)),
         slug="no-candidate",
     )

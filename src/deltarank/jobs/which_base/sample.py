@@ -15,12 +15,19 @@ from deltarank.results import CandidateBase
 from deltarank.runtime import DeltaReader, ProgressListener, SolverOptions, TimeEstimate
 from deltarank.spectra import Sums
 
+_OTHER_MODEL = frozenset({"wrong-base", "nothing-in-common", "nothing-to-measure", "same-checkpoint"})
+"""Slugs of pairs that no conversion makes comparable."""
+
 
 @dataclass
 class SampledCandidate:
-    """A candidate while its sample is read. Without pairs, it cannot be compared."""
+    """A candidate while its sample is read. Without pairs, it cannot be compared.
+
+    cure    what would make it comparable; "" if it is another model
+    """
 
     result: CandidateBase
+    cure: str = ""
     pairs: Mapping[str, Pair] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
 
@@ -30,13 +37,13 @@ class SampledCandidate:
         try:
             pairing = pair_checkpoints(base, finetune, include=options.include, exclude=options.exclude, experts=True)
         except PairingError as error:
-            self.fail(error.message)
+            self.fail(error.message, cure="" if error.slug in _OTHER_MODEL else error.cure)
         else:
             self.pairs = {pair.name: pair for pair in pairing.pairs}
             self.result = replace(self.result, unpaired=pairing.unpaired())
 
-    def fail(self, reason: str) -> None:
-        self.pairs, self.sums = {}, {}
+    def fail(self, reason: str, *, cure: str = "") -> None:
+        self.pairs, self.sums, self.cure = {}, {}, cure
         self.result = CandidateBase(self.result.reference, reason=reason)
 
     def read(self, name: str, reader: DeltaReader) -> None:

@@ -37,7 +37,8 @@ def decide(
     sample = count(len(nearest.norms), "random matrix", "random matrices")
     is_far = nearest.distance >= UNRELATED
     if is_far and not is_alike(nearest):
-        return BaseKind.NONE, _none_sentence(nearest, name, sample, is_alone=len(candidates) == 1)
+        unknown = len(candidates) - len(comparable)
+        return BaseKind.NONE, _none_sentence(nearest, name, sample, is_alone=len(comparable) == 1, unknown=unknown)
     close = [other for other in others if not _is_nearer(nearest, other)]
     if close:
         return BaseKind.TOO_CLOSE, _close_sentence([nearest, *close], name, sample)
@@ -80,13 +81,14 @@ def _margin(nearest: CandidateBase, next_one: CandidateBase) -> str:
     )
 
 
-def _none_sentence(nearest: CandidateBase, name: str, sample: str, *, is_alone: bool) -> str:
+def _none_sentence(nearest: CandidateBase, name: str, sample: str, *, is_alone: bool, unknown: int) -> str:
     ref = nearest.reference.ref
     sampled = f"{sample}{nearest.unpaired.remark()}"
     differ = f"by {percent(nearest.relative_norm)} of the base's norm in {sampled}, as unrelated models do"
     if is_alone:
         return f"{ref} is not the base of {name}: they differ {differ}."
-    return f"None of these is the base of {name}: even the nearest, {ref}, differs {differ}."
+    those = "the candidates that could be compared" if unknown else "these"
+    return f"None of {those} is the base of {name}: even the nearest, {ref}, differs {differ}."
 
 
 def _close_sentence(close: Sequence[CandidateBase], name: str, sample: str) -> str:

@@ -60,9 +60,11 @@ def _weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) ->
         return (*_names(runs), Phrase(f" has {unpaired.no_change_in(runs[0].matrices_measured)}."))
     if len(runs) == 1 and runs[0].energy == 0 and any(group.share for group in runs[0].left_out):
         measured = count(runs[0].matrices_measured, "matrix", "matrices")
-        return (*_names(runs), Phrase(f" changed none of the {measured} that were measured: {ALL_ELSEWHERE}."))
+        measured += f" that were measured{runs[0].unpaired.remark()}"
+        return (*_names(runs), Phrase(f" changed none of the {measured}: {ALL_ELSEWHERE}."))
     if all(run.energy == 0 and run.unpaired.can_be_equal for run in runs):
-        return (*_names(runs), Phrase(" changed nothing: there is nothing to lose."))
+        rest = runs[0].unpaired.remark() if len(runs) == 1 else ""
+        return (*_names(runs), Phrase(f" changed nothing{rest}: there is nothing to lose."))
     losses = [loss for run in runs if (loss := run.losses[rank_index]) is not None]
     if not losses:
         return (*_names(runs), Phrase(f": not measured at rank {rank}."))
