@@ -233,7 +233,8 @@ class _TextVerdict:
         ]
         if controls:
             floor = f"the controls diverge from the finetune by {listing(controls)} nats per token"
-            yield f"Noise floor: {floor}. Smaller differences mean nothing."
+            smaller = " Smaller differences mean nothing." if self.largest_control > 0 else ""
+            yield f"Noise floor: {floor}.{smaller}"
 
 
 def _writing(subject: CandidateResult, outputs: Outputs) -> Iterator[str]:
