@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import _report
+from deltarank.report import terminal_summary
 from deltarank.results import CandidateResult, Outputs, Results, figure, percent
 
 PICTURES = ("loss-by-rank.png", "kld-by-rank.png")
@@ -61,11 +62,17 @@ def answers(run: Results) -> str:
     if not run.outputs:
         return ""
     shown = run.outputs.samples[:: max(1, len(run.outputs.samples) // PROMPTS_SHOWN)][:PROMPTS_SHOWN]
-    parts = [f"### {run.finetune.short_name}", f"{run.verdict.sentences[0]}"]
+    parts = [f"### {run.finetune.short_name}", *_opening(run)]
     for sample in shown:
         rows = [[name, _cell(sample.answers[name])] for name in ANSWERS_SHOWN if name in sample.answers]
         parts.append(f"**{_cell(sample.prompt)}**\n\n" + _left_table(rows))
     return "\n\n".join(parts)
+
+
+def _opening(run: Results) -> list[str]:
+    """What a terminal says first: the headline, the verdict, the rank needed, what a LoRA cannot carry."""
+    headline, opening = terminal_summary(run, width=10_000).split("\n\n")[:2]
+    return [headline, opening.replace("\n", " ")]
 
 
 def _introduction(descriptions: dict[str, str]) -> str:

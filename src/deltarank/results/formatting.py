@@ -23,7 +23,7 @@ def percent(share: float | None, *, unknown: str = "unknown") -> str:
     if 0.999 < share < 1:
         return "over 99.9 %"
     hundredths = 100 * share
-    digits = 1 if hundredths < 9.95 or 98.95 <= hundredths < 100 else 0
+    digits = 1 if abs(hundredths) < 9.95 or 98.95 <= hundredths < 100 else 0
     return f"{hundredths:.{digits}f} %"
 
 
