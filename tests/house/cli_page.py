@@ -23,7 +23,7 @@ is not what `--check` asks for; 130: interrupted.
 D = W - W0 is the change of a weight matrix (W: finetune, W0: base), and D_r its best approximation of rank r. KLD is
 the Kullback-Leibler divergence of next-token distributions. The [glossary](glossary.md) explains the other terms.
 
-BASE and FINETUNE are a folder, a `.safetensors` file, or a model on the Hub: `org/name`, `org/name@revision`, or the
+BASE and FINETUNE are a folder, a file of weights, or a model on the Hub: `org/name`, `org/name@revision`, or the
 address of its page, such as `https://huggingface.co/org/name/tree/revision`. `hf://org/name` is never a local path.
 `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `NO_COLOR` are honoured.
 """

@@ -286,7 +286,8 @@ def _refuse_empty(folder: Path, names: Sequence[str]) -> NoReturn:
     refuse_folder_by_names(folder, [*names, *names_below(folder)])
     config = " It has a config.json, but the weights are missing." if "config.json" in names else ""
     raise CheckpointError(
-        f"{shown} contains no safetensors file, no GGUF file and no `.bin` of torch.{config}",
+        f"{shown} contains no safetensors file, no GGUF file and no PyTorch file (`.bin`, `.pt`, `.pth`, `.ckpt`)."
+        f"{config}",
         cure=_CURE,
         slug="no-weights",
     )

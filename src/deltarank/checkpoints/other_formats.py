@@ -102,7 +102,7 @@ FORMATS: Sequence[OtherFormat] = (
         "a model of Flax or JAX",
         _TRANSFORMERS_CURE,
     ),
-    _format(r".*\.onnx(?:_data|\.data)?", "a model of ONNX", "Give the checkpoint that it was exported from."),
+    _format(r".*\.onnx(?:_data|\.data)?", "an ONNX model", "Give the checkpoint that it was exported from."),
     _format(
         r".*\.npz|.*\.npy",
         "arrays of numpy, as MLX once saved weights",

@@ -17,7 +17,7 @@ from deltarank.system import expand_home, nearest_path_in_words
 HUB_SCHEME = "hf://"
 _WEIGHT_FILE = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|json)$", re.IGNORECASE)
 _CURE = (
-    "Give a folder, a .safetensors file, or a model on the Hub: org/name, org/name@revision or the address of its page."
+    "Give a folder, a file of weights, or a model on the Hub: org/name, org/name@revision or the address of its page."
 )
 
 

@@ -28,7 +28,8 @@ _file = UserPath()
 def blind() -> None:
     """Test blind whether people can tell the finetune from what is served in its place.
 
-    `make` writes a page to vote on, and a key whose later changes are detected; `score` reads the votes.
+    `make` writes a page to vote on, and a key that says who wrote what; `score` scores the votes, and refuses a key
+    that was changed after the page was made.
     """
 
 
@@ -54,11 +55,14 @@ def blind() -> None:
 )
 @click.option("--b", type=_file, metavar="FILE", help="Answers of the other model to the same prompts.")
 @click.option(
-    "--base", type=_file, metavar="FILE", help="Answers of a model that anybody should tell from that of --a."
+    "--base",
+    type=_file,
+    metavar="FILE",
+    help="Answers of a model that anybody should be able to tell from that of --a.",
 )
 @number_option("--pairs", 'Pairs with the question "who wrote X: A or B?"; catch pairs are added.', Default.BLIND_PAIRS)
 @number_option("--preferences", 'Pairs with the question "which do you like better?".', Default.BLIND_PREFERENCES)
-@number_option("--characters", "Longest text that is shown.", Default.BLIND_CHARACTERS)
+@number_option("--characters", "Characters of the longest text that is shown.", Default.BLIND_CHARACTERS)
 @number_option("--people", "How many people you expect to vote.", Default.BLIND_PEOPLE)
 @click.option("--force", is_flag=True, help="Replace a test in BLIND.")
 @json_option("what the test consists of, and what it can show,")
@@ -68,7 +72,7 @@ def make(output: Path | None, as_json: bool, quiet: bool, **options: Any) -> Non
 
     RUN is a folder with the results of `deltarank outputs`. BLIND/vote.html is one file that works offline: send it to
     the voters. BLIND/key.json says which text is whose: keep it to yourself. Its SHA-256, which is printed, is on the
-    page, too. Also prints how good anybody can be at best, and how many votes are needed.
+    page, too. Also prints the highest score that is possible, and how many votes are needed.
     """
     import deltarank
 

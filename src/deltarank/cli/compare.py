@@ -72,7 +72,7 @@ from deltarank.system import Default
     "--max-error",
     type=click.FloatRange(0, 1),
     metavar="X",
-    help="With --check: largest relative error ||D - D_r|| / ||D|| at the highest of --ranks.",
+    help="With --check: largest relative error ||D - D_r|| / ||D|| that is accepted, at the highest of --ranks.",
 )
 @force_option
 @dry_run_option

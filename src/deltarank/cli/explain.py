@@ -25,7 +25,7 @@ MESSAGES_PAGE = f"{DOCUMENTATION}/messages.md"
 )
 @click.argument("slug", required=False, metavar="[NAME]")
 def explain(slug: str | None) -> None:
-    """Explain the message with this NAME, which stands at its end: what it means, why, and what to do.
+    """Explain the message with this NAME, which is at its end: what it means, why, and what to do.
 
     Without NAME, print the names of all messages.
     """

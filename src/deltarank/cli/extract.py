@@ -158,7 +158,7 @@ def _parse_rank(text: str | None) -> int | str | None:
         (rank,) = parse_ranks([text])
     except (UsageError, ValueError):
         raise UsageError(
-            f"--rank: {text!r} is not one rank, a whole number from 1.",
+            f"--rank: {text!r} is not a rank; a rank is a positive integer.",
             cure="Give a rank such as 64, or auto.",
             slug="bad-ranks",
         ) from None

@@ -74,7 +74,7 @@ from deltarank.system import Default
 @click.option(
     "--quick",
     is_flag=True,
-    help=f"First answer in a few minutes: rank {PREFERRED_RANK}, {Default.QUICK_SAMPLES} answer of "
+    help=f"A first result in a few minutes: rank {PREFERRED_RANK}, {Default.QUICK_SAMPLES} answer of "
     f"{Default.QUICK_MAX_TOKENS} tokens per prompt; the intervals are wider.",
 )
 @number_option("--samples", "Answers per prompt; 0: none.", Default.SAMPLES)
@@ -121,10 +121,10 @@ def outputs(
     """Compare the predictions and texts of FINETUNE with those of candidates that may be served in its place.
 
     Candidates are: BASE plus a rank-r delta, adapters, other checkpoints and quantised copies of FINETUNE. BASE alone,
-    the unlimited-rank delta, the truncation alone (FINETUNE with its matrices truncated) and two controls are always
-    included. All are scored on --text and on the finetune's answers; all but the truncation alone and the controls
-    answer the prompts. Adds the results to RUN/results.json and RUN/report.html. To resume an interrupted run, repeat
-    the same command.
+    the unlimited-rank delta, two controls and, unless --quick is given, the truncation alone (FINETUNE with its
+    matrices truncated) are always included. All are scored on --text and on the finetune's answers; all but the
+    truncation alone and the controls answer the prompts. Adds the results to RUN/results.json and RUN/report.html. To
+    resume an interrupted run, repeat the same command.
     """
     options = _without_defaults(options)
     if ranks:

@@ -17,7 +17,7 @@ from deltarank.cli.options import (
     revision_option,
 )
 from deltarank.cli.run_command import quieten_the_hub
-from deltarank.cli.streams import out
+from deltarank.cli.streams import out, width, wrapped
 from deltarank.results import escape, format_table, percent
 from deltarank.system import Default
 
@@ -75,13 +75,14 @@ def which_base(finetune: str, candidates: tuple[str, ...], as_json: bool, quiet:
 
     with watching(quiet) as progress:
         choice = deltarank.which_base(finetune, candidates, progress=progress, **options)
-    out(choice.to_json() if as_json else "\n".join(map(escape, _lines(choice))))
+    out(choice.to_json() if as_json else "\n".join(_lines(choice, width())))
 
 
-def _lines(choice: BaseChoice) -> list[str]:
+def _lines(choice: BaseChoice, columns: int) -> list[str]:
     nearest_first = sorted(choice.candidates, key=lambda each: each.distance)
     rows = [("candidate", "change / weights", "in each matrix"), *map(_row, nearest_first)]
-    return [f"finetune: {choice.finetune.ref}", "", *format_table(rows, align="<><", indent=2), "", choice.sentence]
+    table = [f"finetune: {choice.finetune.ref}", "", *format_table(rows, align="<><", indent=2), ""]
+    return [*map(escape, table), *wrapped(choice.sentence, columns)]
 
 
 def _row(candidate: CandidateBase) -> tuple[str, str, str]:

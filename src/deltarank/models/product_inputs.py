@@ -68,7 +68,7 @@ def sum_inputs(
 ) -> InputSums:
     """Runs a model over documents, one at a time, and sums the inputs of the products with some of its weights.
 
-    The first token of each document is read, but its inputs are left out: attention parks on it, and its activations
+    The first token of each document is read, but its inputs are left out: it is an attention sink, and its activations
     can be hundreds of times larger than those of others (Sun et al. 2024, "Massive Activations"). It counts where
     the model keeps a recurrent state, or no cache: there a document cannot be read in two parts.
 

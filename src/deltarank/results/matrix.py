@@ -43,7 +43,7 @@ _SENTENCES: dict[Outcome, str] = {
     Outcome.NOT_FINITE: "NaN or Inf, so the loss is undefined",
     Outcome.UNREADABLE: "could not be read",
     Outcome.FAILED: "could not be measured",
-    Outcome.NOT_A_MATRIX: "norms, biases and other tensors of no linear layer, which a LoRA cannot represent",
+    Outcome.NOT_A_MATRIX: "norms, biases and other tensors outside linear layers, which a LoRA cannot represent",
     Outcome.EMBEDDING: "embeddings and the output head, measured only if --include names them",
     Outcome.EXCLUDED: "excluded by --include or --exclude, and not read",
     Outcome.SHAPE_DIFFERS: "the shapes differ, so there is no delta",

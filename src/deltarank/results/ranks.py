@@ -65,7 +65,7 @@ def parse_ranks(given: Ranks) -> tuple[int, ...]:
     """The ranks in ascending order, each once.
 
     Raises:
-        UsageError: (slug "bad-ranks") there is none, or one is not a whole number of at least 1.
+        UsageError: (slug "bad-ranks") there is none, or one is not a positive integer.
     """
     ranks = {_rank(word) for word in _words(given)}
     if not ranks:
@@ -89,7 +89,7 @@ def _rank(word: object) -> int:
         word = int(word)
     if hasattr(word, "__index__") and not isinstance(word, bool) and 1 <= (rank := operator.index(word)) < _LIMIT:
         return rank
-    raise _bad_ranks(f"{word!r:.80} is not a rank; ranks are whole numbers from 1.")
+    raise _bad_ranks(f"{word!r:.80} is not a rank; ranks are positive integers.")
 
 
 def _bad_ranks(message: str) -> UsageError:

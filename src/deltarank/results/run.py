@@ -111,7 +111,7 @@ class Results(StoredResult):
     """
 
     description = "the results of a deltarank run"
-    cure = "Give the folder that `deltarank compare -o` wrote, or run `deltarank compare` again."
+    cure = "Give the folder that `deltarank compare` or `deltarank outputs` wrote, or run the command again."
     file_name = "results.json"
     readable_format = FORMAT_VERSION
 

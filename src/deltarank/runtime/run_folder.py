@@ -228,9 +228,15 @@ def differences(found: Any, wanted: Record) -> list[str]:
                 for name in sorted({*before, *after})
                 if before.get(name) != after.get(name)
             ]
-        else:
+        elif key == "given":
+            changed.append(f"calibration texts: {_some(before)} in that run, {_some(after)} now")
+        elif key != "calibration" or "given" not in {*found, *wanted}:
             changed.append(f"the {key} changed" if key in ("base", "finetune") else f"{key}: {before!r} in that run")
     return [each if len(each) < 200 else each[:200] + "..." for each in changed] or ["its run.json cannot be read"]
+
+
+def _some(texts: object) -> str:
+    return "some" if texts else "none"
 
 
 @contextmanager

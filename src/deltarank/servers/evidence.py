@@ -35,7 +35,10 @@ class Evidence:
     def sentence(self) -> str:
         """Without a full stop, for notes."""
         if not self.version:
-            return "the rules of vLLM, SGLang, LoRAX, llama.cpp and PEFT hold at once; some were run, others only read"
+            return (
+                "the rules of vLLM, SGLang, LoRAX, llama.cpp and PEFT hold at once; some of these servers were run, "
+                "of the others only the source was read"
+            )
         named = f"the rules of {self.name} {self.version}"
         if not self.run:
             return f"{named} were only read from its source ({self.read}); it was not run"

@@ -84,6 +84,14 @@ def test_differences_are_listed_in_words() -> None:
     assert json.dumps(differences([], {}))
 
 
+def test_calibration_texts_of_one_run_alone_are_one_difference() -> None:
+    weighted = {"given": {"calibration text": "hash"}, "calibration": {"tokens": 4096}}
+
+    assert differences({}, {}) == ["its run.json cannot be read"]
+    assert differences({"base": "x"}, {"base": "x", **weighted}) == ["calibration texts: none in that run, some now"]
+    assert differences({"base": "x", **weighted}, {"base": "x"}) == ["calibration texts: some in that run, none now"]
+
+
 def test_a_run_json_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "run.json").mkdir()

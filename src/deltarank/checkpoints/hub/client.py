@@ -169,7 +169,7 @@ def translate_hub_error(ref: HubRef, error: Exception) -> DeltarankError:
     return CheckpointError(
         f"Could not fetch {model} from the Hub: {_first_line(error)}",
         cure="Check the network, HF_ENDPOINT, HF_HUB_OFFLINE and the free space under HF_HOME; then run the command "
-        "again. Files that arrived complete are kept.",
+        "again. Files that arrived complete are kept. If a local folder was meant, check its path.",
         slug="hub-unreachable",
     )
 

@@ -137,8 +137,8 @@ def _notes(key: BlindKey, source: TextSource, options: BlindOptions, dealer: Dea
 
 def _left_out(dealer: Dealer) -> str:
     reasons = [
-        f"{count(dealer.shared, 'answer')} that were given more than once" if dealer.shared else "",
+        f"{count(dealer.shared, 'answer that was', 'answers that were')} given more than once" if dealer.shared else "",
         f"{count(dealer.left_out, 'answer')} that may name a model" if dealer.left_out else "",
-        f"{count(dealer.too_short, 'answer')} that are too short" if dealer.too_short else "",
+        f"{count(dealer.too_short, 'answer that is', 'answers that are')} too short" if dealer.too_short else "",
     ]
     return listing([each for each in reasons if each])

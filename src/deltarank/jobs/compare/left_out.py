@@ -16,7 +16,7 @@ MOST_OF_IT = 0.5
 NEARLY_ALL_OF_IT = 0.9
 
 _WORDS = {
-    Outcome.NOT_A_MATRIX: "norms, biases and other tensors of no linear layer",
+    Outcome.NOT_A_MATRIX: "norms, biases and other tensors outside linear layers",
     Outcome.EMBEDDING: "embeddings and output head",
     Outcome.TIED: "a tied output head",
 }

@@ -180,7 +180,7 @@ def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
         )
     yield ""
     evidence = rules.evidence.sentence
-    yield f"What it contains follows {rules.title}: {evidence}. lora_alpha is the rank: the scale is 1."
+    yield f"It is made for {rules.title}: {evidence}. lora_alpha is the rank: the scale is 1."
     yield ""
     yield f"{_plain(adapter.load_check.sentence)}."
 

@@ -284,10 +284,11 @@ def _whole(rows: Sequence[TensorFit], whole: FitEnergies) -> Iterator[str]:
         yield f"Of the whole change, it {_keeps(whole.share_lost)}, with {whole_tensors}."
         return
     share = sum(row.energies.energy for row in alone) / whole.energy
-    yield (
-        f"Of the whole change, it {_keeps(whole.share_lost)}; {percent(share)} lies in {count(len(alone), 'tensor')} "
-        f"that it does not change ({listing(_modules(alone), most=4)})."
-    )
+    rest = f"{count(len(alone), 'tensor')} that it does not change ({listing(_modules(alone), most=4)})"
+    if whole.share_lost > NOTHING_KEPT:
+        yield f"{percent(share)} of the whole change lies in {rest}."
+    else:
+        yield f"Of the whole change, it {_keeps(whole.share_lost)}; {percent(share)} lies in {rest}."
 
 
 def _modules(rows: Sequence[TensorFit]) -> list[str]:
