@@ -122,6 +122,14 @@ def test_a_wrong_scale_is_reported_with_its_factor(models: Path, tmp_path: Path,
     assert f"multiplied by {factor:g}, and 1 fits best" in found.sentences[1]
 
 
+def test_an_adapter_that_moves_away_keeps_no_share_of_the_whole_change(models: Path, tmp_path: Path) -> None:
+    sentences = verified(models, write_best(models, tmp_path, lora_alpha=RANK * 5)).sentences
+
+    assert "moves the base away from the finetune" in sentences[0]
+    assert not any("Of the whole change" in sentence for sentence in sentences)
+    assert any(" of the whole change lies in " in sentence for sentence in sentences)
+
+
 def test_one_matrix_of_a_wrong_scale_is_named(models: Path, tmp_path: Path) -> None:
     adapter = write_best(models, tmp_path, alpha_pattern={"layers.1.mlp.down_proj": 3 * RANK})
 
