@@ -29,12 +29,14 @@ class Usage:
     peak_rss  bytes, `ru_maxrss`: also counts pages of memory-mapped files that were touched
     others    how many cores everybody else kept busy meanwhile, on average; None where the system does not say.
               Threaded linear algebra waits at barriers: half a core taken away can make it ten times as slow
+    read      bytes that it asked the system to read, the modules of Python among them; None where that is not counted
     """
 
     wall: float
     cpu: float
     peak_rss: int
     others: float | None
+    read: int | None = None
 
 
 class RunFailedError(Exception):
@@ -58,14 +60,14 @@ def run(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]
             )
         except OSError as error:
             raise RunFailedError(f"cannot start {command[0]}: {error}") from error
-        status, used = _wait(child)
+        status, used, read = _wait(child)
         wall, busy_after = time.perf_counter() - start, _busy_seconds()
     if status != 0:
         tail = log.read_text(errors="replace")[-2000:]
         raise RunFailedError(f"exit status {status}: {' '.join(str(part) for part in command)}\n{tail}")
     cpu = used.ru_utime + used.ru_stime
     others = None if busy is None or busy_after is None else max(0.0, (busy_after - busy - cpu) / wall)
-    return Usage(wall, cpu, used.ru_maxrss * _RSS_UNIT, others)
+    return Usage(wall, cpu, used.ru_maxrss * _RSS_UNIT, others, read)
 
 
 def _busy_seconds() -> float | None:
@@ -78,8 +80,10 @@ def _busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
 
 
-def _wait(child: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusage]:
+def _wait(child: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusage, int | None]:
     try:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        read = _bytes_read(child.pid)
         _, status, used = os.wait4(child.pid, 0)
     except BaseException:
         child.kill()
@@ -87,4 +91,13 @@ def _wait(child: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusage]:
         raise
     # Popen was not the one who waited; without this it would warn that the child still runs.
     child.returncode = os.waitstatus_to_exitcode(status)
-    return child.returncode, used
+    return child.returncode, used, read
+
+
+def _bytes_read(pid: int) -> int | None:
+    """Of a process that has ended and is not reaped yet (Linux)."""
+    try:
+        fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    except OSError:
+        return None
+    return int(fields["rchar"])

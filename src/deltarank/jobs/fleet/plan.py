@@ -15,7 +15,7 @@ from deltarank.runtime import FIXED_MEMORY, FIXED_SECONDS, READ_RATE, Plan, Solv
 HEADER_BYTES = 1_500
 """Memory for each tensor of a finetune while it is open: its header, its pair and its plan."""
 
-MOST_HEADER_BYTES = 300_000_000
+MOST_HEADER_BYTES = 400_000_000
 """Finetunes that need more memory than this for their headers are measured in several passes over the base."""
 
 
