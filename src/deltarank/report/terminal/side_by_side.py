@@ -1,4 +1,4 @@
-"""Several runs as tables with one column for each: the loss by module, and the divergence of outputs."""
+"""Several runs as tables with one column for each: the divergence of outputs, and the loss by module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def runs_side_by_side(runs: Sequence[Results], *, rank: int, width: int = 100) -
         width: columns of the terminal, for the sentences.
     """
     page = page_data(runs)
-    blocks = [_losses(page, runs, rank), _divergences(page), _verdicts(page, width)]
+    blocks = [_divergences(page), _losses(page, runs, rank), _verdicts(page, width)]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
