@@ -19,6 +19,7 @@ from commands import RunCommand
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
 from deltarank.jobs.calibrate.documents import encode, split_records
+from deltarank.jobs.calibrate.placement import Footprint, Placement
 from deltarank.results import CalibrationMethod
 from refusals import refused
 from tiny_architectures import architecture, write_pair
@@ -74,6 +75,16 @@ def calibrated(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("calibrated") / "adapter"
     calibrate(models, output)
     return output
+
+
+class StoppedError(Exception):
+    pass
+
+
+class StopsInTheMiddle(deltarank.ProgressListener):
+    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+        if name.startswith("step 13 "):
+            raise StoppedError
 
 
 @contextmanager
@@ -154,14 +165,6 @@ class TestSame:
         assert adapter.calibration.rank_equivalent == 2
 
     def test_the_same_options_give_the_same_bytes_also_after_an_interruption(self, models, calibrated, tmp_path):
-        class StoppedError(Exception):
-            pass
-
-        class StopsInTheMiddle(deltarank.ProgressListener):
-            def finished(self, name: str, seconds_left: float, share_done: float) -> None:
-                if name.startswith("step 13 "):
-                    raise StoppedError
-
         with pytest.raises(StoppedError):
             calibrate(models, tmp_path / "adapter", progress=StopsInTheMiddle())
         assert not (tmp_path / "adapter").exists()
@@ -193,6 +196,23 @@ class TestSame:
                 calibrate(models, tmp_path / "adapter")
         finally:
             (models / "text.jsonl").write_text(before)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("placement", [each for each in Placement if each is not Placement.WHOLE])
+    def test_little_memory_gives_the_same_adapter_to_rounding(
+        self, models, calibrated, tmp_path, monkeypatch, placement
+    ):
+        """To rounding; and after an interruption to the bit."""
+        monkeypatch.setattr(Footprint, "choose", lambda *_: placement)
+        calibrate(models, tmp_path / "adapter")
+        ours, theirs = (load_file(each / "adapter_model.safetensors") for each in (tmp_path / "adapter", calibrated))
+        for name, factor in theirs.items():
+            torch.testing.assert_close(ours[name], factor, rtol=1e-2, atol=1e-3 * float(factor.abs().max()))
+        with pytest.raises(StoppedError):
+            calibrate(models, tmp_path / "again", progress=StopsInTheMiddle())
+        calibrate(models, tmp_path / "again")
+        files = (tmp_path / each / "adapter_model.safetensors" for each in ("adapter", "again"))
+        assert len({file.read_bytes() for file in files}) == 1
 
     @pytest.mark.slow
     def test_only_a_and_b_differ_from_the_plain_adapter(self, models: Path, tmp_path: Path):

@@ -15,6 +15,7 @@ from deltarank.models.predict import (
 from deltarank.models.prediction_store import PredictionStore
 from deltarank.models.product_inputs import InputSum, InputSums, WeightSlot, sum_inputs
 from deltarank.models.quantise import YARDSTICKS, Yardstick, get_yardstick
+from deltarank.models.recompute import largest_layer, recompute_layers
 from deltarank.models.shared_layers import SharedLayers
 from deltarank.models.skeleton import AnyModel, ModelFolder, ModelSkeleton, read_skeleton
 from deltarank.models.stream import file_tensor_names, stream_model
@@ -44,10 +45,12 @@ __all__ = [
     "file_tensor_names",
     "generate_answers",
     "get_yardstick",
+    "largest_layer",
     "load_model",
     "load_tokenizer",
     "read_piece",
     "read_skeleton",
+    "recompute_layers",
     "stream_model",
     "sum_inputs",
     "translate_out_of_memory",

@@ -59,10 +59,30 @@ class Head:
         if self.weight is None:
             return inputs.float()
         hidden = inputs.to(self.weight.device).float()
-        rows = len(self.weight) if self.weight.dtype == torch.float32 else _WEIGHT_ROWS_PER_CHUNK
-        parts = [linear(hidden, each.float()) for each in torch.split(self.weight, rows)]
+        parts = [linear(hidden, each.float()) for each in self._weight_chunks(len(self.weight))]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return logits if self.bias is None else logits.add_(self.bias.float())
+
+    def sum_rows(self, factors: Tensor) -> Tensor:
+        """sum f_j W_j over the rows W_j of the weight: (tokens, hidden). Without a weight it is `factors`.
+
+        Args:
+            factors: (tokens, n) in float32, for the first n rows.
+        """
+        if self.weight is None:
+            return factors
+        chunks = self._weight_chunks(factors.shape[-1])
+        columns = torch.split(factors, [len(chunk) for chunk in chunks], -1)
+        total, *others = (part @ chunk.float() for part, chunk in zip(columns, chunks, strict=True))
+        for each in others:
+            total += each
+        return total
+
+    def _weight_chunks(self, rows: int) -> Sequence[Tensor]:
+        """The first rows of the weight: some at a time if they have to be upcast."""
+        assert self.weight is not None
+        at_once = rows if self.weight.dtype == torch.float32 else _WEIGHT_ROWS_PER_CHUNK
+        return torch.split(self.weight[:rows], max(at_once, 1))
 
     def to(self, device: torch.device) -> Head:
         return Head(*(None if each is None else each.to(device) for each in (self.weight, self.bias)))

@@ -28,7 +28,7 @@ class SharedLayers:
 
     def __init__(self, model: AnyModel, predictor: Predictor) -> None:
         self._predictor = predictor
-        self._name, self._layers = _decoder_layers(model)
+        self._name, self._layers = decoder_layers(model)
         self._outputs: dict[tuple[Window, ...], tuple[int, Any]] = {}
 
     def has(self, tensor: str, layer: int) -> bool:
@@ -87,7 +87,7 @@ class SharedLayers:
                     layer.forward = forward
 
 
-def _decoder_layers(model: AnyModel) -> tuple[str, Sequence[Any]]:
+def decoder_layers(model: AnyModel) -> tuple[str, Sequence[Any]]:
     """The list of layers, with its name; an empty one if the model has none of the length that its config states."""
     number = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():

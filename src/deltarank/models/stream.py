@@ -19,12 +19,18 @@ from deltarank.results import listing
 class StreamedStateDict(Mapping[str, Tensor]):
     """A model's tensors by their names in the model, each made anew whenever it is asked for.
 
+    Args:
+        keeps: whether the tensors stay in memory as they are stored, so that each is read once.
+
     Raises:
         JobError: (slug "cannot-stream") a tensor of the model is put together from several tensors of the files.
     """
 
-    def __init__(self, skeleton: ModelSkeleton, weights: EditedWeights, dtype: torch.dtype) -> None:
-        self._weights, self._dtype = weights, dtype
+    def __init__(
+        self, skeleton: ModelSkeleton, weights: EditedWeights, dtype: torch.dtype, *, keeps: bool = False
+    ) -> None:
+        self._weights, self.dtype, self._keeps = weights, dtype, keeps
+        self._kept: dict[str, Tensor] = {}
         self._names, missing = _match_names(skeleton, weights)
         if missing:
             raise JobError(
@@ -36,8 +42,18 @@ class StreamedStateDict(Mapping[str, Tensor]):
             )
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._weights.tensor(self._names[name])
-        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+        tensor = self.stored(name)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def stored(self, name: str) -> Tensor:
+        """The tensor in its stored dtype, or in float32 if it has edits."""
+        source = self._names[name]
+        if source in self._kept:
+            return self._kept[source]
+        tensor = self._weights.tensor(source)
+        if self._keeps:
+            self._kept[source] = tensor
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -47,18 +63,22 @@ class StreamedStateDict(Mapping[str, Tensor]):
 
 
 def stream_model(
-    skeleton: ModelSkeleton, weights: EditedWeights, *, dtype: torch.dtype, device: torch.device
+    skeleton: ModelSkeleton, weights: EditedWeights, *, dtype: torch.dtype, device: torch.device, keeps: bool = False
 ) -> tuple[AnyModel, Head]:
-    """A model that holds no weights, and its output head, which the model does not hold either.
+    """A model that holds no weights in `dtype`, and its output head, which the model does not hold either.
 
     It is slow, because every forward pass reads the whole checkpoint.
+
+    Args:
+        keeps: whether the weights stay in memory in the dtype in which they are stored: they are read once, and each
+            pass only converts them.
 
     Raises:
         JobError: (slug "cannot-stream") a tensor of the model is put together from several tensors of the files.
     """
     from accelerate import cpu_offload, init_empty_weights
 
-    tensors = StreamedStateDict(skeleton, weights, dtype)
+    tensors = StreamedStateDict(skeleton, weights, dtype, keeps=keeps)
     with silence_transformers(), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
             skeleton.config, dtype=dtype, trust_remote_code=skeleton.trust_remote_code
@@ -72,9 +92,11 @@ def stream_model(
 
 
 def _read_head(skeleton: ModelSkeleton, tensors: StreamedStateDict) -> Head:
+    """In float32 the head computes the same from the stored dtype, which takes less memory."""
     head = skeleton.meta_model.get_output_embeddings()
     name = next((name for name, module in skeleton.meta_model.named_modules() if module is head), "")
-    return Head(tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias"))
+    read = tensors.stored if tensors.dtype == torch.float32 else tensors.__getitem__
+    return Head(*(read(each) if each in tensors else None for each in (f"{name}.weight", f"{name}.bias")))
 
 
 def file_tensor_names(skeleton: ModelSkeleton, weights: EditedWeights) -> dict[str, str] | None:

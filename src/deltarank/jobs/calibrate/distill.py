@@ -26,9 +26,6 @@ from deltarank.models import Head, PredictionStore, Window, batch_windows
 from deltarank.system import write_atomically
 
 TOKENS_PER_STEP = 1024
-TOKENS_AT_ONCE = 512
-"""Read together, with all activations in memory."""
-
 STEP_SIZE = 0.15
 """Of a factor's root mean square, where plain extraction is as far from the finetune as the base."""
 
@@ -168,7 +165,7 @@ class Distillation:
 
     def _parts(self, batch: Sequence[int]) -> list[list[int]]:
         """What of the batch is read together."""
-        parts = batch_windows([self._lesson.windows[i] for i in batch], size=None, tokens=TOKENS_AT_ONCE)
+        parts = batch_windows([self._lesson.windows[i] for i in batch], size=None, tokens=self._student.tokens_at_once)
         return [[batch[i] for i in part] for part in parts]
 
     def _accumulate(self, part: Sequence[int], scored: int) -> None:

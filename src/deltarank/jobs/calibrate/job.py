@@ -26,6 +26,7 @@ from deltarank.jobs.calibrate.distill import Best, Distillation, Lesson
 from deltarank.jobs.calibrate.documents import Split, encode, other_records, split_records, write_records
 from deltarank.jobs.calibrate.evaluate import Candidates, Evaluation, carries_all_matrices, larger_ranks
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
+from deltarank.jobs.calibrate.placement import load_placed
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
 from deltarank.jobs.calibrate.teacher import OwnAnswers, store_predictions
@@ -33,10 +34,11 @@ from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
 from deltarank.jobs.verify import VerifyJob
 from deltarank.models import (
-    EditedWeights,
+    AnyModel,
+    Head,
     ModelSkeleton,
     PredictionStore,
-    load_model,
+    Predictor,
     load_tokenizer,
     read_skeleton,
     translate_out_of_memory,
@@ -68,8 +70,8 @@ class CalibrateJob:
 
     @cached_property
     def plan(self) -> CalibrationPlan:
-        memory = available_memory(self._device)
-        return CalibrationPlan(self.options, self.extraction.plan, self.base_skeleton, memory)
+        models = (self.base_skeleton, self.base), (self.finetune_skeleton, self.finetune)
+        return CalibrationPlan.of_models(self.options, self.extraction.plan, models, available_memory(self._device))
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -163,7 +165,7 @@ class CalibrateJob:
         progress.noted("The finetune answers the built-in prompts.")
         with folder.writing():
             answers.write(
-                lambda: self._load(self.finetune_skeleton, self.finetune),
+                lambda: self._load(self.finetune_skeleton, self.finetune)[0],
                 lambda number: progress.noted(f"{count(number, 'prompt is', 'prompts are')} answered."),
             )
         return answers.read()
@@ -171,7 +173,8 @@ class CalibrateJob:
     def _distil(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> tuple[Best, int]:
         lesson = self._lesson(folder, split, progress)
         with folder.writing(), translate_out_of_memory(self._device):
-            student = Student(self._load(self.base_skeleton, self.base), folder.plain, self._device)
+            model, head = self._load(self.base_skeleton, self.base)
+            student = Student(model, folder.plain, self._device, head, self.plan.placement)
             training = Distillation(
                 student, lesson, steps=self.options.steps, seed=self.options.seed, state_file=folder.training
             )
@@ -200,18 +203,16 @@ class CalibrateJob:
         documents = [*fit, *choose]
         progress.noted(f"The finetune reads {len(documents):,} documents.")
         store = PredictionStore(folder.teacher)
-        model = self._load(self.finetune_skeleton, self.finetune)
+        model, head = self._load(self.finetune_skeleton, self.finetune)
         with folder.writing():
-            windows = store_predictions(model, documents, store, self._device)
+            windows = store_predictions(Predictor(model, self._device, head), documents, store)
         return Lesson(windows, store, range(len(fit)), range(len(fit), len(documents)))
 
     def _documents(self, records: Sequence[Record]) -> list[Document]:
         return [document for record in records for document in encode(record, self._tokenizer, context=self._context)]
 
-    def _load(self, skeleton: ModelSkeleton, checkpoint: Checkpoint) -> Any:
-        weights = EditedWeights(checkpoint, [], self._device)
-        with translate_out_of_memory(self._device):
-            return load_model(skeleton, weights, dtype=torch.float32, device=self._device)
+    def _load(self, skeleton: ModelSkeleton, checkpoint: Checkpoint) -> tuple[AnyModel, Head | None]:
+        return load_placed(skeleton, checkpoint, self.plan.placement, self._device)
 
     def _write_weights(self, folder: CalibrationFolder, best: Best) -> None:
         """The folder of the adapter; with plain factors, a copy of the plain one, to the bit."""

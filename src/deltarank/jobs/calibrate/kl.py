@@ -55,12 +55,9 @@ def expected_weights(inputs: Tensor, head: Head, student_head: Head, common: int
     Args:
         common: see `common_tokens`. Tokens beyond are left out of the distribution.
     """
-    weight = None if student_head.weight is None else student_head.weight[:common].float()
-    means = []
-    for rows in _chunks(len(inputs), head, student_head):
-        probabilities = torch.softmax(head.logits(inputs[rows])[..., :common], -1)
-        means.append(probabilities if weight is None else probabilities @ weight)
-    return torch.cat(means)
+    chunks = (inputs[rows] for rows in _chunks(len(inputs), head, student_head))
+    predictions = (torch.softmax(head.logits(chunk)[..., :common], -1) for chunk in chunks)
+    return torch.cat([student_head.sum_rows(each) for each in predictions])
 
 
 def common_tokens(teacher: Tensor, teacher_head: Head, student: Tensor, student_head: Head) -> int:

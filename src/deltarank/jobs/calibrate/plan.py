@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from deltarank.checkpoints import Checkpoint
 from deltarank.errors import JobError
-from deltarank.jobs.calibrate.distill import LOOKS, TOKENS_AT_ONCE, TOKENS_PER_STEP
+from deltarank.jobs.calibrate.distill import LOOKS, TOKENS_PER_STEP
 from deltarank.jobs.calibrate.documents import CHOOSING_SHARE, SCORING_SHARE
 from deltarank.jobs.calibrate.evaluate import MODELS
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
+from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, Placement, can_stream
+from deltarank.jobs.calibrate.teacher import ANSWERS_AT_ONCE
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
 from deltarank.results import ShownAsLines, duration, listing, percent, size
-from deltarank.runtime import operations_per_second
+from deltarank.runtime import READ_RATE, operations_per_second
+from deltarank.system import Default
 
 USABLE_SHARE = 0.85
 """Of the available memory."""
 
-_STATES_OF_A_PARAMETER = 7
-"""In float32: A or B, its gradient, two moments of Adam, the best step, and copies on the way to disk."""
-
-_ACTIVATIONS_PER_LAYER = 40
-"""Vectors of the hidden size for each token, kept for the gradient; a rough bound."""
-
-_CHUNKS_OF_LOGITS = 1 << 30
-"""Bytes for the logits of both models and what is computed from them; a rough bound."""
+CONVERSION_RATE = 4e9
+"""Stored bytes a second that are converted to float32."""
 
 _SHARES = (
     f"{percent(1 - CHOOSING_SHARE - SCORING_SHARE)} of the documents fit, {percent(CHOOSING_SHARE)} choose the step, "
@@ -45,30 +45,56 @@ class CalibrationPlan(ShownAsLines):
     """The plan of a calibration. Seconds and bytes are estimates. `lines()` is for people, `to_plain()` for programs.
 
     extraction        the plan of the plain adapter
-    skeleton          of the base
+    footprint         the memory of the base with an adapter that is trained
     available_memory  bytes on the device; None if unknown
     """
 
     options: CalibrateOptions
     extraction: ExtractionPlan
-    skeleton: ModelSkeleton
+    footprint: Footprint
     available_memory: int | None
 
-    @cached_property
+    @classmethod
+    def of_models(
+        cls,
+        options: CalibrateOptions,
+        extraction: ExtractionPlan,
+        models: Sequence[tuple[ModelSkeleton, Checkpoint]],
+        available_memory: int | None,
+    ) -> CalibrationPlan:
+        """models: the base and the finetune."""
+        skeleton, checkpoint = models[0]
+        footprint = Footprint(
+            skeleton,
+            trained=sum(sum(target.linear_shape) * target.rank for target in extraction.layout.targets),
+            stored_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
+            can_stream=not extraction.carried and can_stream(models),
+        )
+        return cls(options, extraction, footprint, available_memory)
+
+    @property
     def trained(self) -> int:
         """Numbers in A and B."""
-        return sum(sum(target.linear_shape) * target.rank for target in self.extraction.layout.targets)
+        return self.footprint.trained
 
     @property
-    def layers(self) -> int:
-        return int(getattr(self.skeleton.config.get_text_config(), "num_hidden_layers", 0) or 1)
+    def skeleton(self) -> ModelSkeleton:
+        """Of the base."""
+        return self.footprint.skeleton
 
     @property
+    def _usable_memory(self) -> float | None:
+        return None if self.available_memory is None else USABLE_SHARE * self.available_memory
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the weights are while a model runs: the fastest that fits."""
+        return self.footprint.choose(self._usable_memory)
+
+    @cached_property
     def memory(self) -> int:
         """Bytes: the base, the finetune's output head, what Adam holds, and the activations of a batch."""
-        activations = TOKENS_AT_ONCE * self.layers * self.skeleton.hidden_size * _ACTIVATIONS_PER_LAYER
-        models = self.skeleton.parameters + self._head_numbers
-        return 4 * (models + _STATES_OF_A_PARAMETER * self.trained + activations) + _CHUNKS_OF_LOGITS
+        return self.footprint.memory(self.placement)
 
     @property
     def disk_bytes(self) -> float:
@@ -77,32 +103,50 @@ class CalibrationPlan(ShownAsLines):
         Of a prediction the input of the output head is stored, or all logits where a softcap follows the head.
         """
         width = self.skeleton.vocabulary if self.skeleton.softcaps_logits else self.skeleton.hidden_size
-        predictions = 4 * (self.options.calibration_tokens * width + self._head_numbers)
-        return 4 * self.extraction.adapter_bytes + 4 * _STATES_OF_A_PARAMETER * self.trained + 2 * predictions
-
-    @property
-    def _head_numbers(self) -> int:
-        return self.skeleton.vocabulary * self.skeleton.hidden_size
+        predictions = 4 * (self.options.calibration_tokens * width + self.footprint.head_numbers)
+        return 4 * self.extraction.adapter_bytes + 4 * STATES_OF_A_PARAMETER * self.trained + 2 * predictions
 
     @property
     def seconds(self) -> float:
         options = self.options
         steps = options.steps * self.step_seconds
-        looks = (LOOKS + 2) * CHOOSING_SHARE * options.calibration_tokens * _FORWARD
-        teacher = options.calibration_tokens * _FORWARD * (2 if OWN in options.calibrate else 1)
-        reading = (looks + teacher) * self._seconds_per_operation
-        return self.extraction.seconds + reading + steps + self.scoring_seconds
+        looks = (LOOKS + 2) * self._reading_seconds(CHOOSING_SHARE * options.calibration_tokens)
+        teacher = self._reading_seconds((1 - SCORING_SHARE) * options.calibration_tokens)
+        return self.extraction.seconds + self._answering_seconds + looks + teacher + steps + self.scoring_seconds
 
     @property
     def scoring_seconds(self) -> float:
         """Larger ranks of plain extraction, which are seldom scored, are not planned."""
         tokens = SCORING_SHARE * self.options.calibration_tokens + _OTHER_TOKENS
-        return MODELS * tokens * _FORWARD * self._seconds_per_operation
+        return MODELS * self._reading_seconds(tokens)
 
     @property
     def step_seconds(self) -> float:
-        """One step of gradient descent."""
-        return TOKENS_PER_STEP * (_FORWARD + _BACKWARD) * self._seconds_per_operation
+        """One step of gradient descent. To save memory, every layer runs a second time."""
+        forward = _FORWARD if self.placement is Placement.WHOLE else 2 * _FORWARD
+        computing = TOKENS_PER_STEP * (forward + _BACKWARD) * self._seconds_per_operation
+        return computing + 2 * self._pass_seconds
+
+    def _reading_seconds(self, tokens: float) -> float:
+        """A model reads so many tokens."""
+        passes = math.ceil(tokens / self.placement.tokens_at_once)
+        return tokens * _FORWARD * self._seconds_per_operation + passes * self._pass_seconds
+
+    @property
+    def _answering_seconds(self) -> float:
+        """The finetune writes its own answers, for each token of which the model is passed through once."""
+        if OWN not in self.options.calibrate:
+            return 0.0
+        answers = math.ceil(self.options.calibration_tokens / Default.MAX_TOKENS)
+        passes = Default.MAX_TOKENS * math.ceil(answers / ANSWERS_AT_ONCE)
+        computing = self.options.calibration_tokens * _FORWARD * self._seconds_per_operation
+        return computing + passes * self._pass_seconds
+
+    @property
+    def _pass_seconds(self) -> float:
+        """To make all weights anew for one pass, from the files or from memory."""
+        rate = {Placement.STREAMED: READ_RATE, Placement.STORED: CONVERSION_RATE}.get(self.placement, math.inf)
+        return self.footprint.stored_bytes / rate
 
     @property
     def _seconds_per_operation(self) -> float:
@@ -111,15 +155,26 @@ class CalibrationPlan(ShownAsLines):
 
     def check_memory(self) -> None:
         """Raises JobError (slug "calibration-memory") if the base with its gradients does not fit."""
-        available = self.available_memory
-        if available is not None and self.memory > USABLE_SHARE * available:
+        available, usable = self.available_memory, self._usable_memory
+        if available is not None and usable is not None and self.memory > usable:
             raise JobError(
-                f"The base with the gradients of A and B needs about {size(self.memory)} of memory; "
+                f"The base with the gradients of A and B needs about {size(self.memory)} of memory{self._at_least}; "
                 f"{size(available)} is available.",
                 cure="Use a machine or a --device with more memory, a lower --rank, or leave out --calibrate: plain "
                 "extraction reads one matrix at a time.",
                 slug="calibration-memory",
             )
+
+    @property
+    def _at_least(self) -> str:
+        if self.footprint.can_stream:
+            return ", with one layer of the weights at a time"
+        return " (its layers cannot be read one at a time)"
+
+    @property
+    def _needed_memory(self) -> str:
+        available = "" if self.available_memory is None else f" ({size(self.available_memory)} is available)"
+        return f"{size(self.memory)} of memory{available}"
 
     def lines(self) -> list[str]:
         options = self.options
@@ -130,7 +185,8 @@ class CalibrationPlan(ShownAsLines):
             f"calibration on {listing(texts)}: about {options.calibration_tokens:,} tokens",
             _SHARES,
             f"at most {options.steps:,} steps of about {TOKENS_PER_STEP:,} tokens; {self.trained:,} numbers in A and B",
-            f"Needs about {size(self.memory)} of memory, {size(self.disk_bytes)} of disk and {duration(self.seconds)}.",
+            self.placement.sentence,
+            f"Needs about {self._needed_memory}, {size(self.disk_bytes)} of disk and {duration(self.seconds)}.",
         ]
 
     def to_plain(self) -> dict[str, Any]:
@@ -138,6 +194,7 @@ class CalibrationPlan(ShownAsLines):
             **self.extraction.to_plain(),
             "settings": self.options.to_plain(),
             "trained": self.trained,
+            "placement": self.placement.value,
             "peak_memory": self.memory,
             "disk_bytes": self.disk_bytes,
             "seconds": self.seconds,

@@ -16,6 +16,7 @@ from torch import Tensor
 from deltarank.adapters import WEIGHTS_FILE
 from deltarank.architectures import silence_transformers
 from deltarank.errors import JobError
+from deltarank.jobs.calibrate.placement import Placement
 from deltarank.models import AnyModel, Head, Predictor, Window
 from deltarank.results import count
 from deltarank.system import import_silently
@@ -33,16 +34,30 @@ class Student:
     Args:
         base: a loaded model. PEFT puts the adapter's modules into it.
         adapter: the folder of the adapter.
+        head: the base's output head, if it does not hold its weights.
+        placement: where its weights are.
     """
 
-    def __init__(self, base: AnyModel, adapter: Path, device: torch.device) -> None:
+    def __init__(
+        self, base: AnyModel, adapter: Path, device: torch.device, head: Head | None, placement: Placement
+    ) -> None:
         self._adapter, self._device = adapter, device
+        self.tokens_at_once = placement.tokens_at_once
         with silence_transformers(), warnings.catch_warnings(action="ignore"):
-            self._model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
-        for name, parameter in self._model.named_parameters():
+            self.model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True, low_cpu_mem_usage=True).eval()
+        self._load_factors()
+        for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(_is_factor(name))
         self._check_names()
-        self._predictor = Predictor(self._model, device, head_may_be_last=not self._adapts_head())
+        self._predictor = Predictor(self.model, device, head, head_may_be_last=not self._adapts_head())
+
+    def _load_factors(self) -> None:
+        """In float32 on the device. PEFT puts them where the base's weights are, which may be on the meta device."""
+        stored = load_file(self._adapter / WEIGHTS_FILE)
+        for name, module in self.model.named_modules():
+            factor = stored.get(f"{name.removesuffix('.default')}.weight")
+            if factor is not None and name.endswith(".default"):
+                module.weight = torch.nn.Parameter(factor.to(self._device, torch.float32))
 
     def _check_names(self) -> None:
         """Raises JobError (slug "calibration-needs-peft") if PEFT holds the factors in another form than the file."""
@@ -58,13 +73,13 @@ class Student:
             )
 
     def _adapts_head(self) -> bool:
-        head = self._model.get_output_embeddings()
+        head = self.model.get_output_embeddings()
         return head is not None and any(_is_factor(name) for name, _ in head.named_parameters())
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """A and B of every module. Those that are zero, for modules that did not change, have no gradient and stay."""
-        return {name: each for name, each in self._model.named_parameters() if each.requires_grad}
+        return {name: each for name, each in self.model.named_parameters() if each.requires_grad}
 
     def factors(self) -> Factors:
         """A copy."""
@@ -94,7 +109,7 @@ class Student:
     @contextmanager
     def as_base(self) -> Iterator[None]:
         """Within it the adapter is off."""
-        with self._model.disable_adapter():
+        with self.model.disable_adapter():
             yield
 
     @contextmanager
@@ -122,7 +137,7 @@ class Student:
             OSError: it cannot be written.
         """
         stored = load_file(self._adapter / WEIGHTS_FILE)
-        trained = peft.get_peft_model_state_dict(self._model, save_embedding_layers=False)
+        trained = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
         for name in filter(_is_factor, stored):
             stored[name] = trained[name].to(stored[name].dtype).cpu().contiguous()
         try:

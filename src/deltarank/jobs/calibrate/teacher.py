@@ -17,7 +17,7 @@ from deltarank.jobs.calibrate.texts import Record
 from deltarank.models import AnyModel, PredictionStore, Predictor, Window, batch_windows, generate_answers
 from deltarank.system import Default
 
-_ANSWERS_AT_ONCE = 32
+ANSWERS_AT_ONCE = 32
 """Each token reads all weights once, for all answers that are written together."""
 
 _TOKENS_AT_ONCE = 2048
@@ -68,7 +68,7 @@ class OwnAnswers:
             samples=self._samples,
             seed=self.seed,
             max_tokens=Default.MAX_TOKENS,
-            batch=_ANSWERS_AT_ONCE,
+            batch=ANSWERS_AT_ONCE,
             context=self.context,
             first=start,
         )
@@ -101,7 +101,7 @@ class OwnAnswers:
 
     @property
     def _prompts_at_once(self) -> int:
-        return max(1, _ANSWERS_AT_ONCE // self._samples)
+        return max(1, ANSWERS_AT_ONCE // self._samples)
 
     @property
     def _starts(self) -> range:
@@ -116,16 +116,16 @@ def _conversation(prompt: Prompt, answer: str) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer}]
 
 
-def store_predictions(
-    model: AnyModel, documents: Sequence[Document], store: PredictionStore, device: torch.device
-) -> list[Window]:
+def store_predictions(predictor: Predictor, documents: Sequence[Document], store: PredictionStore) -> list[Window]:
     """Stores the finetune's predictions in the documents, except for those that are stored already.
+
+    Args:
+        predictor: runs the finetune.
 
     Raises:
         JobError: (slug "outputs-not-finite") a prediction is NaN or infinite.
     """
     windows = [Window.from_mask(document.ids, document.scored) for document in documents]
-    predictor = Predictor(model, device)
     for batch in batch_windows(windows, size=None, tokens=_TOKENS_AT_ONCE):
         if store.has_head and all(map(store.has, batch)):
             continue
