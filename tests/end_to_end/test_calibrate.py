@@ -19,7 +19,7 @@ from commands import RunCommand
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
 from deltarank.jobs.calibrate.documents import encode, split_records
-from deltarank.jobs.calibrate.placement import Footprint, Placement
+from deltarank.jobs.calibrate.placement import Footprint, WeightPlacement
 from deltarank.results import CalibrationMethod
 from refusals import refused
 from tiny_architectures import architecture, write_pair
@@ -198,7 +198,7 @@ class TestSame:
             (models / "text.jsonl").write_text(before)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("placement", [each for each in Placement if each is not Placement.WHOLE])
+    @pytest.mark.parametrize("placement", [each for each in WeightPlacement if each is not WeightPlacement.WHOLE])
     def test_little_memory_gives_the_same_adapter_to_rounding(
         self, models, calibrated, tmp_path, monkeypatch, placement
     ):

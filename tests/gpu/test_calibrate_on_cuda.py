@@ -9,7 +9,7 @@ import torch
 import deltarank
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
-from deltarank.jobs.calibrate.placement import Footprint, Placement
+from deltarank.jobs.calibrate.placement import Footprint, WeightPlacement
 from tiny_architectures import architecture, write_pair
 
 pytestmark = [
@@ -22,9 +22,9 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 TOKENS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 
 
-@pytest.mark.parametrize("placement", list(Placement))
+@pytest.mark.parametrize("placement", list(WeightPlacement))
 def test_a_gpu_gives_the_divergences_of_the_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: Placement
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: WeightPlacement
 ) -> None:
     write_pair(architecture("llama", **SIZES, **TOKENS), tmp_path)
     for name in ("base", "finetune"):

@@ -7,7 +7,7 @@ import torch
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint
-from deltarank.jobs.calibrate.placement import Placement, load_placed
+from deltarank.jobs.calibrate.placement import WeightPlacement, load_placed
 from deltarank.jobs.calibrate.student import Student
 from deltarank.models import Window, read_skeleton
 from tiny_architectures import DENSE, EXPERTS, HEADS, architecture, write_pair
@@ -28,7 +28,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return home
 
 
-def student_of(home: Path, placement: Placement) -> Student:
+def student_of(home: Path, placement: WeightPlacement) -> Student:
     checkpoint = open_checkpoint(home / "base")
     model, head = load_placed(read_skeleton(checkpoint), checkpoint, placement, CPU)
     return Student(model, home / "adapter", CPU, head, placement)
@@ -41,9 +41,9 @@ def gradients_of(student: Student) -> dict[str, torch.Tensor]:
 
 
 def test_gradients_are_those_of_the_whole_model(pair: Path) -> None:
-    whole = gradients_of(student_of(pair, Placement.WHOLE))
+    whole = gradients_of(student_of(pair, WeightPlacement.WHOLE))
     assert any(bool(each.any()) for each in whole.values())
-    for placement in (Placement.RECOMPUTED, Placement.STORED, Placement.STREAMED):
+    for placement in (WeightPlacement.RECOMPUTED, WeightPlacement.STORED, WeightPlacement.STREAMED):
         ours = gradients_of(student_of(pair, placement))
         assert whole.keys() == ours.keys()
         for name, gradient in whole.items():
@@ -51,6 +51,6 @@ def test_gradients_are_those_of_the_whole_model(pair: Path) -> None:
 
 
 def test_a_streamed_model_holds_no_weights_after_a_pass_and_its_gradient(pair: Path) -> None:
-    student = student_of(pair, Placement.STREAMED)
+    student = student_of(pair, WeightPlacement.STREAMED)
     gradients_of(student)
     assert all(each.is_meta for name, each in student.model.named_parameters() if name not in student.parameters)

@@ -38,7 +38,7 @@ _COPIES = 2
 """Of a weight in its stored dtype: as it was read, and rounded again for products in bfloat16."""
 
 
-class Placement(StrEnum):
+class WeightPlacement(StrEnum):
     """WHOLE       in float32 in memory, with the activations of all layers
     RECOMPUTED  in float32 in memory; every layer runs twice, with the activations of one layer in memory
     STORED      as RECOMPUTED, but in memory in the stored dtype; one layer is in float32
@@ -57,21 +57,21 @@ class Placement(StrEnum):
     @property
     def tokens_at_once(self) -> int:
         """Read together, with a gradient. With one layer in memory, they are all of a step."""
-        return 512 if self is Placement.WHOLE else 1536
+        return 512 if self is WeightPlacement.WHOLE else 1536
 
     @property
     def converts(self) -> bool:
         """Whether a layer's weights are made when the layer runs."""
-        return self in (Placement.STORED, Placement.STREAMED)
+        return self in (WeightPlacement.STORED, WeightPlacement.STREAMED)
 
 
 _SENTENCES = {
-    Placement.WHOLE: "The base and the finetune are in memory one after the other, in float32.",
-    Placement.RECOMPUTED: "The base and the finetune are in memory one after the other, in float32. To save memory, "
+    WeightPlacement.WHOLE: "The base and the finetune are in memory one after the other, in float32.",
+    WeightPlacement.RECOMPUTED: "The base and the finetune are in memory one after the other, in float32. To save memory, "
     "each layer runs twice in a step.",
-    Placement.STORED: "The base and the finetune are in memory one after the other, in the dtype of their files; one "
+    WeightPlacement.STORED: "The base and the finetune are in memory one after the other, in the dtype of their files; one "
     "layer at a time is in float32. Each layer runs twice in a step.",
-    Placement.STREAMED: "The weights do not fit into memory: each pass reads the files, one layer at a time. Each "
+    WeightPlacement.STREAMED: "The weights do not fit into memory: each pass reads the files, one layer at a time. Each "
     "layer runs twice in a step.",
 }
 
@@ -91,33 +91,37 @@ class Footprint:
     can_stream: bool
 
     @property
-    def placements(self) -> Sequence[Placement]:
+    def placements(self) -> Sequence[WeightPlacement]:
         """Those that are possible, the fastest first."""
-        recomputed = (Placement.RECOMPUTED,) if self._layer else ()
-        return (Placement.WHOLE, *recomputed, *((Placement.STORED, Placement.STREAMED) if self._streams else ()))
+        recomputed = (WeightPlacement.RECOMPUTED,) if self._layer else ()
+        return (
+            WeightPlacement.WHOLE,
+            *recomputed,
+            *((WeightPlacement.STORED, WeightPlacement.STREAMED) if self._streams else ()),
+        )
 
-    def choose(self, available: float | None) -> Placement:
+    def choose(self, available: float | None) -> WeightPlacement:
         """The fastest that fits; the smallest if none does."""
         fitting = (each for each in self.placements if available is None or self.memory(each) <= available)
         return next(fitting, self.placements[-1])
 
-    def memory(self, placement: Placement) -> int:
+    def memory(self, placement: WeightPlacement) -> int:
         """Bytes: weights, the finetune's output head, what Adam holds, and the activations of a batch."""
         trained = 4 * STATES_OF_A_PARAMETER * self.trained
         return round(self._weights(placement) + trained + self._activations(placement)) + _CHUNKS_OF_LOGITS
 
-    def _weights(self, placement: Placement) -> float:
+    def _weights(self, placement: WeightPlacement) -> float:
         if not placement.converts:
             return 4 * (self.skeleton.parameters + self.head_numbers)
         stored = self.stored_bytes / max(self.skeleton.parameters, 1)
         made = max(self._layer * (4 + _COPIES * stored), self.head_numbers * (4 + stored))
-        kept = self.stored_bytes if placement is Placement.STORED else self.head_numbers * stored
+        kept = self.stored_bytes if placement is WeightPlacement.STORED else self.head_numbers * stored
         return made + kept + self.head_numbers * stored
 
-    def _activations(self, placement: Placement) -> int:
+    def _activations(self, placement: WeightPlacement) -> int:
         """Of all layers; or the inputs of all layers, and all of one layer."""
         vectors = self.layers * _ACTIVATIONS_PER_LAYER
-        if placement is not Placement.WHOLE:
+        if placement is not WeightPlacement.WHOLE:
             vectors = self.layers + _ACTIVATIONS_PER_LAYER
         return 4 * placement.tokens_at_once * self.skeleton.hidden_size * vectors
 
@@ -145,7 +149,7 @@ def can_stream(models: Sequence[tuple[ModelSkeleton, Checkpoint]]) -> bool:
 
 
 def load_placed(
-    skeleton: ModelSkeleton, checkpoint: Checkpoint, placement: Placement, device: torch.device
+    skeleton: ModelSkeleton, checkpoint: Checkpoint, placement: WeightPlacement, device: torch.device
 ) -> tuple[AnyModel, Head | None]:
     """The model, and its output head if the model does not hold it.
 
@@ -156,10 +160,10 @@ def load_placed(
     weights, head = EditedWeights(checkpoint, [], device), None
     with translate_out_of_memory(device):
         if placement.converts:
-            keeps = placement is Placement.STORED
+            keeps = placement is WeightPlacement.STORED
             model, head = stream_model(skeleton, weights, dtype=torch.float32, device=device, keeps=keeps)
         else:
             model = load_model(skeleton, weights, dtype=torch.float32, device=device)
-    if placement is not Placement.WHOLE:
+    if placement is not WeightPlacement.WHOLE:
         recompute_layers(model)
     return model, head

@@ -14,7 +14,7 @@ from deltarank.jobs.calibrate.distill import LOOKS, TOKENS_PER_STEP
 from deltarank.jobs.calibrate.documents import CHOOSING_SHARE, SCORING_SHARE
 from deltarank.jobs.calibrate.evaluate import MODELS
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
-from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, Placement, can_stream
+from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, WeightPlacement, can_stream
 from deltarank.jobs.calibrate.teacher import ANSWERS_AT_ONCE
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
@@ -87,7 +87,7 @@ class CalibrationPlan(ShownAsLines):
         return None if self.available_memory is None else USABLE_SHARE * self.available_memory
 
     @cached_property
-    def placement(self) -> Placement:
+    def placement(self) -> WeightPlacement:
         """Where the weights are while a model runs: the fastest that fits."""
         return self.footprint.choose(self._usable_memory)
 
@@ -123,7 +123,7 @@ class CalibrationPlan(ShownAsLines):
     @property
     def step_seconds(self) -> float:
         """One step of gradient descent. To save memory, every layer runs a second time."""
-        forward = _FORWARD if self.placement is Placement.WHOLE else 2 * _FORWARD
+        forward = _FORWARD if self.placement is WeightPlacement.WHOLE else 2 * _FORWARD
         computing = TOKENS_PER_STEP * (forward + _BACKWARD) * self._seconds_per_operation
         return computing + 2 * self._pass_seconds
 
@@ -145,7 +145,9 @@ class CalibrationPlan(ShownAsLines):
     @property
     def _pass_seconds(self) -> float:
         """To make all weights anew for one pass, from the files or from memory."""
-        rate = {Placement.STREAMED: READ_RATE, Placement.STORED: CONVERSION_RATE}.get(self.placement, math.inf)
+        rate = {WeightPlacement.STREAMED: READ_RATE, WeightPlacement.STORED: CONVERSION_RATE}.get(
+            self.placement, math.inf
+        )
         return self.footprint.stored_bytes / rate
 
     @property

@@ -16,7 +16,7 @@ from torch import Tensor
 from deltarank.adapters import WEIGHTS_FILE
 from deltarank.architectures import silence_transformers
 from deltarank.errors import JobError
-from deltarank.jobs.calibrate.placement import Placement
+from deltarank.jobs.calibrate.placement import WeightPlacement
 from deltarank.models import AnyModel, Head, Predictor, Window
 from deltarank.results import count
 from deltarank.system import import_silently
@@ -39,7 +39,7 @@ class Student:
     """
 
     def __init__(
-        self, base: AnyModel, adapter: Path, device: torch.device, head: Head | None, placement: Placement
+        self, base: AnyModel, adapter: Path, device: torch.device, head: Head | None, placement: WeightPlacement
     ) -> None:
         self._adapter, self._device = adapter, device
         self.tokens_at_once = placement.tokens_at_once
