@@ -65,14 +65,14 @@ class WeightPlacement(StrEnum):
         return self in (WeightPlacement.STORED, WeightPlacement.STREAMED)
 
 
+_ONE_AFTER_THE_OTHER = "The base and the finetune are in memory one after the other, in"
+_TWICE = "Each layer runs twice in a step, so that the activations of one are in memory."
+
 _SENTENCES = {
-    WeightPlacement.WHOLE: "The base and the finetune are in memory one after the other, in float32.",
-    WeightPlacement.RECOMPUTED: "The base and the finetune are in memory one after the other, in float32. To save memory, "
-    "each layer runs twice in a step.",
-    WeightPlacement.STORED: "The base and the finetune are in memory one after the other, in the dtype of their files; one "
-    "layer at a time is in float32. Each layer runs twice in a step.",
-    WeightPlacement.STREAMED: "The weights do not fit into memory: each pass reads the files, one layer at a time. Each "
-    "layer runs twice in a step.",
+    WeightPlacement.WHOLE: f"{_ONE_AFTER_THE_OTHER} float32.",
+    WeightPlacement.RECOMPUTED: f"{_ONE_AFTER_THE_OTHER} float32. {_TWICE}",
+    WeightPlacement.STORED: f"{_ONE_AFTER_THE_OTHER} the dtype of their files; one layer is in float32. {_TWICE}",
+    WeightPlacement.STREAMED: f"The models do not fit into memory: each pass reads the files, layer by layer. {_TWICE}",
 }
 
 
