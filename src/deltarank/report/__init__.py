@@ -7,6 +7,7 @@ and jinja2 are imported when a page or a picture is made.
 from __future__ import annotations
 
 from deltarank.report.drawing.draw import drawing_process
+from deltarank.report.fleet.html import fleet_html, write_fleet_page
 from deltarank.report.page.adapter_poster import adapter_picture
 from deltarank.report.page.html import page_html
 from deltarank.report.page.write import report_process, write_report
@@ -17,10 +18,12 @@ from deltarank.report.vote.html import vote_page
 __all__ = [
     "adapter_picture",
     "drawing_process",
+    "fleet_html",
     "page_html",
     "report_process",
     "runs_side_by_side",
     "terminal_summary",
     "vote_page",
+    "write_fleet_page",
     "write_report",
 ]

@@ -15,6 +15,9 @@ from scipy.optimize import nnls
 
 MOST_PARTS = 8
 
+EXACT = 1e-4
+"""A residual that is not made smaller: sketches are stored in float32, and weights seldom in more."""
+
 SIGNIFICANT = 5.0
 """A part must explain more of the residual than an unrelated delta does, by this many standard errors of a cosine."""
 
@@ -37,7 +40,7 @@ def fit_delta(gram: np.ndarray, target: int, candidates: Sequence[int], *, stand
     """
     least = max((SIGNIFICANT * standard_error) ** 2, 1e-9)  # of the residual's energy
     best = Fit({}, 1.0)
-    while len(best.weights) < MOST_PARTS:
+    while len(best.weights) < MOST_PARTS and best.residual > EXACT:
         found = _with_another(gram, target, best, candidates)
         if found.residual**2 > best.residual**2 * (1 - least):
             break

@@ -18,6 +18,9 @@ from deltarank.results import DeltaFit, DeltaSketch, Duplicates, FleetFinetune, 
 MERGE, NEAR = 0.1, 0.7
 """The largest residuals of a merge, and of a near merge: there the sum explains half of the energy."""
 
+BETWEEN = 0.1
+"""By how much the cosines with the parts of a near merge exceed those among the parts."""
+
 SAME_BASE = 0.75
 """Two models that are unrelated to W0 have a cosine of about 1/2, since both deltas contain -W0; of one base, of 1."""
 
@@ -119,9 +122,11 @@ class _Family:
         """The merges, and the near merges. Of each group of duplicates only the first takes part."""
         repeated = {name for group in self.duplicates for name in group.names[1:]}
         indices = [i for i, name in enumerate(self.names) if name not in repeated]
-        found = [(i, self._fit(i, [j for j in indices if j != i])) for i in indices]
-        merges = [(i, fit) for i, fit in found if fit.residual <= MERGE and self._is_said_once(i, fit)]
-        near = [(i, fit) for i, fit in found if MERGE < fit.residual <= NEAR and len(fit.weights) > 1]
+        found = {i: self._fit(i, [j for j in indices if j != i]) for i in indices}
+        merges = {i: fit for i, fit in found.items() if fit.residual <= MERGE and self._is_said_once(i, fit)}
+        others = [i for i in indices if i not in merges]
+        again = {i: self._fit(i, [j for j in others if j != i]) for i in others}
+        near = {i: fit for i, fit in again.items() if MERGE < fit.residual <= NEAR and self._is_between(i, fit)}
         return self._described(merges), self._described(near)
 
     def _fit(self, target: int, others: Sequence[int]) -> Fit:
@@ -131,7 +136,16 @@ class _Family:
         """Of two that are multiples of each other, only the later one is said to be a multiple."""
         return len(fit.weights) > 1 or all(part < target for part in fit.weights)
 
-    def _described(self, fits: Sequence[tuple[int, Fit]]) -> tuple[DeltaFit, ...]:
+    def _is_between(self, target: int, fit: Fit) -> bool:
+        """Whether it is more alike to each of two or more parts than any two of these are to each other.
+
+        Finetunes with something in common are about as alike to each other as each is to a sum of the others.
+        """
+        parts = list(fit.weights)
+        among = [self.cosines[i, j] for i in parts for j in parts if i < j]
+        return bool(among) and bool(self.cosines[target, parts].min() >= max(among) + BETWEEN)
+
+    def _described(self, fits: Mapping[int, Fit]) -> tuple[DeltaFit, ...]:
         return tuple(
             DeltaFit(
                 name=self.names[target],
@@ -139,10 +153,10 @@ class _Family:
                     WeightedPart(self.names[part], round(weight, DIGITS))
                     for part, weight in sorted(fit.weights.items(), key=lambda item: -item[1])
                 ),
-                residual=round(fit.residual, 2 * DIGITS),
-                residual_by_matrix=round(self._residual_by_matrix(target, list(fit.weights)), 2 * DIGITS),
+                residual=_shown_residual(fit.residual),
+                residual_by_matrix=_shown_residual(self._residual_by_matrix(target, list(fit.weights))),
             )
-            for target, fit in fits
+            for target, fit in fits.items()
         )
 
     def _residual_by_matrix(self, target: int, parts: Sequence[int]) -> float:
@@ -152,6 +166,11 @@ class _Family:
             gram = rows @ rows.T
             lost += least_squares(gram[1:, 1:], gram[1:, 0], gram[0, 0])[1]
         return float(np.sqrt(min(lost / self.gram[target, target], 1.0)))
+
+
+def _shown_residual(residual: float) -> float:
+    """A residual is never exactly 0 as far as sketches tell."""
+    return max(round(residual, 2 * DIGITS), 10.0 ** (-2 * DIGITS))
 
 
 def _groups(alike: Callable[[int, int], bool], indices: Sequence[int]) -> Iterator[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from deltarank.results import PlanMeasure, RankPlan, count, escape, figure, listing, shorten, size
 
@@ -30,13 +30,11 @@ def _answer(plan: RankPlan, fits: bool) -> str:
     if cost is None:
         total = size(sum(need.weight_bytes for need in plan.finetunes))
         return f"The cheapest plan has no LoRAs: {_all(number)} with {_its(number)} own weights, {total} in all."
+    served = "all" if cost.as_loras == number else f"{cost.as_loras:,} of"
     slots = f"{count(cost.slots, 'slot')} of rank {cost.rank}"
-    served = f"{cost.as_loras:,} of {count(number, 'finetune')} as LoRAs in {slots}"
-    parts = f"{size(plan.base_bytes)} for the base, {size(cost.slots * cost.slot_bytes)} for the slots"
-    if cost.as_loras == number:
-        return f"Serve {served}: {parts}, {size(cost.total_bytes)} in all."
-    own = f"and {number - cost.as_loras:,} with their own weights"
-    return f"Serve {served} {own}: {parts}, {size(cost.own_bytes)} for own weights, {size(cost.total_bytes)} in all."
+    own = number - cost.as_loras
+    rest = f" and {'the other' if own == 1 else f'{own:,}'} with {_its(own)} own weights" if own else ""
+    return f"Serve {served} {count(number, 'finetune')} as LoRAs in {slots}{rest}: {size(cost.total_bytes)} in all."
 
 
 def _all(number: int) -> str:
@@ -59,21 +57,28 @@ def _nothing_fits(plan: RankPlan) -> str:
 def _details(plan: RankPlan) -> Iterator[str]:
     yield f"The limit is {plan.measure.in_words(figure(plan.limit))}{_of_what(plan.measure)}."
     cost = plan.cheapest
+    if cost:
+        own = f", own weights {size(cost.own_bytes)}" if cost.own_bytes else ""
+        yield (
+            f"The base takes {size(plan.base_bytes)}, {count(cost.slots, 'slot')} of {size(cost.slot_bytes)} each take "
+            f"{size(cost.slots * cost.slot_bytes)}{own}."
+        )
     if cost and plan.gpu_memory is not None:
         left = size(plan.gpu_memory - cost.server_bytes)
         yield (
             f"The base and its slots take {size(cost.server_bytes)} of {size(plan.gpu_memory)}; {left} are left for "
             "the KV cache and activations."
         )
-    over = [need.name for need in plan.finetunes if need.rank is None]
-    if over:
-        yield f"No rank that was measured keeps {listing(_names(over), most=MOST_NAMED)} within the limit."
+    if over := [need.name for need in plan.finetunes if need.rank is None]:
+        yield f"No rank that was measured keeps {_listed(over)} within the limit."
     if cost and (dear := [n.name for n in plan.finetunes if n.rank is not None and n.served_as is None]):
-        named = listing(_names(dear), most=MOST_NAMED)
-        yield f"Own weights take less memory than slots that would hold {named} as well, or fit where these do not."
+        yield (
+            f"{_listed(dear)} would be within the limit as {'a LoRA' if len(dear) == 1 else 'LoRAs'}, but the slots "
+            "for that take more memory than own weights, or do not fit."
+        )
     if plan.unplanned:
         lacking = "have no outputs on their runs" if plan.measure is PlanMeasure.KLD else "were not measured"
-        yield f"Not in the plan, because they {lacking}: {listing(_names(list(plan.unplanned)), most=MOST_NAMED)}."
+        yield f"Not in the plan, because they {lacking}: {_listed(plan.unplanned)}."
 
 
 def _of_what(measure: PlanMeasure) -> str:
@@ -82,5 +87,5 @@ def _of_what(measure: PlanMeasure) -> str:
     return ", ||D - D_r|| / ||D|| over the matrices that were measured"
 
 
-def _names(names: list[str]) -> list[str]:
-    return [shorten(escape(name)) for name in names]
+def _listed(names: Sequence[str]) -> str:
+    return listing([shorten(escape(name)) for name in names], most=MOST_NAMED)

@@ -97,5 +97,10 @@ def colours() -> str:
     return _resource("colours.css")
 
 
+def page_style() -> str:
+    """The style sheet that the pages of runs share."""
+    return _resource("page.css")
+
+
 def _resource(name: str) -> str:
     return files("deltarank.report").joinpath("page", name).read_text(encoding="utf-8")

@@ -36,6 +36,11 @@ _KINDS = {
 }
 
 
+def kind_in_words(kind: VerdictKind) -> str:
+    """What kind of delta a run has, in a few words."""
+    return _KINDS[kind]
+
+
 def page_data(runs: Sequence[Results]) -> PageData:
     """The data of a page over these runs.
 
@@ -99,7 +104,7 @@ def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
     return RunView(
         label=label,
         base=shorten(escape(run.base.short_name)),
-        kind=_KINDS[run.verdict.kind],
+        kind=kind_in_words(run.verdict.kind),
         is_unrelated=run.verdict.kind is VerdictKind.UNRELATED,
         opening=tuple(escape(sentence) for sentence in run.verdict.opening),
         sentences=tuple(escape(sentence) for sentence in run.verdict.sentences),

@@ -1,0 +1,1 @@
+"""The page of a fleet as one HTML file."""
