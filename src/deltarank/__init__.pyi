@@ -17,6 +17,7 @@ from .jobs.extract import extract as extract
 from .jobs.extract import plan_extraction as plan_extraction
 from .jobs.extract import update_card as update_card
 from .jobs.fleet import FleetPlan as FleetPlan
+from .jobs.fleet import PlanOptions as PlanOptions
 from .jobs.fleet import fleet as fleet
 from .jobs.fleet import plan_fleet as plan_fleet
 from .jobs.outputs import Outputs as Outputs

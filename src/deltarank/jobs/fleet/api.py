@@ -11,6 +11,7 @@ from deltarank.checkpoints import SharedSource, check_fetch_mode, with_one_vocab
 from deltarank.jobs.fleet.job import FleetJob
 from deltarank.jobs.fleet.options import FleetKeywords, FleetOptions
 from deltarank.jobs.fleet.plan import FleetPlan
+from deltarank.jobs.fleet.rank_plan import PlanOptions
 from deltarank.results import Fleet
 from deltarank.runtime import ModelRef, ProgressListener, Ref, shows_keywords
 from deltarank.system import Default, user_path
@@ -23,6 +24,7 @@ def fleet(
     *,
     output: Ref,
     force: bool = False,
+    plan: PlanOptions | None = None,
     progress: ProgressListener | None = None,
     **keywords: Unpack[FleetKeywords],
 ) -> Fleet:
@@ -38,6 +40,8 @@ def fleet(
             itself but several in the folders below it stands for these.
         output: the folder of the fleet: fleet.json, fleet.csv, and a folder for each finetune.
         force: replaces another fleet in `output`.
+        plan: the limit and the memory of a rank plan; None: no plan. A finished fleet is planned again without being
+            measured again.
         progress: receives the progress of the run.
         ranks, solver, tolerance, dtype, device, include, exclude, audit, base_revision, fetch: as for
             `deltarank.compare`.
@@ -50,7 +54,7 @@ def fleet(
     """
     progress = progress or ProgressListener()
     with _open(base, finetunes, keywords, progress) as job:
-        return job.run(user_path(output), force=force, progress=progress)
+        return replace(job, plan_options=plan).run(user_path(output), force=force, progress=progress)
 
 
 @shows_keywords(FleetKeywords, FleetOptions)

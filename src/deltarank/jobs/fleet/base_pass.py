@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from deltarank.checkpoints import Piece, SharedSource, SummedTensor, rows_of_chunk
 from deltarank.jobs.compare import MatrixMeasurer, group_small_matrices, not_summed, summed
 from deltarank.jobs.fleet.member import FleetStep, Member
+from deltarank.jobs.fleet.sketches import encoded_sketch, length_for
 from deltarank.results import MatrixResult, Skipped
 from deltarank.runtime import (
     READ_RATE,
@@ -16,6 +19,7 @@ from deltarank.runtime import (
     DeltaReader,
     ProgressListener,
     SolverOptions,
+    Step,
     TimeEstimate,
     matrix_pass,
     planned_seconds,
@@ -26,27 +30,44 @@ WINDOW_BYTES = 64_000_000
 """Of a tensor that is only summed, this much of the base is in memory at a time: an embedding may have gigabytes."""
 
 
-class FleetMeasurer:
-    """Measures matrices of several finetunes, as `MatrixMeasurer` does those of one."""
+Measured = tuple[Member, MatrixResult, str | None]
+"""A finetune, the result of one of its matrices, and the sketch of the delta if that is not zero."""
 
-    def __init__(self, options: SolverOptions, shared: SharedSource) -> None:
-        self._options, self._shared = options, shared
+
+class FleetMeasurer:
+    """Measures matrices of several finetunes, as `MatrixMeasurer` does those of one, and sketches their deltas.
+
+    Args:
+        sketch_length: numbers in the sketch of a matrix.
+    """
+
+    def __init__(self, options: SolverOptions, shared: SharedSource, *, sketch_length: int) -> None:
+        self._options, self._shared, self._sketch_length = options, shared, sketch_length
         self._reader = DeltaReader(options)
         self._measurers: dict[int, MatrixMeasurer] = {}
+        self._sketches: dict[int, str] = {}
 
-    def results(self, steps: Sequence[FleetStep]) -> list[tuple[Member, MatrixResult]]:
+    def results(self, steps: Sequence[FleetStep]) -> list[Measured]:
         """Those of a group, whose finetunes have equally many matrices."""
+        self._sketches.clear()
         try:
             measured = self._measurer(len(steps[0].member.job.plan.steps)).results(steps)
         finally:
             for step in steps:
                 self._shared.done(step.pair.base)
-        return [(step.member, result) for step, result in zip(steps, measured, strict=True)]
+        return [
+            (step.member, result, self._sketches.get(id(step))) for step, result in zip(steps, measured, strict=True)
+        ]
 
     def _measurer(self, matrices: int) -> MatrixMeasurer:
         if matrices not in self._measurers:
-            self._measurers[matrices] = MatrixMeasurer(self._options, matrices=matrices, reader=self._reader)
+            self._measurers[matrices] = MatrixMeasurer(
+                self._options, matrices=matrices, reader=self._reader, on_delta=self._sketch
+            )
         return self._measurers[matrices]
+
+    def _sketch(self, step: Step, delta: Tensor) -> None:
+        self._sketches[id(step)] = encoded_sketch(step.pair.name, delta, self._sketch_length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,17 +123,18 @@ class BasePass:
 
     def _measure(self, progress: ProgressListener, estimate: TimeEstimate) -> None:
         self._shared.expect(step.pair.base for step in self._steps)
+        length = length_for(self._members[0].job.base)
         results = matrix_pass(
             self._groups(),
-            lambda: FleetMeasurer(self._options, self._shared),
+            lambda: FleetMeasurer(self._options, self._shared, sketch_length=length),
             seconds=planned_seconds,
             workers=min((member.job.plan.parallel_matrices for member in self._members), default=1),
             progress=progress,
             estimate=estimate,
         )
-        for member, result in results:
+        for member, result, sketch in results:
             member.seconds += result.seconds or 0.0
-            member.keep(result)
+            member.keep(result, sketch)
 
     def _groups(self) -> list[tuple[FleetStep, ...]]:
         """Small matrices are measured together, those of several finetunes, too."""

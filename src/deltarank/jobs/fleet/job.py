@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from deltarank.jobs.compare import CompareJob
 from deltarank.jobs.fleet.base_pass import BasePass
 from deltarank.jobs.fleet.finetunes import Listed, list_finetunes
 from deltarank.jobs.fleet.folder import FleetFolder
+from deltarank.jobs.fleet.kinship import find_kinship
 from deltarank.jobs.fleet.member import Member
 from deltarank.jobs.fleet.options import FleetOptions
 from deltarank.jobs.fleet.plan import MOST_HEADER_BYTES, FleetPlan, PlannedFinetune
+from deltarank.jobs.fleet.rank_plan import PlanOptions, plan_ranks
+from deltarank.jobs.fleet.sketches import load_sketches
 from deltarank.results import Fleet, FleetFinetune, Results, count
 from deltarank.runtime import (
     ModelRef,
@@ -28,6 +31,7 @@ from deltarank.runtime import (
     run_provenance,
     utc_timestamp,
 )
+from deltarank.servers import slot_numbers
 from deltarank.system import tool_version
 
 
@@ -40,6 +44,7 @@ class FleetJob:
     references: Sequence[Ref]
     options: FleetOptions
     fetch: str
+    plan_options: PlanOptions | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -72,11 +77,20 @@ class FleetJob:
             folder.check(listed)
             folder.open(listed)
             progress.writing(output)
-            fleet = FleetRun(self, folder, progress, notes).fleet(listed)
+            fleet = self._with_relations(FleetRun(self, folder, progress, notes).fleet(listed), output)
             folder.finish(fleet)
         if not fleet.measured:
             raise _nothing_measured(fleet)
         return fleet
+
+    def _with_relations(self, fleet: Fleet, output: Path) -> Fleet:
+        """With the kinship of the finetunes, and the rank plan if one is asked for."""
+        kinship = find_kinship(fleet.finetunes, load_sketches(fleet.finetunes, output))
+        if self.plan_options is None or not fleet.measured:
+            return replace(fleet, kinship=kinship)
+        numbers = slot_numbers({name: info.shape for name, info in self.base.tensors.items()}, self.base.config)
+        plan = plan_ranks(fleet, self.plan_options, base_bytes=self.base_bytes, slot_numbers=numbers)
+        return replace(fleet, kinship=kinship, plan=plan)
 
     def open(self, listed: Listed, progress: ProgressListener) -> CompareJob:
         """Opens a finetune and pairs it with the base.

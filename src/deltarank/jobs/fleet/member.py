@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from deltarank.checkpoints import SummedTensor
 from deltarank.jobs.compare import CompareJob, CompareRun
 from deltarank.jobs.fleet.finetunes import Listed
+from deltarank.jobs.fleet.sketches import SKETCH_OF, length_for, save_sketches
 from deltarank.results import MatrixResult, Results, Skipped, to_plain
 from deltarank.runtime import RETRIED_OUTCOMES, ProgressListener, RunFolder, Step
 
@@ -59,25 +60,32 @@ class Member:
         """The tensors that are to be summed."""
         return [each for each in self.job.plan.pairing.summed if each.name not in self.finished]
 
-    def keep(self, result: MatrixResult | Skipped) -> None:
-        """Writes a result to the folder, which is closed again: hundreds of runs would be too many open files."""
+    def keep(self, result: MatrixResult | Skipped, sketch: str | None = None) -> None:
+        """Writes a result to the folder, which is closed again: hundreds of runs would be too many open files.
+
+        The sketch comes first, so that no process that resumes lacks that of a finished matrix.
+        """
         if result.outcome in RETRIED_OUTCOMES:
             self.failed.append(result)
             return
         with self.folder as folder:
+            if sketch is not None:
+                folder.append({SKETCH_OF: result.name, "numbers": sketch})
             folder.append(to_plain(result))
 
     def finish(self, progress: ProgressListener) -> Results:
         """What `compare` does after the last tensor: the verdict, the audit, results.json."""
         with self.folder as folder:
             run = CompareRun(self.job, progress, folder, seconds=self.seconds)
-            run.resume(folder.open(force=False, needed_bytes=0))
+            records = folder.open(force=False, needed_bytes=0)
+            run.resume(records)
             for result in self.failed:
                 if isinstance(result, MatrixResult):
                     run.matrices[result.name] = result
                 else:
                     run.skipped[result.name] = result
             results = run.results()
+            save_sketches(records, length_for(self.job.base), self.folder.folder)
             folder.finish(results)
             return results
 

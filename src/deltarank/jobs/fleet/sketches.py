@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from deltarank.checkpoints import Checkpoint
-from deltarank.results import DeltaSketch
+from deltarank.errors import ResultsError
+from deltarank.results import DeltaSketch, FleetFinetune
+from deltarank.runtime import Record, as_output_error
 from deltarank.spectra import sketch_delta, sketch_length
+from deltarank.system import write_text_atomically
+
+SKETCH_OF = "sketch_of"
+"""The key of a record that has the sketch of a matrix; its other key is "numbers"."""
 
 
 def length_for(base: Checkpoint) -> int:
@@ -24,6 +32,23 @@ def encoded_sketch(name: str, delta: Tensor, length: int) -> str:
     """The sketch of one matrix, as it is stored."""
     numbers = sketch_delta(delta, length, seed=zlib.crc32(name.encode())).numpy()
     return base64.b64encode(numbers.astype("<f4").tobytes()).decode("ascii")
+
+
+def save_sketches(records: Iterable[Record], length: int, folder: Path) -> None:
+    """Writes the sketches among the records of a run into its folder."""
+    found = {str(record[SKETCH_OF]): str(record.get("numbers")) for record in records if SKETCH_OF in record}
+    with as_output_error(folder):
+        write_text_atomically(folder / str(DeltaSketch.file_name), DeltaSketch(length, found).to_json())
+
+
+def load_sketches(finetunes: Iterable[FleetFinetune], folder: Path) -> dict[str, DeltaSketch]:
+    """The sketches of the finetunes whose runs have them, by name. `folder` is that of the fleet."""
+    found = {}
+    for each in finetunes:
+        with suppress(ResultsError):
+            if each.run is not None and (folder / each.run / str(DeltaSketch.file_name)).is_file():
+                found[each.name] = DeltaSketch.load(folder / each.run)
+    return found
 
 
 @dataclass(frozen=True)
