@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from deltarank.cli.help import A_MODEL, Command
 from deltarank.cli.loading import loading
+from deltarank.cli.memory_size import memory_size
 from deltarank.cli.options import (
     UserPath,
     audit_option,
@@ -24,13 +24,15 @@ from deltarank.cli.options import (
     ranks_option,
     solver_options,
 )
-from deltarank.cli.run_command import print_plan, quieten_the_hub
-from deltarank.cli.streams import out, say_written, sayer
+from deltarank.cli.run_command import has_current_report, print_plan, quieten_the_hub
+from deltarank.cli.streams import in_colour, out, say_written, sayer, width
 from deltarank.errors import UsageError
-from deltarank.results import DEFAULT_RANKS, escape, format_table, parse_ranks, percent, run_name
+from deltarank.results import DEFAULT_RANKS, Results, parse_ranks, run_name
 
 if TYPE_CHECKING:
-    from deltarank.results import Fleet, FleetFinetune
+    from deltarank.jobs.fleet import PlanOptions
+    from deltarank.results import Fleet
+    from deltarank.runtime import ProgressListener
 
 
 @click.command(
@@ -41,6 +43,10 @@ if TYPE_CHECKING:
     },
     examples=[
         ("What does a LoRA keep of each finetune?", "deltarank fleet org/base --list finetunes.txt -o fleet"),
+        (
+            "Which rank should vLLM's slots have?",
+            "deltarank fleet org/base --list finetunes.txt -o fleet --max-error 0.5 --slots 8 --gpu-memory 24GB",
+        ),
         ("What would be read, and how long does it take?", "deltarank fleet base/ finetunes/* -o fleet --dry-run"),
     ],
 )
@@ -62,6 +68,26 @@ if TYPE_CHECKING:
 @device_option()
 @filter_options
 @audit_option
+@click.option(
+    "--max-error",
+    type=float,
+    metavar="X",
+    help="Plan the ranks: the largest relative error ||D - D_r|| / ||D|| that a LoRA may have.",
+)
+@click.option(
+    "--max-kld",
+    type=float,
+    metavar="X",
+    help="Plan the ranks by the outputs that were measured: the largest KL divergence, in nats per token.",
+)
+@click.option("--slots", type=int, metavar="N", help="How many adapters the plan serves at once.  [default: all]")
+@click.option(
+    "--gpu-memory",
+    type=memory_size,
+    metavar="SIZE",
+    help="What the base and the slots of the plan must fit, such as 24GB.  [default: any]",
+)
+@click.option("--no-report", is_flag=True, help="Write no pages.")
 @force_option
 @dry_run_option
 @json_option("fleet.json (or the plan)")
@@ -76,17 +102,24 @@ def fleet(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    no_report: bool,
+    max_error: float | None,
+    max_kld: float | None,
+    slots: int | None,
+    gpu_memory: int | None,
     **options: Any,
 ) -> None:
     """Compare each FINETUNE with BASE, as `deltarank compare` does, while BASE is read only once.
 
-    Writes FLEET/fleet.json, FLEET/fleet.csv, and FLEET/NAME/results.json for each finetune. One that cannot be
-    measured is a row with its reason. To resume an interrupted fleet, repeat the same command; with more finetunes
-    in the list, only these are measured.
+    Writes FLEET/fleet.json, fleet.csv and fleet.html, and FLEET/NAME/results.json and report.html for each finetune.
+    One that cannot be measured is a row with its reason. To resume an interrupted fleet, repeat the same command; with
+    more finetunes in the list, only these are measured. With --max-error or --max-kld, a plan says which rank serves
+    them in the least memory; another plan for a finished fleet takes seconds.
     """
     quieten_the_hub(quiet)
     import deltarank
 
+    plan = _plan_options({"max_error": max_error, "max_kld": max_kld, "slots": slots, "gpu_memory": gpu_memory})
     folder = output or Path("runs", f"{run_name(base)}-fleet")
     options |= {"ranks": parse_ranks(ranks) if ranks else DEFAULT_RANKS, "output": folder, "force": force}
     given = [*finetunes, *(_lines_of(listed) if listed else ())]
@@ -98,9 +131,15 @@ def fleet(
     with loading():
         from deltarank.cli.progress import watching
     with watching(quiet) as progress:
-        measured = deltarank.fleet(base, given, progress=progress, **options)
-    out(measured.to_json() if as_json else "\n".join(_summary(measured)))
-    say_written((folder / "fleet.json", folder / "fleet.csv"), tell)
+        measured = deltarank.fleet(base, given, plan=plan, progress=progress, **options)
+        pages = () if no_report else (_write_pages(measured, folder, progress),)
+    if as_json:
+        out(measured.to_json())
+    else:
+        from deltarank.report import fleet_summary
+
+        out(fleet_summary(measured, colour=in_colour(), width=width()))
+    say_written((folder / "fleet.json", folder / "fleet.csv", *pages), tell)
 
 
 def _lines_of(path: Path) -> list[str]:
@@ -117,21 +156,24 @@ def _lines_of(path: Path) -> list[str]:
     return [reference for reference in references if reference]
 
 
-def _summary(fleet: Fleet) -> list[str]:
-    """A table with a row for each finetune, and why some were not measured."""
-    ranks = fleet.ranks
-    head = ("finetune", "kind", "change / base", *(f"rank {rank}" for rank in ranks))
-    rows = [head, *(_row(each, ranks) for each in fleet.finetunes)]
-    lines = format_table(rows, align="<<>" + ">" * len(ranks))
-    reasons = [f"{escape(each.name)}: {escape(each.reason)}" for each in fleet.finetunes if each.reason]
-    notes = [f"note: {escape(note)}" for note in fleet.notes]
-    title = "How much of the change from the base a LoRA of each rank keeps:"
-    return [title, "", *lines, *([""] if reasons or notes else []), *reasons, *notes]
+def _plan_options(limits: dict[str, Any]) -> PlanOptions | None:
+    """None if no plan is asked for.
+
+    Raises:
+        UsageError: a plan is asked for without a limit, or with one that cannot be kept.
+    """
+    import deltarank
+
+    return deltarank.PlanOptions(**limits) if any(value is not None for value in limits.values()) else None
 
 
-def _row(each: FleetFinetune, ranks: Sequence[int]) -> tuple[str, ...]:
-    if not each.is_measured:
-        return (escape(each.name), "not measured", "", *("" for _ in ranks))
-    kind = (each.verdict.value if each.verdict else "").replace("_", " ")
-    kept = {loss.rank: percent(loss.energy_kept) for loss in each.losses}
-    return (escape(each.name), kind, percent(each.relative_norm), *(kept.get(rank, "") for rank in ranks))
+def _write_pages(measured: Fleet, folder: Path, progress: ProgressListener) -> Path:
+    """The page of each finetune that lacks a current one, and that of the fleet with links to them."""
+    from deltarank.report import write_fleet_page, write_page
+
+    for each in measured.measured:
+        run = folder / str(each.run)
+        if not has_current_report(run):
+            progress.stage(f"the page of {each.name}")
+            write_page([Results.load(run)], run)
+    return write_fleet_page(measured, folder)

@@ -67,7 +67,7 @@ def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRe
             with watching(request.quiet) as progress:
                 results = measure(**options, output=request.output, force=request.force, progress=progress)
                 progress.stage("the report")
-                is_wanted = not (request.no_report or _has_current_report(request.output))
+                is_wanted = not (request.no_report or has_current_report(request.output))
                 written = write_report([results], request.output) if is_wanted else ()
         finally:  # if the report fails, the results are printed all the same
             if results is not None:
@@ -76,7 +76,7 @@ def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRe
     return results
 
 
-def _has_current_report(folder: Path) -> bool:
+def has_current_report(folder: Path) -> bool:
     """Whether the page was written after the results: those of a finished run are not written again."""
     page, results = folder / "report.html", folder / "results.json"
     return page.is_file() and page.stat().st_mtime_ns > results.stat().st_mtime_ns

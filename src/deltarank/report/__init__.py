@@ -10,7 +10,8 @@ from deltarank.report.drawing.draw import drawing_process
 from deltarank.report.fleet.html import fleet_html, write_fleet_page
 from deltarank.report.page.adapter_poster import adapter_picture
 from deltarank.report.page.html import page_html
-from deltarank.report.page.write import report_process, write_report
+from deltarank.report.page.write import report_process, write_page, write_report
+from deltarank.report.terminal.fleet import fleet_summary
 from deltarank.report.terminal.side_by_side import runs_side_by_side
 from deltarank.report.terminal.summary import terminal_summary
 from deltarank.report.vote.html import vote_page
@@ -19,11 +20,13 @@ __all__ = [
     "adapter_picture",
     "drawing_process",
     "fleet_html",
+    "fleet_summary",
     "page_html",
     "report_process",
     "runs_side_by_side",
     "terminal_summary",
     "vote_page",
     "write_fleet_page",
+    "write_page",
     "write_report",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -85,7 +86,9 @@ class _Family:
         return cosines
 
     def shown_cosine(self, i: int, j: int) -> float:
-        return round(float(self.cosines[i, j]), DIGITS)
+        """1 only of equal sketches."""
+        rounded = round(float(self.cosines[i, j]), DIGITS)
+        return math.copysign(1 - 10.0**-DIGITS, rounded) if abs(rounded) == 1 and not self._are_equal(i, j) else rounded
 
     def ordered(self) -> list[int]:
         """Leaves of the tree of average linkage, neighbours as alike as the tree allows."""

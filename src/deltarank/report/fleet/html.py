@@ -11,7 +11,7 @@ from deltarank.errors import OutputError
 from deltarank.report.page.html import colours, page_style
 from deltarank.report.page.payload import embedded_json
 from deltarank.report.page.policy import content_policy
-from deltarank.report.view.fleet import FleetPage, cosine_text, fleet_page
+from deltarank.report.view.fleet import FleetPage, fleet_page
 from deltarank.report.view.text import unbroken
 from deltarank.results import Fleet
 from deltarank.system import user_path, write_bytes_atomically
@@ -88,7 +88,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cosine": cosine_text, "unbroken": unbroken}
+    environment.filters["unbroken"] = unbroken
     return environment
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from deltarank.report.view.build import page_data
 from deltarank.report.view.page import PageData
 from deltarank.results import Results
 from deltarank.system import user_path, write_bytes_atomically
+
+PAGE = "report.html"
 
 
 @contextmanager
@@ -36,6 +38,16 @@ def write_report(runs: Sequence[Results], folder: Path) -> tuple[Path, ...]:
     page = page_data(runs)
     with report_process():
         contents = _render(page)
+    return _write(contents, folder)
+
+
+def write_page(runs: Sequence[Results], folder: Path) -> Path:
+    """Writes `report.html` without the PNGs, which take seconds to draw; otherwise as `write_report`."""
+    (page,) = _write({PAGE: render_page(page_data(runs)).encode("utf-8")}, folder)
+    return page
+
+
+def _write(contents: Mapping[str, bytes], folder: Path) -> tuple[Path, ...]:
     target = user_path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -56,6 +68,6 @@ def _render(page: PageData) -> dict[str, bytes]:
 
     drawings = {name: start_drawing(poster) for name, poster in posters(page).items()}
     return {
-        "report.html": render_page(page).encode("utf-8"),
+        PAGE: render_page(page).encode("utf-8"),
         **{name: finish() for name, finish in drawings.items()},
     }

@@ -9,7 +9,7 @@ from statistics import median
 from deltarank.report.view.build import kind_in_words
 from deltarank.report.view.provenance import clean_command, settings_facts
 from deltarank.report.view.table import Table, TableRow
-from deltarank.report.view.text import kept_percent, rounded_share, unbroken
+from deltarank.report.view.text import kept_percent, rounded_share, terse_kept, unbroken
 from deltarank.results import (
     SERVABLE_RANKS,
     FinetuneNeed,
@@ -21,7 +21,6 @@ from deltarank.results import (
     RankPlan,
     count,
     escape,
-    figure,
     headline_rank,
     percent,
     shorten,
@@ -32,13 +31,20 @@ USUAL_SIDE = 512
 """The sides of the matrices are not known here: the page opens with the rank that is usual for large ones."""
 
 
+MINUS = "\u2212"
+
+
 @dataclass(frozen=True)
 class KeptBar:
-    """The energy kept at one rank. `step` from 0 to 9 is its colour: of the energy lost, as in the heat map."""
+    """The energy kept at one rank; `terse`: in %.
+
+    `step` from 0 to 9 is its colour: of the energy lost, as in the heat map.
+    """
 
     rank: int
     kept: float
     text: str
+    terse: str
     step: int
 
 
@@ -62,6 +68,10 @@ class FleetRow:
     nearest: str
     cosine: float | None
     reason: str | None
+
+    @property
+    def cosine_text(self) -> str:
+        return cosine_text(self.cosine)
 
     @property
     def in_words(self) -> str:
@@ -168,7 +178,9 @@ def _row(finetune: FleetFinetune, fleet: Fleet, has_page: bool) -> FleetRow:
 
 def _bar(loss: Loss) -> KeptBar:
     shown = rounded_share(loss.energy_kept) or 0.0
-    return KeptBar(loss.rank, shown, unbroken(kept_percent(loss)), min(int(10 * loss.energy_lost), 9))
+    return KeptBar(
+        loss.rank, shown, unbroken(kept_percent(loss)), terse_kept(loss.energy_lost), min(int(10 * loss.energy_lost), 9)
+    )
 
 
 def _need(plan: RankPlan | None, name: str) -> FinetuneNeed | None:
@@ -248,7 +260,8 @@ def _label(name: str) -> str:
 
 
 def cosine_text(cosine: float | None) -> str:
-    """A cosine in two digits; an exact 1 is a duplicate's."""
+    """A cosine in two digits, in four if it is nearly 1; 1 itself only of a duplicate."""
     if cosine is None:
         return ""
-    return "1" if cosine == 1 else f"{cosine:.2f}".replace("-", "\u2212") if abs(cosine) < 0.995 else figure(cosine)
+    digits = 0 if cosine == 1 else 4 if abs(cosine) >= 0.995 else 2
+    return f"{cosine:.{digits}f}".replace("-", MINUS)
