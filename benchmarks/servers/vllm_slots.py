@@ -2,7 +2,7 @@
 
 It needs the environment of vllm.py. The models are those of tests/servers/model_zoo.py and _multimodal.py:
 
-    python benchmarks/servers/vllm_slots.py --python VENV/bin/python    # 10 min on two cores; 1.7 GB
+    python benchmarks/servers/vllm_slots.py --python VENV/bin/python    # 15 min; 1.7 GB
 
 Each model is loaded with `enable_lora`, `max_loras` and `max_lora_rank`, and the storages of all `lora_a_stacked` and
 `lora_b_stacked` are added up. vLLM's build for processors cannot run experts: for these its own `create_lora_weights`
@@ -114,7 +114,8 @@ def ask(python: Path, task: Mapping[str, Any], path: Path | None = None) -> dict
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "task.json"
         file.write_text(json.dumps(task))
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(path or "")}
+        paths = [worker.with_name("_torchvision"), path] if path else []
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, paths))}
         done = subprocess.run([python, "-P", worker, file], capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"found"')]
     if not lines:
