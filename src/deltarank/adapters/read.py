@@ -167,6 +167,8 @@ def _read_config(home: Path, name: str) -> bytes:
             return file.read(
                 min(os.fstat(file.fileno()).st_size, MAX_CONFIG_SIZE) + 1
             )  # read() allocates what it is asked for
+    except FileNotFoundError:
+        _raise_not_found(name, f"it has no {CONFIG_FILE}")
     except OSError as error:
         _raise_not_found(name, f"{CONFIG_FILE} cannot be read ({error.strerror or error})")
 

@@ -99,7 +99,7 @@ def encode_prompts(
             raise UsageError(
                 f"Prompt {number} is too long: {len(ids):,} tokens and an answer of {max_tokens:,} exceed the model's "
                 f"context of {context:,}.",
-                cure="Shorten the prompt or lower --max-tokens.",
+                cure="Use a lower --max-tokens, or --prompts with shorter prompts.",
                 slug="prompt-length",
             )
     return encoded

@@ -310,6 +310,20 @@ def test_fewer_pairs_than_asked_for_are_noted(tmp_path):
     assert any("one model twice" in note for note in test.notes)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "preferences", "needed"), [(0, 4, "a preference of 60 %"), (4, 0, "somebody who is")]
+)
+def test_votes_are_stated_for_the_questions_that_are_asked(tmp_path, pairs, preferences, needed):
+    files = {
+        name: write_answers(tmp_path / f"{name}.jsonl", prompts=12, answers=2, seed=i) for i, name in enumerate("ab")
+    }
+    lines = make(files, tmp_path / "test", pairs=pairs, preferences=preferences).lines()
+
+    [sentence] = [line for line in lines if line.startswith("To find ")]
+    assert sentence.startswith(f"To find {needed}")
+    assert "and to find" not in sentence
+
+
 def test_other_sampling_settings_are_refused(tmp_path):
     a = write_answers(tmp_path / "a.jsonl", sampler="temperature 1")
     b = write_answers(tmp_path / "b.jsonl", seed=1, sampler="temperature 0.7")

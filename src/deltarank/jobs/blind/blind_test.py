@@ -96,12 +96,16 @@ class BlindTest(ShownAsLines):
         yield f"One person takes about {count(self.minutes, 'minute')}."
 
     def _power(self) -> Iterator[str]:
-        yield (
-            f"To find somebody who is right {percent(SOUGHT)} of the time takes about {votes_needed(SOUGHT)} votes "
-            f"of one person (with a probability of 80 %), and to find a preference of {percent(SOUGHT)} about "
-            f"{votes_needed(SOUGHT, two_sided=True)}."
-        )
-        if pairs := self.key.count(Question.ABX):
+        pairs, sought, needs = self.key.count(Question.ABX), percent(SOUGHT), []
+        if pairs:
+            needs.append((f"somebody who is right {sought} of the time", votes_needed(SOUGHT)))
+        if self.key.count(Question.PREFERENCE):
+            needs.append((f"a preference of {sought}", votes_needed(SOUGHT, two_sided=True)))
+        if needs:
+            (what, votes), *more = needs
+            rest = "".join(f", and to find {other} about {number}" for other, number in more)
+            yield f"To find {what} takes about {votes} votes of one person (with a probability of 80 %){rest}."
+        if pairs:
             yield from self._found(pairs)
         yield from self._limit()
 
@@ -116,10 +120,11 @@ class BlindTest(ShownAsLines):
 
     def _limit(self) -> Iterator[str]:
         if self.best is None:
-            yield "How good anybody can be at best is unknown, because the divergence of the two models is."
+            yield "The highest score that is possible is unknown, because the divergence of the two models is."
             return
         if min(share for share in (self.best.abx, self.best.preference) if share is not None) >= NEARLY_CERTAIN:
-            yield "At best, a judge who knows both models perfectly is right nearly always."
+            does = "is right nearly always" if self.best.abx is not None else "favours one of them nearly always"
+            yield f"At best, a judge who knows both models perfectly {does}."
             return
         yield f"A judge who knows both models perfectly {', and '.join(_limits(self.best))}."
 
