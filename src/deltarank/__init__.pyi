@@ -11,6 +11,9 @@ from .jobs.compare import Plan as Plan
 from .jobs.compare import compare as compare
 from .jobs.compare import open_results as open_results
 from .jobs.compare import plan as plan
+from .jobs.endpoints import EndpointsPlan as EndpointsPlan
+from .jobs.endpoints import compare_endpoints as compare_endpoints
+from .jobs.endpoints import plan_endpoints as plan_endpoints
 from .jobs.extract import ExtractedAdapter as ExtractedAdapter
 from .jobs.extract import ExtractionPlan as ExtractionPlan
 from .jobs.extract import extract as extract
@@ -27,6 +30,7 @@ from .jobs.outputs import plan_outputs as plan_outputs
 from .jobs.verify import verify as verify
 from .jobs.which_base import which_base as which_base
 from .results import BaseChoice as BaseChoice
+from .results import EndpointResults as EndpointResults
 from .results import Fleet as Fleet
 from .results import Loss as Loss
 from .results import MatrixResult as MatrixResult

@@ -506,7 +506,7 @@ def test_ctrl_c_says_how_to_resume(
     done = run("compare", base, full, "-o", "run", *options)
 
     assert done.code == 130
-    assert ("Finished matrices are kept: repeat the same command to resume." in done.err) == can_resume
+    assert ("Finished work is kept: repeat the same command to resume." in done.err) == can_resume
 
 
 def test_an_unexpected_error_keeps_its_traceback(

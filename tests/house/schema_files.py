@@ -10,7 +10,11 @@ FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 
 def schemas() -> dict[str, str]:
     """File name -> content."""
-    kinds = {"results.schema.json": deltarank.Results, "deltarank.schema.json": deltarank.ExtractedAdapter}
+    kinds = {
+        "results.schema.json": deltarank.Results,
+        "endpoints.schema.json": deltarank.EndpointResults,
+        "deltarank.schema.json": deltarank.ExtractedAdapter,
+    }
     return {name: json.dumps(kind.json_schema(), indent=1) + "\n" for name, kind in kinds.items()}
 
 

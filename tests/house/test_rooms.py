@@ -14,7 +14,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "deltarank"
 MODULES = sorted(SOURCE.rglob("*.py"))
-JOBS = ("blind", "calibrate", "compare", "extract", "fleet", "outputs", "verify", "which_base")
+JOBS = ("blind", "calibrate", "compare", "endpoints", "extract", "fleet", "outputs", "verify", "which_base")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ RULES = {
         "jobs.extract jobs.outputs jobs.verify",
         "torch numpy peft safetensors",
     ),
+    "jobs.endpoints": rule("errors results system divergence runtime", "numpy openai httpx2"),
     "demo": rule("errors results system", "torch transformers peft numpy safetensors tokenizers tqdm"),
     "cli": rule(
         " errors results system tensor_names servers runtime report demo " + " ".join(f"jobs.{job}" for job in JOBS),

@@ -9,6 +9,8 @@ import click
 
 from deltarank.cli.streams import complain
 from deltarank.results import (
+    EndpointResults,
+    EndpointVerdictKind,
     FitKind,
     MergeCheck,
     MergeKind,
@@ -51,6 +53,12 @@ def check_results(results: Results, max_error: float | None) -> None:
     loss = results.totals.losses[-1]
     if max_error is not None and loss.relative_error > max_error:
         _fail(f"the relative error at rank {loss.rank} is {figure(loss.relative_error)}, more than {max_error:g}")
+
+
+def check_endpoints(found: EndpointResults) -> None:
+    """Raises Exit with code 3 unless the endpoints answer alike."""
+    if found.verdict.kind is not EndpointVerdictKind.SAME:
+        _fail(f"the verdict is {found.verdict.kind.value!r}")
 
 
 def _fail(reason: str) -> NoReturn:

@@ -15,6 +15,7 @@ import click
 from deltarank.cli.blind import blind
 from deltarank.cli.compare import compare
 from deltarank.cli.demo import demo
+from deltarank.cli.endpoints import endpoints
 from deltarank.cli.explain import explain, further_help
 from deltarank.cli.extract import extract
 from deltarank.cli.fleet import fleet
@@ -32,7 +33,7 @@ __all__ = ["main"]
 INTERRUPTED = 130
 """128 + SIGINT, the exit code that shells use."""
 
-RESUME_HINT = "Finished matrices are kept: repeat the same command to resume."
+RESUME_HINT = "Finished work is kept: repeat the same command to resume."
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -59,7 +60,7 @@ def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""
 
 
-for command in (compare, extract, verify, outputs, fleet, which_base, blind, report, demo, explain):
+for command in (compare, extract, verify, outputs, fleet, which_base, endpoints, blind, report, demo, explain):
     deltarank.add_command(command)
 
 
@@ -96,5 +97,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _can_resume(arguments: Sequence[str]) -> bool:
     """Whether the command keeps finished work. A dry run has none."""
-    keeps = ("compare", "extract", "outputs", "fleet", "demo")
+    keeps = ("compare", "extract", "outputs", "fleet", "endpoints", "demo")
     return bool(arguments) and arguments[0] in keeps and "--dry-run" not in arguments

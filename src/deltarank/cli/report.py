@@ -10,13 +10,13 @@ from deltarank.cli.help import Command
 from deltarank.cli.options import UserPath, output_option, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
-from deltarank.results import Results, common_headline_rank
+from deltarank.results import EndpointResults, Results, common_headline_rank
 
 
 @click.command(
     cls=Command,
     short_help="Write the report of a run again, or one on several runs.",
-    arguments={"runs": "Folders that `deltarank compare` or `outputs` wrote, or their results.json."},
+    arguments={"runs": "Folders that `deltarank compare`, `outputs` or `endpoints` wrote, or their results.json."},
     examples=[
         ("Make the page of a run again:", "deltarank report runs/mine"),
         ("Three finetunes side by side:", "deltarank report runs/one runs/two runs/three -o side-by-side"),
@@ -29,10 +29,14 @@ from deltarank.results import Results, common_headline_rank
 def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool) -> None:
     """Write the report of a RUN again, or one report that shows several runs side by side.
 
-    Nothing is measured. Prints the path of the report and, with several runs, their tables side by side.
+    Nothing is measured; a run of `endpoints` is analysed again from its exchanges, offline. Prints the path of the
+    report and, with several runs, their tables side by side.
     """
     from deltarank.report import report_process, runs_side_by_side, write_report
 
+    if len(runs) == 1 and _is_of_endpoints(runs[0]):
+        _report_endpoints(runs[0], output, quiet)
+        return
     results = [Results.load(run) for run in runs]
     folders = [run if run.is_dir() else run.parent for run in runs]
     target = output or (folders[0] if len(runs) == 1 else Path("report"))
@@ -45,6 +49,23 @@ def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool
     if len(results) > 1:
         out("\n" + runs_side_by_side(results, rank=common_headline_rank(results), width=width()))
     say_written(written, sayer(quiet))
+
+
+def _is_of_endpoints(run: Path) -> bool:
+    file = run / "results.json" if run.is_dir() else run
+    return file.is_file() and EndpointResults.is_stored_in(file.read_bytes())
+
+
+def _report_endpoints(run: Path, output: Path | None, quiet: bool) -> None:
+    """Analyses the stored exchanges again, without a network."""
+    from deltarank.cli.endpoints import endpoint_lines
+    from deltarank.jobs.endpoints import analyse_exchanges
+    from deltarank.report import write_endpoints_report
+
+    folder = run if run.is_dir() else run.parent
+    found = analyse_exchanges(folder)
+    out("\n".join(endpoint_lines(found, width())))
+    say_written((folder / "results.json", *write_endpoints_report(found, output or folder)), sayer(quiet))
 
 
 def refuse_to_replace(folder: Path) -> None:

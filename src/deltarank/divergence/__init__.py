@@ -13,16 +13,29 @@ from deltarank.divergence.e_values import (
     sign_flip_p_value,
     votes_needed,
 )
-from deltarank.divergence.prompts import Prompt, encode_prompts, prompts_that_fit, read_prompts
+from deltarank.divergence.exchangeability import (
+    PAIRING_CHANCE,
+    RANK_CHANCE,
+    hamming_kernel,
+    labellings,
+    mmd_squared,
+    pairing_score,
+    permutation_p,
+    rank_score,
+)
+from deltarank.divergence.prompts import Prompt, built_in_passages, encode_prompts, prompts_that_fit, read_prompts
 from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logits
 from deltarank.divergence.text_files import hash_texts, messages_of, read_json_lines, read_text_file
 from deltarank.divergence.texts import LONGEST_DOCUMENT, Document, encode_record, find_text_files, read_texts
 from deltarank.divergence.token_stats import TokenStats, compare_logits
+from deltarank.divergence.top_logprobs import kld_lower_bound, unseen_mass
 from deltarank.divergence.writing import Answer, similarity_p, summarise_writing
 
 __all__ = [
     "ALPHA",
     "LONGEST_DOCUMENT",
+    "PAIRING_CHANCE",
+    "RANK_CHANCE",
     "Answer",
     "Document",
     "PartMeasurement",
@@ -31,17 +44,25 @@ __all__ = [
     "Tokenizer",
     "abx_bound",
     "blind_bound",
+    "built_in_passages",
     "compare_logits",
     "confidence_interval",
     "documents_needed",
     "encode_prompts",
     "encode_record",
     "find_text_files",
+    "hamming_kernel",
     "hash_texts",
+    "kld_lower_bound",
+    "labellings",
     "log_e_values",
     "log_e_values_two_sided",
     "messages_of",
+    "mmd_squared",
+    "pairing_score",
+    "permutation_p",
     "prompts_that_fit",
+    "rank_score",
     "read_json_lines",
     "read_prompts",
     "read_text_file",
@@ -52,5 +73,6 @@ __all__ = [
     "summarise_attribution",
     "summarise_logits",
     "summarise_writing",
+    "unseen_mass",
     "votes_needed",
 ]

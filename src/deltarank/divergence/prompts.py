@@ -77,6 +77,12 @@ def builtin_prompts() -> list[Prompt]:
     return [Prompt(each["text"], each["category"], each.get("system")) for each in json.loads(text)]
 
 
+def built_in_passages() -> tuple[str, ...]:
+    """The built-in passages: prose, dialogue, instructions, code."""
+    text = resources.files("deltarank.divergence").joinpath("passages.jsonl").read_text(encoding="utf-8")
+    return tuple(json.loads(line)["text"] for line in text.splitlines())
+
+
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, *, max_tokens: int, context: int, first: int = 0
 ) -> list[list[int]]:

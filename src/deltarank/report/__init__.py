@@ -7,6 +7,7 @@ and jinja2 are imported when a page or a picture is made.
 from __future__ import annotations
 
 from deltarank.report.drawing.draw import drawing_process
+from deltarank.report.endpoints.html import endpoints_page, write_endpoints_report
 from deltarank.report.fleet.html import fleet_html, write_fleet_page
 from deltarank.report.page.adapter_poster import adapter_picture
 from deltarank.report.page.html import page_html
@@ -19,6 +20,7 @@ from deltarank.report.vote.html import vote_page
 __all__ = [
     "adapter_picture",
     "drawing_process",
+    "endpoints_page",
     "fleet_html",
     "fleet_summary",
     "page_html",
@@ -26,6 +28,7 @@ __all__ = [
     "runs_side_by_side",
     "terminal_summary",
     "vote_page",
+    "write_endpoints_report",
     "write_fleet_page",
     "write_page",
     "write_report",

@@ -28,8 +28,13 @@ Record = Mapping[str, Any]
 class RunFolder:
     """The folder of one run. One process at a time may open it. Use it in a `with`."""
 
-    def __init__(self, folder: Path, identity: Record) -> None:
+    def __init__(self, folder: Path, identity: Record, *, records: str = RECORDS) -> None:
+        """
+        Args:
+            records: the name of the file of records.
+        """
         self.folder = folder
+        self._records = folder / records
         self._identity = identity
         self._file: IO[bytes] | None = None
 
@@ -55,7 +60,7 @@ class RunFolder:
         self.check(force=force)
         with as_output_error(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / RECORDS).exists():
+            if self._records.exists():
                 self._lock_records()  # before anything is removed: another process may be writing
             if force:
                 self._forget()
@@ -129,12 +134,12 @@ class RunFolder:
         """Removes the records: the results are written."""
         with as_output_error(self.folder):
             self.release()
-            (self.folder / RECORDS).unlink(missing_ok=True)
+            self._records.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes the results, the records and the identity."""
-        for name in (RESULTS, RECORDS, IDENTITY):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / RESULTS, self._records, self.folder / IDENTITY):
+            path.unlink(missing_ok=True)
 
     def _check_identity(self) -> None:
         found = read_identity(self.folder)
@@ -162,7 +167,7 @@ class RunFolder:
 
     def _lock_records(self) -> None:
         if self._file is None:
-            self._file = (self.folder / RECORDS).open("a+b", buffering=0)
+            self._file = self._records.open("a+b", buffering=0)
             _lock(self._file, self.folder)
 
     def _read_records(self) -> list[Record]:

@@ -1,0 +1,151 @@
+"""The public functions of `endpoints`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from deltarank.errors import ResultsError
+from deltarank.jobs.endpoints.asking import Asker
+from deltarank.jobs.endpoints.exchanges import EXCHANGES
+from deltarank.jobs.endpoints.http_client import EndpointClient
+from deltarank.jobs.endpoints.job import EndpointsJob, Watchers
+from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
+from deltarank.jobs.endpoints.plan import EndpointsPlan
+from deltarank.jobs.endpoints.reference import EndpointRef, parse_endpoint
+from deltarank.jobs.endpoints.spending import Spending
+from deltarank.results import (
+    EndpointApi,
+    EndpointResults,
+    EndpointTestName,
+    parse_record,
+)
+from deltarank.runtime import RESULTS, RunFolder, as_output_error, read_identity, utc_timestamp
+from deltarank.system import Default, user_path, write_text_atomically
+
+_NEEDED_BYTES = 20e6
+
+
+def compare_endpoints(
+    a: str,
+    b: str,
+    *,
+    output: str | os.PathLike[str],
+    key_a: str | None = None,
+    key_b: str | None = None,
+    api: str | None = None,
+    test: str | None = None,
+    tolerance: float = Default.ENDPOINT_TOLERANCE,
+    alpha: float = Default.ENDPOINT_ALPHA,
+    seed: int | None = None,
+    concurrency: int = Default.ENDPOINT_CONCURRENCY,
+    timeout: float = Default.ENDPOINT_TIMEOUT,
+    force: bool = False,
+    watchers: Watchers | None = None,
+    **caps: Any,
+) -> EndpointResults:
+    """Whether two OpenAI-compatible endpoints, each `MODEL@URL`, serve the same model.
+
+    Args:
+        output: the folder of the run: exchanges.jsonl, results.json. A stopped run is resumed by the same call.
+        key_a, key_b: the environment variables with the keys; None: OPENAI_API_KEY, if it is set.
+        api: "completions" or "chat"; None: completions if both have it.
+        test: the name of a test; None: the cheapest that both allow.
+        tolerance: nats per token up to which endpoints are the same.
+        alpha: the largest probability of a wrong verdict.
+        seed: of the prompts; None: a random secret, kept in the folder.
+        caps: `max_requests`, `max_tokens`, `max_cost`, `price_in` and `price_out` (per million tokens).
+
+    Raises:
+        UsageError: an argument is invalid.
+        JobError: an endpoint cannot be reached, refuses the key, or gives no usable answers.
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    refs = _refs(a, b, key_a, key_b)
+    folder = user_path(output)
+    options = _options(_known_seed(folder, force) if seed is None else seed, api, test, tolerance, alpha)
+    spending = Spending(Caps(**caps))
+    with RunFolder(folder, _identity(refs, options), records=EXCHANGES) as kept:
+        records = kept.open(force=force, needed_bytes=_NEEDED_BYTES)
+        clients = {side: EndpointClient(side.upper(), ref, timeout=timeout) for side, ref in refs.items()}
+        both = dict.fromkeys(refs, spending)
+        with closing(Asker(clients, both, records, kept.append, concurrency=concurrency)) as asker:
+            job = EndpointsJob(refs, options, asker, utc_timestamp(), watchers or Watchers())
+            results = job.run()
+        _write(folder, results)
+    return results
+
+
+def plan_endpoints(
+    a: str,
+    b: str,
+    *,
+    key_a: str | None = None,
+    key_b: str | None = None,
+    test: str | None = None,
+    tolerance: float = Default.ENDPOINT_TOLERANCE,
+    alpha: float = Default.ENDPOINT_ALPHA,
+    **caps: Any,
+) -> EndpointsPlan:
+    """What `compare_endpoints` would ask and use at most. Sends nothing."""
+    refs = _refs(a, b, key_a, key_b)
+    return EndpointsPlan(refs["a"], refs["b"], _options(0, None, test, tolerance, alpha), Caps(**caps))
+
+
+def analyse_exchanges(run: str | os.PathLike[str]) -> EndpointResults:
+    """The results of the exchanges in the folder of a run, computed again and written to its results.json. Offline.
+
+    Raises:
+        ResultsError: (slug "results-unreadable") the folder has no run of `endpoints`.
+    """
+    folder = user_path(run)
+    identity = read_identity(folder)
+    try:
+        refs = {side: EndpointRef(identity[side]["model"], identity[side]["url"]) for side in ("a", "b")}
+        given = identity["options"]
+        options = _options(given["seed"], given["api"], given["test"], given["tolerance"], given["alpha"])
+        lines = (folder / EXCHANGES).read_bytes().splitlines()
+    except (OSError, KeyError, TypeError, ValueError):
+        raise ResultsError(
+            f"Cannot read the exchanges in {folder}.",
+            cure="Give the folder that `deltarank endpoints -o` wrote, with run.json and exchanges.jsonl.",
+            slug="results-unreadable",
+        ) from None
+    records = [record for line in lines if (record := parse_record(line)) is not None]
+    nothing = Spending(Caps(max_requests=1, max_tokens=1))
+    with closing(Asker({}, dict.fromkeys(refs, nothing), records, lambda record: None, concurrency=1)) as asker:
+        results = EndpointsJob(refs, options, asker, utc_timestamp()).run()
+    _write(folder, results)
+    return results
+
+
+def _refs(a: str, b: str, key_a: str | None, key_b: str | None) -> dict[str, EndpointRef]:
+    return {"a": parse_endpoint(a, key_a), "b": parse_endpoint(b, key_b)}
+
+
+def _options(seed: int, api: str | None, test: str | None, tolerance: float, alpha: float) -> EndpointsOptions:
+    return EndpointsOptions(
+        seed, EndpointApi(api) if api else None, EndpointTestName(test) if test else None, tolerance, alpha
+    )
+
+
+def _identity(refs: Mapping[str, EndpointRef], options: EndpointsOptions) -> dict[str, Any]:
+    named = {side: {"model": ref.model, "url": ref.url} for side, ref in refs.items()}
+    return {**named, "options": options.to_plain()}
+
+
+def _known_seed(folder: Path, force: bool) -> int:
+    """That of the run in the folder, so that it is resumed with the prompts that it began with; else a new one."""
+    found = None if force else read_identity(folder)
+    known = found.get("options", {}).get("seed") if isinstance(found, dict) else None
+    return known if type(known) is int else secrets.randbits(48)
+
+
+def _write(folder: Path, results: EndpointResults) -> None:
+    with as_output_error(folder):
+        write_text_atomically(folder / RESULTS, json.dumps(results.to_plain(), indent=1, allow_nan=False) + "\n")

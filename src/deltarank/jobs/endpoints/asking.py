@@ -1,0 +1,108 @@
+"""Asks both endpoints: what was asked before is taken from the exchanges, everything else counts against the caps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from deltarank.errors import JobError
+from deltarank.jobs.endpoints.answers import read_usage
+from deltarank.jobs.endpoints.exchanges import Exchange, Request, read_exchanges, to_record
+from deltarank.jobs.endpoints.http_client import OPTIONAL_TRIES, TRIES, EndpointClient, RequestRefusedError
+from deltarank.jobs.endpoints.spending import BudgetSpentError, Spending
+from deltarank.runtime import utc_timestamp
+
+Keep = Callable[[Mapping[str, Any]], None]
+
+
+class Asker:
+    """The two endpoints, and every exchange with them so far."""
+
+    def __init__(
+        self,
+        clients: Mapping[str, EndpointClient],
+        spending: Mapping[str, Spending],
+        records: Sequence[Mapping[str, Any]],
+        keep: Keep,
+        *,
+        concurrency: int,
+    ) -> None:
+        """
+        Args:
+            clients: by side, "a" and "b"; empty: offline, where only what was asked before is answered.
+            spending: the same object for both sides counts them together.
+            keep: stores a record.
+            concurrency: requests in flight at each endpoint.
+        """
+        self._clients = clients
+        self._spending = spending
+        self._known = read_exchanges(records)
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._turns = {side: threading.Semaphore(concurrency) for side in clients}
+        self._pool = ThreadPoolExecutor(max(1, concurrency * len(clients)), "deltarank-ask")
+        for (side, _), exchange in self._known.items():
+            self._count(side, exchange, (0, 0))
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def asked(self) -> Mapping[tuple[str, str], Exchange]:
+        """Every exchange, by side and key."""
+        return self._known
+
+    def ask(self, request: Request) -> Exchange:
+        """One exchange.
+
+        Raises:
+            BudgetSpentError: it was not asked before, and a cap is reached, or this is offline.
+            JobError: the endpoint gives no usable answer.
+        """
+        known = self._known.get((request.side, request.key))
+        if known is not None:
+            return known
+        if request.side not in self._clients:
+            raise BudgetSpentError("the exchanges end there")
+        self._spending[request.side].reserve(*request.tokens)
+        try:
+            with self._turns[request.side]:
+                exchange = self._send(request)
+        finally:
+            self._spending[request.side].release(request.tokens)
+        with self._lock:
+            self._known[request.side, request.key] = exchange
+            self._count(request.side, exchange, request.tokens)
+            self._keep(to_record(request, exchange, utc_timestamp()))
+        return exchange
+
+    def ask_all(self, requests: Sequence[Request]) -> list[Exchange]:
+        """Several at a time, started in this order. If one fails, the answers to the others are kept."""
+        futures = [self._pool.submit(self.ask, request) for request in requests]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            raise next((each for each in errors if not isinstance(each, BudgetSpentError)), errors[0])
+        return [future.result() for future in futures]
+
+    def _send(self, request: Request) -> Exchange:
+        try:
+            client = self._clients[request.side]
+            reply = client.post(request.path, request.body, tries=OPTIONAL_TRIES if request.is_optional else TRIES)
+        except RequestRefusedError as refusal:
+            return Exchange(request.body, None, (refusal.status, refusal.message))
+        except JobError as error:
+            if not request.is_optional:
+                raise
+            return Exchange(request.body, None, (0, error.message))
+        return Exchange(request.body, reply.payload, None, reply.seconds)
+
+    def _count(self, side: str, exchange: Exchange, at_most: tuple[int, int]) -> None:
+        usage = read_usage(exchange.payload or {})
+        self._spending[side].add(
+            at_most[0] if usage.prompt_tokens is None else usage.prompt_tokens,
+            at_most[1] if usage.completion_tokens is None else usage.completion_tokens,
+        )

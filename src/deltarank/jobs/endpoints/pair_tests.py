@@ -1,0 +1,280 @@
+"""The tests that endpoints allow: what each asks of them for a prompt, and how the answers are scored."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deltarank.divergence import (
+    PAIRING_CHANCE,
+    RANK_CHANCE,
+    hamming_kernel,
+    kld_lower_bound,
+    labellings,
+    mmd_squared,
+    pairing_score,
+    permutation_p,
+    rank_score,
+    unseen_mass,
+)
+from deltarank.jobs.endpoints.answers import Distribution, EndpointAnswer
+from deltarank.jobs.endpoints.evidence import Design, PromptScore
+from deltarank.jobs.endpoints.options import EndpointsOptions
+from deltarank.jobs.endpoints.requests import listing_logprobs
+from deltarank.results import Capabilities, EndpointApi, EndpointTestName, PromptLogprobs
+
+NATS = "nats per token"
+_FEWEST_POSITIONS = 4
+_SAMPLED_CHARACTERS = 24
+_PERMUTATIONS = 999
+
+Answers = Sequence[EndpointAnswer]
+
+
+class PairTest(ABC):
+    """One test. Each endpoint answers each prompt `draws` times."""
+
+    name: EndpointTestName
+    draws = 2
+    max_tokens = 1
+
+    def __init__(self, options: EndpointsOptions, capabilities: Mapping[str, Capabilities]) -> None:
+        self.options = options
+        self.capabilities = capabilities
+        self.design = self._design()
+
+    @staticmethod
+    @abstractmethod
+    def missing(each: Capabilities) -> str | None:
+        """Why an endpoint does not allow the test, as a clause; None if it does."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """Of the requests, beside the prompt and max_tokens."""
+
+    @abstractmethod
+    def score(self, a: Answers, b: Answers, tokens: int) -> PromptScore | None:
+        """None: the answers cannot be scored, whoever gave them."""
+
+    @abstractmethod
+    def _design(self) -> Design: ...
+
+    def effect(self, scores: Sequence[PromptScore]) -> float | None:
+        """Nats per token that A and B are apart at least."""
+        return None
+
+    def fixed_p(self, scores: Sequence[PromptScore]) -> float | None:
+        """The p-value of a test whose number of prompts was fixed; None: it has none of its own."""
+        return None
+
+    @property
+    def listed(self) -> int:
+        """How many tokens both list."""
+        return min(each.top_logprobs for each in self.capabilities.values())
+
+    @property
+    def api(self) -> EndpointApi:
+        return next(iter(self.capabilities.values())).api
+
+
+class _LogprobTest(PairTest):
+    """Compares lists of log-probabilities, position by position."""
+
+    def _design(self) -> Design:
+        tolerance = self.options.tolerance
+        return Design(self.name, NATS, PAIRING_CHANCE, tolerance, (0.0, 5 * tolerance), tolerance)
+
+    @abstractmethod
+    def positions(self, answer: EndpointAnswer) -> Sequence[Distribution]: ...
+
+    def score(self, a: Answers, b: Answers, tokens: int) -> PromptScore | None:
+        lists = [self.positions(each) for each in (*a, *b)]
+        if len({len(each) for each in lists}) > 1 or not all(lists):
+            return None
+        usable = [i for i in range(len(lists[0])) if all(each[i] for each in lists)]
+        if not usable:
+            return None
+        a1, a2, b1, b2 = ([each[i] for i in usable] for each in lists)
+        return PromptScore(
+            distance=(_mean_kld(a1, b1) + _mean_kld(a2, b2)) / 2,
+            noise_a=_mean_kld(a1, a2),
+            noise_b=_mean_kld(b1, b2),
+            order=pairing_score(
+                _both_ways(a1, a2) + _both_ways(b1, b2),
+                _both_ways(a1, b1) + _both_ways(a2, b2),
+                _both_ways(a1, b2) + _both_ways(a2, b1),
+            ),
+            tokens=tokens,
+            unseen=float(np.mean([unseen_mass(p, q) for p, q in zip(a1, b1, strict=True)])),
+        )
+
+    def effect(self, scores: Sequence[PromptScore]) -> float | None:
+        return float(np.mean([each.distance for each in scores]))
+
+
+class FirstTokenLogprobs(_LogprobTest):
+    """The most probable first tokens of the answer."""
+
+    name = EndpointTestName.FIRST_TOKEN_LOGPROBS
+
+    @staticmethod
+    def missing(each: Capabilities) -> str | None:
+        return None if each.top_logprobs else "lists no log-probabilities"
+
+    def parameters(self) -> dict[str, Any]:
+        return listing_logprobs(self.api, self.listed)
+
+    def positions(self, answer: EndpointAnswer) -> Sequence[Distribution]:
+        return answer.positions[:1]
+
+
+class PromptTokenLogprobs(_LogprobTest):
+    """The log-probabilities of the tokens of the prompt itself, and of the alternatives to them."""
+
+    name = EndpointTestName.PROMPT_LOGPROBS
+
+    @staticmethod
+    def missing(each: Capabilities) -> str | None:
+        return None if each.prompt_logprobs else "returns no log-probabilities of the prompt"
+
+    def parameters(self) -> dict[str, Any]:
+        listed = max(1, min(self.listed, 5))
+        if self._is_echo:
+            return {"echo": True, **listing_logprobs(EndpointApi.COMPLETIONS, listed)}
+        return {"prompt_logprobs": listed}
+
+    @property
+    def _is_echo(self) -> bool:
+        return any(each.prompt_logprobs is PromptLogprobs.ECHO for each in self.capabilities.values())
+
+    def positions(self, answer: EndpointAnswer) -> Sequence[Distribution]:
+        found = answer.positions[: -self.max_tokens] if self._is_echo else answer.prompt_positions
+        return found[1:] if len(found) > _FEWEST_POSITIONS else ()
+
+
+class GreedyFirstToken(PairTest):
+    """The first token at temperature 0. It differs where two tokens are nearly tied."""
+
+    name = EndpointTestName.GREEDY_FIRST_TOKEN
+
+    @staticmethod
+    def missing(each: Capabilities) -> str | None:
+        if each.greedy_repeats is None:
+            return "gives no text at temperature 0"
+        return None if each.greedy_repeats else "does not repeat itself at temperature 0"
+
+    def _design(self) -> Design:
+        return Design(self.name, "of first tokens", PAIRING_CHANCE, 0.1, (0.0, 1.0), tolerance=0.03)
+
+    def parameters(self) -> dict[str, Any]:
+        return {"temperature": 0.0}
+
+    def score(self, a: Answers, b: Answers, tokens: int) -> PromptScore | None:
+        (a1, a2), (b1, b2) = ([each.whole_text for each in answers] for answers in (a, b))
+        within, first, second = (a1 != a2) + (b1 != b2), (a1 != b1) + (a2 != b2), (a1 != b2) + (a2 != b1)
+        order = pairing_score(within, first, second)
+        return PromptScore(first / 2, float(a1 != a2), float(b1 != b2), order, tokens)
+
+
+class SampledTexts(PairTest):
+    """Short answers sampled at temperature 1: maximum mean discrepancy with a Hamming kernel on characters."""
+
+    name = EndpointTestName.SAMPLES
+    draws = 4
+    max_tokens = 8
+
+    @staticmethod
+    def missing(each: Capabilities) -> str | None:
+        return "gives empty answers" if each.greedy_repeats is None else None
+
+    def __init__(self, options: EndpointsOptions, capabilities: Mapping[str, Capabilities]) -> None:
+        super().__init__(options, capabilities)
+        self._rng = np.random.default_rng(options.seed)
+        self._labels = labellings(self.draws, self.draws, self._rng)
+        self._statistics: list[Any] = []
+
+    def _design(self) -> Design:
+        return Design(self.name, "squared MMD", RANK_CHANCE, 0.05, (-0.25, 0.25))
+
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
+    def score(self, a: Answers, b: Answers, tokens: int) -> PromptScore | None:
+        texts = [each.whole_text for each in (*a, *b)]
+        if not any(texts):
+            return None
+        kernel = hamming_kernel(texts, _SAMPLED_CHARACTERS)
+        statistics = mmd_squared(kernel, self._labels)
+        self._statistics.append(statistics)
+        half = self.draws // 2
+        halves = labellings(half, half, self._rng)[:1]
+        noise = [float(mmd_squared(part, halves)[0]) for part in _diagonal_blocks(kernel, self.draws)]
+        return PromptScore(float(statistics[0]), noise[0], noise[1], rank_score(statistics), tokens)
+
+    def effect(self, scores: Sequence[PromptScore]) -> float | None:
+        """KL >= (L1 distance)^2 / 2 >= (L2 distance)^2 / 2 at each character (Pinsker), divided by the tokens."""
+        return max(0.0, float(np.mean([each.distance for each in scores]))) / 2 / self.max_tokens
+
+    def fixed_p(self, scores: Sequence[PromptScore]) -> float | None:
+        """Of the mean, with the labels permuted within each prompt."""
+        chosen = self._rng.integers(len(self._labels), size=(_PERMUTATIONS, len(scores)))
+        statistics = np.array(self._statistics[: len(scores)])
+        permuted = statistics[np.arange(len(scores)), chosen].mean(axis=1)
+        return permutation_p(float(statistics[:, 0].mean()), permuted)
+
+
+def _diagonal_blocks(kernel: Any, size: int) -> list[Any]:
+    return [kernel[:size, :size], kernel[size:, size:]]
+
+
+def _mean_kld(p: Sequence[Distribution], q: Sequence[Distribution]) -> float:
+    return math.fsum(kld_lower_bound(x, y) for x, y in zip(p, q, strict=True)) / len(p)
+
+
+def _both_ways(p: Sequence[Distribution], q: Sequence[Distribution]) -> float:
+    """Symmetric to the last bit, so that ties are ties."""
+    forth, back = _mean_kld(p, q), _mean_kld(q, p)
+    return min(forth, back) + max(forth, back)
+
+
+LADDER: tuple[type[PairTest], ...] = (PromptTokenLogprobs, FirstTokenLogprobs, GreedyFirstToken, SampledTexts)
+"""The cheapest for the same evidence first."""
+
+
+def choose_test(
+    options: EndpointsOptions, capabilities: Mapping[str, Capabilities]
+) -> tuple[PairTest | None, list[str]]:
+    """The first of the ladder, or the one that is wanted, that both endpoints allow; and why those before are not."""
+    reasons: list[str] = []
+    for kind in LADDER:
+        if options.test not in (None, kind.name):
+            continue
+        missing = {side.upper(): why for side, each in capabilities.items() if (why := kind.missing(each))}
+        if not missing and not (kind is PromptTokenLogprobs and _methods_differ(capabilities)):
+            return kind(options, capabilities), reasons
+        why = _clauses(missing) or "A and B return them in different forms"
+        reasons.append(f"Not possible: {NAMES[kind.name]}: {why}.")
+    return None, reasons
+
+
+def _clauses(missing: Mapping[str, str]) -> str:
+    """ "A lists nothing; B does", or "each lists nothing" if both lack the same."""
+    if len(missing) == 2 and len({*missing.values()}) == 1:
+        return f"each endpoint {next(iter(missing.values()))}"
+    return "; ".join(f"{side} {clause}" for side, clause in missing.items())
+
+
+def _methods_differ(capabilities: Mapping[str, Capabilities]) -> bool:
+    return len({each.prompt_logprobs for each in capabilities.values()}) > 1
+
+
+NAMES: Mapping[EndpointTestName, str] = {
+    EndpointTestName.PROMPT_LOGPROBS: "log-probabilities of the prompt",
+    EndpointTestName.FIRST_TOKEN_LOGPROBS: "log-probabilities of the first token",
+    EndpointTestName.GREEDY_FIRST_TOKEN: "greedy first tokens",
+    EndpointTestName.SAMPLES: "sampled texts",
+}

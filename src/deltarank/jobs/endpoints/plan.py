@@ -1,0 +1,115 @@
+"""What a run would ask, use and find, before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from deltarank.jobs.endpoints.evidence import Design, PromptScore
+from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
+from deltarank.jobs.endpoints.pair_tests import LADDER, NAMES, PairTest
+from deltarank.jobs.endpoints.reference import EndpointRef
+from deltarank.results import (
+    Capabilities,
+    EndpointApi,
+    EndpointTestName,
+    PromptLogprobs,
+    ShownAsLines,
+    count,
+    figure,
+    format_table,
+)
+
+PROBE_REQUESTS = 16
+_PROMPT_TOKENS = 60
+"""Of a fresh prompt, about."""
+
+_PROBE_ANSWER_TOKENS = 7 * 16 + 9
+_PROBE_TOKENS = PROBE_REQUESTS * _PROMPT_TOKENS + _PROBE_ANSWER_TOKENS
+_SHOWN_DISTANCES = (0.01, 0.03)
+_MOST = 400
+
+_ALL = Capabilities(EndpointApi.COMPLETIONS, 20, PromptLogprobs.ECHO, greedy_repeats=True)
+
+
+@dataclass(frozen=True)
+class EndpointsPlan(ShownAsLines):
+    """The requests of each test: what a difference and what equality take, where every prompt says the same."""
+
+    a: EndpointRef
+    b: EndpointRef
+    options: EndpointsOptions
+    caps: Caps
+
+    def lines(self) -> list[str]:
+        tests = [kind for kind in LADDER if self.options.test in (None, kind.name)]
+        rows = [("test", "requests", "tokens", "cost", "decides"), *(row for kind in tests for row in self._rows(kind))]
+        return [
+            f"A: {self.a.name}",
+            f"B: {self.b.name}",
+            self._probe_line(),
+            "",
+            *format_table(rows, align="<>>><"),
+            "",
+            f"Numbers of requests are for prompts that all show the same difference, and include the probe. "
+            f"Caps: {count(self.caps.max_requests, 'request')}, {count(self.caps.max_tokens, 'token')}"
+            + (f", a cost of {figure(self.caps.max_cost)}" if self.caps.max_cost is not None else "")
+            + f". Nothing was sent. A verdict is wrong in at most {100 * self.options.alpha:g} % of runs.",
+        ]
+
+    def _rows(self, kind: type[PairTest]) -> Iterator[tuple[str, ...]]:
+        test = kind(self.options, {"a": _ALL, "b": _ALL})
+        for words, distance in _differences(test.design):
+            prompts = prompts_needed(test.design, distance, self.options.alpha)
+            requests = 2 * PROBE_REQUESTS + 2 * test.draws * prompts
+            tokens = 2 * _PROBE_TOKENS + 2 * test.draws * prompts * (_PROMPT_TOKENS + test.max_tokens)
+            answers = 2 * (_PROBE_ANSWER_TOKENS + test.draws * prompts * test.max_tokens)
+            cost = self.caps.cost(tokens - answers, answers)
+            yield (
+                NAMES[kind.name],
+                f"{requests:,}" if prompts < _MOST else f"over {requests:,}",
+                f"{tokens:,}",
+                "unknown" if cost is None else figure(cost),
+                words,
+            )
+
+    def _probe_line(self) -> str:
+        tokens = 2 * _PROBE_TOKENS
+        return (
+            f"The probe: {2 * PROBE_REQUESTS} requests, about {tokens:,} tokens{self._cost(tokens)}. It finds which "
+            "test the endpoints allow; the first possible one is run:"
+        )
+
+    def _cost(self, tokens: int) -> str:
+        cost = self.caps.cost(tokens - 2 * _PROBE_ANSWER_TOKENS, 2 * _PROBE_ANSWER_TOKENS)
+        return "" if cost is None else f", {figure(cost)}"
+
+
+def _differences(design: Design) -> Iterator[tuple[str, float]]:
+    if design.name in (EndpointTestName.PROMPT_LOGPROBS, EndpointTestName.FIRST_TOKEN_LOGPROBS):
+        yield from ((f"{figure(each)} nats per token apart", each) for each in _SHOWN_DISTANCES)
+    elif design.name is EndpointTestName.GREEDY_FIRST_TOKEN:
+        yield "every second greedy first token differs", 0.5
+    yield f"no difference: under {figure(design.same_below)} {design.unit}", 0.0
+
+
+def prompts_needed(design: Design, distance: float, alpha: float) -> int:
+    """Prompts until the test is decided, if each shows this distance; of a share, if that share of them differs."""
+    is_share = design.ceiling == 1 and design.tolerance is not None and design.same_range[1] == 1
+    period = round(1 / distance) if is_share and distance else 1
+    scores = [
+        PromptScore(
+            distance * period if i % period == 0 else 0.0,
+            0,
+            0,
+            1.0 if distance and i % period == 0 else design.order_chance,
+            0,
+        )
+        for i in range(_MOST)
+    ]
+    limit = -np.log(alpha)
+    values = design.log_e_different(scores) if distance else design.log_e_same(scores)
+    reached = np.flatnonzero(values >= limit)
+    return int(reached[0]) + 1 if len(reached) else _MOST

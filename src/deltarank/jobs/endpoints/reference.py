@@ -1,0 +1,93 @@
+"""`MODEL@URL`, and the key that goes with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from deltarank.errors import UsageError
+
+DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
+_NO_KEY = "none"
+"""Sent where there is no key: local servers ignore it."""
+
+
+@dataclass(frozen=True)
+class EndpointRef:
+    """A model, the address of its API (as far as `/v1`), and its key, which is never shown."""
+
+    model: str
+    url: str
+    key: str = field(default=_NO_KEY, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.url}"
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).netloc
+
+    @property
+    def has_key(self) -> bool:
+        return self.key != _NO_KEY
+
+
+def parse_endpoint(given: str, key_variable: str | None, environment: Mapping[str, str] = os.environ) -> EndpointRef:
+    """The endpoint of `MODEL@URL`; a model's own name may contain an @.
+
+    Args:
+        key_variable: the environment variable with the key; None: OPENAI_API_KEY if it is set.
+
+    Raises:
+        UsageError: (slug "endpoint-reference") it is something else; ("key-not-set") the variable is not set.
+    """
+    found = re.fullmatch(r"(?P<model>.+)@(?P<url>https?://.+)", given)
+    parts = urlsplit(found["url"]) if found else None
+    if not found or not parts or not parts.hostname:
+        raise _not_an_endpoint(f"{_without_password(given)!r} is not MODEL@URL.")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise _not_an_endpoint(f"The address of model {found['model']!r} has a user name, password, query or fragment.")
+    url = found["url"].rstrip("/")
+    for ending in ("/chat/completions", "/completions"):
+        url = url.removesuffix(ending)
+    return EndpointRef(found["model"], url, _key(key_variable, environment))
+
+
+def _without_password(given: str) -> str:
+    """What stands before the @ of an address may be a password."""
+    return given if "://" not in given else given.split("://", 1)[0] + "://..."
+
+
+def _not_an_endpoint(message: str) -> UsageError:
+    return UsageError(
+        message,
+        cure="Give the model and the address of the API, such as my-model@https://api.example.com/v1. Keys are read "
+        "from environment variables: see --key-a and --key-b.",
+        slug="endpoint-reference",
+    )
+
+
+def _key(variable: str | None, environment: Mapping[str, str]) -> str:
+    if variable is None:
+        return environment.get(DEFAULT_KEY_VARIABLE) or _NO_KEY
+    key = environment.get(variable) if _VARIABLE.match(variable) else None
+    if not key:
+        # What was given is not repeated: it may be the key itself.
+        raise UsageError(
+            "The environment variable given for a key is not set.",
+            cure="Set a variable to the key (export MY_KEY=...), and give its name: --key-a MY_KEY. A key itself does "
+            "not belong on the command line, where other users of the machine can read it.",
+            slug="key-not-set",
+        )
+    if not key.isascii() or not key.isprintable() or len(key) < 4:
+        raise UsageError(
+            "The environment variable given for a key has a value that cannot be a key.",
+            cure="A key is one word of printable ASCII characters, without a line end.",
+            slug="key-not-set",
+        )
+    return key

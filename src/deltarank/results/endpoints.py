@@ -1,0 +1,263 @@
+"""Two endpoints as black boxes: what each can do, the tests between them, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from msgspec import Meta
+
+from deltarank.results.codec import Count, Share, StoredResult, decode
+from deltarank.results.formatting import escape, figure
+from deltarank.results.json_schema import schema_of
+from deltarank.results.logits import Interval
+from deltarank.results.notebook import sentences_html, table_html
+
+FORMAT_VERSION = 1
+
+Finite = Annotated[float, Meta(ge=-1e9, le=1e9)]
+"""A difference, or the logarithm of an e-value."""
+
+
+class EndpointVerdictKind(StrEnum):
+    """SAME: closer than the tolerance. TEMPLATE_DIFFERS: the prompts that the models read differ, so nothing can be
+    said about the weights. UNUSABLE: no test can be run."""
+
+    SAME = "same"
+    DIFFERENT = "different"
+    UNDECIDED = "undecided"
+    TEMPLATE_DIFFERS = "template_differs"
+    UNUSABLE = "unusable"
+
+
+class EndpointTestName(StrEnum):
+    """The tests, the cheapest for the same evidence first."""
+
+    PROMPT_LOGPROBS = "prompt_logprobs"
+    FIRST_TOKEN_LOGPROBS = "first_token_logprobs"
+    GREEDY_FIRST_TOKEN = "greedy_first_token"
+    SAMPLES = "samples"
+
+
+class EndpointApi(StrEnum):
+    """Which address answers: /completions or /chat/completions."""
+
+    COMPLETIONS = "completions"
+    CHAT = "chat"
+
+
+class PromptLogprobs(StrEnum):
+    """Which request returns the log-probabilities of the prompt's own tokens."""
+
+    ECHO = "echo"
+    PROMPT_LOGPROBS = "prompt_logprobs"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an endpoint can do, as its answers to a few requests show. None: not known.
+
+    top_logprobs     how many alternatives it lists for each token; 0: none
+    prompt_logprobs  how it returns those of the prompt; None: it does not
+    greedy_repeats   whether temperature 0 gave the same text twice
+    prompt_tokens    whether it counts the tokens of the prompt
+    honoured         parameter -> whether it had an effect
+    thinks           whether it writes reasoning before the answer
+    """
+
+    api: EndpointApi
+    top_logprobs: Count = 0
+    prompt_logprobs: PromptLogprobs | None = None
+    token_ids: bool = False
+    seed: bool | None = None
+    n: bool = False
+    greedy_repeats: bool | None = None
+    prompt_tokens: bool = False
+    honoured: Mapping[str, bool] = field(default_factory=dict)
+    thinks: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model at an address. `capabilities` is None if it was not usable.
+
+    requests, tokens     that the run sent to it; tokens of prompts and of answers
+    reported_models      the names of the model that its answers gave
+    """
+
+    model: str
+    url: str
+    capabilities: Capabilities | None
+    requests: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    reported_models: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.url}"
+
+
+@dataclass(frozen=True)
+class EvidencePoint:
+    """After one more prompt: the tokens used so far, and the logarithms of both e-values.
+
+    distance         between A and B on this prompt, in the unit of the test; `noise_a` and `noise_b` between two
+                     answers of one endpoint
+    """
+
+    tokens: Count
+    log_e_different: Finite
+    log_e_same: Finite
+    distance: Finite
+    noise_a: Finite
+    noise_b: Finite
+
+
+@dataclass(frozen=True)
+class EndpointTest:
+    """One test between A and B, with A against itself and B against itself in the same minutes.
+
+    n                prompts
+    statistic        the mean distance between A and B, in `unit`; `interval` at 95 %, bootstrapped over prompts
+    p                min(1, 1 / the largest e-value so far); for samples, of a permutation test: (1 + b) / (1 + B)
+    e_value          the evidence that A and B differ; `e_value_same` that the mean distance is less than `tolerance`
+    effect           nats per token that A and B are apart at least; None if the test does not bound them
+    control_aa       the mean distance between two answers of A; `control_bb` of B
+    unseen           the mean share of probability on tokens that the two lists do not share
+    decided          which e-value was reached: "different", "same" (less than `tolerance` apart), None: neither
+    """
+
+    name: EndpointTestName
+    n: Count
+    unit: str
+    statistic: Finite
+    interval: Interval
+    tolerance: Finite
+    p: Share
+    e_value: float
+    e_value_same: float
+    effect: float | None
+    control_aa: Finite
+    control_bb: Finite
+    unseen: Share | None = None
+    decided: EndpointVerdictKind | None = None
+    evidence: tuple[EvidencePoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnswerPair:
+    """A prompt, and what each endpoint answered to it."""
+
+    prompt: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class EndpointVerdict:
+    """The answer in words. `sentences[0]` is the headline."""
+
+    kind: EndpointVerdictKind
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EndpointsFound:
+    """Everything that was found of two endpoints.
+
+    template         what the counts of prompt tokens say, in words
+    identification   which known model an endpoint serves; None: no weights were given
+    """
+
+    a: Endpoint
+    b: Endpoint
+    template: tuple[str, ...]
+    tests: tuple[EndpointTest, ...]
+    verdict: EndpointVerdict
+    answers: tuple[AnswerPair, ...] = ()
+    identification: None = None
+
+
+@dataclass(frozen=True)
+class EndpointResults(StoredResult):
+    """The results of one run of `endpoints`: `from_json(to_json())` gives an equal object."""
+
+    description = "the results of `deltarank endpoints`"
+    cure = "Give the folder that `deltarank endpoints -o` wrote, or run it again."
+    file_name = "results.json"
+    readable_format = FORMAT_VERSION
+
+    endpoints: EndpointsFound
+    settings: Mapping[str, Any]
+    tool_version: str
+    created: str
+    notes: tuple[str, ...] = ()
+    format_version: Count = FORMAT_VERSION
+
+    @property
+    def verdict(self) -> EndpointVerdict:
+        return self.endpoints.verdict
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema (draft 2020-12) of results.json."""
+        return schema_of(cls, title="results.json of deltarank endpoints", figures={})
+
+    @classmethod
+    def is_stored_in(cls, text: bytes) -> bool:
+        """Whether a results.json is of this kind."""
+        try:
+            return isinstance(decode(dict[str, Any], text).get("endpoints"), dict)
+        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+            return False
+
+    @classmethod
+    def _decoded(cls, text: str | bytes) -> Self:
+        return decode(cls, text)
+
+    def __repr__(self) -> str:
+        return f"<EndpointResults {self.verdict.kind.value}: {escape(self.verdict.sentences[0])}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (test.name.value, str(test.n), figure(test.statistic), figure(test.e_value))
+            for test in self.endpoints.tests
+        ]
+        return sentences_html(
+            self.verdict.sentences, table_html(("test", "prompts", "distance", "e-value"), rows) if rows else ""
+        )
+
+
+def capability_rows(a: Endpoint, b: Endpoint) -> list[tuple[str, str, str]]:
+    """A table of what each endpoint can do and what was asked of it, under its headings."""
+    parts = [_capabilities(each) for each in (a, b)]
+    names = dict.fromkeys(name for part in parts for name in part)
+    return [("", "A", "B"), *((name, parts[0].get(name, "-"), parts[1].get(name, "-")) for name in names)]
+
+
+def _capabilities(endpoint: Endpoint) -> dict[str, str]:
+    known = endpoint.capabilities
+    found = {"model": escape(endpoint.model), "address": escape(endpoint.url)}
+    if known is not None:
+        found |= {
+            "API": known.api.value,
+            "log-probabilities": f"{known.top_logprobs} a token" if known.top_logprobs else "no",
+            "of the prompt": known.prompt_logprobs.value if known.prompt_logprobs else "no",
+            "token ids": _yes(known.token_ids),
+            "seed": _yes(known.seed),
+            "several answers (n)": _yes(known.n),
+            "greedy twice the same": _yes(known.greedy_repeats),
+            "counts prompt tokens": _yes(known.prompt_tokens),
+            **{f"{name} has an effect": _yes(is_honoured) for name, is_honoured in known.honoured.items()},
+            "reasons before answering": _yes(known.thinks),
+        }
+    tokens = f"{endpoint.prompt_tokens:,} + {endpoint.completion_tokens:,}"
+    return found | {"requests": f"{endpoint.requests:,}", "tokens in + out": tokens}
+
+
+def _yes(value: bool | None) -> str:
+    return "not known" if value is None else "yes" if value else "no"
