@@ -85,7 +85,7 @@ def models(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
 def of_base(python: Path, name: str, base: Path, path: Path | None = None) -> Iterator[Row]:
     with open_checkpoint(base) as checkpoint:
         numbers = slot_numbers({key: info.shape for key, info in checkpoint.tensors.items()}, checkpoint.config)
-    limits = {"options": {"limit_mm_per_prompt": {"image": 1}}} if path else {}
+    limits = {"options": {"limit_mm_per_prompt": {"image": 0, "video": 0}}} if path else {}
     for slots, rank in SETTINGS:
         found = ask(python, {"model": str(base), "slots": slots, "rank": rank, **limits}, path)
         yield Row(name, slots, rank, slot_bytes(numbers, rank, slots), found)

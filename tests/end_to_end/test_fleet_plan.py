@@ -97,6 +97,10 @@ def test_pages_with_links(models: Path, tmp_path: Path, command: RunCommand) -> 
         assert (folder / name / "report.html").is_file()
     assert "gone/report.html" not in page
     (folder / "fleet.html").unlink()
+    again = command("report", folder)
+    assert (again.code, again.out.splitlines()[0]) == (0, str(folder / "fleet.html"))
+    assert (folder / "fleet.html").read_text(encoding="utf-8") == page
+    (folder / "fleet.html").unlink()
     assert (
         command("fleet", models / "base", models / "ft", models / "gone", *PLANNED, "--no-report", "-o", folder).code
         == 0

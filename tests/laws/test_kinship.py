@@ -187,6 +187,13 @@ def test_duplicates_are_equal_or_equal_to_rounding() -> None:
     assert found.merges == ()
 
 
+def test_what_rounding_cannot_explain_is_no_duplicate() -> None:
+    near = {key: change + 0.02 * DELTAS["C"][key] for key, change in DELTAS["A"].items()}
+    assert kinship({**DELTAS, "A2": near}).duplicates  # rounding to bfloat16 is as large
+    far = {key: change + 0.2 * DELTAS["C"][key] for key, change in DELTAS["A"].items()}
+    assert kinship({**DELTAS, "A2": far}).duplicates == ()
+
+
 def test_models_of_another_base_have_it_in_common() -> None:
     other = random_model(9)
     foreign = {

@@ -8,15 +8,17 @@ import click
 
 from deltarank.cli.help import Command
 from deltarank.cli.options import UserPath, output_option, quiet_option
-from deltarank.cli.streams import out, say_written, sayer, width
+from deltarank.cli.streams import in_colour, out, say_written, sayer, width
 from deltarank.errors import OutputError
-from deltarank.results import EndpointResults, Results, common_headline_rank
+from deltarank.results import EndpointResults, Fleet, Results, common_headline_rank
 
 
 @click.command(
     cls=Command,
     short_help="Write the report of a run again, or one on several runs.",
-    arguments={"runs": "Folders that `deltarank compare`, `outputs` or `endpoints` wrote, or their results.json."},
+    arguments={
+        "runs": "Folders that `deltarank compare`, `outputs`, `endpoints` or `fleet` wrote, or a run's results.json."
+    },
     examples=[
         ("Make the page of a run again:", "deltarank report runs/mine"),
         ("Three finetunes side by side:", "deltarank report runs/one runs/two runs/three -o side-by-side"),
@@ -32,6 +34,9 @@ def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool
     Nothing is measured; a run of `endpoints` is analysed again from its exchanges, offline. Prints the path of the
     report and, with several runs, their tables side by side.
     """
+    if len(runs) == 1 and output is None and (runs[0] / str(Fleet.file_name)).is_file():
+        _report_fleet(runs[0], quiet)
+        return
     from deltarank.report import report_process, runs_side_by_side, write_report
 
     if len(runs) == 1 and _is_of_endpoints(runs[0]):
@@ -66,6 +71,15 @@ def _report_endpoints(run: Path, output: Path | None, quiet: bool) -> None:
     found = analyse_exchanges(folder)
     out("\n".join(endpoint_lines(found, width())))
     say_written((folder / "results.json", *write_endpoints_report(found, output or folder)), sayer(quiet))
+
+
+def _report_fleet(folder: Path, quiet: bool) -> None:
+    from deltarank.report import fleet_summary, write_fleet_page
+
+    fleet = Fleet.load(folder)
+    page = write_fleet_page(fleet, folder)
+    out(str(page) + "\n\n" + fleet_summary(fleet, colour=in_colour(), width=width()))
+    say_written((page,), sayer(quiet))
 
 
 def refuse_to_replace(folder: Path) -> None:

@@ -19,6 +19,9 @@ from deltarank.results import DeltaFit, DeltaSketch, Duplicates, FleetFinetune, 
 MERGE, NEAR = 0.1, 0.7
 """The largest residuals of a merge, and of a near merge: there the sum explains half of the energy."""
 
+ROUNDED = 0.25
+"""The largest share of the energy that rounding may explain. Where most of a delta is rounding, all are alike."""
+
 BETWEEN = 0.1
 """By how much the cosines with the parts of a near merge exceed those among the parts."""
 
@@ -109,7 +112,7 @@ class _Family:
         """Whether rounding to the dtypes of both explains the difference."""
         difference = self.gram[i, i] + self.gram[j, j] - 2 * self.gram[i, j]
         floors = [(self.rows[self.names[k]].rounding_floor or 0.0) * self.gram[k, k] for k in (i, j)]
-        return self._are_equal(i, j) or bool(0 <= difference <= min(sum(floors), MERGE**2 * self.gram[i, i]))
+        return self._are_equal(i, j) or bool(0 <= difference <= min(sum(floors), ROUNDED * self.gram[i, i]))
 
     def _are_equal(self, i: int, j: int) -> bool:
         one, other = (self.rows[self.names[k]] for k in (i, j))
