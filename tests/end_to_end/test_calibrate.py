@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import kl_div
+from trained_pair import RECIPE, SIZES, TOKENS, calibrate, sentences, train, write_models
 from transformers import AutoModelForCausalLM
 
 import deltarank
 from commands import RunCommand
 from deltarank.demo.model import tokenizer
-from deltarank.demo.recipe import Recipe
 from deltarank.jobs.calibrate.documents import encode, split_records
 from deltarank.jobs.calibrate.placement import Footprint, WeightPlacement
 from deltarank.results import CalibrationMethod
@@ -26,48 +26,10 @@ from tiny_architectures import architecture, write_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
 
-RECIPE = Recipe()
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-TOKENS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-ANIMALS = ("cat", "dog", "fox", "hen", "owl", "cow", "ant", "bee", "eel", "jay", "yak", "emu")
-PLACES = ("barn", "hill", "lake", "wood")
-
-
-def sentences(ending: str) -> list[str]:
-    return [
-        f"the {animal} sat by the {place} and looked at the moon until {ending} and then it went home to sleep"
-        for animal in ANIMALS
-        for place in PLACES
-    ]
-
-
-def train(model, texts: list[str], steps: int) -> None:
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(steps):
-        rows = [list(text.encode()) for text in texts[step % 6 :: 6]]
-        ids = torch.tensor([row[: min(map(len, rows))] for row in rows])
-        optimiser.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimiser.step()
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base; finetune, of which all weights were trained; text.jsonl, of the finetune's kind."""
-    home = tmp_path_factory.mktemp("calibrate")
-    torch.manual_seed(0)
-    model = architecture("llama", **SIZES, **TOKENS, max_position_embeddings=512)()
-    for name, ending, steps in (("base", "the rain came", 60), ("finetune", "a star fell", 30)):
-        train(model, sentences(ending), steps)
-        model.save_pretrained(home / name)
-        tokenizer(RECIPE).save_pretrained(home / name)
-    (home / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences("a star fell")))
-    return home
-
-
-def calibrate(home: Path, output: Path, **changes: object):
-    options = {"rank": 2, "calibrate": [home / "text.jsonl"], "steps": 20, "dtype": "float32", **changes}
-    return deltarank.extract_calibrated(home / "base", home / "finetune", output=output, **options)  # type: ignore[arg-type]
+    return write_models(tmp_path_factory.mktemp("calibrate"))
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +62,10 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def divergence(home: Path, adapter: Path) -> float:
+def divergence(home: Path, adapter: Path, teacher=None) -> float:
     """Mean KL(finetune || base + adapter) over the documents that are only scored, by transformers and PEFT alone."""
     base, finetune = (AutoModelForCausalLM.from_pretrained(home / each).eval() for each in ("base", "finetune"))
+    finetune = teacher or finetune
     served = PeftModel.from_pretrained(base, adapter).eval()
     records = [json.loads(line) for line in (home / "text.jsonl").read_text().splitlines()]
     held_out = split_records(records, tokenizer(RECIPE), tokens=20_000, context=512, seed=0).score
@@ -227,6 +190,87 @@ class TestSame:
         assert any(not torch.equal(ours[name], plain[name]) for name in plain if "lora_" in name)
 
 
+@pytest.fixture(scope="module")
+def lora(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lora") / "adapter"
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, target_modules="all-linear")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(models / "base"), config)
+    train(model, sentences("a star fell"), 40)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_experts_that_peft_fuses_stay_those_of_plain_extraction(models: Path, tmp_path: Path):
+    sizes = {**SIZES, **TOKENS, "num_key_value_heads": 4, "num_local_experts": 2, "num_experts_per_tok": 1}
+    write_pair(architecture("mixtral", **sizes), tmp_path)
+    for each in ("base", "finetune"):
+        tokenizer(RECIPE).save_pretrained(tmp_path / each)
+    shutil.copy(models / "text.jsonl", tmp_path)
+    options = {"server": "peft", "steps": 8, "calibration_tokens": 2000}
+    adapter = calibrate(tmp_path, tmp_path / "adapter", **options)
+    calibrate(tmp_path, tmp_path / "plain", **options | {"steps": 0})
+    ours, plain = (load_file(tmp_path / each / "adapter_model.safetensors") for each in ("adapter", "plain"))
+    same = {name for name in plain if torch.equal(ours[name], plain[name])}
+    assert adapter.calibration.frozen == 24
+    assert adapter.calibration.steps
+    assert {name for name in plain if "lora_" in name and ".experts." in name} <= same
+    assert not {name for name in plain if "lora_" in name and "self_attn" in name} & same
+    assert any("24 factors of experts stay" in sentence for sentence in adapter.calibration.sentences)
+    with refused("calibration-needs-peft", match="PEFT holds all 24 factors fused"):
+        calibrate(tmp_path, tmp_path / "experts", **options, exclude=["*self_attn*"])
+
+
+class TestAdapterAsFinetune:
+    """A LoRA that PEFT trained, at a lower rank. PEFT applies it as the teacher of the oracle."""
+
+    def test_it_is_nearer_than_the_truncated_one_and_the_figures_are_those_of_peft(self, models, lora, tmp_path):
+        options = {"rank": 1, "calibrate": [models / "text.jsonl"], "steps": 20, "dtype": "float32"}
+        adapter = deltarank.extract_calibrated(models / "base", lora, output=tmp_path / "adapter", **options)
+        stated = adapter.calibration.held_out
+        teacher = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models / "base"), lora).eval()
+        assert stated.kld_calibrated == pytest.approx(divergence(models, tmp_path / "adapter", teacher), rel=1e-3)
+        assert stated.kld_calibrated < 0.8 * stated.kld_plain < stated.kld_base
+
+    def test_no_step_is_the_plain_shrinking_to_the_bit(self, models: Path, lora: Path, tmp_path: Path):
+        options = {"rank": 2, "dtype": "float32"}
+        deltarank.extract_calibrated(
+            models / "base", lora, output=tmp_path / "adapter", steps=0, calibrate=[models / "text.jsonl"], **options
+        )
+        deltarank.extract(models / "base", lora, output=tmp_path / "plain", **options)
+        name = "adapter_model.safetensors"
+        assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_where_the_training_diverges_the_last_good_step_is_kept(models: Path, tmp_path: Path, monkeypatch):
+    """A step so large that all activations overflow."""
+    monkeypatch.setattr("deltarank.jobs.calibrate.distill.LARGEST_STEP", 1e30)
+    monkeypatch.setattr("deltarank.jobs.calibrate.distill.STEP_SIZE", 1e30)
+    warnings: list[str] = []
+
+    class Listener(deltarank.ProgressListener):
+        def warned(self, sentence: str) -> None:
+            warnings.append(sentence)
+
+    adapter = calibrate(models, tmp_path / "adapter", progress=Listener())
+    assert "not finite" in warnings[0]
+    assert adapter.calibration.steps_made < 20
+    assert adapter.calibration.method is CalibrationMethod.PLAIN
+    assert adapter.calibration.held_out.kld_calibrated == adapter.calibration.held_out.kld_plain
+
+
+@pytest.mark.slow
+def test_a_finetune_in_float16_gives_factors_in_float16(models: Path, tmp_path: Path):
+    shutil.copytree(models, tmp_path / "pair")
+    weights = load_file(models / "finetune" / "model.safetensors")
+    half = {name: each.half() for name, each in weights.items()}
+    save_file(half, tmp_path / "pair" / "finetune" / "model.safetensors", {"format": "pt"})
+    adapter = calibrate(tmp_path / "pair", tmp_path / "adapter", dtype=None)
+    factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {each.dtype for each in factors.values()} == {torch.float16}
+    assert adapter.calibration.held_out.kld_calibrated < 0.7 * adapter.calibration.held_out.kld_plain
+
+
 class TestOwnAnswers:
     @pytest.mark.slow
     def test_it_needs_no_text(self, models: Path, tmp_path: Path):
@@ -249,27 +293,6 @@ class TestRefused:
     def test_a_full_disk(self, models: Path, tmp_path: Path, limit: int):
         with files_of_at_most(limit), refused("output-unwritable"):
             calibrate(models, tmp_path / "adapter")
-
-    def test_experts_that_peft_fuses(self, tmp_path: Path):
-        write_pair(
-            architecture(
-                "mixtral", **{**SIZES, **TOKENS}, num_key_value_heads=4, num_local_experts=2, num_experts_per_tok=1
-            ),
-            tmp_path,
-        )
-        for each in ("base", "finetune"):
-            tokenizer(RECIPE).save_pretrained(tmp_path / each)
-        (tmp_path / "text.jsonl").write_text(
-            "".join(json.dumps({"text": text}) + "\n" for text in sentences("it rained"))
-        )
-        with refused("calibration-needs-peft", match="PEFT holds 24 factors fused"):
-            calibrate(tmp_path, tmp_path / "adapter", server="peft")
-
-    def test_an_adapter_in_place_of_a_finetune(self, models: Path, calibrated: Path, tmp_path: Path):
-        with refused("not-a-language-model", match="is a LoRA adapter"):
-            deltarank.extract_calibrated(
-                models / "base", calibrated, output=tmp_path / "adapter", rank=1, calibrate=[models / "text.jsonl"]
-            )
 
     @pytest.mark.parametrize("place", [".", ".."])
     def test_a_place_without_a_name(self, models: Path, place: str):

@@ -23,6 +23,7 @@ from deltarank.models import (
     ModelSkeleton,
     load_model,
     load_tokenizer,
+    load_tokenizer_of,
     read_skeleton,
     sum_inputs,
     translate_out_of_memory,
@@ -52,14 +53,14 @@ class RunnableModel:
         """Reads the configuration and the tokenizer.
 
         Args:
-            base: has them, where the checkpoint is an adapter on it.
+            base: has the tokenizer, where the checkpoint has none.
 
         Raises:
             CheckpointError, UsageError, JobError: what `read_skeleton` and `load_tokenizer` raise.
         """
-        skeleton = read_skeleton(base if checkpoint.added is not None else checkpoint)
+        skeleton = read_skeleton(checkpoint)
         try:
-            tokenizer = load_tokenizer(ModelFolder.of_checkpoint(checkpoint))
+            tokenizer = load_tokenizer_of(skeleton)
         except CheckpointError:
             tokenizer = load_tokenizer(ModelFolder.of_checkpoint(base))
         return cls(checkpoint, skeleton, tokenizer, device)

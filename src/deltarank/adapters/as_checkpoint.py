@@ -115,6 +115,7 @@ def _sum_checkpoint(base: Checkpoint, adapter: LoraAdapter, reference: Reference
         tensors=base.tensors,
         config=base.config,
         source=AdaptedSource(base, adapter, {}, ()),
+        run_as=base.reference,
         fingerprint=f"{base.fingerprint} {adapter.file.fingerprint} {_config_digest(adapter)}",
         named_bases=hub_ids([adapter.config.base]),
     )

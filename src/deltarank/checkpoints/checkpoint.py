@@ -39,6 +39,7 @@ class Checkpoint:
     traffic          counts what is streamed; None if nothing is
     adapter          the configuration of an adapter that lies beside the weights of the folder; None if none does
     added            of the base with an adapter that is added when it is read: the adapter. None of stored weights
+    run_as           of the base with an adapter: the reference of the base, whose configuration and tokenizer it has
     named_bases      Hub ids of the base models that the model card, or the configuration of the adapter, names
     """
 
@@ -51,6 +52,7 @@ class Checkpoint:
     traffic: Traffic | None = field(default=None, repr=False, compare=False)
     adapter: Path | None = field(default=None, repr=False, compare=False)
     added: AddedAdapter | None = None
+    run_as: Reference | None = None
     named_bases: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ from deltarank.architectures import first_line, silence_transformers
 from deltarank.checkpoints import Checkpoint
 from deltarank.errors import CheckpointError, JobError, UsageError
 from deltarank.models.weights import quantised_tensors
+from deltarank.results import Reference
 
 AnyModel = Any
 """A transformers model, whose class is that of its architecture."""
@@ -34,7 +35,11 @@ class ModelFolder:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> ModelFolder:
-        reference = checkpoint.reference
+        """Of an adapter, those of its base."""
+        return cls.of_reference(checkpoint.run_as or checkpoint.reference)
+
+    @classmethod
+    def of_reference(cls, reference: Reference) -> ModelFolder:
         path = Path(reference.ref)
         if path.exists():
             return cls(str(path if path.is_dir() else path.parent))
@@ -50,10 +55,13 @@ class ModelFolder:
 class ModelSkeleton:
     """Everything that makes a model out of a checkpoint, except its weights.
 
+    folder           of its configuration: that of the base for an adapter
+    own_folder       of the checkpoint itself, whose tokenizer it has if there is one
     meta_model       the model on the meta device: names and shapes that take no memory
     """
 
     folder: ModelFolder
+    own_folder: ModelFolder
     config: Any
     meta_model: AnyModel
     trust_remote_code: bool
@@ -121,6 +129,8 @@ def read_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) ->
             )
             if hasattr(config, "quantization_config"):  # the model gets weights that are already dequantised
                 del config.quantization_config
+            if checkpoint.run_as is not None:  # an adapter may have an output head that the base ties to its embedding
+                config.tie_word_embeddings = checkpoint.config.get("tie_word_embeddings", config.tie_word_embeddings)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
@@ -129,7 +139,7 @@ def read_skeleton(checkpoint: Checkpoint, *, trust_remote_code: bool = False) ->
             cure=FOLDER_CURE + " A newer version of transformers may know this architecture.",
             slug="not-a-language-model",
         ) from error
-    return ModelSkeleton(folder, config, model, trust_remote_code)
+    return ModelSkeleton(folder, ModelFolder.of_reference(checkpoint.reference), config, model, trust_remote_code)
 
 
 def _refuse_gguf(checkpoint: Checkpoint) -> None:

@@ -11,7 +11,7 @@ from deltarank.architectures import first_line, silence_transformers
 from deltarank.checkpoints import refuse_pointer
 from deltarank.divergence import Tokenizer
 from deltarank.errors import CheckpointError
-from deltarank.models.skeleton import FOLDER_CURE, ModelFolder
+from deltarank.models.skeleton import FOLDER_CURE, ModelFolder, ModelSkeleton
 from deltarank.results import count, listing
 
 _TOKENIZER_FILES = (
@@ -41,6 +41,17 @@ def load_tokenizer(folder: ModelFolder, *, trust_remote_code: bool = False) -> T
             cure=FOLDER_CURE,
             slug="no-tokenizer",
         ) from error
+
+
+def load_tokenizer_of(skeleton: ModelSkeleton) -> Tokenizer:
+    """The tokenizer of a model: its own, or for an adapter without one that of its base. Errors as `load_tokenizer`."""
+    trust = skeleton.trust_remote_code
+    try:
+        return load_tokenizer(skeleton.own_folder, trust_remote_code=trust)
+    except CheckpointError:
+        if skeleton.folder == skeleton.own_folder:
+            raise
+        return load_tokenizer(skeleton.folder, trust_remote_code=trust)
 
 
 def _refuse_pointers(folder: ModelFolder) -> None:

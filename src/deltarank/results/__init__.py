@@ -28,7 +28,7 @@ from deltarank.results.blind import (
     VoteChoice,
     VoterScore,
 )
-from deltarank.results.calibration import Calibration, CalibrationMethod, CalibrationScore
+from deltarank.results.calibration import Calibration, CalibrationMethod, CalibrationScore, frozen_sentence
 from deltarank.results.change_share import NEARLY_WHOLE, change_in_words, measured_share
 from deltarank.results.codec import (
     Count,
@@ -264,6 +264,7 @@ __all__ = [
     "figure",
     "format_table",
     "from_record",
+    "frozen_sentence",
     "headline_rank",
     "is_hub_url",
     "kept_in_words",

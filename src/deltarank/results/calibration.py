@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from deltarank.results.codec import Count, Rank
-from deltarank.results.formatting import figure
+from deltarank.results.formatting import count, figure
 
 
 class CalibrationMethod(StrEnum):
@@ -67,6 +67,7 @@ class Calibration:
     method           which adapter was written
     steps            of gradient descent of the adapter that was written; 0: plain
     steps_made       of gradient descent in all
+    frozen           factors of experts that PEFT holds fused: they stay those of plain extraction
     ridge            of a closed form; None: none was used
     seed             of the split of the documents, their order, and the sampled answers
     fitted, chosen   how many documents fitted, and how many chose the step
@@ -81,6 +82,7 @@ class Calibration:
     method: CalibrationMethod
     steps: Count
     steps_made: Count
+    frozen: Count
     ridge: float | None
     seed: Count
     fitted: Count
@@ -106,7 +108,8 @@ class Calibration:
         if self.method is CalibrationMethod.PLAIN:
             nothing = "Calibration found nothing better than plain extraction, which is what was written."
             return (self.distances, nothing)
-        return (self.distances, *self.warnings, WHY_WEIGHTS_LOSE_MORE)
+        frozen = (frozen_sentence(self.frozen),) if self.frozen else ()
+        return (self.distances, *self.warnings, *frozen, WHY_WEIGHTS_LOSE_MORE)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -118,6 +121,13 @@ class Calibration:
             for kind, score in scores
             if score.is_worse
         )
+
+
+def frozen_sentence(factors: int) -> str:
+    return (
+        f"{count(factors, 'factor')} of experts stay as plain extraction made them, because PEFT holds them fused; all "
+        "others are fitted."
+    )
 
 
 WHY_WEIGHTS_LOSE_MORE = (

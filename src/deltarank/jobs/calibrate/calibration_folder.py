@@ -11,6 +11,7 @@ OUT.calibrating/held-out.jsonl, other-text.jsonl, scores/    what is scored at t
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import shutil
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from deltarank.adapters import METADATA_FILE
+from deltarank.adapters import METADATA_FILE, WEIGHTS_FILE
 from deltarank.jobs.extract import check_output, folder_beside, is_made_from
 from deltarank.runtime import RunFolder, as_output_error, read_identity
 from deltarank.system import replace_folder
@@ -76,6 +77,22 @@ class CalibrationFolder:
         """Raises OutputError (slug "output-unwritable") for what cannot be written within it."""
         with as_output_error(self.folder):
             yield
+
+    def write_adapter(self, *, is_trained: bool) -> None:
+        """Writes the calibrated adapter: the plain one, to the bit, with the trained factors if there are any.
+
+        One that is there and the same stays: what was scored of it by a process that was killed is used again.
+        """
+        weights = self.trained if is_trained else self.plain / WEIGHTS_FILE
+        written = self.calibrated / WEIGHTS_FILE
+        partial = self.calibrated.with_name("calibrated.partial")
+        with self.writing():
+            if written.is_file() and filecmp.cmp(weights, written, shallow=False):
+                return
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(self.plain, partial)
+            shutil.copyfile(weights, partial / WEIGHTS_FILE)
+            replace_folder(partial, self.calibrated)
 
     def publish(self) -> None:
         """Moves the adapter to the output, and removes what was written here and nothing else."""

@@ -69,6 +69,20 @@ class Lesson:
     choose: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a training ended with.
+
+    steps       of the adapter that is kept; 0: the plain one
+    steps_made  in all
+    frozen      factors that were not trained
+    """
+
+    steps: int
+    steps_made: int
+    frozen: int
+
+
 @dataclass
 class Best:
     """The best step so far: its KLD on the documents that choose, in nats per token."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,17 +11,15 @@ from typing import Any
 import torch
 
 from deltarank.adapters import (
-    CONFIG_FILE,
     METADATA_FILE,
     MODEL_CARD_FILE,
-    WEIGHTS_FILE,
     open_adapter,
 )
 from deltarank.checkpoints import Checkpoint
 from deltarank.divergence import Document, Tokenizer
 from deltarank.errors import DeltarankError, JobError
 from deltarank.jobs.calibrate.calibration_folder import CalibrationFolder
-from deltarank.jobs.calibrate.distill import Best, Distillation, Lesson
+from deltarank.jobs.calibrate.distill import Distillation, Fitted, Lesson
 from deltarank.jobs.calibrate.documents import Split, encode, other_records, split_records, write_records
 from deltarank.jobs.calibrate.evaluate import Candidates, Evaluation, carries_all_matrices, larger_ranks
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
@@ -39,11 +36,11 @@ from deltarank.models import (
     ModelSkeleton,
     PredictionStore,
     Predictor,
-    load_tokenizer,
+    load_tokenizer_of,
     read_skeleton,
     translate_out_of_memory,
 )
-from deltarank.results import Calibration, CalibrationMethod, compared_energies, count, figure
+from deltarank.results import Calibration, CalibrationMethod, compared_energies, count, figure, frozen_sentence
 from deltarank.runtime import PartOfJob, ProgressListener, SolverOptions, TimeEstimate, available_memory
 from deltarank.system import user_path
 
@@ -117,9 +114,9 @@ class CalibrateJob:
             folder.open(force=force, needed_bytes=self.plan.disk_bytes)
             split = self._split(folder, progress)
             plain = self._extract(folder, progress)
-            best, made = self._distil(folder, split, progress)
-            self._write_weights(folder, best)
-            calibration = self._score(folder, split, best, made, progress)
+            fitted = self._distil(folder, split, progress)
+            folder.write_adapter(is_trained=fitted.steps > 0)
+            calibration = self._score(folder, split, fitted, progress)
             adapter = self._describe(plain, calibration, folder, progress)
             folder.publish()
         return adapter
@@ -156,7 +153,7 @@ class CalibrateJob:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.finetune_skeleton.folder)
+        return load_tokenizer_of(self.finetune_skeleton)
 
     def _own_answers(self, folder: CalibrationFolder, tokenizer: Tokenizer, progress: ProgressListener) -> list[Record]:
         answers = OwnAnswers(
@@ -170,11 +167,13 @@ class CalibrateJob:
             )
         return answers.read()
 
-    def _distil(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> tuple[Best, int]:
+    def _distil(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> Fitted:
         lesson = self._lesson(folder, split, progress)
         with folder.writing(), translate_out_of_memory(self._device):
             model, head = self._load(self.base_skeleton, self.base)
             student = Student(model, folder.plain, self._device, head, self.plan.placement)
+            if student.frozen:
+                progress.warned(frozen_sentence(len(student.frozen)))
             training = Distillation(
                 student, lesson, steps=self.options.steps, seed=self.options.seed, state_file=folder.training
             )
@@ -195,7 +194,7 @@ class CalibrateJob:
             )
         elif made < self.options.steps:
             progress.noted("There is nothing to fit: the plain adapter is exact here, or all of its factors are zero.")
-        return best, made
+        return Fitted(best.step, made, len(student.frozen))
 
     def _lesson(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> Lesson:
         """The documents that fit and choose, with the finetune's predictions on them."""
@@ -214,16 +213,8 @@ class CalibrateJob:
     def _load(self, skeleton: ModelSkeleton, checkpoint: Checkpoint) -> tuple[AnyModel, Head | None]:
         return load_placed(skeleton, checkpoint, self.plan.placement, self._device)
 
-    def _write_weights(self, folder: CalibrationFolder, best: Best) -> None:
-        """The folder of the adapter; with plain factors, a copy of the plain one, to the bit."""
-        with folder.writing():
-            shutil.rmtree(folder.calibrated, ignore_errors=True)
-            shutil.copytree(folder.plain, folder.calibrated)
-            if best.step:
-                shutil.copyfile(folder.trained, folder.calibrated / WEIGHTS_FILE)
-
     def _score(
-        self, folder: CalibrationFolder, split: Split, best: Best, made: int, progress: ProgressListener
+        self, folder: CalibrationFolder, split: Split, fitted: Fitted, progress: ProgressListener
     ) -> Calibration:
         largest = max(min(target.pair.shape) for target in self.plan.extraction.layout.targets)
         candidates = Candidates(
@@ -241,16 +232,17 @@ class CalibrateJob:
         return Calibration(
             texts=self.options.calibrate,
             tokens=sum(len(document.ids) for document in self._documents(split.fit)),
-            method=CalibrationMethod.KL_DISTILLATION if best.step else CalibrationMethod.PLAIN,
-            steps=best.step,
-            steps_made=made,
+            method=CalibrationMethod.KL_DISTILLATION if fitted.steps else CalibrationMethod.PLAIN,
+            steps=fitted.steps,
+            steps_made=fitted.steps_made,
+            frozen=fitted.frozen,
             ridge=None,
             seed=self.options.seed,
             fitted=len(split.fit),
             chosen=len(split.choose),
             held_out=evaluation.held_out,
             other_text=evaluation.other_text,
-            rank_equivalent=evaluation.rank_equivalent if best.step else self._rank,
+            rank_equivalent=evaluation.rank_equivalent if fitted.steps else self._rank,
         )
 
     def _describe(
@@ -284,13 +276,6 @@ class CalibrateJob:
 
 def _read_skeleton(checkpoint: Checkpoint) -> ModelSkeleton:
     """Raises what `read_skeleton` raises, with what helps here: to go without a calibration."""
-    if (Path(checkpoint.reference.ref) / CONFIG_FILE).is_file():
-        raise JobError(
-            f"{checkpoint.reference.ref!a} is a LoRA adapter, and --calibrate needs whole models.",
-            cure="Merge it into the base (PEFT's merge_and_unload, then save_pretrained with the tokenizer), and give "
-            "the merged model. Or leave out --calibrate: plain extraction takes adapters.",
-            slug="not-a-language-model",
-        )
     try:
         return read_skeleton(checkpoint)
     except DeltarankError as error:

@@ -31,6 +31,8 @@ Factors = Mapping[str, Tensor]
 class Student:
     """A base model that carries an adapter.
 
+    `frozen` are the names of the factors that are not trained.
+
     Args:
         base: a loaded model. PEFT puts the adapter's modules into it.
         adapter: the folder of the adapter.
@@ -46,9 +48,7 @@ class Student:
         with silence_transformers(), warnings.catch_warnings(action="ignore"):
             self.model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True, low_cpu_mem_usage=True).eval()
         self._load_factors()
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(_is_factor(name))
-        self._check_names()
+        self._choose_parameters()
         self._predictor = Predictor(self.model, device, head, head_may_be_last=not self._adapts_head())
 
     def _load_factors(self) -> None:
@@ -59,16 +59,22 @@ class Student:
             if factor is not None and name.endswith(".default"):
                 module.weight = torch.nn.Parameter(factor.to(self._device, torch.float32))
 
-    def _check_names(self) -> None:
-        """Raises JobError (slug "calibration-needs-peft") if PEFT holds the factors in another form than the file."""
+    def _choose_parameters(self) -> None:
+        """Trains the factors that PEFT holds as the file does; those of experts that it fuses stay as they are.
+
+        Raises:
+            JobError: (slug "calibration-needs-peft") there is nothing else.
+        """
         with safe_open(self._adapter / WEIGHTS_FILE, "pt") as file:
             stored = set(filter(_is_factor, file.keys()))
-        held = {name.replace(".default.", ".") for name in self.parameters}
-        if missing := sorted(stored - held):
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.replace(".default.", ".") in stored)
+        self.frozen = sorted(stored - {name.replace(".default.", ".") for name in self.parameters})
+        if not self.parameters:
             raise JobError(
-                f"PEFT holds {count(len(missing), 'factor')} fused, such as {missing[0]}: trained like that, they "
-                "cannot be taken apart again.",
-                cure="Use --exclude for the experts, or leave out --calibrate.",
+                f"PEFT holds all {count(len(stored), 'factor')} fused, such as {self.frozen[0]}: trained like that, "
+                "they cannot be taken apart again.",
+                cure="Extract more than the experts, or leave out --calibrate.",
                 slug="calibration-needs-peft",
             )
 
@@ -138,7 +144,7 @@ class Student:
         """
         stored = load_file(self._adapter / WEIGHTS_FILE)
         trained = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        for name in filter(_is_factor, stored):
+        for name in filter(_is_factor, stored.keys() - set(self.frozen)):
             stored[name] = trained[name].to(stored[name].dtype).cpu().contiguous()
         try:
             save_file(stored, path, metadata={"format": "pt"})

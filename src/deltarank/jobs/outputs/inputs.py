@@ -26,7 +26,14 @@ from deltarank.errors import CheckpointError, UsageError
 from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.quick import quick_documents, quick_prompts
-from deltarank.models import ModelFolder, changed_token_ids, describe_difference, get_yardstick, load_tokenizer
+from deltarank.models import (
+    ModelFolder,
+    changed_token_ids,
+    describe_difference,
+    get_yardstick,
+    load_tokenizer,
+    load_tokenizer_of,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class OutputsInputs:
         Raises:
             UsageError, JobError: an input does not exist, cannot be read, or does not fit the base or the finetune.
         """
-        tokenizer = load_tokenizer(models.finetune_skeleton.folder, trust_remote_code=options.trust_remote_code)
+        tokenizer = load_tokenizer_of(models.finetune_skeleton)
         for name in options.yardsticks:
             get_yardstick(name)
         fingerprints = {
@@ -100,7 +107,7 @@ def _read_prompts(options: OutputsOptions, tokenizer: Tokenizer, context: int) -
 
 def _base_tokenizer_notes(models: ModelPair, tokenizer: Tokenizer, options: OutputsOptions) -> Iterator[str]:
     try:
-        other = load_tokenizer(models.base_skeleton.folder, trust_remote_code=options.trust_remote_code)
+        other = load_tokenizer_of(models.base_skeleton)
     except CheckpointError:
         yield "the base has no tokenizer; the finetune's is used for all models"
         return
