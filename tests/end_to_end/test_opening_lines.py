@@ -153,5 +153,5 @@ def test_nothing_is_kept_of_an_unrelated_model(tmp_path: Path) -> None:
         assert "keeps" not in shown
     related = compared(tmp_path / "related", base_weights(), full_finetune(base_weights()))
     both = page_html([results, replace(related, finetune=replace(related.finetune, ref="other"))])
-    assert "not a finetune of this base." in both[: both.index("<main>")]
+    assert "not comparable with this base." in both[: both.index("<main>")]
     assert "<em>other</em> keeps" in both.replace("\u00a0", " ")

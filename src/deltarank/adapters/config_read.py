@@ -42,6 +42,10 @@ _UNSUPPORTED = {
     "layer_replication": "a LoRA over repeated layers",
     "trainable_token_indices": "a LoRA with trained token embeddings",
 }
+_PROMPTS = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"}
+)
+_NO_WEIGHTS = "It cannot be merged: such an adapter changes what the layers read, and no weight of the base."
 _CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq", "mica")
 """Initialisations that also change the base, or that PEFT repeats when it loads the adapter."""
 
@@ -212,7 +216,7 @@ def _check_is_lora(data: Mapping[str, Any]) -> None:
     if kind != "LORA":
         raise AdapterError(
             f"The adapter has the PEFT type {ascii(kind)[:60]}; only LORA is supported.",
-            cure=MERGE_CURE,
+            cure=_NO_WEIGHTS if isinstance(kind, str) and kind in _PROMPTS else MERGE_CURE,
             slug="adapter-not-lora",
         )
 

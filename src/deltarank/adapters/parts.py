@@ -236,7 +236,7 @@ def _stored_transposed(down: tuple[int, ...], up: tuple[int, ...]) -> str:
         return "B"
     if down[1] == up[1] <= down[0]:
         return "A"
-    return "A and B" if down[1] == up[0] else ""
+    return "A and B" if down[1] == up[0] <= min(down[0], up[1]) else ""
 
 
 def transposed_reason(factors: str, down: tuple[int, ...], up: tuple[int, ...]) -> str:

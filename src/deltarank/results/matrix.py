@@ -29,6 +29,7 @@ class Outcome(StrEnum):
     ONLY_IN_FINETUNE = "only_in_finetune"
     TIED = "tied"
     EXTRA_ROWS = "extra_rows"
+    OTHER_TOKENS = "other_tokens"
     NOT_FLOATING = "not_floating"
     DUPLICATE = "duplicate"
 
@@ -51,6 +52,7 @@ _SENTENCES: dict[Outcome, str] = {
     Outcome.ONLY_IN_FINETUNE: "only in the finetune",
     Outcome.TIED: "tied to the embedding in one checkpoint, stored separately in the other",
     Outcome.EXTRA_ROWS: "rows of tokens that only one vocabulary has",
+    Outcome.OTHER_TOKENS: "vocabularies of unlike lengths and order: row by row they differ as unrelated tokens do",
     Outcome.NOT_FLOATING: "not stored as floating-point numbers",
     Outcome.DUPLICATE: "another copy of a tensor that was compared",
 }

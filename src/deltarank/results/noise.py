@@ -23,7 +23,7 @@ BELOW_EDGE = "is below the noise edge, where nothing tells it from storage round
 class NoiseShares:
     """Storage rounding at one rank r.
 
-    rounding_lost  about this share of ||D - D_r||^2 is storage rounding; 0 if it is not known
+    rounding_lost  at least about this share of ||D - D_r||^2 is storage rounding; 0 if it is not known
     signal_kept    the share kept of the energy of the singular values above the noise edge; None if that is not known
                    for some matrix, or if there are none
     lost           the share of the change that is lost, ||D - D_r||^2 / ||D||^2
@@ -45,7 +45,7 @@ class NoiseShares:
             return (f"All that is lost {BELOW_EDGE}.",)
         if self.rounding_lost < SMALLEST_ROUNDING or self.lost < SMALLEST_LOSS:
             return ()
-        rounding = f"About {percent(self.rounding_lost)} of what is lost is storage rounding."
+        rounding = f"At least about {percent(self.rounding_lost)} of what is lost is storage rounding."
         if self.signal_kept is None:
             return (rounding,)
         return rounding, f"Of the energy above the noise edge, {percent(self.signal_kept)} is kept."

@@ -17,7 +17,7 @@ NOTABLE_SHARE = 0.01
 ALL_ELSEWHERE = "all of its change is in tensors that were not"
 """After "... that were measured": of a finetune whose measured matrices are the base's."""
 
-_BOTH = (Outcome.SHAPE_DIFFERS, Outcome.NOT_FLOATING)
+_BOTH = (Outcome.SHAPE_DIFFERS, Outcome.OTHER_TOKENS, Outcome.NOT_FLOATING)
 _IN_FINETUNE = (Outcome.ONLY_IN_FINETUNE, *_BOTH)
 _IN_BASE = (Outcome.ONLY_IN_BASE, *_BOTH)
 _UNPAIRED = {*_IN_FINETUNE, *_IN_BASE}

@@ -83,6 +83,7 @@ def test_another_method_is_named(kind: Any, tmp_path: Path) -> None:
 
     assert error.slug == "adapter-not-lora"
     assert len(error.message) < 200
+    assert error.cure.startswith("It cannot be merged" if kind == "PROMPT_TUNING" else "Merge it")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.errors import DeltarankError, PairingError, UsageError
 from deltarank.results import Outcome
 
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+
 
 def two(tmp_path: Path, base: Tensors, finetune: Tensors, **config: object) -> tuple[Path, Path]:
     folders = (tmp_path / "base", base), (tmp_path / "finetune", finetune)
@@ -87,11 +89,13 @@ def test_different_dtypes_are_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("grown", ["base", "finetune"])
 def test_a_longer_vocabulary_is_compared_as_far_as_both_go(grown: str, tmp_path: Path) -> None:
     sides = {"base": llama(), "finetune": llama(seed=9)}
-    sides[grown] = llama(seed=3, words=43)
+    other = sides["finetune" if grown == "base" else "base"]
+    longer = {name: torch.cat([1.125 * other[name], numbers(3, 16)]) for name in VOCABULARY}
+    sides[grown] = {**llama(seed=3), **longer}
     folders = two(tmp_path, sides["base"], sides["finetune"])
     with open_checkpoint(folders[0]) as base, open_checkpoint(folders[1]) as finetune:
         plan = pair_checkpoints(base, finetune)
-        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        for name in VOCABULARY:
             (summed,) = (x for x in plan.summed if x.name == name)
             assert summed.shape == (40, 16)
             ours, theirs = read(summed)
@@ -123,7 +127,8 @@ def test_a_head_tied_in_the_base_is_compared_with_its_embedding(tmp_path: Path) 
 
 
 def test_a_head_tied_in_the_finetune_is_compared_with_its_embedding(tmp_path: Path) -> None:
-    finetune = {name: tensor for name, tensor in llama(seed=9, words=44).items() if name != "lm_head.weight"}
+    longer = {"model.embed_tokens.weight": torch.cat([1.125 * llama()["lm_head.weight"], numbers(4, 16)])}
+    finetune = {name: tensor for name, tensor in llama(seed=9).items() if name != "lm_head.weight"} | longer
     plan = pairing(*two(tmp_path, llama(), finetune, tie_word_embeddings=True))
     (tied,) = (x for x in plan.summed if x.outcome is Outcome.TIED)
     assert (tied.name, tied.finetune.tensor) == ("lm_head.weight", "model.embed_tokens.weight")

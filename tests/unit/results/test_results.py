@@ -137,7 +137,7 @@ def test_json_has_a_matrix_a_line() -> None:
 def test_json_has_the_order_of_the_contract() -> None:
     assert " ".join(run_of(measured(4, 1)).to_plain()) == (
         "format_version tool_version created base finetune settings matrices skipped totals verdict notes audit "
-        "calibration_text outputs blind"
+        "calibration_text adapter outputs blind"
     )
 
 

@@ -21,6 +21,7 @@ from deltarank.checkpoints.pairing.name_matches import find_copies, match_names
 from deltarank.checkpoints.pairing.names import Location, locate_all
 from deltarank.checkpoints.pairing.notes import notes_on
 from deltarank.checkpoints.pairing.one_vocabulary import state_tied_embedding, with_one_vocabulary
+from deltarank.checkpoints.pairing.other_vocabulary import have_other_tokens
 from deltarank.checkpoints.pairing.output_heads import match_output_heads
 from deltarank.checkpoints.pairing.refusals import refuse_adapters, refuse_empty, refuse_same, refuse_unrelated
 from deltarank.checkpoints.pairing.result import Pairing
@@ -239,9 +240,12 @@ class _PairingBuilder:
         self.skipped.append(Skipped(name, outcome, reason, shape))
 
     def _compare(self, match: _Match, *, requested: bool) -> None:
-        if match.is_resized_vocabulary:
-            self._skip_extra_rows(match)
         shape = tuple(map(min, match.base.shape, match.finetune.shape))
+        if match.is_resized_vocabulary:
+            if have_other_tokens(*self._pieces(match, shape)):
+                self._skip(match.name, Outcome.OTHER_TOKENS, Outcome.OTHER_TOKENS.sentence, match.finetune.shape)
+                return
+            self._skip_extra_rows(match)
         if match.is_stack:
             self._add_slices(match)
         elif (reason := _why_only_summed(match)) is None or (requested and len(shape) <= 2):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from deltarank.checkpoints import Checkpoint, Pair
 from deltarank.errors import CheckpointError
-from deltarank.jobs.compare.verdict import UNRELATED
+from deltarank.jobs.compare.unlike_matrices import UNRELATED
 from deltarank.results import MatrixResult, percent
 from deltarank.runtime import DeltaReader, Plan
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from deltarank.jobs.compare.common_rank import common_rank, is_exact, without_base_rounding
 from deltarank.jobs.compare.left_out import LeftOutOfLora
 from deltarank.jobs.compare.rank_needed import RankNeeded, by_behaviour
+from deltarank.jobs.compare.unlike_matrices import UNRELATED, UnlikeMatrices
 from deltarank.results import (
     ALL_ELSEWHERE,
     OPENED_KINDS,
@@ -31,9 +32,6 @@ from deltarank.results import (
     noise_shares,
     percent,
 )
-
-UNRELATED = 0.9
-"""From this ||D|| / ||W0|| on, the pair is unrelated: independently trained models differ by about sqrt(2)."""
 
 MOSTLY_ROUNDING = 0.9
 """If rounding explains this share of the change, nothing is said of what kind of finetune it is."""
@@ -64,6 +62,10 @@ def judge(
     failed = [m for m in matrices if not m.has_losses]
     unpaired = Unpaired.of([m for m in matrices if m.has_losses], skipped, failed, adapter)
     kind, rank = _kind(matrices, whole, unpaired, adapter)
+    unlike = UnlikeMatrices.of(matrices) if kind in (VerdictKind.FULL, VerdictKind.UNRELATED) else None
+    if unlike is not None:
+        headline = f"{name} can be compared with this base only in part{unpaired.remark()}: {unlike.sentence}"
+        return Verdict(VerdictKind.UNRELATED, (headline, *_unmeasured(matrices)))
     loss = whole.loss(_headline_rank(matrices, whole, outputs))
     left_out = LeftOutOfLora.of(skipped)
     sentences = [*_headline(kind, loss, whole, unpaired, name, share=measured_share(skipped))]
@@ -173,7 +175,8 @@ def _cosine(loss: Loss) -> Iterator[str]:
 
 
 def _worst(totals: Totals, rank: int) -> Iterator[str]:
-    losses = {name: total.loss(rank) for name, total in totals.by_module.items() if total.energy > 0}
+    least = SMALLEST_SHARE * totals.whole.energy
+    losses = {name: total.loss(rank) for name, total in totals.by_module.items() if total.energy > least}
     if len(losses) > 1:
         name = max(losses, key=lambda each: losses[each].energy_lost)
         if losses[name].energy_lost >= 0.005:

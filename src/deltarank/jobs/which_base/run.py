@@ -10,7 +10,7 @@ from dataclasses import replace
 from deltarank.checkpoints import Checkpoint, hub_id_of, may_be_one_model, quoted
 from deltarank.errors import CheckpointError, JobError, UsageError
 from deltarank.jobs.which_base.sample import SampledCandidate, read_sample, shuffled_names
-from deltarank.jobs.which_base.verdict import decide
+from deltarank.jobs.which_base.verdict import decide, without_unlike
 from deltarank.results import BaseChoice, BaseKind, CandidateBase, Reference, listing
 from deltarank.runtime import (
     DeltaReader,
@@ -124,9 +124,12 @@ def _search(
 
 
 def _decide(candidates: Sequence[SampledCandidate], name: str, reader: DeltaReader) -> tuple[BaseKind, str]:
+    results, left_out = without_unlike([each.result for each in candidates])
+    for each, result in zip(candidates, results, strict=True):
+        each.result = result
     sampled = {id(each.result): each for each in candidates}
-    results = [each.result for each in candidates]
-    return decide(results, name, lambda result: sampled[id(result)].is_alike(reader))
+    kind, sentence = decide(results, name, lambda result: sampled[id(result)].is_alike(reader))
+    return kind, f"{sentence}{left_out}"
 
 
 def _named_by_card(after: Checkpoint, found: CandidateBase | None) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 
-from deltarank.jobs.compare import UNRELATED
+from deltarank.jobs.compare import RELATED, UNRELATED
 from deltarank.results import BaseKind, CandidateBase, count, figure, listing, percent
 
 CLEARLY = 1.05
@@ -19,6 +20,37 @@ EQUAL = 1.001
 
 ENOUGH_WINS = 6
 """Nearer in this many matrices and farther in none: by chance alone, this happens once in 32 times."""
+
+
+def without_unlike(candidates: Sequence[CandidateBase]) -> tuple[list[CandidateBase], str]:
+    """The candidates without the matrices that differ from those of every candidate as unrelated ones do, where others
+    are related to one; and a sentence on what was left out, "" if nothing was.
+
+    Layers that were inserted, removed or moved would decide by chance which candidate is nearest.
+    """
+    compared = [each for each in candidates if each.relative_norm is not None]
+    nearest: dict[str, float] = {}
+    for name, norm in (item for each in compared for item in each.norms.items()):
+        nearest[name] = min(norm, nearest.get(name, math.inf))
+    unlike = {name for name, norm in nearest.items() if norm >= UNRELATED}
+    if not unlike or all(norm > RELATED for norm in nearest.values()):
+        return list(candidates), ""
+    sentence = (
+        f" {len(unlike):,} of {count(len(nearest), 'random matrix', 'random matrices')} "
+        f"{'differs' if len(unlike) == 1 else 'differ'} from those of every candidate as unrelated ones do, and "
+        f"{'is' if len(unlike) == 1 else 'are'} not counted: layers were inserted, removed or moved, or trained from "
+        "scratch, or matrices are stored in another order."
+    )
+    return [_without(each, unlike) for each in candidates], sentence
+
+
+def _without(candidate: CandidateBase, unlike: Set[str]) -> CandidateBase:
+    """The root of the mean of the squares over the other matrices, as if all were of equal size."""
+    norms = {name: norm for name, norm in candidate.norms.items() if name not in unlike}
+    if candidate.relative_norm is None or not norms:
+        return candidate
+    mean = math.fsum(norm**2 for norm in norms.values()) / len(norms)
+    return replace(candidate, norms=norms, relative_norm=math.sqrt(mean))
 
 
 def decide(

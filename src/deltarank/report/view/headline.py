@@ -9,6 +9,9 @@ from deltarank.report.view.page import Phrase, RunView
 from deltarank.report.view.text import behaviour_percent, kept_percent, unbroken, without_joiners
 from deltarank.results import ALL_ELSEWHERE, NEARLY_WHOLE, Loss, change_in_words, count, figure, percent, slot_sentence
 
+SMALLEST_SHARE = 0.0005
+"""A module with a smaller share of the change is not named as the one that loses most."""
+
 MOST_NAMED = 3
 """More runs than these are counted instead of named."""
 
@@ -32,7 +35,7 @@ def _of_related(
         return headline(runs)
     if len(runs) == 1:
         return (Phrase(unbroken(runs[0].sentences[0])),)
-    tail = (*_names(unrelated), Phrase(f": not {'a finetune' if len(unrelated) == 1 else 'finetunes'} of this base."))
+    tail = (*_names(unrelated), Phrase(": not comparable with this base."))
     return (*headline(related), Phrase(" "), *tail) if related else tail
 
 
@@ -135,7 +138,7 @@ def figures_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> str:
     by_module = [
         (lost, row.module.label)
         for row in run.modules
-        if row.module and row.share and (lost := row.lost[rank_index]) is not None
+        if row.module and (row.share or 0.0) > SMALLEST_SHARE and (lost := row.lost[rank_index]) is not None
     ]
     if len(by_module) > 1 and loss.relative_error > 0:
         lost, name = max(by_module, key=lambda pair: pair[0])
