@@ -1,15 +1,24 @@
 """Where the weights of a calibration are: whatever takes less memory gives the same gradients."""
 
+import itertools
+import json
+import math
+import struct
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint
 from deltarank.jobs.calibrate.placement import WeightPlacement, load_placed
 from deltarank.jobs.calibrate.student import Student
 from deltarank.models import Window, read_skeleton
+from deltarank.results import size
+from refusals import refused
 from tiny_architectures import DENSE, EXPERTS, HEADS, architecture, write_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
@@ -54,3 +63,65 @@ def test_a_streamed_model_holds_no_weights_after_a_pass_and_its_gradient(pair: P
     student = student_of(pair, WeightPlacement.STREAMED)
     gradients_of(student)
     assert all(each.is_meta for name, each in student.model.named_parameters() if name not in student.parameters)
+
+
+def write_without_weights(folder: Path, **config: int) -> None:
+    """A checkpoint whose weights are a hole in a file: it has the size of real ones and takes no space."""
+    settings = AutoConfig.for_model("llama", **config)
+    settings.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: each.shape for name, each in AutoModelForCausalLM.from_config(settings).state_dict().items()}
+    ends = list(itertools.accumulate(2 * math.prod(shape) for shape in shapes.values()))
+    header = json.dumps(
+        {
+            name: {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+            for (name, shape), start, end in zip(shapes.items(), [0, *ends], ends, strict=False)
+        }
+    ).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + ends[-1])
+
+
+def plans(home: Path, monkeypatch: pytest.MonkeyPatch, memories: Sequence[float]) -> list[deltarank.CalibrationPlan]:
+    made = []
+    for memory in memories:
+        monkeypatch.setattr("deltarank.jobs.calibrate.job.available_memory", lambda _, memory=memory: int(memory))
+        made.append(deltarank.plan_calibration(home / "base", home / "finetune", rank=8, calibrate=["own"]))
+    return made
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no files with holes by default")
+class TestChoice:
+    def test_the_less_memory_the_more_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("base", "finetune"):
+            write_without_weights(
+                tmp_path / name, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, vocab_size=32_000
+            )
+        memories = (64e9, 10e9, 7e9, 5e9)
+        made = plans(tmp_path, monkeypatch, memories)
+        assert [plan.placement for plan in made] == list(WeightPlacement)
+        assert [plan.seconds for plan in made] == sorted(plan.seconds for plan in made)
+        assert all(plan.memory <= 0.85 * memory for plan, memory in zip(made, memories, strict=True))
+        assert f"{size(made[-1].memory)} of memory (5 GB is available)" in str(made[-1])
+        monkeypatch.setattr("deltarank.jobs.calibrate.job.available_memory", lambda _: 2_000_000_000)
+        with refused("calibration-memory", match="one layer of the weights at a time"):
+            deltarank.extract_calibrated(tmp_path / "base", tmp_path / "finetune", output=tmp_path / "out", rank=8)
+        assert not (tmp_path / "out.calibrating").exists()
+
+    @pytest.mark.slow
+    def test_a_pair_of_70_billion_parameters(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("base", "finetune"):
+            write_without_weights(
+                tmp_path / name,
+                hidden_size=8192,
+                intermediate_size=28672,
+                num_hidden_layers=80,
+                num_attention_heads=64,
+                num_key_value_heads=8,
+                vocab_size=128_256,
+            )
+        [plan] = plans(tmp_path, monkeypatch, [80e9])
+        assert plan.placement is WeightPlacement.STREAMED
+        assert plan.memory < 24e9
+        assert plan.disk_bytes < 20e9
