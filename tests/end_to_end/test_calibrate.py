@@ -162,15 +162,13 @@ class TestSame:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("placement", [each for each in WeightPlacement if each is not WeightPlacement.WHOLE])
-    def test_little_memory_gives_the_same_adapter_to_rounding(
-        self, models, calibrated, tmp_path, monkeypatch, placement
-    ):
-        """To rounding; and after an interruption to the bit."""
+    def test_little_memory_gives_the_same_divergence(self, models, calibrated, tmp_path, monkeypatch, placement):
+        """To rounding; and after an interruption the same bytes."""
         monkeypatch.setattr(Footprint, "choose", lambda *_: placement)
-        calibrate(models, tmp_path / "adapter")
-        ours, theirs = (load_file(each / "adapter_model.safetensors") for each in (tmp_path / "adapter", calibrated))
-        for name, factor in theirs.items():
-            torch.testing.assert_close(ours[name], factor, rtol=1e-2, atol=1e-3 * float(factor.abs().max()))
+        ours = calibrate(models, tmp_path / "adapter").calibration.held_out
+        theirs = deltarank.ExtractedAdapter.load(calibrated).calibration.held_out
+        assert ours.kld_plain == theirs.kld_plain
+        assert ours.kld_calibrated == pytest.approx(theirs.kld_calibrated, rel=0.02)
         with pytest.raises(StoppedError):
             calibrate(models, tmp_path / "again", progress=StopsInTheMiddle())
         calibrate(models, tmp_path / "again")
