@@ -26,6 +26,7 @@ class MatrixFactoriser:
         targets: by tensor name.
         dtype: that A and B are stored in.
         factors_path: the file for the factors of a target, by tensor name.
+        buffers: another one of this thread, whose buffers are used, too.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class MatrixFactoriser:
         targets: Mapping[str, Target],
         dtype: torch.dtype,
         factors_path: Callable[[str], Path],
+        *,
+        buffers: MatrixFactoriser | None = None,
     ) -> None:
-        self._reader = DeltaReader(options)
-        self._workspace = Workspace(options.torch_device)
+        self._reader: DeltaReader = buffers._reader if buffers else DeltaReader(options)
+        self._workspace: Workspace = buffers._workspace if buffers else Workspace(options.torch_device)
         self._targets = targets
         self._dtype = dtype
         self._factors_path = factors_path

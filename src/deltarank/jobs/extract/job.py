@@ -130,20 +130,30 @@ class ExtractJob:
         Args:
             draw: draws the picture of the model card; None: the card has a chart in text.
         """
-        options = self.options
         with StagingFolder(output, self.identity) as staging:
             if staging.is_finished and not force:
                 progress.noted(f"{output} already contains this adapter: nothing to do. --force extracts it again.")
                 return ExtractedAdapter.load(output)
-            staging.check_output(force=force)
-            self.layout(options.fixed_rank or min(options.solver_options.ranks))  # refuse before anything is written
-            records = staging.open(force=force)
-            progress.writing(output)
-            plan = self._plan_at(options.fixed_rank or self._searched_rank(staging.rank_search, progress))
-            staging.check_disk_space(2 * plan.adapter_bytes)
-            run = ExtractRun(plan, self.names, self.pairing.finetune, staging, progress, draw)
-            run.resume(records)
-            return run.adapter()
+            return self.begin(staging, force=force, progress=progress, draw=draw).adapter()
+
+    def begin(
+        self, staging: StagingFolder, *, force: bool, progress: ProgressListener, draw: DrawBudget | None = None
+    ) -> ExtractRun:
+        """The run, with what an earlier process finished. Nothing is read, unless the rank is to be found.
+
+        Raises:
+            JobError, OutputError: as `run`.
+        """
+        options = self.options
+        staging.check_output(force=force)
+        self.layout(options.fixed_rank or min(options.solver_options.ranks))  # refuse before anything is written
+        records = staging.open(force=force)
+        progress.writing(staging.output)
+        plan = self._plan_at(options.fixed_rank or self._searched_rank(staging.rank_search, progress))
+        staging.check_disk_space(2 * plan.adapter_bytes)
+        run = ExtractRun(plan, self.names, self.pairing.finetune, staging, progress, draw)
+        run.resume(records)
+        return run
 
     def check_output(self, output: Path, *, force: bool = False) -> None:
         """Raises OutputError if `run` could not write there."""

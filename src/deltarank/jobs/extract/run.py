@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from deltarank.adapters import BUDGET_PICTURE_FILE, METADATA_FILE, MODEL_CARD_FILE
@@ -26,10 +26,10 @@ from deltarank.jobs.extract.staging import StagingFolder
 from deltarank.results import Outcome, read_records, to_plain
 from deltarank.runtime import (
     READ_RATE,
-    RETRIED_OUTCOMES,
     DeltaReader,
     ProgressListener,
     Record,
+    Step,
     TimeEstimate,
     estimate_time,
     matrix_pass,
@@ -64,7 +64,7 @@ class ExtractRun:
     def __post_init__(self) -> None:
         self._dtype = FACTOR_DTYPES[self.plan.dtype]
         self._targets = {target.pair.name: target for target in self.plan.layout.targets}
-        self._numbers = {name: number for number, name in enumerate(self._targets)}
+        self._factors_path = self.staging.factors_paths(self._targets)
 
     @property
     def base(self) -> Checkpoint:
@@ -87,9 +87,6 @@ class ExtractRun:
         target, path = self._targets[name], self._factors_path(name)
         size = sum(target.linear_shape) * target.rank * self._dtype.itemsize
         return path.is_file() and path.stat().st_size == size
-
-    def _factors_path(self, name: str) -> Path:
-        return self.staging.factors_path(self._numbers[name])
 
     def adapter(self) -> ExtractedAdapter:
         """Extracts what is left, and writes the adapter.
@@ -127,19 +124,28 @@ class ExtractRun:
                 (folder / BUDGET_PICTURE_FILE).write_bytes(picture)
         return adapter
 
+    @property
+    def waiting(self) -> list[Step]:
+        """The matrices that have no factors yet."""
+        return [step for step in self.plan.work.steps if step.pair.name not in self.matrices]
+
+    @property
+    def make_factoriser(self) -> Callable[..., MatrixFactoriser]:
+        """Makes the worker of a thread, without a reference to this run. Takes `buffers`."""
+        return partial(MatrixFactoriser, self.plan.work.options, self._targets, self._dtype, self._factors_path)
+
     def _factor_all(self, estimate: TimeEstimate) -> None:
         work = self.plan.work
         for matrix in matrix_pass(
-            [[step] for step in work.steps if step.pair.name not in self.matrices],
-            lambda: MatrixFactoriser(work.options, self._targets, self._dtype, self._factors_path),
+            [[step] for step in self.waiting],
+            self.make_factoriser,
             seconds=planned_seconds,
             workers=work.parallel_matrices,
             progress=self.progress,
             estimate=estimate,
         ):
             self.matrices[matrix.name] = matrix
-            if matrix.outcome not in RETRIED_OUTCOMES:
-                self.staging.append(to_plain(matrix))
+            self.staging.keep(matrix)
 
     def _sum_all(self, estimate: TimeEstimate) -> None:
         reader = DeltaReader(self.plan.work.options)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deltarank.jobs.extract.output_folder import check_output, folder_beside, is_made_from
-from deltarank.runtime import Record, RunFolder, as_output_error
+from deltarank.jobs.extract.result import AdapterMatrix
+from deltarank.results import to_plain
+from deltarank.runtime import RETRIED_OUTCOMES, Record, RunFolder, as_output_error
 
 
 class StagingFolder:
@@ -59,9 +61,15 @@ class StagingFolder:
     def append(self, record: Record) -> None:
         self._run_folder.append(record)
 
-    def factors_path(self, number: int) -> Path:
-        """By number: a tensor's name never becomes a path."""
-        return self.folder / f"{number:05}.factors"
+    def keep(self, matrix: AdapterMatrix) -> None:
+        """Adds the record of a matrix, unless it may succeed next time."""
+        if matrix.outcome not in RETRIED_OUTCOMES:
+            self.append(to_plain(matrix))
+
+    def factors_paths(self, names: Iterable[str]) -> Callable[[str], Path]:
+        """The files of the factors, by tensor name. They are numbered: a tensor's name never becomes a path."""
+        numbers = {name: number for number, name in enumerate(names)}
+        return lambda name: self.folder / f"{numbers[name]:05}.factors"
 
     @property
     def rank_search(self) -> Path:
