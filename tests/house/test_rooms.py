@@ -56,7 +56,8 @@ RULES = {
     "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
     "jobs.fleet": rule(
-        "errors results system checkpoints spectra adapters runtime servers jobs.compare", "torch numpy scipy"
+        "errors results system checkpoints spectra adapters runtime servers jobs.compare jobs.extract",
+        "torch numpy scipy",
     ),
     "jobs.extract": rule(
         "errors results system tensor_names checkpoints servers spectra adapters runtime architectures jobs.compare",

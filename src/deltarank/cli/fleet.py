@@ -22,12 +22,15 @@ from deltarank.cli.options import (
     output_option,
     quiet_option,
     ranks_option,
+    server_option,
     solver_options,
 )
 from deltarank.cli.run_command import has_current_report, print_plan, quieten_the_hub
 from deltarank.cli.streams import in_colour, out, say_written, sayer, width
 from deltarank.errors import UsageError
 from deltarank.results import DEFAULT_RANKS, Results, parse_ranks, run_name
+from deltarank.servers import DEFAULT_SERVER
+from deltarank.system import Default
 
 if TYPE_CHECKING:
     from deltarank.jobs.fleet import PlanOptions
@@ -46,6 +49,10 @@ if TYPE_CHECKING:
         (
             "Which rank should vLLM's slots have?",
             "deltarank fleet org/base --list finetunes.txt -o fleet --max-error 0.5 --slots 8 --gpu-memory 24GB",
+        ),
+        (
+            "A LoRA of rank 16 of each, for vLLM:",
+            "deltarank fleet base/ finetunes/* -o fleet --extract -r 16 --server vllm",
         ),
         ("What would be read, and how long does it take?", "deltarank fleet base/ finetunes/* -o fleet --dry-run"),
     ],
@@ -87,6 +94,16 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="What the base and the slots of the plan must fit, such as 24GB.  [default: any]",
 )
+@click.option("--extract", "extracts", is_flag=True, help="Extract an adapter of each finetune while BASE is read.")
+@click.option(
+    "-r",
+    "--rank",
+    "adapter_rank",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"With --extract: rank of the adapters.  [default: {Default.ADAPTER_RANK}]",
+)
+@server_option("With --extract: the server whose rules the adapters follow.", DEFAULT_SERVER)
 @click.option("--no-report", is_flag=True, help="Write no pages.")
 @force_option
 @dry_run_option
@@ -107,6 +124,8 @@ def fleet(
     max_kld: float | None,
     slots: int | None,
     gpu_memory: int | None,
+    extracts: bool,
+    adapter_rank: int | None,
     **options: Any,
 ) -> None:
     """Compare each FINETUNE with BASE, as `deltarank compare` does, while BASE is read only once.
@@ -116,9 +135,12 @@ def fleet(
     more finetunes in the list, only these are measured. With --max-error or --max-kld, a plan says which rank serves
     them in the least memory; another plan for a finished fleet takes seconds.
     """
+    if adapter_rank is not None and not extracts:
+        raise click.UsageError("--rank is only used with --extract; --ranks are those to measure.")
     quieten_the_hub(quiet)
     import deltarank
 
+    options["adapter_rank"] = (adapter_rank or Default.ADAPTER_RANK) if extracts else None
     plan = _plan_options({"max_error": max_error, "max_kld": max_kld, "slots": slots, "gpu_memory": gpu_memory})
     folder = output or Path("runs", f"{run_name(base)}-fleet")
     options |= {"ranks": parse_ranks(ranks) if ranks else DEFAULT_RANKS, "output": folder, "force": force}

@@ -57,6 +57,7 @@ class FleetFinetune:
     text           the text on which `kld` was measured, by `outputs` on its run
     seconds        of computing time for its matrices
     weight_bytes   of its weight files; of an adapter, of the adapter's
+    adapter        the folder of the adapter that was extracted from it, relative to the fleet's; null if none was
     """
 
     name: str
@@ -78,13 +79,14 @@ class FleetFinetune:
     kld: tuple[RankDivergence, ...] = ()
     seconds: float | None = None
     weight_bytes: Count = 0
+    adapter: str | None = None
 
     @classmethod
     def failed(cls, name: str, reference: str, reason: str) -> Self:
         return cls(name, reference, FleetOutcome.FAILED, reason=reason)
 
     @classmethod
-    def of_run(cls, name: str, reference: str, results: Results, *, reason: str | None = None) -> Self:
+    def of_run(cls, name: str, reference: str, results: Results, *, adapter: str | None = None) -> Self:
         """The row of a finetune whose run is in the folder `name`. Without a measured matrix it counts as failed."""
         whole, verdict = results.totals.whole, results.verdict
         text, kld = _divergences(results.outputs)
@@ -94,7 +96,7 @@ class FleetFinetune:
             outcome=FleetOutcome.MEASURED if whole.matrices else FleetOutcome.FAILED,
             revision=results.finetune.revision,
             run=name,
-            reason=reason or _reason(results),
+            reason=_reason(results),
             verdict=verdict.kind,
             signal_rank=verdict.signal_rank,
             headline=verdict.sentences[0],
@@ -108,6 +110,7 @@ class FleetFinetune:
             kld=kld,
             seconds=round(sum(matrix.seconds or 0.0 for matrix in results.matrices), 3),
             weight_bytes=sum(results.finetune.files.values()),
+            adapter=adapter,
         )
 
     @property

@@ -43,6 +43,9 @@ def fleet(
         plan: the limit and the memory of a rank plan; None: no plan. A finished fleet is planned again without being
             measured again.
         progress: receives the progress of the run.
+        adapter_rank: with a rank, each finetune gets an adapter as `deltarank.extract` writes it, in
+            `output`/NAME/adapter-rRANK-SERVER, while the base is in memory.
+        server: the server whose rules these adapters follow.
         ranks, solver, tolerance, dtype, device, include, exclude, audit, base_revision, fetch: as for
             `deltarank.compare`.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 from deltarank.checkpoints import Piece, SharedSource, SummedTensor, rows_of_chunk
-from deltarank.jobs.compare import MatrixMeasurer, group_small_matrices, not_summed, summed
+from deltarank.jobs.compare import MatrixMeasurer, group_small_matrices
+from deltarank.jobs.fleet.extraction import FactorStep, FactorWorker
 from deltarank.jobs.fleet.member import FleetStep, Member
 from deltarank.jobs.fleet.sketches import encoded_sketch, length_for
-from deltarank.results import MatrixResult, Skipped
 from deltarank.runtime import (
     READ_RATE,
     TENSOR_FAILURES,
@@ -30,8 +31,8 @@ WINDOW_BYTES = 64_000_000
 """Of a tensor that is only summed, this much of the base is in memory at a time: an embedding may have gigabytes."""
 
 
-Measured = tuple[Member, MatrixResult, str | None]
-"""A finetune, the result of one of its matrices, and the sketch of the delta if that is not zero."""
+Keep = Callable[[], None]
+"""Keeps a result in the folder of its finetune."""
 
 
 class FleetMeasurer:
@@ -41,22 +42,19 @@ class FleetMeasurer:
         sketch_length: numbers in the sketch of a matrix.
     """
 
-    def __init__(self, options: SolverOptions, shared: SharedSource, *, sketch_length: int) -> None:
-        self._options, self._shared, self._sketch_length = options, shared, sketch_length
+    def __init__(self, options: SolverOptions, *, sketch_length: int) -> None:
+        self._options, self._sketch_length = options, sketch_length
         self._reader = DeltaReader(options)
         self._measurers: dict[int, MatrixMeasurer] = {}
         self._sketches: dict[int, str] = {}
 
-    def results(self, steps: Sequence[FleetStep]) -> list[Measured]:
+    def results(self, steps: Sequence[FleetStep]) -> list[Keep]:
         """Those of a group, whose finetunes have equally many matrices."""
         self._sketches.clear()
-        try:
-            measured = self._measurer(len(steps[0].member.job.plan.steps)).results(steps)
-        finally:
-            for step in steps:
-                self._shared.done(step.pair.base)
+        measured = self._measurer(len(steps[0].member.job.plan.steps)).results(steps)
         return [
-            (step.member, result, self._sketches.get(id(step))) for step, result in zip(steps, measured, strict=True)
+            partial(step.member.take, result, self._sketches.get(id(step)))
+            for step, result in zip(steps, measured, strict=True)
         ]
 
     def _measurer(self, matrices: int) -> MatrixMeasurer:
@@ -68,6 +66,23 @@ class FleetMeasurer:
 
     def _sketch(self, step: Step, delta: Tensor) -> None:
         self._sketches[id(step)] = encoded_sketch(step.pair.name, delta, self._sketch_length)
+
+
+class FleetWorker:
+    """Works on groups of either kind, in one thread, and releases their tensors of the base."""
+
+    def __init__(self, measurer: FleetMeasurer, shared: SharedSource) -> None:
+        self._measurer, self._shared = measurer, shared
+        self._factor_worker = FactorWorker()
+
+    def results(self, steps: Sequence[FleetStep | FactorStep]) -> list[Keep]:
+        try:
+            if isinstance(steps[0], FactorStep):
+                return self._factor_worker.results([step for step in steps if isinstance(step, FactorStep)])
+            return self._measurer.results([step for step in steps if isinstance(step, FleetStep)])
+        finally:
+            for step in steps:
+                self._shared.done(step.pair.base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +112,10 @@ class BasePass:
     def __init__(self, members: Sequence[Member], shared: SharedSource, options: SolverOptions) -> None:
         self._members, self._shared, self._options = members, shared, options
         self._files = {file: number for number, file in enumerate(shared.files)}
-        self._steps = sorted(
-            (step for member in members for step in member.steps), key=lambda step: self._place(step.pair.base)
+        measured = [step for member in members for step in member.steps]
+        factored = [step for member in members if member.extraction for step in member.extraction.steps]
+        self._steps: list[FleetStep | FactorStep] = sorted(
+            (*measured, *factored), key=lambda step: self._place(step.pair.base)
         )
 
     @property
@@ -126,23 +143,26 @@ class BasePass:
         length = length_for(self._members[0].job.base)
         results = matrix_pass(
             self._groups(),
-            lambda: FleetMeasurer(self._options, self._shared, sketch_length=length),
+            lambda: FleetWorker(FleetMeasurer(self._options, sketch_length=length), self._shared),
             seconds=planned_seconds,
             workers=min((member.job.plan.parallel_matrices for member in self._members), default=1),
             progress=progress,
             estimate=estimate,
         )
-        for member, result, sketch in results:
-            member.seconds += result.seconds or 0.0
-            member.keep(result, sketch)
+        for keep in results:
+            keep()
 
-    def _groups(self) -> list[tuple[FleetStep, ...]]:
+    def _groups(self) -> list[tuple[FleetStep | FactorStep, ...]]:
         """Small matrices are measured together, those of several finetunes, too."""
         order = {id(step): number for number, step in enumerate(self._steps)}
+        groups: list[tuple[FleetStep | FactorStep, ...]] = []
         of_runs: dict[int, list[FleetStep]] = {}
         for step in self._steps:
-            of_runs.setdefault(len(step.member.job.plan.steps), []).append(step)
-        groups = [group for steps in of_runs.values() for group in group_small_matrices(steps)]
+            if isinstance(step, FactorStep):
+                groups.append((step,))
+            else:
+                of_runs.setdefault(len(step.member.job.plan.steps), []).append(step)
+        groups += [group for steps in of_runs.values() for group in group_small_matrices(steps)]
         return sorted(groups, key=lambda group: order[id(group[-1])])
 
     def _sum(self, progress: ProgressListener, estimate: TimeEstimate) -> None:
@@ -156,7 +176,7 @@ class BasePass:
             sums[key] = _added(reader, window, sums.get(key, Sums()))
             self._shared.done(window.base)
             if window.is_last:
-                window.member.keep(_summed(window.tensor, sums.pop(key)))
+                window.member.take_sums(window.tensor, sums.pop(key))
                 estimate.add(window.tensor.name, window.tensor.nbytes / READ_RATE)
 
     def _windows(self) -> Iterator[_Window]:
@@ -165,12 +185,6 @@ class BasePass:
                 rows, step = tensor.base.shape[0], _window_rows(tensor.base)
                 for first in range(0, rows, step):
                     yield _Window(member, tensor, first, min(first + step, rows))
-
-
-def _summed(tensor: SummedTensor, found: Sums | Exception) -> Skipped:
-    if isinstance(found, Sums):
-        return summed(tensor, found.with_format_error(tensor.finetune.rounding_error))
-    return not_summed(tensor, found)
 
 
 def _window_rows(piece: Piece) -> int:

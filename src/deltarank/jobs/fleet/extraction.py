@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from deltarank.checkpoints import Checkpoint, SummedTensor
@@ -31,6 +32,10 @@ class FactorStep(Step):
 class Extraction:
     """What `extract` writes of one finetune, made in parts. Its folder is that of `extract -o OUTPUT`.
 
+    steps   the matrices that have no factors yet
+    summed  the names of the tensors whose energies are not known yet; biases that the adapter carries are not among
+            them: they are read when it is written
+
     Raises:
         DeltarankError: what `extract` raises before anything is read.
     """
@@ -39,18 +44,20 @@ class Extraction:
         self, sides: tuple[Checkpoint, Checkpoint], options: ExtractOptions, output: Path, *, force: bool
     ) -> None:
         self._sides, self._options, self.output = sides, options, output
-        self.failed: list[AdapterMatrix] = []
         job = ExtractJob(*sides, options)
         self._staging = StagingFolder(output, job.identity)
         self.is_finished = self._staging.is_finished and not force
         self.steps: list[FactorStep] = []
+        self.summed: set[str] = set()
+        self.nbytes = 0.0
         if self.is_finished:
             return
         with self._staging as staging:
             run = job.begin(staging, force=force, progress=ProgressListener())
+        self.nbytes = run.plan.adapter_bytes
         self._make_factoriser: Callable[..., MatrixFactoriser] = run.make_factoriser
-        self._carried_biases = {tensor.name for tensor in run.plan.layout.unfactored if tensor.bias_of}
-        self._summed = {tensor.name for tensor in run.plan.work.pairing.summed if tensor.name not in run.sums}
+        biases = {tensor.name for tensor in run.plan.layout.unfactored if tensor.bias_of}
+        self.summed = {each.name for each in run.plan.work.pairing.summed} - run.sums.keys() - biases
         self.steps = [FactorStep(step.pair, step.solver, step.seconds, step.memory, self) for step in run.waiting]
 
     def factoriser(self, buffers: MatrixFactoriser | None) -> MatrixFactoriser:
@@ -61,11 +68,10 @@ class Extraction:
             staging.keep(matrix)
 
     def keep_sums(self, tensor: SummedTensor, sums: Sums) -> None:
-        """Of a tensor that the adapter does not factor. Biases that it carries are read again: they are small."""
-        if tensor.name in self._summed and tensor.name not in self._carried_biases:
-            energy = sums.energy if sums.is_finite else None
-            with self._staging as staging:
-                staging.append(to_plain(SummedEnergy(tensor.name, energy)))
+        """Of one of `summed`."""
+        energy = sums.energy if sums.is_finite else None
+        with self._staging as staging:
+            staging.append(to_plain(SummedEnergy(tensor.name, energy)))
 
     def finish(self, progress: ProgressListener) -> ExtractedAdapter:
         """What `extract` does after the last matrix: the budget, the files, the model card.
@@ -82,8 +88,9 @@ class FactorWorker:
     def __init__(self) -> None:
         self._of: dict[Extraction, MatrixFactoriser] = {}
 
-    def results(self, steps: Sequence[FactorStep]) -> list[AdapterMatrix]:
-        return [self._factoriser(step.extraction).result(step) for step in steps]
+    def results(self, steps: Sequence[FactorStep]) -> list[Callable[[], None]]:
+        """What keeps each of them."""
+        return [partial(step.extraction.keep, self._factoriser(step.extraction).result(step)) for step in steps]
 
     def _factoriser(self, extraction: Extraction) -> MatrixFactoriser:
         if extraction not in self._of:

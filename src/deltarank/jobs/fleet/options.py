@@ -9,6 +9,7 @@ from typing import TypedDict
 from deltarank.jobs.compare import CompareOptions
 from deltarank.results import Ranks
 from deltarank.runtime import SolverOptions
+from deltarank.servers import DEFAULT_SERVER
 from deltarank.system import Default
 
 
@@ -23,6 +24,8 @@ class FleetKeywords(TypedDict, total=False):
     include: Sequence[str]
     exclude: Sequence[str]
     audit: int
+    adapter_rank: int | None
+    server: str
     base_revision: str | None
     fetch: str
 
@@ -31,13 +34,17 @@ class FleetKeywords(TypedDict, total=False):
 class FleetOptions(SolverOptions):
     """The options of a fleet.
 
-    audit  the number of random matrices of each finetune to measure again by a full SVD in float64
+    audit         the number of random matrices of each finetune to measure again by a full SVD in float64
+    adapter_rank  the rank of the adapter that each finetune gets; None: none
+    server        the server whose rules these adapters follow
 
     Raises:
         UsageError: a value is not usable.
     """
 
     audit: int = Default.AUDIT
+    adapter_rank: int | None = None
+    server: str = DEFAULT_SERVER
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from deltarank.jobs.extract import ExtractionPlan
 from deltarank.jobs.fleet.base_pass import WINDOW_BYTES
 from deltarank.jobs.fleet.finetunes import Listed
+from deltarank.jobs.fleet.member import Member
 from deltarank.results import Reference, ShownAsLines, count, escape, format_table, size
-from deltarank.runtime import FIXED_MEMORY, FIXED_SECONDS, READ_RATE, Plan, SolverOptions, needs_text, reference_line
-
-HEADER_BYTES = 1_500
-"""Memory for each tensor of a finetune while it is open: its header, its pair and its plan."""
+from deltarank.runtime import FIXED_MEMORY, FIXED_SECONDS, READ_RATE, SolverOptions, needs_text, reference_line
 
 MOST_HEADER_BYTES = 400_000_000
 """Finetunes that need more memory than this for their headers are measured in several passes over the base."""
@@ -27,7 +26,8 @@ class PlannedFinetune:
     is_finished   whether an earlier process measured it
     workers       matrices that are measured at a time
     worker_memory bytes of memory for them, with their tensors of the base
-    tensors       tensors that are looked at
+    header_bytes  of memory while it is open
+    adapter_bytes of the adapter, if one is asked for
     """
 
     listed: Listed
@@ -38,31 +38,37 @@ class PlannedFinetune:
     seconds: float = 0.0
     workers: int = 1
     worker_memory: float = 0.0
-    tensors: int = 0
+    header_bytes: int = 0
+    adapter_bytes: float = 0.0
 
     @classmethod
-    def of(cls, listed: Listed, plan: Plan, *, is_finished: bool = False) -> Self:
+    def of(cls, member: Member, adapter: ExtractionPlan | None) -> Self:
+        """
+        Args:
+            adapter: the plan of its adapter, if one is to be made.
+        """
+        plan = member.job.plan
         workers = plan.parallel_matrices
-        each = sorted((step.memory + step.pair.base.nbytes for step in plan.steps), reverse=True)
+        steps = (*plan.steps, *(adapter.work.steps if adapter else ()))
+        each = sorted((step.memory + step.pair.base.nbytes for step in steps), reverse=True)
         shared = (*plan.pairing.pairs, *plan.pairing.summed)
+        pairs = [*shared, *(target.pair for target in (adapter.layout.targets if adapter else ()))]
+        read = sum(pair.finetune.stored_nbytes for pair in pairs if len(pair.pieces) > 1)
         return cls(
-            listed=listed,
-            is_finished=is_finished,
+            listed=member.listed,
+            is_finished=member.is_done,
             matrices=len(plan.steps),
-            read_bytes=sum(pair.finetune.stored_nbytes for pair in shared if len(pair.pieces) > 1),
-            seconds=plan.work_seconds,
+            read_bytes=read,
+            seconds=plan.work_seconds + (adapter.seconds if adapter else 0.0),
             workers=workers,
             worker_memory=math.fsum(each[:workers]),
-            tensors=len(shared) + len(plan.pairing.skipped),
+            header_bytes=member.header_bytes,
+            adapter_bytes=adapter.adapter_bytes if adapter else 0.0,
         )
 
     @property
     def is_waiting(self) -> bool:
         return self.reason is None and not self.is_finished
-
-    @property
-    def header_bytes(self) -> int:
-        return HEADER_BYTES * self.tensors
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -73,6 +79,7 @@ class PlannedFinetune:
             "matrices": self.matrices,
             "read_bytes": self.read_bytes,
             "seconds": self.seconds,
+            "adapter_bytes": self.adapter_bytes,
         }
 
 
@@ -130,9 +137,14 @@ class FleetPlan(ShownAsLines):
             f"{count(len(self.waiting), 'finetune')} to measure, {finished} finished, {len(failed)} not measurable.",
             *[f"not measured: {each.listed.name}: {each.reason}" for each in failed],
             *[f"note: {note}" for note in self.notes],
+            *self._adapters_line(),
             f"The base is read {_times(self.passes)}: {size(self.passes * self.base_bytes)} of the bytes to read.",
             needs_text(self.read_bytes, self.peak_memory, self.seconds, self.options),
         ]
+
+    def _adapters_line(self) -> list[str]:
+        adapters = [each.adapter_bytes for each in self.waiting if each.adapter_bytes]
+        return [f"{count(len(adapters), 'adapter')} to extract: {size(sum(adapters))} on disk."] if adapters else []
 
     def to_plain(self) -> dict[str, Any]:
         return {
