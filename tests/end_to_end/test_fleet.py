@@ -212,7 +212,7 @@ def open_files() -> int:
 
 def test_several_passes_give_the_same_numbers(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deltarank.fleet(models / "base", [models / "ft"], output=tmp_path / "one", ranks=RANKS)
-    monkeypatch.setattr("deltarank.jobs.fleet.job.MOST_HEADER_BYTES", 60_000)
+    monkeypatch.setattr("deltarank.jobs.fleet.run.MOST_HEADER_BYTES", 60_000)
     fleet = deltarank.fleet(models / "base", [models / "ft"], output=tmp_path / "several", ranks=RANKS)
 
     assert fleet.settings["base_bytes_read"] >= 2 * fleet.settings["base_bytes"]
@@ -409,3 +409,52 @@ def test_a_dry_run_writes_nothing(models: Path, tmp_path: Path, command: RunComm
     assert plan["peak_memory"] < 1e9
     assert [each["matrices"] for each in plan["finetunes"]] == [8] * 7 + [0]
     assert not (tmp_path / "fleet").exists()
+
+
+# Adapters in the same pass ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_adapters_of_the_same_pass_are_those_of_extract(models: Path, tmp_path: Path, workers: int) -> None:
+    given, options = [models / "ft" / name for name in ("full", "lora", "wide")], {"server": "peft"}
+    with threads(workers):
+        fleet = deltarank.fleet(
+            models / "base", given, output=tmp_path / "fleet", ranks=RANKS, adapter_rank=4, **options
+        )
+        for each in fleet.finetunes:
+            alone = tmp_path / each.name
+            deltarank.extract(models / "base", each.reference, output=alone, rank=4, **options)
+            made = tmp_path / "fleet" / str(each.adapter)
+            for file in ("adapter_model.safetensors", "adapter_config.json"):
+                assert (made / file).read_bytes() == (alone / file).read_bytes()
+            assert deltarank.ExtractedAdapter.load(made).budget == deltarank.ExtractedAdapter.load(alone).budget
+
+    assert [each.adapter for each in fleet.finetunes] == [f"{name}/adapter-r4-peft" for name in names(fleet)]
+    assert fleet.settings["base_bytes_read"] == fleet.settings["base_bytes"]
+
+
+def test_adapters_are_added_to_a_finished_fleet(models: Path, tmp_path: Path, command: RunCommand) -> None:
+    """The finetunes are not measured again; an interrupted extraction is resumed."""
+    folder, given = tmp_path / "fleet", (models / "ft" / "full", models / "ft" / "unrelated")
+    words = ("fleet", models / "base", *given, "--ranks", "2,8", "-q", "--no-report", "-o", folder)
+    assert command(*words).code == 0
+    before = (folder / "full" / "results.json").stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        deltarank.fleet(models / "base", given, output=folder, ranks=RANKS, adapter_rank=4, progress=StopAfter(5))
+    assert (folder / "full" / "adapter-r4-portable.partial").is_dir()
+    assert command(*words, "--extract", "-r", 4).code == 0
+
+    assert (folder / "full" / "results.json").stat().st_mtime_ns == before
+    assert sorted(path.name for path in (folder / "full").glob("adapter*")) == ["adapter-r4-portable"]
+    assert Fleet.load(folder).settings["base_bytes_read"] <= Fleet.load(folder).settings["base_bytes"]
+    assert command(*words, "-r", 4).code == 2
+    assert "the highest is 512" in command(*words, "--extract", "-r", 600).err
+
+
+def test_a_finetune_that_no_server_loads_has_no_adapter(models: Path, tmp_path: Path) -> None:
+    full = models / "ft" / "full"
+    fleet = deltarank.fleet(models / "base", [full], output=tmp_path / "fleet", ranks=RANKS, adapter_rank=48)
+
+    assert fleet.finetunes[0].is_measured
+    assert fleet.finetunes[0].adapter is None
+    assert "full has no adapter: Rank 48 " in fleet.notes[0]

@@ -135,12 +135,10 @@ def fleet(
     more finetunes in the list, only these are measured. With --max-error or --max-kld, a plan says which rank serves
     them in the least memory; another plan for a finished fleet takes seconds.
     """
-    if adapter_rank is not None and not extracts:
-        raise click.UsageError("--rank is only used with --extract; --ranks are those to measure.")
+    options["adapter_rank"] = _adapter_rank(adapter_rank, extracts=extracts)
     quieten_the_hub(quiet)
     import deltarank
 
-    options["adapter_rank"] = (adapter_rank or Default.ADAPTER_RANK) if extracts else None
     plan = _plan_options({"max_error": max_error, "max_kld": max_kld, "slots": slots, "gpu_memory": gpu_memory})
     folder = output or Path("runs", f"{run_name(base)}-fleet")
     options |= {"ranks": parse_ranks(ranks) if ranks else DEFAULT_RANKS, "output": folder, "force": force}
@@ -176,6 +174,13 @@ def _lines_of(path: Path) -> list[str]:
         ) from None
     references = (f" {line}".split(" #")[0].strip() for line in lines)
     return [reference for reference in references if reference]
+
+
+def _adapter_rank(rank: int | None, *, extracts: bool) -> int | None:
+    """None if no adapters are asked for."""
+    if rank is not None and not extracts:
+        raise click.UsageError("--rank is only used with --extract; --ranks are those to measure.")
+    return (rank or Default.ADAPTER_RANK) if extracts else None
 
 
 def _plan_options(limits: dict[str, Any]) -> PlanOptions | None:

@@ -122,7 +122,7 @@ from deltarank.results.run import (
     VerdictKind,
     common_headline_rank,
 )
-from deltarank.results.run_name import run_name
+from deltarank.results.run_names import run_name
 from deltarank.results.text_table import format_table
 from deltarank.results.totals import Total, Totals
 from deltarank.results.unpaired import ALL_ELSEWHERE, NONE_UNPAIRED, Unpaired

@@ -5,7 +5,7 @@ from deltarank.jobs.compare.base_check import ALIKE
 from deltarank.jobs.compare.job import CompareJob, CompareRun
 from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.jobs.compare.options import CompareKeywords, CompareOptions
-from deltarank.jobs.compare.summed import not_summed, summed
+from deltarank.jobs.compare.tensor_sums import not_summed, summed
 from deltarank.jobs.compare.unlike_matrices import RELATED, UNRELATED
 from deltarank.jobs.compare.verdict import judge
 from deltarank.runtime import Plan

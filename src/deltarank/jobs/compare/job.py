@@ -19,7 +19,7 @@ from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.jobs.compare.options import CompareOptions
 from deltarank.jobs.compare.quantised_base import quantised_base_notes
 from deltarank.jobs.compare.spectrum_detail import SpectrumDetail
-from deltarank.jobs.compare.summed import sum_tensor
+from deltarank.jobs.compare.tensor_sums import sum_tensor
 from deltarank.jobs.compare.verdict import judge
 from deltarank.results import (
     AuditRow,

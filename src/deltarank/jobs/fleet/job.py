@@ -10,7 +10,7 @@ from typing import Any
 from deltarank.checkpoints import Checkpoint, SharedSource
 from deltarank.errors import DeltarankError, JobError
 from deltarank.jobs.compare import CompareJob
-from deltarank.jobs.extract import ExtractionPlan, ExtractJob, ExtractOptions
+from deltarank.jobs.extract import ExtractionPlan, ExtractJob
 from deltarank.jobs.fleet.finetunes import Listed, list_finetunes
 from deltarank.jobs.fleet.folder import FleetFolder
 from deltarank.jobs.fleet.kinship import find_kinship
@@ -102,19 +102,6 @@ class FleetJob:
             raise
         return job
 
-    def extract_options(self) -> ExtractOptions | None:
-        """Those of the adapters; None if none are asked for."""
-        options = self.options
-        if options.adapter_rank is None:
-            return None
-        return ExtractOptions(
-            rank=options.adapter_rank,
-            server=options.server,
-            device=options.device,
-            include=options.include,
-            exclude=options.exclude,
-        )
-
     def _planned(self, listed: Listed, folder: FleetFolder) -> PlannedFinetune:
         try:
             job = self.open(listed, ProgressListener())
@@ -126,7 +113,7 @@ class FleetJob:
             return PlannedFinetune.of(member, self._planned_adapter(job))
 
     def _planned_adapter(self, job: CompareJob) -> ExtractionPlan | None:
-        options = self.extract_options()
+        options = self.options.of_adapters()
         try:
             return None if options is None else ExtractJob(job.base, job.finetune, options).plan
         except DeltarankError:  # the run says why it has no adapter

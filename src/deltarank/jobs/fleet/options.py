@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TypedDict
 
 from deltarank.jobs.compare import CompareOptions
+from deltarank.jobs.extract import ExtractOptions
 from deltarank.results import Ranks
 from deltarank.runtime import SolverOptions
 from deltarank.servers import DEFAULT_SERVER
@@ -49,6 +50,18 @@ class FleetOptions(SolverOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.of_each()
+        self.of_adapters()
+
+    def of_adapters(self) -> ExtractOptions | None:
+        """The options of the extraction from each finetune; None if no adapters are asked for.
+
+        Raises:
+            UsageError: a value is not usable.
+        """
+        if self.adapter_rank is None:
+            return None
+        shared = {name: getattr(self, name) for name in ("server", "device", "include", "exclude")}
+        return ExtractOptions(rank=self.adapter_rank, **shared)
 
     def of_each(self) -> CompareOptions:
         """The options of the comparison of each finetune with the base.

@@ -91,7 +91,7 @@ class FleetRun:
 
     def _extraction(self, listed: Listed, job: CompareJob) -> Extraction | None:
         """None if no adapters are asked for, or a server can load none of this finetune."""
-        options = self.job.extract_options()
+        options = self.job.options.of_adapters()
         if options is None:
             return None
         output = self.folder.path / listed.name / f"adapter-r{options.rank}-{options.server}"
