@@ -67,6 +67,7 @@ class FakeEndpoint:
     rounding         noise on the logits that is the server's own, as other kernels make
     top_logprobs     the most that it lists
     system_prompt    words before each prompt that nobody sees
+    opening          words that begin every answer, with certainty
     secret_top_p     cuts the distribution whatever is asked for
     fault            a failure
     """
@@ -82,6 +83,7 @@ class FakeEndpoint:
     jitter: float = 0.0
     rounding: float = 0.0
     system_prompt: tuple[str, ...] = ()
+    opening: tuple[int, ...] = ()
     secret_top_p: float = 1.0
     temperature_ignored: bool = False
     same_logprobs: bool = False
@@ -200,8 +202,12 @@ def _choice(
 ) -> dict[str, Any]:
     listed, generated, positions = _listed(body, api), list(words), []
     temperature = 1.0 if endpoint.temperature_ignored else float(body.get("temperature", 1.0))
-    for _ in range(int(body["max_tokens"])):
+    for place in range(int(body["max_tokens"])):
         found = endpoint.log_probabilities(generated, temperature, float(body.get("top_p", 1.0)))
+        if place < len(endpoint.opening):
+            found = found.copy()
+            found[endpoint.opening[place]] += 50
+            found -= np.log(np.exp(found).sum())
         if temperature == 0:
             chosen = int(np.argmax(found))
         else:

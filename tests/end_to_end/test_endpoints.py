@@ -180,6 +180,21 @@ def test_a_model_that_only_thinks_is_compared_by_its_thoughts(compare: Compare, 
     assert kind(tmp_path) == "different"
 
 
+@pytest.mark.parametrize(("change", "expected"), [(0.0, "same"), (1.0, "different")])
+def test_an_opening_that_is_always_the_same_says_nothing(
+    compare: Compare, tmp_path: Path, change: float, expected: str
+) -> None:
+    """Two certain tokens, as a <think> tag and a line end. With ten, nothing is left to compare."""
+    with serving(FakeEndpoint(opening=(1, 2)), FakeEndpoint(opening=(1, 2), model=TinyModel(change))) as (a, b):
+        compare(a, b)
+    assert kind(tmp_path) == expected
+
+    with serving(FakeEndpoint(opening=(1,) * 10), FakeEndpoint(opening=(1,) * 10, model=TinyModel(change))) as (a, b):
+        compare(a, b, "--force")
+    assert kind(tmp_path) == "undecided"
+    assert "nearly certain" in " ".join(found(tmp_path).verdict.sentences)
+
+
 def test_parameters_without_effect_are_named(compare: Compare, tmp_path: Path) -> None:
     with serving(FakeEndpoint(), FakeEndpoint(text="always this", top_logprobs=0)) as (a, b):
         compare(a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from deltarank.system import Default
 if TYPE_CHECKING:
     from deltarank.jobs.endpoints import Watchers
 
+DEFAULT_KEY = "OPENAI_API_KEY"
 _PROMPTS_BETWEEN_LINES = 5
 _AN_ENDPOINT = "MODEL@URL: a model and the address of an OpenAI-compatible API, as far as /v1"
 
@@ -131,6 +133,8 @@ def endpoints(
             job.pop(name, None)
         out("\n".join(escape(line) for line in deltarank.plan_endpoints(a, b, **job).lines()))
         return
+    if os.environ.get(DEFAULT_KEY) and not (job["key_a"] and job["key_b"]):
+        tell(f"Each endpoint without a key of its own gets the key in {DEFAULT_KEY}: see --key-a and --key-b.")
     folder = output or Path("runs", "endpoints")
     with loading():
         watchers = _watchers(tell)

@@ -61,6 +61,7 @@ class Capabilities:
 
     top_logprobs     how many alternatives it lists for each token; 0: none
     prompt_logprobs  how it returns those of the prompt; None: it does not
+    certainty        the mean probability of the most probable first token, over the probe's prompts
     greedy_repeats   whether temperature 0 gave the same text twice
     prompt_tokens    whether it counts the tokens of the prompt
     honoured         parameter -> whether it had an effect
@@ -69,6 +70,7 @@ class Capabilities:
 
     api: EndpointApi
     top_logprobs: Count = 0
+    certainty: Share | None = None
     prompt_logprobs: PromptLogprobs | None = None
     token_ids: bool = False
     seed: bool | None = None
@@ -127,6 +129,7 @@ class EndpointTest:
     e_value          the evidence that A and B differ; `e_value_same` that the mean distance is less than `tolerance`
     effect           nats per token that A and B are apart at least; None if the test does not bound them
     control_aa       the mean distance between two answers of A; `control_bb` of B
+    certainty        the mean probability of the most probable token, where lists were compared
     unseen           the mean share of probability on tokens that the two lists do not share
     decided          which e-value was reached: "different", "same" (less than `tolerance` apart), None: neither
     """
@@ -144,6 +147,7 @@ class EndpointTest:
     control_aa: Finite
     control_bb: Finite
     unseen: Share | None = None
+    certainty: Share | None = None
     decided: EndpointVerdictKind | None = None
     evidence: tuple[EvidencePoint, ...] = ()
 

@@ -43,6 +43,11 @@ class Usage:
     completion_tokens: int | None
 
 
+def largest_probability(listed: Distribution) -> float:
+    """Of the tokens of one position; at least one is listed."""
+    return min(1.0, math.exp(max(listed.values())))
+
+
 def read_answers(payload: Mapping[str, Any]) -> list[EndpointAnswer]:
     """The choices of an answer; one without any text is an empty answer."""
     choices = payload.get("choices")

@@ -41,6 +41,7 @@ class PromptScore:
     order        the score of the labels, whose expectation is known if they mean nothing
     tokens       of prompts and answers
     unseen       probability on tokens that the lists do not share
+    certainty    the probability of the most probable token
     """
 
     distance: float
@@ -49,6 +50,7 @@ class PromptScore:
     order: float
     tokens: int
     unseen: float | None = None
+    certainty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,6 @@ def summarise_test(
         effect: nats per token that A and B are apart at least.
     """
     different, same = design.log_e_different(scores), design.log_e_same(scores)
-    unseen = [each.unseen for each in scores if each.unseen is not None]
     return EndpointTest(
         name=design.name,
         n=len(scores),
@@ -119,10 +120,16 @@ def summarise_test(
         effect=effect,
         control_aa=float(np.mean([each.noise_a for each in scores])),
         control_bb=float(np.mean([each.noise_b for each in scores])),
-        unseen=float(np.mean(unseen)) if unseen else None,
+        unseen=_mean_of_known([each.unseen for each in scores]),
+        certainty=_mean_of_known([each.certainty for each in scores]),
         decided=design.decide(scores, alpha),
         evidence=tuple(_points(scores, different, same)),
     )
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _interval(distances: Sequence[float]) -> Interval:

@@ -21,13 +21,15 @@ from deltarank.divergence import (
     rank_score,
     unseen_mass,
 )
-from deltarank.jobs.endpoints.answers import Distribution, EndpointAnswer
+from deltarank.jobs.endpoints.answers import Distribution, EndpointAnswer, largest_probability
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import EndpointsOptions
 from deltarank.jobs.endpoints.requests import listing_logprobs
 from deltarank.results import Capabilities, EndpointApi, EndpointTestName, PromptLogprobs
 
 NATS = "nats per token"
+NEARLY_CERTAIN = 0.95
+_MORE_TOKENS = 8
 _FEWEST_POSITIONS = 4
 _SAMPLED_CHARACTERS = 24
 _PERMUTATIONS = 999
@@ -89,10 +91,11 @@ class _LogprobTest(PairTest):
         return Design(self.name, NATS, PAIRING_CHANCE, tolerance, (0.0, 5 * tolerance), tolerance)
 
     @abstractmethod
-    def positions(self, answer: EndpointAnswer) -> Sequence[Distribution]: ...
+    def comparable(self, answers: Answers) -> list[Sequence[Distribution]]:
+        """Of each answer, the positions at which all of them follow the same tokens."""
 
     def score(self, a: Answers, b: Answers, tokens: int) -> PromptScore | None:
-        lists = [self.positions(each) for each in (*a, *b)]
+        lists = self.comparable([*a, *b])
         if len({len(each) for each in lists}) > 1 or not all(lists):
             return None
         usable = [i for i in range(len(lists[0])) if all(each[i] for each in lists)]
@@ -110,6 +113,7 @@ class _LogprobTest(PairTest):
             ),
             tokens=tokens,
             unseen=float(np.mean([unseen_mass(p, q) for p, q in zip(a1, b1, strict=True)])),
+            certainty=float(np.mean([largest_probability(each) for each in (*a1, *b1)])),
         )
 
     def effect(self, scores: Sequence[PromptScore]) -> float | None:
@@ -117,9 +121,18 @@ class _LogprobTest(PairTest):
 
 
 class FirstTokenLogprobs(_LogprobTest):
-    """The most probable first tokens of the answer."""
+    """The most probable first tokens of the answer.
+
+    Where the first token is nearly certain, such as a <think> tag, it says nothing of the model. Then answers are
+    longer, and positions are compared as long as all answers have the same tokens before them.
+    """
 
     name = EndpointTestName.FIRST_TOKEN_LOGPROBS
+
+    def __init__(self, options: EndpointsOptions, capabilities: Mapping[str, Capabilities]) -> None:
+        super().__init__(options, capabilities)
+        if min(each.certainty or 0.0 for each in capabilities.values()) > NEARLY_CERTAIN:
+            self.max_tokens = _MORE_TOKENS
 
     @staticmethod
     def missing(each: Capabilities) -> str | None:
@@ -128,8 +141,9 @@ class FirstTokenLogprobs(_LogprobTest):
     def parameters(self) -> dict[str, Any]:
         return listing_logprobs(self.api, self.listed)
 
-    def positions(self, answer: EndpointAnswer) -> Sequence[Distribution]:
-        return answer.positions[:1]
+    def comparable(self, answers: Answers) -> list[Sequence[Distribution]]:
+        shared = _shared_start([each.tokens for each in answers])
+        return [each.positions[: shared + 1] for each in answers]
 
 
 class PromptTokenLogprobs(_LogprobTest):
@@ -151,9 +165,9 @@ class PromptTokenLogprobs(_LogprobTest):
     def _is_echo(self) -> bool:
         return any(each.prompt_logprobs is PromptLogprobs.ECHO for each in self.capabilities.values())
 
-    def positions(self, answer: EndpointAnswer) -> Sequence[Distribution]:
-        found = answer.positions[: -self.max_tokens] if self._is_echo else answer.prompt_positions
-        return found[1:] if len(found) > _FEWEST_POSITIONS else ()
+    def comparable(self, answers: Answers) -> list[Sequence[Distribution]]:
+        found = [each.positions[: -self.max_tokens] if self._is_echo else each.prompt_positions for each in answers]
+        return [each[1:] if len(each) > _FEWEST_POSITIONS else () for each in found]
 
 
 class GreedyFirstToken(PairTest):
@@ -229,6 +243,12 @@ class SampledTexts(PairTest):
 
 def _diagonal_blocks(kernel: Any, size: int) -> list[Any]:
     return [kernel[:size, :size], kernel[size:, size:]]
+
+
+def _shared_start(answers: Sequence[Sequence[str]]) -> int:
+    """How many tokens all answers begin with."""
+    differing = (i for i, tokens in enumerate(zip(*answers, strict=False)) if len({*tokens}) > 1)
+    return next(differing, min(map(len, answers)))
 
 
 def _mean_kld(p: Sequence[Distribution], q: Sequence[Distribution]) -> float:

@@ -31,7 +31,7 @@ _PROBE_TOKENS = PROBE_REQUESTS * _PROMPT_TOKENS + _PROBE_ANSWER_TOKENS
 _SHOWN_DISTANCES = (0.01, 0.03)
 _MOST = 400
 
-_ALL = Capabilities(EndpointApi.COMPLETIONS, 20, PromptLogprobs.ECHO, greedy_repeats=True)
+_ALL = Capabilities(EndpointApi.COMPLETIONS, top_logprobs=20, prompt_logprobs=PromptLogprobs.ECHO, greedy_repeats=True)
 
 
 @dataclass(frozen=True)

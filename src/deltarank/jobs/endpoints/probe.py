@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from deltarank.errors import JobError
-from deltarank.jobs.endpoints.answers import Distribution, EndpointAnswer, read_answers, read_usage
+from deltarank.jobs.endpoints.answers import Distribution, EndpointAnswer, largest_probability, read_answers, read_usage
 from deltarank.jobs.endpoints.asking import Asker
 from deltarank.jobs.endpoints.exchanges import Exchange, Request
 from deltarank.jobs.endpoints.prompts import fresh_prompt
@@ -91,6 +92,7 @@ class Probe:
         return Capabilities(
             api=api,
             top_logprobs=0 if is_faked else listed,
+            certainty=None if is_faked else answers.certainty(),
             prompt_logprobs=None if is_faked else answers.prompt_logprobs(),
             token_ids=any(each.has_token_ids for each in answers.of(*_LISTS, *_FEWER_LISTS)),
             seed=answers.seed(),
@@ -132,6 +134,11 @@ class _AnswersOf:
 
     def lists(self, *keys: str) -> list[Distribution]:
         return [each.positions[0] for each in self.of(*keys) if each.positions and each.positions[0]]
+
+    def certainty(self) -> float | None:
+        """The mean probability of the most probable first token."""
+        lists = self.lists(*_LISTS, *_FEWER_LISTS)
+        return mean(map(largest_probability, lists)) if lists else None
 
     def prompt_logprobs(self) -> PromptLogprobs | None:
         if any(len(each.prompt_positions) > 4 for each in self.of("prompt-logprobs")):

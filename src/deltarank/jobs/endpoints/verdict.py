@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deltarank.jobs.endpoints.options import EndpointsOptions
+from deltarank.jobs.endpoints.pair_tests import NEARLY_CERTAIN
 from deltarank.jobs.endpoints.token_counts import TokenCounts
 from deltarank.results import (
     Endpoint,
@@ -69,9 +70,10 @@ def _kind(found: Findings) -> EndpointVerdictKind:
 
 
 def _shows_same(test: EndpointTest) -> bool:
-    """Greedy tokens and samples bound too little of a difference to call endpoints the same, and so do short lists."""
+    """Greedy tokens, samples, short lists and tokens that are certain anyway bound too little of a difference."""
     is_seen = test.unseen is not None and test.unseen <= MOST_UNSEEN
-    return test.decided is EndpointVerdictKind.SAME and test.name in _LOGPROB_TESTS and is_seen
+    is_open = test.certainty is not None and test.certainty <= NEARLY_CERTAIN
+    return test.decided is EndpointVerdictKind.SAME and test.name in _LOGPROB_TESTS and is_seen and is_open
 
 
 def _headline(kind: EndpointVerdictKind, found: Findings) -> str:
@@ -166,6 +168,11 @@ def _limits(kind: EndpointVerdictKind, test: EndpointTest) -> Iterator[str]:
         yield (
             "Only listed tokens are seen, so the distance is a lower bound: "
             f"{percent(test.unseen)} of the probability is on others."
+        )
+    if test.certainty is not None and test.certainty > NEARLY_CERTAIN:
+        yield (
+            f"The compared tokens are nearly certain (probability {percent(test.certainty)} on average), so that equal "
+            "lists say little of the models."
         )
     if test.name is EndpointTestName.SAMPLES and kind is EndpointVerdictKind.DIFFERENT:
         yield "Sampled texts also differ where a host changes top-p, temperature or another setting in secret."
