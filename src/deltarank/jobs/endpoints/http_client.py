@@ -221,7 +221,9 @@ def _open_client(ref: EndpointRef, timeout: float) -> OpenAI:
         follow_redirects=False,
         event_hooks={"response": [bound]},
     )
-    return OpenAI(api_key=ref.key, base_url=ref.url, max_retries=0, http_client=http, organization="", project="")
+    client = OpenAI(api_key=ref.key, base_url=ref.url, max_retries=0, http_client=http)
+    client.organization = client.project = None  # from the environment, and meant for OpenAI alone
+    return client
 
 
 def _bounded(stream: Any, deadline: float) -> Any:
