@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,6 @@ from trained_pair import RECIPE, SIZES, TOKENS, calibrate, sentences, train, wri
 from transformers import AutoModelForCausalLM
 
 import deltarank
-from commands import RunCommand
 from deltarank.demo.model import tokenizer
 from deltarank.jobs.calibrate.documents import encode, split_records
 from deltarank.jobs.calibrate.placement import Footprint, WeightPlacement
@@ -47,19 +43,6 @@ class StopsInTheMiddle(deltarank.ProgressListener):
     def finished(self, name: str, seconds_left: float, share_done: float) -> None:
         if name.startswith("step 13 "):
             raise StoppedError
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Writes beyond that size fail, as on a full disk."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def divergence(home: Path, adapter: Path, teacher=None) -> float:
@@ -275,61 +258,3 @@ class TestOwnAnswers:
         adapter = calibrate(models, tmp_path / "adapter", calibrate=["own"], steps=3, calibration_tokens=2000)
         assert adapter.calibration.texts == ("own",)
         assert adapter.calibration.held_out.documents >= 2
-
-
-class TestRefused:
-    def test_a_base_with_infinite_weights(self, models: Path, tmp_path: Path):
-        shutil.copytree(models, tmp_path / "pair")
-        weights = load_file(tmp_path / "pair" / "base" / "model.safetensors")
-        weights["model.norm.weight"][3] = torch.inf
-        save_file(weights, tmp_path / "pair" / "base" / "model.safetensors", {"format": "pt"})
-        with refused("outputs-not-finite", match="nothing|no start"):
-            calibrate(tmp_path / "pair", tmp_path / "adapter")
-
-    @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files here")
-    @pytest.mark.parametrize("limit", [20_000, 40_000], ids=["at the predictions", "at the state of the training"])
-    def test_a_full_disk(self, models: Path, tmp_path: Path, limit: int):
-        with files_of_at_most(limit), refused("output-unwritable"):
-            calibrate(models, tmp_path / "adapter")
-
-    @pytest.mark.parametrize("place", [".", ".."])
-    def test_a_place_without_a_name(self, models: Path, place: str):
-        with refused("output-exists"):
-            calibrate(models, Path(place))
-        with refused("output-exists"):
-            deltarank.extract(models / "base", models / "finetune", output=place, rank=2)
-
-    def test_a_text_is_missed_before_anything_is_extracted(self, models: Path, tmp_path: Path):
-        (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a question"}]}\n' * 9)
-        with refused("text-short", match="1 text is left out"):
-            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "chat.jsonl"])
-        assert not (tmp_path / "adapter.calibrating" / "adapters" / "plain").exists()
-
-    def test_short_texts(self, models: Path, tmp_path: Path):
-        (tmp_path / "short.txt").write_text("too short\n")
-        with refused("text-short"):
-            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "short.txt"])
-        assert not (tmp_path / "adapter").exists()
-
-    def test_what_is_not_a_number_of_steps_or_a_rank(self, models: Path, tmp_path: Path):
-        with refused("bad-number"):
-            calibrate(models, tmp_path / "adapter", steps=-1)
-        with refused("bad-number"):
-            calibrate(models, tmp_path / "adapter", calibration_tokens=10)
-        with refused("bad-ranks"):
-            calibrate(models, tmp_path / "adapter", rank=None, max_error=0.3)
-        with refused("text-not-found"):
-            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "none"])
-
-    def test_the_options_of_a_calibration_without_one(self, models: Path, command: RunCommand):
-        run = command("extract", models / "base", models / "finetune", "--steps", 5)
-        assert run.code == 2
-        assert "--steps needs --calibrate" in run.err
-
-    def test_a_dry_run_says_memory_disk_and_time(self, models: Path, command: RunCommand):
-        words = ["extract", models / "base", models / "finetune", "-r", 2, "--calibrate", "own", "--dry-run"]
-        run = command(*words)
-        assert run.code == 0
-        assert "of memory" in run.out
-        assert "the finetune's own answers" in run.out
-        assert json.loads(command(*words, "--json").out)["trained"] > 0

@@ -95,6 +95,12 @@ def test_the_outputs_of_the_lora_are_kept_and_those_of_the_others_are_not(runs: 
     assert kld(merge, "rank 8") > 10 * kld(merge, "q4_0")
 
 
+def test_the_calibrated_lora_is_nearer_than_the_plain_one_of_its_rank(runs: dict[str, Results]) -> None:
+    outputs = runs["full"].outputs
+    assert outputs is not None
+    assert kld(outputs, "calibrated-rank-8") < 0.85 * kld(outputs, "rank 8")
+
+
 def test_the_module_that_loses_most_does_most_to_the_text(runs: dict[str, Results]) -> None:
     """Of the others the weights do not foretell the order: that is what the demo tells."""
     outputs = runs["full"].outputs

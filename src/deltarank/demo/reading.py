@@ -1,4 +1,4 @@
-"""The text and the prompts of the demo's `outputs`: held-out help pages."""
+"""The text and the prompts of the demo's `outputs`, and the text of its calibration: held-out help pages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ OPENING = 64
 
 @dataclass(frozen=True)
 class Reading:
-    """Input files of `deltarank outputs`: passages to score, and prompts to continue."""
+    """Input files of `deltarank outputs`: passages to score, and prompts to continue; and other passages to fit to."""
 
     text: Path
     prompts: Path
+    calibration: Path
 
 
 def write_reading(texts: Path, folder: Path, *, length: int = Recipe.length) -> Reading:
@@ -31,11 +32,12 @@ def write_reading(texts: Path, folder: Path, *, length: int = Recipe.length) -> 
         length: the largest length of a passage in tokens (bytes), the `<|begin|>` token included.
     """
     pages = list(_pages((texts / "manual.txt").read_text(encoding="utf-8"), length - 1))
-    made = Reading(folder / "unseen-pages.jsonl", folder / "openings.jsonl")
+    made = Reading(folder / "unseen-pages.jsonl", folder / "openings.jsonl", folder / "calibration-pages.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(made.text, [{"text": page} for page in spread(pages, PASSAGES)])
-    openings = [_opening(page) for page in spread(pages[1:], PROMPTS)]
-    _write(made.prompts, [{"prompt": opening, "category": "manual"} for opening in openings])
+    scored, continued = spread(pages, PASSAGES), spread(pages[1:], PROMPTS)
+    _write(made.text, [{"text": page} for page in scored])
+    _write(made.prompts, [{"prompt": _opening(page), "category": "manual"} for page in continued])
+    _write(made.calibration, [{"text": page} for page in pages if page not in {*scored, *continued}])
     return made
 
 

@@ -26,7 +26,7 @@ from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.placement import load_placed
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
-from deltarank.jobs.calibrate.teacher import OwnAnswers, store_predictions
+from deltarank.jobs.calibrate.teacher import OwnAnswers, check_causal, store_predictions
 from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
 from deltarank.jobs.verify import VerifyJob
@@ -162,7 +162,7 @@ class CalibrateJob:
         progress.noted("The finetune answers the built-in prompts.")
         with folder.writing():
             answers.write(
-                lambda: self._load(self.finetune_skeleton, self.finetune)[0],
+                lambda: self._load_finetune()[0],
                 lambda number: progress.noted(f"{count(number, 'prompt is', 'prompts are')} answered."),
             )
         return answers.read()
@@ -202,13 +202,20 @@ class CalibrateJob:
         documents = [*fit, *choose]
         progress.noted(f"The finetune reads {len(documents):,} documents.")
         store = PredictionStore(folder.teacher)
-        model, head = self._load(self.finetune_skeleton, self.finetune)
+        _, predictor = self._load_finetune()
         with folder.writing():
-            windows = store_predictions(Predictor(model, self._device, head), documents, store)
+            windows = store_predictions(predictor, documents, store)
         return Lesson(windows, store, range(len(fit)), range(len(fit), len(documents)))
 
     def _documents(self, records: Sequence[Record]) -> list[Document]:
         return [document for record in records for document in encode(record, self._tokenizer, context=self._context)]
+
+    def _load_finetune(self) -> tuple[AnyModel, Predictor]:
+        """Raises CheckpointError (slug "not-a-language-model") if it does not predict the next token."""
+        model, head = self._load(self.finetune_skeleton, self.finetune)
+        predictor = Predictor(model, self._device, head)
+        check_causal(predictor, self.finetune.reference.ref)
+        return model, predictor
 
     def _load(self, skeleton: ModelSkeleton, checkpoint: Checkpoint) -> tuple[AnyModel, Head | None]:
         return load_placed(skeleton, checkpoint, self.plan.placement, self._device)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from deltarank.divergence import Document, Prompt, Tokenizer, prompts_that_fit, read_json_lines, read_prompts
-from deltarank.errors import JobError, UsageError
+from deltarank.errors import CheckpointError, JobError, UsageError
 from deltarank.jobs.calibrate.documents import write_records
 from deltarank.jobs.calibrate.texts import Record
 from deltarank.models import AnyModel, PredictionStore, Predictor, Window, batch_windows, generate_answers
@@ -21,6 +21,9 @@ ANSWERS_AT_ONCE = 32
 """Each token reads all weights once, for all answers that are written together."""
 
 _TOKENS_AT_ONCE = 2048
+
+_SAME = 0.01
+"""Of the norm of an output: what rounding changes is far less, what an encoder changes far more."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,20 @@ def store_predictions(predictor: Predictor, documents: Sequence[Document], store
         if not store.has_head:
             store.save_head(predictor.head)
     return windows
+
+
+def check_causal(predictor: Predictor, name: str) -> None:
+    """Raises CheckpointError (slug "not-a-language-model") if a prediction depends on the tokens after it.
+
+    transformers builds encoders (BERT) as language models, too.
+    """
+    one, other = predictor.head_inputs([Window((1, 2, 3, last), (0,)) for last in (4, 5)])
+    if float((one - other).norm()) > _SAME * float(one.norm()):
+        raise CheckpointError(
+            f"{name!a} predicts no next token: its output at a token depends on the tokens after it.",
+            cure="Leave out --calibrate: plain extraction runs no model.",
+            slug="not-a-language-model",
+        )
 
 
 def _check_finite(predictions: torch.Tensor) -> None:

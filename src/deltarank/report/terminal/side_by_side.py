@@ -46,7 +46,7 @@ def _loss_cell(losses: Sequence[Loss], rank: int) -> str:
 
 def _divergences(page: PageData) -> list[str]:
     columns = [_on_own_answers(run.outputs) for run in page.runs]
-    names = dict.fromkeys(name for column in columns for name in column)
+    names = dict.fromkeys(name for column in sorted(columns, key=len, reverse=True) for name in column)
     if not names:
         return []
     heading = (

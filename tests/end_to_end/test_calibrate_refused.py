@@ -1,0 +1,106 @@
+"""What `deltarank extract --calibrate` refuses, and with which message."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from trained_pair import RECIPE, SIZES, calibrate, write_models
+from transformers import BertConfig, BertForMaskedLM
+
+import deltarank
+from commands import RunCommand
+from deltarank.demo.model import tokenizer
+from refusals import refused
+from tiny_architectures import write_pair
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("calibrate"))
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writes beyond that size fail, as on a full disk."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class TestRefused:
+    def test_a_base_with_infinite_weights(self, models: Path, tmp_path: Path):
+        shutil.copytree(models, tmp_path / "pair")
+        weights = load_file(tmp_path / "pair" / "base" / "model.safetensors")
+        weights["model.norm.weight"][3] = torch.inf
+        save_file(weights, tmp_path / "pair" / "base" / "model.safetensors", {"format": "pt"})
+        with refused("outputs-not-finite", match="nothing|no start"):
+            calibrate(tmp_path / "pair", tmp_path / "adapter")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files here")
+    @pytest.mark.parametrize("limit", [20_000, 40_000], ids=["at the predictions", "at the state of the training"])
+    def test_a_full_disk(self, models: Path, tmp_path: Path, limit: int):
+        with files_of_at_most(limit), refused("output-unwritable"):
+            calibrate(models, tmp_path / "adapter")
+
+    def test_an_encoder(self, models: Path, tmp_path: Path):
+        """transformers builds BERT as a language model."""
+        sizes = {**SIZES, "vocab_size": 259}
+        write_pair(lambda: BertForMaskedLM(BertConfig(**sizes)), tmp_path)
+        for each in ("base", "finetune"):
+            tokenizer(RECIPE).save_pretrained(tmp_path / each)
+        shutil.copy(models / "text.jsonl", tmp_path)
+        with refused("not-a-language-model", match="predicts no next token"):
+            calibrate(tmp_path, tmp_path / "adapter", server="peft")
+
+    @pytest.mark.parametrize("place", [".", ".."])
+    def test_a_place_without_a_name(self, models: Path, place: str):
+        with refused("output-exists"):
+            calibrate(models, Path(place))
+        with refused("output-exists"):
+            deltarank.extract(models / "base", models / "finetune", output=place, rank=2)
+
+    def test_a_text_is_missed_before_anything_is_extracted(self, models: Path, tmp_path: Path):
+        (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a question"}]}\n' * 9)
+        with refused("text-short", match="1 text is left out"):
+            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "chat.jsonl"])
+        assert not (tmp_path / "adapter.calibrating" / "adapters" / "plain").exists()
+
+    def test_short_texts(self, models: Path, tmp_path: Path):
+        (tmp_path / "short.txt").write_text("too short\n")
+        with refused("text-short"):
+            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "short.txt"])
+        assert not (tmp_path / "adapter").exists()
+
+    def test_what_is_not_a_number_of_steps_or_a_rank(self, models: Path, tmp_path: Path):
+        with refused("bad-number"):
+            calibrate(models, tmp_path / "adapter", steps=-1)
+        with refused("bad-number"):
+            calibrate(models, tmp_path / "adapter", calibration_tokens=10)
+        with refused("bad-ranks"):
+            calibrate(models, tmp_path / "adapter", rank=None, max_error=0.3)
+        with refused("text-not-found"):
+            calibrate(models, tmp_path / "adapter", calibrate=[tmp_path / "none"])
+
+    def test_the_options_of_a_calibration_without_one(self, models: Path, command: RunCommand):
+        run = command("extract", models / "base", models / "finetune", "--steps", 5)
+        assert run.code == 2
+        assert "--steps needs --calibrate" in run.err
+
+    def test_a_dry_run_says_memory_disk_and_time(self, models: Path, command: RunCommand):
+        words = ["extract", models / "base", models / "finetune", "-r", 2, "--calibrate", "own", "--dry-run"]
+        run = command(*words)
+        assert run.code == 0
+        assert "of memory" in run.out
+        assert "the finetune's own answers" in run.out
+        assert json.loads(command(*words, "--json").out)["trained"] > 0
