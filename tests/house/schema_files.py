@@ -13,6 +13,7 @@ def schemas() -> dict[str, str]:
     kinds = {
         "results.schema.json": deltarank.Results,
         "endpoints.schema.json": deltarank.EndpointResults,
+        "fleet.schema.json": deltarank.Fleet,
         "deltarank.schema.json": deltarank.ExtractedAdapter,
     }
     return {name: json.dumps(kind.json_schema(), indent=1) + "\n" for name, kind in kinds.items()}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltarank.errors import ResultsError
 from deltarank.jobs.fleet import encoded_sketch, find_kinship
 from deltarank.results import DeltaFit, DeltaSketch, FleetFinetune, FleetOutcome, Kinship, VerdictKind
 
@@ -226,3 +227,10 @@ def test_one_without_sketches_is_named() -> None:
     assert found is not None
     assert found.unsketched == ("C", "D")
     assert find_kinship(rows[:1], {}) is None
+
+
+@pytest.mark.parametrize("numbers", ["", "AAAA", "*", "AACAfwAAgH8=", "AADAfwAAwH8="])
+def test_a_stored_sketch_is_checked(numbers: str) -> None:
+    stored = DeltaSketch(2, {"a.weight": numbers}).to_json()
+    with pytest.raises(ResultsError, match=r"a\.weight"):
+        DeltaSketch.from_json(stored)

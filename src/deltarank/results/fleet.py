@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from deltarank.results.codec import Count, Rank, StoredResult, decode
 from deltarank.results.formatting import count, escape
+from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Kinship
 from deltarank.results.matrix import Loss
 from deltarank.results.outputs import CandidateKind, Outputs
@@ -202,6 +203,11 @@ class Fleet(StoredResult):
         writer.writeheader()
         writer.writerows(self.rows())
         return text.getvalue()
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema (draft 2020-12) of fleet.json."""
+        return schema_of(cls, title="fleet.json of deltarank", figures={})
 
     @classmethod
     def _decoded(cls, text: str | bytes) -> Self:

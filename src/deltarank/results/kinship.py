@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import struct
+import sys
+from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -48,11 +50,14 @@ class DeltaSketch(StoredResult):
 
 def check_numbers(name: str, numbers: str, length: int) -> None:
     """Raises ValueError unless it is the sketch of a matrix, `length` finite numbers."""
-    try:
-        found = struct.unpack(f"<{length}f", base64.b64decode(numbers, validate=True))
-    except (binascii.Error, struct.error, ValueError):
-        raise ValueError(f"the sketch of {name[:100]!r} is not {length} numbers in base64") from None
-    if not all(map(math.isfinite, found)):
+    found = array("f")
+    with suppress(binascii.Error, ValueError):
+        found.frombytes(base64.b64decode(numbers, validate=True))
+    if sys.byteorder == "big":
+        found.byteswap()
+    if len(found) != length:
+        raise ValueError(f"the sketch of {name[:100]!r} is not {length} numbers in base64")
+    if not math.isfinite(sum(found)):  # in float64, where the sum of finite numbers does not overflow
         raise ValueError(f"the sketch of {name[:100]!r} has numbers that are not finite")
 
 
