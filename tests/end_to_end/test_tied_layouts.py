@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from deltarank import compare, extract, verify
 from deltarank.results import Outcome
@@ -94,3 +94,43 @@ def test_a_head_that_differs_is_compared_with_the_tied_embedding_of_the_base(
     for name in (EMBEDDING, HEAD):
         expected = (after[name].double() - before[EMBEDDING].double()).square().sum()
         assert energies[name] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_copies_of_an_embedding_in_old_files_are_counted_once(tmp_path: Path) -> None:
+    """`.bin` files of T5 hold the vocabulary four times, safetensors hold it once."""
+    sizes = {"vocab_size": 48, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, **sizes))
+    (tmp_path / "old").mkdir()
+    torch.save(model.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    model.save_pretrained(tmp_path / "new")
+    (tmp_path / "old" / "config.json").write_bytes((tmp_path / "new" / "config.json").read_bytes())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.01 * torch.randn_like(weight))
+    model.save_pretrained(tmp_path / "tuned")
+    old, new = (compare(tmp_path / base, tmp_path / "tuned", ranks=(4,)) for base in ("old", "new"))
+
+    assert not old.unpaired.matrices
+    assert old.verdict.sentences == new.verdict.sentences
+    assert [skip.name for skip in old.skipped if skip.outcome is Outcome.EMBEDDING and skip.energy] == [
+        skip.name for skip in new.skipped if skip.outcome is Outcome.EMBEDDING and skip.energy
+    ]
+    assert sum("counted once" in note for note in old.notes) == 3
+
+
+def test_a_tied_head_of_another_name_is_counted_once(tmp_path: Path) -> None:
+    """Whisper calls it `proj_out`, as other models call linear layers."""
+    config = {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}
+    matrix = {"model.decoder.layers.0.fc1.weight": torch.randn(24, 16)}
+    before, after = torch.randn(48, 16), torch.randn(48, 16)
+    sides = {"base": {"model.decoder.embed_tokens.weight": before, **matrix}}
+    sides["tuned"] = {"model.decoder.embed_tokens.weight": after, "proj_out.weight": after.clone(), **matrix}
+    for name, tensors in sides.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    results = compare(tmp_path / "base", tmp_path / "tuned", ranks=(4,))
+
+    assert not results.unpaired.matrices
+    assert any("`proj_out.weight` repeats `model.decoder.embed_tokens.weight`" in note for note in results.notes)

@@ -74,10 +74,11 @@ def with_one_vocabulary(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint
     Args:
         other: names the embedding, if this checkpoint stores only the head.
     """
-    has_head = any(kind_of_tensor(name) == LM_HEAD for name in checkpoint.tensors)
-    if not has_head or is_tied(checkpoint.config) is False:
+    checkpoint = _without_repeated_embeddings(checkpoint, other)
+    if is_tied(checkpoint.config) is False:
         return checkpoint
     embeddings, heads = _vocabulary(checkpoint)
+    heads = heads or _heads_of_other_names(checkpoint, embeddings, other)
     if len(heads) != 1 or len(embeddings) > 1:
         return checkpoint
     head = heads[0]
@@ -88,6 +89,39 @@ def with_one_vocabulary(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint
     note = f"{quoted(head.name)} repeats {quoted(embeddings[0].name)}, to which it is tied: it is counted once"
     tensors = {name: info for name, info in checkpoint.tensors.items() if name != head.name}
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
+
+
+def _without_repeated_embeddings(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """The checkpoint without embeddings that repeat another one, as `.bin` files of T5 and BART have them.
+
+    One that the other checkpoint stores with numbers of its own stays, to be compared.
+    """
+    ours = _repeated(checkpoint)
+    theirs = _repeated(other) if ours else {}
+    repeated = {name: first for name, first in ours.items() if name not in other.tensors or name in theirs}
+    if not repeated:
+        return checkpoint
+    notes = [f"{quoted(name)} repeats {quoted(first)}: it is counted once" for name, first in repeated.items()]
+    tensors = {name: info for name, info in checkpoint.tensors.items() if name not in repeated}
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *notes))
+
+
+def _repeated(checkpoint: Checkpoint) -> dict[str, str]:
+    """The embeddings that have the numbers of another one -> that one, whose name is the shortest."""
+    embeddings = sorted(_vocabulary(checkpoint)[0], key=lambda info: info.name.count("."))
+    return {info.name: embeddings[0].name for info in embeddings[1:] if _are_equal(checkpoint, embeddings[0], info)}
+
+
+def _heads_of_other_names(
+    checkpoint: Checkpoint, embeddings: Sequence[TensorInfo], other: Checkpoint
+) -> list[TensorInfo]:
+    """A matrix of the embedding's shape outside of the layers, which only this side has: Whisper's `proj_out`."""
+    if len(embeddings) != 1:
+        return []
+    locator = TensorLocator(checkpoint.tensors)
+    found = [info for info in checkpoint.tensors.values() if info.shape == embeddings[0].shape]
+    new = [info for info in found if info is not embeddings[0] and info.name not in other.tensors]
+    return [info for info in new if locator.locate(info.name).layer is None and info.name.endswith(".weight")]
 
 
 def state_tied_embedding(
