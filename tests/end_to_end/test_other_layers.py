@@ -74,6 +74,15 @@ def test_layers_that_are_not_the_base_s_are_named(kind: str, tmp_path: Path) -> 
     assert plain_text(page_data([results]).headlines[0]).replace("\N{NO-BREAK SPACE}", " ") == headline
 
 
+def test_an_extraction_warns_of_matrices_that_are_unlike_the_base_s(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", base_weights(), dtype=torch.float32)
+    tuned = write(tmp_path / "tuned", transposed(full_finetune(base_weights(), scale=0.001)), dtype=torch.float32)
+    adapter = deltarank.extract(base, tuned, output=tmp_path / "adapter", rank=8)
+
+    (note,) = [note for note in adapter.notes if "only in part" in note]
+    assert "self_attn.o_proj differs by" in note
+
+
 def test_the_base_of_a_pruned_model_is_found_by_its_own_layers(tmp_path: Path) -> None:
     tuned = renumbered(full_finetune(deeper(), scale=0.001), [0, 2, 3])
     made = {"base": deeper(), "sibling": full_finetune(deeper(), seed=8, scale=0.002), "other": base_weights(9)}

@@ -6,7 +6,7 @@ from deltarank.jobs.compare.job import CompareJob, CompareRun
 from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.jobs.compare.options import CompareKeywords, CompareOptions
 from deltarank.jobs.compare.tensor_sums import not_summed, summed
-from deltarank.jobs.compare.unlike_matrices import RELATED, UNRELATED
+from deltarank.jobs.compare.unlike_matrices import RELATED, UNRELATED, UnlikeMatrices
 from deltarank.jobs.compare.verdict import judge
 from deltarank.runtime import Plan
 
@@ -20,6 +20,7 @@ __all__ = [
     "CompareRun",
     "MatrixMeasurer",
     "Plan",
+    "UnlikeMatrices",
     "compare",
     "group_small_matrices",
     "judge",

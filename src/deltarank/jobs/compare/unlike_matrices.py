@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
-from deltarank.results import MatrixResult, listing, percent
+from deltarank.results import listing, percent
 
 UNRELATED = 0.9
 """From this ||D|| / ||W0|| on, the pair is unrelated: independently trained models differ by about sqrt(2)."""
@@ -23,7 +23,23 @@ MOST_NAMED = 4
 _OTHER_LAYERS = "Layers were inserted, removed or moved, or trained from scratch"
 _OTHER_MATRICES = "They are stored transposed or in another order, were exchanged, or were trained from scratch"
 
-Groups = Mapping[str, Sequence[MatrixResult]]
+
+class ComparedMatrix(Protocol):
+    """A matrix as `compare` or `extract` measured it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def module(self) -> str: ...
+    @property
+    def energy(self) -> float: ...
+    @property
+    def relative_norm(self) -> float | None: ...
+
+
+Groups = Mapping[str, Sequence[ComparedMatrix]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class UnlikeMatrices:
     reason: str
 
     @classmethod
-    def of(cls, matrices: Sequence[MatrixResult]) -> Self | None:
+    def of(cls, matrices: Sequence[ComparedMatrix]) -> Self | None:
         """None unless some matrices are unlike the base's and others are like them."""
         known = [matrix for matrix in matrices if matrix.relative_norm is not None]
         unlike = [matrix for matrix in known if (matrix.relative_norm or 0.0) >= UNRELATED]
@@ -69,23 +85,23 @@ class UnlikeMatrices:
 
 
 def _whole_groups(
-    known: Sequence[MatrixResult], unlike: Sequence[MatrixResult], key: Callable[[MatrixResult], str]
+    known: Sequence[ComparedMatrix], unlike: Sequence[ComparedMatrix], key: Callable[[ComparedMatrix], str]
 ) -> Groups:
     """The groups of which every matrix is unlike the base's; "" is the key of no group."""
-    groups: dict[str, list[MatrixResult]] = {}
+    groups: dict[str, list[ComparedMatrix]] = {}
     for matrix in known:
         groups.setdefault(key(matrix), []).append(matrix)
     names = {matrix.name for matrix in unlike}
     return {name: group for name, group in groups.items() if name and all(each.name in names for each in group)}
 
 
-def _layer(matrix: MatrixResult) -> str:
+def _layer(matrix: ComparedMatrix) -> str:
     """The name up to the number of the layer: "model.layers.3"; "" outside of layers."""
     before, number, _ = matrix.name.partition(f".{matrix.layer}.")
     return before + number.removesuffix(".") if number and matrix.layer is not None else ""
 
 
-def _relative_norm(matrices: Sequence[MatrixResult]) -> float:
+def _relative_norm(matrices: Sequence[ComparedMatrix]) -> float:
     """||D|| / ||W0|| over these matrices."""
     change = math.fsum(matrix.energy for matrix in matrices)
     base = math.fsum(matrix.energy / matrix.relative_norm**2 for matrix in matrices if matrix.relative_norm)

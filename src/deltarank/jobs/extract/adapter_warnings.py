@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from deltarank.jobs.compare import UNRELATED
+from deltarank.jobs.compare import UNRELATED, UnlikeMatrices
 from deltarank.jobs.extract.contents import AdapterContents
 from deltarank.jobs.extract.result import AdapterMatrix
 from deltarank.results import listing, percent
@@ -44,6 +44,8 @@ def _unrelated_base(matrices: Sequence[AdapterMatrix]) -> Iterator[str]:
             f"the delta is as large as {percent(relative_norm)} of the base's weights: is this the base that the "
             "finetune was trained from?"
         )
+    elif (unlike := UnlikeMatrices.of(matrices)) is not None:
+        yield f"the finetune can be compared with this base only in part: {unlike.sentence.removesuffix('.')}"
 
 
 def _unmergeable_biases(contents: AdapterContents, base_tensors: Collection[str]) -> Iterator[str]:

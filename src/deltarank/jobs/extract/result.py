@@ -68,6 +68,11 @@ class AdapterMatrix:
     noise_edge: float | None = None
     signal_share: Share | None = None
 
+    @property
+    def relative_norm(self) -> float | None:
+        """||D|| / ||W0||; None of a base of zeros."""
+        return math.sqrt(self.energy / self.base_energy) if self.base_energy > 0 else None
+
     def loss(self, rank: int) -> Loss:
         """Of the best approximation of this matrix's rank in the adapter, which may be lower than the adapter's."""
         return self.losses[0]
