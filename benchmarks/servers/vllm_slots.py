@@ -22,18 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "servers"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from _multimodal import write_multimodal  # noqa: E402
 from _vllm_worker import SETTINGS as ENVIRONMENT  # noqa: E402
-from model_zoo import write_family  # noqa: E402
+from model_zoo import ZOO, ZooModel, tokenizer, write_family  # noqa: E402
 
 import _report  # noqa: E402
 from deltarank.checkpoints import open_checkpoint  # noqa: E402
 from deltarank.servers import slot_bytes, slot_numbers  # noqa: E402
 
 MODELS = ("llama", "llama of 521 tokens", "qwen2", "qwen3", "mistral", "gemma3", "phi3")
+TIED = ("llama", "qwen3")
 WITH_IMAGES = ("llava", "gemma3")
 SETTINGS = ((2, 8), (3, 64))
 """Slots and rank."""
@@ -77,9 +80,19 @@ def main() -> int:
 def models(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     for name in MODELS:
         yield from of_base(options.python, name, write_family(name, folder / name).base)
+    for name in TIED:
+        yield from of_base(options.python, f"{name}, tied head", write_tied(name, folder / f"{name} tied"))
     for name in WITH_IMAGES if options.torchvision else ():
         base = write_multimodal(name, folder / f"{name} with images").base
         yield from of_base(options.python, f"{name} with images", base, path=options.torchvision)
+
+
+def write_tied(name: str, folder: Path) -> Path:
+    """A base of the zoo whose head is its embedding."""
+    model = ZooModel(ZOO[name].model_type, {**ZOO[name].config, "tie_word_embeddings": True}).make()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def of_base(python: Path, name: str, base: Path, path: Path | None = None) -> Iterator[Row]:

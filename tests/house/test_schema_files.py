@@ -42,7 +42,9 @@ def properties(schema: dict[str, Any], value: Any, path: str = "$") -> list[str]
     return []
 
 
-@pytest.mark.parametrize("name", ["results.schema.json", "endpoints.schema.json", "deltarank.schema.json"])
+@pytest.mark.parametrize(
+    "name", ["results.schema.json", "endpoints.schema.json", "fleet.schema.json", "deltarank.schema.json"]
+)
 def test_the_published_schemas_are_those_of_the_code(name: str) -> None:
     assert json.loads((FOLDER / name).read_text(encoding="utf-8")) == json.loads(schemas()[name]), (
         "run `python tests/house/schema_files.py`"

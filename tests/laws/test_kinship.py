@@ -229,7 +229,23 @@ def test_one_without_sketches_is_named() -> None:
     assert find_kinship(rows[:1], {}) is None
 
 
-@pytest.mark.parametrize("numbers", ["", "AAAA", "*", "AACAfwAAgH8=", "AADAfwAAwH8="])
+def test_sketches_of_other_matrices_are_not_compared() -> None:
+    other = {f"experts.{key}": change for key, change in DELTAS["A"].items()}
+    rows = [FleetFinetune(name, name, FleetOutcome.MEASURED, energy=1) for name in ("A", "B", "other", "part", "same")]
+    models = {"A": DELTAS["A"], "B": DELTAS["B"], "other": other, "part": dict(list(DELTAS["C"].items())[:-1])}
+    sketches = {
+        name: DeltaSketch(16, {key: encoded_sketch(key, change, 16) for key, change in model.items()})
+        for name, model in models.items()
+    }
+    found = find_kinship(rows, {**sketches, "same": DeltaSketch(16, dict.fromkeys(SHAPES, ""))})
+
+    assert found is not None
+    assert set(found.names) == {"A", "B", "part"}  # "same" did not change
+    assert found.unsketched == ("other", "same")
+    assert "2 finetunes without cosines" in found.sentences[0]
+
+
+@pytest.mark.parametrize("numbers", ["AAAA", "*", "AACAfwAAgH8=", "AADAfwAAwH8="])
 def test_a_stored_sketch_is_checked(numbers: str) -> None:
     stored = DeltaSketch(2, {"a.weight": numbers}).to_json()
     with pytest.raises(ResultsError, match=r"a\.weight"):

@@ -27,8 +27,8 @@ class DeltaSketch(StoredResult):
     """The sketches of one finetune's deltas, in the folder of its run: `spectra.sketch_delta` of each matrix.
 
     length    numbers in the sketch of a matrix; the seed is the CRC-32 of the matrix's name
-    matrices  name of the matrix -> its sketch, float32, least significant byte first, in base64. A matrix that is
-              missing did not change, or could not be measured
+    matrices  name of each measured matrix -> its sketch, float32, least significant byte first, in base64; "" if it did
+              not change
     """
 
     description = "the sketches of a finetune of a fleet"
@@ -50,6 +50,8 @@ class DeltaSketch(StoredResult):
 
 def check_numbers(name: str, numbers: str, length: int) -> None:
     """Raises ValueError unless it is the sketch of a matrix, `length` finite numbers."""
+    if not numbers:
+        return
     found = array("f")
     with suppress(binascii.Error, ValueError):
         found.frombytes(base64.b64decode(numbers, validate=True))
@@ -107,7 +109,7 @@ class Kinship:
     merges          the finetunes whose delta is a sum of others' up to a residual of 0.1
     near_merges     those where the residual is larger, but most of the energy is explained by two or more others
     other_bases     groups of finetunes that are none of this base, by their size, and that have another base in common
-    unsketched      the measured finetunes without sketches
+    unsketched      the measured finetunes without sketches, or with those of other matrices than most have
     """
 
     names: tuple[str, ...]

@@ -22,6 +22,9 @@ MERGE, NEAR = 0.1, 0.7
 ROUNDED = 0.25
 """The largest share of the energy that rounding may explain. Where most of a delta is rounding, all are alike."""
 
+COMMON = 0.9
+"""The share of the matrices that a finetune must have sketches of."""
+
 BETWEEN = 0.1
 """By how much the cosines with the parts of a near merge exceed those among the parts."""
 
@@ -36,9 +39,9 @@ def find_kinship(finetunes: Sequence[FleetFinetune], sketches: Mapping[str, Delt
 
     Args:
         finetunes: the rows of the fleet.
-        sketches: by their names; those of another length than most are left out.
+        sketches: by their names; those of other matrices than most have are left out.
     """
-    usable = _of_one_length({f.name: sketches[f.name] for f in finetunes if f.is_measured and f.name in sketches})
+    usable = _comparable({f.name: sketches[f.name] for f in finetunes if f.is_measured and f.name in sketches})
     if len(usable) < 2:
         return None
     family = _Family({f.name: f for f in finetunes if f.name in usable}, SketchStack.of(usable))
@@ -57,10 +60,19 @@ def find_kinship(finetunes: Sequence[FleetFinetune], sketches: Mapping[str, Delt
     return replace(found, sentences=kinship_sentences(found))
 
 
-def _of_one_length(sketches: Mapping[str, DeltaSketch]) -> Mapping[str, DeltaSketch]:
-    lengths = [sketch.length for sketch in sketches.values()]
-    usual = max(lengths, key=lengths.count, default=0)
-    return {name: sketch for name, sketch in sketches.items() if sketch.length == usual and sketch.matrices}
+def _comparable(sketches: Mapping[str, DeltaSketch]) -> Mapping[str, DeltaSketch]:
+    """Those of the length and of the matrices that most have. Some matrices of a finetune may have failed.
+
+    A finetune that stores its experts otherwise than the others has matrices of other names, and other projections.
+    """
+    kinds = [(sketch.length, frozenset(sketch.matrices)) for sketch in sketches.values()]
+    length, usual = max(kinds, key=lambda kind: (kinds.count(kind), len(kind[1])), default=(0, frozenset()))
+    return {
+        name: sketch
+        for name, sketch in sketches.items()
+        if sketch.length == length and sketch.matrices.keys() <= usual and len(sketch.matrices) >= COMMON * len(usual)
+        if any(sketch.matrices.values())
+    }
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,10 @@ def _found(kinship: Kinship) -> Iterator[str]:
     for names in kinship.other_bases:
         yield f"{_names(names)} are no finetunes of this base by their size, but have another base in common."
     if kinship.unsketched:
-        yield f"{count(len(kinship.unsketched), 'finetune has', 'finetunes have')} no sketches and no cosines."
+        yield (
+            f"{count(len(kinship.unsketched), 'finetune')} without cosines, for want of sketches of the same matrices: "
+            f"{_names(kinship.unsketched)}."
+        )
 
 
 def in_words(fit: DeltaFit) -> str:

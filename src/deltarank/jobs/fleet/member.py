@@ -135,7 +135,7 @@ class Member:
                 else:
                     run.skipped[result.name] = result
             results = run.results()
-            save_sketches(records, length_for(self.job.base), self.folder.folder)
+            save_sketches(records, results.measured, length_for(self.job.base), self.folder.folder)
             folder.finish(results)
             return results
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deltarank.checkpoints import Checkpoint
 from deltarank.errors import ResultsError
-from deltarank.results import DeltaSketch, FleetFinetune
+from deltarank.results import DeltaSketch, FleetFinetune, MatrixResult
 from deltarank.runtime import Record, as_output_error
 from deltarank.spectra import sketch_delta, sketch_length
 from deltarank.system import write_text_atomically
@@ -34,11 +34,12 @@ def encoded_sketch(name: str, delta: Tensor, length: int) -> str:
     return base64.b64encode(numbers.astype("<f4").tobytes()).decode("ascii")
 
 
-def save_sketches(records: Iterable[Record], length: int, folder: Path) -> None:
-    """Writes the sketches among the records of a run into its folder."""
+def save_sketches(records: Iterable[Record], measured: Iterable[MatrixResult], length: int, folder: Path) -> None:
+    """Writes the sketches among the records of a run into its folder; "" for a measured matrix that did not change."""
     found = {str(record[SKETCH_OF]): str(record.get("numbers")) for record in records if SKETCH_OF in record}
+    numbers = {matrix.name: found.get(matrix.name, "") for matrix in measured}
     with as_output_error(folder):
-        write_text_atomically(folder / str(DeltaSketch.file_name), DeltaSketch(length, found).to_json())
+        write_text_atomically(folder / str(DeltaSketch.file_name), DeltaSketch(length, numbers).to_json())
 
 
 def load_sketches(finetunes: Iterable[FleetFinetune], folder: Path) -> dict[str, DeltaSketch]:
@@ -92,4 +93,4 @@ class SketchStack:
 
 
 def _numbers(encoded: str | None, length: int) -> np.ndarray:
-    return np.zeros(length, "<f4") if encoded is None else np.frombuffer(base64.b64decode(encoded), "<f4")
+    return np.frombuffer(base64.b64decode(encoded), "<f4") if encoded else np.zeros(length, "<f4")
