@@ -217,6 +217,10 @@ class Fleet(StoredResult):
             found = [loss.rank for loss in each.losses]
             if found not in ([], ranks):
                 raise ValueError(f"the losses of {each.name!r} are not those of the ranks - at `$.finetunes`")
+        if fleet.kinship:
+            fleet.kinship.check()
+        if fleet.plan:
+            fleet.plan.check()
         return fleet
 
     def __repr__(self) -> str:

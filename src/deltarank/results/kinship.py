@@ -126,3 +126,12 @@ class Kinship:
         """Raises ValueError if a name is not among them."""
         i, j = sorted((self.names.index(first), self.names.index(second)), reverse=True)
         return 1.0 if i == j else self.cosines[i][j]
+
+    def check(self) -> None:
+        """Raises ValueError unless each of two or more names has its cosines, and there are sentences."""
+        if len(set(self.names)) != len(self.names) or [len(row) for row in self.cosines] != list(
+            range(len(self.names))
+        ):
+            raise ValueError("the cosines are not those of the names - at `$.kinship`")
+        if len(self.names) < 2 or not self.sentences:
+            raise ValueError("fewer than two names, or no sentence - at `$.kinship`")

@@ -100,3 +100,8 @@ class RankPlan:
     def cheapest(self) -> RankCost | None:
         """The costs at the rank that the plan chose."""
         return next((cost for cost in self.costs if cost.rank == self.chosen), None)
+
+    def check(self) -> None:
+        """Raises ValueError unless it says something, of a rank that is among the costs."""
+        if not self.sentences or (self.chosen is not None and self.cheapest is None):
+            raise ValueError("no sentence, or a rank without costs - at `$.plan`")

@@ -1,10 +1,13 @@
 """The page and the terminal summary of a fleet."""
 
+import json
 from dataclasses import replace
 
+import pytest
 from page_reader import PageReader
 from some_fleets import RANKS, made_up_fleet
 
+from deltarank.errors import ResultsError
 from deltarank.report import fleet_html, fleet_summary
 from deltarank.results import Fleet
 
@@ -80,3 +83,21 @@ def test_a_fleet_of_which_nothing_was_measured() -> None:
     failed = replace(fleet, finetunes=(fleet.finetunes[13],))
 
     assert "No finetune of Base-12b was measured." in PageReader(fleet_html(failed)).words
+
+
+@pytest.mark.parametrize(
+    ("part", "broken"),
+    [
+        ("kinship", {"cosines": [[], [], []]}),
+        ("kinship", {"names": ["a"], "cosines": [[]]}),
+        ("kinship", {"sentences": []}),
+        ("plan", {"sentences": []}),
+        ("plan", {"chosen": 7}),
+    ],
+)
+def test_a_fleet_whose_parts_do_not_belong_together_is_refused(part: str, broken: dict[str, object]) -> None:
+    stored = json.loads(made_up_fleet(3).to_json())
+    stored[part] |= broken
+
+    with pytest.raises(ResultsError, match=rf"at `\$\.{part}`"):
+        Fleet.from_json(json.dumps(stored))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from statistics import median
+from urllib.parse import quote
 
 from deltarank.report.view.build import kind_in_words
 from deltarank.report.view.provenance import clean_command, settings_facts
@@ -163,7 +164,7 @@ def _row(finetune: FleetFinetune, fleet: Fleet, has_page: bool) -> FleetRow:
     nearest, cosine = nearest_of(fleet.kinship, finetune.name)
     return FleetRow(
         name=_label(finetune.name),
-        link=f"{finetune.run}/report.html" if has_page and finetune.run else None,
+        link=quote(f"{finetune.run}/report.html") if has_page and finetune.run else None,
         kind=kind_in_words(finetune.verdict) if finetune.verdict and finetune.is_measured else "not measured",
         change=finetune.relative_norm,
         change_text=unbroken(percent(finetune.relative_norm, unknown="")),
