@@ -1,6 +1,6 @@
 """`deltarank outputs` beside bare forward passes of the same tokens in transformers, and beside llama.cpp.
 
-    python benchmarks/outputs_beside_bare_passes.py BASE FINETUNE [--setting quick] [--rounds 2] [--gguf FILE]
+    python benchmarks/outputs_beside_bare_passes.py BASE FINETUNE [--setting small] [--rounds 1] [--gguf FILE]
 
 Asked: how much `outputs` costs over the passes that it cannot do without. A pass is one call of the model on a batch of
 documents of up to 2,048 tokens, which returns all logits. Each model is loaded from its folder, as a script that
@@ -10,7 +10,9 @@ answers as the finetune's are long.
 
 Rounds are interleaved: outputs, bare passes, outputs, ... A ratio is that of the two in one round. Wall times mean
 something on an idle machine only; processor times are stated beside them, and so is what other programs used. The
-weights are measured once, before the first round, and count for neither.
+weights are measured once, before the first round, and count for neither. The figures are saved after each run, so what
+was measured is there if a later one does not end. The default takes a few minutes for a model of 135 million parameters
+on two idle cores.
 
 --gguf: llama.cpp's server (xllamacpp) evaluates the same documents. It computes logits for the last token of each
 alone, in the GGUF's own quantisation, so its time is a lower bound of what its perplexity tool takes.
@@ -23,7 +25,7 @@ import re
 import shutil
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -38,7 +40,7 @@ NAME = Path(__file__).stem
 PEERS = Path(__file__).with_name("peers")
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "small": {"ranks": (64,), "samples": 1, "max_tokens": 16},
+    "small": {"quick": True, "max_tokens": 16},
     "quick": {"quick": True},
     "default": {},
     "layers": {"attribute": "layer"},
@@ -59,42 +61,41 @@ def main() -> None:
     parser = _report.arguments(__doc__)
     parser.add_argument("base")
     parser.add_argument("finetune")
-    parser.add_argument("--setting", choices=SETTINGS, default="quick")
+    parser.add_argument("--setting", choices=SETTINGS, default="small")
     parser.add_argument("--text", help="a text that is read beside the answers")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--gguf")
     asked = parser.parse_args()
     print(_report.machine_line() + "\n")
+    runs: dict[str, list[Usage]] = {}
     with tempfile.TemporaryDirectory(prefix="deltarank-benchmark-") as folder:
-        runs, tokens = hold(asked, Path(folder))
-    _report.save(
-        f"{NAME}-{asked.setting}", {name: [asdict(usage) for usage in usages] for name, usages in runs.items()}
-    )
-    print(f"`outputs`, setting {asked.setting}: {tokens:,} tokens are read or generated.\n")
+        for leg, usage, tokens in hold(asked, Path(folder)):
+            runs.setdefault(leg, []).append(usage)
+            figures = {name: [asdict(each) for each in usages] for name, usages in runs.items()}
+            _report.save(f"{NAME}-{asked.setting}", {"tokens": tokens, **figures})
+            print(f"{leg}: {usage.wall:.0f} s, {usage.cpu:.0f} s of processors", flush=True)
+    print(f"\n`outputs`, setting {asked.setting}: {tokens:,} tokens are read or generated.\n")
     print(_report.table(HEADERS, [cells(name, usages, runs[BARE]) for name, usages in runs.items()]))
 
 
-def hold(asked: Namespace, folder: Path) -> tuple[dict[str, list[Usage]], int]:
-    """All runs, by what was run, and the number of tokens."""
+def hold(asked: Namespace, folder: Path) -> Iterator[tuple[str, Usage, int]]:
+    """Each run, by what was run, and the number of tokens."""
     log, work_file, weights = folder / "log", folder / "work.json", folder / "weights"
     run(
         _report.python("-m", "deltarank", "compare", asked.base, asked.finetune, "-o", weights, "-q", "--no-report"),
         log,
     )
-    runs: dict[str, list[Usage]] = {}
-    tokens = 0
     for number in range(asked.rounds):
         out = folder / f"run-{number}"
         shutil.copytree(weights, out)
-        runs.setdefault(OUTPUTS, []).append(run(outputs_command(asked, out), log))
+        ours = run(outputs_command(asked, out), log)
         work = work_of(asked, out)
         tokens = sum(sum(each.lengths) * each.times for each in work)
         work_file.write_text(json.dumps([asdict(each) for each in work]))
-        runs.setdefault(BARE, []).append(run(_report.python(PEERS / "bare_passes.py", asked.finetune, work_file), log))
+        yield OUTPUTS, ours, tokens
+        yield BARE, run(_report.python(PEERS / "bare_passes.py", asked.finetune, work_file), log), tokens
         if asked.gguf:
-            command = _report.python(PEERS / "llama_cpp_passes.py", asked.gguf, work_file)
-            runs.setdefault(LLAMA, []).append(run(command, log))
-    return runs, tokens
+            yield LLAMA, run(_report.python(PEERS / "llama_cpp_passes.py", asked.gguf, work_file), log), tokens
 
 
 def outputs_command(asked: Namespace, out: Path) -> list[str | Path]:
@@ -125,7 +126,7 @@ def work_of(asked: Namespace, out: Path) -> list[Work]:
     return [
         Work([*plan.document_lengths, *answers], len(kinds) + 1 - controls, len(kinds) + 1 - controls),
         Work(few, controls, controls),
-        Work(answers, 2 + sum(kind.answers_prompts for kind in kinds), 0),
+        Work(answers, 2 + sum(each.writing is not None for each in found.candidates), 0),
         Work(parts, plan.part_count, min(plan.part_count, 1)),
     ]
 

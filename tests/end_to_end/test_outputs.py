@@ -13,67 +13,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 import deltarank
 import peft_adapters as made
 from commands import RunCommand
 from deltarank.demo.model import tokenizer
-from deltarank.demo.recipe import Recipe
 from deltarank.errors import AdapterError
 from deltarank.results import CandidateKind, CandidateResult, Outputs, Results
 from refusals import refused
-from tiny_architectures import architecture
-
-RECIPE = Recipe()
-RANKS = (1, 4, 16, 48)
-FULL = 48
-"""No side of this model is longer."""
-
-TEXT = "the rain fell on the stones and the old man counted them, one by one, until the light was gone.\n"
-ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
-
-
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-TOKENS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-
-
-def train(model: PreTrainedModel, text: str, *, frozen: bool) -> None:
-    ids = torch.tensor([list(text.encode())])
-    for name, weight in model.named_parameters():
-        weight.requires_grad_("_proj" in name or not frozen)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(25):
-        optimiser.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimiser.step()
+from trained_pair import ALL, FULL, RANKS, RECIPE, TEXT, make_models, measure, outputs_of
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base; finetune, its matrices alone trained; adapter, of rank 4 by a float64 SVD; text.txt; prompts.txt."""
     home = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    model = architecture("llama", **SIZES, **TOKENS, max_position_embeddings=256)()
-    for name, text in (("base", TEXT.upper()), ("finetune", TEXT)):
-        train(model, text, frozen=name == "finetune")
-        model.save_pretrained(home / name)
-        tokenizer(RECIPE).save_pretrained(home / name)
-    factors = made.best_factors(home / "base", home / "finetune", 4)
-    made.write_adapter(home / "adapter", factors, r=4, lora_alpha=4, target_modules=ALL, task_type="CAUSAL_LM")
-    (home / "text.txt").write_text(TEXT + TEXT.upper())
-    (home / "prompts.txt").write_text("the rain\nthe old man\n")
+    make_models(home)
     return home
-
-
-def measure(home: Path, **changes: object) -> Results:
-    options = {"texts": [home / "text.txt"], "samples": 0, "ranks": RANKS, **changes}
-    return deltarank.outputs(home / "base", home / "finetune", **options)  # type: ignore[arg-type]
-
-
-def outputs_of(results: Results) -> Outputs:
-    assert results.outputs is not None
-    return results.outputs
 
 
 class Shares(deltarank.ProgressListener):
@@ -330,8 +286,8 @@ def test_outputs_are_added_to_the_run_and_not_measured_twice(models: Path, found
     assert not (run / "outputs.partial").exists()
     assert first.matrices == deltarank.open_results(run).matrices
     assert measure(models, output=run, ranks=[4]) == first
-    with refused("run-differs", match=r"ranks: \[4\] in that run, \[1\] now"):
-        measure(models, output=run, ranks=[1])
+    with refused("run-differs", match="seed: 0 in that run, 1 now"):
+        measure(models, output=run, ranks=[4], seed=1)
     assert measure(models, output=run, ranks=[4], batch=1) == first
     replaced = measure(models, output=run, ranks=[1], force=True)
     assert replaced.matrices == first.matrices
@@ -345,7 +301,9 @@ def test_a_quick_measurement_says_what_it_leaves_out_and_is_replaced(models: Pat
 
     assert [each.name for each in first.candidates] == ["finetune again", "whole delta", "base", "rank 64", "any rank"]
     assert first.texts[0].documents == 2
-    assert first.notes[0].startswith("a quick measurement: rank 64, 1 answer of up to 8 tokens to each of 2 prompts.")
+    assert first.notes[0].startswith("a quick measurement: rank 64, 1 answer of up to 8 tokens to each of 2 prompts;")
+    assert [each.name for each in first.candidates if each.writing] == ["base", "rank 64"]
+    assert {*first.samples[0].answers} == {"finetune", "finetune again", "base", "rank 64"}
     whole = outputs_of(measure(models, output=run, ranks=[4]))
     assert whole.candidate("rank 4")
     assert not any("quick" in note for note in whole.notes)
@@ -506,10 +464,10 @@ def test_a_dry_run_checks_the_folder_of_the_run(models: Path, tmp_path: Path, co
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     for folder, slug in (("used", "output-exists"), ("run", "run-differs"), ("exchanged", "run-differs")):
-        done = command(*words, tmp_path / folder, "--ranks", 3)
+        done = command(*words, tmp_path / folder, "--ranks", 3, "--seed", 1)
         assert (done.code, done.out) == (1, ""), folder
         assert f"explain {slug}" in done.err
-        assert command(*words, tmp_path / folder, "--ranks", 3, "--force").code == 0
+        assert command(*words, tmp_path / folder, "--ranks", 3, "--seed", 1, "--force").code == 0
     for folder in ("run", "new"):
         assert command(*words, tmp_path / folder, "--ranks", 2).code == 0
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -40,6 +40,10 @@ from deltarank.system import Default
             "deltarank outputs org/base org/finetune --ranks 16,64 --yardstick q8_0,q4_0 --text book.txt --samples 0",
         ),
         ("An adapter, as vLLM applies it:", "deltarank outputs org/base org/finetune --adapter my-lora --server vllm"),
+        (
+            "Rank 16 and an adapter, added to a run that has other ranks:",
+            "deltarank outputs org/base org/finetune -o runs/org--finetune --ranks 16 --adapter my-lora",
+        ),
         ("How long would it take?", "deltarank outputs org/base org/finetune --dry-run"),
     ],
 )
@@ -123,19 +127,22 @@ def outputs(
     Candidates are: BASE plus a rank-r delta, adapters, other checkpoints and quantised copies of FINETUNE. BASE alone,
     the unlimited-rank delta, two controls and, unless --quick is given, the truncation alone (FINETUNE with its
     matrices truncated) are always included. All are scored on --text and on the finetune's answers; all but the
-    truncation alone and the controls answer the prompts. Adds the results to RUN/results.json and RUN/report.html. To
-    resume an interrupted run, repeat the same command.
+    truncation alone and the controls answer the prompts, and with --quick neither do the unlimited-rank delta and the
+    quantised copies. Adds the results to RUN/results.json and RUN/report.html. To resume an interrupted run, repeat the
+    same command. Candidates that a finished RUN does not have are added to it: only they are measured, on the same
+    texts, and settings that are not given are those of the run.
     """
     options = _without_defaults(options)
     if ranks:
         options["ranks"] = parse_ranks(ranks)
-    options["yardsticks"] = tuple(word for text in yardsticks for word in text.replace(",", " ").split())
+    if yardsticks:
+        options["yardsticks"] = tuple(word for text in yardsticks for word in text.replace(",", " ").split())
     quieten_the_hub(quiet)
     folder = output or default_output(options["finetune"])
     if dry_run:
         print_plan(deltarank.plan_outputs(**options, output=folder, force=force), as_json=as_json)
         return
-    cards = _adapters_with_cards(options["adapters"]) if update_cards else ()
+    cards = _adapters_with_cards(options.get("adapters", ())) if update_cards else ()
     request = RunRequest(folder, force, as_json, quiet, no_report=no_report)
     note = " Loading the libraries that run models takes some seconds."
     results = run(lambda **asked: deltarank.outputs(**asked), options, request, note=note)
@@ -155,7 +162,6 @@ def _adapters_with_cards(folders: Sequence[str]) -> list[Path]:
 
 
 def _without_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """Without the numbers that were not given: --quick has other defaults for them."""
+    """Without what was not given: --quick has other defaults, and a finished run its own settings."""
     source = click.get_current_context().get_parameter_source
-    left_out = {name for name in ("samples", "max_tokens") if source(name) is ParameterSource.DEFAULT}
-    return {name: value for name, value in options.items() if name not in left_out}
+    return {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}

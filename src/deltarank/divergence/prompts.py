@@ -22,12 +22,14 @@ class Prompt:
     category    the kind of prompt: "chat", "code", ...; "prompt" if the file does not say
     system      the system message
     history     earlier messages of the conversation, (role, content)
+    tokens      its tokens, where they are known and not to be encoded again
     """
 
     text: str
     category: str = "prompt"
     system: str | None = None
     history: tuple[Message, ...] = ()
+    tokens: tuple[int, ...] | None = None
 
     def ids(self, tokenizer: Tokenizer) -> list[int]:
         """Its tokens, by the tokenizer's chat template if it has one, up to where the answer begins.
@@ -35,6 +37,8 @@ class Prompt:
         Raises:
             JobError: (slug "chat-template") the template refuses it.
         """
+        if self.tokens is not None:
+            return list(self.tokens)
         system = [("system", self.system)] if self.system else []
         messages = [*system, *self.history, ("user", self.text)]
         return encode_messages(tokenizer, messages, add_generation_prompt=True)

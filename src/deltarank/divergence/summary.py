@@ -30,7 +30,7 @@ def summarise_logits(
     text: str,
     documents: Mapping[str, TokenStats],
     *,
-    base: Mapping[str, TokenStats] | None = None,
+    base: Mapping[str, TokenStats | DocumentScore] | None = None,
     sampled_from_reference: bool = False,
     seed: int = 0,
 ) -> Logits:
@@ -39,7 +39,8 @@ def summarise_logits(
     Args:
         documents: the tokens of each document, by its name. Tokens that are not finite are left out and counted.
         base: the same documents with the base in the candidate's place. `kept` compares the two on the same documents
-            and tokens. None where there is no base.
+            and tokens. Of a document of which only the base's mean is known, the number of tokens has to be the same,
+            or it is left out. None where there is no base.
         sampled_from_reference: whether the reference wrote the text, sampled at temperature 1. Only then do the KLDs of
             its tokens add up to the KLD of the text, which `tokens_to_tell` and `blind` require.
         seed: of the bootstrap. Candidates with the same seed get the same resamples of documents.
@@ -142,17 +143,28 @@ def _ratio(numerator: int, denominator: int = _TOKENS) -> Callable[[FloatArray],
     return ratio
 
 
-def _behaviour_kept(documents: Mapping[str, TokenStats], base: Mapping[str, TokenStats], seed: int) -> Interval | None:
+def _behaviour_kept(
+    documents: Mapping[str, TokenStats], base: Mapping[str, TokenStats | DocumentScore], seed: int
+) -> Interval | None:
     """1 - KLD of the candidate / KLD of the base, summed over the tokens at which both are finite."""
-    sums = []
-    for name in (name for name in documents if name in base):
-        both = documents[name].is_finite & base[name].is_finite
-        if both.any():
-            pair = (documents[name].kld[both], base[name].kld[both])
-            sums.append([float(each.sum(dtype=np.float64)) for each in pair])
+    pairs = [_kld_sums(documents[name], base[name]) for name in documents if name in base]
+    sums = [pair for pair in pairs if pair is not None]
     if not math.fsum(row[1] for row in sums):
         return None
     return resample(np.array(sums), seed=seed).interval(lambda pairs: 1 - _ratio(0, 1)(pairs))
+
+
+def _kld_sums(candidate: TokenStats, base: TokenStats | DocumentScore) -> tuple[float, float] | None:
+    """Of one document; None if no token is finite in both."""
+    if isinstance(base, DocumentScore):
+        own = candidate.kld[candidate.is_finite]
+        return (_sum(own), base.tokens * base.kld) if len(own) == base.tokens else None
+    both = candidate.is_finite & base.is_finite
+    return (_sum(candidate.kld[both]), _sum(base.kld[both])) if both.any() else None
+
+
+def _sum(values: NDArray[np.float32]) -> float:
+    return float(values.sum(dtype=np.float64))
 
 
 def _mean(values: NDArray[np.float32]) -> float:

@@ -106,6 +106,21 @@ class Excerpt:
 
 
 @dataclass(frozen=True)
+class OwnAnswer:
+    """An answer of the finetune that is a document of its own answers. Candidates that are added later read it, too.
+
+    prompt, sample   index of the prompt; which of the answers to that prompt it is
+    ids              its tokens, including the one that ends it, if it ended; `prompt_ids` those of the prompt
+    """
+
+    prompt: Count
+    sample: Count
+    ids: tuple[Count, ...]
+    text: str
+    prompt_ids: tuple[Count, ...]
+
+
+@dataclass(frozen=True)
 class Sample:
     """A prompt and one answer of each model: answers["finetune"], answers["finetune again"], answers["rank 64"]...
 
@@ -131,6 +146,7 @@ class Outputs(StoredResult):
     again            the finetune's own answers with another seed, compared with its first ones
     similarity_p     p of the hypothesis that the base's answers are as similar to the finetune's as `again`'s are, by
                      TF-IDF cosine (Wilcoxon's signed-rank test over prompts); None without answers
+    own_answers      the finetune's answers that all were scored on, as tokens
     sentences        the verdict; the first is the headline
     """
 
@@ -144,6 +160,7 @@ class Outputs(StoredResult):
     similarity_p: float | None = None
     samples: tuple[Sample, ...] = ()
     excerpts: tuple[Excerpt, ...] = ()
+    own_answers: tuple[OwnAnswer, ...] = ()
     attribution: tuple[AttributionResult, ...] = ()
     sentences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

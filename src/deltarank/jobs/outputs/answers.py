@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deltarank.divergence import Answer, Prompt, Tokenizer
 from deltarank.jobs.outputs.callbacks import OnFinished
 from deltarank.jobs.outputs.loaded_model import LoadedModel
 from deltarank.models import generate_answers
-from deltarank.results import Count, to_plain
+from deltarank.results import FINETUNE, Count, Outputs, to_plain
 
 
 def candidate_seed(seed: int) -> int:
@@ -39,6 +39,20 @@ class AnswerRecord:
     answers: str
     prompt: Count
     written: tuple[tuple[Count, tuple[Count, ...], str, tuple[Count, ...]], ...]
+
+
+def finetune_records(outputs: Outputs) -> tuple[AnswerRecord, ...]:
+    """The finetune's answers in finished outputs."""
+    by_prompt: dict[int, list[Any]] = {}
+    for each in outputs.own_answers:
+        by_prompt.setdefault(each.prompt, []).append((each.sample, each.ids, each.text, each.prompt_ids))
+    return tuple(AnswerRecord(FINETUNE, prompt, tuple(written)) for prompt, written in by_prompt.items())
+
+
+def with_ids(prompts: Sequence[Prompt], records: Sequence[AnswerRecord]) -> list[Prompt]:
+    """The prompts with the tokens that were answered in these records: a chat template may write the date of today."""
+    tokens = {record.prompt: prompt_ids for record in records for _, _, _, prompt_ids in record.written[:1]}
+    return [replace(prompt, tokens=tokens.get(number)) for number, prompt in enumerate(prompts)]
 
 
 @dataclass

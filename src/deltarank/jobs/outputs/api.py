@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Unpack
 
@@ -33,9 +33,10 @@ def outputs(
     Args:
         base, finetune: a folder as transformers saves it, or a Hub id, `org/name` or `org/name@revision`.
         output: the folder of a run. If it has no results of this pair, `compare` measures the weights first; then
-            `outputs` is added to its results.json. The same call resumes after the process died, and ends with the
-            same numbers. Without it nothing is written.
-        force: replaces other outputs in `output`, and another pair's run.
+            `outputs` is added to its results.json. If it has outputs, only the candidates that they do not have are
+            measured, on the same texts and with the same settings: arguments that are not given are taken from them.
+            The same call resumes after the process died, and ends with the same numbers. Without it nothing is written.
+        force: measures all again, in place of the outputs in `output`; also replaces another pair's run.
         progress: receives the progress of the job.
         ranks: the ranks r of the candidates: 64, [16, 64] or "16,64".
         adapters, server: folders of adapters in PEFT's format, applied as PEFT or as this server applies them.
@@ -54,8 +55,9 @@ def outputs(
             on a GPU), and 8 to 32 answers, as many as keep their keys and values within 1 GB.
         trust_remote_code: whether code that comes with a checkpoint may run.
         quick: a first answer in a few minutes. The defaults are rank 64 alone and one answer of up to 64 tokens to each
-            of at most 24 prompts; of each text, 2,048 tokens are read, and truncation alone is not measured. The
-            results say so. A later call without it, in the same folder, replaces these outputs.
+            of at most 24 prompts, which yardsticks and the delta of any rank do not answer; of each text, 2,048 tokens
+            are read, and truncation alone is not measured. The results say so. A later call without it, in the same
+            folder, replaces these outputs.
         base_revision, revision: branch, tag or commit of the base and of the finetune on the Hub.
         fetch: for a model that is not in the Hub's cache: "download", "stream" (read by byte ranges, not stored), or
             "auto", as the free disk space allows. A model that is streamed is read again for every candidate.
@@ -64,11 +66,11 @@ def outputs(
         UsageError: an argument is not usable.
         CheckpointError, PairingError, AdapterError: see `deltarank.errors`.
         JobError: predictions are NaN, memory is not enough, or a text cannot be read.
-        OutputError: `output` holds something else, or cannot be written.
+        OutputError: `output` holds something else, or outputs of other texts or settings, or cannot be written.
     """
     progress = progress or ProgressListener()
     refs, options = parse_keywords(base, finetune, keywords, OutputsOptions.of_keywords)
-    with _open(refs, options, progress) as job:
+    with _open(refs, options, keywords, progress) as job:
         return job.run(None if output is None else user_path(output), force=force, progress=progress)
 
 
@@ -81,14 +83,17 @@ def plan_outputs(
     Arguments and errors as for `outputs`. Nothing is written: of `output` it is checked that `outputs` can use it.
     """
     refs, options = parse_keywords(base, finetune, keywords, OutputsOptions.of_keywords)
-    with _open(refs.without_download(), options, ProgressListener()) as job:
+    with _open(refs.without_download(), options, keywords, ProgressListener()) as job:
         if output is not None:
+            job = job.for_folder(user_path(output), force=force)
             job.check_output(user_path(output), force=force)
         return job.plan
 
 
 @contextmanager
-def _open(refs: PairRefs, options: OutputsOptions, progress: ProgressListener) -> Iterator[OutputsJob]:
+def _open(
+    refs: PairRefs, options: OutputsOptions, given: Collection[str], progress: ProgressListener
+) -> Iterator[OutputsJob]:
     """Both are whole checkpoints here: a finetune that is an adapter is a candidate, not the reference."""
     with refs.base.open(refs.fetch, progress) as base, refs.finetune.open(refs.fetch, progress) as finetune:
-        yield OutputsJob(base, finetune, options, refs.fetch)
+        yield OutputsJob(base, finetune, options, refs.fetch, frozenset(given))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,7 +24,7 @@ from deltarank.jobs.outputs.candidate_names import (
 from deltarank.jobs.outputs.low_rank import LowRankDeltas
 from deltarank.jobs.outputs.model_pair import ModelPair
 from deltarank.jobs.outputs.options import OutputsOptions
-from deltarank.models import Edit, EditedWeights, ModelSkeleton, Yardstick, get_yardstick, read_piece, read_skeleton
+from deltarank.models import Edit, EditedWeights, ModelSkeleton, get_yardstick, read_piece, read_skeleton
 from deltarank.results import FINETUNE_AGAIN, CandidateKind, listing
 
 
@@ -44,7 +44,7 @@ class CandidateSet:
     """Makes the candidates of a job. Keeps adapters and other checkpoints open: use it in a `with`.
 
     Args:
-        truncated_rank: see `candidate_kinds`.
+        truncated_rank, taken: see `candidate_kinds`.
         fetch: how other checkpoints are fetched from the Hub.
     """
 
@@ -55,10 +55,11 @@ class CandidateSet:
         options: OutputsOptions,
         *,
         truncated_rank: int | None,
+        taken: Collection[str] = (),
         fetch: str,
     ) -> None:
         self._models, self._deltas, self._options, self._fetch = models, deltas, options, fetch
-        self._truncated_rank = truncated_rank
+        self._truncated_rank, self._taken = truncated_rank, taken
         self._open = ExitStack()
 
     def __enter__(self) -> CandidateSet:
@@ -74,8 +75,8 @@ class CandidateSet:
     @cached_property
     def _makers(self) -> dict[str, Callable[[], Candidate]]:
         options, truncated = self._options, self._truncated_rank
-        adapters = zip(adapter_names(options), options.adapters, strict=True)
-        models = zip(model_names(options), options.models, strict=True)
+        adapters = zip(adapter_names(options, self._taken), options.adapters, strict=True)
+        models = zip(model_names(options, self._taken), options.models, strict=True)
         return {
             FINETUNE_AGAIN: self._finetune_again,
             WHOLE_DELTA: self._whole_delta,
@@ -85,7 +86,7 @@ class CandidateSet:
             **({} if truncated is None else {truncation_name(truncated): partial(self._truncation, truncated)}),
             **{name: partial(self._adapter, folder, name) for name, folder in adapters},
             **{name: partial(self._model, ref, name) for name, ref in models},
-            **{name: partial(self._yardstick, get_yardstick(name)) for name in options.yardsticks},
+            **{name: partial(self._yardstick, name) for name in options.yardsticks},
         }
 
     def _finetune_again(self) -> Candidate:
@@ -141,9 +142,9 @@ class CandidateSet:
         weights = EditedWeights(checkpoint, [], self._models.device)
         return Candidate(name, CandidateKind.MODEL, skeleton, weights)
 
-    def _yardstick(self, yardstick: Yardstick) -> Candidate:
+    def _yardstick(self, name: str) -> Candidate:
         """The finetune with its matrices quantised and dequantised."""
-        finetune = self._models.finetune
+        yardstick, finetune = get_yardstick(name), self._models.finetune
         edits = [
             Edit(
                 Piece.from_info(info, finetune.source, (info.entries // info.shape[-1], info.shape[-1])),

@@ -65,25 +65,34 @@ class OutputsInputs:
         tokenizer = load_tokenizer_of(models.finetune_skeleton)
         for name in options.yardsticks:
             get_yardstick(name)
-        fingerprints = {
-            "texts": hash_texts(options.texts),
-            "prompts": hash_texts([options.prompts] if options.prompts else []),
-        }
         notes = [*_base_tokenizer_notes(models, tokenizer, options)]
         for folder in options.adapters:
             with open_adapter(folder) as lora:
                 models.apply_adapter(lora, options.server)
-                fingerprints[folder] = lora.file.fingerprint + hash_texts([str(Path(lora.folder) / CONFIG_FILE)])
         for ref in options.models:
             with open_checkpoint(ref, fetch=fetch) as checkpoint:
-                fingerprints[ref] = checkpoint.fingerprint
                 notes += _model_notes(ref, checkpoint, tokenizer, options)
         length = min(LONGEST_DOCUMENT, models.context)
         texts = read_texts([Path(text) for text in options.texts], tokenizer, context=length)
         if options.quick:
             texts = [(name, quick_documents(documents)) for name, documents in texts]
         prompts, left_out = _read_prompts(options, tokenizer, models.context)
-        return cls(tokenizer, texts, prompts, fingerprints, (*notes, *left_out))
+        return cls(tokenizer, texts, prompts, hash_inputs(options, fetch=fetch), (*notes, *left_out))
+
+
+def hash_inputs(options: OutputsOptions, *, fetch: str) -> dict[str, str]:
+    """Hashes of the files of texts and prompts, by these names, and of adapters and models by their references."""
+    hashes = {
+        "texts": hash_texts(options.texts),
+        "prompts": hash_texts([options.prompts] if options.prompts else []),
+    }
+    for folder in options.adapters:
+        with open_adapter(folder) as lora:
+            hashes[folder] = lora.file.fingerprint + hash_texts([str(Path(lora.folder) / CONFIG_FILE)])
+    for ref in options.models:
+        with open_checkpoint(ref, fetch=fetch) as checkpoint:
+            hashes[ref] = checkpoint.fingerprint
+    return hashes
 
 
 def _read_prompts(options: OutputsOptions, tokenizer: Tokenizer, context: int) -> tuple[list[Prompt], list[str]]:

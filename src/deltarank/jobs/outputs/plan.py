@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from deltarank.jobs.outputs.attribution import loaded_models, matrices_by_part
-from deltarank.jobs.outputs.candidate_names import candidate_kinds, rank_name
+from deltarank.jobs.outputs.candidate_names import answers_prompts, candidate_kinds, rank_name, truncation_name
 from deltarank.jobs.outputs.inputs import OutputsInputs
 from deltarank.jobs.outputs.low_rank import factor_bytes, lora_matrices
 from deltarank.jobs.outputs.model_pair import ModelPair
@@ -16,8 +16,8 @@ from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.planned_memory import PlannedMemory
 from deltarank.jobs.outputs.planned_time import PlannedTime
 from deltarank.jobs.outputs.quick import quick_note
-from deltarank.results import CandidateKind, ShownAsLines, count, duration, headline_rank, listing, size
-from deltarank.runtime import FIXED_MEMORY, Plan, make_plan
+from deltarank.results import CandidateKind, Outputs, ShownAsLines, count, duration, headline_rank, listing, size
+from deltarank.runtime import FIXED_MEMORY, Plan, SolverOptions, make_plan
 
 _SCORE_BYTES = 40
 """Of one token in the file of a candidate's scores."""
@@ -39,6 +39,7 @@ class OutputsPlan(ShownAsLines):
 
     available_memory  bytes on the device; None if unknown
     only              names of the candidates that are measured; None: all
+    earlier           finished outputs that the candidates are added to: those that it has are not measured again
     """
 
     options: OutputsOptions
@@ -46,15 +47,30 @@ class OutputsPlan(ShownAsLines):
     inputs: OutputsInputs
     available_memory: int | None
     only: Collection[str] | None = None
+    earlier: Outputs | None = None
 
     @property
     def candidates(self) -> tuple[str, ...]:
+        """Those that are measured."""
         return tuple(name for name, _ in self._candidate_kinds)
 
     @property
     def _candidate_kinds(self) -> tuple[tuple[str, CandidateKind], ...]:
-        kinds = candidate_kinds(self.options, self.truncated_rank)
+        kinds = candidate_kinds(self.options, self.truncated_rank, self.taken_names)
         return kinds if self.only is None else tuple(each for each in kinds if each[0] in self.only)
+
+    @cached_property
+    def taken_names(self) -> frozenset[str]:
+        """Of the candidates that were measured earlier."""
+        return frozenset(each.name for each in self.earlier.candidates) if self.earlier else frozenset()
+
+    @property
+    def decomposed_ranks(self) -> tuple[int, ...]:
+        """The ranks of the candidates that need factors."""
+        names = {rank_name(rank): rank for rank in self.options.ranks}
+        if self.truncated_rank is not None:
+            names[truncation_name(self.truncated_rank)] = self.truncated_rank
+        return tuple(sorted({names[each] for each in self.candidates if each in names}))
 
     @cached_property
     def headline_rank(self) -> int:
@@ -108,7 +124,7 @@ class OutputsPlan(ShownAsLines):
     @cached_property
     def part_count(self) -> int:
         """How many parts are truncated one at a time."""
-        unit = self.options.attribute
+        unit = None if self.earlier else self.options.attribute
         return len(matrices_by_part(self.models.pairing, unit)) if unit else 0
 
     @cached_property
@@ -138,19 +154,11 @@ class OutputsPlan(ShownAsLines):
 
     @cached_property
     def decomposition(self) -> Plan:
-        """The pass over the matrices that finds their factors."""
-        pairing = self.models.pairing
-        pairing = replace(pairing, pairs=lora_matrices(pairing.pairs) if self.needs_factors else (), summed=())
-        return make_plan(self.models.base, self.models.finetune, pairing, self.options.solver_options)
-
-    @property
-    def needs_factors(self) -> bool:
-        """Whether a candidate or a part is truncated."""
-        truncated = {*map(rank_name, self.options.ranks)}
-        kinds = self._candidate_kinds
-        return bool(self.options.attribute) or any(
-            name in truncated or kind is CandidateKind.TRUNCATION for name, kind in kinds
-        )
+        """The pass over the matrices that finds their factors; none if no candidate needs any."""
+        pairing, ranks = self.models.pairing, self.decomposed_ranks
+        options = SolverOptions(ranks=ranks or self.options.ranks, device=self.options.device)
+        pairing = replace(pairing, pairs=lora_matrices(pairing.pairs) if ranks else (), summed=())
+        return make_plan(self.models.base, self.models.finetune, pairing, options)
 
     @property
     def peak_memory(self) -> float:
@@ -165,7 +173,7 @@ class OutputsPlan(ShownAsLines):
         """Bytes in the run's folder while the job runs: factors, predictions of the finetune, its head, scores."""
         prediction_bytes = self.models.finetune_skeleton.hidden_size * self.options.torch_dtype.itemsize
         per_token = prediction_bytes + float(_SCORE_BYTES) * len(self.candidates)
-        factors = factor_bytes(lora_matrices(self.models.pairing.pairs), max(self.options.ranks))
+        factors = factor_bytes(lora_matrices(self.models.pairing.pairs), max(self.decomposed_ranks, default=0))
         return factors + self.tokens_per_model * per_token + self.memory.head
 
     @property
@@ -206,8 +214,9 @@ class OutputsPlan(ShownAsLines):
 
     @property
     def _answering_models(self) -> int:
-        """The finetune answers twice, and each candidate once that answers at all."""
-        return 2 + sum(kind.answers_prompts for _, kind in self._candidate_kinds)
+        """The finetune answers twice, unless it did earlier, and each candidate once that answers at all."""
+        finetune = 0 if self.earlier else 2
+        return finetune + sum(answers_prompts(*each, self.options) for each in self._candidate_kinds)
 
     @property
     def _attribution_seconds(self) -> float:
@@ -224,6 +233,8 @@ class OutputsPlan(ShownAsLines):
         return f"{models} to run. Estimated time: {duration(START_UP_SECONDS + before + self.seconds)}{weights}."
 
     def lines(self) -> list[str]:
+        if not self.candidates:
+            return ["There is nothing to measure: the run has all of these candidates."]
         how = "streamed, layer by layer" if self.memory.must_stream else "loaded whole, one after another"
         memory, decomposition = size(self.peak_memory), duration(self.decomposition.work_seconds)
         time = duration(START_UP_SECONDS + self.seconds)
@@ -243,14 +254,15 @@ class OutputsPlan(ShownAsLines):
         weights = f"{size(self.memory.weights)} in {options.dtype}"
         text = f"{count(len(lengths), 'document')}, {sum(lengths):,} tokens" if lengths else "none"
         answers = f"{count(self.prompt_count, 'prompt')} x {options.samples}, up to {options.max_tokens} tokens each"
+        earlier = "" if self.earlier is None else f" (added to {count(len(self.earlier.candidates), 'earlier one')})"
         lines = [
             f"finetune    {self.models.finetune.reference.ref}, {parameters}, {weights}",
             f"base        {self.models.base.reference.ref}",
-            f"candidates  {listing(list(self.candidates), most=20)}",
+            f"candidates  {listing(list(self.candidates), most=20)}{earlier}",
             f"text        {text}",
             f"answers     {answers if self.answer_count else 'none'}",
         ]
-        if options.attribute:
+        if options.attribute and self.part_count:
             lines.append(f"parts       {count(self.part_count, options.attribute)}, one at a time")
         return lines
 

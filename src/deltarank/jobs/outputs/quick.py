@@ -15,6 +15,9 @@ QUICK_PROMPTS = 24
 QUICK_TOKENS = 2048
 """The most that are read of each text."""
 
+_QUICK = "a quick measurement: "
+"""How the note begins."""
+
 
 def quick_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
     return list(prompts[:QUICK_PROMPTS])
@@ -39,10 +42,14 @@ def quick_note(options: OutputsOptions, prompts: int) -> str:
         f"rank {ranks}, {answers} of up to {options.max_tokens:,} tokens to each of {count(prompts, 'prompt')}{text}"
     )
     return (
-        f"a quick measurement: {measured}. Without --quick: ranks {usual}, truncation alone, {Default.SAMPLES} answers "
-        f"of up to {Default.MAX_TOKENS:,} tokens, whole texts and narrower intervals; in the same folder they replace "
-        "these outputs"
+        f"{_QUICK}{measured}; yardsticks and the delta of any rank answer none. Without --quick: ranks {usual}, "
+        f"truncation alone, {Default.SAMPLES} answers of up to {Default.MAX_TOKENS:,} tokens, whole texts and narrower "
+        "intervals; in the same folder they replace these outputs"
     )
+
+
+def is_quick_note(note: str) -> bool:
+    return note.startswith(_QUICK)
 
 
 def is_quick(outputs: Outputs) -> bool:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from deltarank.jobs.outputs.answers import AnswerRecord, Answers, candidate_seed
+from deltarank.jobs.outputs.answers import AnswerRecord, Answers, candidate_seed, finetune_records, with_ids
 from deltarank.jobs.outputs.attribution import Attribution
 from deltarank.jobs.outputs.callbacks import OnFinished
+from deltarank.jobs.outputs.candidate_names import answers_prompts
 from deltarank.jobs.outputs.candidates import Candidate, CandidateSet
 from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.jobs.outputs.low_rank import (
@@ -77,7 +78,8 @@ class OutputsRun:
         with self._candidate_set(deltas) as candidate_set:
             candidates = candidate_set.of_names(self.plan.candidates)
             with self._finetune_model() as model:
-                self._answer_twice(model, answers)
+                if self.plan.earlier is None:
+                    self._answer_twice(model, answers)
                 texts = self._texts(answers)
                 scorer = self._scorer(texts)
                 self._store_reference(model, scorer)
@@ -98,6 +100,7 @@ class OutputsRun:
                 headline_rank=self.plan.headline_rank,
                 notes=tuple(self.notes),
                 seconds=self.seconds,
+                earlier=self.plan.earlier,
             )
         )
         self._progress.summarised(SUMMARY)
@@ -105,7 +108,8 @@ class OutputsRun:
 
     def _decompose(self) -> LowRankDeltas:
         """Decomposes the matrices whose factors an earlier process has not stored."""
-        options, steps = self.plan.options, self.plan.decomposition.steps
+        steps, ranks = self.plan.decomposition.steps, self.plan.decomposed_ranks
+        options = self.plan.decomposition.options
         pairs = {pair.name: pair for pair in lora_matrices(self.plan.models.pairing.pairs)}
         numbers = {name: number for number, name in enumerate(pairs)}
 
@@ -115,7 +119,7 @@ class OutputsRun:
         decompositions = self._resume_decompositions(factor_file)
         results = matrix_pass(
             [[step] for step in steps if step.pair.name not in decompositions],
-            lambda: MatrixDecomposer(options.solver_options, max(options.ranks), factor_file),
+            lambda: MatrixDecomposer(options, max(ranks), factor_file),
             seconds=planned_seconds,
             workers=1,  # a small part of the job's time; a second matrix at a time would only raise its memory
             progress=self.listener,
@@ -143,7 +147,14 @@ class OutputsRun:
 
     def _candidate_set(self, deltas: LowRankDeltas) -> CandidateSet:
         plan = self.plan
-        return CandidateSet(plan.models, deltas, plan.options, truncated_rank=plan.truncated_rank, fetch=self.fetch)
+        return CandidateSet(
+            plan.models,
+            deltas,
+            plan.options,
+            truncated_rank=plan.truncated_rank,
+            taken=plan.taken_names,
+            fetch=self.fetch,
+        )
 
     def _finetune_model(self) -> LoadedModel:
         models = self.plan.models
@@ -165,7 +176,7 @@ class OutputsRun:
         started = time.perf_counter()
         self.listener.began(candidate.name)
         with LoadedModel(candidate, self._loader) as model:
-            if candidate.kind.answers_prompts:
+            if answers_prompts(candidate.name, candidate.kind, self.plan.options):
                 self._answer(answers, candidate.name, model, candidate_seed(self.plan.options.seed))
             self._score(number, candidate, model, scorer, texts)
             unread = sum(not scorer.can_read(model, i) for i in range(len(scorer.documents)))
@@ -190,7 +201,7 @@ class OutputsRun:
         self, deltas: LowRankDeltas, scorer: Scorer, texts: Sequence[TextSet], candidates: Sequence[Candidate]
     ) -> tuple[AttributionResult, ...]:
         unit = self.plan.options.attribute
-        if unit is None:
+        if unit is None or self.plan.earlier is not None:
             return ()
         attribution = Attribution(
             models=self.plan.models,
@@ -211,8 +222,9 @@ class OutputsRun:
 
     def _resume_answers(self) -> Answers:
         options, inputs = self.plan.options, self.plan.inputs
+        earlier = finetune_records(self.plan.earlier) if self.plan.earlier else ()
         answers = Answers(
-            prompts=inputs.prompts,
+            prompts=with_ids(inputs.prompts, earlier),
             tokenizer=inputs.tokenizer,
             samples=options.samples,
             max_tokens=options.max_tokens,
@@ -220,7 +232,7 @@ class OutputsRun:
             batch=self.plan.answers_at_once,
             save_record=self.run_folder.append,
         )
-        for record in read_records(AnswerRecord, self.records, "answers"):
+        for record in (*earlier, *read_records(AnswerRecord, self.records, "answers")):
             answers.add(record)
         return answers
 

@@ -20,9 +20,11 @@ from deltarank.results import (
     AttributionResult,
     CandidateKind,
     CandidateResult,
+    DocumentScore,
     Excerpt,
     Logits,
     Outputs,
+    OwnAnswer,
     Sample,
     Text,
     Writing,
@@ -45,6 +47,7 @@ class Measurements:
     candidates       in the order of their numbers in the scorer
     headline_rank    the rank that the verdict is about
     seconds          how long each candidate took, by name
+    earlier          finished outputs on the same texts, which have the base
     """
 
     reference: str
@@ -58,14 +61,22 @@ class Measurements:
     headline_rank: int
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    earlier: Outputs | None = None
 
-    @property
-    def base_number(self) -> int:
-        return next(i for i, candidate in enumerate(self.candidates) if candidate.kind is CandidateKind.BASE)
+    def base_scores(self, text: TextSet) -> Mapping[str, TokenStats | DocumentScore]:
+        """Of each document, by its name."""
+        if self.earlier is None:
+            number = next(i for i, candidate in enumerate(self.candidates) if candidate.kind is CandidateKind.BASE)
+            return self.scorer.stats(number, text.numbers)
+        base = self.earlier.candidate(BASE)
+        return {each.name: each for logits in base.logits if logits.text == text.name for each in logits.by_document}
 
 
 def summarise(run: Measurements) -> Outputs:
-    """The results with their verdict. Equal measurements give equal results."""
+    """The results with their verdict. Equal measurements give equal results.
+
+    Of candidates that are added to earlier results, the results are those that `with_added` merges into them.
+    """
     outputs = Outputs(
         reference=run.reference,
         texts=tuple(_text(run, text) for text in run.texts),
@@ -74,6 +85,7 @@ def summarise(run: Measurements) -> Outputs:
         similarity_p=_similarity_p(run),
         samples=tuple(_samples(run)),
         excerpts=tuple(_excerpts(run)),
+        own_answers=tuple(_own_answers(run)),
         attribution=run.attribution,
         notes=run.notes,
         settings={**run.options.to_plain(), "headline_rank": run.headline_rank},
@@ -103,7 +115,7 @@ def _logits(run: Measurements, number: int) -> Iterator[Logits]:
     """On each text of which the candidate could read a document."""
     for text in run.texts:
         if stats := run.scorer.stats(number, text.numbers):
-            base = run.scorer.stats(run.base_number, text.numbers)
+            base = run.base_scores(text)
             yield summarise_logits(text.name, stats, base=base, sampled_from_reference=text.own, seed=run.options.seed)
 
 
@@ -115,6 +127,11 @@ def _writing(run: Measurements, name: str) -> Writing | None:
 def _similarity_p(run: Measurements) -> float | None:
     reference, again, base = (run.answers.of_model(name) for name in (FINETUNE, FINETUNE_AGAIN, BASE))
     return similarity_p(reference, again, base) if reference and again and base else None
+
+
+def _own_answers(run: Measurements) -> Iterator[OwnAnswer]:
+    for each in run.answers.of_model(FINETUNE):
+        yield OwnAnswer(each.prompt_index, each.sample_index, each.ids, each.text, each.prompt_ids)
 
 
 def _samples(run: Measurements) -> Iterator[Sample]:
@@ -155,13 +172,17 @@ def _excerpts(run: Measurements) -> Iterator[Excerpt]:
 
 
 def _excerpt_candidates(run: Measurements) -> dict[str, int]:
-    """Names and numbers: the base, the headline's rank, adapters, models, other ranks, yardsticks, up to the limit."""
-    kinds = (CandidateKind.ADAPTER, CandidateKind.MODEL, CandidateKind.RANK, CandidateKind.YARDSTICK)
-    names = [BASE, rank_name(run.headline_rank)]
-    names += [candidate.name for kind in kinds for candidate in run.candidates if candidate.kind is kind]
+    """Names and numbers, up to the limit."""
     numbers = {candidate.name: i for i, candidate in enumerate(run.candidates)}
-    measured = [name for name in dict.fromkeys(names) if name in numbers]
-    return {name: numbers[name] for name in measured[:EXCERPT_CANDIDATES]}
+    return {name: numbers[name] for name in excerpt_order(run.candidates, run.headline_rank)[:EXCERPT_CANDIDATES]}
+
+
+def excerpt_order(candidates: Sequence[Candidate | CandidateResult], headline_rank: int) -> list[str]:
+    """Names of candidates: the base, the headline's rank, adapters, models, other ranks, yardsticks."""
+    kinds = (CandidateKind.ADAPTER, CandidateKind.MODEL, CandidateKind.RANK, CandidateKind.YARDSTICK)
+    by_kind = [each.name for kind in kinds for each in candidates if each.kind is kind]
+    known = {each.name for each in candidates}
+    return [name for name in dict.fromkeys((BASE, rank_name(headline_rank), *by_kind)) if name in known]
 
 
 def _token_klds(run: Measurements, candidate: int, document: int) -> tuple[float | None, ...] | None:

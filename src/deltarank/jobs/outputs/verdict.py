@@ -218,7 +218,7 @@ class _TextVerdict:
         for each in self.of_kind(CandidateKind.TRUNCATION):
             same_rank = self.subject.kind is CandidateKind.RANK and self.subject.rank == each.rank
             if unlimited is None or not same_rank or self.kld(unlimited) <= self.largest_control:
-                return
+                continue
             kld = self.logits[each.name].kld
             rest, both = figure(self.kld(unlimited)), figure(self.kld(self.subject))
             yield (
