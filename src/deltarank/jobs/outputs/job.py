@@ -78,7 +78,7 @@ class OutputsJob:
         to attribute to, in a finetune that is not stored in the base's layout.
         """
         available = available_memory(self.options.torch_device)
-        plan = OutputsPlan(self.options, self.models, self.inputs, available, self._earlier)
+        plan = OutputsPlan(self.options, self.models, self.inputs, available, earlier=self._earlier)
         if self.options.attribute and not self.models.has_one_layout:
             raise UsageError(
                 "The finetune stores projections fused, split or named otherwise than the base, so --attribute cannot "
