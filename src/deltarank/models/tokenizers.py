@@ -83,7 +83,7 @@ def describe_difference(finetune: Tokenizer, other: Tokenizer) -> str | None:
     ]
     if not differences and getattr(finetune, "chat_template", None) != getattr(other, "chat_template", None):
         differences = ["it has a different chat template"]
-    return listing(differences) or None
+    return listing(differences) if differences else None
 
 
 def _examples(tokens: list[str]) -> str:
