@@ -21,8 +21,8 @@ from commands import RunCommand
 from deltarank.demo.model import tokenizer
 from deltarank.errors import AdapterError
 from deltarank.results import CandidateKind, CandidateResult, Outputs, Results
+from pair_of_outputs import ALL, FULL, RANKS, RECIPE, TEXT, make_models, measure, outputs_of
 from refusals import refused
-from trained_pair import ALL, FULL, RANKS, RECIPE, TEXT, make_models, measure, outputs_of
 
 
 @pytest.fixture(scope="module")

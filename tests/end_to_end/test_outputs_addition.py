@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 import deltarank
 from commands import RunCommand
 from deltarank.results import CandidateResult, Outputs, Results
+from pair_of_outputs import make_models, outputs_of
 from refusals import refused
-from trained_pair import make_models, outputs_of
 
 
 class Began(deltarank.ProgressListener):
