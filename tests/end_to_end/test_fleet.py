@@ -366,7 +366,7 @@ def test_no_finetune(models: Path, tmp_path: Path) -> None:
 def test_a_full_disk_midway(models: Path, tmp_path: Path, command: RunCommand) -> None:
     words = ("fleet", models / "base", models / "ft", "-q", "--ranks", "2,8", "-o")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
     try:
         full = command(*words, tmp_path / "fleet")
     finally:

@@ -51,14 +51,11 @@ class PlannedFinetune:
         workers = plan.parallel_matrices
         steps = (*plan.steps, *(adapter.work.steps if adapter else ()))
         each = sorted((step.memory + step.pair.base.nbytes for step in steps), reverse=True)
-        shared = (*plan.pairing.pairs, *plan.pairing.summed)
-        pairs = [*shared, *(target.pair for target in (adapter.layout.targets if adapter else ()))]
-        read = sum(pair.finetune.stored_nbytes for pair in pairs if len(pair.pieces) > 1)
         return cls(
             listed=member.listed,
             is_finished=member.is_done,
             matrices=len(plan.steps),
-            read_bytes=read,
+            read_bytes=_read_bytes(member, adapter),
             seconds=plan.work_seconds + (adapter.seconds if adapter else 0.0),
             workers=workers,
             worker_memory=math.fsum(each[:workers]),
@@ -158,6 +155,16 @@ class FleetPlan(ShownAsLines):
             "peak_memory": self.peak_memory,
             "seconds": self.seconds,
         }
+
+
+def _read_bytes(member: Member, adapter: ExtractionPlan | None) -> int:
+    """Of the finetune alone. An adapter as the finetune has its own files, and the rest is the base's."""
+    if member.job.finetune.added is not None:
+        return sum(member.job.plan.finetune.files.values())
+    pairing = member.job.plan.pairing
+    factored = [target.pair for target in adapter.layout.targets] if adapter else []
+    pairs = (*pairing.pairs, *pairing.summed, *factored)
+    return sum(pair.finetune.stored_nbytes for pair in pairs if len(pair.pieces) > 1)
 
 
 def passes_of(header_bytes: Sequence[int]) -> list[list[int]]:
