@@ -9,7 +9,7 @@ from deltarank.system.atomic import replace_folder, write_atomically, write_byte
 from deltarank.system.command import current_command, recorded_command
 from deltarank.system.defaults import Default
 from deltarank.system.globs import compile_globs
-from deltarank.system.memory import memory_limit
+from deltarank.system.memory import free_large_blocks_at_once, memory_limit
 from deltarank.system.paths import expand_home, nearest_path, nearest_path_in_words, user_path
 from deltarank.system.quiet_imports import import_silently, silence_logging
 from deltarank.system.threads import limit_openmp_spinning
@@ -20,6 +20,7 @@ __all__ = [
     "compile_globs",
     "current_command",
     "expand_home",
+    "free_large_blocks_at_once",
     "import_silently",
     "limit_openmp_spinning",
     "memory_limit",

@@ -24,6 +24,7 @@ from deltarank.models import (
     stream_model,
     translate_out_of_memory,
 )
+from deltarank.system import free_large_blocks_at_once
 
 STATES_OF_A_PARAMETER = 7
 """In float32: A or B, its gradient, two moments of Adam, the best step, and copies on the way to disk."""
@@ -157,6 +158,8 @@ def load_placed(
         JobError: (slug "out-of-memory") it does not fit after all.
         CheckpointError: a tensor cannot be read, or is missing.
     """
+    if placement is not WeightPlacement.WHOLE:
+        free_large_blocks_at_once()
     weights, head = EditedWeights(checkpoint, [], device), None
     with translate_out_of_memory(device):
         if placement.converts:
