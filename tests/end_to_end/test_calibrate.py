@@ -252,6 +252,18 @@ def test_a_finetune_in_float16_gives_factors_in_float16(models: Path, tmp_path: 
     assert adapter.calibration.held_out.kld_calibrated < 0.7 * adapter.calibration.held_out.kld_plain
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [4, 8])
+def test_from_a_merged_lora_it_is_not_farther_than_plain_extraction(models: Path, lora: Path, tmp_path: Path, rank):
+    """At the rank of the LoRA, plain extraction is exact up to the rounding of the merge."""
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models / "base"), lora).merge_and_unload()
+    shutil.copytree(models, tmp_path / "pair")
+    merged.bfloat16().save_pretrained(tmp_path / "pair" / "finetune")
+    score = calibrate(tmp_path / "pair", tmp_path / "adapter", rank=rank).calibration.held_out
+    assert score.kld_plain < 0.1 * score.kld_base
+    assert score.kld_calibrated < 1.02 * score.kld_plain
+
+
 class TestOwnAnswers:
     @pytest.mark.slow
     def test_it_needs_no_text(self, models: Path, tmp_path: Path):

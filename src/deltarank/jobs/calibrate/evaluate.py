@@ -65,6 +65,13 @@ class Candidates:
         return OutputsJob(*self.pair, options)
 
 
+class _Quiet(PartOfJob):
+    """Without the warnings on the inputs, which were given when they were scored before."""
+
+    def warned(self, sentence: str) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The outputs of all candidates on the held-out documents and on the other text.
@@ -91,7 +98,7 @@ class Evaluation:
         if not adapters.needs_larger_ranks:
             return adapters
         job, names = candidates.of_larger_ranks()
-        part = PartOfJob(progress, before=before + seconds, seconds=job.plan.seconds)
+        part = _Quiet(progress, before=before + seconds, seconds=job.plan.seconds)
         return replace(adapters, larger=job.measure(folder / "ranks", only=names, progress=part))
 
     @property
