@@ -23,6 +23,10 @@ from deltarank.results import Fleet, Results, listing, parse_record
 from deltarank.runtime import RECORDS, Record, RunFolder, as_output_error
 from deltarank.system import write_atomically, write_text_atomically
 
+_TEXTS = ("name", "reference", "revision", "outcome", "reason", "verdict")
+_COUNTS = ("signal_rank", "matrices", "parameters", "rank")
+"""Columns of fleet.parquet; the others are floats."""
+
 
 class FleetFolder:
     """The folder of one fleet. One process at a time may open it. Use it in a `with`.
@@ -115,6 +119,8 @@ class FleetFolder:
 
 
 def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """With the columns of fleet.csv."""
-    table = import_module("pyarrow").Table.from_pylist(rows)
-    import_module("pyarrow.parquet").write_table(table, path)
+    """With the columns of fleet.csv, whose types are the same in every fleet."""
+    arrow = import_module("pyarrow")
+    types = {**dict.fromkeys(_TEXTS, arrow.string()), **dict.fromkeys(_COUNTS, arrow.int64())}
+    schema = arrow.schema([(name, types.get(name, arrow.float64())) for name in rows[0]])
+    import_module("pyarrow.parquet").write_table(arrow.Table.from_pylist(rows, schema=schema), path)
