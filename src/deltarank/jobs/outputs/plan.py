@@ -107,6 +107,11 @@ class OutputsPlan(ShownAsLines):
         """In tokens, of all texts that were given."""
         return tuple(len(document.ids) for _, documents in self.inputs.texts for document in documents)
 
+    @cached_property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """In tokens."""
+        return tuple(len(prompt.ids(self.inputs.tokenizer)) for prompt in self.inputs.prompts)
+
     @property
     def prompt_count(self) -> int:
         return len(self.inputs.prompts)
@@ -150,6 +155,7 @@ class OutputsPlan(ShownAsLines):
             samples=self.options.samples,
             max_tokens=self.options.max_tokens,
             batch=self.answers_at_once,
+            longest_prompt=max(self.prompt_lengths, default=0),
         )
 
     @cached_property
@@ -209,8 +215,8 @@ class OutputsPlan(ShownAsLines):
 
     @property
     def _answer_tokens(self) -> int:
-        """Of all answers of a model with their prompts, which are as long on average."""
-        return self.answer_count * 2 * self.options.max_tokens
+        """Of all answers of a model at their longest, with their prompts."""
+        return self.options.samples * sum(self.prompt_lengths) + self.answer_count * self.options.max_tokens
 
     @property
     def _answering_models(self) -> int:

@@ -26,6 +26,7 @@ class PlannedTime:
     file_bytes       of its checkpoint
     tokens           that it reads
     prompts          that it answers, `samples` times each
+    longest_prompt   in tokens: the other prompts of a batch are padded to it
     max_tokens       the longest answer
     batch            answers that are generated together
     """
@@ -37,6 +38,7 @@ class PlannedTime:
     samples: int
     max_tokens: int
     batch: int
+    longest_prompt: int = 0
 
     @property
     def loading(self) -> float:
@@ -49,11 +51,12 @@ class PlannedTime:
 
     @property
     def answering(self) -> float:
-        """To answer all prompts. Each token of a batch of answers reads the weights once."""
+        """To read all prompts and answer them. Each token of a batch of answers reads the weights once."""
         weights = self.answer_batches * self.memory.weights / _BANDWIDTH.get(self.memory.device.type, _BANDWIDTH["cpu"])
         answers = self.prompts * self.samples
         drawing = self.answer_batches * _STEP + answers * self.memory.skeleton.vocabulary * _DRAW
-        return self.max_tokens * (max(weights, answers * self.per_token) + drawing)
+        prompts = answers * self.longest_prompt * self.per_token
+        return prompts + self.max_tokens * (max(weights, answers * self.per_token) + drawing)
 
     @property
     def answer_batches(self) -> int:
