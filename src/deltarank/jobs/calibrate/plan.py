@@ -25,9 +25,6 @@ from deltarank.system import Default
 USABLE_SHARE = 0.85
 """Of the available memory."""
 
-CONVERSION_RATE = 4e9
-"""Stored bytes a second that are converted to float32."""
-
 _SHARES = (
     f"{percent(1 - CHOOSING_SHARE - SCORING_SHARE)} of the documents fit, {percent(CHOOSING_SHARE)} choose the step, "
     f"and {percent(SCORING_SHARE)} are only scored"
@@ -144,11 +141,8 @@ class CalibrationPlan(ShownAsLines):
 
     @property
     def _pass_seconds(self) -> float:
-        """To make all weights anew for one pass, from the files or from memory."""
-        rate = {WeightPlacement.STREAMED: READ_RATE, WeightPlacement.STORED: CONVERSION_RATE}.get(
-            self.placement, math.inf
-        )
-        return self.footprint.stored_bytes / rate
+        """To make all weights anew for one pass. Upcasting them takes longer than reading files that are cached."""
+        return self.footprint.stored_bytes / READ_RATE if self.placement.converts else 0.0
 
     @property
     def _seconds_per_operation(self) -> float:
