@@ -14,6 +14,9 @@ from deltarank.jobs.fleet.member import Member
 from deltarank.results import Reference, ShownAsLines, count, escape, format_table, size
 from deltarank.runtime import FIXED_MEMORY, FIXED_SECONDS, READ_RATE, SolverOptions, needs_text, reference_line
 
+SKETCH_RATE = 2e8
+"""Weights a second whose delta is sketched, on two cores: 10 ns each on one."""
+
 MOST_HEADER_BYTES = 400_000_000
 """Finetunes that need more memory than this for their headers are measured in several passes over the base."""
 
@@ -49,6 +52,7 @@ class PlannedFinetune:
         """
         plan = member.job.plan
         workers = plan.parallel_matrices
+        weights = sum(step.pair.entries for step in plan.steps)
         steps = (*plan.steps, *(adapter.work.steps if adapter else ()))
         each = sorted((step.memory + step.pair.base.nbytes for step in steps), reverse=True)
         return cls(
@@ -56,7 +60,7 @@ class PlannedFinetune:
             is_finished=member.is_done,
             matrices=len(plan.steps),
             read_bytes=_read_bytes(member, adapter),
-            seconds=plan.work_seconds + (adapter.seconds if adapter else 0.0),
+            seconds=plan.work_seconds + weights / SKETCH_RATE + (adapter.seconds if adapter else 0.0),
             workers=workers,
             worker_memory=math.fsum(each[:workers]),
             header_bytes=member.header_bytes,
