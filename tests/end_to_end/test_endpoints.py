@@ -238,6 +238,17 @@ def test_a_run_is_analysed_again_offline(compare: Compare, command: RunCommand, 
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+def test_an_interrupted_run_is_analysed_as_far_as_it_came(
+    compare: Compare, command: RunCommand, tmp_path: Path
+) -> None:
+    with serving(FakeEndpoint(), FakeEndpoint()) as (a, b):
+        compare(a, b, "--max-requests", 60)
+    (tmp_path / "run" / "results.json").unlink()
+
+    assert command("report", tmp_path / "run").code == 0
+    assert kind(tmp_path) == "undecided"
+
+
 def test_a_run_with_other_options_is_not_resumed(compare: Compare) -> None:
     with serving(FakeEndpoint(), FakeEndpoint()) as (a, b):
         compare(a, b, "--max-requests", 4)

@@ -10,7 +10,7 @@ from deltarank.cli.help import Command
 from deltarank.cli.options import UserPath, output_option, quiet_option
 from deltarank.cli.streams import in_colour, out, say_written, sayer, width
 from deltarank.errors import OutputError
-from deltarank.results import EndpointResults, Fleet, Results, common_headline_rank
+from deltarank.results import Fleet, Results, common_headline_rank
 
 
 @click.command(
@@ -57,8 +57,8 @@ def report(runs: tuple[Path, ...], output: Path | None, force: bool, quiet: bool
 
 
 def _is_of_endpoints(run: Path) -> bool:
-    file = run / "results.json" if run.is_dir() else run
-    return file.is_file() and EndpointResults.is_stored_in(file.read_bytes())
+    """Also one that was interrupted, and has no results yet."""
+    return ((run if run.is_dir() else run.parent) / "exchanges.jsonl").is_file()
 
 
 def _report_endpoints(run: Path, output: Path | None, quiet: bool) -> None:

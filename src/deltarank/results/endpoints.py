@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from msgspec import Meta
 
-from deltarank.results.codec import Count, Share, StoredResult, decode
+from deltarank.results.codec import Count, Share, StoredResult
 from deltarank.results.formatting import escape, figure
 from deltarank.results.json_schema import schema_of
 from deltarank.results.logits import Interval
@@ -210,18 +210,6 @@ class EndpointResults(StoredResult):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema (draft 2020-12) of results.json."""
         return schema_of(cls, title="results.json of deltarank endpoints", figures={})
-
-    @classmethod
-    def is_stored_in(cls, text: bytes) -> bool:
-        """Whether a results.json is of this kind."""
-        try:
-            return isinstance(decode(dict[str, Any], text).get("endpoints"), dict)
-        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
-            return False
-
-    @classmethod
-    def _decoded(cls, text: str | bytes) -> Self:
-        return decode(cls, text)
 
     def __repr__(self) -> str:
         return f"<EndpointResults {self.verdict.kind.value}: {escape(self.verdict.sentences[0])}>"
