@@ -1,7 +1,7 @@
 """Fresh prompts: no cache holds them, and no host can have prepared for them.
 
-A passage of the built-in texts is cut in the middle of a sentence, after a line of random letters and digits that is the
-cache buster. The seed is a random secret of the run, unless one is given.
+A passage of the built-in texts is cut in the middle of a sentence, after a line of random letters and digits, which
+keeps caches out. The seed is a random secret of the run, unless one is given.
 """
 
 from __future__ import annotations
