@@ -30,7 +30,8 @@ from deltarank.results import Capabilities, EndpointApi, EndpointTestName
 
 WORDS = 64
 SHARPNESS = 2.0
-MOST_REQUESTS = 250
+MOST_REQUESTS = {True: 560, False: 250}
+"""Of a run, beside the probe; more for sampled texts."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,14 @@ def log_probabilities(model: Served, context: str, rng: np.random.Generator | No
 class Simulated:
     """Answers requests as an `Asker` does, from the two models of a case."""
 
-    def __init__(self, case: Case, seed: int) -> None:
+    def __init__(self, case: Case, seed: int, most: int) -> None:
         self._models = {"a": case.a, "b": case.b}
         self._rng = np.random.default_rng(seed)
+        self._most = most
         self.requests = 0
 
     def ask_all(self, requests: Sequence[Request]) -> list[Exchange]:
-        if self.requests + len(requests) > MOST_REQUESTS:
+        if self.requests + len(requests) > self._most:
             raise BudgetSpentError("the cap is reached")
         self.requests += len(requests)
         return [Exchange(each.body, self._answer(each)) for each in requests]
@@ -111,7 +113,7 @@ def run(case: Case, name: EndpointTestName, seed: int) -> tuple[str, int, int]:
     options = EndpointsOptions(seed, test=name)
     test = next(kind for kind in LADDER if kind.name is name)(options, {"a": able, "b": able})
     refs = {side: EndpointRef("m", "http://host") for side in ("a", "b")}
-    asker = Simulated(case, random.Random(seed).getrandbits(32))
+    asker = Simulated(case, random.Random(seed).getrandbits(32), MOST_REQUESTS[name is EndpointTestName.SAMPLES])
     found, _ = TestLoop(test, refs, options, asker, lambda *_: None).run()  # type: ignore[arg-type]
     assert found is not None
     return found.decided.value if found.decided else "undecided", asker.requests, found.n

@@ -31,7 +31,7 @@ NATS = "nats per token"
 NEARLY_CERTAIN = 0.95
 _MORE_TOKENS = 8
 _FEWEST_POSITIONS = 4
-_SAMPLED_CHARACTERS = 24
+_SAMPLED_CHARACTERS = 8
 _PERMUTATIONS = 999
 
 Answers = Sequence[EndpointAnswer]
@@ -195,11 +195,15 @@ class GreedyFirstToken(PairTest):
 
 
 class SampledTexts(PairTest):
-    """Short answers sampled at temperature 1: maximum mean discrepancy with a Hamming kernel on characters."""
+    """Short answers sampled at temperature 1: maximum mean discrepancy with a Hamming kernel on characters.
+
+    For a number of requests, the signal grows with the answers to a prompt, and not with the prompts alone; after the
+    first token or two, characters of two answers no longer belong together.
+    """
 
     name = EndpointTestName.SAMPLES
-    draws = 4
-    max_tokens = 8
+    draws = 16
+    max_tokens = 4
 
     @staticmethod
     def missing(each: Capabilities) -> str | None:
