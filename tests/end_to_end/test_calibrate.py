@@ -182,6 +182,7 @@ def lora(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_experts_that_peft_fuses_stay_those_of_plain_extraction(models: Path, tmp_path: Path):
     sizes = {**SIZES, **TOKENS, "num_key_value_heads": 4, "num_local_experts": 2, "num_experts_per_tok": 1}
     write_pair(architecture("mixtral", **sizes), tmp_path)
