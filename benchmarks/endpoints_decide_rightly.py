@@ -1,6 +1,6 @@
 """How often `deltarank endpoints` decides rightly, and after how many requests: simulated endpoints, the real analysis.
 
-    python benchmarks/endpoints_decide_rightly.py [runs]     # a quarter of them for sampled texts
+    python benchmarks/endpoints_decide_rightly.py [runs]     # 15 % of them for sampled texts
 
 An endpoint is a table of distributions over 64 words: logits of N(0, 2^2) that a hash of the context decides, with
 noise of N(0, change^2) added by a finetune. Each run has prompts of its own. Two models of equal weights on two kinds
@@ -132,7 +132,7 @@ def main() -> None:
     for name, case in itertools.product(names, CASES):
         is_slow = name is EndpointTestName.SAMPLES
         if not (is_slow and case.a != Served()):
-            found = [run(case, name, seed) for seed in range(runs // 4 if is_slow else runs)]
+            found = [run(case, name, seed) for seed in range(runs * 3 // 20 if is_slow else runs)]
             different = sum(each[0] == "different" for each in found)
             interval = binomtest(different, len(found)).proportion_ci()
             shares = [
