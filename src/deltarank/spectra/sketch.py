@@ -12,6 +12,8 @@ with probability 1/k, which is all that the bound needs of the buckets, and rows
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ class Sketcher:
         rows, self._columns = shape
         self._random = np.random.SFC64(seed)  # raw output of a bit generator is the same in all versions of NumPy
         self._row_buckets = torch.from_numpy(self._draw(rows, length))
-        self._column_buckets = self._draw(self._columns, length)
+        self._column_buckets = torch.from_numpy(self._draw(self._columns, length))
         self._folded = torch.zeros(length, self._columns)
         self._next = 0
 
@@ -53,8 +55,8 @@ class Sketcher:
     def sketch(self) -> Tensor:
         """(length,), float32."""
         length = len(self._folded)
-        places = (np.arange(length)[:, None] + self._column_buckets[None, :]) % length
-        sums = np.bincount(places.ravel(), weights=self._folded.numpy().ravel(), minlength=length)
+        square = torch.zeros(length, length).index_add_(1, self._column_buckets, self._folded)
+        sums = np.bincount(_added_buckets(length), weights=square.numpy().ravel(), minlength=length)
         return torch.from_numpy(sums.astype(np.float32))
 
     def _draw(self, count: int, below: int) -> np.ndarray:
@@ -65,6 +67,13 @@ class Sketcher:
         words = self._random.random_raw(rows * -(-self._columns // 64)).astype("<u8").reshape(rows, -1)
         bits = np.unpackbits(words.view(np.uint8), axis=1, count=self._columns)
         return torch.from_numpy(bits).to(torch.float32).mul_(-2).add_(1)
+
+
+@lru_cache(maxsize=4)
+def _added_buckets(length: int) -> np.ndarray:
+    """(i + j) mod length at the place of entry (i, j) of a (length, length) array."""
+    buckets = np.arange(length)
+    return np.add.outer(buckets, buckets).ravel() % length
 
 
 def sketch_delta(delta: Tensor, length: int, *, seed: int) -> Tensor:
