@@ -17,7 +17,7 @@ from deltarank.demo.recipe import Recipe
 from deltarank.divergence import abx_bound, blind_bound, votes_needed
 from deltarank.errors import JobError, ResultsError, UsageError
 from deltarank.results import BlindKey, PairKind, Question, Results, Role
-from end_to_end.test_outputs import SIZES, TEXT, TOKENS, train
+from pair_of_outputs import SIZES, TEXT, TOKENS, train
 from refusals import refused
 from tiny_architectures import architecture
 

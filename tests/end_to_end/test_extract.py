@@ -641,10 +641,10 @@ def test_the_command_prints_json(extract: RunCommand, tmp_path: Path) -> None:
     ("options", "code", "message"),
     [
         (["-r", "600"], 2, "the highest is 512"),
-        (["-r", "lots"], 2, "--rank: 'lots' is not one rank"),
-        (["-r", "0"], 2, "--rank: '0' is not one rank, a whole number from 1."),
+        (["-r", "lots"], 2, "--rank: 'lots' is not a rank"),
+        (["-r", "0"], 2, "--rank: '0' is not a rank; a rank is a positive integer."),
         (["-r", "33", "--server", "peft"], 2, "no matrix here has a rank above 32"),
-        (["-r", "8,16"], 2, "not one rank"),
+        (["-r", "8,16"], 2, "'8,16' is not a rank"),
         (["-r", "auto"], 2, "--max-error"),
         (["-r", "8", "--include", "*norm*"], 1, "There is nothing to extract: a portable adapter leaves out norms."),
         (["-r", "8", "--exclude", "*"], 1, "No matrix is left to measure"),

@@ -13,10 +13,10 @@ from deltarank.cli import deltarank as GROUP
 from deltarank.cli.options import UserPath
 from deltarank.results import Results
 
-REFERENCES = {"base", "finetune", "adapter", "adapters", "models", "candidates", "texts", "prompts"}
+REFERENCES = {"base", "finetune", "finetunes", "adapter", "adapters", "models", "candidates", "texts", "prompts"}
 """Parameters that go to a function of the library as they are; the tests below give them with a `~`."""
 
-NO_PATHS = {"slug"}
+NO_PATHS = {"slug", "a", "b"}
 
 
 @pytest.fixture
@@ -58,11 +58,14 @@ def test_the_functions(home: Path) -> None:
     adapter = deltarank.extract("~/base", "~/lora", rank=2, server="peft", output="~/adapter")
     verified = deltarank.verify("~/base", "~/lora", "~/adapter")
     chosen = deltarank.which_base("~/lora", ["~/base"])
+    fleet = deltarank.fleet("~/base", ["~/lora"], ranks=[2], output="~/fleet")
 
     assert results.base.ref == verified.base.ref == str(home / "base")
     assert deltarank.open_results("~/run") == Results.load("~/run/results.json") == results
     assert type(adapter).load("~/adapter").rank == 2
     assert chosen.base is not None
+    assert Results.load("~/fleet/lora").totals == results.totals
+    assert fleet.finetunes[0].name == "lora"
     assert results.save("~/copy.json") == home / "copy.json"
     assert deltarank.compare("~/base", "~/lora", ranks=[2], output=home / "run") == results
     assert list(Path().iterdir()) == []
