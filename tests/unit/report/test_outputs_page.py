@@ -13,7 +13,8 @@ from outputs_builders import KLD, OWN, WIKI, attribution, candidate, hostile_out
 from page_reader import PageReader
 
 from deltarank.report import page_html, terminal_summary, write_report
-from deltarank.report.page.payload import TOKEN_STEPS, charts, embedded_json, payload
+from deltarank.report.document.render import embedded_json
+from deltarank.report.page.payload import TOKEN_STEPS, charts, payload
 from deltarank.report.view.build import page_data
 from deltarank.report.view.divergence_rows import (
     confidence_rows,

@@ -14,10 +14,11 @@ from page_reader import PageReader
 import deltarank.report
 from deltarank.report import page_html
 from deltarank.report.charts.theme import COLOURS, INKS, RAMP
-from deltarank.report.page.payload import embedded_json, payload
+from deltarank.report.document.render import embedded_json
+from deltarank.report.page.payload import payload
 from deltarank.report.view.build import page_data
 
-PAGE = Path(deltarank.report.__file__).parent / "page"
+STYLES = Path(deltarank.report.__file__).parent / "document"
 
 CHANGE = "the change in the measured matrices, which hold 96 % of the whole change"
 
@@ -114,8 +115,8 @@ def test_a_page_for_any_results(rows):
 
 
 def test_the_stylesheet_and_the_charts_use_the_same_inks():
-    style = (PAGE / "colours.css").read_text()
-    assert ", ".join(RAMP) in (PAGE / "page.css").read_text()
+    style = (STYLES / "colours.css").read_text()
+    assert ", ".join(RAMP) in (STYLES / "page.css").read_text()
     light = style.split("@media")[0]
     for name, ink in INKS.items():
         assert f"--{name}: {ink};" in light

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields
@@ -240,11 +239,3 @@ def _sample(sample: SampleView) -> dict[str, Any]:
             for candidate, other in sample.others.items()
         },
     }
-
-
-def embedded_json(data: Any) -> str:
-    """JSON for a script element: nothing in it can end the element or start markup."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

@@ -9,18 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from functools import cache
-from importlib.resources import files
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deltarank.report.page.html import colours
-from deltarank.report.page.payload import embedded_json
-from deltarank.report.page.policy import content_policy
+from deltarank.report.document.render import COLOURS, render_document, resource
 from deltarank.results import Ballot, BallotPair, Question, escape
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _BLOCK = 512
 """Sealed pairs have a multiple of so many bytes, so that their sizes tell little."""
@@ -28,25 +21,18 @@ _BLOCK = 512
 
 def vote_page(ballot: Ballot) -> str:
     """The page, as text."""
-    from markupsafe import Markup
-
-    style, script = colours() + _resource("vote.css"), _resource("vote.js")
     counts = {question.value: sum(pair.question is question for pair in ballot.pairs) for question in Question}
-    return (
-        _environment()
-        .get_template("vote.html")
-        .render(
-            counts=counts,
-            minutes=ballot.minutes,
-            has_catch_pairs=ballot.has_catch_pairs,
-            sampler=None if ballot.sampler is None else escape(ballot.sampler),
-            key_sha256=ballot.key_sha256,
-            tool_version=escape(ballot.tool_version),
-            policy=content_policy([script], style),
-            style=Markup(style),
-            script=Markup(script),
-            data=Markup(embedded_json(_data(ballot))),
-        )
+    return render_document(
+        "vote/vote.html",
+        styles=[COLOURS, "vote/vote.css"],
+        scripts=[resource("vote/vote.js")],
+        data=_data(ballot),
+        counts=counts,
+        minutes=ballot.minutes,
+        has_catch_pairs=ballot.has_catch_pairs,
+        sampler=None if ballot.sampler is None else escape(ballot.sampler),
+        key_sha256=ballot.key_sha256,
+        tool_version=escape(ballot.tool_version),
     )
 
 
@@ -70,20 +56,3 @@ def seal(test: str, pair: BallotPair) -> str:
             break
         stream += hashlib.sha256(f"{test}:{pair.id}:{block}".encode()).digest()
     return base64.b64encode(bytes(a ^ b for a, b in zip(plain, stream, strict=False))).decode()
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("deltarank.report", "vote"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _resource(name: str) -> str:
-    return files("deltarank.report").joinpath("vote", name).read_text(encoding="utf-8")

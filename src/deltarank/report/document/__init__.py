@@ -1,0 +1,1 @@
+"""What all pages share: one HTML file that needs no network, from a template, styles and scripts of this room."""
