@@ -127,6 +127,18 @@ def test_where_outputs_were_measured_the_lines_are_about_behaviour(tmp_path: Pat
     )
 
 
+def test_one_rank_alone_is_called_enough(tmp_path: Path) -> None:
+    """The rank of a merged LoRA, and a lower one that keeps all of the behaviour."""
+    base = base_weights()
+    results = compared(tmp_path, base, merged_lora(base, 4))
+    measured = with_outputs(results, behaviour({2: 1.0, 4: 1.0, None: 1.0})).verdict.sentences
+
+    assert [sentence for sentence in measured if "enough" in sentence] == [
+        "Rank 2 is enough: it keeps 100 % of the behaviour."
+    ]
+    assert any(sentence.startswith("Rank 4 (in vLLM a slot of rank 8) keeps ") for sentence in measured)
+
+
 def test_page_and_terminal_open_with_the_three_lines_and_one_rank(tmp_path: Path) -> None:
     results = with_outputs(trained_embedding(tmp_path, tied=True)[0], behaviour({8: 0.9, None: 0.93}))
     headline = "As a rank-8 LoRA, tuned keeps 90 % of its behaviour"

@@ -147,7 +147,7 @@ class TestMatrices:
         assert len(rows) == len(made)
 
     def test_a_loss_just_under_all_never_reads_all(self):
-        assert (rounded_share(0.99999999), rounded_share(1.0), rounded_share(1.00001)) == (0.9999, 1.0, 1.0)
+        assert (rounded_share(0.99999999), rounded_share(1.0), rounded_share(1.0000001)) == (0.9999, 1.0, 1.0)
         assert terse_percent(1e-9) == "<0.1"
 
 

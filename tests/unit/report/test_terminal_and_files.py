@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from builders import RANKS, hostile, low_rank, model, not_finite, results
 
@@ -30,6 +31,19 @@ class TestTerminal:
         cosine = next(line for line in lines if line.startswith("cosine distance")).split()[2:]
         assert [float(x) for x in cosine] == pytest.approx([x.cosine_distance for x in run.totals.losses], rel=0.05)
         assert "Cosine distance 0.3 means that half of the energy is lost." in lines
+
+    def test_the_table_and_the_headline_round_a_share_alike(self):
+        """58.501 % is 59 %, and not 58 %, to which 58.50 % would be rounded."""
+
+        def spectrum(module, layer, layers, side):
+            kept = 0.58501
+            return np.sqrt([kept / 64] * 64 + [(1 - kept) / (side - 64)] * (side - 64))
+
+        text = terminal_summary(results(model(spectrum)))
+        table = [line.split() for line in text.splitlines() if line.startswith(("module", "all matrices", "mlp"))]
+        of_rank_64 = {row[-len(RANKS) :][RANKS.index(64)] for row in table[1:]}
+        assert "keeps 59 % of the change" in text
+        assert of_rank_64 == {"59"}
 
     def test_a_small_loss_is_never_shown_as_none(self):
         assert ">99.9" in terminal_summary(results(model(low_rank)))

@@ -68,8 +68,12 @@ class RankNeeded:
         """The lowest measured rank that keeps this share."""
         return next((rank for rank in self.noise if self.lost(rank) <= 1 - level + 1e-12), None)
 
-    def of_lora(self, rank: int) -> str:
-        """The sentence for a LoRA of this rank, merged or not."""
+    def of_lora(self, rank: int, *, is_only: bool) -> str:
+        """The sentence for a LoRA of this rank, merged or not.
+
+        Args:
+            is_only: whether this says which rank is enough; else another sentence says it, by the outputs.
+        """
         enough, highest = self.lowest(LEVELS[-1]), max(self.noise)
         of_what = ABOVE_EDGE if self.is_noisy else "the change in the matrices"
         if enough is None:
@@ -79,7 +83,8 @@ class RankNeeded:
             )
         kept = "all" if self.lost(enough) == 0 else percent_kept(self.lost(enough))
         rest = ", and the rest is storage rounding" if self.is_noisy else ""
-        return f"Rank {enough}{slot_words(enough)} is enough: it keeps {kept} of {of_what}{rest}."
+        is_enough = "is enough: it keeps" if is_only else "keeps"
+        return f"Rank {enough}{slot_words(enough)} {is_enough} {kept} of {of_what}{rest}."
 
     def of_full_finetune(self) -> str:
         low, high = (self._in_words(level) for level in LEVELS)

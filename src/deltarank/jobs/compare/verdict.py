@@ -71,8 +71,8 @@ def judge(
     sentences = [*_headline(kind, loss, whole, unpaired, name, share=measured_share(skipped))]
     if kind in OPENED_KINDS:
         needed = RankNeeded.of(matrices, whole)
-        by_weights = needed.of_lora(rank) if rank else needed.of_full_finetune()
         by_outputs = [*by_behaviour(outputs)] if outputs else []
+        by_weights = needed.of_lora(rank, is_only=not by_outputs) if rank else needed.of_full_finetune()
         nature = (
             _adapter(adapter.ranks) if adapter and adapter.ranks else _nature(kind, rank, whole, unpaired, matrices)
         )

@@ -43,9 +43,9 @@ def significant(value: float | None, digits: int = 4) -> float | None:
 
 
 def rounded_share(share: float | None) -> float | None:
-    """As `significant`, but a share under 1 stays under 1."""
+    """In six digits, so that its percentage is that of the share itself. A share under 1 stays under 1."""
     is_below_1 = share is not None and share < 1
-    result = significant(share)
+    result = significant(share, 6)
     return NEARLY_ALL if result == 1 and is_below_1 else result
 
 
