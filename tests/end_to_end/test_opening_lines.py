@@ -127,6 +127,16 @@ def test_where_outputs_were_measured_the_lines_are_about_behaviour(tmp_path: Pat
     )
 
 
+def test_a_lora_keeps_nothing_of_a_change_elsewhere(tmp_path: Path) -> None:
+    """The terminal says it once."""
+    base = base_weights()
+    results = compared(tmp_path, base, {**base, EMBEDDING: 1.5 * base[EMBEDDING]})
+
+    assert results.verdict.sentences[1].endswith(", and a LoRA on the measured matrices keeps nothing of it.")
+    text = " ".join(terminal_summary(results).split())
+    assert text.count("that were measured: all of its change is in tensors that were not.") == 1
+
+
 def test_one_rank_alone_is_called_enough(tmp_path: Path) -> None:
     """The rank of a merged LoRA, and a lower one that keeps all of the behaviour."""
     base = base_weights()

@@ -36,6 +36,8 @@ from deltarank.results import (
 MOSTLY_ROUNDING = 0.9
 """If rounding explains this share of the change, nothing is said of what kind of finetune it is."""
 
+NOTHING_KEPT = ", and a LoRA on the measured matrices keeps nothing of it"
+
 SMALLEST_SHARE = 0.0005
 """A smaller share of the change is not mentioned."""
 
@@ -80,7 +82,7 @@ def judge(
         sentences += [*(by_outputs and [by_weights]), *_cosine(loss)]
         sentences += [*noise_shares(matrices, loss.rank).sentences, *_worst(totals, loss.rank)]
     elif left_out.share >= SMALLEST_SHARE:
-        sentences.append(f"{left_out.elsewhere}.")
+        sentences.append(f"{left_out.elsewhere}{NOTHING_KEPT if kind is VerdictKind.IDENTICAL else ''}.")
     return Verdict(kind, (*sentences, *_unmeasured(matrices)), rank)
 
 
@@ -117,7 +119,7 @@ def _headline(
         return
     if kind is VerdictKind.IDENTICAL and share < 1:
         measured = count(whole.matrices, "matrix", "matrices")
-        yield f"{name} equals the base in the {measured} that were measured{unpaired.remark()}: {ALL_ELSEWHERE}."
+        yield f"{name} changed none of the {measured} that were measured{unpaired.remark()}: {ALL_ELSEWHERE}."
         return
     if kind is VerdictKind.IDENTICAL:
         measured = count(whole.matrices, "matrix", "matrices")
