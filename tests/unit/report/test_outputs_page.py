@@ -145,6 +145,14 @@ class TestView:
         assert found.kld[1] == (None, None, 0.1)
 
 
+class TestProvenance:
+    def test_each_command_of_a_run_that_candidates_were_added_to_has_a_line(self):
+        commands = ("deltarank outputs base tuned --ranks 8", "deltarank outputs base tuned --ranks 16")
+        settings = {**outputs().settings, "command": "\n".join(commands)}
+        page = page_html([results(outputs=outputs(settings=settings))])
+        assert f"<pre>{commands[0]}\n{commands[1]}</pre>" in page
+
+
 class TestRows:
     PAGE = page_data([ONE])
     VIEW = PAGE.runs[0].outputs

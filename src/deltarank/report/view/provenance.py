@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.report.view.table import Table, TableRow
+from deltarank.report.view.text import escape_lines
 from deltarank.results import Outcome, Reference, Results, count, duration, escape, figure, listing, size
 
 MOST_NAMES = 400
@@ -82,8 +83,10 @@ def provenance_of(run: Results) -> Provenance:
 
 
 def clean_command(settings: Mapping[str, Any]) -> str | None:
-    """The command of a run, if its settings have it."""
+    """The command of a run, if its settings have it; one on each line where candidates were added later."""
     command = settings.get("command")
+    if isinstance(command, str) and command:
+        return escape_lines(command)
     return setting_text(command) if command else None
 
 
