@@ -75,7 +75,7 @@ def test_the_card_states_the_rounding_that_compare_reports(tmp_path: Path) -> No
     assert shares.rounding_lost > 0.5
     assert shares.is_below_edge
     assert adapter.noise_sentence == (
-        "All that is truncated is below the noise edge: storage rounding alone can have singular values of this size."
+        "All that is truncated is below the noise edge, an upper bound on the singular values of storage rounding."
     )
     assert adapter.noise_sentence in card_of(tmp_path / "adapter")
     for mine, theirs in zip(adapter.matrices, compared.matrices, strict=True):

@@ -16,7 +16,7 @@ SMALLEST_ROUNDING = 0.05
 SMALLEST_LOSS = 0.005
 """Of a loss of a smaller share of the change, nothing is said."""
 
-BELOW_EDGE = "is below the noise edge: storage rounding alone can have singular values of this size"
+BELOW_EDGE = "is below the noise edge, an upper bound on the singular values of storage rounding"
 
 
 @dataclass(frozen=True)
