@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 import deltarank
 from deltarank.demo.model import tokenizer
 from deltarank.jobs.calibrate.documents import encode, split_records
-from deltarank.jobs.calibrate.placement import Footprint, WeightPlacement
-from deltarank.results import CalibrationMethod
+from deltarank.jobs.calibrate.placement import Footprint
+from deltarank.results import CalibrationMethod, WeightPlacement
 from refusals import refused
 from tiny_architectures import architecture, write_pair
 
@@ -99,6 +99,7 @@ class TestReached:
         card = (calibrated / "README.md").read_text()
         assert "nats per token from the finetune, on text that it was not fitted to" in card
         assert "another kind (built-in passages)" in card
+        assert "While it was fitted, the weights were in memory in float32." in card
 
 
 class TestSame:
@@ -142,6 +143,18 @@ class TestSame:
                 calibrate(models, tmp_path / "adapter")
         finally:
             (models / "text.jsonl").write_text(before)
+
+    def test_models_in_the_dtype_of_their_files_give_the_same_divergence(
+        self, models, calibrated, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(Footprint, "choose", lambda *_: WeightPlacement.STORED)
+        ours = calibrate(models, tmp_path / "adapter").calibration
+        theirs = deltarank.ExtractedAdapter.load(calibrated).calibration
+        assert [ours.placement, theirs.placement] == [WeightPlacement.STORED, WeightPlacement.WHOLE]
+        assert ours.held_out.kld_plain == theirs.held_out.kld_plain
+        assert ours.held_out.kld_calibrated == pytest.approx(theirs.held_out.kld_calibrated, rel=0.02)
+        assert ours.tokens == theirs.tokens
+        assert "the weights were in memory in the dtype of their files" in (tmp_path / "adapter/README.md").read_text()
 
     @pytest.mark.slow
     @pytest.mark.parametrize("placement", [each for each in WeightPlacement if each is not WeightPlacement.WHOLE])

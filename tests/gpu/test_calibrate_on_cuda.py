@@ -9,7 +9,8 @@ import torch
 import deltarank
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
-from deltarank.jobs.calibrate.placement import Footprint, WeightPlacement
+from deltarank.jobs.calibrate.placement import Footprint
+from deltarank.results import WeightPlacement
 from tiny_architectures import architecture, write_pair
 
 pytestmark = [

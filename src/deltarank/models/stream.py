@@ -50,7 +50,8 @@ class StreamedStateDict(Mapping[str, Tensor]):
         source = self._names[name]
         if source in self._kept:
             return self._kept[source]
-        tensor = self._weights.tensor(source)
+        with torch.inference_mode(False):  # no gradient passes a tensor of inference mode, and this one may be kept
+            tensor = self._weights.tensor(source)
         if self._keeps:
             self._kept[source] = tensor
         return tensor

@@ -28,7 +28,13 @@ from deltarank.results.blind import (
     VoteChoice,
     VoterScore,
 )
-from deltarank.results.calibration import Calibration, CalibrationMethod, CalibrationScore, frozen_sentence
+from deltarank.results.calibration import (
+    Calibration,
+    CalibrationMethod,
+    CalibrationScore,
+    WeightPlacement,
+    frozen_sentence,
+)
 from deltarank.results.change_share import NEARLY_WHOLE, change_in_words, measured_share
 from deltarank.results.codec import (
     Count,
@@ -254,6 +260,7 @@ __all__ = [
     "Vote",
     "VoteChoice",
     "VoterScore",
+    "WeightPlacement",
     "WeightedPart",
     "Writing",
     "capability_rows",

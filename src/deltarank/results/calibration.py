@@ -21,6 +21,60 @@ class CalibrationMethod(StrEnum):
     KL_DISTILLATION = "kl_distillation"
 
 
+class WeightPlacement(StrEnum):
+    """Where the weights of a model are while it runs in a calibration.
+
+    WHOLE       in float32 in memory, with the activations of all layers
+    RECOMPUTED  in float32 in memory; every layer runs twice, with the activations of one layer in memory
+    STORED      as RECOMPUTED, but in memory in the stored dtype; one layer is in float32
+    STREAMED    as STORED, but every pass reads the files
+    """
+
+    WHOLE = "whole"
+    RECOMPUTED = "recomputed"
+    STORED = "stored"
+    STREAMED = "streamed"
+
+    @property
+    def plan(self) -> str:
+        """A sentence on what will be done."""
+        return _PLANS[self]
+
+    @property
+    def report(self) -> str:
+        """A sentence on what was done."""
+        return f"While it was fitted, {_REPORTS[self]}"
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Read together, with a gradient. With one layer in memory, they are all of a step."""
+        return 512 if self is WeightPlacement.WHOLE else 1536
+
+    @property
+    def converts(self) -> bool:
+        """Whether a layer's weights are made when the layer runs."""
+        return self in (WeightPlacement.STORED, WeightPlacement.STREAMED)
+
+
+_ONE_AFTER_THE_OTHER = "The base and the finetune are in memory one after the other, in"
+_TWICE = "Each layer runs twice in a step, so that the activations of one are in memory."
+
+_PLANS = {
+    WeightPlacement.WHOLE: f"{_ONE_AFTER_THE_OTHER} float32.",
+    WeightPlacement.RECOMPUTED: f"{_ONE_AFTER_THE_OTHER} float32. {_TWICE}",
+    WeightPlacement.STORED: f"{_ONE_AFTER_THE_OTHER} the dtype of their files; one layer is in float32. {_TWICE}",
+    WeightPlacement.STREAMED: f"The models do not fit into memory: each pass reads the files, layer by layer. {_TWICE}",
+}
+
+_RAN_TWICE = "each layer ran twice in a step to save memory, which changes the gradients by rounding only."
+_REPORTS = {
+    WeightPlacement.WHOLE: "the weights were in memory in float32.",
+    WeightPlacement.RECOMPUTED: f"the weights were in memory in float32, and {_RAN_TWICE}",
+    WeightPlacement.STORED: f"the weights were in memory in the dtype of their files, and {_RAN_TWICE}",
+    WeightPlacement.STREAMED: f"the weights were read from the files, layer by layer, and {_RAN_TWICE}",
+}
+
+
 @dataclass(frozen=True)
 class CalibrationScore:
     """Mean KL divergences from the finetune, in nats per token, on documents that neither fitted nor chose.
@@ -67,6 +121,7 @@ class Calibration:
     method           which adapter was written
     steps            of gradient descent of the adapter that was written; 0: plain
     steps_made       of gradient descent in all
+    placement        where the weights were while the factors were fitted; of an interrupted calibration, at its end
     frozen           factors of experts that PEFT holds fused: they stay those of plain extraction
     ridge            of a closed form; None: none was used
     seed             of the split of the documents, their order, and the sampled answers
@@ -82,6 +137,7 @@ class Calibration:
     method: CalibrationMethod
     steps: Count
     steps_made: Count
+    placement: WeightPlacement
     frozen: Count
     ridge: float | None
     seed: Count
@@ -109,7 +165,7 @@ class Calibration:
             nothing = "Calibration found nothing better than plain extraction, which is what was written."
             return (self.distances, nothing)
         frozen = (frozen_sentence(self.frozen),) if self.frozen else ()
-        return (self.distances, *self.warnings, *frozen, WHY_WEIGHTS_LOSE_MORE)
+        return (self.distances, *self.warnings, *frozen, WHY_WEIGHTS_LOSE_MORE, self.placement.report)
 
     @property
     def warnings(self) -> tuple[str, ...]:

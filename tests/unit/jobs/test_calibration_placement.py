@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint
-from deltarank.jobs.calibrate.placement import WeightPlacement, load_placed
+from deltarank.jobs.calibrate.placement import load_placed
 from deltarank.jobs.calibrate.student import Student
 from deltarank.models import Window, read_skeleton
-from deltarank.results import size
+from deltarank.results import WeightPlacement, size
 from refusals import refused
 from tiny_architectures import DENSE, EXPERTS, HEADS, architecture, write_pair
 

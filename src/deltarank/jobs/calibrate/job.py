@@ -242,6 +242,7 @@ class CalibrateJob:
             method=CalibrationMethod.KL_DISTILLATION if fitted.steps else CalibrationMethod.PLAIN,
             steps=fitted.steps,
             steps_made=fitted.steps_made,
+            placement=self.plan.placement,
             frozen=fitted.frozen,
             ridge=None,
             seed=self.options.seed,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 
@@ -24,6 +23,7 @@ from deltarank.models import (
     stream_model,
     translate_out_of_memory,
 )
+from deltarank.results import WeightPlacement
 from deltarank.system import free_large_blocks_at_once
 
 STATES_OF_A_PARAMETER = 7
@@ -37,44 +37,6 @@ _CHUNKS_OF_LOGITS = 1 << 30
 
 _COPIES = 2
 """Of a weight in its stored dtype: as it was read, and rounded again for products in bfloat16."""
-
-
-class WeightPlacement(StrEnum):
-    """WHOLE       in float32 in memory, with the activations of all layers
-    RECOMPUTED  in float32 in memory; every layer runs twice, with the activations of one layer in memory
-    STORED      as RECOMPUTED, but in memory in the stored dtype; one layer is in float32
-    STREAMED    as STORED, but every pass reads the files
-    """
-
-    WHOLE = "whole"
-    RECOMPUTED = "recomputed"
-    STORED = "stored"
-    STREAMED = "streamed"
-
-    @property
-    def sentence(self) -> str:
-        return _SENTENCES[self]
-
-    @property
-    def tokens_at_once(self) -> int:
-        """Read together, with a gradient. With one layer in memory, they are all of a step."""
-        return 512 if self is WeightPlacement.WHOLE else 1536
-
-    @property
-    def converts(self) -> bool:
-        """Whether a layer's weights are made when the layer runs."""
-        return self in (WeightPlacement.STORED, WeightPlacement.STREAMED)
-
-
-_ONE_AFTER_THE_OTHER = "The base and the finetune are in memory one after the other, in"
-_TWICE = "Each layer runs twice in a step, so that the activations of one are in memory."
-
-_SENTENCES = {
-    WeightPlacement.WHOLE: f"{_ONE_AFTER_THE_OTHER} float32.",
-    WeightPlacement.RECOMPUTED: f"{_ONE_AFTER_THE_OTHER} float32. {_TWICE}",
-    WeightPlacement.STORED: f"{_ONE_AFTER_THE_OTHER} the dtype of their files; one layer is in float32. {_TWICE}",
-    WeightPlacement.STREAMED: f"The models do not fit into memory: each pass reads the files, layer by layer. {_TWICE}",
-}
 
 
 @dataclass(frozen=True)

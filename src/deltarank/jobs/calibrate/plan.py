@@ -14,11 +14,11 @@ from deltarank.jobs.calibrate.distill import LOOKS, TOKENS_PER_STEP
 from deltarank.jobs.calibrate.documents import CHOOSING_SHARE, SCORING_SHARE
 from deltarank.jobs.calibrate.evaluate import MODELS
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
-from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, WeightPlacement, can_stream
+from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, can_stream
 from deltarank.jobs.calibrate.teacher import ANSWERS_AT_ONCE
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
-from deltarank.results import ShownAsLines, duration, listing, percent, size
+from deltarank.results import ShownAsLines, WeightPlacement, duration, listing, percent, size
 from deltarank.runtime import READ_RATE, operations_per_second
 from deltarank.system import Default
 
@@ -181,7 +181,7 @@ class CalibrationPlan(ShownAsLines):
             f"calibration on {listing(texts)}: about {options.calibration_tokens:,} tokens",
             _SHARES,
             f"at most {options.steps:,} steps of about {TOKENS_PER_STEP:,} tokens; {self.trained:,} numbers in A and B",
-            self.placement.sentence,
+            self.placement.plan,
             f"Needs about {self._needed_memory}, {size(self.disk_bytes)} of disk and {duration(self.seconds)}.",
         ]
 

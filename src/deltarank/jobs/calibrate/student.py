@@ -16,9 +16,8 @@ from torch import Tensor
 from deltarank.adapters import WEIGHTS_FILE
 from deltarank.architectures import silence_transformers
 from deltarank.errors import JobError
-from deltarank.jobs.calibrate.placement import WeightPlacement
 from deltarank.models import AnyModel, Head, Predictor, Window
-from deltarank.results import count
+from deltarank.results import WeightPlacement, count
 from deltarank.system import import_silently
 
 peft = import_silently("peft")  # it imports bitsandbytes, which logs
