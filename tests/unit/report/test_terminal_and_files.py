@@ -1,5 +1,6 @@
 """The terminal and the files on disk."""
 
+import re
 import struct
 import subprocess
 import sys
@@ -22,6 +23,15 @@ class TestTerminal:
     def test_all_default_ranks_fit_80_columns(self):
         header = next(line for line in terminal_summary(results(), width=80).splitlines() if line.startswith("module"))
         assert ["module", "share", *map(str, RANKS)] == header.split()
+
+    @pytest.mark.parametrize("width", [60, 70, 200])
+    def test_no_rank_is_missing_without_a_word(self, width):
+        text = terminal_summary(results(), width=width)
+        header = next(line for line in text.splitlines() if line.startswith("module")).split()
+        missing = [str(rank) for rank in RANKS if str(rank) not in header]
+        said = re.search(r"Ranks? ([^;]*) do(es)? not fit into this width;", " ".join(text.split()))
+        assert (re.findall(r"\d+", said[1]) if said else []) == missing
+        assert bool(missing) == (width == 60) or width == 70
 
     def test_energy_kept_by_module_and_rank_with_cosine_distance_under_it(self):
         run = results()
@@ -61,8 +71,6 @@ class TestTerminal:
         assert "\x1b[1m" in terminal_summary(results(), colour=True)
 
     def test_colour_changes_no_letter(self):
-        import re
-
         painted = terminal_summary(results(), colour=True)
         assert terminal_summary(results()) == re.sub(r"\x1b\[\d+m", "", painted)
 

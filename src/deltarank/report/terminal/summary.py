@@ -13,7 +13,7 @@ from deltarank.report.view.page import PageData, RunView
 from deltarank.report.view.provenance import LeftOutGroup
 from deltarank.report.view.table import TableCell, TableRow
 from deltarank.report.view.text import NO_BREAK, unbroken
-from deltarank.results import Results, count, format_table, percent, shorten
+from deltarank.results import Results, count, format_table, listing, percent, shorten
 
 _BOLD, _DIM, _RED, _YELLOW, _GREEN = "1", "2", "31", "33", "32"
 MOST_MODULES = 24
@@ -88,8 +88,15 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
         *lines[:-2],
         *([f"({count(hidden, 'module')} with smaller changes not shown)"] if hidden else []),
         *lines[-2:],
+        *wrapped(_ranks_that_do_not_fit(page, rows[0]), width),
         paint("Cosine distance 0.3 means that half of the energy is lost.", _DIM),
     ]
+
+
+def _ranks_that_do_not_fit(page: PageData, header: Sequence[str]) -> str:
+    missing = [str(rank) for rank in page.ranks if str(rank) not in header]
+    ranks, fit = ("Rank", "does") if len(missing) == 1 else ("Ranks", "do")
+    return f"{ranks} {listing(missing)} {fit} not fit into this width; results.json has them." if missing else ""
 
 
 def _activations(page: PageData, activations: ActivationsView, paint: Paint, width: int) -> list[str]:
