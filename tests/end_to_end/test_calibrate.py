@@ -254,6 +254,68 @@ def test_where_the_training_diverges_the_last_good_step_is_kept(models: Path, tm
     assert adapter.calibration.held_out.kld_calibrated == adapter.calibration.held_out.kld_plain
 
 
+@pytest.mark.parametrize(
+    "placement", [WeightPlacement.STREAMED, pytest.param(WeightPlacement.STORED, marks=pytest.mark.slow)]
+)
+def test_where_activations_overflow_later_the_best_step_before_is_kept(models, tmp_path, monkeypatch, placement):
+    """With one layer in memory. The step after the twelfth is so large that the activations overflow."""
+    monkeypatch.setattr(Footprint, "choose", lambda *_: placement)
+    monkeypatch.setattr(
+        "deltarank.jobs.calibrate.distill._schedule", lambda step, _: min(1.0, step / 10) if step <= 12 else 1e30
+    )
+    warnings: list[str] = []
+
+    class Listener(deltarank.ProgressListener):
+        def warned(self, sentence: str) -> None:
+            warnings.append(sentence)
+
+    adapter = calibrate(models, tmp_path / "adapter", progress=Listener())
+    assert "ended after step 13, because its loss or gradient was not finite" in warnings[0]
+    assert adapter.calibration.placement is placement
+    assert adapter.calibration.steps in (5, 10)
+    assert adapter.calibration.steps_made == 13
+    assert adapter.calibration.held_out.kld_calibrated < adapter.calibration.held_out.kld_plain
+
+
+def test_at_full_rank_with_everything_carried_it_predicts_as_the_finetune(models: Path, tmp_path: Path):
+    score = calibrate(models, tmp_path / "adapter", rank=32, server="peft", steps=2).calibration.held_out
+    assert score.kld_base > 0.1
+    assert score.kld_plain < 1e-8
+    assert score.kld_calibrated < 1e-8
+
+
+def test_no_document_that_is_scored_fits_or_chooses(models: Path, tmp_path: Path, monkeypatch):
+    read: list[tuple[int, ...]] = []
+
+    def stop(windows, *_):
+        read.extend(tuple(window.ids) for window in windows)
+        raise StoppedError
+
+    monkeypatch.setattr("deltarank.jobs.calibrate.job.Lesson", stop)
+    with pytest.raises(StoppedError):
+        calibrate(models, tmp_path / "adapter")
+    lines = (tmp_path / "adapter.calibrating" / "held-out.jsonl").read_text().splitlines()
+    scored = [each.ids for line in lines for each in encode(json.loads(line), tokenizer(RECIPE), context=512)]
+    assert len(read) + len(scored) == len(sentences(""))
+    assert not {tuple(ids) for ids in scored} & set(read)
+
+
+def test_a_tokenizer_that_differs_is_named_before_the_work_begins(models: Path, tmp_path: Path):
+    shutil.copytree(models, tmp_path / "pair")
+    other = tokenizer(RECIPE)
+    other.add_tokens(["<new>"])
+    other.save_pretrained(tmp_path / "pair" / "finetune")
+
+    class Listener(deltarank.ProgressListener):
+        def warned(self, sentence: str) -> None:
+            assert "1 token only in the finetune's (such as '<new>')" in sentence
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        calibrate(tmp_path / "pair", tmp_path / "adapter", progress=Listener())
+    assert not any((tmp_path / "adapter.calibrating" / "adapters").iterdir())
+
+
 @pytest.mark.slow
 def test_a_finetune_in_float16_gives_factors_in_float16(models: Path, tmp_path: Path):
     shutil.copytree(models, tmp_path / "pair")

@@ -53,6 +53,12 @@ class TestRefused:
         with files_of_at_most(limit), refused("output-unwritable"):
             calibrate(models, tmp_path / "adapter")
 
+    def test_a_disk_that_is_too_small_leaves_nothing_behind(self, models: Path, tmp_path: Path, monkeypatch):
+        monkeypatch.setattr("deltarank.jobs.calibrate.plan.CalibrationPlan.disk_bytes", 1e18)
+        with refused("output-unwritable", match="Not enough disk space"):
+            calibrate(models, tmp_path / "adapter")
+        assert not any(tmp_path.iterdir())
+
     def test_an_encoder(self, models: Path, tmp_path: Path):
         """transformers builds BERT as a language model."""
         sizes = {**SIZES, "vocab_size": 259}

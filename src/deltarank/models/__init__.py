@@ -19,7 +19,13 @@ from deltarank.models.recompute import largest_layer, recompute_layers
 from deltarank.models.shared_layers import SharedLayers
 from deltarank.models.skeleton import AnyModel, ModelFolder, ModelSkeleton, read_skeleton
 from deltarank.models.stream import file_tensor_names, stream_model
-from deltarank.models.tokenizers import changed_token_ids, describe_difference, load_tokenizer, load_tokenizer_of
+from deltarank.models.tokenizers import (
+    base_tokenizer_notes,
+    changed_token_ids,
+    describe_difference,
+    load_tokenizer,
+    load_tokenizer_of,
+)
 from deltarank.models.weights import Edit, EditedWeights, read_piece
 
 __all__ = [
@@ -39,6 +45,7 @@ __all__ = [
     "WeightSlot",
     "Window",
     "Yardstick",
+    "base_tokenizer_notes",
     "batch_windows",
     "changed_token_ids",
     "describe_difference",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,22 @@ def describe_difference(finetune: Tokenizer, other: Tokenizer) -> str | None:
     if not differences and getattr(finetune, "chat_template", None) != getattr(other, "chat_template", None):
         differences = ["it has a different chat template"]
     return listing(differences) if differences else None
+
+
+def base_tokenizer_notes(base: ModelSkeleton, finetune: ModelSkeleton, tokenizer: Tokenizer) -> Iterator[str]:
+    """How the base's tokenizer and vocabulary differ from the finetune's, whose tokenizer is used for both."""
+    try:
+        other = load_tokenizer_of(base)
+    except CheckpointError:
+        yield "the base has no tokenizer; the finetune's is used for all models"
+        return
+    if (difference := describe_difference(tokenizer, other)) is not None:
+        yield f"the base's tokenizer differs: {difference}; the finetune's is used for all models"
+    if base.vocabulary != finetune.vocabulary:
+        yield (
+            f"the vocabularies differ: {base.vocabulary:,} tokens in the base, {finetune.vocabulary:,} in the "
+            "finetune; only the tokens that both have are compared"
+        )
 
 
 def _examples(tokens: list[str]) -> str:

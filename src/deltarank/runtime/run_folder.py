@@ -104,9 +104,16 @@ class RunFolder:
         if free < needed_bytes:
             raise OutputError(
                 f"Not enough disk space for {self.folder}: {size(free)} free, about {size(needed_bytes)} needed.",
-                cure="Free some space, or choose another disk with -o.",
+                cure=f"Free some space, or choose another disk with -o.{self._kept_sentence}",
                 slug="output-unwritable",
             )
+
+    @property
+    def _kept_sentence(self) -> str:
+        """What is kept of an earlier process. Nothing after --force."""
+        if read_identity(self.folder) != self._identity:
+            return ""
+        return f" What is finished is kept in {self.folder}: without --force, the same command resumes it."
 
     def append(self, record: Record) -> None:
         """Adds a record in one write: a killed process leaves at most an incomplete last line."""
@@ -252,7 +259,7 @@ def as_output_error(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"Cannot write {folder}: {error.strerror or error}.",
-            cure="Use -o with a folder that you may write to, on a disk with enough space. Finished matrices are kept: "
+            cure="Use -o with a folder that you may write to, on a disk with enough space. Finished work is kept: "
             "repeat the same command to resume.",
             slug="output-unwritable",
         ) from error

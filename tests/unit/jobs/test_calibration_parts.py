@@ -141,6 +141,18 @@ class TestSplit:
         with refused("text-short", match="30 texts are left out, because nothing in them can be scored"):
             split(questions)
 
+    def test_texts_of_one_token_are_left_out_and_the_others_are_used(self):
+        """The tokenizer is one of bytes, after a first token, alone with which nothing can be scored."""
+        assert split([*records(20), {"text": ""}]) == split(records(20))
+        with refused("text-short", match=r"0 different documents, 0 tokens.* 1 text is left out"):
+            split([{"text": ""}])
+        with refused("text-short", match="10 different documents, 10 tokens to score"):
+            split([{"text": letter} for letter in "abcdefghij"])
+
+    def test_copies_of_a_few_documents_are_too_few(self):
+        with refused("text-short", match="3 different documents"):
+            split(records(3, 400) * 50)
+
 
 class TestPassages:
     @pytest.mark.parametrize(

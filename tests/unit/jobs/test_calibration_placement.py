@@ -65,6 +65,27 @@ def test_a_streamed_model_holds_no_weights_after_a_pass_and_its_gradient(pair: P
     assert all(each.is_meta for name, each in student.model.named_parameters() if name not in student.parameters)
 
 
+def test_a_float32_tensor_that_stays_in_memory_takes_part_in_a_gradient_after_a_pass_without(tmp_path: Path) -> None:
+    """Such as norms beside matrices in bfloat16: converting them makes no new tensor."""
+    write_pair(MAKERS["tied llama"], tmp_path, dtype=torch.float32)
+    deltarank.extract(tmp_path / "base", tmp_path / "finetune", output=tmp_path / "adapter", rank=2, dtype="float32")
+    student = student_of(tmp_path, WeightPlacement.STORED)
+    student.predict(WINDOWS)
+    assert any(bool(each.any()) for each in gradients_of(student).values())
+
+
+def test_where_memory_is_short_large_blocks_are_freed_at_once(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    checkpoint = open_checkpoint(pair / "base")
+    for placement in WeightPlacement:
+        monkeypatch.setattr(
+            "deltarank.jobs.calibrate.placement.free_large_blocks_at_once",
+            lambda placement=placement: freed.append(placement.value),
+        )
+        load_placed(read_skeleton(checkpoint), checkpoint, placement, CPU)
+    assert freed == ["recomputed", "stored", "streamed"]
+
+
 def write_without_weights(folder: Path, **config: int) -> None:
     """A checkpoint whose weights are a hole in a file: it has the size of real ones and takes no space."""
     settings = AutoConfig.for_model("llama", **config)

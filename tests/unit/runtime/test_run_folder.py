@@ -65,6 +65,17 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path) -> 
         run.open(force=False, needed_bytes=1e18)
 
     assert caught.value.slug == "output-unwritable"
+    assert "is kept" not in str(caught.value.cure)
+
+
+def test_on_a_disk_that_is_too_small_earlier_work_is_kept_and_it_is_said_how_to_go_on(tmp_path: Path) -> None:
+    begun(tmp_path / "run", {"ranks": [8]})
+    with RunFolder(tmp_path / "run", {"ranks": [8]}) as run, pytest.raises(OutputError) as caught:
+        run.open(force=False, needed_bytes=1e18)
+
+    assert "is kept" in str(caught.value.cure)
+    assert "the same command resumes it" in str(caught.value.cure)
+    assert opened(tmp_path / "run", {"ranks": [8]}) == RECORDS
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])

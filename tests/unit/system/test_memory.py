@@ -1,11 +1,12 @@
 """The memory that a process may use: the machine's, or less where its control group says so."""
 
+import ctypes
 import os
 from pathlib import Path
 
 import pytest
 
-from deltarank.system import memory_limit
+from deltarank.system import free_large_blocks_at_once, memory_limit
 
 GROUPS = "sys/fs/cgroup"
 UNLIMITED = 9223372036854771712  # what version 1 says where there is no limit
@@ -65,3 +66,39 @@ def test_without_a_limit_it_is_the_memory_of_the_machine(
 
 def test_a_system_without_control_groups(tmp_path: Path, physical: int) -> None:
     assert memory_limit(root=tmp_path) == physical
+
+
+class MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc; `hblks` is the number of blocks that the system gave for themselves."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="a C library other than glibc 2.33 or later")
+def test_a_large_block_has_memory_of_its_own_also_after_larger_ones_were_freed() -> None:
+    """By default glibc puts 2 MB into its heap, and keeps them, once a block of 30 MB was freed."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, MallInfo
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    free_large_blocks_at_once()
+    libc.free(libc.malloc(30 << 20))
+    before = libc.mallinfo2().hblks
+    block = libc.malloc(2 << 20)
+    after = libc.mallinfo2().hblks
+    libc.free(block)
+    assert after == before + 1
+    assert libc.mallinfo2().hblks == before

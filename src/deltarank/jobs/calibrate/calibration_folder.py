@@ -55,16 +55,16 @@ class CalibrationFolder:
     def check(self, *, force: bool, needed_bytes: float) -> None:
         """Raises OutputError if the output or the working folder cannot be written. Writes nothing."""
         check_output(self.output, force=force)
-        self._run_folder.check(force=force, needed_bytes=needed_bytes)
+        with self.writing():
+            self._run_folder.check(force=force, needed_bytes=needed_bytes - self._written_bytes)
 
     def open(self, *, force: bool, needed_bytes: float) -> None:
-        """Locks the folder. Raises OutputError as `check` does."""
-        check_output(self.output, force=force)
+        """Locks the folder. Raises OutputError as `check` does, and writes nothing then."""
+        self.check(force=force, needed_bytes=needed_bytes)
         self._run_folder.open(force=force, needed_bytes=0.0)
         with self.writing():
             if force:
                 self._remove_files()
-            self._run_folder.check_disk_space(needed_bytes - self._written_bytes)
             self.adapters.mkdir(exist_ok=True)
 
     @property

@@ -72,6 +72,18 @@ class _Quiet(PartOfJob):
         pass
 
 
+class _WithoutKnown(PartOfJob):
+    """Without the warnings on the tokenizers, which were given before the work began."""
+
+    def __init__(self, job: OutputsJob, whole: ProgressListener, *, before: float) -> None:
+        super().__init__(whole, before=before, seconds=job.plan.seconds)
+        self._known = job.plan.inputs.notes
+
+    def warned(self, sentence: str) -> None:
+        if sentence not in self._known:
+            super().warned(sentence)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The outputs of all candidates on the held-out documents and on the other text.
@@ -92,14 +104,14 @@ class Evaluation:
             before: seconds that are planned for what comes before.
         """
         job, names = candidates.of_adapters()
-        seconds = job.plan.seconds
-        part = PartOfJob(progress, before=before, seconds=seconds)
+        part = _WithoutKnown(job, progress, before=before)
         adapters = cls(candidates, job.measure(folder / "adapters", only=names, progress=part))
         if not adapters.needs_larger_ranks:
             return adapters
+        before += job.plan.seconds
         job, names = candidates.of_larger_ranks()
-        part = _Quiet(progress, before=before + seconds, seconds=job.plan.seconds)
-        return replace(adapters, larger=job.measure(folder / "ranks", only=names, progress=part))
+        quiet = _Quiet(progress, before=before, seconds=job.plan.seconds)
+        return replace(adapters, larger=job.measure(folder / "ranks", only=names, progress=quiet))
 
     @property
     def needs_larger_ranks(self) -> bool:

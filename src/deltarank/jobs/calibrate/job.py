@@ -36,6 +36,7 @@ from deltarank.models import (
     ModelSkeleton,
     PredictionStore,
     Predictor,
+    base_tokenizer_notes,
     load_tokenizer_of,
     read_skeleton,
     translate_out_of_memory,
@@ -112,6 +113,8 @@ class CalibrateJob:
                 progress.noted(f"{output} already contains this adapter: nothing to do. --force makes it again.")
                 return ExtractedAdapter.load(output)
             folder.open(force=force, needed_bytes=self.plan.disk_bytes)
+            for note in base_tokenizer_notes(self.base_skeleton, self.finetune_skeleton, self._tokenizer):
+                progress.warned(note)
             split = self._split(folder, progress)
             plain = self._extract(folder, progress)
             fitted = self._distil(folder, split, progress)

@@ -28,6 +28,7 @@ from deltarank.jobs.outputs.options import OutputsOptions
 from deltarank.jobs.outputs.quick import quick_documents, quick_prompts
 from deltarank.models import (
     ModelFolder,
+    base_tokenizer_notes,
     changed_token_ids,
     describe_difference,
     get_yardstick,
@@ -65,7 +66,7 @@ class OutputsInputs:
         tokenizer = load_tokenizer_of(models.finetune_skeleton)
         for name in options.yardsticks:
             get_yardstick(name)
-        notes = [*_base_tokenizer_notes(models, tokenizer, options)]
+        notes = [*base_tokenizer_notes(models.base_skeleton, models.finetune_skeleton, tokenizer)]
         for folder in options.adapters:
             with open_adapter(folder) as lora:
                 models.apply_adapter(lora, options.server)
@@ -112,22 +113,6 @@ def _read_prompts(options: OutputsOptions, tokenizer: Tokenizer, context: int) -
         f"{options.max_tokens:,} tokens they exceed the models' context of {context:,}"
     )
     return fitting, [note]
-
-
-def _base_tokenizer_notes(models: ModelPair, tokenizer: Tokenizer, options: OutputsOptions) -> Iterator[str]:
-    try:
-        other = load_tokenizer_of(models.base_skeleton)
-    except CheckpointError:
-        yield "the base has no tokenizer; the finetune's is used for all models"
-        return
-    if (difference := describe_difference(tokenizer, other)) is not None:
-        yield f"the base's tokenizer differs: {difference}; the finetune's is used for all models"
-    base, finetune = models.base_skeleton.vocabulary, models.finetune_skeleton.vocabulary
-    if base != finetune:
-        yield (
-            f"the vocabularies differ: {base:,} tokens in the base, {finetune:,} in the finetune; only the tokens that "
-            "both have are compared"
-        )
 
 
 def _model_notes(ref: str, checkpoint: Checkpoint, tokenizer: Tokenizer, options: OutputsOptions) -> Iterator[str]:
