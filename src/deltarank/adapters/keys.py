@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 
 PREFIX = "base_model.model."
@@ -61,7 +61,9 @@ class StoredKey:
 _NAME = r"(?:\.(?P<name>[^.]+))?"
 _LINEAR = re.compile(rf"\.lora_(?P<side>[AB]){_NAME}\.(?P<end>weight|bias)")
 _EMBEDDING = re.compile(rf"\.lora_embedding_(?P<side>[AB]){_NAME}")
-_OTHER_METHODS = (".lora_", ".token_adapter.", ".original_module.", ".modules_to_save.")
+_ORIGINAL_MODULE = ".original_module."
+_SAVED_MODULE = ".modules_to_save."
+_OTHER_METHODS = (".lora_", ".token_adapter.", _ORIGINAL_MODULE, _SAVED_MODULE)
 _BASE_LAYER = ".base_layer."
 
 
@@ -83,6 +85,20 @@ def parse_key(key: str) -> FactorKey | StoredKey | None:
         return None
     tensor = rest.replace(_BASE_LAYER, ".")
     return StoredKey(tensor.rpartition(".")[0], tensor, is_wrapped=_BASE_LAYER in rest, has_prefix=has_prefix)
+
+
+def without_wrapper(key: str) -> str:
+    """ "X.lm_head.modules_to_save.weight" and "X.lm_head.original_module.weight" -> "X.lm_head.weight".
+
+    Where the vocabulary was resized, PEFT saves both beside the plain key.
+    """
+    return key.replace(_SAVED_MODULE, ".").replace(_ORIGINAL_MODULE, ".")
+
+
+def is_second_key(key: str, keys: Container[str]) -> bool:
+    """Whether PEFT saved a tensor beside that of the plain key, which is the one that it loads."""
+    plain = without_wrapper(key)
+    return plain != key and plain in keys
 
 
 def factor_keys(module: str) -> tuple[str, str]:

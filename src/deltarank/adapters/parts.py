@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 
 from deltarank.adapters.config_read import MERGE_CURE
-from deltarank.adapters.keys import FactorKey, parse_key
+from deltarank.adapters.keys import FactorKey, is_second_key, parse_key
 from deltarank.checkpoints import FLOAT_DTYPES, PLAIN_DTYPES, TensorInfo, dimensions, quoted
 from deltarank.errors import AdapterError
 
@@ -133,7 +133,11 @@ def group_tensors(tensors: Iterable[tuple[str, TensorInfo]]) -> Parts:
     parts: list[AdapterPart] = []
     unused: list[UnusedTensor] = []
     factors: dict[tuple[object, ...], _Factors] = {}
-    for key, info in sorted(tensors, key=lambda each: each[1].start):
+    tensors = sorted(tensors, key=lambda each: each[1].start)
+    keys = {key for key, _ in tensors}
+    for key, info in tensors:
+        if is_second_key(key, keys):
+            continue
         parsed = parse_key(key)
         if info.dtype not in (FACTOR_DTYPES if isinstance(parsed, FactorKey) else FLOAT_DTYPES):
             unused.append(UnusedTensor(info.name, f"stored as {info.dtype!a}, which cannot be read here"))

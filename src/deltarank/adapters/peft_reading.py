@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from deltarank.adapters.class_names import ClassNames, FileNames
-from deltarank.adapters.keys import PREFIX, StoredKey, parse_key
+from deltarank.adapters.keys import PREFIX, StoredKey, is_second_key, parse_key, without_wrapper
 from deltarank.adapters.parts import UnusedTensor, group_tensors
 from deltarank.adapters.peft_rules import names_fused_by_peft, why_ignored
 from deltarank.adapters.read import LoraAdapter
@@ -47,7 +47,7 @@ def _shapes(adapter: LoraAdapter, names: ClassNames) -> Mapping[str, tuple[int, 
 
 
 def _resized(key: str, info: TensorInfo, names: ClassNames) -> tuple[int, ...]:
-    parsed = parse_key(key)
+    parsed = parse_key(without_wrapper(key))
     if parsed is None or len(info.shape) != 2:
         return info.shape
     tensor = parsed.tensor if isinstance(parsed, StoredKey) else f"{parsed.module}.weight"
@@ -68,7 +68,8 @@ def _as_loaded(adapter: LoraAdapter, load: PeftLoad, names: ClassNames, fused: f
     placed = [(_without_adapter_name(load.placed[key]), tensors[key]) for key in load.placed]
     merged = [(PREFIX + key.removeprefix(PREFIX), tensors[key]) for key in load.merged]
     parts, unused = group_tensors([*placed, *merged])
-    ignored = [UnusedTensor(key, why_ignored(key, adapter.config, names.modules, fused)) for key in load.unused]
+    left = [key for key in load.unused if not is_second_key(key, tensors)]
+    ignored = [UnusedTensor(key, why_ignored(key, adapter.config, names.modules, fused)) for key in left]
     return replace(adapter, parts=parts, unused=(*ignored, *unused))
 
 
