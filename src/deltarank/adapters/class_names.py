@@ -6,8 +6,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.targets import core_name
-from deltarank.architectures import LoadedTensors, LoadingClass, UnknownClass, find_architecture
+from deltarank.architectures import (
+    LoadedTensors,
+    LoadingClass,
+    UnknownClass,
+    find_adapted_architecture,
+    find_architecture,
+    find_loading_class,
+)
 from deltarank.checkpoints import Checkpoint
 
 
@@ -17,12 +25,30 @@ class ClassNames:
 
     model_class: LoadingClass
     loaded: LoadedTensors
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, base: Checkpoint) -> ClassNames | str:
         """The names of the class that loads a checkpoint; or why they are not known."""
         found = find_architecture(base)
         return found.reason if isinstance(found, UnknownClass) else cls(found.model_class, found.tensors)
+
+    @classmethod
+    def of_adapter(cls, base: Checkpoint, adapter: LoraAdapter) -> ClassNames | str:
+        """The names of the class that an adapter was made for, on a base; or why they are not known."""
+        modules = {part.module for part in adapter.parts if not part.is_parameter}
+        found = find_adapted_architecture(base, adapter.config.task, adapter.config.made_for, modules)
+        if isinstance(found, UnknownClass):
+            return found.reason
+        own, name = find_loading_class(base.config), found.model_class.name
+        if isinstance(own, UnknownClass) or own.name == name:
+            return cls(found.model_class, found.tensors)
+        notes = (f"PEFT loads the adapter into {name}, for which it was made, not into {own.name}",)
+        return cls(found.model_class, found.tensors, notes)
+
+    def is_new(self, tensor: str) -> bool:
+        """Whether a parameter is made from no tensor of the files, and shares none: a new head."""
+        return tensor in self.loaded.missing and tensor not in self.model_class.tied and self.in_files(tensor) is None
 
     def in_files(self, tensor: str) -> str | None:
         """A parameter that is one tensor of the files; or one of several tensors that make a parameter, by its name."""

@@ -24,6 +24,7 @@ from deltarank.results import listing
 MAX_CONFIG_SIZE = 16_000_000
 """In bytes. A pattern for each of 70,000 experts takes about 7 MB."""
 
+_LONGEST_CLASS = 200
 MAX_RANK = 1_000_000
 MAX_ALPHA = 1e9
 
@@ -83,6 +84,7 @@ class LoraConfig:
     layers           the layers whose modules are targets (`layers_to_transform`)
     task             `task_type`, which decides what PEFT saves beside the factors: "CAUSAL_LM"
     unknown          fields that are set and that no known version of PEFT has
+    made_for         the class that `auto_mapping` names; "" if there is none
     base             the model that the adapter was made for, as it says; "" if it names none
     for_peft         the checked fields, as PEFT takes them
     """
@@ -102,6 +104,7 @@ class LoraConfig:
     ties_weights: bool = False
     layers: LayerSelection = ALL_LAYERS
     task: str = ""
+    made_for: str = ""
     unknown: tuple[str, ...] = ()
     base: str = ""
     for_peft: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -188,6 +191,7 @@ def parse_config(text: bytes) -> LoraConfig:
             base=ascii(base)[1:-1][:120] if isinstance(base := data.get("base_model_name_or_path"), str) else "",
             layers=LayerSelection.read(data),
             task=task if isinstance(task := data.get("task_type"), str) else "",
+            made_for=_read_class(data),
             for_peft={name: data[name] for name in _FOR_PEFT if name in data},
             unknown=tuple(ascii(name)[1:-1][:60] for name, value in data.items() if name not in KNOWN_FIELDS and value),
         )
@@ -271,6 +275,12 @@ def _read_names(data: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise InvalidFieldError(f"{field} is not a list of names")
     return tuple(value)
+
+
+def _read_class(data: Mapping[str, Any]) -> str:
+    mapping = data.get("auto_mapping")
+    name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    return name if isinstance(name, str) and len(name) < _LONGEST_CLASS and name.isidentifier() else ""
 
 
 def _read_saved(data: Mapping[str, Any]) -> tuple[str, ...]:

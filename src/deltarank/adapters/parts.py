@@ -18,6 +18,7 @@ FACTOR_DTYPES = {**PLAIN_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torc
 
 _MOST_DIMENSIONS = 5
 
+NEW_TENSOR = "PEFT loads it, but the base has no such tensor to compare it with"
 NOT_LORA = "it is not a factor of a plain LoRA"
 
 TRANSPOSE_CURE = (

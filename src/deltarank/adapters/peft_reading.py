@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from deltarank.adapters.class_names import ClassNames, FileNames
 from deltarank.adapters.keys import PREFIX, StoredKey, is_second_key, parse_key, without_wrapper
-from deltarank.adapters.parts import UnusedTensor, group_tensors
+from deltarank.adapters.parts import NEW_TENSOR, PartKind, UnusedTensor, group_tensors
 from deltarank.adapters.peft_rules import names_fused_by_peft, why_ignored
 from deltarank.adapters.read import LoraAdapter
 from deltarank.adapters.reading import AdapterReading
@@ -24,7 +24,7 @@ _VOCABULARY = frozenset({LM_HEAD, EMBEDDING})
 
 def read_as_peft(adapter: LoraAdapter, base: Checkpoint) -> AdapterReading:
     """What PEFT loads of an adapter, from headers alone."""
-    names, fused = ClassNames.of(base), names_fused_by_peft(base)
+    names, fused = ClassNames.of_adapter(base, adapter), names_fused_by_peft(base)
     if isinstance(names, str):
         note = (
             "it was not checked which keys PEFT loads, only that they are named as the tensors in the base's files: "
@@ -38,7 +38,7 @@ def read_as_peft(adapter: LoraAdapter, base: Checkpoint) -> AdapterReading:
     load = load_with_peft(names.model_class, adapter.config.for_peft, _shapes(adapter, names))
     if load.refusal is not None:
         return AdapterReading(_by_rules(adapter, names, fused), names, refusal=load.refusal)
-    return AdapterReading(_as_loaded(adapter, load, names, fused), names, is_exact=True)
+    return AdapterReading(_as_loaded(adapter, load, names, fused), names, is_exact=True, notes=names.notes)
 
 
 def _shapes(adapter: LoraAdapter, names: ClassNames) -> Mapping[str, tuple[int, ...]]:
@@ -48,11 +48,13 @@ def _shapes(adapter: LoraAdapter, names: ClassNames) -> Mapping[str, tuple[int, 
 
 def _resized(key: str, info: TensorInfo, names: ClassNames) -> tuple[int, ...]:
     parsed = parse_key(without_wrapper(key))
-    if parsed is None or len(info.shape) != 2:
+    if parsed is None:
         return info.shape
     tensor = parsed.tensor if isinstance(parsed, StoredKey) else f"{parsed.module}.weight"
     known = names.model_class.parameters.get(tensor, ())
-    if len(known) != 2 or kind_of_tensor(tensor) not in _VOCABULARY:
+    if isinstance(parsed, StoredKey) and names.is_new(tensor) and len(known) == len(info.shape):
+        return known  # a head for another number of labels
+    if not len(known) == len(info.shape) == 2 or kind_of_tensor(tensor) not in _VOCABULARY:
         return info.shape
     rows, columns = info.shape
     if isinstance(parsed, StoredKey):
@@ -70,7 +72,10 @@ def _as_loaded(adapter: LoraAdapter, load: PeftLoad, names: ClassNames, fused: f
     parts, unused = group_tensors([*placed, *merged])
     left = [key for key in load.unused if not is_second_key(key, tensors)]
     ignored = [UnusedTensor(key, why_ignored(key, adapter.config, names.modules, fused)) for key in left]
-    return replace(adapter, parts=parts, unused=(*ignored, *unused))
+    new = [part for part in parts if part.kind is PartKind.WHOLE and names.is_new(part.tensor)]
+    heads = [UnusedTensor(part.up.name, NEW_TENSOR) for part in new]
+    kept = tuple(part for part in parts if part not in new)
+    return replace(adapter, parts=kept, unused=(*ignored, *unused, *heads))
 
 
 def _without_adapter_name(parameter: str) -> str:

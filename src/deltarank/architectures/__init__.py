@@ -1,6 +1,7 @@
 """What transformers' class of a checkpoint calls its modules and parameters, and what PEFT does with an adapter on it.
 
 find_architecture(checkpoint) -> Architecture | UnknownClass  the class, and its names for the checkpoint's tensors
+find_adapted_architecture(base, task, named, modules)         the same, of the class that an adapter was made for
 find_loading_class(config) -> LoadingClass | UnknownClass     the class that loads a checkpoint, on the meta device
 LoadingClass.load(shapes) -> LoadedTensors                    the class's parameters, made from a file's tensors
 load_tensors(meta_model, shapes) -> LoadedTensors             the same for a model that was built already
@@ -13,6 +14,7 @@ imported only when a class is built.
 
 from __future__ import annotations
 
+from deltarank.architectures.adapter_class import find_adapted_architecture
 from deltarank.architectures.architecture import Architecture, find_architecture
 from deltarank.architectures.loaded_tensors import Conversion, LoadedTensors, load_tensors
 from deltarank.architectures.loading_class import LoadingClass, UnknownClass, find_loading_class
@@ -26,6 +28,7 @@ __all__ = [
     "LoadingClass",
     "PeftLoad",
     "UnknownClass",
+    "find_adapted_architecture",
     "find_architecture",
     "find_loading_class",
     "first_line",
