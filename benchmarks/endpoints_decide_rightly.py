@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from deltarank.jobs.endpoints.exchanges import Exchange, Request
 from deltarank.jobs.endpoints.options import EndpointsOptions
 from deltarank.jobs.endpoints.pair_tests import LADDER
-from deltarank.jobs.endpoints.reference import EndpointRef
 from deltarank.jobs.endpoints.spending import BudgetSpentError
 from deltarank.jobs.endpoints.test_loop import TestLoop
+from deltarank.openai_api import EndpointRef, Exchange, Request
 from deltarank.results import Capabilities, EndpointApi, EndpointTestName
 
 WORDS = 64

@@ -50,10 +50,14 @@ RULES = {
     "runtime": rule("errors results system checkpoints spectra adapters", "torch"),
     "activations": rule("errors results system checkpoints spectra divergence architectures models", "torch"),
     "report": rule("errors results system", "jinja2 markupsafe vl_convert"),
+    "openai_api": rule("errors results system divergence", "openai httpx2"),
     "jobs": rule("errors"),
     "jobs.blind": rule("errors results system divergence report", "numpy scipy"),
     "jobs.compare": rule("errors results system checkpoints spectra adapters runtime divergence activations", "torch"),
-    "jobs.verify": rule("errors results system servers checkpoints spectra adapters runtime", "torch"),
+    # models and openai_api: for --live alone
+    "jobs.verify": rule(
+        "errors results system servers checkpoints spectra adapters runtime divergence models openai_api", "torch"
+    ),
     "jobs.which_base": rule("errors results system checkpoints spectra runtime jobs.compare"),
     "jobs.fleet": rule(
         "errors results system checkpoints spectra adapters runtime servers jobs.compare jobs.extract",
@@ -73,7 +77,7 @@ RULES = {
         "jobs.extract jobs.outputs jobs.verify",
         "torch numpy peft safetensors",
     ),
-    "jobs.endpoints": rule("errors results system divergence runtime", "numpy openai httpx2"),
+    "jobs.endpoints": rule("errors results system divergence runtime openai_api", "numpy"),
     "demo": rule("errors results system", "torch transformers peft numpy safetensors tokenizers tqdm"),
     "cli": rule(
         " errors results system tensor_names servers runtime report demo " + " ".join(f"jobs.{job}" for job in JOBS),

@@ -12,6 +12,7 @@ from deltarank.results import (
     EndpointResults,
     EndpointVerdictKind,
     FitKind,
+    LiveVerdict,
     MergeCheck,
     MergeKind,
     Results,
@@ -34,7 +35,14 @@ def check_option(unless: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def check_verification(found: Verification | MergeCheck) -> None:
-    """Raises Exit with code 3 unless the adapter is optimal, or held by the merge and nothing else is."""
+    """Raises Exit with code 3 unless the adapter is optimal, or held by the merge and nothing else is.
+
+    Where a running server was asked, it counts instead whether that applies the adapter.
+    """
+    if isinstance(found, Verification) and found.live is not None:
+        if found.live.verdict is not LiveVerdict.ADAPTER:
+            _fail(f"the server's verdict is {found.live.verdict.value!r}")
+        return
     if found.kind not in _RIGHT:
         _fail(f"the verdict is {found.kind.value!r}")
 

@@ -36,6 +36,10 @@ _COLUMN = 11
             "In CI: fail unless SGLang gets the best LoRA:",
             "deltarank verify org/base org/finetune my-lora --server sglang --check",
         ),
+        (
+            "Does a running server apply it?",
+            "deltarank verify org/base org/finetune my-lora --live my-lora@http://localhost:8000/v1",
+        ),
     ],
 )
 @click.argument("base")
@@ -43,10 +47,16 @@ _COLUMN = 11
 @click.argument("adapter")
 @click.option("--merged", is_flag=True, help="Check whether FINETUNE is BASE with ADAPTER merged into it.")
 @server_option("Apply the adapter as this server does; portable: check that all of them load it.", None)
+@click.option(
+    "--live",
+    metavar="MODEL@URL",
+    help="Ask this server, which has an OpenAI-compatible API, whether it applies ADAPTER. Runs the base here, too.",
+)
+@click.option("--key", metavar="VAR", help="Environment variable with the key for --live.  [default: OPENAI_API_KEY]")
 @input_options
 @click.option("--adapter-revision", metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
 @device_option()
-@check_option("the verdict is that the adapter is optimal (with --merged: held exactly, or up to rounding)")
+@check_option("the verdict is that the adapter is optimal (--merged: held exactly, or up to rounding; --live: applied)")
 @json_option("all figures")
 @quiet_option
 def verify(check: bool, as_json: bool, quiet: bool, **job: Any) -> None:
@@ -57,6 +67,9 @@ def verify(check: bool, as_json: bool, quiet: bool, **job: Any) -> None:
 
     With --merged, the usual ways to merge are repeated number by number. The verdict says whether FINETUNE holds the
     adapter exactly, up to rounding, with another strength, in part, or not at all.
+
+    With --live, at most 20 requests of one token each tell whether a running server answers as the base with the
+    adapter, as the base alone, or as neither.
     """
     quieten_the_hub(quiet)
     import deltarank
@@ -76,7 +89,11 @@ def verify(check: bool, as_json: bool, quiet: bool, **job: Any) -> None:
 
 
 def _lines(found: Verification, columns: int) -> Iterator[str]:
-    """The sentences, a table of the modules, and the tensors that change nothing."""
+    """What a running server does; the sentences, a table of the modules, and the tensors that change nothing."""
+    if found.live is not None:
+        for sentence in found.live.sentences:
+            yield from wrapped(sentence, columns)
+        yield ""
     for sentence in found.sentences:
         yield from wrapped(sentence, columns)
     modules = sorted(found.by_module.items(), key=lambda item: -item[1].energy)

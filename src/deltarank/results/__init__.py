@@ -80,6 +80,7 @@ from deltarank.results.formatting import (
 from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_address
 from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Cosine, DeltaFit, DeltaSketch, Duplicates, Kinship, WeightedPart
+from deltarank.results.live_check import LiveCheck, LiveVerdict
 from deltarank.results.logits import (
     BlindBound,
     Divergence,
@@ -213,6 +214,8 @@ __all__ = [
     "Interval",
     "KeyPair",
     "Kinship",
+    "LiveCheck",
+    "LiveVerdict",
     "Logits",
     "Loss",
     "MatrixResult",

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from deltarank.results.codec import Count, Energy, StoredResult, decode, to_plain
 from deltarank.results.formatting import escape, percent
+from deltarank.results.live_check import LiveCheck
 from deltarank.results.matrix import Outcome
 from deltarank.results.notebook import sentences_html, table_html
 from deltarank.results.reference import Reference
@@ -187,6 +188,7 @@ class Verification(StoredResult):
 
     server           whose semantics it was applied by; None for PEFT's
     unused           what of its file changes nothing
+    live             whether a running server applies it, if one was asked
     """
 
     description = "what `deltarank verify --json` prints"
@@ -205,6 +207,7 @@ class Verification(StoredResult):
     tool_version: str
     created: str
     format_version: Count = FORMAT_VERSION
+    live: LiveCheck | None = None
 
     def __repr__(self) -> str:
         return f"<Verification {escape(self.adapter.short_name)}: {self.kind.value}; {escape(self.sentences[0])}>"
@@ -251,6 +254,7 @@ class Verification(StoredResult):
             "tensors": [row.to_plain() for row in self.tensors],
             "unused": to_plain(self.unused),
             "notes": list(self.notes),
+            "live": to_plain(self.live),
         }
 
     @classmethod

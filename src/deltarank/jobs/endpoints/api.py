@@ -12,13 +12,11 @@ from typing import Any
 
 from deltarank.errors import ResultsError
 from deltarank.jobs.endpoints.asking import Asker
-from deltarank.jobs.endpoints.exchanges import EXCHANGES
-from deltarank.jobs.endpoints.http_client import EndpointClient
 from deltarank.jobs.endpoints.job import EndpointsJob, Watchers
 from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
 from deltarank.jobs.endpoints.plan import EndpointsPlan
-from deltarank.jobs.endpoints.reference import EndpointRef, parse_endpoint
 from deltarank.jobs.endpoints.spending import Spending
+from deltarank.openai_api import EXCHANGES, EndpointClient, EndpointRef, parse_endpoint
 from deltarank.results import (
     EndpointApi,
     EndpointResults,

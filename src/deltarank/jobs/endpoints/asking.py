@@ -8,10 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from deltarank.errors import JobError
-from deltarank.jobs.endpoints.answers import read_usage
-from deltarank.jobs.endpoints.exchanges import Exchange, Request, read_exchanges, to_record
-from deltarank.jobs.endpoints.http_client import OPTIONAL_TRIES, TRIES, EndpointClient, RequestRefusedError
 from deltarank.jobs.endpoints.spending import BudgetSpentError, Spending
+from deltarank.openai_api import (
+    OPTIONAL_TRIES,
+    TRIES,
+    EndpointClient,
+    Exchange,
+    Request,
+    RequestRefusedError,
+    read_exchanges,
+    read_usage,
+    to_record,
+)
 from deltarank.runtime import utc_timestamp
 
 Keep = Callable[[Mapping[str, Any]], None]

@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from deltarank.jobs.endpoints.answers import read_answers, read_usage
 from deltarank.jobs.endpoints.asking import Asker
 from deltarank.jobs.endpoints.options import EndpointsOptions
 from deltarank.jobs.endpoints.pair_tests import choose_test
 from deltarank.jobs.endpoints.probe import SIDES, Probe, probe_key
-from deltarank.jobs.endpoints.reference import EndpointRef
 from deltarank.jobs.endpoints.spending import BudgetSpentError
 from deltarank.jobs.endpoints.test_loop import OnPrompt, TestLoop
 from deltarank.jobs.endpoints.token_counts import TokenCounts, count_tokens
 from deltarank.jobs.endpoints.verdict import Findings, judge_endpoints
+from deltarank.openai_api import EndpointRef, read_answers, read_usage
 from deltarank.results import (
     AnswerPair,
     Capabilities,

@@ -21,10 +21,9 @@ from deltarank.divergence import (
     rank_score,
     unseen_mass,
 )
-from deltarank.jobs.endpoints.answers import Distribution, EndpointAnswer, largest_probability
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import EndpointsOptions
-from deltarank.jobs.endpoints.requests import listing_logprobs
+from deltarank.openai_api import Distribution, EndpointAnswer, largest_probability, listing_logprobs
 from deltarank.results import Capabilities, EndpointApi, EndpointTestName, PromptLogprobs
 
 NATS = "nats per token"

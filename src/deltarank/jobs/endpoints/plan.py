@@ -10,7 +10,7 @@ import numpy as np
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
 from deltarank.jobs.endpoints.pair_tests import LADDER, NAMES, PairTest
-from deltarank.jobs.endpoints.reference import EndpointRef
+from deltarank.openai_api import EndpointRef
 from deltarank.results import (
     Capabilities,
     EndpointApi,

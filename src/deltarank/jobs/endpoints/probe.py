@@ -11,12 +11,20 @@ from statistics import mean
 from typing import Any
 
 from deltarank.errors import JobError
-from deltarank.jobs.endpoints.answers import Distribution, EndpointAnswer, largest_probability, read_answers, read_usage
 from deltarank.jobs.endpoints.asking import Asker
-from deltarank.jobs.endpoints.exchanges import Exchange, Request
-from deltarank.jobs.endpoints.prompts import fresh_prompt
-from deltarank.jobs.endpoints.reference import EndpointRef
-from deltarank.jobs.endpoints.requests import listing_logprobs, make_request
+from deltarank.openai_api import (
+    Distribution,
+    EndpointAnswer,
+    EndpointRef,
+    Exchange,
+    Request,
+    fresh_prompt,
+    largest_probability,
+    listing_logprobs,
+    make_request,
+    read_answers,
+    read_usage,
+)
 from deltarank.results import Capabilities, EndpointApi, PromptLogprobs, escape, shorten
 
 SIDES = ("a", "b")

@@ -6,17 +6,22 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from deltarank.jobs.endpoints.answers import EndpointAnswer, read_answers, read_usage
 from deltarank.jobs.endpoints.asking import Asker
 from deltarank.jobs.endpoints.evidence import PromptScore, summarise_test
-from deltarank.jobs.endpoints.exchanges import Exchange, Request
 from deltarank.jobs.endpoints.options import EndpointsOptions
 from deltarank.jobs.endpoints.pair_tests import PairTest
 from deltarank.jobs.endpoints.probe import SIDES
-from deltarank.jobs.endpoints.prompts import fresh_prompt
-from deltarank.jobs.endpoints.reference import EndpointRef
-from deltarank.jobs.endpoints.requests import make_request
 from deltarank.jobs.endpoints.spending import BudgetSpentError
+from deltarank.openai_api import (
+    EndpointAnswer,
+    EndpointRef,
+    Exchange,
+    Request,
+    fresh_prompt,
+    make_request,
+    read_answers,
+    read_usage,
+)
 from deltarank.results import EndpointTest
 
 MOST_PROMPTS = 1000

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltarank.jobs.endpoints.answers import read_usage
-from deltarank.jobs.endpoints.exchanges import Exchange
+from deltarank.openai_api import Exchange, read_usage
 from deltarank.results import EndpointApi, count
 
 FEWEST = 4

@@ -72,6 +72,11 @@ class VerifyJob:
         return tuple(rows[target.name] for target in self._targets)
 
     @property
+    def applied(self) -> Applied:
+        """What the adapter changes in the tensors of the base."""
+        return self._applied
+
+    @property
     def unloaded(self) -> Unloaded | None:
         """The LoRAs of the file that its reader does not load."""
         return self._applied.unloaded

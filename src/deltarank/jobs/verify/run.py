@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, overload
 
 from deltarank.adapters import LoadEffect, LoraAdapter, UnusedTensor, open_adapter
 from deltarank.checkpoints import Checkpoint
@@ -16,6 +18,10 @@ from deltarank.runtime import PairRefs, ProgressListener, Ref, SolverOptions, ut
 from deltarank.servers import PEFT, get_server
 from deltarank.system import Default, tool_version
 
+if TYPE_CHECKING:
+    from deltarank.jobs.verify.live_server import LiveServer
+    from deltarank.results import LiveCheck
+
 
 @overload
 def verify(
@@ -25,6 +31,8 @@ def verify(
     *,
     merged: Literal[False] = False,
     server: str | None = None,
+    live: str | None = None,
+    key: str | None = None,
     base_revision: str | None = None,
     revision: str | None = None,
     adapter_revision: str | None = None,
@@ -40,6 +48,8 @@ def verify(
     *,
     merged: Literal[True],
     server: None = None,
+    live: None = None,
+    key: None = None,
     base_revision: str | None = None,
     revision: str | None = None,
     adapter_revision: str | None = None,
@@ -54,6 +64,8 @@ def verify(
     *,
     merged: bool = False,
     server: str | None = None,
+    live: str | None = None,
+    key: str | None = None,
     base_revision: str | None = None,
     revision: str | None = None,
     adapter_revision: str | None = None,
@@ -71,6 +83,9 @@ def verify(
         merged: repeats the usual ways to merge number by number, and returns a `MergeCheck`.
         server: applies the adapter as this server does: "vllm", "sglang", "lorax", "llama.cpp"; "portable": as none of
             them refuses it; "peft" or None: as PEFT does.
+        live: `MODEL@URL` of a running server with an OpenAI-compatible API. A few requests tell whether it applies
+            the adapter: `Verification.live`.
+        key: the environment variable with the key of that server; None: OPENAI_API_KEY, if it is set.
         base_revision, revision, adapter_revision: branch, tag or commit on the Hub of each.
         fetch: for a model that is not in the Hub's cache: "download", "stream" or "auto".
         device: where to compute.
@@ -79,22 +94,49 @@ def verify(
     Raises:
         UsageError: an argument is not usable.
         AdapterError: the adapter cannot be read, is refused by the server, or belongs to another base.
-        CheckpointError, PairingError: see `deltarank.errors`.
+        CheckpointError, PairingError, JobError: see `deltarank.errors`.
     """
     get_server(server or PEFT)
-    if merged and server is not None:
-        _refuse_server()
+    if merged:
+        _refuse_with_merged(server, live)
     options = SolverOptions(ranks=(1,), tolerance=TOLERANCE, device=device)
     refs = PairRefs.of(base, finetune, base_revision=base_revision, revision=revision, fetch=fetch)
     progress = progress or ProgressListener()
-    with open_adapter(adapter, revision=adapter_revision) as lora, refs.open(progress) as (before, after):
+    opened = open_adapter(adapter, revision=adapter_revision)
+    with opened as lora, _live_server(live, key) as running, refs.open(progress) as (before, after):
         job = VerifyJob(lora, before, after, server, options)
         if merged:
             return _checked_merge(job, lora, before, after, progress)
-        return _verification(job, lora, before, after, server, progress)
+        found = _verification(job, lora, before, after, server, progress)
+        return found if running is None else replace(found, live=_check_live(running, job, lora, before, options))
 
 
-def _refuse_server() -> None:
+def _live_server(live: str | None, key: str | None) -> AbstractContextManager[LiveServer | None]:
+    """It answers a first request, before anything large is read."""
+    if live is None:
+        return nullcontext()
+    from deltarank.jobs.verify.live_server import LiveServer
+
+    return LiveServer(live, key)
+
+
+def _check_live(
+    running: LiveServer, job: VerifyJob, adapter: LoraAdapter, base: Checkpoint, options: SolverOptions
+) -> LiveCheck:
+    from deltarank.jobs.verify.live import check_live  # it runs models
+
+    return check_live(running, base, adapter, job.applied, options.torch_device)
+
+
+def _refuse_with_merged(server: str | None, live: str | None) -> None:
+    if live is not None:
+        raise UsageError(
+            "--merged and --live were both given: --merged is about a checkpoint, --live about a server.",
+            cure="Leave out --merged, and give the finetune, to ask the server.",
+            slug="merged-and-live",
+        )
+    if server is None:
+        return
     raise UsageError(
         "--merged and --server were both given: merges are repeated as PEFT makes them.",
         cure="Leave out --server, or leave out --merged to measure the adapter as the server applies it.",

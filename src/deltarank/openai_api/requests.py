@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltarank.jobs.endpoints.exchanges import Request
+from deltarank.openai_api.exchanges import Request
 from deltarank.results import EndpointApi
 
 PATHS = {EndpointApi.COMPLETIONS: "/completions", EndpointApi.CHAT: "/chat/completions"}

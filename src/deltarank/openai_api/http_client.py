@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltarank.errors import JobError, UsageError
-from deltarank.jobs.endpoints.reference import EndpointRef
+from deltarank.openai_api.reference import EndpointRef
 from deltarank.results import escape, shorten
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class EndpointClient:
                 what=f"refuses the key (HTTP {status}): {message}"
                 if self._ref.has_key
                 else f"asks for a key (HTTP {status}).",
-                cure="Put the right key into an environment variable, and name it with --key-a or --key-b.",
+                cure=f"Put the right key into an environment variable, and name it with {self._ref.key_option}.",
                 slug="endpoint-key-refused",
             )
         if status == 402 or (status == 429 and any(word in message.lower() for word in _QUOTA_WORDS)):
@@ -208,7 +208,7 @@ def _open_client(ref: EndpointRef, timeout: float) -> OpenAI:
         from openai import OpenAI
     except ImportError:
         raise UsageError(
-            "`endpoints` needs the package `openai`.",
+            "Asking an endpoint needs the package `openai`.",
             cure='Install it: pip install "deltarank[endpoints]", or pip install openai.',
             slug="openai-missing",
         ) from None

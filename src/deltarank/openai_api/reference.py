@@ -15,14 +15,20 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 _NO_KEY = "none"
 """Sent where there is no key: local servers ignore it."""
 
+_KEY_OPTIONS = "--key-a or --key-b"
+
 
 @dataclass(frozen=True)
 class EndpointRef:
-    """A model, the address of its API (as far as `/v1`), and its key, which is never shown."""
+    """A model, the address of its API (as far as `/v1`), and its key, which is never shown.
+
+    key_option       the option that names the variable with the key, for messages
+    """
 
     model: str
     url: str
     key: str = field(default=_NO_KEY, repr=False)
+    key_option: str = field(default=_KEY_OPTIONS, repr=False)
 
     @property
     def name(self) -> str:
@@ -37,11 +43,18 @@ class EndpointRef:
         return self.key != _NO_KEY
 
 
-def parse_endpoint(given: str, key_variable: str | None, environment: Mapping[str, str] = os.environ) -> EndpointRef:
+def parse_endpoint(
+    given: str,
+    key_variable: str | None,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    key_option: str = _KEY_OPTIONS,
+) -> EndpointRef:
     """The endpoint of `MODEL@URL`; a model's own name may contain an @.
 
     Args:
         key_variable: the environment variable with the key; None: OPENAI_API_KEY if it is set.
+        key_option: the option that names it, for messages.
 
     Raises:
         UsageError: (slug "endpoint-reference") it is something else; ("key-not-set") the variable is not set.
@@ -49,13 +62,14 @@ def parse_endpoint(given: str, key_variable: str | None, environment: Mapping[st
     found = re.fullmatch(r"(?P<model>.+)@(?P<url>https?://.+)", given)
     parts = urlsplit(found["url"]) if found else None
     if not found or not parts or not parts.hostname:
-        raise _not_an_endpoint(f"{_without_password(given)!r} is not MODEL@URL.")
+        raise _not_an_endpoint(f"{_without_password(given)!r} is not MODEL@URL.", key_option)
     if parts.username is not None or parts.query or parts.fragment:
-        raise _not_an_endpoint(f"The address of model {found['model']!r} has a user name, password, query or fragment.")
+        message = f"The address of model {found['model']!r} has a user name, password, query or fragment."
+        raise _not_an_endpoint(message, key_option)
     url = found["url"].rstrip("/")
     for ending in ("/chat/completions", "/completions"):
         url = url.removesuffix(ending)
-    return EndpointRef(found["model"], url, _key(key_variable, environment))
+    return EndpointRef(found["model"], url, _key(key_variable, environment, key_option), key_option)
 
 
 def _without_password(given: str) -> str:
@@ -63,16 +77,16 @@ def _without_password(given: str) -> str:
     return given if "://" not in given else given.split("://", 1)[0] + "://..."
 
 
-def _not_an_endpoint(message: str) -> UsageError:
+def _not_an_endpoint(message: str, key_option: str) -> UsageError:
     return UsageError(
         message,
         cure="Give the model and the address of the API, such as my-model@https://api.example.com/v1. Keys are read "
-        "from environment variables: see --key-a and --key-b.",
+        f"from environment variables: see {key_option}.",
         slug="endpoint-reference",
     )
 
 
-def _key(variable: str | None, environment: Mapping[str, str]) -> str:
+def _key(variable: str | None, environment: Mapping[str, str], option: str) -> str:
     if variable is None:
         return environment.get(DEFAULT_KEY_VARIABLE) or _NO_KEY
     key = environment.get(variable) if _VARIABLE.match(variable) else None
@@ -80,8 +94,8 @@ def _key(variable: str | None, environment: Mapping[str, str]) -> str:
         # What was given is not repeated: it may be the key itself.
         raise UsageError(
             "The environment variable given for a key is not set.",
-            cure="Set a variable to the key (export MY_KEY=...), and give its name: --key-a MY_KEY. A key itself does "
-            "not belong on the command line, where other users of the machine can read it.",
+            cure=f"Set a variable to the key (export MY_KEY=...), and give its name: {option.split()[0]} MY_KEY. A key "
+            "itself does not belong on the command line, where other users of the machine can read it.",
             slug="key-not-set",
         )
     if not key.isascii() or not key.isprintable() or len(key) < 4:

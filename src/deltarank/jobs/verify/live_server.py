@@ -1,0 +1,120 @@
+"""A running server: the first token of its answer to a prompt, within a small number of requests."""
+
+from __future__ import annotations
+
+import secrets
+from types import TracebackType
+from typing import Any, Self
+
+from deltarank.errors import JobError
+from deltarank.openai_api import (
+    Distribution,
+    EndpointClient,
+    EndpointRef,
+    RequestRefusedError,
+    fresh_prompt,
+    listing_logprobs,
+    make_request,
+    parse_endpoint,
+    read_answers,
+    read_usage,
+)
+from deltarank.results import EndpointApi, escape, shorten
+from deltarank.system import Default
+
+MOST_REQUESTS = 20
+_LISTS = (20, 5, 0)
+"""How many tokens are asked for: the first number that the server accepts."""
+
+_CURES = {
+    "endpoint-busy": "Wait, and repeat the same command.",
+    "endpoint-too-slow": "Try again when the server has less to do, and check that it answers other clients.",
+}
+"""In place of cures that name options of `endpoints`."""
+
+
+class LiveServer:
+    """A server with /completions. Every prompt is fresh, and answered with one token.
+
+    Making one sends the first request, so that a server that cannot be used is found before anything is computed.
+
+    Attributes:
+        first_prompt, first_prompt_tokens: of that request, as the server counts them; None if it does not.
+        lists: whether it lists log-probabilities.
+
+    Raises:
+        UsageError: `given` is not MODEL@URL, or the variable with the key is not set.
+        JobError: it cannot be reached, refuses the key, or does not know the model.
+    """
+
+    def __init__(self, given: str, key_variable: str | None) -> None:
+        self.ref: EndpointRef = parse_endpoint(given, key_variable, key_option="--key")
+        self._seed = secrets.randbits(48)
+        self._client = EndpointClient("of --live", self.ref, timeout=Default.ENDPOINT_TIMEOUT)
+        self._listed, self._requests = 0, 0
+        self.first_prompt = self.prompt(0)
+        try:
+            self.lists, self.first_prompt_tokens = self._try_lists()
+        except BaseException:
+            self._client.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._client.close()
+
+    def prompt(self, number: int) -> str:
+        return fresh_prompt(self._seed, "live", number, EndpointApi.COMPLETIONS)
+
+    @property
+    def has_requests_left(self) -> bool:
+        return self._requests < MOST_REQUESTS
+
+    def first_token_list(self, prompt: str) -> Distribution:
+        """The listed log-probabilities of the first token; empty if the server lists none this time."""
+        return _first_list(self._post(prompt, listing_logprobs(EndpointApi.COMPLETIONS, self._listed)))
+
+    def greedy_token(self, prompt: str) -> str:
+        answers = read_answers(self._post(prompt, {"temperature": 0.0}))
+        return answers[0].text if answers else ""
+
+    def _try_lists(self) -> tuple[bool, int | None]:
+        """Whether it lists anything, and how many tokens it counts in the first prompt."""
+        payload: dict[str, Any] = {}
+        for self._listed in _LISTS:
+            try:
+                payload = self._post(self.first_prompt, listing_logprobs(EndpointApi.COMPLETIONS, self._listed))
+                break
+            except RequestRefusedError as refusal:
+                if self._listed == 0 or refusal.status == 404:
+                    raise self._not_found(refusal) from None
+        return self._lists_again(payload), read_usage(payload).prompt_tokens
+
+    def _lists_again(self, payload: dict[str, Any]) -> bool:
+        """Some servers list nothing after a part of a character: three prompts are tried."""
+        if self._listed == 0:
+            return False
+        return bool(_first_list(payload)) or any(self.first_token_list(self.prompt(-number)) for number in (1, 2))
+
+    def _post(self, prompt: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        self._requests += 1
+        request = make_request("", "", self.ref.model, EndpointApi.COMPLETIONS, prompt, max_tokens=1, **parameters)
+        try:
+            return self._client.post(request.path, request.body).payload
+        except JobError as error:
+            raise JobError(error.message, cure=_CURES.get(error.slug, error.cure), slug=error.slug) from None
+
+    def _not_found(self, refusal: RequestRefusedError) -> JobError:
+        said = f": {shorten(escape(refusal.message), most=160)}" if refusal.message else ""
+        return JobError(
+            f"Endpoint of --live ({escape(self.ref.host)}) does not answer for model {escape(self.ref.model)!r} at "
+            f"/completions (HTTP {refusal.status}){said}",
+            cure="Check the name of the model, which GET /models lists, and the address, which usually ends in /v1.",
+            slug="endpoint-not-found",
+        )
+
+
+def _first_list(payload: dict[str, Any]) -> Distribution:
+    return next((each.positions[0] for each in read_answers(payload) if each.positions), {})

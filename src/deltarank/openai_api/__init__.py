@@ -1,0 +1,39 @@
+"""Servers with an OpenAI-compatible API: their references, requests, answers and fresh prompts."""
+
+from deltarank.openai_api.answers import (
+    Distribution,
+    EndpointAnswer,
+    Usage,
+    largest_probability,
+    read_answers,
+    read_usage,
+)
+from deltarank.openai_api.exchanges import EXCHANGES, Exchange, Request, read_exchanges, to_record
+from deltarank.openai_api.http_client import OPTIONAL_TRIES, TRIES, EndpointClient, Reply, RequestRefusedError
+from deltarank.openai_api.prompts import fresh_prompt
+from deltarank.openai_api.reference import EndpointRef, parse_endpoint
+from deltarank.openai_api.requests import listing_logprobs, make_request
+
+__all__ = [
+    "EXCHANGES",
+    "OPTIONAL_TRIES",
+    "TRIES",
+    "Distribution",
+    "EndpointAnswer",
+    "EndpointClient",
+    "EndpointRef",
+    "Exchange",
+    "Reply",
+    "Request",
+    "RequestRefusedError",
+    "Usage",
+    "fresh_prompt",
+    "largest_probability",
+    "listing_logprobs",
+    "make_request",
+    "parse_endpoint",
+    "read_answers",
+    "read_exchanges",
+    "read_usage",
+    "to_record",
+]
