@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import peft_adapters as made
@@ -38,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = made.write_base(tiny_llama, home / "base")
     weights = made.tensors(base)
     weights["lm_head.weight"] *= SHARPER
-    made.write_checkpoint(base, weights, like=base)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     byte_level().save_pretrained(base)
     for seed, name in ((1, "mine"), (2, "other")):
         made.train(base, home / name, seed=seed, r=4, lora_alpha=8, target_modules=ALL, init_lora_weights=False)
@@ -71,18 +73,22 @@ def serves(models: Path, adapter: str | None, *, lists: bool = True) -> Fault:
 
 def _entry(tokenizer: Any, number: int, value: float) -> dict[str, Any]:
     piece = tokenizer.convert_ids_to_tokens(number)
-    letters = {letter: byte for byte, letter in _LETTERS.items()}
-    data = [letters[each] for each in piece] if all(each in letters for each in piece) else list(piece.encode())
+    data = [_LETTERS[each] for each in piece] if all(each in _LETTERS for each in piece) else list(piece.encode())
     return {"token": tokenizer.decode([number]), "logprob": value, "bytes": data}
 
 
-def _byte_letters() -> dict[int, str]:
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+def _bytes_of_letters() -> dict[str, int]:
+    """The byte for each letter of a byte-level tokenizer, as the library `tokenizers` writes it."""
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    texts = map(chr, [*range(0xD800), *range(0x10000, 0x110000, 0x10000)])
+    return {
+        letter: byte
+        for text in texts
+        for letter, byte in zip(level.pre_tokenize_str(text)[0][0], text.encode(), strict=True)
+    }
 
-    return dict(bytes_to_unicode())
 
-
-_LETTERS = _byte_letters()
+_LETTERS = _bytes_of_letters()
 
 
 @pytest.fixture
