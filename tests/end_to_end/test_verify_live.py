@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from some_tokenizers import byte_level
 
 KEY = "sk-secret-0123456789abcdef"
 ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
-SHARPER = 30.0
+SHARPER = 300.0
 """Random models predict all tokens alike. A head times this has most of the probability in a list of 20."""
 
 Verify = Callable[..., Finished]
@@ -54,7 +55,9 @@ def serves(models: Path, adapter: str | None, *, lists: bool = True) -> Fault:
     tokenizer: Any = AutoTokenizer.from_pretrained(models / "base")
     model: Any = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32).eval()
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, models / adapter).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, about names of transformers
+            model = PeftModel.from_pretrained(model, models / adapter).eval()
 
     def answer(handler: Handler, body: dict[str, Any]) -> bool:
         ids = tokenizer(body["prompt"])["input_ids"]
