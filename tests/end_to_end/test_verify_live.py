@@ -24,7 +24,7 @@ from some_tokenizers import byte_level
 KEY = "sk-secret-0123456789abcdef"
 ALL = [f"{word}_proj" for word in ("q", "k", "v", "o", "gate", "up", "down")]
 SHARPER = 300.0
-"""Random models predict all tokens alike. A head times this has most of the probability in a list of 20."""
+"""Random models predict all tokens alike. With this much larger rows of the head, letters and digits are predicted."""
 
 Verify = Callable[..., Finished]
 
@@ -40,11 +40,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("live")
     base = made.write_base(tiny_llama, home / "base")
     weights = made.tensors(base)
-    weights["lm_head.weight"] *= SHARPER
+    tokenizer = byte_level()
+    letters = [number for piece, number in tokenizer.get_vocab().items() if piece.isascii() and piece.isalnum()]
+    weights["lm_head.weight"][letters] *= SHARPER
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    byte_level().save_pretrained(base)
+    tokenizer.save_pretrained(base)
     for seed, name in ((1, "mine"), (2, "other")):
-        made.train(base, home / name, seed=seed, r=4, lora_alpha=8, target_modules=ALL, init_lora_weights=False)
+        made.train(base, home / name, seed=seed, r=4, lora_alpha=32, target_modules=ALL, init_lora_weights=False)
     made.train(base, home / "faint", steps=1, r=4, lora_alpha=1e-4, target_modules=ALL)
     made.merge(base, home / "mine", home / "tuned")
     return home
