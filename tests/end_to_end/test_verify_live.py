@@ -217,3 +217,10 @@ def test_merged_and_live_are_two_questions(verify: Verify) -> None:
 
     assert done.code == 2
     assert "merged-and-live" in done.err
+
+
+def test_a_key_needs_a_server(models: Path, command: RunCommand) -> None:
+    done = command("verify", models / "base", models / "tuned", models / "mine", "--key", "HOST_KEY")
+
+    assert done.code == 2
+    assert "key-without-live" in done.err

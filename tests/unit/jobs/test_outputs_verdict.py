@@ -255,3 +255,10 @@ def test_names_from_files_stay_on_one_line_and_short() -> None:
     for sentence in verdict_sentences(outputs({"base": 1.0, hostile: 0.2})):
         assert sentence.isprintable()
         assert len(sentence) < 400
+
+
+def test_a_candidate_whose_name_says_what_it_is_is_not_called_so_twice() -> None:
+    words = said({"base": 1.0, "model of mine": 0.2})
+
+    assert "The model of mine " in words
+    assert "model model" not in words

@@ -22,8 +22,10 @@ def times(ratio: float) -> str:
 
 
 def candidate_name(candidate: CandidateResult, *, starts_sentence: bool = True) -> str:
-    kind = {CandidateKind.ADAPTER: "the adapter ", CandidateKind.MODEL: "the model ", CandidateKind.BASE: "the "}
-    name = f"{kind.get(candidate.kind, '')}{on_one_line(candidate.name)}"
+    nouns = {CandidateKind.ADAPTER: "adapter ", CandidateKind.MODEL: "model ", CandidateKind.BASE: ""}
+    name, noun = on_one_line(candidate.name), nouns.get(candidate.kind)
+    if noun is not None:
+        name = f"the {noun}{name.removeprefix(noun)}"
     return name[:1].upper() + name[1:] if starts_sentence else name
 
 

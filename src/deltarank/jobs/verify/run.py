@@ -92,7 +92,7 @@ def verify(
         progress: receives the progress.
 
     Raises:
-        UsageError: an argument is not usable.
+        UsageError: an argument is not usable. (slug "key-without-live") `key` is given without `live`.
         AdapterError: the adapter cannot be read, is refused by the server, or belongs to another base.
         CheckpointError, PairingError, JobError: see `deltarank.errors`.
     """
@@ -114,6 +114,12 @@ def verify(
 def _live_server(live: str | None, key: str | None) -> AbstractContextManager[LiveServer | None]:
     """It answers a first request, before anything large is read."""
     if live is None:
+        if key is not None:
+            raise UsageError(
+                f"--key {key} was given without --live: there is no server to send it to.",
+                cure="Name the server: --live MODEL@URL, or leave out --key.",
+                slug="key-without-live",
+            )
         return nullcontext()
     from deltarank.jobs.verify.live_server import LiveServer
 
