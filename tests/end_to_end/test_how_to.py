@@ -31,7 +31,8 @@ def run(language: str, block: str, names: dict[str, Any]) -> None:
         return
     for line in block.splitlines():
         if line.startswith("deltarank "):
-            assert main(shlex.split(line)[1:]) == 0, line
+            # No server runs at the address of the page; test_verify_live.py asks servers that do.
+            assert main(shlex.split(line)[1:]) == ("--live" in line), line
 
 
 def test_extract_verify_and_load(
@@ -49,9 +50,11 @@ def test_extract_verify_and_load(
     names: dict[str, Any] = {}
     for language, block in blocks():
         run(language, block, names)
-    printed = " ".join(capsys.readouterr().out.split())
+    captured = capsys.readouterr()
+    printed = " ".join(captured.out.split())
     assert "within 0.01 % of optimal" in printed
     assert "merged holds adapter exactly" in printed
+    assert "Endpoint of --live (localhost:8000) cannot be reached" in captured.err
 
     tokens = torch.arange(3, 15)[None]
     with torch.no_grad():
