@@ -1,6 +1,8 @@
 """What libraries log while they are imported does not reach a user's terminal."""
 
 import logging
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -21,3 +23,9 @@ def test_only_errors_are_logged_inside_and_everything_afterwards(caplog: pytest.
 def test_a_library_that_is_missing_raises_import_error() -> None:
     with pytest.raises(ImportError):
         import_silently("no_such_library")
+
+
+def test_calibration_needs_no_bitsandbytes() -> None:
+    """It is an extra, and PEFT's module for it cannot be imported without."""
+    code = "import sys; sys.modules['bitsandbytes'] = None; import deltarank.jobs.calibrate"
+    subprocess.run([sys.executable, "-c", code], check=True)

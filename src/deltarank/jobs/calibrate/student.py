@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from deltarank.results import WeightPlacement, count
 from deltarank.system import import_silently
 
 peft = import_silently("peft")  # it imports bitsandbytes, which logs
-import_silently("peft.tuners.lora.bnb")  # and so does its first use
+if find_spec("bitsandbytes"):
+    import_silently("peft.tuners.lora.bnb")  # and so does its first use
 
 Factors = Mapping[str, Tensor]
 """The trained parameters, by their names in PEFT's model."""
