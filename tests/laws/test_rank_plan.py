@@ -119,6 +119,8 @@ def test_an_adapter_with_weights_of_its_own_is_as_large_as_the_base() -> None:
 def test_one_that_failed_is_not_planned() -> None:
     found = plan(fleet(*(finetune(n, (0, 0, 0)) for n in "ab"), FleetFinetune.failed("c", "c", "NaN")), max_error=0.1)
     assert found.unplanned == ("c",)
+    assert found.sentences[0].endswith(" 1 finetune is not in this plan.")
+    assert "Not in the plan, because no weights were measured: c." in found.sentences
     assert [need.served_as for need in found.finetunes] == [8, 8]
 
 

@@ -13,6 +13,7 @@ from deltarank.cli.memory_size import memory_size
 from deltarank.cli.options import (
     UserPath,
     audit_option,
+    base_revision_option,
     device_option,
     dry_run_option,
     fetch_option,
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     "the current folder.",
 )
 @output_option("FLEET", "Folder for the results", "runs/ and the base's name, with -fleet")
-@click.option("--revision", "base_revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
+@base_revision_option
 @fetch_option
 @ranks_option("Ranks to measure", DEFAULT_RANKS)
 @solver_options

@@ -38,6 +38,7 @@ fetch_option = click.option(
     "at least 5 GB would remain free]",
 )
 
+base_revision_option = click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
 revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of FINETUNE on the Hub.")
 force_option = click.option("--force", is_flag=True, help="Replace what another run left in the output folder.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan and stop; no tensor is read.")
@@ -46,8 +47,7 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print no progre
 
 def input_options(function: _Function) -> _Function:
     """BASE and FINETUNE with their revisions, and how they are fetched."""
-    base_revision = click.option("--base-revision", metavar="REV", help="Branch, tag or commit of BASE on the Hub.")
-    return base_revision(revision_option(fetch_option(function)))
+    return base_revision_option(revision_option(fetch_option(function)))
 
 
 def filter_options(function: _Function) -> _Function:

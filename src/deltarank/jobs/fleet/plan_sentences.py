@@ -20,7 +20,14 @@ def plan_sentences(plan: RankPlan, *, fits: bool) -> tuple[str, ...]:
     Args:
         fits: whether any plan fits the memory.
     """
-    return (_answer(plan, fits), *_details(plan), NOT_COUNTED)
+    return (_answer(plan, fits) + _without(plan), *_details(plan), NOT_COUNTED)
+
+
+def _without(plan: RankPlan) -> str:
+    """The finetunes that the answer does not cover; "" if it covers all."""
+    if not plan.unplanned:
+        return ""
+    return f" {count(len(plan.unplanned), 'finetune is', 'finetunes are')} not in this plan."
 
 
 def _answer(plan: RankPlan, fits: bool) -> str:
@@ -77,8 +84,8 @@ def _details(plan: RankPlan) -> Iterator[str]:
             "for that take more memory than own weights, or do not fit."
         )
     if plan.unplanned:
-        lacking = "have no outputs on their runs" if plan.measure is PlanMeasure.KLD else "were not measured"
-        yield f"Not in the plan, because they {lacking}: {_listed(plan.unplanned)}."
+        lacking = "no outputs were measured" if plan.measure is PlanMeasure.KLD else "no weights were measured"
+        yield f"Not in the plan, because {lacking}: {_listed(plan.unplanned)}."
 
 
 def _of_what(measure: PlanMeasure) -> str:
