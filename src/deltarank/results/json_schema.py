@@ -28,7 +28,7 @@ def schema_of(kind: type, *, title: str, figures: Figures, hidden: Collection[st
     for (owner, name, _), schema in zip(added, schemas[1:], strict=True):
         parts[owner.__name__]["properties"][name] = schema
     for part in parts.values():
-        _shorten(part)
+        _tidy(part)
     whole = parts.pop(kind.__name__)
     for name in hidden:
         del whole["properties"][name]
@@ -40,11 +40,17 @@ def _text(_: type) -> dict[str, Any]:
     return {"type": "string"}
 
 
-def _shorten(part: dict[str, Any]) -> None:
-    """A description without indentation; none where Python wrote the docstring (the signature of the class)."""
+def _tidy(part: dict[str, Any]) -> None:
+    """A description without indentation; none where Python wrote the docstring (the signature of the class).
+
+    Empty objects are no defaults: msgspec states them from 0.23 on, and not before.
+    """
     described = inspect.cleandoc(part.pop("description", ""))
     if described and not described.startswith(f"{part.get('title')}("):
         part["description"] = described
+    for field in part.get("properties", {}).values():
+        if field.get("default") == {}:
+            del field["default"]
 
 
 def _used(whole: Mapping[str, Any], parts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
