@@ -1,6 +1,7 @@
 """Messages and cures of errors are sentences."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,3 +28,19 @@ def test_messages_and_cures_begin_with_a_capital_letter() -> None:
     ]
 
     assert small == []
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "messages.md"
+
+
+def sections() -> dict[str, str]:
+    """The text below each heading of the page."""
+    _, *parts = PAGE.read_text(encoding="utf-8").split("\n## ")
+    return {name: text for name, _, text in (part.partition("\n") for part in parts)}
+
+
+def test_every_section_quotes_its_message_and_has_a_cure() -> None:
+    """The message first, as a quotation; then what it means, where it does not say that itself; then what to do."""
+    form = re.compile(r"\n(> .+\n)+\n(.+\n\n?)?\*\*Cure\.\*\* \S.*", re.DOTALL)
+
+    assert [name for name, text in sections().items() if not form.fullmatch(text)] == []
