@@ -16,7 +16,7 @@ from commands import StopAfter
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.jobs.compare.measure import MatrixMeasurer, group_small_matrices
 from deltarank.results import MatrixResult, Outcome, Results
-from deltarank.runtime import SolverOptions, WorkerPool, make_plan
+from deltarank.runtime import SolverOptions, ThreadPool, make_plan
 
 EXPERTS, ROWS, COLUMNS = 40, 24, 48
 RANKS = [1, 4, 8, 16]
@@ -91,7 +91,7 @@ def test_neither_the_stack_nor_the_number_of_workers_changes_a_number(
         measurer = MatrixMeasurer(settings)
         alone = {step.pair.name: measurer.result(step) for step in steps}
         groups = group_small_matrices(steps)
-        pools = [WorkerPool(lambda: MatrixMeasurer(settings), workers) for workers in (1, 2, 3)]
+        pools = [ThreadPool(lambda: MatrixMeasurer(settings), workers) for workers in (1, 2, 3)]
         side_by_side = [{m.name: m for m in dict(pool.results(groups)).values()} for pool in pools]
         in_threes = [measurer.results(group[i : i + 3]) for group in groups for i in range(0, len(group), 3)]
 

@@ -33,9 +33,10 @@ from deltarank.runtime.run_folder import (
     read_identity,
 )
 from deltarank.runtime.solver_options import SolverOptions, as_tuple, check_choice, is_number
+from deltarank.runtime.thread_pool import ThreadPool
 from deltarank.runtime.throughput import Throughput
 from deltarank.runtime.time_estimate import TimeEstimate
-from deltarank.runtime.workers import Task, Worker, WorkerPool
+from deltarank.runtime.workers import PoolMaker, ResultT, Task, TaskPool, TaskT, Worker, task_pool, use_pools
 
 __all__ = [
     "FIXED_MEMORY",
@@ -53,17 +54,21 @@ __all__ = [
     "PairRefs",
     "PartOfJob",
     "Plan",
+    "PoolMaker",
     "ProgressListener",
     "Record",
     "Ref",
+    "ResultT",
     "RunFolder",
     "SolverOptions",
     "Step",
     "Task",
+    "TaskPool",
+    "TaskT",
+    "ThreadPool",
     "Throughput",
     "TimeEstimate",
     "Worker",
-    "WorkerPool",
     "as_output_error",
     "as_tuple",
     "available_memory",
@@ -84,5 +89,7 @@ __all__ = [
     "run_provenance",
     "shows_keywords",
     "step_lines",
+    "task_pool",
+    "use_pools",
     "utc_timestamp",
 ]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence, Set
-from typing import TypeVar
+
+import torch
 
 from deltarank.checkpoints import Checkpoint, Pair, SummedTensor
 from deltarank.runtime.plan import READ_RATE, Plan, Step
 from deltarank.runtime.progress import ProgressListener
 from deltarank.runtime.throughput import Throughput
 from deltarank.runtime.time_estimate import TimeEstimate
-from deltarank.runtime.workers import TaskT, Worker, WorkerPool
-
-_Result = TypeVar("_Result")
+from deltarank.runtime.workers import ResultT, TaskT, Worker, task_pool
 
 
 def planned_seconds(step: Step) -> float:
@@ -42,24 +41,27 @@ def estimate_time(
 
 def matrix_pass(
     groups: Sequence[Sequence[TaskT]],
-    make_worker: Callable[[], Worker[TaskT, _Result]],
+    make_worker: Callable[[], Worker[TaskT, ResultT]],
     *,
     seconds: Callable[[TaskT], float],
     workers: int,
+    device: torch.device,
     progress: ProgressListener,
     estimate: TimeEstimate,
-) -> Generator[_Result, None, None]:
-    """Yields a result for each task, as they are finished; see `WorkerPool`.
+) -> Generator[ResultT, None, None]:
+    """Yields a result for each task, as they are finished; see `TaskPool`.
 
     Progress is reported after the caller has taken a result, so that what it reports as finished has been kept.
 
     Args:
         seconds: what the plan foretold for a task.
+        workers: how many are planned on this machine.
+        device: what they compute on.
     """
     names = [task.pair.name for group in groups for task in group]
     if names:
         progress.began(names[0])
-    pool = WorkerPool(make_worker, workers)
+    pool = task_pool(make_worker, workers=workers, device=device)
     for number, (task, result) in enumerate(pool.results(groups), start=1):
         yield result
         estimate.add(task.pair.name, seconds(task))

@@ -1,127 +1,88 @@
-"""A pool of worker threads, each with an equal share of the cores.
+"""Where the tasks of a job run: the interface of a pool, and which one is used.
 
-While one worker reads, the other computes, on a GPU too. On two cores, two matrices on a thread each are measured 1.5
-times as fast (rank 64, 2048 x 8192; 1.25 times for all singular values) as one matrix on two threads, which wait for
-each other at every step; and ten times as fast when another program takes part of a core.
+A job makes tasks and a factory of workers, and asks `task_pool` for a pool. That of threads is the default. Another one
+is chosen once, where a command or a program begins, with `use_pools`: no job knows of it.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from itertools import accumulate
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol, TypeVar
 
 import torch
 
-from deltarank.checkpoints import Pair, Prefetcher, SummedTensor, interrupt_reads
+from deltarank.checkpoints import Pair, SummedTensor
 
 
 class Task(Protocol):
-    """A tensor to work on."""
+    """A tensor to work on. It is pickled for another machine: its sources then become references to their files."""
 
     @property
     def pair(self) -> Pair | SummedTensor: ...
 
 
-MOST_SUBMITTED = 256
-"""Groups that wait for a worker or work: a long run has a hundred thousand, and each takes memory once submitted."""
-
 TaskT = TypeVar("TaskT", bound=Task)
+ResultT = TypeVar("ResultT")
 _Handled = TypeVar("_Handled", bound=Task, contravariant=True)
-_Result = TypeVar("_Result")
 _Given = TypeVar("_Given", covariant=True)
 
 
 class Worker(Protocol[_Handled, _Given]):
-    """Works on one group of tasks after another, in one thread, with buffers of its own."""
+    """Works on one group of tasks after another, in one thread, with buffers of its own. Its results are plain data."""
 
     def results(self, tasks: Sequence[_Handled]) -> Sequence[_Given]: ...
 
 
-class WorkerPool(Generic[TaskT, _Result]):
-    """Runs groups of tasks on `workers` threads. No result depends on the number of workers or on the order.
+class TaskPool(Protocol[TaskT, _Given]):
+    """Runs groups of tasks. No result depends on the kind of pool, on the number of workers, or on the order."""
 
-    Args:
-        make_worker: called once in each thread.
-        workers: threads; each of them uses torch.get_num_threads() / workers threads for linear algebra.
-    """
-
-    def __init__(self, make_worker: Callable[[], Worker[TaskT, _Result]], workers: int) -> None:
-        self._make_worker = make_worker
-        self._workers = workers
-        self._local = threading.local()
-        self._stopped = threading.Event()
-
-    def results(self, groups: Sequence[Sequence[TaskT]]) -> Iterator[tuple[TaskT, _Result]]:
+    def results(self, groups: Sequence[Sequence[TaskT]]) -> Iterator[tuple[TaskT, _Given]]:
         """Yields each task with its result, as they are finished. A worker takes a whole group at a time.
 
         Raises:
             Exception: the first that a worker raised, after the results of all finished groups were yielded.
         """
-        threads = torch.get_num_threads()
-        share = max(threads // self._workers, 1)
-        pool = ThreadPoolExecutor(self._workers, "deltarank", self._start_worker, (share,))
-        pairs = [task.pair for group in groups for task in group]
-        prefetcher = Prefetcher(pairs)
-        starts = accumulate(map(len, groups), initial=0)
-
-        def submit(group: Sequence[TaskT], number: int) -> Future[Sequence[_Result]]:
-            return pool.submit(self._work, group, number, prefetcher)
-
-        try:
-            yield from _as_finished(submit, zip(groups, starts, strict=False))
-        except BaseException:
-            interrupt_reads(pairs)
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)
-
-    def _start_worker(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._local.worker = self._make_worker()
-
-    def _work(self, group: Sequence[TaskT], number: int, prefetcher: Prefetcher) -> Sequence[_Result]:
-        """Announces the next reads first, so that the disk or the network works while this thread computes."""
-        if self._stopped.is_set():
-            raise CancelledError
-        prefetcher.reached(number, at_least=len(group) - 1 + self._workers)
-        worker: Worker[TaskT, _Result] = self._local.worker
-        try:
-            return worker.results(group)
-        except BaseException:
-            self._stopped.set()
-            raise
 
 
-def _as_finished(
-    submit: Callable[[Sequence[TaskT], int], Future[Sequence[_Result]]], tasks: Iterable[tuple[Sequence[TaskT], int]]
-) -> Iterator[tuple[TaskT, _Result]]:
-    """Submits the groups, some ahead of the workers, and yields from those that are finished."""
-    running: dict[Future[Sequence[_Result]], Sequence[TaskT]] = {}
-    failures: list[BaseException] = []
-    for group, number in tasks:
-        if len(running) >= MOST_SUBMITTED:
-            yield from _finished(running, failures)
-        if failures:
-            break
-        running[submit(group, number)] = group
-    while running:
-        yield from _finished(running, failures)
-    if failures:
-        raise failures[0]
+class PoolMaker(Protocol):
+    """Makes the pool of one pass over many tensors."""
+
+    def __call__(
+        self, make_worker: Callable[[], Worker[TaskT, ResultT]], *, workers: int, device: torch.device
+    ) -> TaskPool[TaskT, ResultT]:
+        """
+        Args:
+            make_worker: called once for each worker. Only what can be pickled may be in it.
+            workers: how many are planned on one machine.
+            device: what they compute on.
+        """
 
 
-def _finished(
-    running: dict[Future[Sequence[_Result]], Sequence[TaskT]], failures: list[BaseException]
-) -> Iterator[tuple[TaskT, _Result]]:
-    """Waits until a group is finished, and takes all that are."""
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        group = running.pop(future)
-        failure = future.exception()
-        if failure is None:
-            yield from zip(group, future.result(), strict=True)
-        elif not isinstance(failure, CancelledError):
-            failures.append(failure)
+def _thread_pool(
+    make_worker: Callable[[], Worker[TaskT, ResultT]], *, workers: int, device: torch.device
+) -> TaskPool[TaskT, ResultT]:
+    from deltarank.runtime.thread_pool import ThreadPool
+
+    return ThreadPool(make_worker, workers)
+
+
+_chosen: ContextVar[PoolMaker] = ContextVar("pool maker", default=_thread_pool)
+
+
+@contextmanager
+def use_pools(maker: PoolMaker) -> Iterator[None]:
+    """All jobs of the block use pools of this kind."""
+    token = _chosen.set(maker)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def task_pool(
+    make_worker: Callable[[], Worker[TaskT, ResultT]], *, workers: int, device: torch.device
+) -> TaskPool[TaskT, ResultT]:
+    """A pool of the kind that was chosen; see `PoolMaker`."""
+    return _chosen.get()(make_worker, workers=workers, device=device)

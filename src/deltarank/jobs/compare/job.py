@@ -197,6 +197,7 @@ class CompareRun:
             lambda: MatrixMeasurer(options, matrices=len(plan.steps)),
             seconds=planned_seconds,
             workers=plan.parallel_matrices,
+            device=options.torch_device,
             progress=self.progress,
             estimate=estimate,
         ):

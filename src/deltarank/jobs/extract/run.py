@@ -141,6 +141,7 @@ class ExtractRun:
             self.make_factoriser,
             seconds=planned_seconds,
             workers=work.parallel_matrices,
+            device=work.options.torch_device,
             progress=self.progress,
             estimate=estimate,
         ):

@@ -146,6 +146,7 @@ class BasePass:
             lambda: FleetWorker(FleetMeasurer(self._options, sketch_length=length), self._shared),
             seconds=planned_seconds,
             workers=min((member.job.plan.parallel_matrices for member in self._members), default=1),
+            device=self._options.torch_device,
             progress=progress,
             estimate=estimate,
         )

@@ -122,6 +122,7 @@ class OutputsRun:
             lambda: MatrixDecomposer(options, max(ranks), factor_file),
             seconds=planned_seconds,
             workers=1,  # a small part of the job's time; a second matrix at a time would only raise its memory
+            device=options.torch_device,
             progress=self.listener,
             estimate=self._progress.estimate,
         )

@@ -65,6 +65,7 @@ class VerifyJob:
                 make_worker,
                 seconds=lambda task: task.pair.nbytes / READ_RATE,
                 workers=parallel_tensors(self._targets, self._options.torch_device),
+                device=self._options.torch_device,
                 progress=progress,
                 estimate=TimeEstimate(progress, math.fsum(each.nbytes / READ_RATE for each in self._targets)),
             )

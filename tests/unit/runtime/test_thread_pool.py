@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltarank.checkpoints import Pair, Piece
-from deltarank.runtime import WorkerPool
+from deltarank.runtime import ThreadPool
 
 
 class NoFile:
@@ -54,13 +54,13 @@ def test_every_task_has_its_result(workers: int, size: int) -> None:
     _, tasks = tasks_of(10)
     groups = [tasks[i : i + size] for i in range(0, len(tasks), size)]
 
-    found = dict(WorkerPool(Squarer, workers).results(groups))
+    found = dict(ThreadPool(Squarer, workers).results(groups))
 
     assert found == {task: task.number**2 for task in tasks}
 
 
 def test_no_tasks_are_no_results() -> None:
-    assert list(WorkerPool(Squarer, 2).results([])) == []
+    assert list(ThreadPool(Squarer, 2).results([])) == []
 
 
 def test_workers_share_the_threads_and_give_them_back() -> None:
@@ -73,7 +73,7 @@ def test_workers_share_the_threads_and_give_them_back() -> None:
 
     before = torch.get_num_threads()
     _, tasks = tasks_of(4)
-    list(WorkerPool(Counter, 2).results([[task] for task in tasks]))
+    list(ThreadPool(Counter, 2).results([[task] for task in tasks]))
 
     assert set(seen) == {max(before // 2, 1)}
     assert torch.get_num_threads() == before
@@ -87,7 +87,7 @@ def test_what_a_worker_raises_comes_after_what_was_finished() -> None:
             return super().results(tasks)
 
     source, tasks = tasks_of(50)
-    results = WorkerPool(Breaker, 1).results([[task] for task in tasks])
+    results = ThreadPool(Breaker, 1).results([[task] for task in tasks])
 
     assert [next(results)[0].number, next(results)[0].number] == [0, 1]
     with pytest.raises(OSError, match="disk full"):
@@ -97,7 +97,7 @@ def test_what_a_worker_raises_comes_after_what_was_finished() -> None:
 
 def test_who_stops_listening_interrupts_the_reads() -> None:
     source, tasks = tasks_of(50)
-    results = WorkerPool(Squarer, 2).results([[task] for task in tasks])
+    results = ThreadPool(Squarer, 2).results([[task] for task in tasks])
     next(results)
     results.close()  # type: ignore[attr-defined]
 
