@@ -81,6 +81,11 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def own_copy(factor: Tensor) -> Tensor:
+    """A factor on the CPU that shares no memory with the buffers of a worker, which goes on to the next matrix."""
+    return factor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
 def write_factors(path: Path, a: Tensor, b: Tensor) -> None:
     """Writes the bytes of A and then of B; the file appears whole or not at all.
 

@@ -33,10 +33,11 @@ from deltarank.runtime.run_folder import (
     read_identity,
 )
 from deltarank.runtime.solver_options import SolverOptions, as_tuple, check_choice, is_number
+from deltarank.runtime.tasks import PoolMaker, ResultT, Task, TaskPool, TaskT, Worker
 from deltarank.runtime.thread_pool import ThreadPool
 from deltarank.runtime.throughput import Throughput
 from deltarank.runtime.time_estimate import TimeEstimate
-from deltarank.runtime.workers import PoolMaker, ResultT, Task, TaskPool, TaskT, Worker, task_pool, use_pools
+from deltarank.runtime.workers import task_pool, use_pools
 
 __all__ = [
     "FIXED_MEMORY",

@@ -10,9 +10,10 @@ import torch
 from deltarank.checkpoints import Checkpoint, Pair, SummedTensor
 from deltarank.runtime.plan import READ_RATE, Plan, Step
 from deltarank.runtime.progress import ProgressListener
+from deltarank.runtime.tasks import ResultT, TaskT, Worker
 from deltarank.runtime.throughput import Throughput
 from deltarank.runtime.time_estimate import TimeEstimate
-from deltarank.runtime.workers import ResultT, TaskT, Worker, task_pool
+from deltarank.runtime.workers import task_pool
 
 
 def planned_seconds(step: Step) -> float:

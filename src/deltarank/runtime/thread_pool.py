@@ -16,7 +16,7 @@ from typing import Generic
 import torch
 
 from deltarank.checkpoints import Prefetcher, interrupt_reads
-from deltarank.runtime.workers import ResultT, TaskT, Worker
+from deltarank.runtime.tasks import ResultT, TaskT, Worker
 
 MOST_SUBMITTED = 256
 """Groups that wait for a worker or work: a long run has a hundred thousand, and each takes memory once submitted."""

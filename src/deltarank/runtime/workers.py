@@ -1,70 +1,24 @@
-"""Where the tasks of a job run: the interface of a pool, and which one is used.
+"""Where the tasks of a job run.
 
-A job makes tasks and a factory of workers, and asks `task_pool` for a pool. That of threads is the default. Another one
-is chosen once, where a command or a program begins, with `use_pools`: no job knows of it.
+A job makes tasks and a factory of workers, and asks `task_pool` for a pool: one of threads, unless another kind was
+chosen where a command or a program begins, with `use_pools`. No job knows of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
 
 import torch
 
-from deltarank.checkpoints import Pair, SummedTensor
-
-
-class Task(Protocol):
-    """A tensor to work on. It is pickled for another machine: its sources then become references to their files."""
-
-    @property
-    def pair(self) -> Pair | SummedTensor: ...
-
-
-TaskT = TypeVar("TaskT", bound=Task)
-ResultT = TypeVar("ResultT")
-_Handled = TypeVar("_Handled", bound=Task, contravariant=True)
-_Given = TypeVar("_Given", covariant=True)
-
-
-class Worker(Protocol[_Handled, _Given]):
-    """Works on one group of tasks after another, in one thread, with buffers of its own. Its results are plain data."""
-
-    def results(self, tasks: Sequence[_Handled]) -> Sequence[_Given]: ...
-
-
-class TaskPool(Protocol[TaskT, _Given]):
-    """Runs groups of tasks. No result depends on the kind of pool, on the number of workers, or on the order."""
-
-    def results(self, groups: Sequence[Sequence[TaskT]]) -> Iterator[tuple[TaskT, _Given]]:
-        """Yields each task with its result, as they are finished. A worker takes a whole group at a time.
-
-        Raises:
-            Exception: the first that a worker raised, after the results of all finished groups were yielded.
-        """
-
-
-class PoolMaker(Protocol):
-    """Makes the pool of one pass over many tensors."""
-
-    def __call__(
-        self, make_worker: Callable[[], Worker[TaskT, ResultT]], *, workers: int, device: torch.device
-    ) -> TaskPool[TaskT, ResultT]:
-        """
-        Args:
-            make_worker: called once for each worker. Only what can be pickled may be in it.
-            workers: how many are planned on one machine.
-            device: what they compute on.
-        """
+from deltarank.runtime.tasks import PoolMaker, ResultT, TaskPool, TaskT, Worker
+from deltarank.runtime.thread_pool import ThreadPool
 
 
 def _thread_pool(
     make_worker: Callable[[], Worker[TaskT, ResultT]], *, workers: int, device: torch.device
 ) -> TaskPool[TaskT, ResultT]:
-    from deltarank.runtime.thread_pool import ThreadPool
-
     return ThreadPool(make_worker, workers)
 
 

@@ -39,9 +39,11 @@ def decomposed(before: Checkpoint, after: Checkpoint, folder: Path, rank: int = 
     def factor_file(name: str) -> Path:
         return folder / f"{numbers[name]}.factors"
 
-    results = MatrixDecomposer(settings, rank, factor_file).results(plan.steps)
+    found = MatrixDecomposer(settings, rank).results(plan.steps)
+    for each in found:
+        each.write(factor_file(each.result.matrix))
     pairs = {each.name: each for each in pairing.pairs}
-    return LowRankDeltas(pairs, {each.matrix: each for each in results}, factor_file, CPU)
+    return LowRankDeltas(pairs, {each.result.matrix: each.result for each in found}, factor_file, CPU)
 
 
 def test_full_rank_everywhere_is_the_finetune_and_rank_0_the_base(pair: tuple[Path, Path], tmp_path: Path) -> None:

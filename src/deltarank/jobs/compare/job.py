@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +194,7 @@ class CompareRun:
         waiting = [step for step in plan.steps if step.pair.name not in self.matrices]
         for result in matrix_pass(
             group_small_matrices(waiting),
-            lambda: MatrixMeasurer(options, matrices=len(plan.steps)),
+            partial(MatrixMeasurer, options, matrices=len(plan.steps)),
             seconds=planned_seconds,
             workers=plan.parallel_matrices,
             device=options.torch_device,

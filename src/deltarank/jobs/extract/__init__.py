@@ -2,7 +2,7 @@
 
 from deltarank.jobs.extract.api import extract, extract_with_picture, plan_extraction
 from deltarank.jobs.extract.card_update import update_card
-from deltarank.jobs.extract.factorise import MatrixFactoriser
+from deltarank.jobs.extract.factorise import FactoredMatrix, MatrixFactoriser
 from deltarank.jobs.extract.job import ExtractJob
 from deltarank.jobs.extract.model_card import render_model_card
 from deltarank.jobs.extract.options import ExtractKeywords, ExtractOptions
@@ -18,6 +18,7 @@ __all__ = [
     "ExtractOptions",
     "ExtractedAdapter",
     "ExtractionPlan",
+    "FactoredMatrix",
     "MatrixFactoriser",
     "StagingFolder",
     "SummedEnergy",

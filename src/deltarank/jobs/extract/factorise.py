@@ -1,22 +1,40 @@
-"""Factors one matrix: reads the pair, computes A and B, rounds and measures them, and stores them in a file."""
+"""Factors one matrix: reads the pair, computes A and B, rounds and measures them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltarank.adapters import is_adapted, write_factors
+from deltarank.adapters import is_adapted, own_copy, write_factors
 from deltarank.jobs.extract.layout import Target
 from deltarank.jobs.extract.result import AdapterMatrix
 from deltarank.results import Loss, Outcome
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, as_output_error, failure_outcome
 from deltarank.spectra import Factors, RoundingNoise, Sums, Workspace, factorise, residual_energy
+
+
+@dataclass(frozen=True)
+class FactoredMatrix:
+    """The result of a matrix, and A and B as they are to be written; None if it has none."""
+
+    matrix: AdapterMatrix
+    factors: tuple[Tensor, Tensor] | None = None
+
+    def write(self, path: Path) -> None:
+        """Writes the factors, if there are any.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        if self.factors is not None:
+            with as_output_error(path.parent):
+                write_factors(path, *self.factors)
 
 
 class MatrixFactoriser:
@@ -25,7 +43,6 @@ class MatrixFactoriser:
     Args:
         targets: by tensor name.
         dtype: that A and B are stored in.
-        factors_path: the file for the factors of a target, by tensor name.
         buffers: another one of this thread, whose buffers are used, too.
     """
 
@@ -34,7 +51,6 @@ class MatrixFactoriser:
         options: SolverOptions,
         targets: Mapping[str, Target],
         dtype: torch.dtype,
-        factors_path: Callable[[str], Path],
         *,
         buffers: MatrixFactoriser | None = None,
     ) -> None:
@@ -42,46 +58,39 @@ class MatrixFactoriser:
         self._workspace: Workspace = buffers._workspace if buffers else Workspace(options.torch_device)
         self._targets = targets
         self._dtype = dtype
-        self._factors_path = factors_path
 
-    def results(self, steps: Sequence[Step]) -> list[AdapterMatrix]:
+    def results(self, steps: Sequence[Step]) -> list[FactoredMatrix]:
         return [self.result(step) for step in steps]
 
-    def result(self, step: Step) -> AdapterMatrix:
-        """A matrix that cannot be read or computed gives a result with that outcome.
-
-        Raises:
-            OutputError: the factors cannot be stored.
-        """
+    def result(self, step: Step) -> FactoredMatrix:
+        """A matrix that cannot be read or computed gives a result with that outcome."""
         target = self._targets[step.pair.name]
         try:
             noise = None if is_adapted(step.pair) else RoundingNoise(has_format=step.pair.finetune.storage is not None)
             delta, sums = self._reader.read(step.pair, noise)
             return self._factored(target, delta, sums, noise)
         except TENSOR_FAILURES as error:
-            return _without_factors(target, *failure_outcome(error))
+            return FactoredMatrix(_without_factors(target, *failure_outcome(error)))
 
-    def _factored(self, target: Target, delta: Tensor, sums: Sums, noise: RoundingNoise | None) -> AdapterMatrix:
+    def _factored(self, target: Target, delta: Tensor, sums: Sums, noise: RoundingNoise | None) -> FactoredMatrix:
         if not sums.is_finite:
-            return _without_factors(target, Outcome.NOT_FINITE, Outcome.NOT_FINITE.sentence)
+            return FactoredMatrix(_without_factors(target, Outcome.NOT_FINITE, Outcome.NOT_FINITE.sentence))
         result = replace(_without_factors(target, Outcome.IDENTICAL), energy=sums.energy, base_energy=sums.base_energy)
         if sums.is_zero:
             nothing = _loss(target, 0.0, 0.0)
-            return replace(result, losses=(nothing,), written=nothing)
+            return FactoredMatrix(replace(result, losses=(nothing,), written=nothing))
         factors = factorise(delta, target.rank, energy=sums.energy, workspace=self._workspace)
         a, b = _rounded(factors, target, self._dtype)
         left, right = (a.T, b.T) if target.transposed else (b, a)
         lost = residual_energy(delta, left, right, self._workspace)
-        path = self._factors_path(target.pair.name)
-        with as_output_error(path.parent):
-            write_factors(path, a, b)
-        return replace(
+        measured = replace(
             result,
             **_noise_figures(target, factors, sums, noise),
             outcome=Outcome.MEASURED,
             losses=(_loss(target, factors.lost, sums.energy),),
             written=_loss(target, lost, sums.energy),
         )
+        return FactoredMatrix(measured, (own_copy(a), own_copy(b)))
 
 
 def _noise_figures(target: Target, factors: Factors, sums: Sums, noise: RoundingNoise | None) -> dict[str, Any]:

@@ -45,10 +45,12 @@ DrawBudget = Callable[[Mapping[str, Any]], bytes]
 
 @dataclass
 class ExtractRun:
-    """One pass over a plan. The workers write the factors to disk; only numbers come here.
+    """One pass over a plan. What the workers find is written at once.
 
     matrices  the results of the targets so far, by tensor name
     sums      the energies of the other tensors so far, by tensor name
+
+    `factors_path` is the file for the factors of a target, by tensor name.
     """
 
     plan: ExtractionPlan
@@ -64,7 +66,7 @@ class ExtractRun:
     def __post_init__(self) -> None:
         self._dtype = FACTOR_DTYPES[self.plan.dtype]
         self._targets = {target.pair.name: target for target in self.plan.layout.targets}
-        self._factors_path = self.staging.factors_paths(self._targets)
+        self.factors_path = self.staging.factors_paths(self._targets)
 
     @property
     def base(self) -> Checkpoint:
@@ -84,7 +86,7 @@ class ExtractRun:
             self.progress.resumed(finished)
 
     def _has_factors(self, name: str) -> bool:
-        target, path = self._targets[name], self._factors_path(name)
+        target, path = self._targets[name], self.factors_path(name)
         size = sum(target.linear_shape) * target.rank * self._dtype.itemsize
         return path.is_file() and path.stat().st_size == size
 
@@ -109,7 +111,7 @@ class ExtractRun:
         for warning in adapter_warnings(contents, self.base.tensors.keys()):
             self._warn(warning)
         adapter = self._description(contents, started)
-        writer = AdapterWriter(contents, self.names, self.finetune, self._dtype, self._factors_path)
+        writer = AdapterWriter(contents, self.names, self.finetune, self._dtype, self.factors_path)
         with self.staging.whole() as folder:
             writer.write(folder)
             check = check_written(folder, self.names.architecture, self.plan.layout.server)
@@ -129,24 +131,25 @@ class ExtractRun:
         """The matrices that have no factors yet."""
         return [step for step in self.plan.work.steps if step.pair.name not in self.matrices]
 
-    @property
-    def make_factoriser(self) -> Callable[..., MatrixFactoriser]:
-        """Makes the worker of a thread, without a reference to this run. Takes `buffers`."""
-        return partial(MatrixFactoriser, self.plan.work.options, self._targets, self._dtype, self._factors_path)
+    def make_factoriser(self, steps: Iterable[Step]) -> Callable[..., MatrixFactoriser]:
+        """Makes a worker for these matrices, without a reference to this run. Takes `buffers`."""
+        targets = {step.pair.name: self._targets[step.pair.name] for step in steps}
+        return partial(MatrixFactoriser, self.plan.work.options, targets, self._dtype)
 
     def _factor_all(self, estimate: TimeEstimate) -> None:
         work = self.plan.work
-        for matrix in matrix_pass(
+        for found in matrix_pass(
             [[step] for step in self.waiting],
-            self.make_factoriser,
+            self.make_factoriser(self.waiting),
             seconds=planned_seconds,
             workers=work.parallel_matrices,
             device=work.options.torch_device,
             progress=self.progress,
             estimate=estimate,
         ):
-            self.matrices[matrix.name] = matrix
-            self.staging.keep(matrix)
+            found.write(self.factors_path(found.matrix.name))
+            self.matrices[found.matrix.name] = found.matrix
+            self.staging.keep(found.matrix)
 
     def _sum_all(self, estimate: TimeEstimate) -> None:
         reader = DeltaReader(self.plan.work.options)

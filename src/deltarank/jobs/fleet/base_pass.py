@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from deltarank.checkpoints import Piece, SharedSource, SummedTensor, rows_of_chunk
 from deltarank.jobs.compare import MatrixMeasurer, group_small_matrices
-from deltarank.jobs.fleet.extraction import FactorStep, FactorWorker
-from deltarank.jobs.fleet.member import FleetStep, Member
+from deltarank.jobs.fleet.extraction import Factored, FactorStep, FactorWorker
+from deltarank.jobs.fleet.member import FleetStep, MeasuredMatrix, Member
 from deltarank.jobs.fleet.sketches import encoded_sketch, length_for
 from deltarank.runtime import (
     READ_RATE,
@@ -31,10 +31,6 @@ WINDOW_BYTES = 64_000_000
 """Of a tensor that is only summed, this much of the base is in memory at a time: an embedding may have gigabytes."""
 
 
-Keep = Callable[[], None]
-"""Keeps a result in the folder of its finetune."""
-
-
 class FleetMeasurer:
     """Measures matrices of several finetunes, as `MatrixMeasurer` does those of one, and sketches their deltas.
 
@@ -48,13 +44,13 @@ class FleetMeasurer:
         self._measurers: dict[int, MatrixMeasurer] = {}
         self._sketches: dict[int, str] = {}
 
-    def results(self, steps: Sequence[FleetStep]) -> list[Keep]:
+    def results(self, steps: Sequence[FleetStep]) -> list[MeasuredMatrix]:
         """Those of a group, whose finetunes have equally many matrices."""
         self._sketches.clear()
-        measured = self._measurer(len(steps[0].member.job.plan.steps)).results(steps)
+        results = self._measurer(steps[0].matrices).results(steps)
         return [
-            partial(step.member.take, result, self._sketches.get(id(step)))
-            for step, result in zip(steps, measured, strict=True)
+            MeasuredMatrix(step.finetune, result, self._sketches.get(id(step)))
+            for step, result in zip(steps, results, strict=True)
         ]
 
     def _measurer(self, matrices: int) -> MatrixMeasurer:
@@ -71,11 +67,11 @@ class FleetMeasurer:
 class FleetWorker:
     """Works on groups of either kind, in one thread, and releases their tensors of the base."""
 
-    def __init__(self, measurer: FleetMeasurer, shared: SharedSource) -> None:
-        self._measurer, self._shared = measurer, shared
+    def __init__(self, options: SolverOptions, shared: SharedSource, *, sketch_length: int) -> None:
+        self._measurer, self._shared = FleetMeasurer(options, sketch_length=sketch_length), shared
         self._factor_worker = FactorWorker()
 
-    def results(self, steps: Sequence[FleetStep | FactorStep]) -> list[Keep]:
+    def results(self, steps: Sequence[FleetStep | FactorStep]) -> Sequence[MeasuredMatrix | Factored]:
         try:
             if isinstance(steps[0], FactorStep):
                 return self._factor_worker.results([step for step in steps if isinstance(step, FactorStep)])
@@ -140,18 +136,18 @@ class BasePass:
 
     def _measure(self, progress: ProgressListener, estimate: TimeEstimate) -> None:
         self._shared.expect(step.pair.base for step in self._steps)
-        length = length_for(self._members[0].job.base)
+        members = {member.listed.name: member for member in self._members}
         results = matrix_pass(
             self._groups(),
-            lambda: FleetWorker(FleetMeasurer(self._options, sketch_length=length), self._shared),
+            partial(FleetWorker, self._options, self._shared, sketch_length=length_for(self._members[0].job.base)),
             seconds=planned_seconds,
             workers=min((member.job.plan.parallel_matrices for member in self._members), default=1),
             device=self._options.torch_device,
             progress=progress,
             estimate=estimate,
         )
-        for keep in results:
-            keep()
+        for found in results:
+            members[found.finetune].take(found)
 
     def _groups(self) -> list[tuple[FleetStep | FactorStep, ...]]:
         """Small matrices are measured together, those of several finetunes, too."""
@@ -162,7 +158,7 @@ class BasePass:
             if isinstance(step, FactorStep):
                 groups.append((step,))
             else:
-                of_runs.setdefault(len(step.member.job.plan.steps), []).append(step)
+                of_runs.setdefault(step.matrices, []).append(step)
         groups += [group for steps in of_runs.values() for group in group_small_matrices(steps)]
         return sorted(groups, key=lambda group: order[id(group[-1])])
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from deltarank.checkpoints import Checkpoint, SummedTensor
 from deltarank.jobs.extract import (
-    AdapterMatrix,
     ExtractedAdapter,
     ExtractJob,
     ExtractOptions,
+    FactoredMatrix,
     MatrixFactoriser,
     StagingFolder,
     SummedEnergy,
@@ -24,9 +23,18 @@ from deltarank.spectra import Sums
 
 @dataclass(frozen=True)
 class FactorStep(Step):
-    """A matrix of one of the finetunes that gets factors."""
+    """A matrix of one of the finetunes that gets factors: `make_factoriser` makes the worker for it alone."""
 
-    extraction: Extraction = field(compare=False, repr=False)
+    finetune: str
+    make_factoriser: Callable[..., MatrixFactoriser]
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A matrix of one of the finetunes with its factors."""
+
+    finetune: str
+    found: FactoredMatrix
 
 
 class Extraction:
@@ -41,8 +49,15 @@ class Extraction:
     """
 
     def __init__(
-        self, sides: tuple[Checkpoint, Checkpoint], options: ExtractOptions, output: Path, *, force: bool
+        self,
+        finetune: str,
+        sides: tuple[Checkpoint, Checkpoint],
+        options: ExtractOptions,
+        output: Path,
+        *,
+        force: bool,
     ) -> None:
+        """`finetune`: its name in the fleet."""
         self._sides, self._options, self.output = sides, options, output
         job = ExtractJob(*sides, options)
         self._staging = StagingFolder(output, job.identity)
@@ -55,17 +70,18 @@ class Extraction:
         with self._staging as staging:
             run = job.begin(staging, force=force, progress=ProgressListener())
         self.nbytes = run.plan.adapter_bytes
-        self._make_factoriser: Callable[..., MatrixFactoriser] = run.make_factoriser
+        self._factors_path = run.factors_path
         biases = {tensor.name for tensor in run.plan.layout.unfactored if tensor.bias_of}
         self.summed = {each.name for each in run.plan.work.pairing.summed} - run.sums.keys() - biases
-        self.steps = [FactorStep(step.pair, step.solver, step.seconds, step.memory, self) for step in run.waiting]
+        self.steps = [
+            FactorStep(*(step.pair, step.solver, step.seconds, step.memory), finetune, run.make_factoriser([step]))
+            for step in run.waiting
+        ]
 
-    def factoriser(self, buffers: MatrixFactoriser | None) -> MatrixFactoriser:
-        return self._make_factoriser(buffers=buffers)
-
-    def keep(self, matrix: AdapterMatrix) -> None:
+    def keep(self, found: FactoredMatrix) -> None:
+        found.write(self._factors_path(found.matrix.name))
         with self._staging as staging:
-            staging.keep(matrix)
+            staging.keep(found.matrix)
 
     def keep_sums(self, tensor: SummedTensor, sums: Sums) -> None:
         """Of one of `summed`."""
@@ -86,13 +102,11 @@ class FactorWorker:
     """Factors matrices of several finetunes, in one thread, in the same buffers."""
 
     def __init__(self) -> None:
-        self._of: dict[Extraction, MatrixFactoriser] = {}
+        self._last: MatrixFactoriser | None = None
 
-    def results(self, steps: Sequence[FactorStep]) -> list[Callable[[], None]]:
-        """What keeps each of them."""
-        return [partial(step.extraction.keep, self._factoriser(step.extraction).result(step)) for step in steps]
+    def results(self, steps: Sequence[FactorStep]) -> list[Factored]:
+        return [Factored(step.finetune, self._factoriser(step).result(step)) for step in steps]
 
-    def _factoriser(self, extraction: Extraction) -> MatrixFactoriser:
-        if extraction not in self._of:
-            self._of[extraction] = extraction.factoriser(next(iter(self._of.values()), None))
-        return self._of[extraction]
+    def _factoriser(self, step: FactorStep) -> MatrixFactoriser:
+        self._last = step.make_factoriser(buffers=self._last)
+        return self._last

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from deltarank.checkpoints import SummedTensor
 from deltarank.jobs.compare import CompareJob, CompareRun, not_summed, summed
-from deltarank.jobs.fleet.extraction import Extraction
+from deltarank.jobs.fleet.extraction import Extraction, Factored
 from deltarank.jobs.fleet.finetunes import Listed
 from deltarank.jobs.fleet.sketches import SKETCH_OF, length_for, save_sketches
 from deltarank.results import MatrixResult, Results, Skipped, to_plain
@@ -19,9 +19,19 @@ HEADER_BYTES = 1_500
 
 @dataclass(frozen=True)
 class FleetStep(Step):
-    """A matrix of one of the finetunes."""
+    """A matrix of one of the finetunes, which has so many."""
 
-    member: Member = field(compare=False, repr=False)
+    finetune: str
+    matrices: int
+
+
+@dataclass(frozen=True)
+class MeasuredMatrix:
+    """The result of a matrix of one of the finetunes, and the sketch of its delta if that is not zero."""
+
+    finetune: str
+    result: MatrixResult
+    sketch: str | None
 
 
 @dataclass(eq=False)
@@ -77,9 +87,10 @@ class Member:
         """The matrices that are to be measured."""
         if self.results is not None:
             return []
+        steps, name = self.job.plan.steps, self.listed.name
         return [
-            FleetStep(step.pair, step.solver, step.seconds, step.memory, self)
-            for step in self.job.plan.steps
+            FleetStep(step.pair, step.solver, step.seconds, step.memory, name, len(steps))
+            for step in steps
             if step.pair.name not in self.finished
         ]
 
@@ -103,10 +114,13 @@ class Member:
         if self.extraction is not None and self._adapter_lacks(tensor) and isinstance(found, Sums):
             self.extraction.keep_sums(tensor, found)
 
-    def take(self, result: MatrixResult, sketch: str | None) -> None:
-        """The result of a matrix, and the sketch of its delta if that is not zero."""
-        self.seconds += result.seconds or 0.0
-        self.keep(result, sketch)
+    def take(self, found: MeasuredMatrix | Factored) -> None:
+        """Keeps what a worker found."""
+        if isinstance(found, MeasuredMatrix):
+            self.seconds += found.result.seconds or 0.0
+            self.keep(found.result, found.sketch)
+        elif self.extraction is not None:
+            self.extraction.keep(found.found)
 
     def keep(self, result: MatrixResult | Skipped, sketch: str | None = None) -> None:
         """Writes a result to the folder, which is closed again: hundreds of runs would be too many open files.

@@ -96,7 +96,7 @@ class FleetRun:
             return None
         output = self.folder.path / listed.name / f"adapter-r{options.rank}-{options.server}"
         try:
-            return Extraction((job.base, job.finetune), options, output, force=self.folder.force)
+            return Extraction(listed.name, (job.base, job.finetune), options, output, force=self.folder.force)
         except OutputError:
             raise
         except DeltarankError as error:

@@ -15,7 +15,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from deltarank.adapters import write_factors
+from deltarank.adapters import own_copy, write_factors
 from deltarank.checkpoints import Pair
 from deltarank.errors import JobError
 from deltarank.models import Edit, read_piece
@@ -68,6 +68,19 @@ class MatrixDecomposition:
             )
 
 
+@dataclass(frozen=True)
+class Decomposed:
+    """A decomposition, and its factors in float32 as they are to be written; None if it has none."""
+
+    result: MatrixDecomposition
+    factors: tuple[Tensor, Tensor] | None = None
+
+    def write(self, path: Path) -> None:
+        """Writes the factors, if there are any. Raises OSError if they cannot be written."""
+        if self.factors is not None:
+            write_factors(path, *self.factors)
+
+
 class MatrixDecomposer:
     """Decomposes one matrix after another, in one thread.
 
@@ -75,27 +88,29 @@ class MatrixDecomposer:
         rank: the largest rank that is needed.
     """
 
-    def __init__(self, options: SolverOptions, rank: int, factor_file: FactorFile) -> None:
+    def __init__(self, options: SolverOptions, rank: int) -> None:
         self._reader = DeltaReader(options)
-        self._rank, self._factor_file = rank, factor_file
+        self._rank = rank
 
-    def results(self, steps: Sequence[Step]) -> list[MatrixDecomposition]:
+    def results(self, steps: Sequence[Step]) -> list[Decomposed]:
         return [self._decompose(step.pair) for step in steps]
 
-    def _decompose(self, pair: Pair) -> MatrixDecomposition:
-        """A matrix that fails is a result too. Raises OSError if the factors cannot be written."""
+    def _decompose(self, pair: Pair) -> Decomposed:
+        """A matrix that fails is a result too."""
         try:
             delta, sums = self._reader.read(pair)
             if not sums.is_finite:
-                return MatrixDecomposition(pair.name, Outcome.NOT_FINITE, reason=Outcome.NOT_FINITE.sentence)
+                return Decomposed(
+                    MatrixDecomposition(pair.name, Outcome.NOT_FINITE, reason=Outcome.NOT_FINITE.sentence)
+                )
             if sums.is_zero:
-                return MatrixDecomposition(pair.name, Outcome.IDENTICAL)
+                return Decomposed(MatrixDecomposition(pair.name, Outcome.IDENTICAL))
             factors = factorise(delta, self._rank, energy=sums.energy, workspace=self._reader.workspace)
         except TENSOR_FAILURES as error:
             outcome, reason = failure_outcome(error)
-            return MatrixDecomposition(pair.name, outcome, reason=reason)
-        write_factors(self._factor_file(pair.name), factors.left.T.float(), factors.right.float())
-        return MatrixDecomposition(pair.name, Outcome.MEASURED, factors.values, sums.energy, factors.lost)
+            return Decomposed(MatrixDecomposition(pair.name, outcome, reason=reason))
+        result = MatrixDecomposition(pair.name, Outcome.MEASURED, factors.values, sums.energy, factors.lost)
+        return Decomposed(result, (own_copy(factors.left.T.float()), own_copy(factors.right.float())))
 
 
 @dataclass(frozen=True)

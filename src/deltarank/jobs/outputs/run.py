@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from deltarank.jobs.outputs.answers import AnswerRecord, Answers, candidate_seed, finetune_records, with_ids
@@ -119,7 +119,7 @@ class OutputsRun:
         decompositions = self._resume_decompositions(factor_file)
         results = matrix_pass(
             [[step] for step in steps if step.pair.name not in decompositions],
-            lambda: MatrixDecomposer(options, max(ranks), factor_file),
+            partial(MatrixDecomposer, options, max(ranks)),
             seconds=planned_seconds,
             workers=1,  # a small part of the job's time; a second matrix at a time would only raise its memory
             device=options.torch_device,
@@ -127,8 +127,10 @@ class OutputsRun:
             estimate=self._progress.estimate,
         )
         with closing(results):
-            for result in results:
+            for found in results:
+                result = found.result
                 result.check()
+                found.write(factor_file(result.matrix))
                 decompositions[result.matrix] = result
                 self.run_folder.append(to_plain(result))
         return LowRankDeltas(pairs, decompositions, factor_file, options.torch_device)

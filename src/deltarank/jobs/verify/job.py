@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
 from deltarank.adapters import Applied, LoraAdapter, PartKind, Unloaded, UnusedTensor, apply_adapter
@@ -47,7 +48,7 @@ class VerifyJob:
 
     def fits(self, progress: ProgressListener) -> tuple[TensorFit, ...]:
         """A row for each tensor that both checkpoints have, in their order, then for each bias that neither has."""
-        rows = self._rows(lambda: FitMeasurer(self._adapter, self._applied.changes, self._options), progress)
+        rows = self._rows(partial(FitMeasurer, self._adapter, self._applied.changes, self._options), progress)
         new = [
             new_bias_row(self._adapter, bias) for bias in self._new_biases if bias.part.tensor not in self._one_sided
         ]
@@ -55,7 +56,7 @@ class VerifyJob:
 
     def merges(self, progress: ProgressListener) -> tuple[MergedTensor, ...]:
         """A row for each tensor that both checkpoints have, in their order."""
-        return self._rows(lambda: MergeMeasurer(self._adapter, self._applied.changes, self._options), progress)
+        return self._rows(partial(MergeMeasurer, self._adapter, self._applied.changes, self._options), progress)
 
     def _rows(self, make_worker: Callable[[], Worker[FitTask, _Row]], progress: ProgressListener) -> tuple[_Row, ...]:
         rows = {
