@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import peft_adapters as made
 from commands import Finished, RunCommand
+from deltarank.jobs.verify import live_models
 from fake_endpoint import FakeEndpoint, Fault, Handler, serving
 from some_tokenizers import byte_level
 
@@ -141,6 +142,85 @@ def test_the_verdict_comes_first_in_the_output(models: Path, verify: Verify) -> 
     assert "mine keeps" in " ".join(done.out.split())
 
 
+@pytest.mark.parametrize(("served", "verdict"), [("mine", "adapter"), (None, "base")])
+def test_a_quantised_base_is_told_and_within_a_wider_tolerance_it_counts(
+    models: Path, verify: Verify, served: str | None, verdict: str
+) -> None:
+    """The rows of the base's matrices are rounded to 15 values each, about as much as quantisation in 4 bits does."""
+    with serving(FakeEndpoint(fault=serves(_quantised(models), served))) as (server,):
+        strict = live(verify(server.reference, "--json"))
+        wide = live(verify(server.reference, "--json", "--tolerance", 0.5))
+
+    near, far = (strict[f"kld_{name}"] for name in (("adapter", "base") if served else ("base", "adapter")))
+    assert strict["verdict"] == "neither"
+    assert 0.002 < near < far / 10
+    assert strict["sentences"][0].startswith(
+        f"The server answers nearly as {'base + adapter' if served else 'the base'}"
+    )
+    assert strict["strength"] == pytest.approx(1 if served else 0, abs=0.3)
+    assert (wide["verdict"], wide["tolerance"]) == (verdict, 0.5)
+
+
+def _quantised(models: Path) -> Path:
+    home = models.parent / "quantised"
+    if not home.exists():
+        shutil.copytree(models, home)
+        weights = made.tensors(home / "base")
+        for name, weight in weights.items():
+            if weight.dim() == 2:
+                step = weight.abs().amax(dim=1, keepdim=True) / 7
+                weights[name] = (weight / step).round() * step
+        save_file(weights, home / "base" / "model.safetensors", metadata={"format": "pt"})
+    return home
+
+
+def test_half_of_the_strength_is_told(models: Path, verify: Verify) -> None:
+    home = models.parent / "half"
+    shutil.copytree(models, home)
+    settings = home / "mine" / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "lora_alpha": 16}))
+    with serving(FakeEndpoint(fault=serves(home, "mine"))) as (server,):
+        found = live(verify(server.reference, "--json"))
+
+    assert found["verdict"] == "neither"
+    assert 0.25 < found["strength"] < 0.75
+
+
+def test_lists_that_are_made_up_are_not_used(models: Path, verify: Verify) -> None:
+    """The greedy tokens are those of the adapter, and every list is that of the first prompt."""
+    answer, first = serves(models, "mine"), serves(models, None)
+    prompts: list[str] = []
+
+    def fault(handler: Handler, body: dict[str, Any]) -> bool:
+        prompts.append(body["prompt"])
+        return first(handler, {**body, "prompt": prompts[0]}) if body.get("logprobs") else answer(handler, body)
+
+    with serving(FakeEndpoint(fault=fault)) as (server,):
+        found = live(verify(server.reference, "--json"))
+
+    assert found["verdict"] == "adapter", found
+    assert found["kld_base"] is None
+    assert "they are made up, and not used" in " ".join(found["sentences"])
+    assert len(server.requests) <= 20
+
+
+def test_a_base_that_does_not_fit_is_streamed_with_the_same_figures(
+    models: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompts are fresh, so the figures are those of equal models: next to 0, and far from the base."""
+    monkeypatch.setattr("deltarank.jobs.verify.live_models.available_memory", lambda _: 1000)
+    streamed: list[object] = []
+    real = live_models.stream_model
+    monkeypatch.setattr(live_models, "stream_model", lambda *args, **named: streamed.append(1) or real(*args, **named))
+    with serving(FakeEndpoint(fault=serves(models, "mine"))) as (server,):
+        found = live(verify(server.reference, "--json"))
+
+    assert len(streamed) == 2
+    assert found["verdict"] == "adapter", found
+    assert found["kld_adapter"] < 1e-6
+    assert found["kld_base"] > 0.002
+
+
 def test_an_adapter_that_changes_too_little_is_undecided(models: Path, verify: Verify) -> None:
     with serving(FakeEndpoint(fault=serves(models, "faint"))) as (server,):
         found = live(verify(server.reference, "--json", adapter="faint"))
@@ -219,8 +299,17 @@ def test_merged_and_live_are_two_questions(verify: Verify) -> None:
     assert "merged-and-live" in done.err
 
 
-def test_a_key_needs_a_server(models: Path, command: RunCommand) -> None:
-    done = command("verify", models / "base", models / "tuned", models / "mine", "--key", "HOST_KEY")
+@pytest.mark.parametrize("words", [("--key", "HOST_KEY"), ("--tolerance", 0.01)])
+def test_a_key_and_a_tolerance_need_a_server(models: Path, command: RunCommand, words: tuple[object, ...]) -> None:
+    done = command("verify", models / "base", models / "tuned", models / "mine", *words)
 
     assert done.code == 2
-    assert "key-without-live" in done.err
+    assert "option-without-live" in done.err
+
+
+@pytest.mark.parametrize("tolerance", [0, 1.5, "nan"])
+def test_a_tolerance_is_a_small_number(verify: Verify, tolerance: object) -> None:
+    done = verify("tiny@http://127.0.0.1:9/v1", "--tolerance", tolerance)
+
+    assert done.code == 2
+    assert "bad-number" in done.err

@@ -14,6 +14,7 @@ from deltarank.cli.options import device_option, input_options, json_option, qui
 from deltarank.cli.run_command import quieten_the_hub
 from deltarank.cli.streams import out, sayer, width, wrapped
 from deltarank.results import MergeCheck, count, escape, figure, format_table, percent_kept
+from deltarank.system import Default
 
 if TYPE_CHECKING:
     from deltarank.results import FitEnergies, Verification
@@ -53,6 +54,13 @@ _COLUMN = 11
     help="Ask this server, which has an OpenAI-compatible API, whether it applies ADAPTER. Runs the base here, too.",
 )
 @click.option("--key", metavar="VAR", help="Environment variable with the key for --live.  [default: OPENAI_API_KEY]")
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="NATS",
+    help="With --live: the server answers as a model up to this KL divergence per token.  "
+    f"[default: {Default.ENDPOINT_TOLERANCE}]",
+)
 @input_options
 @click.option("--adapter-revision", metavar="REV", help="Branch, tag or commit of ADAPTER on the Hub.")
 @device_option()

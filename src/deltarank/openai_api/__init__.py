@@ -5,6 +5,7 @@ from deltarank.openai_api.answers import (
     EndpointAnswer,
     Usage,
     largest_probability,
+    lists_repeat,
     read_answers,
     read_usage,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "fresh_prompt",
     "largest_probability",
     "listing_logprobs",
+    "lists_repeat",
     "make_request",
     "parse_endpoint",
     "read_answers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,18 @@ class Usage:
 def largest_probability(listed: Distribution) -> float:
     """Of the tokens of one position; at least one is listed."""
     return min(1.0, math.exp(max(listed.values())))
+
+
+def lists_repeat(lists: Sequence[Distribution]) -> bool:
+    """Whether lists after different prompts are the same, which those of a model never are.
+
+    Their first three entries are compared: beside them may stand the token that was sampled.
+    """
+    return len(lists) > 1 and len({_most_probable(each) for each in lists}) == 1
+
+
+def _most_probable(listed: Distribution) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(listed.items(), key=lambda item: -item[1])[:3])
 
 
 def read_answers(payload: Mapping[str, Any]) -> list[EndpointAnswer]:

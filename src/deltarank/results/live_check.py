@@ -29,6 +29,9 @@ class LiveCheck:
     kld_base, kld_adapter    lower bounds of the KL divergence from the server, in nats per token, averaged over the
                              prompts; None where the server lists no log-probabilities
     kld_apart                likewise between base and base + adapter, in the direction with the smaller divergence
+    strength                 the share of the adapter's change of the log-probabilities that the server shows: 0 for the
+                             base, 1 for base + adapter; None where it lists none
+    tolerance                nats per token within which the server counts as near
     prompts                  how many were compared
     """
 
@@ -38,5 +41,7 @@ class LiveCheck:
     kld_base: Nats | None
     kld_adapter: Nats | None
     kld_apart: Nats | None
+    strength: float | None
+    tolerance: Nats
     prompts: Count
     sentences: tuple[str, ...]

@@ -21,6 +21,7 @@ from deltarank.openai_api import (
     fresh_prompt,
     largest_probability,
     listing_logprobs,
+    lists_repeat,
     make_request,
     read_answers,
     read_usage,
@@ -204,14 +205,8 @@ def _fewer_logprobs(api: EndpointApi) -> Sequence[_Features]:
 
 def _notes_on_lists(answers: _AnswersOf) -> Iterable[str]:
     """Log-probabilities that cannot be those of a model: the same list after two prompts."""
-    lists = answers.lists(*_LISTS) or answers.lists(*_FEWER_LISTS)
-    if len(lists) > 1 and len({_most_probable(each) for each in lists}) == 1:
+    if lists_repeat(answers.lists(*_LISTS) or answers.lists(*_FEWER_LISTS)):
         yield "its log-probabilities are the same after different prompts, and are not used"
-
-
-def _most_probable(listed: Distribution) -> tuple[tuple[str, float], ...]:
-    """The first of a list, without the token that was sampled, which may stand beside it."""
-    return tuple(sorted(listed.items(), key=lambda item: -item[1])[:3])
 
 
 def probe_key(api: EndpointApi, key: str) -> str:

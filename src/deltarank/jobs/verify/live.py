@@ -19,8 +19,16 @@ from deltarank.divergence import kld_lower_bound
 from deltarank.errors import JobError
 from deltarank.jobs.verify.live_models import LocalModels, adapter_edits
 from deltarank.jobs.verify.live_server import LiveServer
-from deltarank.jobs.verify.live_verdict import GreedyTokens, ListedTokens, PromptCounts, judge_greedy, judge_lists
-from deltarank.openai_api import Distribution
+from deltarank.jobs.verify.live_verdict import (
+    FEWEST_PROMPTS,
+    Asked,
+    GreedyTokens,
+    ListedTokens,
+    PromptCounts,
+    judge_greedy,
+    judge_lists,
+)
+from deltarank.openai_api import Distribution, lists_repeat
 from deltarank.results import LiveCheck, escape, percent
 
 CANDIDATES = 32
@@ -32,12 +40,19 @@ CLEAR_MARGIN = 0.2
 
 
 def check_live(
-    server: LiveServer, base: Checkpoint, adapter: LoraAdapter, applied: Applied, device: torch.device
+    server: LiveServer,
+    base: Checkpoint,
+    adapter: LoraAdapter,
+    applied: Applied,
+    *,
+    tolerance: float,
+    device: torch.device,
 ) -> LiveCheck:
     """What `server` answers as: base + adapter, the base, or neither.
 
     Args:
         applied: what the adapter changes in the base.
+        tolerance: nats per token within which it is near to one of them.
 
     Raises:
         AdapterError: PEFT would not load the adapter as it is.
@@ -49,10 +64,13 @@ def check_live(
     prompts = [server.prompt(1 + number) for number in range(CANDIDATES)]
     predictions = models.predict([models.token_ids(prompt, counts.shift) for prompt in prompts])
     candidates = [_Candidate(prompt, *rows) for prompt, *rows in zip(prompts, *predictions, strict=True)]
-    if server.lists:
-        found = judge_lists(server.ref, _compare_lists(server, models, candidates), counts)
+    lists = _ask_for_lists(server, candidates) if server.lists else []
+    asked = Asked(server.ref, counts, tolerance)
+    why = _unusable(server, [listed for _, listed in lists])
+    if why is None:
+        found = judge_lists(asked, _compare_lists(server, models, lists))
     else:
-        found = judge_greedy(server.ref, _compare_greedy(server, models, candidates), counts)
+        found = judge_greedy(asked, why, _compare_greedy(server, models, candidates))
     return replace(found, sentences=(*found.sentences, *_left_out(adapter, applied)))
 
 
@@ -99,29 +117,65 @@ def _prompt_counts(server: LiveServer, models: LocalModels) -> PromptCounts:
     return PromptCounts(len(ids), theirs, difference if explained else 0)
 
 
-def _compare_lists(server: LiveServer, models: LocalModels, candidates: Sequence[_Candidate]) -> list[ListedTokens]:
-    """On the prompts that differ most. A prompt for which the server lists nothing is left out."""
-    found: list[ListedTokens] = []
-    unknown: list[float] = []
+_Listed = Sequence[tuple[_Candidate, Distribution]]
+
+
+def _ask_for_lists(server: LiveServer, candidates: Sequence[_Candidate]) -> _Listed:
+    """After the prompts that differ most. A prompt for which the server lists nothing is left out."""
+    found: list[tuple[_Candidate, Distribution]] = []
     for each in sorted(candidates, key=lambda each: -each.apart):
         if len(found) == LISTED_PROMPTS or not server.has_requests_left:
             break
         if listed := server.first_token_list(each.prompt):
-            unknown.append(_unknown_share(models, listed))
-            found.append(_listed_tokens(models, each, listed))
-    if unknown and math.fsum(unknown) / len(unknown) > 0.5:
-        raise _tokenizer_differs(server, math.fsum(unknown) / len(unknown))
+            found.append((each, listed))
     return found
+
+
+def _unusable(server: LiveServer, lists: Sequence[Distribution]) -> str | None:
+    """Why nothing can be said by these lists, in a sentence."""
+    if not server.lists:
+        return "The server lists no log-probabilities."
+    if len(lists) < FEWEST_PROMPTS:
+        return "The server lists log-probabilities too seldom."
+    if lists_repeat(lists):
+        return "The server's log-probabilities are the same after different prompts: they are made up, and not used."
+    return None
+
+
+def _compare_lists(server: LiveServer, models: LocalModels, lists: _Listed) -> list[ListedTokens]:
+    unknown = math.fsum(_unknown_share(models, listed) for _, listed in lists) / len(lists)
+    if unknown > 0.5:
+        raise _tokenizer_differs(server, unknown)
+    return [_listed_tokens(models, each, listed) for each, listed in lists]
 
 
 def _listed_tokens(models: LocalModels, each: _Candidate, listed: Distribution) -> ListedTokens:
     base, adapter = (dict(_on_list(models, row, listed)) for row in (each.base, each.adapter))
+    along, length = _moments(listed, base, adapter)
     return ListedTokens(
+        along=along,
+        length=length,
         to_base=kld_lower_bound(listed, base),
         to_adapter=kld_lower_bound(listed, adapter),
         apart=min(kld_lower_bound(base, adapter), kld_lower_bound(adapter, base)),
         seen=min(1.0, math.fsum(map(math.exp, listed.values()))),
     )
+
+
+def _moments(listed: Distribution, base: Distribution, adapter: Distribution) -> tuple[float, float]:
+    """How far the server's log-probabilities have gone from the base's to the adapter's, as a fraction of two sums.
+
+    With x = log p_adapter - log p_base and y = log p_server - log p_base of the listed tokens, weighted with the
+    server's probabilities: the covariance of x and y, and the variance of x. Their ratio is 0 for the base and 1 for
+    base + adapter.
+    """
+    texts = [text for text in listed if text in base and text in adapter]
+    server, before, after = (
+        torch.tensor([each[text] for text in texts], dtype=torch.float64) for each in (listed, base, adapter)
+    )
+    weights = torch.softmax(server, 0)
+    centred = weights * (after - before - weights @ (after - before))
+    return float(centred @ (server - before)), float(centred @ (after - before))
 
 
 def _on_list(models: LocalModels, row: Tensor, listed: Distribution) -> Iterator[tuple[str, float]]:

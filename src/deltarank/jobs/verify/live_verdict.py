@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from deltarank.openai_api import EndpointRef
 from deltarank.results import LiveCheck, LiveVerdict, count, figure, percent
-from deltarank.system import Default
-
-TOLERANCE = Default.ENDPOINT_TOLERANCE
-"""Nats per token up to which a server counts as near: other kernels and rounding make smaller distances."""
 
 LEAST_SEEN = 0.5
 """Of the probability, the least that lists must show on average."""
 
 FEWEST_PROMPTS, FEWEST_GREEDY = 2, 3
+
+NEARLY = 10
+"""A server that is nearer to one of both than to the other by this factor answers nearly as that one."""
 
 _HOW_TO_APPLY = (
     "In vLLM, a request names the adapter (by its name in --lora-modules), not the base; llama.cpp's server is started "
@@ -29,13 +29,76 @@ _UNTOLD = (
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Who was asked, how its prompts are counted, and the nats per token within which it is near to a model.
+
+    Other kernels and rounding make distances below the default tolerance; quantised weights make larger ones.
+    """
+
+    ref: EndpointRef
+    counts: PromptCounts
+    tolerance: float
+
+    def check(
+        self,
+        verdict: LiveVerdict,
+        sentences: Sequence[str],
+        prompts: int = 0,
+        distances: Distances | None = None,
+    ) -> LiveCheck:
+        base, adapter, apart, strength = (
+            (distances.base, distances.adapter, distances.apart, distances.strength) if distances else (None,) * 4
+        )
+        told = (*sentences, *self.counts.sentences())
+        return LiveCheck(
+            self.ref.model, self.ref.url, verdict, base, adapter, apart, strength, self.tolerance, prompts, told
+        )
+
+
+@dataclass(frozen=True)
 class ListedTokens:
-    """One prompt: the divergences from the server's list, and the share of the probability on it."""
+    """One prompt: the divergences from the server's list, and the share of the probability on it.
+
+    along, length    covariance and variance of log-probabilities, whose ratio is the strength of the adapter
+    """
 
     to_base: float
     to_adapter: float
     apart: float
     seen: float
+    along: float
+    length: float
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Means over prompts, in nats per token; and the share of the adapter's change that the server shows."""
+
+    base: float
+    adapter: float
+    apart: float
+    seen: float
+    strength: float | None
+
+    @classmethod
+    def of(cls, found: Sequence[ListedTokens]) -> Self:
+        names = ("to_base", "to_adapter", "apart", "seen", "along", "length")
+        sums = [math.fsum(getattr(each, name) for each in found) for name in names]
+        base, adapter, apart, seen = (each / len(found) for each in sums[:4])
+        along, length = sums[4:]
+        return cls(base, adapter, apart, seen, along / length if length else None)
+
+    @property
+    def nearest(self) -> LiveVerdict:
+        return LiveVerdict.ADAPTER if self.adapter < self.base else LiveVerdict.BASE
+
+    @property
+    def least(self) -> float:
+        return min(self.base, self.adapter)
+
+    @property
+    def is_nearly_one(self) -> bool:
+        return self.least * NEARLY <= max(self.base, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -71,50 +134,34 @@ class PromptCounts:
             )
 
 
-def judge_lists(ref: EndpointRef, found: Sequence[ListedTokens], counts: PromptCounts) -> LiveCheck:
+def judge_lists(asked: Asked, found: Sequence[ListedTokens]) -> LiveCheck:
     """By the mean divergences from the server to each of both."""
-    if len(found) < FEWEST_PROMPTS:
-        return _check(
-            ref, LiveVerdict.UNDECIDED, ["It cannot be decided: the server listed log-probabilities too seldom."]
-        )
-    base, adapter, apart, seen = (
-        math.fsum(getattr(each, name) for each in found) / len(found)
-        for name in ("to_base", "to_adapter", "apart", "seen")
-    )
-    distances = (base, adapter, apart)
-    prompts = count(len(found), "prompt")
-    if reason := _undecidable(distances, seen, prompts):
-        return _check(ref, LiveVerdict.UNDECIDED, [reason, *counts.sentences()], len(found), distances)
-    verdict = _nearest(base, adapter)
+    distances, prompts = Distances.of(found), count(len(found), "prompt")
+    if reason := _undecidable(distances, asked.tolerance, prompts):
+        return asked.check(LiveVerdict.UNDECIDED, [reason], len(found), distances)
+    verdict = distances.nearest if distances.least <= asked.tolerance else LiveVerdict.NEITHER
     measured = (
-        f"Its first tokens after {prompts} are {figure(adapter)} nats per token from base + adapter and {figure(base)} "
-        f"from the base. Base and base + adapter are {figure(apart)} apart there."
+        f"Its first tokens after {prompts} are {figure(distances.adapter)} nats per token from base + adapter and "
+        f"{figure(distances.base)} from the base. Base and base + adapter are {figure(distances.apart)} apart there."
     )
-    sentences = [_HEADLINES[verdict], measured, *_advice(verdict, base, adapter), *counts.sentences()]
-    return _check(ref, verdict, sentences, len(found), distances)
+    sentences = [_headline(verdict, distances), measured, *_advice(verdict, distances, asked.tolerance)]
+    return asked.check(verdict, sentences, len(found), distances)
 
 
-def _undecidable(distances: tuple[float, float, float], seen: float, prompts: str) -> str | None:
-    base, adapter, apart = distances
-    if apart <= TOLERANCE:
+def _undecidable(found: Distances, tolerance: float, prompts: str) -> str | None:
+    if found.apart <= tolerance:
         return (
             f"It cannot be decided: on the {prompts} on which base and base + adapter differ most, they are "
-            f"{figure(apart)} nats per token apart, and kernels and rounding can make {TOLERANCE:g}."
+            f"{figure(found.apart)} nats per token apart, and the tolerance is {tolerance:g}."
         )
-    if seen < LEAST_SEEN and min(base, adapter) <= TOLERANCE:
-        return f"It cannot be decided: the server lists only {percent(seen)} of the probability."
-    if max(base, adapter) <= TOLERANCE:
+    if found.seen < LEAST_SEEN and found.least <= tolerance:
+        return f"It cannot be decided: the server lists only {percent(found.seen)} of the probability."
+    if max(found.base, found.adapter) <= tolerance:
         return (
-            f"It cannot be decided: the server is within {TOLERANCE:g} nats per token of both base and base + adapter "
-            f"({figure(base)} and {figure(adapter)})."
+            f"It cannot be decided: the server is within {tolerance:g} nats per token of both base and base + adapter "
+            f"({figure(found.base)} and {figure(found.adapter)})."
         )
     return None
-
-
-def _nearest(base: float, adapter: float) -> LiveVerdict:
-    if min(base, adapter) > TOLERANCE:
-        return LiveVerdict.NEITHER
-    return LiveVerdict.ADAPTER if adapter < base else LiveVerdict.BASE
 
 
 _HEADLINES = {
@@ -122,37 +169,67 @@ _HEADLINES = {
     LiveVerdict.BASE: "The server does not apply the adapter: it answers as the base alone.",
     LiveVerdict.NEITHER: "The server answers neither as base + adapter nor as the base alone.",
 }
+_MODELS = {LiveVerdict.ADAPTER: "base + adapter", LiveVerdict.BASE: "the base alone"}
 
 
-def _advice(verdict: LiveVerdict, base: float, adapter: float) -> Iterator[str]:
+def _headline(verdict: LiveVerdict, found: Distances) -> str:
+    if verdict is LiveVerdict.NEITHER and found.is_nearly_one:
+        return f"The server answers nearly as {_MODELS[found.nearest]}, but not within the tolerance."
+    return _HEADLINES[verdict]
+
+
+def _advice(verdict: LiveVerdict, found: Distances, tolerance: float) -> Iterator[str]:
     if verdict is LiveVerdict.BASE:
         yield _HOW_TO_APPLY
-    if verdict is LiveVerdict.NEITHER:
-        nearer = "base + adapter" if adapter < base else "the base alone"
-        yield f"It is nearer to {nearer}, but more than {TOLERANCE:g} nats per token from both. {_UNTOLD}"
+    if verdict is not LiveVerdict.NEITHER:
+        return
+    if found.strength is not None:
+        yield f"Of the change that the adapter makes there, it shows {_share(found.strength)}."
+    if found.is_nearly_one:
+        yield _explain_nearly(found, tolerance)
+    else:
+        yield (
+            f"It is nearer to {_MODELS[found.nearest]}, but more than {tolerance:g} nats per token from both. {_UNTOLD}"
+        )
 
 
-def judge_greedy(ref: EndpointRef, found: GreedyTokens, counts: PromptCounts) -> LiveCheck:
-    """By the greedy first tokens, where the server lists no log-probabilities."""
+def _share(strength: float) -> str:
+    return f"{percent(strength)}" if strength >= 0 else "nothing"
+
+
+def _explain_nearly(found: Distances, tolerance: float) -> str:
+    alike = {
+        LiveVerdict.ADAPTER: "A quantised base with the adapter looks like this, and so does a server that leaves out "
+        "a small part of the adapter, or scales it a little differently.",
+        LiveVerdict.BASE: "A quantised base without the adapter looks like this, and so does a server that applies "
+        "next to nothing of it.",
+    }
+    return (
+        f"{alike[found.nearest]} If the server's weights are quantised, --tolerance says up to how many nats per token "
+        f"count as near ({tolerance:g} now)."
+    )
+
+
+def judge_greedy(asked: Asked, why: str, found: GreedyTokens) -> LiveCheck:
+    """By the greedy first tokens, where the server's log-probabilities cannot be used: `why`, in a sentence."""
     if found.prompts < FEWEST_GREEDY:
         reason = (
-            "It cannot be decided: the server lists no log-probabilities, and the greedy tokens of base and base + "
-            f"adapter differ clearly on only {found.prompts} of {count(found.candidates, 'prompt')}."
+            "It cannot be decided: the greedy tokens of base and base + adapter differ clearly on only "
+            f"{found.prompts} of {count(found.candidates, 'prompt')}."
         )
-        return _check(ref, LiveVerdict.UNDECIDED, [reason, *counts.sentences()], found.prompts)
+        return asked.check(LiveVerdict.UNDECIDED, [reason, why], found.prompts)
     measured = (
-        f"The server lists no log-probabilities. On {count(found.prompts, 'prompt')} on which the greedy tokens of "
-        f"both differ, it gave that of base + adapter {found.adapter} times, that of the base {found.base} times, and "
-        f"another {found.neither} times."
+        f"{why} On {count(found.prompts, 'prompt')} on which the greedy tokens of both differ, it gave that of base + "
+        f"adapter {found.adapter} times, that of the base {found.base} times, and another {found.neither} times."
     )
     verdict = _by_greedy(found)
-    sentences = [_HEADLINES.get(verdict, "It cannot be decided: the greedy tokens do not agree."), measured]
+    headline = _HEADLINES.get(verdict, "It cannot be decided: the greedy tokens do not agree.")
     extra = {
         LiveVerdict.ADAPTER: ["Other weights with the same greedy tokens cannot be excluded."],
         LiveVerdict.BASE: ["Other weights with the same greedy tokens cannot be excluded.", _HOW_TO_APPLY],
         LiveVerdict.NEITHER: [_UNTOLD],
     }
-    return _check(ref, verdict, [*sentences, *extra.get(verdict, []), *counts.sentences()], found.prompts)
+    return asked.check(verdict, [headline, measured, *extra.get(verdict, [])], found.prompts)
 
 
 def _by_greedy(found: GreedyTokens) -> LiveVerdict:
@@ -162,13 +239,3 @@ def _by_greedy(found: GreedyTokens) -> LiveVerdict:
     if found.base == found.prompts:
         return LiveVerdict.BASE
     return LiveVerdict.NEITHER if 2 * found.neither > found.prompts else LiveVerdict.UNDECIDED
-
-
-def _check(
-    ref: EndpointRef,
-    verdict: LiveVerdict,
-    sentences: Sequence[str],
-    prompts: int = 0,
-    distances: tuple[float | None, float | None, float | None] = (None, None, None),
-) -> LiveCheck:
-    return LiveCheck(ref.model, ref.url, verdict, *distances, prompts, tuple(sentences))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 from deltarank.adapters import LoadEffect, LoraAdapter, UnusedTensor, open_adapter
 from deltarank.checkpoints import Checkpoint
 from deltarank.errors import UsageError
 from deltarank.jobs.verify.job import VerifyJob
+from deltarank.jobs.verify.live_question import LiveQuestion
 from deltarank.jobs.verify.measure import TOLERANCE
 from deltarank.jobs.verify.merge_verdict import judge_merge
 from deltarank.jobs.verify.verdict import judge_fit
@@ -17,10 +17,6 @@ from deltarank.results import IgnoredTensor, MergeCheck, Verification, other_sha
 from deltarank.runtime import PairRefs, ProgressListener, Ref, SolverOptions, utc_timestamp
 from deltarank.servers import PEFT, get_server
 from deltarank.system import Default, tool_version
-
-if TYPE_CHECKING:
-    from deltarank.jobs.verify.live_server import LiveServer
-    from deltarank.results import LiveCheck
 
 
 @overload
@@ -33,6 +29,7 @@ def verify(
     server: str | None = None,
     live: str | None = None,
     key: str | None = None,
+    tolerance: float | None = None,
     base_revision: str | None = None,
     revision: str | None = None,
     adapter_revision: str | None = None,
@@ -50,6 +47,7 @@ def verify(
     server: None = None,
     live: None = None,
     key: None = None,
+    tolerance: None = None,
     base_revision: str | None = None,
     revision: str | None = None,
     adapter_revision: str | None = None,
@@ -66,6 +64,7 @@ def verify(
     server: str | None = None,
     live: str | None = None,
     key: str | None = None,
+    tolerance: float | None = None,
     base_revision: str | None = None,
     revision: str | None = None,
     adapter_revision: str | None = None,
@@ -86,13 +85,16 @@ def verify(
         live: `MODEL@URL` of a running server with an OpenAI-compatible API. A few requests tell whether it applies
             the adapter: `Verification.live`.
         key: the environment variable with the key of that server; None: OPENAI_API_KEY, if it is set.
+        tolerance: nats per token within which that server answers as a model; None: 0.002, which other kernels and
+            rounding stay below.
         base_revision, revision, adapter_revision: branch, tag or commit on the Hub of each.
         fetch: for a model that is not in the Hub's cache: "download", "stream" or "auto".
         device: where to compute.
         progress: receives the progress.
 
     Raises:
-        UsageError: an argument is not usable. (slug "key-without-live") `key` is given without `live`.
+        UsageError: an argument is not usable. (slug "option-without-live") `key` or `tolerance` is given without
+            `live`.
         AdapterError: the adapter cannot be read, is refused by the server, or belongs to another base.
         CheckpointError, PairingError, JobError: see `deltarank.errors`.
     """
@@ -102,36 +104,16 @@ def verify(
     options = SolverOptions(ranks=(1,), tolerance=TOLERANCE, device=device)
     refs = PairRefs.of(base, finetune, base_revision=base_revision, revision=revision, fetch=fetch)
     progress = progress or ProgressListener()
+    question = LiveQuestion(live, key, tolerance)
     opened = open_adapter(adapter, revision=adapter_revision)
-    with opened as lora, _live_server(live, key) as running, refs.open(progress) as (before, after):
+    with opened as lora, question.server() as running, refs.open(progress) as (before, after):
         job = VerifyJob(lora, before, after, server, options)
         if merged:
             return _checked_merge(job, lora, before, after, progress)
         found = _verification(job, lora, before, after, server, progress)
-        return found if running is None else replace(found, live=_check_live(running, job, lora, before, options))
-
-
-def _live_server(live: str | None, key: str | None) -> AbstractContextManager[LiveServer | None]:
-    """It answers a first request, before anything large is read."""
-    if live is None:
-        if key is not None:
-            raise UsageError(
-                f"--key {key} was given without --live: there is no server to send it to.",
-                cure="Name the server: --live MODEL@URL, or leave out --key.",
-                slug="key-without-live",
-            )
-        return nullcontext()
-    from deltarank.jobs.verify.live_server import LiveServer
-
-    return LiveServer(live, key)
-
-
-def _check_live(
-    running: LiveServer, job: VerifyJob, adapter: LoraAdapter, base: Checkpoint, options: SolverOptions
-) -> LiveCheck:
-    from deltarank.jobs.verify.live import check_live  # it runs models
-
-    return check_live(running, base, adapter, job.applied, options.torch_device)
+        if running is None:
+            return found
+        return replace(found, live=question.answer(running, before, lora, job.applied, options.torch_device))
 
 
 def _refuse_with_merged(server: str | None, live: str | None) -> None:
