@@ -125,7 +125,7 @@ def test_a_message_is_explained_by_the_name_at_its_end(run: RunCommand, base: Pa
     assert "**Cure.** " in done.out
     page = (Path(__file__).parents[2] / "docs" / "messages.md").read_text()
     assert done.out.strip() in page.split(f"## {name}\n")[1]
-    assert "Similar names: wrong-base" in run("explain", "wrong-bse").err
+    assert "There is no message 'wrong-bse'. Did you mean 'wrong-base'" in run("explain", "wrong-bse").err
     assert run("explain").out.split() == re.findall(r"^## (\S+)$", page, re.MULTILINE)
 
 
@@ -224,6 +224,28 @@ def test_a_plan_as_json(run: RunCommand, base: Path, full: Path) -> None:
     assert plan["read_bytes"] > 0
 
 
+@pytest.mark.parametrize(
+    "words", [("compare", "--ranks", "8"), ("extract", "--server", "peft", "-r", "8"), ("fleet", "--ranks", "8")]
+)
+def test_a_dry_run_says_that_an_earlier_run_is_in_the_way_and_what_force_would_do(
+    run: RunCommand, models: Path, base: Path, full: Path, words: tuple[str, ...]
+) -> None:
+    verb, *options = words
+    assert run(verb, base, full, *options, "-q").code == 0
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    changed = (verb, base, full, *options[:-1], "4")
+    stopped, planned, forced = run(*changed), run(*changed, "--dry-run"), run(*changed, "--dry-run", "--force")
+
+    assert stopped.code == 1
+    assert planned.code == 0
+    assert planned.out == forced.out
+    assert planned.err.startswith("Note: the command would stop, and this is its plan with --force.")
+    assert stopped.err.split("\n")[-4].removeprefix("deltarank: ") in planned.err
+    assert forced.err == ""
+    assert {path: path.read_bytes() for path in before} == before
+    json.loads(run(*changed, "--dry-run", "--json").out)
+
+
 def used_folder() -> Path:
     """One that holds something else than a run or an adapter."""
     Path("used").mkdir()
@@ -280,6 +302,21 @@ def test_a_value_that_is_not_usable(
 ) -> None:
     for value in values:
         assert_refused(run("compare", base, full, "-o", "run", f"--{option}={value}"), f"bad-{option}", code=2)
+
+
+def test_a_model_is_only_said_to_be_opened_when_the_options_can_be_used(
+    run: RunCommand, base: Path, full: Path
+) -> None:
+    for words in (
+        ("compare", base, full, "--device", "toaster"),
+        ("extract", base, full, "-r", "8", "--device", "toaster"),
+        ("outputs", base, full, "--samples", "-1"),
+        ("fleet", base, full, "--device", "toaster"),
+    ):
+        done = run(*words)
+        assert done.code == 2
+        assert "Opening" not in done.err
+    assert run("compare", base, full, "-o", "run", "--ranks", "8").err.startswith(f"Opening {base} and {full}.\n")
 
 
 def test_globs_that_match_nothing(run: RunCommand, base: Path, full: Path) -> None:
@@ -344,6 +381,14 @@ def test_a_finetune_that_is_refused(run: RunCommand, base: Path, tmp_path: Path,
 
     assert_refused(done, slug)
     assert slug not in ("no-such-checkpoint", "missing-shard") or re.search("other|model-00001-of-00002", done.err)
+
+
+def test_a_name_that_is_not_on_the_hub_is_answered_with_the_nearest_path(run: RunCommand, base: Path) -> None:
+    Path("models/mine").mkdir(parents=True)
+    done = run("compare", base, "model/mine")
+
+    assert_refused(done, "hub-unreachable")
+    assert " Did you mean 'models/mine'?" in done.err
 
 
 def test_base_and_finetune_the_same(run: RunCommand, base: Path) -> None:
@@ -575,7 +620,9 @@ def test_report_refuses_a_folder_without_valid_results(run: RunCommand, tmp_path
 
 
 def test_version_and_help(run: RunCommand) -> None:
-    assert run("--version").out.strip() == f"deltarank {deltarank.__version__}"
+    version = run("--version").out.splitlines()
+    assert version[0] == f"deltarank {deltarank.__version__}"
+    assert [line.split()[0] for line in version[1:]] == ["Python", "torch", "transformers", "peft"]
     done = run("--help")
 
     assert done.code == 0

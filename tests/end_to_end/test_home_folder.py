@@ -87,4 +87,4 @@ def test_a_folder_that_is_not_there_is_named_with_the_nearest(home: Path, comman
     for words in (["compare", "~/bass", "~/lora"], ["report", "~/bass"], ["verify", "~/base", "~/lora", "~/bass"]):
         done = command(*words)
         assert done.code in (1, 2)
-        assert f"The nearest name is '{home / 'base'}'." in done.err
+        assert f"Did you mean '{home / 'base'}'?" in done.err

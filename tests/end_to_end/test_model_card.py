@@ -84,13 +84,18 @@ def test_the_card_states_the_rounding_that_compare_reports(tmp_path: Path) -> No
 
 
 def test_outputs_put_behaviour_first_and_keep_what_was_written_by_hand(
-    models: Path, tmp_path: Path, command: RunCommand
+    models: Path, tmp_path: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter, run = tmp_path / "adapter", tmp_path / "run"
     shutil.copytree(models / "adapter", adapter)
     (adapter / "README.md").write_text(card_of(adapter) + "\nWritten by hand.\n")
     options = ["--ranks", RANK, "--samples", 0, "--text", models / "text.txt", "--yardstick", "q8_0", "--no-report"]
     words = ["outputs", models / "base", models / "finetune", "-o", run, *options, "--adapter", adapter]
+    _stop_printing(monkeypatch)
+    with pytest.raises(BlockingIOError):
+        command(*words, "--update-cards")
+    before_printing = card_of(adapter)
+    monkeypatch.undo()
     first = command(*words, "--update-cards")
     card, again = card_of(adapter), command(*words, "--update-cards")
 
@@ -108,11 +113,20 @@ def test_outputs_put_behaviour_first_and_keep_what_was_written_by_hand(
     assert card.index("behaviour") < card.index("In the weights: it keeps ")
     assert card.endswith("Written by hand.\n")
     assert "What they mean for the text was not measured" not in card
-    assert card == card_of(adapter)
+    assert card == card_of(adapter) == before_printing
     stored = json.loads((adapter / "deltarank.json").read_text())["behaviour"]
     assert stored["kld"] == measured.kld.mean
     assert ExtractedAdapter.load(adapter).behaviour is not None
     _refuses_what_was_not_measured(models, adapter, run)
+
+
+def _stop_printing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the reader of the results has ended."""
+
+    def fail(text: str) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr("deltarank.cli.run_command.out", fail)
 
 
 def _refuses_what_was_not_measured(models: Path, adapter: Path, run: Path) -> None:

@@ -26,6 +26,15 @@ the Kullback-Leibler divergence of next-token distributions. The [glossary](glos
 BASE and FINETUNE are a folder, a file of weights, or a model on the Hub: `org/name`, `org/name@revision`, or the
 address of its page, such as `https://huggingface.co/org/name/tree/revision`. `hf://org/name` is never a local path.
 `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `NO_COLOR` are honoured.
+
+To let the Tab key complete commands, options and paths, add the line for your shell to its start file (bash needs
+version 4.4 or newer):
+
+```sh
+eval "$(_DELTARANK_COMPLETE=bash_source deltarank)"    # ~/.bashrc
+eval "$(_DELTARANK_COMPLETE=zsh_source deltarank)"     # ~/.zshrc
+_DELTARANK_COMPLETE=fish_source deltarank | source     # ~/.config/fish/completions/deltarank.fish
+```
 """
 
 

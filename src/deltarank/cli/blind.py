@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltarank.cli.help import Command
+from deltarank.cli.help import Command, Group
 from deltarank.cli.options import UserPath, json_option, number_option, output_option, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width, wrapped
 from deltarank.results import escape, format_table
@@ -24,7 +24,14 @@ _HEADINGS = ("", "right", "luck", "e-value", "95 % interval", "sure pairs", "one
 _file = UserPath()
 
 
-@click.group(short_help="Test blind whether people can tell two models apart.")
+@click.group(
+    cls=Group,
+    short_help="Test blind whether people can tell two models apart.",
+    examples=[
+        ("A page to vote on, and its key:", "deltarank blind make runs/mine -o blind"),
+        ("Score what the voters sent:", "deltarank blind score blind/key.json votes/*.json"),
+    ],
+)
 def blind() -> None:
     """Test blind whether people can tell the finetune from what is served in its place.
 

@@ -108,7 +108,7 @@ def compare(
     options["ranks"] = parse_ranks(ranks) if ranks else DEFAULT_RANKS
     folder = output or default_output(options["finetune"])
     if dry_run:
-        print_plan(deltarank.plan(**options, output=folder, force=force), as_json=as_json)
+        print_plan(deltarank.plan, {**options, "output": folder, "force": force}, as_json=as_json)
         return
     request = RunRequest(folder, force, as_json, quiet, no_report=no_report, as_csv=as_csv)
     results = run(lambda **asked: deltarank.compare(**asked), options, request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,8 +10,13 @@ import click
 from deltarank.cli.help import DOCUMENTATION, Command
 from deltarank.cli.streams import out
 from deltarank.errors import UsageError
+from deltarank.system import did_you_mean, near_names
 
 MESSAGES_PAGE = f"{DOCUMENTATION}/messages.md"
+
+
+def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in _pages() if name.startswith(incomplete)]
 
 
 @click.command(
@@ -23,7 +27,7 @@ MESSAGES_PAGE = f"{DOCUMENTATION}/messages.md"
         ("What does this message mean?", "deltarank explain no-servable-rank"),
     ],
 )
-@click.argument("slug", required=False, metavar="[NAME]")
+@click.argument("slug", required=False, metavar="[NAME]", shell_complete=_complete)
 def explain(slug: str | None) -> None:
     """Explain the message with this NAME, which is at its end: what it means, why, and what to do.
 
@@ -35,10 +39,10 @@ def explain(slug: str | None) -> None:
     elif slug in pages:
         out(pages[slug])
     else:
-        near = difflib.get_close_matches(slug, pages, n=3, cutoff=0.5)
+        near = near_names(slug, pages, cutoff=0.5)
         raise UsageError(
-            f"There is no message {slug!r}.",
-            cure=f"Similar names: {', '.join(near)}." if near else "`deltarank explain` prints all names.",
+            f"There is no message {slug!r}.{did_you_mean(near)}",
+            cure="`deltarank explain` prints all names.",
             slug="no-such-message",
         )
 

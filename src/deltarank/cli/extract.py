@@ -126,7 +126,7 @@ def extract(
     options |= {"output": output or Path("adapters", default_output(options["finetune"]).name), "force": force}
     if dry_run:
         plan = deltarank.plan_calibration if calibrates else deltarank.plan_extraction
-        print_plan(plan(**options), as_json=as_json)
+        print_plan(plan, options, as_json=as_json, replaceable=("run-differs", "output-exists"))
         return
     _run(options, as_json, quiet, calibrates=calibrates)
 
@@ -169,7 +169,6 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool, *, calibrates: boo
     from deltarank.report import adapter_picture, drawing_process
 
     tell = sayer(quiet)
-    tell(f"Opening {options['base']} and {options['finetune']}.")
     with drawing_process():
         with loading():
             from deltarank.cli.progress import watching

@@ -145,10 +145,9 @@ def fleet(
     options |= {"ranks": parse_ranks(ranks) if ranks else DEFAULT_RANKS, "output": folder, "force": force}
     given = [*finetunes, *(_lines_of(listed) if listed else ())]
     if dry_run:
-        print_plan(deltarank.plan_fleet(base, given, **options), as_json=as_json)
+        print_plan(lambda **asked: deltarank.plan_fleet(base, given, **asked), options, as_json=as_json)
         return
     tell = sayer(quiet)
-    tell(f"Opening {base} and {len(given)} finetunes.")
     with loading():
         from deltarank.cli.progress import watching
     with watching(quiet) as progress:

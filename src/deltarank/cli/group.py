@@ -19,14 +19,14 @@ from deltarank.cli.endpoints import endpoints
 from deltarank.cli.explain import explain, further_help
 from deltarank.cli.extract import extract
 from deltarank.cli.fleet import fleet
-from deltarank.cli.help import DOCUMENTATION
+from deltarank.cli.help import Group
 from deltarank.cli.outputs import outputs
 from deltarank.cli.report import report
 from deltarank.cli.streams import complain, forget_stdout, printable
 from deltarank.cli.verify import verify
 from deltarank.cli.which_base import which_base
 from deltarank.errors import DeltarankError
-from deltarank.system import limit_openmp_spinning, recorded_command
+from deltarank.system import installed_versions, limit_openmp_spinning, recorded_command
 
 __all__ = ["main"]
 
@@ -38,15 +38,18 @@ RESUME_HINT = "Finished work is kept: repeat the same command to resume."
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        import deltarank
-
-        click.echo(f"deltarank {deltarank.__version__}")
+        click.echo("\n".join(installed_versions()))
         context.exit()
 
 
 @click.group(
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=f"`deltarank COMMAND --help` has examples. `deltarank demo` needs no model. More: {DOCUMENTATION}/cli.md",
+    examples=[
+        ("Try everything without any model:", "deltarank demo"),
+        ("What does a LoRA keep of this finetune?", "deltarank compare org/base org/finetune -o runs/mine"),
+        ("What does a message mean?", "deltarank explain no-servable-rank"),
+    ],
 )
 @click.option(
     "--version",
@@ -54,7 +57,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Show the version and exit.",
+    help="Show the versions of deltarank and of what it runs on, and exit.",
 )
 def deltarank() -> None:
     """How much of a finetune is left when you are served a LoRA extracted from it?"""

@@ -1,11 +1,15 @@
-"""The help of a command: its arguments, its options in groups, examples, and the address of the documentation."""
+"""What commands have in common: their help, with examples and the address of the documentation, and suggestions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+
+from deltarank.system import did_you_mean, near_names
 
 DOCUMENTATION = "https://github.com/deltarank/deltarank/blob/main/docs"
 
@@ -26,6 +30,16 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
 
 OWN_OPTIONS = "Options"
 
+_PATHS = ("DIR", "FILE", "PATH", "REF", "TEXT")
+"""The metavars of options that take a path on this machine, or something else."""
+
+
+class _Reference(click.types.StringParamType):
+    """A path, or the name of a model: a shell completes paths."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
 
 class Command(click.Command):
     """A command with described arguments and with examples.
@@ -45,6 +59,13 @@ class Command(click.Command):
         super().__init__(*args, **settings)
         self.examples = examples
         self._arguments = {**_ARGUMENTS, **(arguments or {})}
+        for each in self.params:
+            if each.type is click.STRING and (isinstance(each, click.Argument) or each.metavar in _PATHS):
+                each.type = _Reference()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _suggestions(ctx):
+            return super().parse_args(ctx, args)
 
     def argument_rows(self) -> list[tuple[str, str]]:
         """Each argument and what it is."""
@@ -76,11 +97,59 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.examples:
-            with formatter.section("Examples"):
-                for sentence, line in self.examples:
-                    formatter.write(f"  # {sentence}\n  {line}\n")  # not wrapped: a line is copied into a shell
+        _write_examples(formatter, self.examples)
         formatter.write(f"\nMore: {documentation_of(ctx.command_path)}\n")
+
+
+class Group(click.Group):
+    """Commands in the order in which they were added, with examples.
+
+    Args:
+        examples: a sentence and a command line each.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.examples = examples
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _suggestions(ctx):
+            return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if word not in self.commands and not word.startswith("-") and not ctx.resilient_parsing:
+            near = near_names(word, self.commands)
+            raise click.UsageError(f"There is no command {word!r}.{did_you_mean(near)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_examples(formatter, self.examples)
+        formatter.write("\n")
+        formatter.write_text(f"`{ctx.command_path} COMMAND --help` has more. Documentation: {DOCUMENTATION}/cli.md")
+
+
+@contextmanager
+def _suggestions(ctx: click.Context) -> Iterator[None]:
+    """An option that does not exist is answered with those that are spelled alike."""
+    try:
+        yield
+    except click.NoSuchOption as error:
+        known = [name for each in ctx.command.params for name in (*each.opts, *each.secondary_opts)]
+        near = near_names(error.option_name, [name for name in known if name.startswith("-")])
+        raise click.UsageError(f"There is no option {error.option_name!r}.{did_you_mean(near)}", ctx) from None
+
+
+def _write_examples(formatter: click.HelpFormatter, examples: Sequence[tuple[str, str]]) -> None:
+    if examples:
+        with formatter.section("Examples"):
+            for sentence, line in examples:
+                formatter.write(f"  # {sentence}\n  {line}\n")  # not wrapped: a line is copied into a shell
 
 
 def _title(option: click.Option) -> str:

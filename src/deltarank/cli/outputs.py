@@ -25,9 +25,9 @@ from deltarank.cli.options import (
     server_option,
 )
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
-from deltarank.cli.streams import say_written, sayer
+from deltarank.cli.streams import sayer
 from deltarank.errors import UsageError
-from deltarank.results import DEFAULT_OUTPUTS_RANKS, PREFERRED_RANK, parse_ranks
+from deltarank.results import DEFAULT_OUTPUTS_RANKS, PREFERRED_RANK, Results, parse_ranks
 from deltarank.system import Default
 
 
@@ -140,14 +140,12 @@ def outputs(
     quieten_the_hub(quiet)
     folder = output or default_output(options["finetune"])
     if dry_run:
-        print_plan(deltarank.plan_outputs(**options, output=folder, force=force), as_json=as_json)
+        print_plan(deltarank.plan_outputs, {**options, "output": folder, "force": force}, as_json=as_json)
         return
     cards = _adapters_with_cards(options.get("adapters", ())) if update_cards else ()
     request = RunRequest(folder, force, as_json, quiet, no_report=no_report)
-    note = " Loading the libraries that run models takes some seconds."
-    results = run(lambda **asked: deltarank.outputs(**asked), options, request, note=note)
-    for folder in cards:
-        say_written((deltarank.update_card(folder, results).folder / "README.md",), sayer(quiet))
+    sayer(quiet)("Loading the libraries that run models takes some seconds.")
+    run(lambda **asked: deltarank.outputs(**asked), options, request, before_printing=lambda done: _update(cards, done))
 
 
 def _adapters_with_cards(folders: Sequence[str]) -> list[Path]:
@@ -159,6 +157,11 @@ def _adapters_with_cards(folders: Sequence[str]) -> list[Path]:
             slug="no-adapter",
         )
     return [deltarank.ExtractedAdapter.load(Path(folder).expanduser()).folder for folder in folders]
+
+
+def _update(cards: Sequence[Path], results: Results) -> tuple[Path, ...]:
+    """The model cards on which the results were stated."""
+    return tuple(deltarank.update_card(folder, results).folder / "README.md" for folder in cards)
 
 
 def _without_defaults(options: dict[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from deltarank.cli.streams import say
-from deltarank.results import count, duration, escape, size
+from deltarank.results import count, duration, escape, listing, size
 from deltarank.runtime import Plan, ProgressListener
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -46,6 +46,9 @@ class _NotesOnStderr(ProgressListener):
     """Prints the plan, and the notes of a run."""
 
     _folder = ""
+
+    def opening(self, models: Sequence[str]) -> None:
+        _say_above_bars(f"Opening {listing(list(models))}.")
 
     def planned(self, plan: Plan) -> None:
         known = plan.to_plain()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deltarank.cli.loading import loading
-from deltarank.cli.streams import in_colour, out, say_written, sayer, width
+from deltarank.cli.streams import in_colour, out, say, say_written, sayer, width
+from deltarank.errors import OutputError
 from deltarank.results import Results, escape, run_name
 
 
@@ -45,20 +46,49 @@ def quieten_the_hub(quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def print_plan(plan: Printable, *, as_json: bool) -> None:
+def print_plan(
+    make_plan: Callable[..., Printable],
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+    replaceable: tuple[str, ...] = ("run-differs",),
+) -> None:
+    """Prints what a command with these options would do. A plan is also printed where --force would replace something.
+
+    Args:
+        replaceable: slugs of errors about the output folder that may not occur with --force.
+
+    Raises:
+        OutputError: the output folder cannot be used.
+    """
+    try:
+        plan, stop = make_plan(**options), None
+    except OutputError as error:
+        if error.slug not in replaceable:
+            raise
+        plan, stop = make_plan(**{**options, "force": True}), error
     out(json.dumps(plan.to_plain(), indent=1) if as_json else "\n".join(map(escape, plan.lines())))
+    if stop is not None:
+        say(f"Note: the command would stop, and this is its plan with --force. {stop.message} {stop.cure}")
 
 
-def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRequest, *, note: str = "") -> Results:
-    """Measures into the folder of the run, and writes the report. `note` is printed first.
+def run(
+    measure: Callable[..., Results],
+    options: dict[str, Any],
+    request: RunRequest,
+    *,
+    before_printing: Callable[[Results], tuple[Path, ...]] = lambda results: (),
+) -> Results:
+    """Measures into the folder of the run, and writes the report.
 
-    `measure` should look up the library's function only when it is called: that imports torch, and the first line
-    should not wait for it.
+    Args:
+        measure: should look up the library's function only when it is called: that imports torch.
+        before_printing: writes more files from the results, and returns their paths. The reader of a pipe may end when
+            the results are printed, and the command with it.
     """
     from deltarank.report import report_process, write_report
 
     tell = sayer(request.quiet)
-    tell(f"Opening {options['base']} and {options['finetune']}.{note}")
     with nullcontext() if request.no_report else report_process():
         with loading():
             from deltarank.cli.progress import watching
@@ -69,6 +99,7 @@ def run(measure: Callable[..., Results], options: dict[str, Any], request: RunRe
                 progress.stage("the report")
                 is_wanted = not (request.no_report or has_current_report(request.output))
                 written = write_report([results], request.output) if is_wanted else ()
+                written = (*written, *before_printing(results))
         finally:  # if the report fails, the results are printed all the same
             if results is not None:
                 print_results(results, request)

@@ -82,11 +82,16 @@ class PairRefs:
         Raises:
             UsageError, CheckpointError, HeaderError, AdapterError: one of them cannot be read.
         """
+        self.announce(progress)
         with self.base.open(self.fetch, progress) as stored:
             # Every job, and the reader of an adapter, then has the same names for the base's tensors.
             base = with_one_vocabulary(stored, stored)
             with self.finetune.open_finetune(base, self.fetch, progress) as finetune:
                 yield base, finetune
+
+    def announce(self, progress: ProgressListener) -> None:
+        """Reports that they are opened."""
+        progress.opening([str(each.ref) for each in (self.base, self.finetune)])
 
     def without_download(self) -> Self:
         """For a dry run: headers are read over the network, and no model is downloaded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
 class ProgressListener:
     """Receives the progress of a job. Override the methods that you need; by default they do nothing."""
+
+    def opening(self, models: Sequence[str]) -> None:
+        """The arguments were checked, and the headers of these models are read."""
 
     def planned(self, plan: Plan) -> None:
         """The plan, before anything is read."""

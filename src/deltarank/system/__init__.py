@@ -12,18 +12,22 @@ from deltarank.system.globs import compile_globs
 from deltarank.system.memory import free_large_blocks_at_once, memory_limit
 from deltarank.system.paths import expand_home, nearest_path, nearest_path_in_words, user_path
 from deltarank.system.quiet_imports import import_silently, silence_logging
+from deltarank.system.suggestions import did_you_mean, near_names
 from deltarank.system.threads import limit_openmp_spinning
-from deltarank.system.version import tool_version
+from deltarank.system.version import installed_versions, tool_version
 
 __all__ = [
     "Default",
     "compile_globs",
     "current_command",
+    "did_you_mean",
     "expand_home",
     "free_large_blocks_at_once",
     "import_silently",
+    "installed_versions",
     "limit_openmp_spinning",
     "memory_limit",
+    "near_names",
     "nearest_path",
     "nearest_path_in_words",
     "recorded_command",

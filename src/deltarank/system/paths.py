@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from itertools import islice
 from pathlib import Path
 from typing import overload
+
+from deltarank.system.suggestions import did_you_mean, near_names
 
 _MOST_SIBLINGS = 10_000
 """In a larger folder the nearest name is looked for among this many."""
@@ -40,18 +41,17 @@ def nearest_path(path: str | os.PathLike[str]) -> Path | None:
 
 
 def nearest_path_in_words(path: str | os.PathLike[str]) -> str:
-    """A sentence with the nearest path, with a space before it; empty if there is none."""
+    """A question that offers the nearest path, with a space before it; empty if there is none."""
     near = nearest_path(path)
-    return f" The nearest name is {str(near)!a}." if near is not None else ""
+    return did_you_mean([] if near is None else [str(near)])
 
 
 def _nearest_below(folder: Path, parts: tuple[str, ...]) -> Path | None:
     with os.scandir(folder) as entries:
-        names = {entry.name.casefold(): entry.name for entry in islice(entries, _MOST_SIBLINGS)}
-    near = difflib.get_close_matches(parts[0].casefold(), names, n=1)
+        near = near_names(parts[0], (entry.name for entry in islice(entries, _MOST_SIBLINGS)), most=1)
     if not near:
         return None
-    found = folder / names[near[0]]
+    found = folder / near[0]
     if (target := found.joinpath(*parts[1:])).exists():
         return target
     return (_nearest_below(found, parts[1:]) if found.is_dir() else None) or found

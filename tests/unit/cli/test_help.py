@@ -8,10 +8,10 @@ import click
 import pytest
 
 from commands import RunCommand
-from deltarank.cli.help import Command
+from deltarank.cli.help import Command, Group
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "house"))
-from cli_page import PAGE, commands
+from cli_page import GROUP, PAGE, commands
 
 COMMANDS = dict(commands())
 
@@ -55,4 +55,47 @@ def test_a_command_or_an_option_that_is_nearly_right_is_suggested(
     done = command(*words)
 
     assert done.code == 2
-    assert f"Did you mean '{meant}'" in done.err
+    assert f" Did you mean '{meant}'?" in done.err
+
+
+def test_what_is_like_nothing_gets_no_suggestion(command: RunCommand) -> None:
+    assert command("frobnicate").err.endswith("Error: There is no command 'frobnicate'.\n")
+    assert command("compare", "a", "b", "--zyx").err.endswith("Error: There is no option '--zyx'.\n")
+
+
+@pytest.mark.parametrize("words", [[], ["blind"]])
+def test_a_group_shows_its_commands_examples_and_the_documentation(words: list[str], command: RunCommand) -> None:
+    text = command(*words, "--help").out
+    found = GROUP.commands["blind"] if words else GROUP
+    assert isinstance(found, Group)
+
+    assert [line.split()[0] for line in text.split("Commands:\n")[1].split("\n\n")[0].splitlines()] == list(
+        found.commands
+    )
+    assert text.endswith("https://github.com/deltarank/deltarank/blob/main/docs/cli.md\n")
+    for _, line in found.examples:
+        _, *given = shlex.split(line)
+        assert f"  {line}\n" in text
+        assert found.commands[given[len(words)]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("deltarank comp", ["plain,compare"]),
+        ("deltarank blind s", ["plain,score"]),
+        ("deltarank extract a b --ser", ["plain,--server"]),
+        ("deltarank extract a b --server vllm-", ["plain,vllm-0.31"]),
+        ("deltarank compare ./mod", ["file,./mod"]),
+        ("deltarank outputs a b --adapter ./mod", ["file,./mod"]),
+        ("deltarank explain wrong-b", ["plain,wrong-base"]),
+    ],
+)
+def test_a_shell_completes_commands_options_values_paths_and_messages(
+    typed: str, offered: list[str], command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_DELTARANK_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+
+    assert command().out.split() == offered

@@ -41,4 +41,4 @@ def test_the_nearest_name(wanted: str, near: str | None, tmp_path: Path, monkeyp
 
     assert nearest_path(wanted) == (near and Path(near))
     assert nearest_path(tmp_path / wanted) == (near and tmp_path / near)
-    assert nearest_path_in_words(wanted) == (f" The nearest name is '{near}'." if near else "")
+    assert nearest_path_in_words(wanted) == (f" Did you mean '{near}'?" if near else "")

@@ -20,6 +20,7 @@ from deltarank.checkpoints.named_bases import MODEL_CARD
 from deltarank.checkpoints.references import HubRef
 from deltarank.checkpoints.weight_names import ADAPTER_CONFIG, SAFETENSORS
 from deltarank.errors import CheckpointError, DeltarankError, UsageError
+from deltarank.system import nearest_path_in_words
 
 _T = TypeVar("_T")
 
@@ -156,7 +157,8 @@ def translate_hub_error(ref: HubRef, error: Exception) -> DeltarankError:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return CheckpointError(
-            f"There is no local folder {model}, and no model of that name on the Hub that you can access.",
+            f"There is no local folder {model}, and no model of that name on the Hub that you can access."
+            f"{nearest_path_in_words(ref.repo_id)}",
             cure="Check the spelling. If the model is private, set HF_TOKEN or run `hf auth login`.",
             slug="hub-not-found",
         )
@@ -167,7 +169,7 @@ def translate_hub_error(ref: HubRef, error: Exception) -> DeltarankError:
             slug="disk-full",
         )
     return CheckpointError(
-        f"Could not fetch {model} from the Hub: {_first_line(error)}",
+        f"Could not fetch {model} from the Hub: {_first_line(error)}{nearest_path_in_words(ref.repo_id)}",
         cure="Check the network, HF_ENDPOINT, HF_HUB_OFFLINE and the free space under HF_HOME; then run the command "
         "again. Files that arrived complete are kept. If a local folder was meant, check its path.",
         slug="hub-unreachable",

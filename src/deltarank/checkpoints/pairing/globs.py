@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -10,7 +9,7 @@ from enum import Enum
 from deltarank.checkpoints.escape import quoted
 from deltarank.errors import UsageError
 from deltarank.results import listing
-from deltarank.system import compile_globs
+from deltarank.system import compile_globs, near_names
 
 # Limits of the search for near names, which is slow: a checkpoint's names are untrusted.
 _MAX_NAMES = 2000
@@ -74,9 +73,9 @@ def _near_names(glob: str, modules: Sequence[str], names: Sequence[str]) -> str:
     """Near modules, which are few and short; near tensors if the glob looks like a whole name."""
     core = re.sub(r"[*?\[\]]+", "", glob[:_MAX_NAME_LENGTH]).strip(".").removesuffix(".weight")
     leaves = {module.rsplit(".", 1)[-1].lower(): module for module in reversed(modules)}
-    near = difflib.get_close_matches(core, modules, n=3, cutoff=0.5)
-    near += [leaves[leaf] for leaf in difflib.get_close_matches(core.rsplit(".", 1)[-1].lower(), leaves, n=2)]
+    near = near_names(core, modules, cutoff=0.5)
+    near += [leaves[leaf] for leaf in near_names(core.rsplit(".", 1)[-1], leaves, most=2)]
     if core.count(".") > 1:
-        near += difflib.get_close_matches(core, names, n=2, cutoff=0.7)
+        near += near_names(core, names, most=2, cutoff=0.7)
     label, candidates = ("Similar names", list(dict.fromkeys(near))) if near else ("Modules", list(modules))
     return f"{label}: {listing([quoted(name) for name in candidates])}."

@@ -81,6 +81,7 @@ def _open(
     others = dict(keywords)
     revision, fetch = others.pop("base_revision", None), check_fetch_mode(others.pop("fetch", Default.FETCH))
     options = FleetOptions(**others)
+    progress.opening([str(base)])
     with ModelRef(base, revision).open(fetch, progress) as stored:
         shared = SharedSource(stored.source)
         counted = replace(stored, source=shared)

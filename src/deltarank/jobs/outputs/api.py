@@ -95,5 +95,6 @@ def _open(
     refs: PairRefs, options: OutputsOptions, given: Collection[str], progress: ProgressListener
 ) -> Iterator[OutputsJob]:
     """Both are whole checkpoints here: a finetune that is an adapter is a candidate, not the reference."""
+    refs.announce(progress)
     with refs.base.open(refs.fetch, progress) as base, refs.finetune.open(refs.fetch, progress) as finetune:
         yield OutputsJob(base, finetune, options, refs.fetch, frozenset(given))
