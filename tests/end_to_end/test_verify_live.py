@@ -133,6 +133,25 @@ def test_what_the_server_applies(models: Path, verify: Verify, served: str | Non
         assert "lists no log-probabilities" in " ".join(found["sentences"])
 
 
+@pytest.mark.parametrize("lists", [True, False])
+def test_prompts_that_the_server_refuses_are_left_out(models: Path, verify: Verify, lists: bool) -> None:
+    answer = serves(models, "mine", lists=lists)
+    refused = []
+
+    def with_a_small_context(handler: Handler, body: dict[str, Any]) -> bool:
+        if len(server.requests) in (2, 4):
+            refused.append(body["prompt"])
+            handler.send(400, {"error": {"message": "the request exceeds the available context size"}})
+            return True
+        return answer(handler, body)
+
+    with serving(FakeEndpoint(fault=with_a_small_context)) as (server,):
+        found = live(verify(server.reference, "--json"))
+
+    assert found["verdict"] == "adapter", found
+    assert len(refused) == 2
+
+
 def test_the_verdict_comes_first_in_the_output(models: Path, verify: Verify) -> None:
     with serving(FakeEndpoint(fault=serves(models, None))) as (server,):
         done = verify(server.reference)

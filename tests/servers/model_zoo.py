@@ -28,7 +28,7 @@ _SIZES = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 1,
@@ -70,7 +70,7 @@ ZOO: Mapping[str, ZooModel] = {
     "mistral": ZooModel("mistral", {**_HEADS, "sliding_window": None}),
     "gemma2": ZooModel("gemma2", _GEMMA, has_own_head=False),
     "gemma3": ZooModel("gemma3_text", _GEMMA, has_own_head=False),
-    "phi3": ZooModel("phi3", {**_SIZES, "sliding_window": None, "original_max_position_embeddings": 256}),
+    "phi3": ZooModel("phi3", {**_SIZES, "sliding_window": None, "original_max_position_embeddings": 512}),
     "mixtral": ZooModel("mixtral", {**_EXPERTS, "num_local_experts": 4, "sliding_window": None}, has_experts=True),
     "qwen3 moe": ZooModel(
         "qwen3_moe",

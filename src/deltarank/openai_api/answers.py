@@ -19,7 +19,7 @@ class EndpointAnswer:
     """One choice of an answer.
 
     text           reasoning included
-    tokens         what was generated, as far as log-probabilities came with it
+    tokens         what was generated, as far as log-probabilities came with it; none if they lack tokens in the middle
     positions      the distribution of each generated token; `prompt_positions` of each token of the prompt, where known
     """
 
@@ -83,6 +83,8 @@ def _answer(choice: Mapping[str, Any], payload: Mapping[str, Any]) -> EndpointAn
     reasoning = source.get("reasoning_content") or source.get("reasoning")
     listed = choice.get("logprobs")
     tokens, positions = _generated(listed if isinstance(listed, dict) else {})
+    if _lacks_tokens(choice, payload, len(tokens)):
+        tokens, positions = (), ()
     prompt = choice.get("prompt_logprobs") or payload.get("prompt_logprobs")
     return EndpointAnswer(
         text if isinstance(text, str) else "",
@@ -92,6 +94,18 @@ def _answer(choice: Mapping[str, Any], payload: Mapping[str, Any]) -> EndpointAn
         tuple(_by_id(each) for each in prompt if isinstance(each, dict)) if isinstance(prompt, list) else (),
         has_token_ids=_has_ids(choice, listed),
     )
+
+
+def _lacks_tokens(choice: Mapping[str, Any], payload: Mapping[str, Any], listed: int) -> bool:
+    """Whether tokens were generated that are not listed, so that nobody knows which tokens the listed ones follow.
+
+    llama.cpp lists no token that is a part of a character, and hosts none of the reasoning. At the end of a text, the
+    token that ends it may be missing.
+    """
+    used = read_usage(payload).completion_tokens
+    if used is None or payload["choices"] != [choice]:
+        return False
+    return used - (choice.get("finish_reason") == "stop") > listed
 
 
 def _has_ids(choice: Mapping[str, Any], listed: Any) -> bool:

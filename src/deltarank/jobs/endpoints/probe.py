@@ -145,9 +145,9 @@ class _AnswersOf:
         return [each.positions[0] for each in self.of(*keys) if each.positions and each.positions[0]]
 
     def certainty(self) -> float | None:
-        """The mean probability of the most probable first token."""
+        """The mean probability of the most probable first token; None after one prompt: it may be by chance."""
         lists = self.lists(*_LISTS, *_FEWER_LISTS)
-        return mean(map(largest_probability, lists)) if lists else None
+        return mean(map(largest_probability, lists)) if len(lists) > 1 else None
 
     def prompt_logprobs(self) -> PromptLogprobs | None:
         if any(len(each.prompt_positions) > 4 for each in self.of("prompt-logprobs")):

@@ -212,9 +212,9 @@ def _compare_greedy(server: LiveServer, models: LocalModels, candidates: Sequenc
         is_clear = each.margin >= CLEAR_MARGIN and base != adapter and _is_text(base) and _is_text(adapter)
         if asked == GREEDY_PROMPTS or not server.has_requests_left:
             break
-        if is_clear:
-            answer = server.greedy_token(each.prompt).strip()
-            hits["base" if answer == base else "adapter" if answer == adapter else "neither"] += 1
+        if is_clear and (answer := server.greedy_token(each.prompt)) is not None:
+            given = answer.strip()
+            hits["base" if given == base else "adapter" if given == adapter else "neither"] += 1
             asked += 1
     return GreedyTokens(**hits, candidates=len(candidates))
 

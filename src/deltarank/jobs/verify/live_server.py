@@ -73,11 +73,18 @@ class LiveServer:
         return self._requests < MOST_REQUESTS
 
     def first_token_list(self, prompt: str) -> Distribution:
-        """The listed log-probabilities of the first token; empty if the server lists none this time."""
-        return _first_list(self._post(prompt, listing_logprobs(EndpointApi.COMPLETIONS, self._listed)))
+        """The listed log-probabilities of the first token; empty if the server lists none, or refuses this prompt."""
+        try:
+            return _first_list(self._post(prompt, listing_logprobs(EndpointApi.COMPLETIONS, self._listed)))
+        except RequestRefusedError:  # too long for its context, for example
+            return {}
 
-    def greedy_token(self, prompt: str) -> str:
-        answers = read_answers(self._post(prompt, {"temperature": 0.0}))
+    def greedy_token(self, prompt: str) -> str | None:
+        """The text of the first token at temperature 0; None if the server refuses this prompt."""
+        try:
+            answers = read_answers(self._post(prompt, {"temperature": 0.0}))
+        except RequestRefusedError:
+            return None
         return answers[0].text if answers else ""
 
     def _try_lists(self) -> tuple[bool, int | None]:
@@ -93,10 +100,10 @@ class LiveServer:
         return self._lists_again(payload), read_usage(payload).prompt_tokens
 
     def _lists_again(self, payload: dict[str, Any]) -> bool:
-        """Some servers list nothing after a part of a character: three prompts are tried."""
+        """llama.cpp lists nothing where the sampled token is a part of a character: six prompts are tried."""
         if self._listed == 0:
             return False
-        return bool(_first_list(payload)) or any(self.first_token_list(self.prompt(-number)) for number in (1, 2))
+        return bool(_first_list(payload)) or any(self.first_token_list(self.prompt(-number)) for number in range(1, 6))
 
     def _post(self, prompt: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self._requests += 1
