@@ -29,6 +29,7 @@ from .jobs.outputs import outputs as outputs
 from .jobs.outputs import plan_outputs as plan_outputs
 from .jobs.verify import verify as verify
 from .jobs.which_base import which_base as which_base
+from .ray_pool import on_ray as on_ray
 from .results import BaseChoice as BaseChoice
 from .results import EndpointResults as EndpointResults
 from .results import Fleet as Fleet

@@ -48,6 +48,7 @@ RULES = {
         "torch transformers accelerate safetensors numpy gguf bitsandbytes",
     ),
     "runtime": rule("errors results system checkpoints spectra adapters", "torch"),
+    "ray_pool": rule("errors results checkpoints runtime", "torch ray"),
     "activations": rule("errors results system checkpoints spectra divergence architectures models", "torch"),
     "report": rule("errors results system", "jinja2 markupsafe vl_convert"),
     "openai_api": rule("errors results system divergence", "openai httpx2"),
@@ -80,7 +81,8 @@ RULES = {
     "jobs.endpoints": rule("errors results system divergence runtime openai_api", "numpy"),
     "demo": rule("errors results system", "torch transformers peft numpy safetensors tokenizers tqdm"),
     "cli": rule(
-        " errors results system tensor_names servers runtime report demo " + " ".join(f"jobs.{job}" for job in JOBS),
+        " errors results system tensor_names servers runtime ray_pool report demo "
+        + " ".join(f"jobs.{job}" for job in JOBS),
         "click tqdm",
     ),
 }

@@ -206,6 +206,13 @@ class AdaptedSource:
         self._names = list(self.tensors)
         self._starts = [info.start for info in self.tensors.values()]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is cached."""
+        return {name: value for name, value in vars(self).items() if name not in ("_updates", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _updates=OrderedDict(), _lock=threading.Lock())
+
     @property
     def files(self) -> Mapping[str, int]:
         """The adapter's own files, which distinguish this checkpoint from its base."""

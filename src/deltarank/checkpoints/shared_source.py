@@ -6,6 +6,7 @@ import bisect
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -42,6 +43,10 @@ class SharedSource:
         self._spare_bytes = 0
         self._lock = threading.Lock()
         self.bytes_read = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what is announced here: another process has readers of its own."""
+        return SharedSource, (self._source,)
 
     @property
     def files(self) -> Mapping[str, int]:

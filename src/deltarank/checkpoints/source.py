@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from deltarank.checkpoints.file_errors import unreadable, unreadable_because
 
@@ -24,7 +24,10 @@ MAX_READ_BYTES = 1 << 30
 
 
 class Source(Protocol):
-    """Named files that are read by position. Several threads may read at once."""
+    """Named files that are read by position. Several threads may read at once.
+
+    A pickled source is a reference to its files: in another process, it opens them there.
+    """
 
     @property
     def files(self) -> Mapping[str, int]:
@@ -63,7 +66,10 @@ class LocalSource:
     """
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        self._paths = {name: _resolved(folder / name) for name in names}
+        self._set({name: _resolved(folder / name) for name in names})
+
+    def _set(self, paths: dict[str, Path]) -> None:
+        self._paths = paths
         status = {name: _status(path) for name, path in self._paths.items()}
         self._files = {name: s.st_size for name, s in status.items()}
         self._identities = {name: _identity(path, status[name]) for name, path in self._paths.items()}
@@ -71,6 +77,23 @@ class LocalSource:
         self._lock = threading.Lock()
         self._open: dict[str, int] = {}
         self._closer = weakref.finalize(self, _close_all, self._open)
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        """Where the files are, and which they are."""
+        return {"paths": self._paths, "fingerprints": self._fingerprints}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Looks the files up in this process, perhaps on another machine.
+
+        Raises:
+            CheckpointError: (slug "unreadable") a file is missing, or is not the one that was referred to.
+        """
+        self._set({name: _resolved(path) for name, path in state["paths"].items()})
+        for name, fingerprint in state["fingerprints"].items():
+            if self._fingerprints[name] != fingerprint:
+                raise unreadable(
+                    self._paths[name], "its size or its time differs from that of the file that was planned"
+                )
 
     @property
     def files(self) -> Mapping[str, int]:

@@ -27,6 +27,7 @@ from deltarank.cli.options import (
     ranks_option,
     solver_options,
 )
+from deltarank.cli.ray import ray_option
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
 from deltarank.results import DEFAULT_RANKS, parse_ranks
 from deltarank.system import Default
@@ -75,6 +76,7 @@ from deltarank.system import Default
     help="With --check: largest relative error ||D - D_r|| / ||D|| that is accepted, at the highest of --ranks.",
 )
 @force_option
+@ray_option
 @dry_run_option
 @no_report_option
 @json_option("the results (or the plan)")

@@ -22,6 +22,7 @@ from deltarank.cli.options import (
     quiet_option,
     server_option,
 )
+from deltarank.cli.ray import ray_option
 from deltarank.cli.run_command import default_output, print_plan, quieten_the_hub
 from deltarank.cli.streams import out, sayer
 from deltarank.errors import UsageError
@@ -102,6 +103,7 @@ _CALIBRATION = ("calibration_tokens", "steps", "seed")
 @input_options
 @device_option()
 @force_option
+@ray_option
 @dry_run_option
 @json_option("deltarank.json (or the plan)")
 @quiet_option

@@ -26,6 +26,7 @@ from deltarank.cli.options import (
     server_option,
     solver_options,
 )
+from deltarank.cli.ray import ray_option
 from deltarank.cli.run_command import has_current_report, print_plan, quieten_the_hub
 from deltarank.cli.streams import in_colour, out, say_written, sayer, width
 from deltarank.errors import UsageError
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
 @server_option("With --extract: the server whose rules the adapters follow.", DEFAULT_SERVER)
 @click.option("--no-report", is_flag=True, help="Write no pages.")
 @force_option
+@ray_option
 @dry_run_option
 @json_option("fleet.json (or the plan)")
 @quiet_option

@@ -24,6 +24,7 @@ from deltarank.cli.options import (
     ranks_option,
     server_option,
 )
+from deltarank.cli.ray import ray_option
 from deltarank.cli.run_command import RunRequest, default_output, print_plan, quieten_the_hub, run
 from deltarank.cli.streams import sayer
 from deltarank.errors import UsageError
@@ -106,6 +107,7 @@ from deltarank.system import Default
     help="State what was measured on the model card of each --adapter that `extract` wrote, and in deltarank.json.",
 )
 @force_option
+@ray_option
 @dry_run_option
 @no_report_option
 @json_option("the results (or the plan)")

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,6 +188,11 @@ class DecodedSource:
         start = placed[-1].start + placed[-1].nbytes if placed else 0
         columns = decoder.shape[-1] if decoder.shape else 1
         placed.append(_Placement(start, name, decoder, math.prod(decoder.shape[:-1]), columns))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what is cached."""
+        decoders = {each.name: each.decoder for placed in self._placements.values() for each in placed}
+        return DecodedSource, (self._inner, decoders)
 
     @property
     def files(self) -> Mapping[str, int]:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.folder import WeightFiles, find_weights
@@ -179,6 +179,10 @@ class _Connection:
             url = f"{constants.ENDPOINT}/api/models/{ref.repo_id}/xet-read-token/{commit}"
             self._xet = XetConnection(url, self._headers, traffic, on_note)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The token is no part of it: another machine uses its own."""
+        return _connect, (self._ref, self._commit, self._traffic.files)
+
     def open(self, file: RemoteFile) -> RangeReader:
         from huggingface_hub import hf_hub_url
 
@@ -195,6 +199,11 @@ class _Connection:
 
     def translate(self, error: Exception) -> DeltarankError:
         return translate_hub_error(self._ref, error)
+
+
+def _connect(ref: HubRef, commit: str, files: frozenset[str]) -> _Connection:
+    """In a process without a user: nobody reads its notes."""
+    return _Connection(ref, commit, Traffic(files), lambda sentence: None)
 
 
 def _cannot_stream(ref: HubRef) -> CheckpointError:

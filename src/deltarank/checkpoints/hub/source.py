@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from deltarank.checkpoints.escape import quoted
 from deltarank.checkpoints.file_errors import unreadable
@@ -51,6 +51,10 @@ class HubSource:
         self._lock = threading.Lock()
         self._connection = connection
         self._ahead = ReadAhead(self._fetch)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what was read ahead."""
+        return HubSource, (list(self._listed.values()), self._connection)
 
     @property
     def files(self) -> Mapping[str, int]:
