@@ -162,7 +162,8 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     }
     for (const place of all(".facts")) showFacts(place, scored(runOf(place), shown(runOf(place)))?.facts ?? []);
     for (const place of all(".sentence")) place.textContent = attribution(runOf(place)).sentence;
-    if (!several) document.querySelector("#outputs-at-rank").textContent = runs[0].rank_sentences[state.rankIndex];
+    const sentence = document.querySelector("#outputs-at-rank");
+    if (sentence) sentence.textContent = runs[0].rank_sentences[state.rankIndex];
     all(".tokens").forEach(showTokens);
     all(".answers").forEach(showAnswers);
     all("[data-chart]").filter((place) => place.dataset.chart in CHARTS).forEach(refill);

@@ -3,9 +3,10 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const narrow = matchMedia("(max-width: 640px)");
-  const several = data.runs.length > 1;
+  const oneAtATime = data.shows_one_run; // of more runs than fit side by side, one is chosen
+  const several = data.runs.length > 1 && !oneAtATime;
   const FIRST_ROWS = 60;
-  const state = { rankIndex: data.default_rank_index, run: 0, matrix: null, cursor: null, sort: "lost0", down: true, all: false, filter: "" };
+  const state = { rankIndex: data.default_rank_index, shown: 0, run: 0, matrix: null, cursor: null, sort: "lost0", down: true, all: false, filter: "" };
   const drawn = new Map(); // element -> view
   let generation = 0;
 
@@ -138,6 +139,7 @@
       tooltip: (handler, event, item, value) => tip(run, event, value && typeof value === "object" ? item.datum : null),
     });
     if (mine !== generation) return view.finalize();
+    place.querySelector("svg").setAttribute("aria-hidden", "true"); // its place says what it shows
     drawn.set(place, view);
     view.addEventListener("click", (event, item) => {
       if (item?.datum && "cell" in item.datum) choose(run, item.datum.cell, { from: name });
@@ -158,7 +160,10 @@
 
   async function drawAll() {
     generation += 1;
-    for (const view of drawn.values()) view.finalize();
+    for (const [place, view] of drawn) {
+      view.finalize();
+      place.replaceChildren();
+    }
     drawn.clear();
     document.documentElement.dataset.ready = "";
     const mine = generation;
@@ -176,7 +181,7 @@
     find("#figures").textContent = data.figures[state.rankIndex];
     for (const place of document.querySelectorAll(".at-rank")) place.textContent = rank();
     for (const place of document.querySelectorAll(".activations")) place.textContent = data.runs[place.dataset.run].activation_sentences[state.rankIndex];
-    for (const row of document.querySelectorAll("[data-rank-index]")) row.classList.toggle("now", Number(row.dataset.rankIndex) === state.rankIndex);
+    for (const part of document.querySelectorAll("[data-rank-index]")) part.classList.toggle("now", Number(part.dataset.rankIndex) === state.rankIndex);
   }
 
   function selectRank(index) {
@@ -348,7 +353,8 @@
   })();
 
   const lostIn = (r) => (line) => (line.at[r] ? lostOf(r, line.at[r].i) : null);
-  const own = (field) => (line) => data.runs[0].matrices[field][line.at[0].i];
+  const own = (field) => (line) => data.runs[state.shown].matrices[field][line.at[state.shown].i];
+  const listedRuns = () => (oneAtATime ? [state.shown] : [...data.runs.keys()]);
   const share4 = (share) => (share === null ? "" : share === 0 || share === 1 ? `${100 * share} %` : `${exact(100 * share)} %`);
 
   function columns() {
@@ -357,10 +363,10 @@
       { id: "layer", title: "layer", value: (line) => (/^\d+$/.test(line.layer) ? Number(line.layer) : null) },
       { id: "shape", title: "shape", value: (line) => line.entries, show: (_, line) => line.shape },
     ];
-    const lost = data.runs.map((run, r) => ({ id: `lost${r}`, title: `${several ? `${run.label}, lost` : "energy lost"} at rank ${rank()}`, value: lostIn(r), show: share4 }));
+    const lost = listedRuns().map((r, i) => ({ id: `lost${i}`, title: `${several ? `${data.runs[r].label}, lost` : "energy lost"} at rank ${rank()}`, value: lostIn(r), show: share4 }));
     if (several) return [name, ...lost, ...last];
     return [name, ...lost,
-      { id: "cosine", title: `cosine distance at rank ${rank()}`, value: (line) => cosine(lostIn(0)(line)), show: exact },
+      { id: "cosine", title: `cosine distance at rank ${rank()}`, value: (line) => cosine(lostIn(state.shown)(line)), show: exact },
       { id: "share", title: "share of the change", value: own("share"), show: share4 },
       { id: "relative_norm", title: "change / weights", value: own("relative_norm"), show: share4 },
       { id: "stable_rank", title: "stable rank", value: own("stable_rank") },
@@ -395,7 +401,7 @@
         const cell = row.appendChild(element("td", undefined, { class: "name" }));
         const link = cell.appendChild(element("a", line.name, { href: "#matrix" }));
         link.addEventListener("click", () => {
-          const r = Number(Object.keys(line.at)[0]);
+          const r = listedRuns().find((each) => line.at[each]);
           choose(r, line.at[r].cell, { matrix: line.at[r].i });
         });
       } else row.append(element("td", (column.show ?? exact)(value, line), { class: "number" }));
@@ -408,16 +414,17 @@
     const focused = document.activeElement?.dataset?.sort;
     const column = all.find(({ id }) => id === state.sort) ?? all[0];
     const word = state.filter.toLowerCase();
-    const matching = lines.filter((line) => line.name.toLowerCase().includes(word)).sort(compare(column));
+    const listed = lines.filter((line) => listedRuns().some((r) => line.at[r]));
+    const matching = listed.filter((line) => line.name.toLowerCase().includes(word)).sort(compare(column));
     const shown = state.all ? matching : matching.slice(0, FIRST_ROWS);
     const head = element("tr");
     head.append(...all.map(header));
     find("#matrices thead").replaceChildren(head);
     find("#matrices tbody").replaceChildren(...shown.map((line) => tableRow(line, all)));
     if (focused) find(`[data-sort="${focused}"]`)?.focus();
-    const unlisted = data.runs.reduce((sum, run) => sum + run.unlisted_matrices, 0);
+    const unlisted = listedRuns().reduce((sum, r) => sum + data.runs[r].unlisted_matrices, 0);
     const more = unlisted ? `, those of each cell that lose the most; ${whole(unlisted)} more are in results.json` : "";
-    find("#shown").textContent = `${whole(shown.length)} of ${whole(lines.length)}${more}`;
+    find("#shown").textContent = `${whole(shown.length)} of ${whole(listed.length)}${more}`;
     find("#more").hidden = shown.length === matching.length;
     find("#more").textContent = `Show all ${matching.length.toLocaleString("en-US")}`;
   }
@@ -434,15 +441,33 @@
   // ---- begin ------------------------------------------------------------------------------------------------
   function worst() {
     let largest = null;
-    data.runs.forEach((run, r) => run.cell_members.forEach((list, cell) => list.forEach((matrix) => {
+    listedRuns().forEach((r) => data.runs[r].cell_members.forEach((list, cell) => list.forEach((matrix) => {
       const lost = lostOf(r, matrix) ?? -1;
       if (!largest || lost > largest.lost) largest = { run: r, cell, matrix, lost };
     })));
     return largest;
   }
 
+  function showWorst() {
+    const first = worst();
+    find("#matrix").hidden = !first;
+    if (first) choose(first.run, first.cell, { matrix: first.matrix });
+  }
+
+  function showRun(run) {
+    state.shown = run;
+    for (const part of document.querySelectorAll("[data-of-run]")) part.hidden = Number(part.dataset.ofRun) !== run;
+    showWorst();
+    showTable();
+    outputs?.show();
+  }
+
   function listen() {
-    find("#rank-selector").addEventListener("change", (event) => selectRank(Number(event.target.value)));
+    find("#rank-selector .ranks").addEventListener("change", (event) => selectRank(Number(event.target.value)));
+    find("#run")?.addEventListener("change", (event) => {
+      showRun(Number(event.target.value));
+      drawAll();
+    });
     for (const heat of document.querySelectorAll(".heat")) heat.addEventListener("keydown", heatKeys);
     find("#matrix-choice select").addEventListener("change", (event) => {
       state.matrix = Number(event.target.value);
@@ -465,13 +490,12 @@
 
   // A browser may keep the selected rank over a reload.
   state.rankIndex = Number(find("#rank-selector input:checked")?.value ?? data.default_rank_index);
-  const first = worst();
-  if (first) choose(first.run, first.cell, { matrix: first.matrix });
-  else find("#matrix").hidden = true;
+  outputs?.begin();
+  if (oneAtATime) showRun(Number(find("#run").value));
+  else showWorst();
   showHeadline();
   showTable();
   listen();
-  outputs?.begin();
   window.deltarank = { percent, figure, kept }; // for the tests: results/formatting.py and this page must agree
   drawAll();
 })();

@@ -56,6 +56,7 @@ def payload(page: PageData) -> dict[str, Any]:
     rows_of_runs = run_rows(page) if len(page.runs) > 1 else []
     return {
         "ranks": page.ranks,
+        "shows_one_run": page.shows_one_run,
         "default_rank_index": page.default_index,
         "headlines": [[[phrase.text, phrase.is_name] for phrase in headline] for headline in page.headlines],
         "figures": page.figures,

@@ -14,6 +14,12 @@ from deltarank.report.view.table import Table
 from deltarank.report.view.text import rounded_share
 from deltarank.results import Loss, NoiseShares, Unpaired
 
+MOST_SIDE_BY_SIDE = 6
+"""Of more runs, the page shows one at a time, and the tables over runs have a row for each."""
+
+OPENING_TITLES = ("verdict", "rank needed", "not in a LoRA")
+"""Of the three lines under a headline."""
+
 Shares = tuple[float | None, ...]
 """The share of energy lost at each rank of the page, 0 to 1; None at ranks that a run did not measure."""
 
@@ -119,6 +125,11 @@ class RunView:
     outputs: OutputsView | None
     blind: tuple[BlindView, ...]
 
+    @property
+    def opening_lines(self) -> tuple[tuple[str, str], ...]:
+        """The lines under the headline, each with its title; empty if the headline says all."""
+        return tuple(zip(OPENING_TITLES, self.opening, strict=False))
+
 
 @dataclass(frozen=True)
 class Phrase:
@@ -154,6 +165,11 @@ class PageData:
     @property
     def default_rank(self) -> int:
         return self.ranks[self.default_index]
+
+    @property
+    def shows_one_run(self) -> bool:
+        """Whether the runs are too many to stand side by side."""
+        return len(self.runs) > MOST_SIDE_BY_SIDE
 
     @property
     def has_lines(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltarank.report.view.chart_rows import ALL_MATRICES
 from deltarank.report.view.outputs import OutputsView
-from deltarank.report.view.page import ModuleRow, RunView
+from deltarank.report.view.page import MOST_SIDE_BY_SIDE, ModuleRow, RunView
 from deltarank.report.view.table import Table, TableCell, TableRow
 from deltarank.report.view.text import behaviour_percent, kept_percent, terse_kept, terse_percent, unbroken
 from deltarank.results import Loss, figure, percent
@@ -36,7 +36,13 @@ def weights_of_runs_table(ranks: Sequence[int], runs: Sequence[RunView]) -> Tabl
         TableRow("change / weights", tuple(unbroken(percent(run.relative_norm)) for run in runs)),
         TableRow("rounding floor", tuple(unbroken(percent(run.rounding_floor)) for run in runs)),
     )
-    return Table(("rank", *(run.label for run in runs)), (by_rank, about))
+    return _over_runs(Table(("rank", *(run.label for run in runs)), (by_rank, about)))
+
+
+def _over_runs(table: Table) -> Table:
+    """Few runs are columns, many are rows."""
+    runs = len(table.headings) - 1
+    return table if runs <= MOST_SIDE_BY_SIDE else table.transposed("finetune")
 
 
 def _loss_cell(loss: Loss | None) -> TableCell:
@@ -58,7 +64,7 @@ def outputs_of_runs_table(ranks: Sequence[int], runs: Sequence[RunView]) -> Tabl
     )
     groups = tuple(group for group in (by_rank, others) if group)
     caption = "Behaviour kept: 1 − KLD / KLD of the base. In grey: the mean KLD in nats per token."
-    return Table(("rank", *(run.label for run in runs)), groups, caption) if groups else None
+    return _over_runs(Table(("rank", *(run.label for run in runs)), groups, caption)) if groups else None
 
 
 def _index_at(view: OutputsView | None, rank_index: int) -> int | None:

@@ -1,0 +1,89 @@
+"""Every kind of page: axe finds no violation, and nothing but a table's own box scrolls sideways."""
+
+from importlib.resources import files
+
+import every_page
+import pytest
+from every_page import PAGES
+
+pytestmark = pytest.mark.browser
+
+NARROW, WIDE = 390, 1280
+LOOKS = [
+    (NARROW, "dark"),
+    (WIDE, "light"),
+    pytest.param(NARROW, "light", marks=pytest.mark.slow),
+    pytest.param(WIDE, "dark", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module")
+def page_files(tmp_path_factory):
+    """Writes a kind of page once."""
+    folder = tmp_path_factory.mktemp("pages")
+
+    def file(kind: str):
+        path = folder / f"{kind}.html"
+        if not path.exists():
+            path.write_text(every_page.vote(folder) if kind == "vote" else PAGES[kind](), encoding="utf-8")
+        return path
+
+    return file
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    pytest.importorskip("axe_playwright_python")
+    return files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def opened(browser, page_files):
+    contexts = []
+
+    def open_page(kind: str, width: int, scheme: str):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.goto(page_files(kind).as_uri())
+        if page.locator("#rank-selector").count():
+            page.wait_for_selector("html[data-ready=yes]")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def violations(page, axe: str) -> list[str]:
+    page.evaluate(axe)
+    # Charts are hidden from assistive technology, and axe reads thousands of their parts to find that out.
+    page.evaluate("document.querySelectorAll('svg[aria-hidden=true]').forEach(chart => chart.replaceChildren())")
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    return [f"{each['id']}: {each['help']}: {[node['html'][:200] for node in each['nodes']]}" for each in found]
+
+
+@pytest.mark.parametrize("kind", [*PAGES, "vote"])
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_axe_finds_no_violation_and_the_page_does_not_scroll_sideways(opened, axe, kind, width, scheme):
+    page = opened(kind, width, scheme)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page, axe) == []
+
+
+def test_no_screen_of_a_blind_test_has_a_violation(opened, axe):
+    page = opened("vote", NARROW, "light")
+    page.click("#begin")
+    assert violations(page, axe) == []
+    page.click("#pause")
+    assert violations(page, axe) == []
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_every_table_scrolls_in_a_box_that_the_keyboard_reaches(opened, kind):
+    page = opened(kind, NARROW, "light")
+    boxes = "[...document.querySelectorAll('table')].map(table => table.closest('.scroll[tabindex=\"0\"][aria-label]'))"
+
+    assert page.evaluate(f"{boxes}.every(Boolean)")
+    assert page.evaluate(f"{boxes}.every(box => box.getBoundingClientRect().right <= innerWidth)")
