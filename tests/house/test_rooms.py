@@ -78,7 +78,10 @@ RULES = {
         "jobs.extract jobs.outputs jobs.verify",
         "torch numpy peft safetensors",
     ),
-    "jobs.endpoints": rule("errors results system divergence runtime openai_api", "numpy"),
+    # models and jobs.outputs: for --weights alone
+    "jobs.endpoints": rule(
+        "errors results system checkpoints divergence runtime models openai_api jobs.outputs", "numpy torch"
+    ),
     "demo": rule("errors results system", "torch transformers peft numpy safetensors tokenizers tqdm"),
     "cli": rule(
         " errors results system tensor_names servers runtime ray_pool report demo "

@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltarank.cli.check import check_endpoints, check_option
+from deltarank.cli.endpoint_weights import (
+    identification_table,
+    read_weights_options,
+    watching_weights,
+    weights_options,
+)
 from deltarank.cli.help import Command
 from deltarank.cli.loading import loading
 from deltarank.cli.options import force_option, json_option, number_option, output_option, quiet_option
@@ -18,6 +24,7 @@ from deltarank.results import (
     EndpointApi,
     EndpointResults,
     EndpointTestName,
+    Identification,
     capability_rows,
     escape,
     figure,
@@ -35,12 +42,19 @@ _AN_ENDPOINT = "MODEL@URL: a model and the address of an OpenAI-compatible API, 
 
 @click.command(
     cls=Command,
-    short_help="Find out whether two endpoints serve the same model.",
-    arguments={"a": f"{_AN_ENDPOINT}.", "b": "The other endpoint, named likewise."},
+    short_help="Find out whether two endpoints serve the same model, or which model one serves.",
+    arguments={
+        "a": f"{_AN_ENDPOINT}.",
+        "b": "The other endpoint, named likewise. With --weights, one endpoint is enough.",
+    },
     examples=[
         (
             "Does this host serve the model that I run here?",
             "deltarank endpoints my-12b@https://api.example.com/v1 my-12b@http://localhost:8000/v1 -o runs/host",
+        ),
+        (
+            "Does it serve my finetune, a LoRA of it, a quantised copy, or the base?",
+            "deltarank endpoints my-12b@https://api.example.com/v1 --weights org/base org/my-12b --yardstick q8_0,q4_0",
         ),
         (
             "What would that take? Nothing is sent:",
@@ -49,7 +63,7 @@ _AN_ENDPOINT = "MODEL@URL: a model and the address of an OpenAI-compatible API, 
     ],
 )
 @click.argument("a")
-@click.argument("b")
+@click.argument("b", required=False)
 @output_option("RUN", "Folder for exchanges.jsonl, results.json and report.html", "runs/endpoints")
 @click.option("--key-a", metavar="VAR", help="Environment variable with the key of A.  [default: OPENAI_API_KEY]")
 @click.option("--key-b", metavar="VAR", help="Environment variable with the key of B.  [default: OPENAI_API_KEY]")
@@ -81,6 +95,7 @@ _AN_ENDPOINT = "MODEL@URL: a model and the address of an OpenAI-compatible API, 
     metavar="P",
     help="Largest probability of a wrong verdict.",
 )
+@weights_options
 @click.option("--seed", type=int, metavar="N", help="Seed of the prompts.  [default: a random secret, kept in RUN]")
 @number_option("--max-requests", "Send at most so many requests.", Default.ENDPOINT_REQUESTS)
 @number_option("--max-tokens", "Use at most so many tokens, of prompts and answers.", Default.ENDPOINT_TOKENS)
@@ -111,7 +126,7 @@ _AN_ENDPOINT = "MODEL@URL: a model and the address of an OpenAI-compatible API, 
 @quiet_option
 def endpoints(
     a: str,
-    b: str,
+    b: str | None,
     output: Path | None,
     dry_run: bool,
     check: bool,
@@ -124,21 +139,27 @@ def endpoints(
 
     First probes what both can do. Then makes the cheapest test that they allow, with fresh prompts, A and B
     interleaved, and each also compared with itself. Stops when it is decided, or when a cap is reached.
+
+    With --weights, finds out which model an endpoint serves: BASE, FINETUNE, BASE plus the rank-r delta at each
+    servable rank, an adapter, or a quantised copy. Its sampled text, and the log-probabilities that it lists, are
+    scored under each of them on this machine, one model in memory at a time.
     """
     import deltarank
 
     tell = sayer(quiet)
+    job = {**job, **read_weights_options(job)}
     if dry_run:
         for name in ("output", "api", "seed", "concurrency", "timeout", "force"):
             job.pop(name, None)
         out("\n".join(escape(line) for line in deltarank.plan_endpoints(a, b, **job).lines()))
         return
-    if os.environ.get(DEFAULT_KEY) and not (job["key_a"] and job["key_b"]):
+    if os.environ.get(DEFAULT_KEY) and not (job["key_a"] and (job["key_b"] or b is None)):
         tell(f"Each endpoint without a key of its own gets the key in {DEFAULT_KEY}: see --key-a and --key-b.")
     folder = output or Path("runs", "endpoints")
     with loading():
         watchers = _watchers(tell)
-    found = deltarank.compare_endpoints(a, b, output=folder, watchers=watchers, **job)
+    with watching_weights(job, quiet) as progress:
+        found = deltarank.compare_endpoints(a, b, output=folder, watchers=watchers, progress=progress, **job)
     out(found.to_json() if as_json else "\n".join(endpoint_lines(found, width())))
     say_written((folder / "results.json", *(() if no_report else _write_page(found, folder))), tell)
     if check:
@@ -149,9 +170,11 @@ def endpoint_lines(found: EndpointResults, columns: int) -> Iterator[str]:
     """The verdict, what the endpoints can do, and what was used."""
     for sentence in found.verdict.sentences:
         yield from wrapped(sentence, columns)
-    a, b = found.endpoints.a, found.endpoints.b
+    for letter, identification in found.endpoints.identifications.items():
+        yield ""
+        yield from identification_table(identification, letter if found.endpoints.b else "")
     yield ""
-    yield from format_table(capability_rows(a, b))
+    yield from format_table(capability_rows(*found.endpoints.endpoints))
 
 
 def _write_page(found: EndpointResults, folder: Path) -> tuple[Path, ...]:
@@ -168,7 +191,7 @@ def _watchers(tell: Callable[[str], None]) -> Watchers:
         for side, each in capabilities.items():
             listed = f"{each.top_logprobs} log-probabilities a token" if each.top_logprobs else "no log-probabilities"
             tell(f"{side.upper()} answers at {each.api.value}, with {listed}.")
-        for sentence in counts.sentences():
+        for sentence in counts.sentences() if counts else ():
             tell(sentence)
 
     def on_prompt(prompts: int, log_e_different: float, log_e_same: float) -> None:
@@ -178,7 +201,19 @@ def _watchers(tell: Callable[[str], None]) -> Watchers:
                 f"{figure(_exp(log_e_same))} that they are alike"
             )
 
-    return Watchers(on_probe, lambda name: tell(f"Test: {name.value}."), on_prompt)
+    def on_round(side: str, found: Identification) -> None:
+        tell(
+            f"{side.upper()}: {found.answers} answers, {found.tokens:,} tokens: {len(found.left)} of "
+            f"{len(found.candidates)} candidates left, the nearest is {escape(found.nearest)}"
+        )
+
+    return Watchers(
+        on_probe,
+        lambda name: tell(f"Test: {name.value}."),
+        on_prompt,
+        lambda lines: [tell(escape(line)) for line in lines],
+        on_round,
+    )
 
 
 def _exp(log: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from deltarank.divergence.attribution import PartMeasurement, documents_needed, summarise_attribution
 from deltarank.divergence.bootstrap import resample
-from deltarank.divergence.chat_template import Tokenizer
+from deltarank.divergence.candidate_evidence import CandidateEvidence, tokens_needed, uniform_posterior
+from deltarank.divergence.chat_template import Tokenizer, encode_messages, encode_text
 from deltarank.divergence.e_values import (
     ALPHA,
     confidence_interval,
@@ -24,6 +25,7 @@ from deltarank.divergence.exchangeability import (
     rank_score,
 )
 from deltarank.divergence.prompts import Prompt, built_in_passages, encode_prompts, prompts_that_fit, read_prompts
+from deltarank.divergence.sampler_settings import PLAIN, SETTINGS, SamplerSetting, log_probabilities_by_setting
 from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logits
 from deltarank.divergence.text_files import hash_texts, messages_of, read_json_lines, read_text_file
 from deltarank.divergence.texts import LONGEST_DOCUMENT, Document, encode_record, find_text_files, read_texts
@@ -35,11 +37,15 @@ __all__ = [
     "ALPHA",
     "LONGEST_DOCUMENT",
     "PAIRING_CHANCE",
+    "PLAIN",
     "RANK_CHANCE",
+    "SETTINGS",
     "Answer",
+    "CandidateEvidence",
     "Document",
     "PartMeasurement",
     "Prompt",
+    "SamplerSetting",
     "TokenStats",
     "Tokenizer",
     "abx_bound",
@@ -48,8 +54,10 @@ __all__ = [
     "compare_logits",
     "confidence_interval",
     "documents_needed",
+    "encode_messages",
     "encode_prompts",
     "encode_record",
+    "encode_text",
     "find_text_files",
     "hamming_kernel",
     "hash_texts",
@@ -57,6 +65,7 @@ __all__ = [
     "labellings",
     "log_e_values",
     "log_e_values_two_sided",
+    "log_probabilities_by_setting",
     "messages_of",
     "mmd_squared",
     "pairing_score",
@@ -73,6 +82,8 @@ __all__ = [
     "summarise_attribution",
     "summarise_logits",
     "summarise_writing",
+    "tokens_needed",
+    "uniform_posterior",
     "unseen_mass",
     "votes_needed",
 ]

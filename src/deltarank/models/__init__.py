@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deltarank.models.generate import generate_answers
-from deltarank.models.load import load_model
+from deltarank.models.load import end_ids, load_model
 from deltarank.models.predict import (
     LOGITS_PER_CHUNK,
     Head,
@@ -16,6 +16,7 @@ from deltarank.models.prediction_store import PredictionStore
 from deltarank.models.product_inputs import InputSum, InputSums, WeightSlot, sum_inputs
 from deltarank.models.quantise import YARDSTICKS, Yardstick, get_yardstick
 from deltarank.models.recompute import largest_layer, recompute_layers
+from deltarank.models.served_tokens import ServedTokens
 from deltarank.models.shared_layers import SharedLayers
 from deltarank.models.skeleton import AnyModel, ModelFolder, ModelSkeleton, read_skeleton
 from deltarank.models.stream import file_tensor_names, stream_model
@@ -41,6 +42,7 @@ __all__ = [
     "ModelSkeleton",
     "PredictionStore",
     "Predictor",
+    "ServedTokens",
     "SharedLayers",
     "WeightSlot",
     "Window",
@@ -49,6 +51,7 @@ __all__ = [
     "batch_windows",
     "changed_token_ids",
     "describe_difference",
+    "end_ids",
     "file_tensor_names",
     "generate_answers",
     "get_yardstick",

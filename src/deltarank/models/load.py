@@ -6,6 +6,7 @@ transformers itself matches the names, so it renames and fuses tensors as it doe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -54,12 +55,25 @@ def _refuse_incomplete(skeleton: ModelSkeleton, missing: Sequence[str]) -> None:
 
 def prepare_for_inference(model: AnyModel, skeleton: ModelSkeleton) -> AnyModel:
     """In evaluation mode, with the checkpoint's generation_config.json, which names the tokens that end an answer."""
-    try:
-        with silence_transformers():
-            model.generation_config = GenerationConfig.from_pretrained(
-                skeleton.folder.name_or_path, **skeleton.folder.options
-            )
-    except OSError:
-        pass  # there is none: the tokens named in config.json count
+    if (found := read_generation_config(skeleton)) is not None:
+        model.generation_config = found
     model.requires_grad_(False)
     return model.eval()
+
+
+def read_generation_config(skeleton: ModelSkeleton) -> Any:
+    """That of generation_config.json; None if there is none: the tokens named in config.json count then."""
+    try:
+        with silence_transformers():
+            return GenerationConfig.from_pretrained(skeleton.folder.name_or_path, **skeleton.folder.options)
+    except OSError:
+        return None
+
+
+def end_ids(skeleton: ModelSkeleton) -> frozenset[int]:
+    """The ids of the tokens that end a text."""
+    for config in (read_generation_config(skeleton), skeleton.config.get_text_config()):
+        ids = getattr(config, "eos_token_id", None)
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()

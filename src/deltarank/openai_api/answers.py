@@ -21,6 +21,8 @@ class EndpointAnswer:
     text           reasoning included
     tokens         what was generated, as far as log-probabilities came with it; none if they lack tokens in the middle
     positions      the distribution of each generated token; `prompt_positions` of each token of the prompt, where known
+    token_ids      of what was generated, where they are given
+    has_ended      whether the model ended the text itself; None: not said
     """
 
     text: str
@@ -29,6 +31,8 @@ class EndpointAnswer:
     positions: tuple[Distribution, ...]
     prompt_positions: tuple[Distribution, ...]
     has_token_ids: bool
+    token_ids: tuple[int, ...] = ()
+    has_ended: bool | None = None
 
     @property
     def whole_text(self) -> str:
@@ -83,8 +87,11 @@ def _answer(choice: Mapping[str, Any], payload: Mapping[str, Any]) -> EndpointAn
     reasoning = source.get("reasoning_content") or source.get("reasoning")
     listed = choice.get("logprobs")
     tokens, positions = _generated(listed if isinstance(listed, dict) else {})
+    ids = _token_ids(choice, listed)
+    has_ids = bool(ids)
     if _lacks_tokens(choice, payload, len(tokens)):
         tokens, positions = (), ()
+        ids = ids if choice.get("token_ids") else ()
     prompt = choice.get("prompt_logprobs") or payload.get("prompt_logprobs")
     return EndpointAnswer(
         text if isinstance(text, str) else "",
@@ -92,7 +99,9 @@ def _answer(choice: Mapping[str, Any], payload: Mapping[str, Any]) -> EndpointAn
         tokens,
         positions,
         tuple(_by_id(each) for each in prompt if isinstance(each, dict)) if isinstance(prompt, list) else (),
-        has_token_ids=_has_ids(choice, listed),
+        has_token_ids=has_ids,
+        token_ids=ids,
+        has_ended=finish == "stop" if isinstance(finish := choice.get("finish_reason"), str) else None,
     )
 
 
@@ -108,10 +117,14 @@ def _lacks_tokens(choice: Mapping[str, Any], payload: Mapping[str, Any], listed:
     return used - (choice.get("finish_reason") == "stop") > listed
 
 
-def _has_ids(choice: Mapping[str, Any], listed: Any) -> bool:
+def _token_ids(choice: Mapping[str, Any], listed: Any) -> tuple[int, ...]:
+    """As vLLM gives them, or llama.cpp beside the log-probabilities."""
     content = listed.get("content") if isinstance(listed, dict) else None
-    first = content[0] if isinstance(content, list) and content else None
-    return bool(choice.get("token_ids")) or (isinstance(first, dict) and "id" in first)
+    inside = [each.get("id") for each in content if isinstance(each, dict)] if isinstance(content, list) else []
+    given = choice.get("token_ids")
+    ids = given if isinstance(given, list) and given else inside
+    known = [each for each in ids if isinstance(each, int) and 0 <= each < 2**31]
+    return tuple(known) if len(known) == len(ids) else ()
 
 
 def _generated(listed: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Distribution, ...]]:

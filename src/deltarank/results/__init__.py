@@ -78,6 +78,12 @@ from deltarank.results.formatting import (
     size,
 )
 from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_address
+from deltarank.results.identification import (
+    Identification,
+    IdentificationPoint,
+    ServedCandidate,
+    ServedKind,
+)
 from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Cosine, DeltaFit, DeltaSketch, Duplicates, Kinship, WeightedPart
 from deltarank.results.live_check import LiveCheck, LiveVerdict
@@ -210,6 +216,8 @@ __all__ = [
     "FleetOutcome",
     "Histogram",
     "HubAddress",
+    "Identification",
+    "IdentificationPoint",
     "IgnoredTensor",
     "Interval",
     "KeyPair",
@@ -243,6 +251,8 @@ __all__ = [
     "Results",
     "Role",
     "Sample",
+    "ServedCandidate",
+    "ServedKind",
     "Share",
     "ShownAsLines",
     "SignedShare",

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from deltarank.results.codec import Count, Share, StoredResult
 from deltarank.results.formatting import escape, figure
+from deltarank.results.identification import Identification
 from deltarank.results.json_schema import schema_of
 from deltarank.results.logits import Interval
 from deltarank.results.notebook import sentences_html, table_html
@@ -23,7 +24,10 @@ Finite = Annotated[float, Meta(ge=-1e9, le=1e9)]
 
 class EndpointVerdictKind(StrEnum):
     """SAME: closer than the tolerance. TEMPLATE_DIFFERS: the prompts that the models read differ, so nothing can be
-    said about the weights. UNUSABLE: no test can be run."""
+    said about the weights. UNUSABLE: no test can be run.
+
+    Of one endpoint, SAME says that it serves the finetune of the given weights, and DIFFERENT that it does not.
+    """
 
     SAME = "same"
     DIFFERENT = "different"
@@ -154,11 +158,11 @@ class EndpointTest:
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A prompt, and what each endpoint answered to it."""
+    """A prompt, and what each endpoint answered to it; `b` is None if there is one endpoint."""
 
     prompt: str
     a: str
-    b: str
+    b: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,19 +175,32 @@ class EndpointVerdict:
 
 @dataclass(frozen=True)
 class EndpointsFound:
-    """Everything that was found of two endpoints.
+    """Everything that was found of two endpoints, or of one.
 
+    b                None: A alone was asked, and is compared with the finetune of the weights that were given
     template         what the counts of prompt tokens say, in words
-    identification   which known model an endpoint serves; None: no weights were given
+    identification   which known model A serves, and `identification_b` B; None: no weights were given, or it cannot be
+                     said
     """
 
     a: Endpoint
-    b: Endpoint
+    b: Endpoint | None
     template: tuple[str, ...]
     tests: tuple[EndpointTest, ...]
     verdict: EndpointVerdict
     answers: tuple[AnswerPair, ...] = ()
-    identification: None = None
+    identification: Identification | None = None
+    identification_b: Identification | None = None
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return (self.a,) if self.b is None else (self.a, self.b)
+
+    @property
+    def identifications(self) -> dict[str, Identification]:
+        """By the letter of the endpoint."""
+        both = {"A": self.identification, "B": self.identification_b}
+        return {letter: each for letter, each in both.items() if each is not None}
 
 
 @dataclass(frozen=True)
@@ -224,11 +241,11 @@ class EndpointResults(StoredResult):
         )
 
 
-def capability_rows(a: Endpoint, b: Endpoint) -> list[tuple[str, str, str]]:
+def capability_rows(*endpoints: Endpoint) -> list[tuple[str, ...]]:
     """A table of what each endpoint can do and what was asked of it, under its headings."""
-    parts = [_capabilities(each) for each in (a, b)]
+    parts = [_capabilities(each) for each in endpoints]
     names = dict.fromkeys(name for part in parts for name in part)
-    return [("", "A", "B"), *((name, parts[0].get(name, "-"), parts[1].get(name, "-")) for name in names)]
+    return [("", *"AB"[: len(parts)]), *((name, *(part.get(name, "-") for part in parts)) for name in names)]
 
 
 def _capabilities(endpoint: Endpoint) -> dict[str, str]:

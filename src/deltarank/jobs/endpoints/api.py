@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deltarank.errors import ResultsError
+from deltarank.errors import ResultsError, UsageError
 from deltarank.jobs.endpoints.asking import Asker
+from deltarank.jobs.endpoints.identified import Identified
 from deltarank.jobs.endpoints.job import EndpointsJob, Watchers
+from deltarank.jobs.endpoints.known_weights import WEIGHTS_KEYWORDS, KnownWeights, open_weights
 from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
 from deltarank.jobs.endpoints.plan import EndpointsPlan
 from deltarank.jobs.endpoints.spending import Spending
@@ -21,9 +25,10 @@ from deltarank.results import (
     EndpointApi,
     EndpointResults,
     EndpointTestName,
+    Ranks,
     parse_record,
 )
-from deltarank.runtime import RESULTS, RunFolder, as_output_error, read_identity, utc_timestamp
+from deltarank.runtime import RESULTS, ProgressListener, Ref, RunFolder, as_output_error, read_identity, utc_timestamp
 from deltarank.system import Default, user_path, write_text_atomically
 
 _NEEDED_BYTES = 20e6
@@ -31,7 +36,7 @@ _NEEDED_BYTES = 20e6
 
 def compare_endpoints(
     a: str,
-    b: str,
+    b: str | None = None,
     *,
     output: str | os.PathLike[str],
     key_a: str | None = None,
@@ -45,9 +50,21 @@ def compare_endpoints(
     timeout: float = Default.ENDPOINT_TIMEOUT,
     force: bool = False,
     watchers: Watchers | None = None,
+    progress: ProgressListener | None = None,
+    weights: tuple[Ref, Ref] | None = None,
+    ranks: Ranks | None = None,
+    adapters: Sequence[Ref] = (),
+    server: str | None = None,
+    yardsticks: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+    base_revision: str | None = None,
+    revision: str | None = None,
+    fetch: str | None = None,
+    trust_remote_code: bool = False,
     **caps: Any,
 ) -> EndpointResults:
-    """Whether two OpenAI-compatible endpoints, each `MODEL@URL`, serve the same model.
+    """Whether two OpenAI-compatible endpoints, each `MODEL@URL`, serve the same model; and which of known models.
 
     Args:
         output: the folder of the run: exchanges.jsonl, results.json. A stopped run is resumed by the same call.
@@ -57,6 +74,10 @@ def compare_endpoints(
         tolerance: nats per token up to which endpoints are the same.
         alpha: the largest probability of a wrong verdict.
         seed: of the prompts; None: a random secret, kept in the folder.
+        weights: the base and the finetune. Then each endpoint's sampled text, and the log-probabilities that it lists,
+            are scored under them, base + D_r at each of `ranks` (every servable rank by default), `adapters`, and the
+            finetune quantised to `yardsticks`, as `outputs` makes them. One endpoint is enough: `b` is None.
+        server, device, dtype, base_revision, revision, fetch, trust_remote_code: as in `outputs`.
         caps: `max_requests`, `max_tokens`, `max_cost`, `price_in` and `price_out` (per million tokens).
 
     Raises:
@@ -64,35 +85,67 @@ def compare_endpoints(
         JobError: an endpoint cannot be reached, refuses the key, or gives no usable answers.
         OutputError: the folder cannot be written, or holds something else.
     """
-    refs = _refs(a, b, key_a, key_b)
+    known = KnownWeights.of(
+        weights,
+        ranks=ranks,
+        adapters=adapters,
+        server=server,
+        yardsticks=yardsticks,
+        device=device,
+        dtype=dtype,
+        base_revision=base_revision,
+        revision=revision,
+        fetch=fetch,
+        trust_remote_code=trust_remote_code,
+    )
+    refs = _refs(a, b, key_a, key_b, known)
     folder = user_path(output)
     options = _options(_known_seed(folder, force) if seed is None else seed, api, test, tolerance, alpha)
     spending = Spending(Caps(**caps))
-    with RunFolder(folder, _identity(refs, options), records=EXCHANGES) as kept:
+    with (
+        open_weights(known, folder, progress or ProgressListener()) as models,
+        RunFolder(folder, _identity(refs, options, known), records=EXCHANGES) as kept,
+    ):
         records = kept.open(force=force, needed_bytes=_NEEDED_BYTES)
         clients = {side: EndpointClient(side.upper(), ref, timeout=timeout) for side, ref in refs.items()}
         both = dict.fromkeys(refs, spending)
         with closing(Asker(clients, both, records, kept.append, concurrency=concurrency)) as asker:
-            job = EndpointsJob(refs, options, asker, utc_timestamp(), watchers or Watchers())
-            results = job.run()
+            job = EndpointsJob(refs, options, asker, utc_timestamp(), watchers or Watchers(), models)
+            results = _with_settings(job.run(), known)
         _write(folder, results)
     return results
 
 
 def plan_endpoints(
     a: str,
-    b: str,
+    b: str | None = None,
     *,
     key_a: str | None = None,
     key_b: str | None = None,
     test: str | None = None,
     tolerance: float = Default.ENDPOINT_TOLERANCE,
     alpha: float = Default.ENDPOINT_ALPHA,
-    **caps: Any,
+    progress: ProgressListener | None = None,
+    weights: tuple[Ref, Ref] | None = None,
+    **rest: Any,
 ) -> EndpointsPlan:
-    """What `compare_endpoints` would ask and use at most. Sends nothing."""
-    refs = _refs(a, b, key_a, key_b)
-    return EndpointsPlan(refs["a"], refs["b"], _options(0, None, test, tolerance, alpha), Caps(**caps))
+    """What `compare_endpoints` would ask and use at most. Sends nothing.
+
+    With `weights`, the models are run here on built-in texts, to say how many tokens tell them apart.
+
+    Args:
+        rest: the caps, and what goes with `weights`; see `compare_endpoints`.
+    """
+    given = {name: rest.pop(name) for name in WEIGHTS_KEYWORDS if name in rest}
+    known = KnownWeights.of(weights, **given)
+    refs = _refs(a, b, key_a, key_b, known)
+    options, caps = _options(0, None, test, tolerance, alpha), Caps(**rest)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_weights(known, Path(folder), progress or ProgressListener()) as models,
+    ):
+        candidates = () if models is None else tuple(models.plan_lines(options.alpha))
+    return EndpointsPlan(refs["a"], refs.get("b"), options, caps, candidates)
 
 
 def analyse_exchanges(run: str | os.PathLike[str]) -> EndpointResults:
@@ -104,9 +157,10 @@ def analyse_exchanges(run: str | os.PathLike[str]) -> EndpointResults:
     folder = user_path(run)
     identity = read_identity(folder)
     try:
-        refs = {side: EndpointRef(identity[side]["model"], identity[side]["url"]) for side in ("a", "b")}
+        refs = {side: EndpointRef(identity[side]["model"], identity[side]["url"]) for side in "ab" if side in identity}
         given = identity["options"]
         options = _options(given["seed"], given["api"], given["test"], given["tolerance"], given["alpha"])
+        known = KnownWeights.of_plain(identity["weights"]) if "weights" in identity else None
         lines = (folder / EXCHANGES).read_bytes().splitlines()
     except (OSError, KeyError, TypeError, ValueError):
         raise ResultsError(
@@ -116,14 +170,40 @@ def analyse_exchanges(run: str | os.PathLike[str]) -> EndpointResults:
         ) from None
     records = [record for line in lines if (record := parse_record(line)) is not None]
     nothing = Spending(Caps(max_requests=1, max_tokens=1))
-    with closing(Asker({}, dict.fromkeys(refs, nothing), records, lambda record: None, concurrency=1)) as asker:
-        results = EndpointsJob(refs, options, asker, utc_timestamp()).run()
+    at_hand = known if known is not None and known.are_local else None
+    with (
+        open_weights(at_hand, folder, ProgressListener()) as models,
+        closing(Asker({}, dict.fromkeys(refs, nothing), records, lambda record: None, concurrency=1)) as asker,
+    ):
+        job = EndpointsJob(refs, options, asker, utc_timestamp(), known=models)
+        if known is not None and at_hand is None:
+            job.identified = _identified_before(folder)
+        results = _with_settings(job.run(), known)
     _write(folder, results)
     return results
 
 
-def _refs(a: str, b: str, key_a: str | None, key_b: str | None) -> dict[str, EndpointRef]:
-    return {"a": parse_endpoint(a, key_a), "b": parse_endpoint(b, key_b)}
+def _identified_before(folder: Path) -> Identified:
+    """Of the results in the folder: the weights are not on this machine any more."""
+    try:
+        found = EndpointResults.load(folder).endpoints
+    except ResultsError:
+        return Identified(problems={"a": "the weights are not on this machine"})
+    both = {"a": found.identification, "b": found.identification_b}
+    return Identified({side: each for side, each in both.items() if each is not None})
+
+
+def _refs(
+    a: str, b: str | None, key_a: str | None, key_b: str | None, known: KnownWeights | None
+) -> dict[str, EndpointRef]:
+    if b is None and known is None:
+        raise UsageError(
+            "One endpoint alone cannot be compared with anything.",
+            cure="Give a second endpoint, or what the endpoint may serve: --weights BASE FINETUNE.",
+            slug="endpoint-alone",
+        )
+    first = parse_endpoint(a, key_a)
+    return {"a": first} if b is None else {"a": first, "b": parse_endpoint(b, key_b)}
 
 
 def _options(seed: int, api: str | None, test: str | None, tolerance: float, alpha: float) -> EndpointsOptions:
@@ -132,9 +212,14 @@ def _options(seed: int, api: str | None, test: str | None, tolerance: float, alp
     )
 
 
-def _identity(refs: Mapping[str, EndpointRef], options: EndpointsOptions) -> dict[str, Any]:
+def _identity(refs: Mapping[str, EndpointRef], options: EndpointsOptions, known: KnownWeights | None) -> dict[str, Any]:
     named = {side: {"model": ref.model, "url": ref.url} for side, ref in refs.items()}
-    return {**named, "options": options.to_plain()}
+    return {**named, "options": options.to_plain(), **({} if known is None else {"weights": known.to_plain()})}
+
+
+def _with_settings(results: EndpointResults, known: KnownWeights | None) -> EndpointResults:
+    weights = {} if known is None else {"weights": known.to_plain()}
+    return replace(results, settings={**results.settings, **weights})
 
 
 def _known_seed(folder: Path, force: bool) -> int:

@@ -5,13 +5,15 @@ The same code analyses a finished run again: offline, the exchanges end where th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from deltarank.jobs.endpoints.asking import Asker
+from deltarank.jobs.endpoints.identified import Identified, OnRound, judge_one
 from deltarank.jobs.endpoints.options import EndpointsOptions
 from deltarank.jobs.endpoints.pair_tests import choose_test
-from deltarank.jobs.endpoints.probe import SIDES, Probe, probe_key
+from deltarank.jobs.endpoints.probe import Probe, probe_key
 from deltarank.jobs.endpoints.spending import BudgetSpentError
 from deltarank.jobs.endpoints.test_loop import OnPrompt, TestLoop
 from deltarank.jobs.endpoints.token_counts import TokenCounts, count_tokens
@@ -26,14 +28,20 @@ from deltarank.results import (
     EndpointsFound,
     EndpointTest,
     EndpointTestName,
+    EndpointVerdict,
 )
 from deltarank.system import tool_version
+
+if TYPE_CHECKING:
+    from deltarank.jobs.endpoints.known_models import KnownModels
 
 SHOWN = ("greedy-1", "seed-1", "seed-2")
 """The probe's answers that are shown side by side."""
 
-OnProbe = Callable[[Mapping[str, Capabilities], TokenCounts], None]
+OnProbe = Callable[[Mapping[str, Capabilities], TokenCounts | None], None]
 OnTest = Callable[[EndpointTestName], None]
+OnCandidates = Callable[[Sequence[str]], None]
+"""Called with lines: how many tokens tell the candidates apart."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +51,25 @@ class Watchers:
     on_probe: OnProbe = lambda found, counts: None
     on_test: OnTest = lambda name: None
     on_prompt: OnPrompt = lambda prompts, log_e_different, log_e_same: None
+    on_candidates: OnCandidates = lambda lines: None
+    on_round: OnRound = lambda side, found: None
 
 
 @dataclass
 class EndpointsJob:
-    """One run, over an asker that may be offline. What is found is filled in on the way."""
+    """One run, over an asker that may be offline. What is found is filled in on the way.
+
+    refs     of one endpoint or two, by side
+    known    the models that may be served, open; None: no weights were given
+    """
 
     refs: Mapping[str, EndpointRef]
     options: EndpointsOptions
     asker: Asker
     created: str
     watchers: Watchers = Watchers()
+    known: KnownModels | None = None
+    identified: Identified = field(default_factory=Identified)
     capabilities: Mapping[str, Capabilities] = field(default_factory=dict)
     counts: TokenCounts | None = None
     test: EndpointTest | None = None
@@ -76,8 +92,23 @@ class EndpointsJob:
         probe = Probe(self.asker, self.refs, self.options.seed)
         api = probe.find_api(self.options.api)
         self.capabilities = probe.ask(api)
-        self.counts = count_tokens(self.asker.asked, api)
+        self.counts = count_tokens(self.asker.asked, api) if len(self.refs) > 1 else None
         self.watchers.on_probe(self.capabilities, self.counts)
+        if self.known is not None:
+            self._identify(self.known)
+        if len(self.refs) > 1:
+            self._compare()
+
+    def _identify(self, known: KnownModels) -> None:
+        from deltarank.jobs.endpoints.identify import Identifier  # it imports transformers
+
+        watchers = self.watchers
+        identifier = Identifier(
+            known, self.asker, self.refs, self.options, self.capabilities, watchers.on_candidates, watchers.on_round
+        )
+        self.identified = identifier.run()
+
+    def _compare(self) -> None:
         pair_test, reasons = choose_test(self.options, self.capabilities)
         self.reasons = tuple(reasons)
         if pair_test is not None:
@@ -86,17 +117,24 @@ class EndpointsJob:
             self.test, self.stopped = loop.run()
 
     def _results(self) -> EndpointResults:
-        a, b = (self._endpoint(side) for side in SIDES)
-        verdict = judge_endpoints(Findings(a, b, self.options, self.counts, self.test, self.stopped, self.reasons))
+        a, *others = (self._endpoint(side) for side in self.refs)
         found = EndpointsFound(
             a=a,
-            b=b,
+            b=others[0] if others else None,
             template=self.counts.sentences() if self.counts else (),
             tests=(self.test,) if self.test else (),
-            verdict=verdict,
+            verdict=self._verdict(a, *others),
             answers=tuple(self._answers(a.capabilities.api)) if a.capabilities else (),
+            identification=self.identified.identifications.get("a"),
+            identification_b=self.identified.identifications.get("b"),
         )
         return EndpointResults(found, self.options.to_plain(), tool_version(), self.created)
+
+    def _verdict(self, a: Endpoint, b: Endpoint | None = None) -> EndpointVerdict:
+        if b is None:
+            return judge_one(a, self.identified, self.stopped)
+        pair = judge_endpoints(Findings(a, b, self.options, self.counts, self.test, self.stopped, self.reasons))
+        return replace(pair, sentences=(*pair.sentences, *self.identified.sentences()))
 
     def _endpoint(self, side: str) -> Endpoint:
         payloads = [each.payload or {} for (which, _), each in self.asker.asked.items() if which == side]
@@ -114,7 +152,7 @@ class EndpointsJob:
 
     def _answers(self, api: EndpointApi) -> Iterator[AnswerPair]:
         for key in SHOWN:
-            exchanges = [self.asker.asked.get((side, probe_key(api, key))) for side in SIDES]
+            exchanges = [self.asker.asked.get((side, probe_key(api, key))) for side in self.refs]
             texts = [
                 next((each.whole_text for each in read_answers(found.payload or {})), "") if found else ""
                 for found in exchanges

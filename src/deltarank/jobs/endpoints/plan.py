@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
 from deltarank.jobs.endpoints.pair_tests import LADDER, NAMES, PairTest
@@ -36,28 +37,45 @@ _ALL = Capabilities(EndpointApi.COMPLETIONS, top_logprobs=20, prompt_logprobs=Pr
 
 @dataclass(frozen=True)
 class EndpointsPlan(ShownAsLines):
-    """The requests of each test: what a difference and what equality take, where every prompt says the same."""
+    """The requests of each test: what a difference and what equality take, where every prompt says the same.
+
+    candidates   lines about the models that may be served: how many tokens tell them apart
+    """
 
     a: EndpointRef
-    b: EndpointRef
+    b: EndpointRef | None
     options: EndpointsOptions
     caps: Caps
+    candidates: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        tests = [kind for kind in LADDER if self.options.test in (None, kind.name)]
-        rows = [("test", "requests", "tokens", "cost", "decides"), *(row for kind in tests for row in self._rows(kind))]
-        return [
-            f"A: {self.a.name}",
-            f"B: {self.b.name}",
-            self._probe_line(),
-            "",
-            *format_table(rows, align="<>>><"),
-            "",
-            f"Numbers of requests are for prompts that all show the same difference, and include the probe. "
-            f"Caps: {count(self.caps.max_requests, 'request')}, {count(self.caps.max_tokens, 'token')}"
-            + (f", a cost of {figure(self.caps.max_cost)}" if self.caps.max_cost is not None else "")
-            + f". Nothing was sent. A verdict is wrong in at most {100 * self.options.alpha:g} % of runs.",
-        ]
+        return [f"A: {self.a.name}", *self._tests(), *self._identification(), "", self._caps_line()]
+
+    def _tests(self) -> Iterator[str]:
+        """Between two endpoints."""
+        if self.b is not None:
+            tests = [kind for kind in LADDER if self.options.test in (None, kind.name)]
+            rows = [row for kind in tests for row in self._rows(kind)]
+            yield from (f"B: {self.b.name}", self._probe_line(), "")
+            yield from format_table([("test", "requests", "tokens", "cost", "decides"), *rows], align="<>>><")
+            yield ""
+            yield "Numbers of requests are for prompts that all show the same difference, and include the probe."
+
+    def _identification(self) -> Iterator[str]:
+        if self.candidates:
+            yield from ("", *self.candidates)
+            yield (
+                "Listed log-probabilities tell them apart in far fewer tokens. Until it is decided, each endpoint is "
+                f"asked for answers of up to {ANSWER_TOKENS} tokens, at most {ROUNDS[-1]:,}, beside a probe of "
+                f"{PROBE_REQUESTS} requests."
+            )
+
+    def _caps_line(self) -> str:
+        cost = f", a cost of {figure(self.caps.max_cost)}" if self.caps.max_cost is not None else ""
+        return (
+            f"Caps: {count(self.caps.max_requests, 'request')}, {count(self.caps.max_tokens, 'token')}{cost}. "
+            f"Nothing was sent. A verdict is wrong in at most {100 * self.options.alpha:g} % of runs."
+        )
 
     def _rows(self, kind: type[PairTest]) -> Iterator[tuple[str, ...]]:
         test = kind(self.options, {"a": _ALL, "b": _ALL})

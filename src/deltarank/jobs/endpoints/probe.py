@@ -1,6 +1,6 @@
 """What each endpoint can do, found by asking: which API, log-probabilities, seeds, and which parameters have an effect.
 
-Both endpoints get the same prompts, so that the probe's answers also tell whether they count tokens alike.
+Two endpoints get the same prompts, so that the probe's answers also tell whether they count tokens alike.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Probe:
         self._seed = seed
 
     def find_api(self, wanted: EndpointApi | None) -> EndpointApi:
-        """The API that both endpoints have: completions if possible.
+        """The API that all endpoints have: completions if possible.
 
         Raises:
             JobError: (slug "endpoint-not-found") there is none.
@@ -64,8 +64,8 @@ class Probe:
         candidates = [wanted] if wanted else [EndpointApi.COMPLETIONS, EndpointApi.CHAT]
         refusals: dict[str, Exchange] = {}
         for api in candidates:
-            requests = [self._request(side, api, _Features("plain", 0, 1, {}), required=True) for side in SIDES]
-            found = dict(zip(SIDES, self._asker.ask_all(requests), strict=True))
+            requests = [self._request(side, api, _Features("plain", 0, 1, {}), required=True) for side in self._refs]
+            found = dict(zip(self._refs, self._asker.ask_all(requests), strict=True))
             refusals = {side: exchange for side, exchange in found.items() if exchange.is_refused}
             if not refusals:
                 return api
@@ -75,10 +75,10 @@ class Probe:
     def ask(self, api: EndpointApi) -> dict[str, Capabilities]:
         """What each side can do."""
         features = [*_features(api)]
-        self._asker.ask_all([self._request(side, api, each) for each in features for side in SIDES])
-        fewer = [side for side in SIDES if self._asker.asked[side, probe_key(api, "logprobs-1")].is_refused]
+        self._asker.ask_all([self._request(side, api, each) for each in features for side in self._refs])
+        fewer = [side for side in self._refs if self._asker.asked[side, probe_key(api, "logprobs-1")].is_refused]
         self._asker.ask_all([self._request(side, api, each) for each in _fewer_logprobs(api) for side in fewer])
-        return {side: self._read(side, api) for side in SIDES}
+        return {side: self._read(side, api) for side in self._refs}
 
     def _request(self, side: str, api: EndpointApi, each: _Features, *, required: bool = False) -> Request:
         prompt = fresh_prompt(self._seed, PURPOSE, each.prompt, api)

@@ -7,8 +7,10 @@ matrix is decomposed once, at the largest rank, and a smaller rank reads the fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +22,17 @@ from deltarank.checkpoints import Pair
 from deltarank.errors import JobError
 from deltarank.models import Edit, read_piece
 from deltarank.results import Energy, Norm, Outcome
-from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, failure_outcome
+from deltarank.runtime import (
+    TENSOR_FAILURES,
+    DeltaReader,
+    ProgressListener,
+    SolverOptions,
+    Step,
+    TimeEstimate,
+    failure_outcome,
+    matrix_pass,
+    planned_seconds,
+)
 from deltarank.spectra import factorise
 from deltarank.tensor_names import EXPERT, kind_of_tensor
 
@@ -111,6 +123,36 @@ class MatrixDecomposer:
             return Decomposed(MatrixDecomposition(pair.name, outcome, reason=reason))
         result = MatrixDecomposition(pair.name, Outcome.MEASURED, factors.values, sums.energy, factors.lost)
         return Decomposed(result, (own_copy(factors.left.T.float()), own_copy(factors.right.float())))
+
+
+def decompose(
+    steps: Sequence[Step],
+    options: SolverOptions,
+    rank: int,
+    factor_file: FactorFile,
+    *,
+    progress: ProgressListener,
+    estimate: TimeEstimate,
+) -> Generator[MatrixDecomposition, None, None]:
+    """Decomposes the matrices of the steps, at this rank, one after another, and writes their factors.
+
+    Raises:
+        JobError: (slug "cannot-decompose") one of them failed.
+    """
+    results = matrix_pass(
+        [[step] for step in steps],
+        partial(MatrixDecomposer, options, rank),
+        seconds=planned_seconds,
+        workers=1,  # a small part of the job's time; a second matrix at a time would only raise its memory
+        device=options.torch_device,
+        progress=progress,
+        estimate=estimate,
+    )
+    with closing(results):
+        for found in results:
+            found.result.check()
+            found.write(factor_file(found.result.matrix))
+            yield found.result
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from deltarank.jobs.outputs.answers import AnswerRecord, Answers, candidate_seed, finetune_records, with_ids
@@ -19,8 +19,8 @@ from deltarank.jobs.outputs.loaded_model import LoadedModel, ModelLoader
 from deltarank.jobs.outputs.low_rank import (
     FactorFile,
     LowRankDeltas,
-    MatrixDecomposer,
     MatrixDecomposition,
+    decompose,
     lora_matrices,
 )
 from deltarank.jobs.outputs.partial_folder import PartialFolder
@@ -37,7 +37,7 @@ from deltarank.results import (
     read_records,
     to_plain,
 )
-from deltarank.runtime import ProgressListener, Record, RunFolder, matrix_pass, planned_seconds
+from deltarank.runtime import ProgressListener, Record, RunFolder, planned_seconds
 
 OWN_ANSWERS = "its own answers"
 """The name of the text that is the finetune's own answers."""
@@ -117,20 +117,12 @@ class OutputsRun:
             return self.files.factors(numbers[name])
 
         decompositions = self._resume_decompositions(factor_file)
-        results = matrix_pass(
-            [[step] for step in steps if step.pair.name not in decompositions],
-            partial(MatrixDecomposer, options, max(ranks)),
-            seconds=planned_seconds,
-            workers=1,  # a small part of the job's time; a second matrix at a time would only raise its memory
-            device=options.torch_device,
-            progress=self.listener,
-            estimate=self._progress.estimate,
-        )
-        with closing(results):
-            for found in results:
-                result = found.result
-                result.check()
-                found.write(factor_file(result.matrix))
+        left = [step for step in steps if step.pair.name not in decompositions]
+        estimate = self._progress.estimate
+        with closing(
+            decompose(left, options, max(ranks, default=1), factor_file, progress=self.listener, estimate=estimate)
+        ) as results:
+            for result in results:
                 decompositions[result.matrix] = result
                 self.run_folder.append(to_plain(result))
         return LowRankDeltas(pairs, decompositions, factor_file, options.torch_device)

@@ -62,7 +62,7 @@ def check_live(
     models = LocalModels(base, adapter_edits(adapter, applied, device), device)
     counts = _prompt_counts(server, models)
     prompts = [server.prompt(1 + number) for number in range(CANDIDATES)]
-    predictions = models.predict([models.token_ids(prompt, counts.shift) for prompt in prompts])
+    predictions = models.predict([models.tokens.prompt_ids(prompt, counts.shift) for prompt in prompts])
     candidates = [_Candidate(prompt, *rows) for prompt, *rows in zip(prompts, *predictions, strict=True)]
     lists = _ask_for_lists(server, candidates) if server.lists else []
     asked = Asked(server.ref, counts, tolerance)
@@ -110,11 +110,9 @@ def _kld(p: Tensor, q: Tensor) -> float:
 
 def _prompt_counts(server: LiveServer, models: LocalModels) -> PromptCounts:
     """How the server's prompt differs from the tokenizer's in its number of tokens; a BOS token is reproduced."""
-    ids, theirs = models.token_ids(server.first_prompt), server.first_prompt_tokens
+    ids, theirs = models.tokens.prompt_ids(server.first_prompt), server.first_prompt_tokens
     difference = 0 if theirs is None else theirs - len(ids)
-    has_bos = models.bos is not None and ids[:1] == [models.bos]
-    explained = (difference == 1 and models.bos is not None and not has_bos) or (difference == -1 and has_bos)
-    return PromptCounts(len(ids), theirs, difference if explained else 0)
+    return PromptCounts(len(ids), theirs, models.tokens.bos_shift(ids, difference))
 
 
 _Listed = Sequence[tuple[_Candidate, Distribution]]
@@ -150,7 +148,7 @@ def _compare_lists(server: LiveServer, models: LocalModels, lists: _Listed) -> l
 
 
 def _listed_tokens(models: LocalModels, each: _Candidate, listed: Distribution) -> ListedTokens:
-    base, adapter = (dict(_on_list(models, row, listed)) for row in (each.base, each.adapter))
+    base, adapter = (dict(models.tokens.on_list(row, listed)) for row in (each.base, each.adapter))
     along, length = _moments(listed, base, adapter)
     return ListedTokens(
         along=along,
@@ -178,18 +176,10 @@ def _moments(listed: Distribution, base: Distribution, adapter: Distribution) ->
     return float(centred @ (server - before)), float(centred @ (after - before))
 
 
-def _on_list(models: LocalModels, row: Tensor, listed: Distribution) -> Iterator[tuple[str, float]]:
-    """The log-probabilities of the tokens that the server lists."""
-    for text in listed:
-        ids = [number for number in models.ids_by_text.get(text, ()) if number < len(row)]
-        if ids:
-            yield text, max(float(torch.logsumexp(row[ids], 0)), -1e3)
-
-
 def _unknown_share(models: LocalModels, listed: Distribution) -> float:
     """The share of the listed probability that is on texts that no token of the base has."""
     mass = {text: math.exp(value) for text, value in listed.items()}
-    unknown = math.fsum(value for text, value in mass.items() if text not in models.ids_by_text)
+    unknown = math.fsum(value for text, value in mass.items() if text not in models.tokens.ids_by_text)
     return unknown / max(math.fsum(mass.values()), 1e-30)
 
 
@@ -204,7 +194,7 @@ def _tokenizer_differs(server: LiveServer, share: float) -> JobError:
 
 def _compare_greedy(server: LiveServer, models: LocalModels, candidates: Sequence[_Candidate]) -> GreedyTokens:
     """On the prompts on which the greedy tokens differ by the largest margins."""
-    texts = models.text_by_id
+    texts = models.tokens.text_by_id
     hits = {"base": 0, "adapter": 0, "neither": 0}
     asked = 0
     for each in sorted(candidates, key=lambda each: -each.margin):

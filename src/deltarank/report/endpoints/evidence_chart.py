@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from deltarank.results import EndpointTest, EvidencePoint
+from deltarank.results import EndpointTest, EvidencePoint, Identification, escape, shorten
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 150, 12, 34
 _LOG_10 = math.log(10)
 _MOST_POINTS = 400
+_HIGHEST = 12
+_LINE_HEIGHT = 14.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,41 @@ def evidence_chart(test: EndpointTest, alpha: float) -> EvidenceChart:
     step = max(1, (high - low) // 6)
     ticks = tuple(Tick(_height(x, low, high), _power(x)) for x in range(low, high + 1, step))
     return EvidenceChart(lines, Tick(_height(limit, low, high), f"{1 / alpha:g}: decided"), ticks, f"{most:,}")
+
+
+def identification_chart(found: Identification) -> EvidenceChart:
+    """The e-value against each candidate; of an identification with at least one answer."""
+    points = found.evidence[:: max(1, len(found.evidence) // _MOST_POINTS)]
+    rows = [[each.log_e_values[i] / _LOG_10 for each in points] for i in range(len(found.candidates))]
+    limit = -math.log10(found.alpha)
+    low, high = -1, min(math.ceil(max(*map(max, rows), limit) + 0.2), _HIGHEST)
+    most = max(points[-1].tokens, 1)
+    lines = []
+    for candidate, row in zip(found.candidates, rows, strict=True):
+        places = [
+            (
+                round(LEFT + (WIDTH - LEFT - RIGHT) * each.tokens / most, 1),
+                _height(min(max(value, low), high), low, high),
+            )
+            for each, value in zip(points, row, strict=True)
+        ]
+        lines.append(_line(places, shorten(escape(candidate.name), most=20), "different" if candidate.excluded else "same"))
+    step = max(1, (high - low) // 6)
+    ticks = tuple(Tick(_height(x, low, high), _power(x)) for x in range(low, high + 1, step))
+    edge = Tick(_height(limit, low, high), f"{1 / found.alpha:g}: excluded")
+    return EvidenceChart(tuple(_apart(lines)), edge, ticks, f"{most:,}")
+
+
+def _apart(lines: Sequence[Line]) -> list[Line]:
+    """With names that do not overlap: each at least a line below the one above it, and none below the chart."""
+    ordered = sorted(lines, key=lambda line: line.y)
+    lowest = HEIGHT - BOTTOM
+    heights: list[float] = []
+    for line in ordered:
+        heights.append(max(line.y, heights[-1] + _LINE_HEIGHT if heights else line.y))
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], lowest if i + 1 == len(heights) else heights[i + 1] - _LINE_HEIGHT)
+    return [replace(line, y=height) for line, height in zip(ordered, heights, strict=True)]
 
 
 def _height(exponent: float, low: float, high: float) -> float:

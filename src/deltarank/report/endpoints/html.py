@@ -6,9 +6,9 @@ from pathlib import Path
 
 from deltarank.report.document.render import COLOURS, PAGE_STYLE, render_document
 from deltarank.report.document.write import write_files
-from deltarank.report.endpoints.evidence_chart import evidence_chart
+from deltarank.report.endpoints.evidence_chart import evidence_chart, identification_chart
 from deltarank.report.view.text import unbroken
-from deltarank.results import EndpointResults, capability_rows, escape
+from deltarank.results import EndpointResults, ServedCandidate, capability_rows, escape, figure, percent
 
 
 def endpoints_page(results: EndpointResults) -> str:
@@ -20,10 +20,29 @@ def endpoints_page(results: EndpointResults) -> str:
         styles=[COLOURS, PAGE_STYLE, "endpoints/endpoints.css"],
         results=results,
         found=found,
+        title=" and ".join(escape(each.model) for each in found.endpoints),
+        letters="AB"[: len(found.endpoints)],
         sentences=[unbroken(escape(each)) for each in found.verdict.sentences],
-        rows=capability_rows(found.a, found.b)[1:],
+        rows=capability_rows(*found.endpoints)[1:],
+        identifications=[
+            (letter, each, identification_chart(each), [_row(candidate) for candidate in each.candidates])
+            for letter, each in found.identifications.items()
+            if each.evidence
+        ],
         charts=[(test, evidence_chart(test, alpha)) for test in found.tests if test.evidence],
     )
+
+
+def _row(candidate: ServedCandidate) -> dict[str, str]:
+    return {
+        "name": unbroken(escape(candidate.name)),
+        "log_likelihood": f"{candidate.log_likelihood:,.1f}",
+        "posterior": percent(candidate.posterior),
+        "kld": figure(candidate.kld, unknown="-"),
+        "nearest": unbroken(escape(candidate.nearest or "-")),
+        "tokens": figure(candidate.tokens_needed, unknown="no number"),
+        "state": "excluded" if candidate.excluded else "left",
+    }
 
 
 def write_endpoints_report(results: EndpointResults, folder: Path) -> tuple[Path, ...]:

@@ -1,0 +1,117 @@
+"""`deltarank endpoints A [B] --weights BASE FINETUNE`: which model a server over transformers serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import peft_adapters as made
+from commands import Finished, RunCommand
+from deltarank.results import EndpointResults, Identification
+from fake_endpoint import FakeEndpoint, serving
+from sampling_server import SamplingServer
+from some_tokenizers import byte_level
+from tiny_architectures import best_approximation
+
+SHARPER = 12.0
+"""Letters and digits get larger rows of the head, so that they are what is sampled: half of a character has no text."""
+
+Ask = Callable[..., Finished]
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=261, max_position_embeddings=256, **sizes))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base, finetune, rank-8 (base + D_8, by an SVD in float64) and third, another finetune."""
+    home = tmp_path_factory.mktemp("identification")
+    base = made.write_base(tiny_llama, home / "base")
+    weights, tokenizer = made.tensors(base), byte_level()
+    letters = [number for piece, number in tokenizer.get_vocab().items() if piece.isascii() and piece.isalnum()]
+    weights["lm_head.weight"][letters] *= SHARPER
+    weights |= {key: torch.ones_like(w) for key, w in weights.items() if "norm" in key}
+    _write(weights, base, base)
+    for seed, name in ((1, "finetune"), (2, "third")):
+        generator = torch.Generator().manual_seed(seed)
+        noise = {key: 0.05 * torch.randn(w.shape, generator=generator) for key, w in weights.items() if "_proj" in key}
+        _write({key: w + noise.get(key, 0) for key, w in weights.items()}, base, home / name)
+    tuned = made.tensors(home / "finetune")
+    low = {
+        key: w + torch.from_numpy(best_approximation((tuned[key] - w).double().numpy(), 8)).float()
+        for key, w in weights.items()
+        if "_proj" in key
+    }
+    _write({**weights, **low}, base, home / "rank-8")
+    return home
+
+
+def _write(weights: dict[str, torch.Tensor], base: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    config = (base / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(config)
+    save_file({key: w.contiguous() for key, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    byte_level().save_pretrained(folder)
+
+
+@pytest.fixture
+def ask(models: Path, command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+    def run(*words: object, base: str = "base", finetune: str = "finetune") -> Finished:
+        weights = ("--weights", models / base, models / finetune)
+        return command("endpoints", *words, *weights, "-o", tmp_path / "run", "--seed", 5, "--completions")
+
+    return run
+
+
+def found(tmp_path: Path) -> Identification:
+    identification = EndpointResults.load(tmp_path / "run").endpoints.identification
+    assert identification is not None
+    return identification
+
+
+def serves(models: Path, name: str, **settings: Any) -> FakeEndpoint:
+    return FakeEndpoint(fault=SamplingServer.of(models / name, models / "base", **settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "best", "verdict"),
+    [("base", "base", "different"), ("rank-8", "rank 8", "different"), ("finetune", "finetune", "same")],
+)
+def test_lists_tell_what_is_served(models: Path, ask: Ask, tmp_path: Path, name: str, best: str, verdict: str) -> None:
+    with serving(serves(models, name)) as (server,):
+        done = ask(server.reference, "--check", "--json")
+    assert done.out, done.err
+
+    identification, results = found(tmp_path), EndpointResults.load(tmp_path / "run")
+    by_name = {each.name: each for each in identification.candidates}
+    assert [*by_name] == ["base", "rank 1", "rank 8", "rank 16", "finetune"]
+    assert (identification.best, identification.decided, identification.none_of_these) == (best, True, False)
+    assert by_name[best].kld is not None
+    assert by_name[best].kld < 1e-6
+    assert min(each.kld or 0 for each in identification.candidates if each.name != best) > 0.002
+    assert sum(each.posterior for each in identification.candidates) == pytest.approx(1)
+    assert results.verdict.kind.value == verdict
+    assert done.code == (0 if verdict == "same" else 3)
+    assert json.loads(done.out)["endpoints"]["identification"]["best"] == best
+
+
+def test_text_alone_tells_what_is_served(models: Path, ask: Ask, tmp_path: Path) -> None:
+    with serving(serves(models, "rank-8", top_logprobs=0)) as (server,):
+        done = ask(server.reference, "--no-report")
+
+    identification = found(tmp_path)
+    assert (identification.best, identification.decided) == ("rank 8", True)
+    assert identification.listed == 0
+    assert {each.kld for each in identification.candidates} == {None}
+    assert "serves base + rank-8 delta: the other 4 candidates are excluded" in " ".join(done.out.split())
