@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +201,10 @@ def _watchers(tell: Callable[[str], None]) -> Watchers:
                 f"{figure(_exp(log_e_same))} that they are alike"
             )
 
+    def on_candidates(lines: Sequence[str]) -> None:
+        for line in lines:
+            tell(escape(line))
+
     def on_round(side: str, found: Identification) -> None:
         tell(
             f"{side.upper()}: {found.answers} answers, {found.tokens:,} tokens: {len(found.left)} of "
@@ -211,7 +215,7 @@ def _watchers(tell: Callable[[str], None]) -> Watchers:
         on_probe,
         lambda name: tell(f"Test: {name.value}."),
         on_prompt,
-        lambda lines: [tell(escape(line)) for line in lines],
+        on_candidates,
         on_round,
     )
 

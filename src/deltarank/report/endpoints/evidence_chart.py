@@ -87,7 +87,9 @@ def identification_chart(found: Identification) -> EvidenceChart:
             )
             for each, value in zip(points, row, strict=True)
         ]
-        lines.append(_line(places, shorten(escape(candidate.name), most=20), "different" if candidate.excluded else "same"))
+        lines.append(
+            _line(places, shorten(escape(candidate.name), most=20), "different" if candidate.excluded else "same")
+        )
     step = max(1, (high - low) // 6)
     ticks = tuple(Tick(_height(x, low, high), _power(x)) for x in range(low, high + 1, step))
     edge = Tick(_height(limit, low, high), f"{1 / found.alpha:g}: excluded")
