@@ -17,9 +17,9 @@ LONGEST_SHOWN = 360
 
 
 def write(docs: Path, runs: Sequence[Results], descriptions: dict[str, str], notes: Iterable[str]) -> Path:
-    """Writes DOCS/gallery.md and copies the pictures of the runs' common report beside those of the docs."""
+    """Writes DOCS/smollm2.md and copies the pictures of the runs' common report beside those of the docs."""
     sections = [
-        "# Gallery: a real language model",
+        "# A real language model",
         _introduction(descriptions),
         "## How near to the finetune",
         behaviour_table(runs),
@@ -32,7 +32,7 @@ def write(docs: Path, runs: Sequence[Results], descriptions: dict[str, str], not
         "## How this was made",
         *notes,
     ]
-    page = docs / "gallery.md"
+    page = docs / "smollm2.md"
     page.write_text("\n\n".join(sections) + "\n")
     return page
 

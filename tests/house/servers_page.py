@@ -9,7 +9,7 @@ from pathlib import Path
 from deltarank.servers import Server, known_servers
 
 PAGE = Path(__file__).parents[2] / "docs" / "extraction.md"
-_BLOCK = re.compile(r"(?<=<!-- servers -->\n).*?(?=<!-- /servers -->)", re.DOTALL)
+_BLOCK = re.compile(r"(?<=<!-- servers -->\n\n).*?(?=<!-- /servers -->)", re.DOTALL)
 _PARTS = {
     "lm_head": "an untied lm_head",
     "expert": "experts",

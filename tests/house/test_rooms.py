@@ -47,7 +47,7 @@ RULES = {
         "errors results system checkpoints divergence architectures",
         "torch transformers accelerate safetensors numpy gguf bitsandbytes",
     ),
-    "runtime": rule("errors results system checkpoints spectra adapters", "torch"),
+    "runtime": rule("errors results system checkpoints spectra adapters", "torch tqdm"),
     "ray_pool": rule("errors results checkpoints runtime", "torch ray"),
     "activations": rule("errors results system checkpoints spectra divergence architectures models", "torch"),
     "report": rule("errors results system", "jinja2 markupsafe vl_convert"),

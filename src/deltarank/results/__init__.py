@@ -99,7 +99,7 @@ from deltarank.results.logits import (
 from deltarank.results.matrix import TIED_EMBEDDING, ActivationLoss, Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import BELOW_EDGE, NoiseShares, noise_shares
-from deltarank.results.notebook import ShownAsLines
+from deltarank.results.notebook_parts import ShownAsLines, sentences_html, table_html
 from deltarank.results.outputs import (
     FINETUNE,
     FINETUNE_AGAIN,
@@ -303,10 +303,12 @@ __all__ = [
     "read_records",
     "run_name",
     "schema_of",
+    "sentences_html",
     "shorten",
     "size",
     "slot_for",
     "slot_sentence",
+    "table_html",
     "to_plain",
     "touched_energies",
 ]

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from deltarank.results.codec import Norm, StoredResult, decode, to_plain
 from deltarank.results.formatting import escape, percent
-from deltarank.results.notebook import sentences_html, table_html
+from deltarank.results.notebook_parts import sentences_html, table_html
 from deltarank.results.reference import Reference
 from deltarank.results.unpaired import NONE_UNPAIRED, Unpaired
 

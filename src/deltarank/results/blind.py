@@ -16,7 +16,7 @@ from msgspec import Meta
 from deltarank.results.codec import Count, Share, StoredResult
 from deltarank.results.formatting import figure, percent
 from deltarank.results.logits import Interval
-from deltarank.results.notebook import sentences_html
+from deltarank.results.notebook_parts import sentences_html
 
 FORMAT_VERSION = 1
 

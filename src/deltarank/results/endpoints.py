@@ -14,7 +14,7 @@ from deltarank.results.formatting import escape, figure
 from deltarank.results.identification import Identification
 from deltarank.results.json_schema import schema_of
 from deltarank.results.logits import Interval
-from deltarank.results.notebook import sentences_html, table_html
+from deltarank.results.notebook_parts import sentences_html, table_html
 
 FORMAT_VERSION = 1
 

@@ -10,10 +10,11 @@ from enum import StrEnum
 from typing import Any, Self
 
 from deltarank.results.codec import Count, Rank, StoredResult, decode
-from deltarank.results.formatting import count, escape
+from deltarank.results.formatting import count, escape, percent
 from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Kinship
 from deltarank.results.matrix import Loss
+from deltarank.results.notebook_parts import sentences_html, table_html
 from deltarank.results.outputs import CandidateKind, Outputs
 from deltarank.results.rank_plan import RankPlan
 from deltarank.results.reference import Reference
@@ -228,6 +229,20 @@ class Fleet(StoredResult):
             f"<Fleet on {escape(self.base.short_name)}: {count(len(self.measured), 'finetune')} measured, "
             f"{len(self.failed)} failed>"
         )
+
+    def _repr_html_(self) -> str:
+        """The plan and the relations in words, and the energy that each rank keeps of each finetune."""
+        measured = (
+            f"{count(len(self.measured), 'finetune')} of {self.base.short_name} measured, {len(self.failed)} failed."
+        )
+        planned = self.plan.sentences if self.plan else ()
+        related = self.kinship.sentences if self.kinship else ()
+        rows = [
+            (each.name, str(each.verdict or each.reason), *(percent(loss.energy_kept) for loss in each.losses))
+            for each in self.finetunes
+        ]
+        table = table_html(("energy kept at rank", "", *map(str, self.ranks)), rows)
+        return sentences_html((*planned, measured, *related), table)
 
 
 _OF_FINETUNE = (

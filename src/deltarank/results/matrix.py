@@ -11,6 +11,8 @@ from typing import Annotated, Any, Self
 from msgspec import Meta
 
 from deltarank.results.codec import Count, Energy, Norm, Rank, Share, from_record, unreadable_record
+from deltarank.results.formatting import figure, percent
+from deltarank.results.notebook_parts import sentences_html, table_html
 
 
 class Outcome(StrEnum):
@@ -99,6 +101,9 @@ class Loss:
     def energy_lost(self) -> float:
         """1 - energy_kept, computed from `relative_error` to avoid cancellation."""
         return self.relative_error**2
+
+    def _repr_html_(self) -> str:
+        return losses_html([self])
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,13 @@ class MatrixResult:
             raise unreadable_record(cls, error) from None
         return matrix
 
+    def _repr_html_(self) -> str:
+        measured = f"change / weights: {percent(self.relative_norm)}" if self.losses else self.outcome.sentence
+        size = " x ".join(map(str, self.shape))
+        return sentences_html(
+            [f"{self.name}, {size}", f"{measured}."], *([losses_html(self.losses)] * bool(self.losses))
+        )
+
     def check(self, ranks: Sequence[int]) -> None:
         """Raises ValueError unless it is two-dimensional and has its losses at exactly these ranks."""
         if len(self.shape) != 2:
@@ -221,6 +233,15 @@ class MatrixResult:
             raise ValueError(f"the losses of {self.name[:100]!r} are not at the ranks of the run")
         if self.activation_loss is not None and len(self.activation_loss.lost) != len(ranks):
             raise ValueError(f"the activation-weighted losses of {self.name[:100]!r} are not at the ranks of the run")
+
+
+def losses_html(losses: Iterable[Loss]) -> str:
+    """A table with a row for each rank, for a notebook."""
+    rows = [
+        (str(loss.rank), percent(loss.energy_kept), figure(loss.relative_error), figure(loss.cosine_distance))
+        for loss in losses
+    ]
+    return table_html(("rank", "energy kept", "relative error", "cosine distance"), rows)
 
 
 def loss_at(losses: Iterable[Loss], rank: int) -> Loss:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from deltarank.results.codec import Count, Energy, StoredResult
+from deltarank.results.formatting import escape
 from deltarank.results.matrix import Outcome
+from deltarank.results.notebook_parts import sentences_html
 from deltarank.results.reference import Reference
 from deltarank.results.verification import IgnoredTensor, TensorChange
 
@@ -121,6 +123,12 @@ class MergeCheck(StoredResult):
     tool_version: str
     created: str
     format_version: Count = FORMAT_VERSION
+
+    def __repr__(self) -> str:
+        return f"<MergeCheck {escape(self.adapter.short_name)}: {self.kind.value}; {escape(self.sentences[0])}>"
+
+    def _repr_html_(self) -> str:
+        return sentences_html(self.sentences)
 
 
 def other_share(rows: Iterable[MergedTensor]) -> float | None:

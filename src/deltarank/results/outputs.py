@@ -12,7 +12,7 @@ from deltarank.results.attribution import AttributionResult
 from deltarank.results.codec import Count, Rank, StoredResult
 from deltarank.results.formatting import count, escape, listing
 from deltarank.results.logits import Logits
-from deltarank.results.notebook import sentences_html
+from deltarank.results.notebook_parts import sentences_html
 from deltarank.results.ranks import PREFERRED_RANK
 
 FINETUNE, FINETUNE_AGAIN = "finetune", "finetune again"

@@ -23,6 +23,7 @@ from deltarank.results.formatting import escape
 from deltarank.results.json_schema import schema_of
 from deltarank.results.matrix import MatrixResult, Skipped
 from deltarank.results.notebook import notebook_html
+from deltarank.results.notebook_parts import sentences_html
 from deltarank.results.outputs import Outputs
 from deltarank.results.ranks import headline_rank
 from deltarank.results.reference import Reference
@@ -72,6 +73,9 @@ class Verdict:
     @property
     def details(self) -> tuple[str, ...]:
         return self.sentences[1 + len(self.opening) :]
+
+    def _repr_html_(self) -> str:
+        return sentences_html(self.sentences)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from deltarank.results.codec import Count, Energy, StoredResult, decode, to_plai
 from deltarank.results.formatting import escape, percent
 from deltarank.results.live_check import LiveCheck
 from deltarank.results.matrix import Outcome
-from deltarank.results.notebook import sentences_html, table_html
+from deltarank.results.notebook_parts import sentences_html, table_html
 from deltarank.results.reference import Reference
 
 FORMAT_VERSION = 1

@@ -21,6 +21,7 @@ from deltarank.runtime.plan import (
     step_lines,
 )
 from deltarank.runtime.progress import PartOfJob, ProgressListener
+from deltarank.runtime.progress_bar import ProgressBar, ProgressNotes, end_of_name, shown_transfer, whole_percents
 from deltarank.runtime.provenance import run_provenance, utc_timestamp
 from deltarank.runtime.run_folder import (
     IDENTITY,
@@ -56,7 +57,9 @@ __all__ = [
     "PartOfJob",
     "Plan",
     "PoolMaker",
+    "ProgressBar",
     "ProgressListener",
+    "ProgressNotes",
     "Record",
     "Ref",
     "ResultT",
@@ -75,6 +78,7 @@ __all__ = [
     "available_memory",
     "check_choice",
     "differences",
+    "end_of_name",
     "estimate_time",
     "failure_outcome",
     "is_number",
@@ -88,9 +92,11 @@ __all__ = [
     "read_identity",
     "reference_line",
     "run_provenance",
+    "shown_transfer",
     "shows_keywords",
     "step_lines",
     "task_pool",
     "use_pools",
     "utc_timestamp",
+    "whole_percents",
 ]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from deltarank.cli.progress import Bar, Lines, watching
+from deltarank.cli.progress import Lines, watching
+from deltarank.runtime import ProgressBar
 
 
 class Terminal(io.StringIO):
@@ -29,7 +30,7 @@ def a_terminal() -> Iterator[Terminal]:
 
 def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
     with a_terminal() as terminal, watching(quiet=False) as progress:
-        assert isinstance(progress, Bar)
+        assert isinstance(progress, ProgressBar)
         progress.began("model.layers.0.mlp.up_proj.weight")
         progress.finished("model.layers.0.mlp.up_proj.weight", 95.0, 0.25)
         progress.began("model.layers.1.mlp.up_proj.weight")

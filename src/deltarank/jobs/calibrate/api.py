@@ -41,7 +41,7 @@ def extract_calibrated(
     Raises:
         UsageError: an argument is not usable, or the texts are too short.
         JobError: the model does not fit into memory, or PEFT does not load the adapter.
-        And what `extract` and `outputs` raise.
+        DeltarankError: see `extract` and `outputs`.
     """
     refs, options = parse_keywords(base, finetune, keywords, CalibrateOptions)
     progress = progress or ProgressListener()

@@ -26,6 +26,8 @@ from deltarank.results import (
     noise_shares,
     percent,
     schema_of,
+    sentences_html,
+    table_html,
     to_plain,
 )
 from deltarank.servers import get_server, server_names
@@ -240,3 +242,8 @@ class ExtractedAdapter(StoredResult):
         return (
             f"<ExtractedAdapter {self.finetune.short_name} - {self.base.short_name}, rank {self.rank}: {self.sentence}>"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [(name, str(matrices), percent(kept)) for name, matrices, kept in self.modules]
+        sentences = (self.sentence, self.noise_sentence, f"{self.load_check.sentence}.")
+        return sentences_html([*filter(None, sentences)], table_html(("module", "matrices", "kept"), rows))
