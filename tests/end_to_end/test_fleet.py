@@ -7,15 +7,10 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from tiny_checkpoints import HIDDEN, LAYERS, base_weights, full_finetune, merged_lora, write
+from fleet_models import lines_in, numbers, threads, write_adapter, write_larger, write_models
 
 import deltarank
 from commands import LineProcess, RunCommand, StopAfter
@@ -24,65 +19,16 @@ from deltarank.errors import JobError, OutputError, UsageError
 from deltarank.results import Fleet, FleetOutcome, Results, VerdictKind
 
 RANKS = [2, 8]
-NOT_OF_THE_NUMBERS = ("seconds", "command")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and finetunes of all kinds in `ft`."""
-    home = tmp_path_factory.mktemp("models")
-    base = base_weights()
-    broken = dict(full_finetune(base))
-    broken["model.layers.0.mlp.up_proj.weight"] = torch.full((48, 32), float("nan"))
-    write(home / "base", base)
-    write(home / "other", {"some.weight": torch.ones(8, 8)})
-    made: dict[str, Mapping[str, torch.Tensor]] = {
-        "copy": dict(base),
-        "full": full_finetune(base),
-        "lora": merged_lora(base, 3),
-        "nan": broken,
-        "second": full_finetune(base, seed=5),
-        "unrelated": base_weights(seed=77),
-    }
-    for name, weights in made.items():
-        write(home / "ft" / name, weights)
-    write(home / "ft" / "wide", full_finetune(base, seed=6), dtype=torch.float32)
-    return home
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
-def write_adapter(folder: Path, *, rank: int) -> Path:
-    folder.mkdir()
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(9)
-    factors = {
-        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{side}.weight": 0.1
-        * torch.randn(shape, generator=generator)
-        for layer in range(LAYERS)
-        for side, shape in (("A", (rank, HIDDEN)), ("B", (HIDDEN, rank)))
-    }
-    save_file(factors, folder / "adapter_model.safetensors")
-    return folder
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def numbers(path: Path) -> dict[str, Any]:
-    """results.json without its times and its command."""
-    stored = json.loads((path / "results.json").read_text(encoding="utf-8"))
-    del stored["created"]
-    for each in (stored["settings"], *stored["matrices"]):
-        for name in NOT_OF_THE_NUMBERS:
-            each.pop(name, None)
-    return stored
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_larger(tmp_path_factory.mktemp("larger"))
 
 
 def names(fleet: Fleet) -> list[str]:
@@ -143,32 +89,18 @@ def test_the_rows_are_those_of_the_runs(models: Path, tmp_path: Path) -> None:
         assert kept == [loss.energy_kept for loss in run.totals.losses]
 
 
+def test_the_parquet_file_has_the_rows(models: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    given = [models / "missing", models / "ft" / "full", models / "ft" / "copy"]
+    fleet = deltarank.fleet(models / "base", given, output=tmp_path / "fleet", ranks=RANKS)
+    table = parquet.read_table(tmp_path / "fleet" / "fleet.parquet")
+    types = {name: str(table.schema.field(name).type) for name in ("name", "rank", "energy_kept")}
+
+    assert table.to_pylist() == fleet.rows()
+    assert types == {"name": "string", "rank": "int64", "energy_kept": "double"}
+
+
 # The base is read once ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Matrices each too large to be measured with others at once, in four files a model."""
-    home, generator = tmp_path_factory.mktemp("larger"), torch.Generator().manual_seed(5)
-    names = [f"model.layers.{i}.mlp.{part}_proj.weight" for i in range(5) for part in ("up", "down")]
-    base = {name: 0.02 * torch.randn(288, 300, generator=generator) for name in names}
-    base |= {
-        "model.embed_tokens.weight": torch.randn(500, 288, generator=generator),
-        "model.norm.weight": torch.ones(288),
-    }
-    for number, folder in enumerate(["base", "ft/a", "ft/b", "ft/c"]):
-        weights = full_finetune(base, seed=number) if number else base
-        write_shards(home / folder, weights)
-    return home
-
-
-def write_shards(folder: Path, weights: Mapping[str, torch.Tensor], files: int = 4) -> None:
-    folder.mkdir(parents=True)
-    owner = {name: f"model-{i % files + 1:05}-of-{files:05}.safetensors" for i, name in enumerate(weights)}
-    for file in set(owner.values()):
-        save_file({name: w.bfloat16() for name, w in weights.items() if owner[name] == file}, folder / file)
-    index = {"metadata": {}, "weight_map": owner}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def test_the_base_is_read_once_for_all(larger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,12 +172,6 @@ for line in sys.stdin:
     verb, *arguments = json.loads(line)
     print("@" + json.dumps(begin(*arguments) if verb == "begin" else os.waitpid(*arguments, 0)[1]), flush=True)
 """
-
-
-def lines_in(fleet: Path) -> int:
-    """Results of tensors; a matrix has a line with its sketch, too."""
-    lines = (line for path in fleet.glob("*/matrices.jsonl") for line in path.read_bytes().splitlines(keepends=True))
-    return sum(line.endswith(b"\n") and not line.startswith(b'{"sketch_of"') for line in lines)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The numbers do not depend on how a model is fetched: streamed, downloaded, local."""
 
+import importlib.util
 import json
 import random
 import signal
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from commands import LineProcess
 from deltarank.checkpoints import open_checkpoint
+from deltarank.results import Fleet
 from hub import FakeHub, Fault, client_environment
 
 MATRICES = 6
@@ -146,6 +148,42 @@ def test_extract_and_verify_stream_as_well(commands: CommandProcess, pair: tuple
     assert commands.weights_in_cache("other") == []
     weights = [folder / "adapter_model.safetensors" for folder in (local, streamed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("fetch", ["--stream", "--download"])
+def test_a_fleet_on_the_hub(
+    hub: FakeHub, commands: CommandProcess, pair: tuple[Path, Path], tmp_path: Path, fetch: str
+) -> None:
+    """With the numbers of local files; a model that is not there is a row."""
+    listed, more = tmp_path / "list.txt", ("--ranks", "4,16", "--no-report")
+    listed.write_text(f"org/tuned\nother/tuned@main  # the same\norg/missing\n{pair[1]}\n")
+    commands.run("fleet", "org/base", "--list", listed, fetch, "-o", tmp_path / "fleet", *more)
+    commands.run("compare", *pair, "-o", tmp_path / "one", *more)
+    fleet = Fleet.load(tmp_path / "fleet")
+
+    assert [(each.name, each.is_measured) for each in fleet.finetunes] == [
+        ("org--tuned", True),
+        ("other--tuned--main", True),
+        ("org--missing", False),
+        ("tuned", True),
+    ]
+    assert "no model of that name on the Hub" in str(fleet.failed[0].reason)
+    assert fleet.base.revision == hub.repos["org/base"].commit("main")
+    for each in fleet.measured:
+        assert numbers_in(tmp_path / "fleet" / str(each.run)) == numbers_in(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_workers_on_ray_stream_by_themselves(
+    hub: FakeHub, commands: CommandProcess, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    more = ("--ranks", "4,16", "--no-report")
+    commands.run("compare", "other/base", "other/tuned", "--stream", "-o", tmp_path / "ray", *more, "--ray")
+    assert commands.weights_in_cache("other") == []
+    commands.run("compare", *pair, "-o", tmp_path / "local", *more)
+
+    assert numbers_in(tmp_path / "ray") == numbers_in(tmp_path / "local")
 
 
 @pytest.mark.slow

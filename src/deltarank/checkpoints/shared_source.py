@@ -62,6 +62,11 @@ class SharedSource:
         self._blocks = {file: _merged(sorted(found)) for file, found in ranges.items()}
         self._starts = {file: [block.start for block in blocks] for file, blocks in self._blocks.items()}
 
+    def count_elsewhere(self, nbytes: int) -> None:
+        """Counts what another process read of the other source."""
+        with self._lock:
+            self.bytes_read += nbytes
+
     def done(self, piece: Piece) -> None:
         """A reader of this piece has ended; after the last one its bytes are dropped."""
         block = self._block(piece.file, piece.start, piece.nbytes)

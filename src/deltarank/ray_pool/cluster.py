@@ -128,7 +128,8 @@ def _without_warnings() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except ConnectionError as error:
-        raise _no_cluster(_first_line(error)) from None
+        nowhere = "none runs on this machine, and RAY_ADDRESS names none"
+        raise _no_cluster(nowhere if "any running" in str(error) else _first_line(error)) from None
     except (RuntimeError, ValueError) as error:
         if "Version mismatch" not in str(error):
             raise _no_cluster(_first_line(error)) from error

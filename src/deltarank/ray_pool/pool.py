@@ -13,7 +13,6 @@ from typing import Any, Generic
 import ray
 import torch
 
-from deltarank.checkpoints import SharedSource
 from deltarank.errors import DeltarankError, JobError, UsageError
 from deltarank.ray_pool import shipped
 from deltarank.ray_pool.bundles import Bundle, bundle
@@ -50,6 +49,7 @@ class RayPool(Generic[TaskT, ResultT]):
         self._make_worker = make_worker
         self._gpus = 1 if device.type == "cuda" else 0
         self._name = uuid.uuid4().hex
+        self._job = ray.get_runtime_context().get_job_id()
         self._running: dict[Any, Bundle[TaskT]] = {}
 
     def results(self, groups: Sequence[Sequence[TaskT]]) -> Iterator[tuple[TaskT, ResultT]]:
@@ -79,8 +79,7 @@ class RayPool(Generic[TaskT, ResultT]):
             if failures:
                 raise failures[0]
         finally:
-            for waiting in self._running:
-                ray.cancel(waiting, force=True)
+            self._cancel()
 
     def _finished(self, failures: list[BaseException]) -> Iterator[tuple[TaskT, ResultT]]:
         """Waits until a task is finished, and takes all that are."""
@@ -109,10 +108,14 @@ class RayPool(Generic[TaskT, ResultT]):
             raise _other_versions(*found)
         results, read = found
         for key, nbytes in read.items():
-            source = self._packer.sources[key]
-            assert isinstance(source, SharedSource)
-            source.bytes_read += nbytes
+            self._packer.sources[key].count_elsewhere(nbytes)
         return list(results)
+
+    def _cancel(self) -> None:
+        """Ends what still runs, unless the connection has ended, and that with it."""
+        if self._running and ray.is_initialized() and ray.get_runtime_context().get_job_id() == self._job:
+            for waiting in self._running:
+                ray.cancel(waiting, force=True)
 
     def _check_resources(self, memory: float) -> None:
         """Ray would wait forever for a machine that a task fits on."""

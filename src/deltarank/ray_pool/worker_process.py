@@ -31,7 +31,7 @@ _current = _Pass("")
 
 
 def run(node: str, name: str, make_worker: Packed, groups: Packed) -> tuple[str, Any]:
-    """The results of groups of tasks, and the bytes that were read of shared sources, by their keys.
+    """The results of groups of tasks, and the bytes that were read of sources that count them, by their keys.
 
     Args:
         node: the name of this machine.
@@ -69,9 +69,10 @@ def _unpacked(node: str, current: _Pass, make_worker: Packed, groups: Packed) ->
 
 def _results(current: _Pass, make_worker: Packed, groups: Any) -> tuple[list[Any], dict[int, int]]:
     pairs = [task.pair for group in groups for task in group]
-    shared = {key: each for key, each in current.unpacker.sources.items() if isinstance(each, SharedSource)}
-    before = {key: each.bytes_read for key, each in shared.items()}
-    for each in shared.values():
+    counting = {key: each for key, each in current.unpacker.sources.items() if hasattr(each, "count_elsewhere")}
+    before = {key: each.bytes_read for key, each in counting.items()}
+    shared = [each for each in counting.values() if isinstance(each, SharedSource)]
+    for each in shared:
         each.expect(pair.base for pair in pairs)
     prefetcher = Prefetcher(pairs)
     results: list[Any] = []
@@ -79,9 +80,9 @@ def _results(current: _Pass, make_worker: Packed, groups: Any) -> tuple[list[Any
         prefetcher.reached(len(results), at_least=len(group))
         assert current.worker is not None
         results += current.worker.results(group)
-    for each in shared.values():
+    for each in shared:
         each.expect(())
-    return results, {key: each.bytes_read - before[key] for key, each in shared.items()}
+    return results, {key: each.bytes_read - before[key] for key, each in counting.items()}
 
 
 def _close(ended: _Pass) -> None:

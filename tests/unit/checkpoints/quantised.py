@@ -1,6 +1,7 @@
 """Quantised checkpoints for these tests: by the library that defines the format, or by its definition."""
 
 import math
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,18 @@ def fp8_blocks(
 
 
 def decoded(folder: Path, stored: Mapping[str, Tensor], how: Any, *, name: str = NAME, entries: int = 5000) -> Tensor:
-    """What is read of one tensor of a checkpoint that holds these, beside a plain finetune."""
+    """What is read of one tensor of a checkpoint that holds these, beside a plain finetune.
+
+    The pairs were pickled before, so that each format is also shown to be read in another process.
+    """
     base = save(folder / "base", stored, config={"quantization_config": how} if how is not None else {})
     with open_checkpoint(base) as before:
         shape = before.tensors[name].shape
         plain = save(folder / "finetune", {name: torch.zeros(shape)})
         with open_checkpoint(plain) as after:
             plan = pair_checkpoints(before, after, include=[name + "*"])
-            rows = [read(pair, entries=entries)[0] for pair in (*plan.pairs, *plan.summed)]
+            pairs = pickle.loads(pickle.dumps((*plan.pairs, *plan.summed)))
+            rows = [read(pair, entries=entries)[0] for pair in pairs]
     return torch.cat(rows).view(shape)
 
 

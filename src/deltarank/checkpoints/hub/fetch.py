@@ -171,7 +171,7 @@ class _Connection:
         from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        self._ref, self._commit, self._traffic, self._on_note = ref, commit, traffic, on_note
+        self._ref, self._commit, self.traffic, self._on_note = ref, commit, traffic, on_note
         self._headers: dict[str, str] = build_hf_headers(library_name="deltarank")
         self._stopped = threading.Event()
         self._xet: XetConnection | None = None
@@ -181,14 +181,14 @@ class _Connection:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The token is no part of it: another machine uses its own."""
-        return _connect, (self._ref, self._commit, self._traffic.files)
+        return _connect, (self._ref, self._commit, self.traffic.files)
 
     def open(self, file: RemoteFile) -> RangeReader:
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(self._ref.repo_id, file.name, revision=self._commit)
         http = HttpRangeReader(
-            file, url, self._headers, traffic=self._traffic, on_note=self._on_note, stopped=self._stopped
+            file, url, self._headers, traffic=self.traffic, on_note=self._on_note, stopped=self._stopped
         )
         return XetRangeReader(file, self._xet, http) if self._xet and file.xet_hash else http
 

@@ -11,7 +11,7 @@ from deltarank.checkpoints.file_errors import unreadable
 from deltarank.checkpoints.formats.safetensors_header import LENGTH_BYTES, TYPICAL_HEADER_BYTES
 from deltarank.checkpoints.hub.backoff import TransferError
 from deltarank.checkpoints.hub.checksums import damaged, has_digest
-from deltarank.checkpoints.hub.http_ranges import RangeReader, RemoteFile
+from deltarank.checkpoints.hub.http_ranges import RangeReader, RemoteFile, Traffic
 from deltarank.checkpoints.hub.read_ahead import MAX_BUFFERED_BYTES, ReadAhead
 from deltarank.checkpoints.source import Source
 from deltarank.errors import DeltarankError, JobError
@@ -25,6 +25,8 @@ MAX_SMALL_FILES_BYTES = 32 << 20
 
 class Connection(Protocol):
     """How the files of a model are reached."""
+
+    traffic: Traffic
 
     def open(self, file: RemoteFile) -> RangeReader: ...
 
@@ -55,6 +57,15 @@ class HubSource:
     def __reduce__(self) -> tuple[Any, ...]:
         """Without what was read ahead."""
         return HubSource, (list(self._listed.values()), self._connection)
+
+    @property
+    def bytes_read(self) -> int:
+        """What was received so far."""
+        return self._connection.traffic.received
+
+    def count_elsewhere(self, nbytes: int) -> None:
+        """Counts what another process received of these files."""
+        self._connection.traffic.count(received=nbytes)
 
     @property
     def files(self) -> Mapping[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -192,7 +192,7 @@ class CompareRun:
     def _measure_all(self, estimate: TimeEstimate) -> None:
         plan, options = self.job.plan, self.job.options
         waiting = [step for step in plan.steps if step.pair.name not in self.matrices]
-        for result in matrix_pass(
+        results = matrix_pass(
             group_small_matrices(waiting),
             partial(MatrixMeasurer, options, matrices=len(plan.steps)),
             seconds=planned_seconds,
@@ -200,10 +200,12 @@ class CompareRun:
             device=options.torch_device,
             progress=self.progress,
             estimate=estimate,
-        ):
-            self.matrices[result.name] = result
-            if result.outcome not in RETRIED_OUTCOMES:
-                self._keep(to_plain(result))
+        )
+        with closing(results):
+            for result in results:
+                self.matrices[result.name] = result
+                if result.outcome not in RETRIED_OUTCOMES:
+                    self._keep(to_plain(result))
 
     def _sum_all(self, reader: DeltaReader, estimate: TimeEstimate) -> None:
         waiting = [tensor for tensor in self.job.plan.pairing.summed if tensor.name not in self.skipped]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -138,7 +139,7 @@ class ExtractRun:
 
     def _factor_all(self, estimate: TimeEstimate) -> None:
         work = self.plan.work
-        for found in matrix_pass(
+        results = matrix_pass(
             [[step] for step in self.waiting],
             self.make_factoriser(self.waiting),
             seconds=planned_seconds,
@@ -146,10 +147,12 @@ class ExtractRun:
             device=work.options.torch_device,
             progress=self.progress,
             estimate=estimate,
-        ):
-            found.write(self.factors_path(found.matrix.name))
-            self.matrices[found.matrix.name] = found.matrix
-            self.staging.keep(found.matrix)
+        )
+        with closing(results):
+            for found in results:
+                found.write(self.factors_path(found.matrix.name))
+                self.matrices[found.matrix.name] = found.matrix
+                self.staging.keep(found.matrix)
 
     def _sum_all(self, estimate: TimeEstimate) -> None:
         reader = DeltaReader(self.plan.work.options)

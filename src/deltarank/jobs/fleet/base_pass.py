@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -146,8 +147,9 @@ class BasePass:
             progress=progress,
             estimate=estimate,
         )
-        for found in results:
-            members[found.finetune].take(found)
+        with closing(results):
+            for found in results:
+                members[found.finetune].take(found)
 
     def _groups(self) -> list[tuple[FleetStep | FactorStep, ...]]:
         """Small matrices are measured together, those of several finetunes, too."""
