@@ -21,7 +21,7 @@ class SamplingServer:
     temperature    applied to what is asked for; `top_k` cuts off, whatever is asked for
     refuses        parameters that it refuses
     before         text before each prompt that nobody sees
-    counts         whether it counts tokens; `count` of how many in each character of a prompt it is wrong
+    counts         whether it counts tokens; `count_more`: by how much too many, for each character of a prompt
     """
 
     model: PreTrainedModel
@@ -31,6 +31,7 @@ class SamplingServer:
     top_k: int = 0
     refuses: tuple[str, ...] = ()
     before: str = ""
+    empty: bool = False
     counts: bool = True
     count_more: float = 0.0
     seeds: int = 0
@@ -63,7 +64,7 @@ class SamplingServer:
         temperature = float(body.get("temperature", 1.0)) * self.temperature
         found: list[int] = []
         content: list[dict[str, Any]] = []
-        for _ in range(int(body["max_tokens"])):
+        for _ in range(0 if self.empty else int(body["max_tokens"])):
             logits = self.model(torch.tensor([[*ids, *found]]), use_cache=False, logits_to_keep=1).logits
             row = torch.log_softmax(logits[0, -1].double(), -1)
             chosen = self._sample(row, temperature, float(body.get("top_p", 1.0)), generator)

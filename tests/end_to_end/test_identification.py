@@ -28,7 +28,7 @@ Ask = Callable[..., Finished]
 
 def tiny_llama() -> LlamaForCausalLM:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=261, max_position_embeddings=256, **sizes))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=261, max_position_embeddings=128, **sizes))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,11 @@ def serves(models: Path, name: str, **settings: Any) -> FakeEndpoint:
 
 @pytest.mark.parametrize(
     ("name", "best", "verdict"),
-    [("base", "base", "different"), ("rank-8", "rank 8", "different"), ("finetune", "finetune", "same")],
+    [
+        pytest.param("base", "base", "different", marks=pytest.mark.slow),
+        pytest.param("rank-8", "rank 8", "different", marks=pytest.mark.slow),
+        ("finetune", "finetune", "same"),
+    ],
 )
 def test_lists_tell_what_is_served(models: Path, ask: Ask, tmp_path: Path, name: str, best: str, verdict: str) -> None:
     with serving(serves(models, name)) as (server,):
@@ -115,3 +119,124 @@ def test_text_alone_tells_what_is_served(models: Path, ask: Ask, tmp_path: Path)
     assert identification.listed == 0
     assert {each.kld for each in identification.candidates} == {None}
     assert "serves base + rank-8 delta: the other 4 candidates are excluded" in " ".join(done.out.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lists", [0, 20])
+def test_another_finetune_is_none_of_these(models: Path, ask: Ask, tmp_path: Path, lists: int) -> None:
+    with serving(serves(models, "third", top_logprobs=lists)) as (server,):
+        done = ask(server.reference, "--no-report", "--check")
+
+    identification = found(tmp_path)
+    assert (identification.best, identification.decided, identification.none_of_these) == (None, True, True)
+    assert "serves none of these 5 models. The nearest is" in " ".join(done.out.split())
+    assert done.code == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "sampler"), [({"temperature": 0.7}, "temperature 0.7"), ({"top_k": 20}, "top-k 20")]
+)
+def test_a_secret_setting_of_the_sampler_is_found_and_the_model_all_the_same(
+    models: Path, ask: Ask, tmp_path: Path, settings: dict[str, Any], sampler: str
+) -> None:
+    with serving(serves(models, "finetune", top_logprobs=0, refuses=("top_k",), **settings)) as (server,):
+        ask(server.reference, "--no-report")
+
+    identification = found(tmp_path)
+    assert identification.best == "finetune"
+    assert {each.name for each in identification.left} == {"finetune"}
+
+
+def test_two_endpoints_are_identified_and_compared(models: Path, ask: Ask, tmp_path: Path) -> None:
+    with serving(serves(models, "base"), serves(models, "finetune")) as (a, b):
+        ask(a.reference, b.reference)
+
+    endpoints = EndpointResults.load(tmp_path / "run").endpoints
+    assert endpoints.verdict.kind.value == "different"
+    assert {letter: each.best for letter, each in endpoints.identifications.items()} == {"A": "base", "B": "finetune"}
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "What A serves" in page
+    assert "What B serves" in page
+
+
+def test_a_capped_run_resumes_and_is_analysed_again_offline(
+    models: Path, ask: Ask, command: RunCommand, tmp_path: Path
+) -> None:
+    with serving(serves(models, "finetune")) as (server,):
+        capped = ask(server.reference, "--max-requests", 19, "--no-report")
+        asked = len(server.fault.bodies)  # type: ignore[union-attr]
+        ask(server.reference)
+        before = EndpointResults.load(tmp_path / "run").endpoints
+        resumed = len(server.fault.bodies)  # type: ignore[union-attr]
+
+    again = command("report", tmp_path / "run")
+
+    assert asked <= 19
+    assert "the cap of 19 requests is reached" in " ".join(capped.out.split())
+    assert resumed == before.a.requests
+    assert again.code == 0, again.err
+    assert EndpointResults.load(tmp_path / "run").endpoints == before
+    assert not (tmp_path / "run" / "identification.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        ({"before": "You are a pirate. "}, "template_differs", "a hidden prompt or another template"),
+        ({"empty": True}, "unusable", "sampled answers can be scored"),
+    ],
+)
+def test_what_cannot_be_identified_is_said(
+    models: Path, ask: Ask, tmp_path: Path, fault: dict[str, Any], kind: str, said: str
+) -> None:
+    with serving(serves(models, "finetune", **fault)) as (server,):
+        done = ask(server.reference)
+
+    results = EndpointResults.load(tmp_path / "run")
+    assert results.endpoints.identification is None
+    assert results.verdict.kind.value == kind
+    assert said in " ".join(done.out.split())
+
+
+def test_another_tokenizer_is_an_error(models: Path, ask: Ask) -> None:
+    with serving(serves(models, "finetune", count_more=0.1)) as (server,):
+        done = ask(server.reference)
+
+    assert done.code == 1
+    assert "endpoint-tokenizer-differs" in done.err
+
+
+def test_the_tokens_that_it_takes_are_said_before_anything_is_sent(models: Path, ask: Ask, tmp_path: Path) -> None:
+    done = ask("tiny@http://127.0.0.1:9/v1", "--dry-run", "--ranks", "8", "--yardstick", "q8_0")
+
+    assert done.code == 0
+    assert "rank 8: about" in done.out
+    assert "q8_0: about" in done.out
+    assert "Nothing was sent" in done.out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "slug"),
+    [
+        (("--adapter", "x"), 2, "only-with-weights"),
+        (("--yardstick", "q8_0"), 2, "only-with-weights"),
+        ((), 2, "endpoint-alone"),
+    ],
+)
+def test_options_about_weights_need_them(command: RunCommand, words: tuple[str, ...], code: int, slug: str) -> None:
+    done = command("endpoints", "tiny@http://127.0.0.1:9/v1", *words)
+
+    assert done.code == code
+    assert slug in done.err
+
+
+def test_weights_that_are_no_pair_and_a_folder_without_an_adapter(models: Path, ask: Ask, tmp_path: Path) -> None:
+    alone = ask("tiny@http://127.0.0.1:9/v1", finetune="nothing")
+    no_adapter = ask("tiny@http://127.0.0.1:9/v1", "--adapter", models / "base")
+
+    assert (alone.code, no_adapter.code) == (2, 1)
+    assert "no-such-checkpoint" in alone.err
+    assert "adapter-not-found" in no_adapter.err
+    assert not (tmp_path / "run").exists()
