@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -101,7 +102,7 @@ def identification_table(found: Identification, letter: str) -> Iterator[str]:
             escape(each.name),
             f"{each.log_likelihood:,.1f}",
             percent(each.posterior),
-            figure(_exp(each.log_e_value)),
+            power(each.log_e_value),
             *([figure(each.kld, unknown="-")] if has_lists else []),
             "excluded" if each.excluded else "left",
         )
@@ -110,7 +111,6 @@ def identification_table(found: Identification, letter: str) -> Iterator[str]:
     yield from format_table([tuple(heads), *rows], align="<>>>" + (">" if has_lists else "") + "<")
 
 
-def _exp(log: float) -> float:
-    import math
-
-    return math.exp(min(log, 600.0))
+def power(log: float) -> str:
+    """exp(log) in three digits, or as a power of ten: 1e43."""
+    return f"1e{math.floor(log / math.log(10))}" if log > math.log(1e4) else figure(math.exp(log))

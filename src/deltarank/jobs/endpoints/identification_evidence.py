@@ -25,6 +25,8 @@ _CEILING = 1.0
 """Nats per token at which a distance is cut off: bets need a bound."""
 
 _LARGEST = 1e12
+_LEAST, _ROUNDING = 1e-300, 1.2e-16
+"""No posterior is 0 or 1."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Weighed:
     @cached_property
     def posterior(self) -> FloatArray:
         """By the text, after each answer: (candidates, answers)."""
-        return np.exp(self._text.log_posterior)
+        return np.clip(np.exp(self._text.log_posterior), _LEAST, 1 - _ROUNDING)
 
     @cached_property
     def klds(self) -> FloatArray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from deltarank.divergence import PLAIN, SETTINGS
 from deltarank.results import Identification, ServedCandidate, ServedKind, count, escape, figure, listing, percent
 
 _WORDS = {
@@ -87,8 +88,10 @@ def _rest(found: Identification) -> Iterator[str]:
 
 
 def _sampler(found: Identification) -> str:
+    """The setting is estimated with the model, among those considered; everything else about it is assumed."""
     share = percent(found.sampler_probability)
-    return (
-        f"Assumed: the model's own probabilities at a fixed setting of the sampler. The likeliest is {found.sampler} "
-        f"(probability {share}), of the settings considered."
-    )
+    if found.sampler == str(SETTINGS[PLAIN]):
+        fits = f"The text fits what was asked for best: {found.sampler} (probability {share})."
+    else:
+        fits = f"Not {SETTINGS[PLAIN]}, as was asked for, but {found.sampler} fits the text best (probability {share})."
+    return f"{fits} Assumed is one setting for the whole text, among those considered."

@@ -97,7 +97,7 @@ class Identifier:
     def _request(
         self, side: str, name: str, number: int, parameters: Mapping[str, object], *, is_optional: bool = False
     ) -> Request:
-        api, longest = self._api, self._answer_tokens
+        api, longest = self._api, 1 if is_optional else self._answer_tokens
         prompt = self._fitting(fresh_prompt(self.options.seed, f"{PURPOSE}-{side}", number, api))
         key, model = f"{PURPOSE}:{api.value}:{name}", self.refs[side].model
         return make_request(side, key, model, api, prompt, max_tokens=longest, is_optional=is_optional, **parameters)

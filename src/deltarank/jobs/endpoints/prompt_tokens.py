@@ -40,7 +40,9 @@ def compare_prompt_tokens(
         return PromptTokens(notes=("It does not count the tokens of prompts: that it reads them as given is assumed.",))
     if len(offsets) > 1:
         span = f"from {min(offsets):+d} to {max(offsets):+d}"
-        raise tokenizer_differs(f"its counts of {count(len(pairs), 'prompt')} differ {span} tokens from the finetune's")
+        raise tokenizer_differs(
+            f"the counts of {side.upper()} for {count(len(pairs), 'prompt')} differ {span} tokens from the finetune's"
+        )
     (offset,) = offsets
     shift = reader.tokens.bos_shift(pairs[0][0], offset) if api is EndpointApi.COMPLETIONS else 0
     if offset != shift:
