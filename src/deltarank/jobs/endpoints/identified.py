@@ -24,19 +24,23 @@ class Identified:
 
     problems   why sides cannot be identified, as clauses
     differs    those of them that read another prompt than the weights' tokenizer and template give
+    stopped    of sides of which no answer came, why no more was asked, as clauses
     """
 
     identifications: Mapping[str, Identification] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     differs: frozenset[str] = frozenset()
+    stopped: Mapping[str, str] = field(default_factory=dict)
 
     def sentences(self) -> Iterator[str]:
         """Of two endpoints."""
-        for side in sorted({*self.identifications, *self.problems}):
+        for side in sorted({*self.identifications, *self.problems, *self.stopped}):
             if side in self.identifications:
                 yield from self.identifications[side].sentences
-            else:
+            elif side in self.problems:
                 yield f"What {side.upper()} serves cannot be identified: {self.problems[side]}."
+            else:
+                yield f"Not decided what {side.upper()} serves: {self.stopped[side]}."
 
 
 def judge_one(endpoint: Endpoint, found: Identified, stopped: str | None) -> EndpointVerdict:
@@ -50,9 +54,8 @@ def judge_one(endpoint: Endpoint, found: Identified, stopped: str | None) -> End
         differs = "a" in found.differs
         kind = EndpointVerdictKind.TEMPLATE_DIFFERS if differs else EndpointVerdictKind.UNUSABLE
         return EndpointVerdict(kind, (f"What {name} serves cannot be identified: {problem}.",))
-    return EndpointVerdict(
-        EndpointVerdictKind.UNDECIDED, (f"Not decided what {name} serves: {stopped or 'nothing was asked'}.",)
-    )
+    why = found.stopped.get("a") or stopped or "nothing was asked"
+    return EndpointVerdict(EndpointVerdictKind.UNDECIDED, (f"Not decided what {name} serves: {why}.",))
 
 
 def _kind(found: Identification) -> EndpointVerdictKind:

@@ -62,7 +62,8 @@ class Identifier:
             if opened:
                 self._round(opened, until)
         found = {side: each.found for side, each in sides.items() if each.found is not None}
-        return Identified(found, self.problems, frozenset(self.differs))
+        stopped = {side: each.stopped for side, each in sides.items() if each.found is None and each.stopped}
+        return Identified(found, self.problems, frozenset(self.differs), stopped)
 
     def _open(self, side: str) -> Side | None:
         reader = AnswerReader(self.known.tokens, self.known.ends)
@@ -150,7 +151,7 @@ class Identifier:
     def _look(self, side: str, each: Side, until: int) -> None:
         if not each.evidence.answers:
             each.is_closed = each.stopped is not None or until >= ROUNDS[1]
-            if each.is_closed:
+            if each.is_closed and each.stopped is None:
                 self.problems[side] = self._no_answers(each)
             return
         weighed = each.evidence.weigh()

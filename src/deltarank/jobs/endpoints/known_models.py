@@ -151,7 +151,7 @@ class KnownModels:
         nearest, kld, needed = neighbour(self.klds_on_passages, i, alpha)
         if nearest is None or needed is None:
             return "-"
-        amount = f"about {figure(needed)} tokens" if math.isfinite(needed) else "no number of tokens"
+        amount = f"about {figure(math.ceil(needed))} tokens" if math.isfinite(needed) else "no number of tokens"
         return f"{amount} from {self.names[nearest]} ({figure(kld)} nats per token apart)"
 
     def score(self, answers: Sequence[SampledAnswer], *, keep: bool = False) -> Passing:
