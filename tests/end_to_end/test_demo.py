@@ -1,11 +1,16 @@
 """The real demo, trained for real: the article's picture."""
 
+import os
+import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from deltarank.cli import main
 from deltarank.results import CandidateKind, Outputs, Results, Total
+from doc_blocks import ROOT, run_blocks
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +138,26 @@ def test_again_it_trains_and_measures_nothing(folder: Path, capsys: pytest.Captu
     assert "Loss at rank 8" in captured.out
     assert "Output divergence from the finetune" in captured.out
     assert str(folder / "report.html") in captured.out
+
+
+def test_the_tutorial_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+
+    assert run_blocks("docs/tutorial.md") >= 4
+
+
+def test_the_notebook_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a kernel of this Python, beside the trained models."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder.parent)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+    assert sum("text/html" in output.get("data", {}) for output in shown) >= 10
+    assert not [output for output in shown if output.output_type == "error"]
 
 
 def test_another_seed_is_not_mixed_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
