@@ -22,6 +22,7 @@ from deltarank.results import EndpointResults, Fleet, Results
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 GITHUB = "https://github.com/deltarank/deltarank/blob/main/"
+SITE = "https://deltarank.github.io/deltarank/"
 REPOSITORY_PAGES = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -62,7 +63,9 @@ def _with_links_of_the_site(markdown: str, page: str) -> str:
 
 
 def link_on_the_site(target: str, page: str) -> str:
-    """A relative link of a page, as the site has it; `page` is its path in docs/, or in the repository."""
+    """A link of a page, as the site has it; `page` is its path in docs/, or in the repository."""
+    if target.startswith(SITE):
+        return os.path.relpath(target.removeprefix(SITE), PurePosixPath(page).parent or ".")
     if re.match(r"[a-z]+:|#", target):
         return target
     path, hash_mark, anchor = target.partition("#")

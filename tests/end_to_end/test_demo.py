@@ -4,9 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from deltarank.cli import main
 from deltarank.results import CandidateKind, Outputs, Results, Total
@@ -148,12 +146,13 @@ def test_the_tutorial_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_notebook_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a kernel of this Python, beside the trained models."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = []
-    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder.parent)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder.parent)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
     assert sum("text/html" in output.get("data", {}) for output in shown) >= 10

@@ -13,10 +13,18 @@ from deltarank.demo.recipe import Recipe
 from doc_blocks import run_blocks
 from tiny_architectures import architecture
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOKENS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-QUICK = ["library.md", "schemas.md", "how-to/which-base.md", "how-to/big-models-small-disks.md", "how-to/fleet.md"]
-SLOW = ["extraction.md", "outputs.md", "how-to/better-adapters.md", "how-to/blind-test.md"]
+WEIGHTS = [
+    "library.md",
+    "schemas.md",
+    "how-to/which-base.md",
+    "how-to/big-models-small-disks.md",
+    "how-to/fleet.md",
+]
+OUTPUTS = ["extraction.md", "outputs.md", "how-to/better-adapters.md", "how-to/blind-test.md"]
 
 
 def write_model(folder: Path, seed: int) -> Path:
@@ -62,13 +70,12 @@ def there(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawing
     return Path.cwd()
 
 
-@pytest.mark.parametrize("page", QUICK)
+@pytest.mark.parametrize("page", WEIGHTS)
 def test_a_page_as_it_is_written(page: str, there: Path) -> None:
     assert run_blocks(f"docs/{page}") > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", SLOW)
+@pytest.mark.parametrize("page", OUTPUTS)
 def test_a_page_that_runs_models(page: str, there: Path) -> None:
     if page == "outputs.md":  # the page adds a candidate to a run that has outputs
         prompts = there / "prompts.txt"

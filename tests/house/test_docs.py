@@ -146,6 +146,27 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
 
 
+def test_absolute_links_of_the_readme_lead_to_files() -> None:
+    """They are absolute so that they live on the package index, too."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    place = re.compile(
+        r"https://(?:github\.com/deltarank/deltarank/blob|raw\.githubusercontent\.com/deltarank/deltarank)/main/"
+    )
+    ours = [place.sub("", target) for target in targets if place.match(target)]
+
+    assert len(ours) > 20
+    assert [each for each in ours if not (ROOT / each.split("#")[0]).is_file()] == []
+    assert [target for target in targets if not target.startswith("https://")] == []
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+
+    assert [page for page in pages if not re.search(rf"[ :]{page}$", navigation, re.MULTILINE)] == []
+
+
 def test_the_docs_leave_nothing_to_do() -> None:
     for page in DOCS:
         assert not re.search(r"\b(TODO|FIXME|TBD|XXX)\b", page.read_text(encoding="utf-8")), page.name
