@@ -6,6 +6,8 @@ Files of torch before 1.6, a prefix on one side only, heads on one side only, ma
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 import deltarank
+from commands import RunCommand
 from deltarank.results import BaseKind
+from doc_blocks import blocks_of, to_run
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +96,22 @@ def test_the_layers_are_what_is_measured_by_default(models: Path) -> None:
     results = deltarank.compare(models / BASE, models / YIELDS, ranks=[16])
 
     assert results.totals.whole.loss(16).energy_kept == pytest.approx(0.6917, abs=1e-4)
+
+
+def test_the_first_screen_of_the_readme(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
+) -> None:
+    """The command is run where the page goes, and prints what the page shows."""
+    (block,) = [block for block in to_run("README.md") if "rxnfp" in block.text]
+    folder, line = block.commands
+    assert folder == f"cd rxnfp/{INSIDE}"
+    monkeypatch.chdir(shutil.copytree(models, tmp_path / "models"))
+    done = command(*shlex.split(line)[1:])
+    shown = next(each.text for each in blocks_of("README.md") if each.text.startswith("As a rank-"))
+
+    assert done.code == 0
+    for paragraph in shown.strip().split("\n\n"):
+        assert paragraph in done.out
 
 
 def test_the_base_is_found_among_the_three(models: Path) -> None:
