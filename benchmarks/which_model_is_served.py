@@ -24,7 +24,7 @@ import numpy as np
 from deltarank.checkpoints import open_checkpoint
 from deltarank.divergence import PLAIN, Answer, Prompt, tokens_needed
 from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
-from deltarank.jobs.endpoints.identification_evidence import CandidateName, Evidence
+from deltarank.jobs.endpoints.identification_evidence import CandidateName, EndpointEvidence
 from deltarank.jobs.endpoints.known_models import KnownModels
 from deltarank.jobs.endpoints.known_weights import KnownWeights
 from deltarank.jobs.endpoints.sampled_answer import SampledAnswer
@@ -47,7 +47,7 @@ class Run:
 
     served: str
     number: int
-    evidence: Evidence
+    evidence: EndpointEvidence
     asked: int = 0
     found: str = UNDECIDED
     tokens: int = 0
@@ -119,7 +119,7 @@ def measure(served: ServedModels, known: KnownModels, given: argparse.Namespace)
     third = [given.third.name] if given.third else []
     apart = np.zeros((len(names), len(names)))
     runs = [
-        Run(name, number, Evidence(names, apart, ALPHA, TOLERANCE))
+        Run(name, number, EndpointEvidence(names, apart, ALPHA, TOLERANCE))
         for name in (*known.names, *third)
         for number in range(given.runs)
     ]

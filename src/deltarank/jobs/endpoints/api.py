@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,6 @@ from deltarank.results import (
     EndpointApi,
     EndpointResults,
     EndpointTestName,
-    Ranks,
     parse_record,
 )
 from deltarank.runtime import RESULTS, ProgressListener, Ref, RunFolder, as_output_error, read_identity, utc_timestamp
@@ -52,17 +51,7 @@ def compare_endpoints(
     watchers: Watchers | None = None,
     progress: ProgressListener | None = None,
     weights: tuple[Ref, Ref] | None = None,
-    ranks: Ranks | None = None,
-    adapters: Sequence[Ref] = (),
-    server: str | None = None,
-    yardsticks: Sequence[str] = (),
-    device: str | None = None,
-    dtype: str | None = None,
-    base_revision: str | None = None,
-    revision: str | None = None,
-    fetch: str | None = None,
-    trust_remote_code: bool = False,
-    **caps: Any,
+    **rest: Any,
 ) -> EndpointResults:
     """Whether two OpenAI-compatible endpoints, each `MODEL@URL`, serve the same model; and which of known models.
 
@@ -75,29 +64,19 @@ def compare_endpoints(
         alpha: the largest probability of a wrong verdict.
         seed: of the prompts; None: a random secret, kept in the folder.
         weights: the base and the finetune. Then each endpoint's sampled text, and the log-probabilities that it lists,
-            are scored under them, base + D_r at each of `ranks` (every servable rank by default), `adapters`, and the
-            finetune quantised to `yardsticks`, as `outputs` makes them. One endpoint is enough: `b` is None.
-        server, device, dtype, base_revision, revision, fetch, trust_remote_code: as in `outputs`.
-        caps: `max_requests`, `max_tokens`, `max_cost`, `price_in` and `price_out` (per million tokens).
+            are scored under them and their like. One endpoint is enough: `b` is None.
+        progress: receives the progress of preparing the models.
+        rest: with `weights`, `ranks` r of the candidates base + D_r (every servable rank by default), `adapters`, and
+            `yardsticks`, formats that the finetune is quantised in; `server`, `device`, `dtype`, `base_revision`,
+            `revision`, `fetch`, `trust_remote_code` as in `outputs`. The caps: `max_requests`, `max_tokens`, `max_cost`,
+            `price_in` and `price_out` (per million tokens).
 
     Raises:
         UsageError: an argument is invalid.
         JobError: an endpoint cannot be reached, refuses the key, or gives no usable answers.
         OutputError: the folder cannot be written, or holds something else.
     """
-    known = KnownWeights.of(
-        weights,
-        ranks=ranks,
-        adapters=adapters,
-        server=server,
-        yardsticks=yardsticks,
-        device=device,
-        dtype=dtype,
-        base_revision=base_revision,
-        revision=revision,
-        fetch=fetch,
-        trust_remote_code=trust_remote_code,
-    )
+    known, caps = _split(weights, rest)
     refs = _refs(a, b, key_a, key_b, known)
     folder = user_path(output)
     options = _options(_known_seed(folder, force) if seed is None else seed, api, test, tolerance, alpha)
@@ -136,16 +115,15 @@ def plan_endpoints(
     Args:
         rest: the caps, and what goes with `weights`; see `compare_endpoints`.
     """
-    given = {name: rest.pop(name) for name in WEIGHTS_KEYWORDS if name in rest}
-    known = KnownWeights.of(weights, **given)
+    known, caps = _split(weights, rest)
     refs = _refs(a, b, key_a, key_b, known)
-    options, caps = _options(0, None, test, tolerance, alpha), Caps(**rest)
+    options = _options(0, None, test, tolerance, alpha)
     with (
         tempfile.TemporaryDirectory() as folder,
         open_weights(known, Path(folder), progress or ProgressListener()) as models,
     ):
         candidates = () if models is None else tuple(models.plan_lines(options.alpha))
-    return EndpointsPlan(refs["a"], refs.get("b"), options, caps, candidates)
+    return EndpointsPlan(refs["a"], refs.get("b"), options, Caps(**caps), candidates)
 
 
 def analyse_exchanges(run: str | os.PathLike[str]) -> EndpointResults:
@@ -191,6 +169,12 @@ def _identified_before(folder: Path) -> Identified:
         return Identified(problems={"a": "the weights are not on this machine"})
     both = {"a": found.identification, "b": found.identification_b}
     return Identified({side: each for side, each in both.items() if each is not None})
+
+
+def _split(weights: tuple[Ref, Ref] | None, rest: Mapping[str, Any]) -> tuple[KnownWeights | None, dict[str, Any]]:
+    """The weights with what goes with them, and the caps."""
+    given = {name: rest[name] for name in WEIGHTS_KEYWORDS if name in rest}
+    return KnownWeights.of(weights, **given), {name: rest[name] for name in rest.keys() - given.keys()}
 
 
 def _refs(

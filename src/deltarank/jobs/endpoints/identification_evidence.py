@@ -39,7 +39,7 @@ class CandidateName:
 
 
 @dataclass
-class Evidence:
+class EndpointEvidence:
     """What one endpoint answered so far.
 
     apart    the KL divergence from each candidate to each other, (candidates, candidates)
@@ -78,7 +78,7 @@ class Evidence:
 class Weighed:
     """The evidence, weighed."""
 
-    found: Evidence
+    found: EndpointEvidence
 
     @cached_property
     def _text(self) -> CandidateEvidence:

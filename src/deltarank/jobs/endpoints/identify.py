@@ -9,7 +9,7 @@ import numpy as np
 
 from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
 from deltarank.jobs.endpoints.asking import Asker
-from deltarank.jobs.endpoints.identification_evidence import CandidateName, Evidence
+from deltarank.jobs.endpoints.identification_evidence import CandidateName, EndpointEvidence
 from deltarank.jobs.endpoints.identification_verdict import identification_sentences
 from deltarank.jobs.endpoints.identified import Identified, OnRound
 from deltarank.jobs.endpoints.known_models import KnownModels
@@ -30,7 +30,7 @@ class Side:
     """An endpoint that is identified."""
 
     reader: AnswerReader
-    evidence: Evidence
+    evidence: EndpointEvidence
     parameters: Mapping[str, object]
     answered: int = 0
     stopped: str | None = None
@@ -73,7 +73,7 @@ class Identifier:
             self.differs.add(side)
             return None
         names = [CandidateName(name, self.known.kind(name), self.known.rank(name)) for name in self.known.names]
-        evidence = Evidence(names, self.known.klds_on_passages, self.options.alpha, self.options.tolerance)
+        evidence = EndpointEvidence(names, self.known.klds_on_passages, self.options.alpha, self.options.tolerance)
         reader = replace(reader, shift=counts.shift)
         return Side(reader, evidence, self._parameters(side), notes=counts.notes)
 
