@@ -68,8 +68,8 @@ def compare_endpoints(
         progress: receives the progress of preparing the models.
         rest: with `weights`, `ranks` r of the candidates base + D_r (every servable rank by default), `adapters`, and
             `yardsticks`, formats that the finetune is quantised in; `server`, `device`, `dtype`, `base_revision`,
-            `revision`, `fetch`, `trust_remote_code` as in `outputs`. The caps: `max_requests`, `max_tokens`, `max_cost`,
-            `price_in` and `price_out` (per million tokens).
+            `revision`, `fetch`, `trust_remote_code` as in `outputs`. The caps: `max_requests`, `max_tokens`,
+            `max_cost`, `price_in` and `price_out` (per million tokens).
 
     Raises:
         UsageError: an argument is invalid.

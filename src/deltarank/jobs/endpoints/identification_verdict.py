@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from deltarank.divergence import PLAIN, SETTINGS
@@ -79,7 +80,7 @@ def _rest(found: Identification) -> Iterator[str]:
         needed = (
             "no number of tokens tells them apart"
             if best.tokens_needed is None
-            else (f"about {figure(best.tokens_needed)} tokens tell them apart")
+            else (f"about {figure(math.ceil(best.tokens_needed))} tokens tell them apart")
         )
         yield (
             f"Hardest to tell from {in_words(best)} is {in_words(found.named(best.nearest))}: on this text they are "

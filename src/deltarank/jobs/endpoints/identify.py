@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
 from deltarank.jobs.endpoints.asking import Asker
@@ -168,7 +167,11 @@ class Identifier:
         """Why to ask no more where what is left is too alike."""
         if needed <= ROUNDS[-1] * ANSWER_TOKENS:
             return None
-        amount = f"that takes about {figure(needed)} tokens" if np.isfinite(needed) else "no number of tokens would do"
+        amount = (
+            f"that takes about {figure(math.ceil(needed))} tokens"
+            if math.isfinite(needed)
+            else "no number of tokens would do"
+        )
         return f"what is left is too alike to be told apart: {amount}"
 
     def _no_answers(self, each: Side) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from deltarank.report.document.render import COLOURS, PAGE_STYLE, render_document
@@ -40,7 +41,7 @@ def _row(candidate: ServedCandidate) -> dict[str, str]:
         "posterior": percent(candidate.posterior),
         "kld": figure(candidate.kld, unknown="-"),
         "nearest": unbroken(escape(candidate.nearest or "-")),
-        "tokens": figure(candidate.tokens_needed, unknown="no number"),
+        "tokens": "no number" if candidate.tokens_needed is None else figure(math.ceil(candidate.tokens_needed)),
         "state": "excluded" if candidate.excluded else "left",
     }
 
