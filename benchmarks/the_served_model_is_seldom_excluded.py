@@ -1,4 +1,4 @@
-"""How often the model that is served is excluded, and a model that is no candidate is found to be none: simulated texts.
+"""How often the served model is excluded, and a model that is no candidate is found to be none: simulated texts.
 
     python benchmarks/the_served_model_is_seldom_excluded.py [runs]
 
