@@ -130,8 +130,8 @@ def measure(served: ServedModels, known: KnownModels, given: argparse.Namespace)
             if opened:
                 new += zip(opened, sample(served, known, opened, until, seed, given.third), strict=True)
         score(known, new, until)
-        print(f"{until} answers: {sum(run.is_over for run in runs)} of {len(runs)} runs decided", flush=True)
-    report(known, runs, apart_on_text(known, runs))
+        print(f"\nAfter {until} answers, {sum(run.is_over for run in runs)} of {len(runs)} runs are decided:")
+        report(known, runs, apart_on_text(known, runs))
 
 
 def sample(
@@ -201,7 +201,7 @@ def report(known: KnownModels, runs: Sequence[Run], apart: np.ndarray) -> None:
             i = names.index(name)
             nearest = min((j for j in range(len(names)) if j != i), key=lambda j: apart[i, j])
             kld = apart[i, nearest]
-            print(f" {names[nearest]} | {kld:.2g} | {tokens_needed(kld, ALPHA):,.0f} |")
+            print(f" {names[nearest]} | {kld:.2g} | {tokens_needed(kld, ALPHA):,.0f} |", flush=True)
         else:
             print(" - | - | - |")
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import peft_adapters as made
 from commands import Finished, RunCommand
+from deltarank.divergence import PLAIN, SETTINGS, log_probabilities_by_setting
 from deltarank.results import EndpointResults, Identification
 from fake_endpoint import FakeEndpoint, serving
 from sampling_server import SamplingServer
@@ -119,6 +122,32 @@ def test_text_alone_tells_what_is_served(models: Path, ask: Ask, tmp_path: Path)
     assert identification.listed == 0
     assert {each.kld for each in identification.candidates} == {None}
     assert "serves base + rank-8 delta: the other 4 candidates are excluded" in " ".join(done.out.split())
+    exact = {name: log_likelihood(models / folder, tmp_path / "run") for name, folder in FOLDERS.items()}
+    by_name = {each.name: each for each in identification.candidates}
+    assert {name: by_name[name].log_likelihood for name in exact} == pytest.approx(exact, abs=0.01)
+    ratio = math.log(by_name["rank 8"].posterior / max(by_name["base"].posterior, 1e-300))
+    assert ratio == pytest.approx(min(exact["rank 8"] - exact["base"], 690), abs=2)
+
+
+FOLDERS = {"base": "base", "rank 8": "rank-8", "finetune": "finetune"}
+
+
+def log_likelihood(folder: Path, run: Path) -> float:
+    """Of the sampled answers of a run, by transformers in float64: the mean over the settings of the sampler."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), byte_level()
+    total = np.zeros(len(SETTINGS))
+    for line in (run / "exchanges.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["key"].startswith("identify:") and "samplers" not in record["key"]:
+            (choice,) = record["response"]["choices"]
+            assert choice["finish_reason"] == "length"
+            prompt = tokenizer(record["request"]["prompt"])["input_ids"]
+            answer = tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
+            with torch.inference_mode():
+                logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+            total += log_probabilities_by_setting(logits, torch.tensor(answer)).sum(0)
+    prior = np.where(np.arange(len(SETTINGS)) == PLAIN, 0.5, 0.5 / (len(SETTINGS) - 1))
+    return float(np.log((prior * np.exp(total - total.max())).sum()) + total.max())
 
 
 @pytest.mark.slow
