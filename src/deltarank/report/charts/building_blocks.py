@@ -16,6 +16,9 @@ from deltarank.report.view.page import PageData
 ROW_TOOLTIP = {"content": "data"}
 """The page writes its own tooltips from the whole row; a picture has none."""
 
+_MAP_WIDTH = 900
+_SMALLEST_SQUARE = 7
+
 PERCENT_LABEL = "format(100 * datum.value, '~r') + '\\u00a0%'"
 
 
@@ -62,9 +65,9 @@ def right_labels(rows: Rows, y: Spec, *, style: str | None = None, **channels: S
     return labels.encode(x=value("width"), y=label_y, text="name:N", **channels)
 
 
-def map_axes(layers: Sequence[str], modules: Sequence[Module], *, tall: bool) -> tuple[Spec, Spec]:
+def map_axes(layers: Sequence[str], modules: Sequence[Module], *, height: int, tall: bool) -> tuple[Spec, Spec]:
     """The x and y axes of a map of layers and modules. `tall` has the layers on the y axis, and short labels."""
-    most = 60 if tall else 26
+    most = min(60, height // 20) if tall else 26
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if len(layers) <= most * step or step == 1000)
     layer_axis: Spec = {"title": "layer", "values": list(layers[::step]), "labelAngle": 0, "labelOverlap": False}
     module_axis: Spec = {"title": None, "labelLimit": 150, "labelOverlap": False}
@@ -76,6 +79,18 @@ def map_axes(layers: Sequence[str], modules: Sequence[Module], *, tall: bool) ->
     layer = field("layer:O", sort=list(layers), scale={"domain": list(layers)}, axis=layer_axis)
     module = field(f"{'short_module' if tall else 'module'}:N", sort=labels, scale={"domain": labels}, axis=module_axis)
     return (module, layer) if tall else (layer, module)
+
+
+def map_height(layers: Sequence[str], modules: Sequence[Module], *, tall: bool) -> int:
+    """The height of a map on the page."""
+    step = 24 if not tall else 22 if len(layers) <= 24 else 16 if len(layers) <= 48 else 12
+    return step * max(1, len(layers if tall else modules))
+
+
+def cell_style(layers: Sequence[str], height: int, *, tall: bool) -> str:
+    """Cells have lines between them, unless they are so small that little else would be left."""
+    side = height / max(1, len(layers)) if tall else _MAP_WIDTH / max(1, len(layers))
+    return "square" if side >= _SMALLEST_SQUARE else "tile"
 
 
 def ramp_colour(column: str, top: float, *, legend: Spec | None = None) -> Spec:

@@ -8,9 +8,11 @@ from typing import Any
 from deltarank.report.charts.building_blocks import (
     PERCENT_LABEL,
     ROW_TOOLTIP,
+    cell_style,
     chart_at_rank,
     label_leaders,
     map_axes,
+    map_height,
     ramp_colour,
     rank_axis,
     right_labels,
@@ -25,8 +27,11 @@ _NUMBER_LABEL = "format(datum.value, datum.value < 0.001 ? '.0e' : '~r')"
 _SPAN = ({"expr": "low"}, {"expr": "high"})
 
 
-def kld_by_rank(page: PageData, span: Span) -> Spec:
-    """Mean KLD against rank with its interval; the base and the quantised finetunes as reference lines."""
+def kld_by_rank(page: PageData, span: Span, *, with_names: bool = True) -> Spec:
+    """Mean KLD against rank with its interval; the base and the quantised finetunes as reference lines.
+
+    Diamonds are adapters, and truncation alone, with their names unless there is no room for them.
+    """
     x, y = rank_axis(page), _kld_axis(span, round_ticks(span))
     points, references = rows_of("points"), rows_of("references")
     ranks, others = points.where("datum.kind === 'rank'"), points.where("datum.kind !== 'rank'")
@@ -44,7 +49,7 @@ def kld_by_rank(page: PageData, span: Span) -> Spec:
             others.mark("text", style=style, baseline="top", dy=8, limit=180, tooltip=None).encode(
                 x=x, y=y, text="name:N"
             )
-            for style in ("halo", "note")
+            for style in (("halo", "note") if with_names else ())
         ),
     ]
     return chart_at_rank(page, layers, height=320)
@@ -133,9 +138,9 @@ def _candidate_chart(page: PageData, layers: Sequence[Spec]) -> Spec:
 
 def part_map(page: PageData, layers: Sequence[str], modules: Sequence[Module], top: float, *, tall: bool) -> Spec:
     """Layer x module, coloured by the KLD of this one matrix: from 0 to the largest at any rank."""
-    x, y = map_axes(layers, modules, tall=tall)
-    cells = rows_of("parts").mark("rect", style="square", tooltip=ROW_TOOLTIP)
-    height = 24 * max(1, len(layers if tall else modules))
+    height = map_height(layers, modules, tall=tall)
+    x, y = map_axes(layers, modules, height=height, tall=tall)
+    cells = rows_of("parts").mark("rect", style=cell_style(layers, height, tall=tall), tooltip=ROW_TOOLTIP)
     return chart_at_rank(page, [cells.encode(x=x, y=y, color=ramp_colour("kld", top))], height=height)
 
 

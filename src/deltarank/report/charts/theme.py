@@ -95,6 +95,7 @@ def _styles(inks: dict[str, str], size: int) -> dict[str, Any]:
     return {
         "cell": {"stroke": None},
         "square": {"stroke": inks["paper"], "strokeWidth": 1},
+        "tile": {"strokeWidth": 0},
         "ghost": {"color": inks["ghost"], "stroke": inks["paper"], "strokeWidth": 1},
         "ghost-mark": {"color": inks["muted"], "fontSize": size - 2},
         "cursor": {"stroke": inks["ink"], "strokeWidth": 2, "color": "transparent"},

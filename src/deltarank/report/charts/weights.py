@@ -7,36 +7,42 @@ from collections.abc import Sequence
 from deltarank.report.charts.building_blocks import (
     PERCENT_LABEL,
     ROW_TOOLTIP,
+    cell_style,
     chart_at_rank,
     label_leaders,
     map_axes,
+    map_height,
     ramp_colour,
     rank_axis,
     right_labels,
     selected_rank_line,
 )
 from deltarank.report.charts.theme import DASHES, SHAPES, modules_with_style
-from deltarank.report.charts.vega import Spec, field, param, rows_of
+from deltarank.report.charts.vega import Spec, either, field, param, rows_of
 from deltarank.report.view.modules import Module, ModuleGroup
 from deltarank.report.view.page import PageData
+
+_FEW_LAYERS = 80
 
 _LOST_AT_RANK = "datum['lost_' + rank]"
 _COSINE_AT_RANK = f"{_LOST_AT_RANK} / (1 + sqrt(1 - {_LOST_AT_RANK}))"
 
 
-def heat_map(page: PageData, *, tall: bool, legend: bool = False) -> Spec:
+def heat_map(page: PageData, *, tall: bool, legend: bool = False, height: int | None = None) -> Spec:
     """Layer x module, coloured by the energy lost at `rank`, from 0 to 1 at every rank. `tall`: layers on the y axis.
 
     Grey cells have no loss: "=" where finetuning changed nothing, "×" where nothing could be measured.
     The parameters `cursor_layer` and `cursor_module` outline one cell.
     """
-    x, y = map_axes(page.layers, page.modules, tall=tall)
+    height = height or map_height(page.layers, page.modules, tall=tall)
+    style = cell_style(page.layers, height, tall=tall)
+    x, y = map_axes(page.layers, page.modules, height=height, tall=tall)
     cells = rows_of("cells").having(lost=_LOST_AT_RANK)
     measured = cells.where("isValid(datum.lost) && !datum.unchanged")
     others = cells.where("!isValid(datum.lost) || datum.unchanged").having(sign="datum.unchanged ? '=' : '\u00d7'")
     at_cursor = cells.where("datum.layer === cursor_layer && datum.module === cursor_module")
     layers = [
-        measured.mark("rect", style="square", cursor="pointer", tooltip=ROW_TOOLTIP).encode(
+        measured.mark("rect", style=style, cursor="pointer", tooltip=ROW_TOOLTIP).encode(
             x=x, y=y, color=ramp_colour("lost", 1.0, legend=_LEGEND if legend else None)
         ),
         others.mark("rect", style="ghost", cursor="pointer", tooltip=ROW_TOOLTIP).encode(x=x, y=y),
@@ -44,8 +50,7 @@ def heat_map(page: PageData, *, tall: bool, legend: bool = False) -> Spec:
         at_cursor.mark("rect", style="cursor", tooltip=None).encode(x=x, y=y),
     ]
     cursor = param("cursor_layer", ""), param("cursor_module", "")
-    step = 24 if not tall else 22 if len(page.layers) <= 24 else 16 if len(page.layers) <= 48 else 12
-    return chart_at_rank(page, layers, *cursor, height=step * max(1, len(page.layers if tall else page.modules)))
+    return chart_at_rank(page, layers, *cursor, height=height)
 
 
 _LEGEND = {
@@ -96,22 +101,26 @@ def loss_by_rank(page: PageData) -> Spec:
     return chart_at_rank(page, layers, height=320)
 
 
-def runs_by_rank(page: PageData, styles: Sequence[int]) -> Spec:
-    """Energy lost against rank: a thick line for each run."""
+def runs_by_rank(page: PageData, styles: Sequence[int], *, name_height: int = 14) -> Spec:
+    """Energy lost against rank: a line for each run. It is as high as the names at the lines' ends need.
+
+    The parameter `shown_run` is the name of the run whose line is thick among many.
+    """
     x, y = rank_axis(page), lost_axis()
     series = _series([run.label for run in page.runs], styles)
     points = rows_of("by_rank")
+    is_thick = "datum.module === shown_run" if page.shows_one_run else "true"
     layers = [
         selected_rank_line(x),
-        points.mark("line", strokeWidth=3, tooltip=None).encode(
-            x=x, y=y, color=series["color"], strokeDash=series["strokeDash"]
+        points.mark("line", tooltip=None).encode(
+            x=x, y=y, color=series["color"], strokeDash=series["strokeDash"], strokeWidth=either(is_thick, 3, 1)
         ),
-        points.mark("point", filled=True, size=70, opacity=1, tooltip=ROW_TOOLTIP).encode(
+        points.mark("point", filled=True, size=30 if page.shows_one_run else 70, opacity=1, tooltip=ROW_TOOLTIP).encode(
             x=x, y=y, color=series["color"], shape=series["shape"]
         ),
         *_line_labels(series["color"], y),
     ]
-    return chart_at_rank(page, layers, height=320)
+    return chart_at_rank(page, layers, param("shown_run", ""), height=max(320, name_height * len(page.runs)))
 
 
 def _line_labels(colour: Spec, y: Spec) -> list[Spec]:
@@ -146,9 +155,14 @@ def cosine_by_layer(page: PageData, group: ModuleGroup, *, axis_end: float) -> S
         styled.mark("line", strokeWidth=1.75, tooltip=None).encode(
             x=x, y=y, color=colour, strokeDash=series["strokeDash"]
         ),
-        styled.mark("point", filled=True, size=34, opacity=1, cursor="pointer", tooltip=ROW_TOOLTIP).encode(
-            x=x, y=y, color=colour, shape=shape
-        ),
+        styled.mark(
+            "point",
+            filled=True,
+            size=34 if len(page.layers) <= _FEW_LAYERS else 8,
+            opacity=1,
+            cursor="pointer",
+            tooltip=ROW_TOOLTIP,
+        ).encode(x=x, y=y, color=colour, shape=shape),
     ]
     return chart_at_rank(page, layers, height=220)
 

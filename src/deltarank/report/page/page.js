@@ -2,6 +2,9 @@
 // The rank selector and the other controls change `state`, and then update what depends on it.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
+  // A column that repeats few values comes as those values and the number of each row's value.
+  const unpacked = (columns) => Object.fromEntries(Object.entries(columns).map(([name, column]) => [name, Array.isArray(column) ? column : column.at.map((i) => column.of[i])]));
+  for (const run of data.runs) Object.assign(run, { cells: unpacked(run.cells), matrices: unpacked(run.matrices) });
   const narrow = matchMedia("(max-width: 640px)");
   const oneAtATime = data.shows_one_run; // of more runs than fit side by side, one is chosen
   const several = data.runs.length > 1 && !oneAtATime;
@@ -75,7 +78,8 @@
     if (cell.unchanged) return `${where}${many}: unchanged`;
     if (lost === null) return `${where}${many}: ${data.runs[run].cell_reasons[i] ?? `not measured at rank ${rank()}`}`;
     const missing = data.runs[run].cell_missing[i] ? `; ${data.runs[run].cell_missing[i]} not measured` : "";
-    return `${where}${many}: ${percent(lost)} of the energy lost at rank ${rank()}, cosine distance ${figure(cosine(lost))}${missing}`;
+    const unlisted = data.runs[run].cell_members[i].length ? "" : "; this page has no row for it, results.json has";
+    return `${where}${many}: ${percent(lost)} of the energy lost at rank ${rank()}, cosine distance ${figure(cosine(lost))}${missing}${unlisted}`;
   };
 
   // ---- charts -----------------------------------------------------------------------------------------------
@@ -149,6 +153,7 @@
 
   async function update(place, view) {
     view.signal("rank", rank());
+    if (place.dataset.chart === "runs") view.signal("shown_run", data.runs[state.shown].label);
     if (place.dataset.chart === "heat") {
       const here = state.cursor?.run === Number(place.dataset.run) ? cellsOf[state.cursor.run][state.cursor.cell] : null;
       view.signal("cursor_layer", here ? here.layer : "").signal("cursor_module", here ? here.module : "");

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -46,6 +46,9 @@ from deltarank.results import Logits
 
 LABEL_GAP = 0.05
 """The least distance of names at the ends of lines, as a share of the chart's height."""
+
+_LEAST_REPEATED = 4
+"""How often the values of a column occur on average, so that it is worth packing."""
 
 TOKEN_STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Nats at which the colour of a token changes."""
@@ -138,7 +141,7 @@ def _outputs_charts(page: PageData) -> dict[str, Spec]:
 def _run(page: PageData, run: RunView) -> dict[str, Any]:
     return {
         "label": run.label,
-        "cells": as_columns(cell_rows(page, run)),
+        "cells": _packed(as_columns(cell_rows(page, run))),
         "cell_members": [cell.members for cell in run.cells],
         "cell_matrices": [cell.matrices for cell in run.cells],
         "cell_missing": [cell.missing for cell in run.cells],
@@ -158,14 +161,34 @@ def _line_chart_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _matrices(rows: Sequence[MatrixRow]) -> dict[str, Any]:
     """Columns. Curves and spectra share their indices (ranks, or numbers of singular values), which are stored once."""
     indices: dict[tuple[int, ...], int] = {}
-    return {
+    columns = {
         **{field.name: [getattr(row, field.name) for row in rows] for field in fields(MatrixRow)},
+        "activation_lost": [_or_none(row.activation_lost) for row in rows],
         "shape": [" × ".join(f"{side:,}" for side in row.shape) for row in rows],
         "entries": [math.prod(row.shape) for row in rows],
         "curve": [_split(row.curve, indices) for row in rows],
         "spectrum": [_split(row.spectrum, indices) for row in rows],
-        "shared_indices": list(indices),
     }
+    return _packed(columns) | {"shared_indices": list(indices)}
+
+
+def _packed(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Columns that repeat few values as those values and the number of each row's value; others as they are."""
+    return {name: _distinct(column) if _repeats(column) else column for name, column in columns.items()}
+
+
+def _or_none(values: Sequence[float | None]) -> Sequence[float | None] | None:
+    return None if all(value is None for value in values) else values
+
+
+def _repeats(column: Sequence[Any]) -> bool:
+    is_plain = all(value is None or isinstance(value, str | int | bool | float) for value in column)
+    return is_plain and len(set(column)) <= len(column) // _LEAST_REPEATED
+
+
+def _distinct(column: Sequence[Any]) -> dict[str, Any]:
+    number = {value: i for i, value in enumerate(dict.fromkeys(column))}
+    return {"of": list(number), "at": [number[value] for value in column]}
 
 
 def _split(points: Sequence[tuple[int, float]], shared: dict[tuple[int, ...], int]) -> list[Any] | None:

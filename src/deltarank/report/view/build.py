@@ -51,7 +51,7 @@ def page_data(runs: Sequence[Results]) -> PageData:
         raise ValueError("a page needs at least one run")
     ranks = tuple(sorted({rank for run in runs for rank in (*run.ranks, *output_ranks(run.outputs))}))
     modules = _modules(runs)
-    axes = PageAxes(ranks, {module.name: module for module in modules})
+    axes = PageAxes(ranks, {module.name: module for module in modules}, len(runs))
     labels = _labels(runs)
     views = tuple(_run_view(run, label, axes) for run, label in zip(runs, labels, strict=True))
     default_index = ranks.index(common_headline_rank(runs))
@@ -97,7 +97,7 @@ def _labels(runs: Sequence[Results]) -> list[str]:
 
 
 def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
-    whole, listed = run.totals.whole, listed_indices(run)
+    whole, listed = run.totals.whole, listed_indices(run, axes.runs)
     by_rank: dict[int, Loss] = {loss.rank: loss for loss in whole.losses}
     losses = tuple(by_rank.get(rank) for rank in axes.ranks)
     modules, whole_row = module_rows(run, axes), ModuleRow(None, 1.0, axes.lost(whole.losses))

@@ -13,11 +13,11 @@ from deltarank.results import MatrixResult, Outcome, Results, Total, escape
 
 NO_LAYER = "–"
 SPECTRUM_POINTS = 48
-MOST_DETAILED = 1200
-"""How many matrices of a run have their curve and spectrum on the page, largest loss first; the JSON has all."""
+MOST_DETAILED, MOST_DETAILED_OF_ALL = 1200, 3600
+"""How many matrices of a run, and of all, have their curve and spectrum on the page, largest loss first."""
 
-MOST_LISTED = 3000
-"""How many matrices of a run have a row on the page. Of more, each cell keeps those that lose the most."""
+MOST_LISTED, MOST_LISTED_OF_ALL = 3000, 12000
+"""How many matrices of a run, and of all, have a row on the page. Of more, each cell keeps those that lose the most."""
 
 
 def layer_label(layer: int | None) -> str:
@@ -33,13 +33,17 @@ def _indices_by_cell(run: Results) -> dict[tuple[float, str], list[int]]:
     return groups
 
 
-def listed_indices(run: Results) -> tuple[int, ...]:
-    """The indices of the matrices that have a row, in the order of the run: all, or the worst of each cell."""
-    if len(run.matrices) <= MOST_LISTED:
+def listed_indices(run: Results, runs: int) -> tuple[int, ...]:
+    """The indices of the matrices that have a row on a page of `runs`, in the order of the run.
+
+    All, or the worst of each cell, and then the second of each; of more cells, those that lose the most.
+    """
+    most = min(MOST_LISTED, MOST_LISTED_OF_ALL // runs)
+    if len(run.matrices) <= most:
         return tuple(range(len(run.matrices)))
     columns = [_worst_first(run, members) for members in _indices_by_cell(run).values()]
-    in_turn = (i for row in zip_longest(*columns) for i in row if i is not None)
-    return tuple(sorted(islice(in_turn, MOST_LISTED)))
+    in_turn = (i for row in zip_longest(*columns) for i in _worst_first(run, (i for i in row if i is not None)))
+    return tuple(sorted(islice(in_turn, most)))
 
 
 def _worst_first(run: Results, indices: Iterable[int]) -> list[int]:
@@ -95,7 +99,8 @@ def module_rows(run: Results, axes: PageAxes) -> tuple[ModuleRow, ...]:
 
 def matrix_rows(run: Results, axes: PageAxes, listed: Sequence[int]) -> tuple[MatrixRow, ...]:
     """A row for each of the matrices with these indices."""
-    detailed = set(_worst_first(run, listed)[:MOST_DETAILED])
+    most = min(MOST_DETAILED, MOST_DETAILED_OF_ALL // axes.runs)
+    detailed = set(_worst_first(run, listed)[:most])
     return tuple(_matrix_row(run, run.matrices[i], axes, is_detailed=i in detailed) for i in listed)
 
 

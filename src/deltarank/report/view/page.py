@@ -26,10 +26,11 @@ Shares = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class PageAxes:
-    """What all runs of a page share: its ranks, and its modules by name, in reading order."""
+    """What all runs of a page share: its ranks, its modules by name in reading order, and how many runs it has."""
 
     ranks: tuple[int, ...]
     modules: Mapping[str, Module]
+    runs: int = 1
 
     def lost(self, losses: Iterable[Loss]) -> Shares:
         """The share of energy lost at each rank."""
