@@ -8,7 +8,10 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from trained_pair import calibrate, write_models
+
+from deltarank.jobs.calibrate import distill
 
 pytestmark = [
     pytest.mark.slow,
@@ -17,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
 ]
 
-OPTIONS = {"calibrate": ["own"], "calibration_tokens": 2000, "steps": 12}
+OPTIONS = {"calibrate": ["own"], "calibration_tokens": 2000, "steps": 30}
 
 STAGES = {
     "own answers": "own-answers/0000.jsonl",
@@ -49,13 +52,19 @@ def kill_when(folder: Path, pattern: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_it_goes_on_after_each_and_writes_the_same_bytes(tmp_path: Path) -> None:
+def test_it_goes_on_after_each_and_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a kill between two looks: the state that is stored then is the whole state."""
     (tmp_path / "models").mkdir()
     models = write_models(tmp_path / "models")
+    monkeypatch.setattr(distill, "SAVE_SECONDS", 0.0)
     for stage, pattern in STAGES.items():
         assert killed_at(pattern, models, tmp_path / "killed"), stage
         assert not (tmp_path / "killed").exists(), stage
+        if stage == "steps":
+            made = torch.load(tmp_path / "killed.calibrating/training.pt", weights_only=True)["made"]
+            assert 1 <= made < OPTIONS["steps"] // distill.LOOKS, "it was killed before the first look"
     calibrate(models, tmp_path / "killed", **OPTIONS)
+    monkeypatch.undo()
     calibrate(models, tmp_path / "whole", **OPTIONS)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -153,7 +153,7 @@ class Predictor:
             with translate_out_of_memory(self._device, batch=len(windows)):
                 self._run(windows)
         except _ReachedError as reached:
-            return reached.output
+            return reached.value
         finally:
             handle.remove()
         raise RuntimeError("the model does not run this module")
@@ -168,16 +168,18 @@ class Predictor:
         return len(inputs) == 1 and _are_close(self._module(inputs[0]), logits)
 
     def _run_up_to_head(self, windows: Sequence[Window]) -> Tensor:
-        """The inputs of the head, which itself is run on the last position only."""
-        inputs: list[Tensor] = []
+        """The inputs of the head, which itself is not run."""
 
-        def record(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            inputs.append(args[0])
-            return (args[0][:, -1:], *args[1:])
+        def stop(_: Any, args: tuple[Tensor, ...]) -> None:
+            raise _ReachedError(args[0])
 
-        with _pre_forward_hook(self._module, record):
-            self._run(windows)
-        return inputs[0]
+        try:
+            with _pre_forward_hook(self._module, stop):
+                self._run(windows)
+        except _ReachedError as reached:
+            inputs: Tensor = reached.value
+            return inputs
+        raise RuntimeError("the model does not run its output head")
 
     def _logits(self, windows: Sequence[Window]) -> Tensor:
         logits: Tensor = self._run(windows).logits
@@ -195,11 +197,11 @@ class Predictor:
 
 
 class _ReachedError(Exception):
-    """Ends a pass of the model, with the output of the module that was reached."""
+    """Ends a pass of the model, with the input or the output of the module that was reached."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, value: Any) -> None:
         super().__init__()
-        self.output = output
+        self.value = value
 
 
 def _are_close(recomputed: Tensor, logits: Tensor) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,11 @@ WARM_UP = 10
 LAST_RATE = 0.1
 """Of the first rate, at the end of the cosine schedule (Loshchilov and Hutter 2017)."""
 
-LOOKS = 4
+LOOKS = 3
 """How often the documents that choose are scored. A look takes as long as several steps."""
 
-SAVES = 12
-"""How often the state is stored; a multiple of LOOKS."""
+SAVE_SECONDS = 30.0
+"""The state is stored after each look, and when this time has passed since."""
 
 BASE_DOCUMENTS = 10
 """Of those that choose: the base is scored on these, for the size of the first step."""
@@ -83,6 +84,21 @@ class Fitted:
     frozen: int
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """A sum of KL divergences in nats, over so many tokens."""
+
+    nats: float
+    tokens: int
+
+    def __add__(self, other: Divergence) -> Divergence:
+        return Divergence(self.nats + other.nats, self.tokens + other.tokens)
+
+    @property
+    def mean(self) -> float:
+        return self.nats / self.tokens
+
+
 @dataclass
 class Best:
     """The best step so far: its KLD on the documents that choose, in nats per token."""
@@ -93,7 +109,7 @@ class Best:
 
 
 class Distillation:
-    """One training. It stores its state SAVES times, so that an interrupted one is resumed.
+    """One training. It stores its state every SAVE_SECONDS, so that an interrupted one is resumed.
 
     Args:
         state_file: where.
@@ -106,6 +122,7 @@ class Distillation:
         self._expected: dict[int, Tensor] = {}
         self._common_tokens: int | None = None
         self._made = 0
+        self._saved = time.monotonic()
         self.diverged = False
 
     def run(self, on_step: OnStep, on_look: OnLook, on_resume: OnResume) -> tuple[Best, int]:
@@ -129,28 +146,30 @@ class Distillation:
 
     def _start(self) -> tuple[float, list[dict[str, Any]]]:
         """The KLD of the plain adapter, and the groups that the optimiser moves."""
-        plain = self._kld(self._lesson.choose)
+        few, others = (self._lesson.choose[part] for part in (slice(BASE_DOCUMENTS), slice(BASE_DOCUMENTS, None)))
+        near = self._divergence(few)
+        plain = (near + self._divergence(others)).mean
         if not math.isfinite(plain):
             raise _not_finite()
-        few = self._lesson.choose[:BASE_DOCUMENTS]
         with self._student.as_base():
-            base = self._kld(few)
-        return plain, self._parameter_groups(step_size(self._kld(few), base))
+            base = self._divergence(few)
+        return plain, self._parameter_groups(step_size(near.mean, base.mean))
 
     def _make_steps(self, on_step: OnStep, on_look: OnLook) -> None:
         while self._made < self._steps and not self.diverged:
             if not self._step():
                 self.diverged = True
                 return
-            if self._is_time_for(LOOKS):
+            if is_look := self._is_time_to_look:
                 on_look(self._made, self._look())
-            if self._is_time_for(SAVES):
+            if is_look or time.monotonic() - self._saved >= SAVE_SECONDS:
                 self._save()
             on_step(self._made)
 
-    def _is_time_for(self, times: int) -> bool:
-        """Whether that many times in all, the end among them, comes to this step."""
-        return self._made * times // self._steps > (self._made - 1) * times // self._steps
+    @property
+    def _is_time_to_look(self) -> bool:
+        """Whether one of LOOKS looks, of which the last is at the end, comes after this step."""
+        return self._made * LOOKS // self._steps > (self._made - 1) * LOOKS // self._steps
 
     def _parameter_groups(self, size: float) -> list[dict[str, Any]]:
         """Those that can be moved; none where every factor is zero, or where the start is exact."""
@@ -216,20 +235,20 @@ class Distillation:
             self._head = self._head.to(like.device)
         return self._head
 
-    def _kld(self, documents: Sequence[int]) -> float:
-        """The mean KLD of the student as it is, over the scored tokens of these documents."""
-        nats, tokens = 0.0, 0
+    def _divergence(self, documents: Sequence[int]) -> Divergence:
+        """That of the student as it is, over the scored tokens of these documents."""
+        total = Divergence(0.0, 0)
         for part in self._parts(documents):
             inputs, head = self._student.predict([self._lesson.windows[i] for i in part])
             student = torch.cat(inputs)
-            nats += kl_divergence(self._teacher(part, student), self._teacher_head(student), student, head)
-            tokens += len(student)
-        return nats / tokens
+            nats = kl_divergence(self._teacher(part, student), self._teacher_head(student), student, head)
+            total += Divergence(nats, len(student))
+        return total
 
     def _look(self) -> float:
         """The KLD on the documents that choose, of the factors as they are written. Keeps them if they are the best."""
         with self._student.as_written():
-            kld = self._kld(self._lesson.choose)
+            kld = self._divergence(self._lesson.choose).mean
         if kld < self._best.kld:
             self._best = Best(self._made, kld, self._student.factors())
         return kld
@@ -246,6 +265,7 @@ class Distillation:
                 torch.save(state, partial)
             except RuntimeError as error:  # how torch reports a full disk
                 raise OSError(f"the state of the training cannot be stored ({first_line(error)})") from error
+        self._saved = time.monotonic()
 
     def _resume(self, on_resume: OnResume) -> None:
         """Goes on after the last stored state, if there is one."""

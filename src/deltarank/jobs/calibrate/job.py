@@ -23,7 +23,7 @@ from deltarank.jobs.calibrate.distill import Distillation, Fitted, Lesson
 from deltarank.jobs.calibrate.documents import Split, encode, other_records, split_records, write_records
 from deltarank.jobs.calibrate.evaluate import Candidates, Evaluation, carries_all_matrices, larger_ranks
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
-from deltarank.jobs.calibrate.placement import load_placed
+from deltarank.jobs.calibrate.placement import has_fast_bfloat16, load_placed
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
 from deltarank.jobs.calibrate.teacher import OwnAnswers, check_causal, store_predictions
@@ -32,7 +32,6 @@ from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_ca
 from deltarank.jobs.verify import VerifyJob
 from deltarank.models import (
     AnyModel,
-    Head,
     ModelSkeleton,
     PredictionStore,
     Predictor,
@@ -165,7 +164,7 @@ class CalibrateJob:
         progress.noted("The finetune answers the built-in prompts.")
         with folder.writing():
             answers.write(
-                lambda: self._load_finetune()[0],
+                lambda: self._load_finetune(self._answering_dtype)[0],
                 lambda number: progress.noted(f"{count(number, 'prompt is', 'prompts are')} answered."),
             )
         return answers.read()
@@ -173,7 +172,7 @@ class CalibrateJob:
     def _distil(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> Fitted:
         lesson = self._lesson(folder, split, progress)
         with folder.writing(), translate_out_of_memory(self._device):
-            model, head = self._load(self.base_skeleton, self.base)
+            model, head = load_placed(self.base_skeleton, self.base, self.plan.placement, self._device)
             student = Student(model, folder.plain, self._device, head, self.plan.placement)
             if student.frozen:
                 progress.warned(frozen_sentence(len(student.frozen)))
@@ -213,15 +212,17 @@ class CalibrateJob:
     def _documents(self, records: Sequence[Record]) -> list[Document]:
         return [document for record in records for document in encode(record, self._tokenizer, context=self._context)]
 
-    def _load_finetune(self) -> tuple[AnyModel, Predictor]:
+    @property
+    def _answering_dtype(self) -> torch.dtype:
+        """Answers are texts to read, so rounding costs nothing: most servers round to bfloat16, too."""
+        return torch.bfloat16 if has_fast_bfloat16(self._device) else torch.float32
+
+    def _load_finetune(self, dtype: torch.dtype = torch.float32) -> tuple[AnyModel, Predictor]:
         """Raises CheckpointError (slug "not-a-language-model") if it does not predict the next token."""
-        model, head = self._load(self.finetune_skeleton, self.finetune)
+        model, head = load_placed(self.finetune_skeleton, self.finetune, self.plan.placement, self._device, dtype)
         predictor = Predictor(model, self._device, head)
         check_causal(predictor, self.finetune.reference.ref)
         return model, predictor
-
-    def _load(self, skeleton: ModelSkeleton, checkpoint: Checkpoint) -> tuple[AnyModel, Head | None]:
-        return load_placed(skeleton, checkpoint, self.plan.placement, self._device)
 
     def _score(
         self, folder: CalibrationFolder, split: Split, fitted: Fitted, progress: ProgressListener

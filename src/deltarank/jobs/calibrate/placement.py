@@ -112,9 +112,16 @@ def can_stream(models: Sequence[tuple[ModelSkeleton, Checkpoint]]) -> bool:
 
 
 def load_placed(
-    skeleton: ModelSkeleton, checkpoint: Checkpoint, placement: WeightPlacement, device: torch.device
+    skeleton: ModelSkeleton,
+    checkpoint: Checkpoint,
+    placement: WeightPlacement,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[AnyModel, Head | None]:
     """The model, and its output head if the model does not hold it.
+
+    Args:
+        dtype: of the weights as they are multiplied.
 
     Raises:
         JobError: (slug "out-of-memory") it does not fit after all.
@@ -126,9 +133,17 @@ def load_placed(
     with translate_out_of_memory(device):
         if placement.converts:
             keeps = placement is WeightPlacement.STORED
-            model, head = stream_model(skeleton, weights, dtype=torch.float32, device=device, keeps=keeps)
+            model, head = stream_model(skeleton, weights, dtype=dtype, device=device, keeps=keeps)
         else:
-            model = load_model(skeleton, weights, dtype=torch.float32, device=device)
+            model = load_model(skeleton, weights, dtype=dtype, device=device)
     if placement is not WeightPlacement.WHOLE:
         recompute_layers(model)
     return model, head
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device.type == "cpu" and any(supported() for supported in known if supported is not None)

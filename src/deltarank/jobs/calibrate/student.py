@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from deltarank.adapters import WEIGHTS_FILE
 from deltarank.architectures import silence_transformers
 from deltarank.errors import JobError
+from deltarank.jobs.calibrate.placement import has_fast_bfloat16
 from deltarank.models import AnyModel, Head, Predictor, Window
 from deltarank.results import WeightPlacement, count
 from deltarank.system import import_silently
@@ -45,12 +49,17 @@ class Student:
         self, base: AnyModel, adapter: Path, device: torch.device, head: Head | None, placement: WeightPlacement
     ) -> None:
         self._adapter, self._device = adapter, device
-        self.tokens_at_once = placement.tokens_at_once
+        self._placement = placement
         with silence_transformers(), warnings.catch_warnings(action="ignore"):
             self.model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True, low_cpu_mem_usage=True).eval()
         self._load_factors()
         self._choose_parameters()
         self._predictor = Predictor(self.model, device, head, head_may_be_last=not self._adapts_head())
+
+    @property
+    def tokens_at_once(self) -> int:
+        """That are read together."""
+        return self._placement.tokens_at_once
 
     def _load_factors(self) -> None:
         """In float32 on the device. PEFT puts them where the base's weights are, which may be on the meta device."""
@@ -109,7 +118,8 @@ class Student:
             in_bfloat16: rounds the operands of matrix products, which takes half of the time where the processor has
                 instructions for it.
         """
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=in_bfloat16):
+        exact_attention = _AttentionInFloat32() if in_bfloat16 and self._attends_in_float32 else nullcontext()
+        with exact_attention, torch.autocast(self._device.type, torch.bfloat16, enabled=in_bfloat16):
             inputs = self._predictor.differentiable_head_inputs(windows)
         return inputs, self._predictor.head
 
@@ -154,11 +164,27 @@ class Student:
 
     @property
     def has_fast_bfloat16(self) -> bool:
-        """Whether the device has instructions for products in bfloat16."""
-        if self._device.type == "cuda":
-            return bool(torch.cuda.is_bf16_supported())
-        known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-        return self._device.type == "cpu" and any(supported() for supported in known if supported is not None)
+        return has_fast_bfloat16(self._device)
+
+    @property
+    def _attends_in_float32(self) -> bool:
+        """A layer that runs twice would attend otherwise the second time, which is outside of the mode."""
+        return self._device.type == "cpu" and self._placement is WeightPlacement.WHOLE
+
+
+class _AttentionInFloat32(TorchFunctionMode):
+    """Attention in float32 within an autocast: the gradient of torch's fused kernel for CPUs is slow in bfloat16."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            given = {name: _in_float32(each) for name, each in (kwargs or {}).items()}
+            return function(*map(_in_float32, args), **given)
+
+
+def _in_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _is_factor(name: str) -> bool:
