@@ -43,8 +43,8 @@ def student_of(home: Path, placement: WeightPlacement) -> Student:
     return Student(model, home / "adapter", CPU, head, placement)
 
 
-def gradients_of(student: Student) -> dict[str, torch.Tensor]:
-    inputs, head = student.predict_with_gradient(WINDOWS, in_bfloat16=False)
+def gradients_of(student: Student, *, in_bfloat16: bool = False) -> dict[str, torch.Tensor]:
+    inputs, head = student.predict_with_gradient(WINDOWS, in_bfloat16=in_bfloat16)
     head.logits(torch.cat(inputs)).logsumexp(-1).sum().backward()
     return {name: each.grad for name, each in student.parameters.items()}
 
@@ -57,6 +57,17 @@ def test_gradients_are_those_of_the_whole_model(pair: Path) -> None:
         assert whole.keys() == ours.keys()
         for name, gradient in whole.items():
             torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_products_in_bfloat16_with_attention_in_float32_give_nearly_the_same_gradient(pair: Path) -> None:
+    student = student_of(pair, WeightPlacement.WHOLE)
+    exact = torch.cat([each.flatten() for each in gradients_of(student).values() if each is not None])
+    for each in student.parameters.values():
+        each.grad = None
+    rounded = gradients_of(student, in_bfloat16=True).values()
+    rounded = torch.cat([each.flatten() for each in rounded if each is not None])
+    assert not torch.equal(rounded, exact)
+    assert torch.nn.functional.cosine_similarity(rounded, exact, dim=0) > 0.99
 
 
 def test_a_streamed_model_holds_no_weights_after_a_pass_and_its_gradient(pair: Path) -> None:
