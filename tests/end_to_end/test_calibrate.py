@@ -272,7 +272,7 @@ def test_where_activations_overflow_later_the_best_step_before_is_kept(models, t
     adapter = calibrate(models, tmp_path / "adapter", progress=Listener())
     assert "ended after step 13, because its loss or gradient was not finite" in warnings[0]
     assert adapter.calibration.placement is placement
-    assert adapter.calibration.steps in (5, 10)
+    assert adapter.calibration.steps == 7, "the first look: the second is after step 14"
     assert adapter.calibration.steps_made == 13
     assert adapter.calibration.held_out.kld_calibrated < adapter.calibration.held_out.kld_plain
 
