@@ -85,14 +85,14 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Divergence:
+class KldSum:
     """A sum of KL divergences in nats, over so many tokens."""
 
     nats: float
     tokens: int
 
-    def __add__(self, other: Divergence) -> Divergence:
-        return Divergence(self.nats + other.nats, self.tokens + other.tokens)
+    def __add__(self, other: KldSum) -> KldSum:
+        return KldSum(self.nats + other.nats, self.tokens + other.tokens)
 
     @property
     def mean(self) -> float:
@@ -235,14 +235,14 @@ class Distillation:
             self._head = self._head.to(like.device)
         return self._head
 
-    def _divergence(self, documents: Sequence[int]) -> Divergence:
+    def _divergence(self, documents: Sequence[int]) -> KldSum:
         """That of the student as it is, over the scored tokens of these documents."""
-        total = Divergence(0.0, 0)
+        total = KldSum(0.0, 0)
         for part in self._parts(documents):
             inputs, head = self._student.predict([self._lesson.windows[i] for i in part])
             student = torch.cat(inputs)
             nats = kl_divergence(self._teacher(part, student), self._teacher_head(student), student, head)
-            total += Divergence(nats, len(student))
+            total += KldSum(nats, len(student))
         return total
 
     def _look(self) -> float:
