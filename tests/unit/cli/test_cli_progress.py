@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import deltarank
 from deltarank.cli.progress import Lines, watching
 from deltarank.runtime import ProgressBar
 
@@ -38,6 +39,16 @@ def test_a_terminal_gets_a_bar_with_the_time_left() -> None:
     assert "25 %" in terminal.getvalue()
     assert "1 min 35 s left" in terminal.getvalue()
     assert "layers.1.mlp.up_proj.weight" in terminal.getvalue()
+
+
+def test_the_bar_of_the_library_is_removed_at_its_end() -> None:
+    with a_terminal() as terminal, deltarank.ProgressBar() as progress:
+        progress.finished("model.norm.weight", 1.0, 0.5)
+        progress.warned("The base was guessed.")
+
+    assert "50 %" in terminal.getvalue()
+    assert "Note: The base was guessed." in terminal.getvalue()
+    assert terminal.getvalue().split("\r")[-1].strip() == ""
 
 
 def test_the_bar_is_cleared_when_the_run_fails() -> None:

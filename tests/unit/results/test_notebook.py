@@ -71,6 +71,19 @@ def test_other_results_have_a_short_text_and_their_sentences_as_html() -> None:
     assert "150 %" in choice._repr_html_()
 
 
+def test_parts_of_a_run_are_shown_on_their_own() -> None:
+    up, hostile = RUN.matrices
+
+    assert "a, 2 x 2" in up._repr_html_()
+    assert "75 %" in up._repr_html_()
+    assert "75 %" in up.losses[0]._repr_html_()
+    assert "Rank 8 keeps half." in RUN.verdict._repr_html_()
+    failed = replace(hostile, name="<img>", outcome=Outcome.NOT_FINITE, losses=())._repr_html_()
+    assert Outcome.NOT_FINITE.sentence in failed
+    assert "<img" not in failed
+    assert "<table" not in failed
+
+
 def test_a_run_without_losses_has_no_table() -> None:
     failed = replace(RUN.matrices[0], outcome=Outcome.NOT_FINITE, losses=())
 
