@@ -13,6 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+sys.path.append(str(Path(__file__).parent))  # -P leaves it out, and at the front vllm.py would be vLLM
+
+from _vllm_allocated import allocated
+
 
 def of_model(task: dict[str, Any]) -> dict[str, int]:
     from vllm import LLM
@@ -27,27 +31,12 @@ def of_model(task: dict[str, Any]) -> dict[str, int]:
         max_model_len=128,
         max_num_seqs=4,
         seed=0,
+        tensor_parallel_size=task.get("gpus", 1),
         **task.get("options", {}),
     )
-    (found,) = model.apply_model(allocated)
-    return found
-
-
-def allocated(model: Any) -> dict[str, int]:
-    """Each storage once: a stacked module has several tensors, experts have views of one."""
-    found: dict[str, int] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        for attribute, value in vars(module).items():
-            if not attribute.endswith(("lora_a_stacked", "lora_b_stacked")):
-                continue
-            for tensor in value if isinstance(value, (tuple, list)) else [value]:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in seen:
-                    seen.add(storage.data_ptr())
-                    leaf = name.rpartition(".")[2]
-                    found[leaf] = found.get(leaf, 0) + storage.nbytes()
-    return found
+    found = model.apply_model(allocated)  # of each GPU; here, of each process that takes the place of one
+    assert all(each == found[0] for each in found)
+    return dict(found[0])
 
 
 def of_experts(task: dict[str, Any]) -> dict[str, int]:
@@ -65,11 +54,11 @@ def of_experts(task: dict[str, Any]) -> dict[str, int]:
     )
     layer = SimpleNamespace(
         fully_sharded=False,
-        tp_size=1,
+        tp_size=task["gpus"],
         device="cpu",
         local_num_experts=task["experts"],
         hidden_size=task["hidden"],
-        intermediate_size_per_partition=task["inner"],
+        intermediate_size_per_partition=task["inner"] // task["gpus"],
         _w13_slices=1 if task["fused"] else 2,
         _w13_a_num_experts=task["experts"],
         _w2_b_num_experts=task["experts"],

@@ -37,6 +37,9 @@ from deltarank.servers import slot_bytes, slot_numbers  # noqa: E402
 
 MODELS = ("llama", "llama of 521 tokens", "qwen2", "qwen3", "mistral", "gemma3", "phi3")
 TIED = ("llama", "qwen3")
+ON_TWO_GPUS = {"llama": {}, "llama with one head of keys": {"num_key_value_heads": 1}, "qwen3": {}}
+"""Models whose slots are counted with tensor parallel size 2, and what is changed of their configurations."""
+
 WITH_IMAGES = ("llava", "gemma3")
 SETTINGS = ((2, 8), (3, 64))
 """Slots and rank."""
@@ -81,26 +84,31 @@ def models(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     for name in MODELS:
         yield from of_base(options.python, name, write_family(name, folder / name).base)
     for name in TIED:
-        yield from of_base(options.python, f"{name}, tied head", write_tied(name, folder / f"{name} tied"))
+        base = write_changed(name, folder / f"{name} tied", {"tie_word_embeddings": True})
+        yield from of_base(options.python, f"{name}, tied head", base)
+    for name, changes in ON_TWO_GPUS.items():
+        base = write_changed(name.split()[0], folder / f"{name} on two", changes)
+        yield from of_base(options.python, f"{name}, each of two GPUs", base, gpus=2)
     for name in WITH_IMAGES if options.torchvision else ():
         base = write_multimodal(name, folder / f"{name} with images").base
         yield from of_base(options.python, f"{name} with images", base, path=options.torchvision)
 
 
-def write_tied(name: str, folder: Path) -> Path:
-    """A base of the zoo whose head is its embedding."""
-    model = ZooModel(ZOO[name].model_type, {**ZOO[name].config, "tie_word_embeddings": True}).make()
+def write_changed(name: str, folder: Path, changes: Mapping[str, Any]) -> Path:
+    """A base of the zoo with another configuration."""
+    model = ZooModel(ZOO[name].model_type, {**ZOO[name].config, **changes}).make()
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
 
-def of_base(python: Path, name: str, base: Path, path: Path | None = None) -> Iterator[Row]:
+def of_base(python: Path, name: str, base: Path, path: Path | None = None, gpus: int = 1) -> Iterator[Row]:
     with open_checkpoint(base) as checkpoint:
-        numbers = slot_numbers({key: info.shape for key, info in checkpoint.tensors.items()}, checkpoint.config)
+        shapes = {key: info.shape for key, info in checkpoint.tensors.items()}
+        numbers = slot_numbers(shapes, checkpoint.config, gpus=gpus)
     limits = {"options": {"limit_mm_per_prompt": {"image": 0, "video": 0}}} if path else {}
     for slots, rank in SETTINGS:
-        found = ask(python, {"model": str(base), "slots": slots, "rank": rank, **limits}, path)
+        found = ask(python, {"model": str(base), "slots": slots, "rank": rank, "gpus": gpus, **limits}, path)
         yield Row(name, slots, rank, slot_bytes(numbers, rank, slots), found)
 
 
@@ -118,7 +126,7 @@ def experts(python: Path) -> Iterator[Row]:
     ]
     for name, shapes, settings, one_pair in cases:
         for slots, rank in SETTINGS:
-            found = ask(python, {**EXPERTS, "fused": one_pair, "slots": slots, "rank": rank})
+            found = ask(python, {**EXPERTS, "fused": one_pair, "slots": slots, "rank": rank, "gpus": 1})
             yield Row(name, slots, rank, slot_bytes(slot_numbers(shapes, settings), rank, slots), found)
 
 
@@ -129,6 +137,8 @@ def ask(python: Path, task: Mapping[str, Any], path: Path | None = None) -> dict
         file.write_text(json.dumps(task))
         paths = [worker.with_name("_torchvision"), path] if path else []
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+        if task["gpus"] > 1:  # a process for each, on a core of its own
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, range(task["gpus"])))
         done = subprocess.run([python, "-P", worker, file], capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"found"')]
     if not lines:

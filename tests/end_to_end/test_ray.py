@@ -366,5 +366,5 @@ def test_a_cluster_that_is_started_here_leaves_nothing(larger: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     first, *rest = done.stderr.splitlines()
     assert first == "Starting Ray on this machine."
-    assert [line for line in rest if not line.startswith(("Opening ", "Writing ", "To read: ", "wrote "))] == []
+    assert [line for line in rest if "ray" in line.lower() or "warning" in line.lower()] == []
     temporary.rmdir()  # fails unless it is empty

@@ -90,6 +90,17 @@ def test_costs_grow_with_rank_and_slots_and_more_finetunes_fit_higher_ranks() ->
     assert [each.cheapest.slots if each.cheapest else 0 for each in found] == [1, 2, 8, 12]
 
 
+def test_each_gpu_has_its_part_of_the_weights() -> None:
+    of = fleet(finetune("a", (0.5, 0.3, 0.1), 900), finetune("b", (0.9, 0.9, 0.9), 901))
+    whole, half = (plan(of, max_error=0.5, gpu_memory=1500, tensor_parallel=gpus) for gpus in (1, 2))
+
+    assert (whole.base_bytes, half.base_bytes) == (BASE, BASE // 2)
+    assert [need.weight_bytes for need in half.finetunes] == [450, 451]
+    assert "Each model is divided over 2 GPUs" in " ".join(half.sentences)
+    assert "tensor parallel size 2" in half.sentences[-1]
+    assert "GPUs" not in " ".join(whole.sentences[:-1])
+
+
 def test_limits_are_inclusive() -> None:
     members = fleet(*(finetune(name, (0.8, 0.5, 0.25)) for name in "ab"))
     assert plan(members, max_error=0.5, slots=1).chosen == 16

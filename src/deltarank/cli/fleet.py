@@ -96,6 +96,12 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="What the base and the slots of the plan must fit, such as 24GB.  [default: any]",
 )
+@click.option(
+    "--tensor-parallel",
+    type=int,
+    metavar="N",
+    help="Over how many GPUs the plan divides each model; --gpu-memory is of each.  [default: 1]",
+)
 @click.option("--extract", "extracts", is_flag=True, help="Extract an adapter of each finetune while BASE is read.")
 @click.option(
     "-r",
@@ -127,6 +133,7 @@ def fleet(
     max_kld: float | None,
     slots: int | None,
     gpu_memory: int | None,
+    tensor_parallel: int | None,
     extracts: bool,
     adapter_rank: int | None,
     **options: Any,
@@ -142,7 +149,8 @@ def fleet(
     quieten_the_hub(quiet)
     import deltarank
 
-    plan = _plan_options({"max_error": max_error, "max_kld": max_kld, "slots": slots, "gpu_memory": gpu_memory})
+    limits = {"max_error": max_error, "max_kld": max_kld, "slots": slots, "gpu_memory": gpu_memory}
+    plan = _plan_options(limits, tensor_parallel)
     folder = output or Path("runs", f"{run_name(base)}-fleet")
     options |= {"ranks": parse_ranks(ranks) if ranks else DEFAULT_RANKS, "output": folder, "force": force}
     given = [*finetunes, *(_lines_of(listed) if listed else ())]
@@ -185,7 +193,7 @@ def _adapter_rank(rank: int | None, *, extracts: bool) -> int | None:
     return (rank or Default.ADAPTER_RANK) if extracts else None
 
 
-def _plan_options(limits: dict[str, Any]) -> PlanOptions | None:
+def _plan_options(limits: dict[str, Any], tensor_parallel: int | None) -> PlanOptions | None:
     """None if no plan is asked for.
 
     Raises:
@@ -193,7 +201,9 @@ def _plan_options(limits: dict[str, Any]) -> PlanOptions | None:
     """
     import deltarank
 
-    return deltarank.PlanOptions(**limits) if any(value is not None for value in limits.values()) else None
+    if all(value is None for value in (tensor_parallel, *limits.values())):
+        return None
+    return deltarank.PlanOptions(**limits, tensor_parallel=1 if tensor_parallel is None else tensor_parallel)
 
 
 def _write_pages(measured: Fleet, folder: Path, progress: ProgressListener) -> Path:

@@ -82,6 +82,7 @@ class RankPlan:
     finetunes     what each needs, and how the plan serves it
     unplanned     the finetunes of which the measure is not known
     sentences     the plan in words
+    tensor_parallel  over how many GPUs each model is divided; all bytes, and slot_numbers, are those of one of them
     """
 
     measure: PlanMeasure
@@ -95,6 +96,7 @@ class RankPlan:
     finetunes: tuple[FinetuneNeed, ...]
     unplanned: tuple[str, ...]
     sentences: tuple[str, ...]
+    tensor_parallel: Count = 1
 
     @property
     def cheapest(self) -> RankCost | None:

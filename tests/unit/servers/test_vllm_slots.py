@@ -79,3 +79,33 @@ def test_bytes_grow_with_rank_and_slots() -> None:
     found = [slot_bytes(1000, rank, slots) for rank in (8, 16) for slots in (1, 2)]
     assert found == sorted(found)
     assert slot_bytes(1000, 64, 0) == 0
+
+
+def test_two_gpus_share_one_side_of_each_linear_layer() -> None:
+    """The numbers that vLLM 0.32.0 allocates on each of two; see benchmarks/servers/vllm_slots.py."""
+    config = {"model_type": "llama", "num_key_value_heads": 2}
+    inputs, outputs = 128 + 2 * 128 + 2 * 128, 64 + 2 * 32 + 2 * 128
+    rows = (64 + 128) + (128 + 128)
+
+    assert slot_numbers(LLAMA, config, gpus=2) == inputs + outputs + rows + 640 + 640
+    assert slot_numbers(LLAMA, config, gpus=1) == slot_numbers(LLAMA, config)
+
+
+def test_each_gpu_has_a_head_of_keys_and_values() -> None:
+    one_head = {"model_type": "llama", "num_key_value_heads": 1}
+    keys: Shapes = {"model.layers.0.self_attn.k_proj.weight": (32, 128)}
+
+    assert slot_numbers(keys, one_head, gpus=4) == 128 + 32
+    assert slot_numbers(keys, {**one_head, "num_key_value_heads": 2}, gpus=4) == 128 + 16
+
+
+def test_routers_are_whole_on_each_gpu_and_experts_are_divided() -> None:
+    config = {"model_type": "mixtral", "hidden_size": HIDDEN}
+    experts: Shapes = {
+        "x.experts.gate_up_proj": (EXPERTS, 2 * INNER, HIDDEN),
+        "x.experts.down_proj": (EXPERTS, HIDDEN, INNER),
+    }
+    half = EXPERTS * (2 * HIDDEN + INNER + INNER // 2 + HIDDEN)
+
+    assert slot_numbers(experts, config, gpus=2) == half
+    assert slot_numbers({"x.mlp.gate.weight": (EXPERTS, HIDDEN)}, config, gpus=2) == EXPERTS + HIDDEN

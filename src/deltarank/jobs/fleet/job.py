@@ -83,7 +83,8 @@ class FleetJob:
         kinship = find_kinship(fleet.finetunes, load_sketches(fleet.finetunes, output))
         if self.plan_options is None or not fleet.measured:
             return replace(fleet, kinship=kinship)
-        numbers = slot_numbers({name: info.shape for name, info in self.base.tensors.items()}, self.base.config)
+        shapes = {name: info.shape for name, info in self.base.tensors.items()}
+        numbers = slot_numbers(shapes, self.base.config, gpus=self.plan_options.tensor_parallel)
         plan = plan_ranks(fleet, self.plan_options, base_bytes=self.base_bytes, slot_numbers=numbers)
         return replace(fleet, kinship=kinship, plan=plan)
 

@@ -9,8 +9,8 @@ from deltarank.results import PlanMeasure, RankPlan, count, escape, figure, list
 MOST_NAMED = 5
 
 NOT_COUNTED = (
-    "Counted are the weights as they are stored and vLLM's LoRA slots (tensor parallel size 1, 2 bytes a number). Not "
-    "counted are the KV cache, activations, CUDA graphs, and adapters that wait in the host's memory."
+    "Counted are the weights as they are stored and vLLM's LoRA slots (tensor parallel size {gpus}, 2 bytes a "
+    "number). Not counted are the KV cache, activations, CUDA graphs, and adapters that wait in the host's memory."
 )
 
 
@@ -20,7 +20,7 @@ def plan_sentences(plan: RankPlan, *, fits: bool) -> tuple[str, ...]:
     Args:
         fits: whether any plan fits the memory.
     """
-    return (_answer(plan, fits) + _without(plan), *_details(plan), NOT_COUNTED)
+    return (_answer(plan, fits) + _without(plan), *_details(plan), NOT_COUNTED.format(gpus=plan.tensor_parallel))
 
 
 def _without(plan: RankPlan) -> str:
@@ -62,6 +62,11 @@ def _nothing_fits(plan: RankPlan) -> str:
 
 
 def _details(plan: RankPlan) -> Iterator[str]:
+    if plan.tensor_parallel > 1:
+        yield (
+            f"Each model is divided over {plan.tensor_parallel:,} GPUs; all sizes are those of one of them. The "
+            "weights are counted as if they were divided evenly."
+        )
     yield f"The limit is {plan.measure.in_words(figure(plan.limit))}{_of_what(plan.measure)}."
     cost = plan.cheapest
     if cost:

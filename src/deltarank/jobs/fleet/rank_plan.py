@@ -5,8 +5,9 @@ serves a set S, with min(slots, |S|) slots; each other finetune is served with i
 
     bytes(base) + min(slots, |S|) x bytes(slot of rank R) + sum of bytes(own weights of the others)
 
-over R and S; without S there is no base. Where all of `slots` are used, S is all that R admits. With fewer slots, S is
-those with the largest weights, so that the minimum over all sets is found by trying each number of slots.
+over R and S; without S there is no base. With tensor parallelism, all bytes are those of one GPU. Where all of
+`slots` are used, S is all that R admits. With fewer slots, S is those with the largest weights, so that the minimum
+over all sets is found by trying each number of slots.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class PlanOptions:
     max_error   the largest relative error ||D - D_r|| / ||D|| that is accepted; or else
     max_kld     the largest KL divergence from the finetune, in nats per token
     slots       how many adapters are served at once; None: all of them
-    gpu_memory  bytes for the base and the slots, and for each model of its own; None: any
+    gpu_memory  bytes of a GPU for the base and the slots, and for each model of its own; None: any
+    tensor_parallel  over how many GPUs each model is divided
 
     Raises:
         UsageError: (slug "bad-plan") a value is not usable, or there is not exactly one limit.
@@ -47,6 +49,7 @@ class PlanOptions:
     max_kld: float | None = None
     slots: int | None = None
     gpu_memory: int | None = None
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         if (self.max_error is None) == (self.max_kld is None):
@@ -59,6 +62,8 @@ class PlanOptions:
             raise _bad(f"--slots {self.slots} is not a number of at least 1.")
         if self.gpu_memory is not None and self.gpu_memory < 1:
             raise _bad(f"--gpu-memory {self.gpu_memory} is not a size of at least 1 byte.")
+        if self.tensor_parallel < 1:
+            raise _bad(f"--tensor-parallel {self.tensor_parallel} is not a number of at least 1.")
 
     @property
     def measure(self) -> PlanMeasure:
@@ -80,7 +85,7 @@ def plan_ranks(fleet: Fleet, options: PlanOptions, *, base_bytes: int, slot_numb
 
     Args:
         base_bytes: of the base's tensors.
-        slot_numbers: the numbers of a slot of rank 1 on this base, `servers.slot_numbers`.
+        slot_numbers: the numbers of a slot of rank 1 of this base on each GPU, `servers.slot_numbers`.
 
     Raises:
         UsageError: (slug "bad-plan") no rank that vLLM has slots for was measured, or no finetune has the measure.
@@ -88,6 +93,8 @@ def plan_ranks(fleet: Fleet, options: PlanOptions, *, base_bytes: int, slot_numb
     ranks = [rank for rank in fleet.ranks if rank in SERVABLE_RANKS]
     if not ranks:
         raise _bad(f"No rank of vLLM's slots was measured; these are {', '.join(map(str, SERVABLE_RANKS))}.")
+    gpus = options.tensor_parallel
+    base_bytes = -(-base_bytes // gpus)
     needs, unplanned = _needs(fleet, options, base_bytes)
     if not needs:
         lacking = "has outputs on its run" if options.measure is PlanMeasure.KLD else "was measured"
@@ -111,12 +118,13 @@ def plan_ranks(fleet: Fleet, options: PlanOptions, *, base_bytes: int, slot_numb
         finetunes=tuple(replace(need, served_as=chosen) if need.name in served else need for need in needs),
         unplanned=unplanned,
         sentences=(),
+        tensor_parallel=gpus,
     )
     return replace(plan, sentences=plan_sentences(plan, fits=best is not None))
 
 
 def _needs(fleet: Fleet, options: PlanOptions, base_bytes: int) -> tuple[list[FinetuneNeed], tuple[str, ...]]:
-    """What each finetune needs; and the names of those of which that is not known."""
+    """What each finetune needs; and the names of those of which that is not known. `base_bytes` of one GPU."""
     needs, unplanned = [], []
     for finetune in fleet.finetunes:
         losses = dict(_losses(finetune, options.measure))
@@ -125,7 +133,11 @@ def _needs(fleet: Fleet, options: PlanOptions, base_bytes: int) -> tuple[list[Fi
             continue
         rank = next((rank for rank in SERVABLE_RANKS if losses.get(rank, float("inf")) <= options.limit), None)
         is_whole = finetune.weight_bytes and finetune.verdict is not VerdictKind.ADAPTER
-        needs.append(FinetuneNeed(finetune.name, rank, finetune.weight_bytes if is_whole else base_bytes))
+        needs.append(
+            FinetuneNeed(
+                finetune.name, rank, -(-finetune.weight_bytes // options.tensor_parallel) if is_whole else base_bytes
+            )
+        )
     return needs, tuple(unplanned)
 
 
