@@ -7,6 +7,7 @@ the modules' names; or, for experts, the bytes that `create_lora_weights` alloca
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -71,4 +72,6 @@ def of_experts(task: dict[str, Any]) -> dict[str, int]:
 if __name__ == "__main__":
     task = json.loads(Path(sys.argv[1]).read_text())
     print("\n" + json.dumps({"found": of_experts(task) if "experts" in task else of_model(task)}), flush=True)
+    for process in multiprocessing.active_children():  # those of the other GPUs
+        process.terminate()
     os._exit(0)  # vLLM takes a minute to stop
