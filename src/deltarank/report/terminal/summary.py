@@ -23,6 +23,9 @@ _LEAST_WIDTH = 60
 _RANK_WIDTH = 6
 """The least width of a rank's column. A longer cosine distance is rounded to two digits."""
 
+_CANDIDATE_WIDTH = 24
+"""The least width of the names of candidates: in 60 columns there is room for the first three columns."""
+
 _OUTPUTS_COLUMNS = ("Mean KLD", "95 % interval", "99.9 %", "Same top p", "kept")
 _OUTPUTS_NEEDED = ("Mean KLD", "Same top p", "kept", "95 % interval", "99.9 %")
 """The columns, most important first: narrow terminals omit the last ones."""
@@ -141,7 +144,7 @@ def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
     rows = [[row[i] for i in columns] for row in rows]
     needed = [1 + _OUTPUTS_COLUMNS.index(heading) for heading in _OUTPUTS_NEEDED]
     title = f"KLD from the finetune in nats per token, on {outputs.texts[outputs.default_text].name}"
-    lines = format_table(_fit(rows, needed, width, name=30, gap=2), align="<>")
+    lines = format_table(_fit(rows, needed, width, name=_CANDIDATE_WIDTH, gap=2), align="<>")
     rows_of_writing = outputs.writing_table.rows if outputs.writing_table and outputs.has_similarity else ()
     writing = [f"{row.name}: {row.cells[0]}" for row in rows_of_writing]
     similarity = f"Similarity to the finetune's answers (TF-IDF cosine): {'; '.join(writing)}."
@@ -154,7 +157,7 @@ def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
 def _fit(
     rows: Sequence[list[str]], needed: Sequence[int], width: int, *, name: int, gap: int, minimum: int = 0
 ) -> list[list[str]]:
-    """The rows with the columns that fit into `width`: first the names, then `needed` in this order.
+    """The rows with the columns that fit into `width`: first the names, then `needed` up to the first that does not fit.
 
     Names have `name` letters at least, and are cut where they need more than what is left.
     """
@@ -162,9 +165,10 @@ def _fit(
     free_columns = width - min(widths[0], name)
     chosen = []
     for column in needed:
-        if widths[column] + gap <= free_columns:
-            free_columns -= widths[column] + gap
-            chosen.append(column)
+        if widths[column] + gap > free_columns:
+            break
+        free_columns -= widths[column] + gap
+        chosen.append(column)
     name_width = free_columns + min(widths[0], name)
     return [[shorten(row[0], most=name_width), *(row[i] for i in sorted(chosen))] for row in rows]
 
