@@ -475,6 +475,11 @@ class TestElsewhere:
         for run in (ONE, replace(hostile(), outputs=hostile_outputs())):
             assert max(map(len, terminal_summary(run, width=width).splitlines())) <= width
 
+    def test_a_narrow_terminal_shows_the_behaviour_kept_before_a_quantile(self):
+        lines = terminal_summary(ONE, width=60).splitlines()
+        header = next(line for line in lines if line.startswith("candidate"))
+        assert header.split() == ["candidate", "Mean", "KLD", "Same", "top", "p", "kept"]
+
     def test_the_terminal_has_a_line_a_candidate(self):
         lines = terminal_summary(ONE, width=100).splitlines()
         row = next(line for line in lines if line.startswith("rank 64 "))

@@ -18,8 +18,9 @@ RAMP = ("#f7efe0", "#f4d4ac", "#f5b57c", "#ef8d5d", "#e46250", "#ba425c", "#8d28
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans", sans-serif'
 
-# Attention is cool, MLP warm, the rest green. A style is one colour, dash and shape everywhere on the page.
-COLOURS = ("#1d5fa8", "#0b8a8f", "#6b4fb0", "#5b93c9", "#d9541e", "#b8860b", "#b01b50", "#8a4b2a", "#4b7f1f")
+# Attention is cool, MLP warm, the rest green. A style is one colour, dash and shape everywhere on the page. The colours
+# also differ for people who confuse red and green, and have the contrast of text (tests/unit/report/test_colours.py).
+COLOURS = ("#1044a6", "#084f6c", "#7d50dd", "#2a77bf", "#c24b30", "#996900", "#cc105a", "#661e10", "#416108")
 DASHES = ([1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [4, 4])
 _SHAPES = ("circle", "square", "triangle-up", "diamond")
 SHAPES = (*_SHAPES, *_SHAPES, "triangle-down")

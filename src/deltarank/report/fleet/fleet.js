@@ -62,7 +62,7 @@
   const size = data.names.length;
   const cosine = (i, j) => (i === j ? 100 : i > j ? data.cosines[i][j] : data.cosines[j][i]);
   const COLOURS = [[247, 239, 224], [244, 212, 172], [245, 181, 124], [239, 141, 93], [228, 98, 80], [186, 66, 92], [141, 40, 94], [92, 29, 83], [48, 17, 61]];
-  const BELOW = [29, 95, 168]; // at -1; towards the first colour at 0
+  const BELOW = [16, 68, 166]; // at -1; towards the first colour at 0
 
   const mixed = (from, to, share) => from.map((part, k) => Math.round(part + (to[k] - part) * share));
 
@@ -85,7 +85,7 @@
     }
     if (state.chosen) {
       const width = Math.max(2, Math.round(size * scale / 320));
-      context.strokeStyle = "#1d5fa8";
+      context.strokeStyle = "#1044a6";
       context.lineWidth = width;
       const edge = Math.max(scale, 3 * width);
       const from = (place) => Math.min(Math.max((place + 0.5) * scale - edge / 2, width / 2), size * scale - edge - width / 2);

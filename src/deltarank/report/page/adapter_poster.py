@@ -9,7 +9,7 @@ from typing import Any
 
 from deltarank.report.charts.building_blocks import PERCENT_LABEL
 from deltarank.report.charts.frame import framed
-from deltarank.report.charts.theme import INKS
+from deltarank.report.charts.theme import COLOURS, INKS
 from deltarank.report.charts.vega import Spec, field, own_rows
 from deltarank.report.drawing.draw import drawing_process, start_drawing
 from deltarank.report.view.text import unbroken
@@ -19,7 +19,7 @@ MOST_MODULES, MOST_KINDS = 14, 8
 LEAST_SHARE = 5e-4
 """The smallest share of the change that gets a bar; the rest is summed in one."""
 
-_FATES = {"kept": "#1d5fa8", "truncated": "#ef8d5d", "lost to rounding": "#b8860b", "left out": "#b9b3b8"}
+_FATES = {"kept": COLOURS[0], "truncated": "#ef8d5d", "lost to rounding": COLOURS[5], "left out": "#b9b3b8"}
 """What happens to a part of the change, and its colour."""
 
 

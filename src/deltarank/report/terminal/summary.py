@@ -157,7 +157,7 @@ def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
 def _fit(
     rows: Sequence[list[str]], needed: Sequence[int], width: int, *, name: int, gap: int, minimum: int = 0
 ) -> list[list[str]]:
-    """The rows with the columns that fit into `width`: first the names, then `needed` up to the first that does not fit.
+    """The rows with the columns that fit into `width`: first the names, then `needed` up to one that does not fit.
 
     Names have `name` letters at least, and are cut where they need more than what is left.
     """
