@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,10 @@ from deltarank.cli.options import UserPath, quiet_option
 from deltarank.cli.streams import out, say_written, sayer, width
 from deltarank.errors import OutputError
 from deltarank.results import Results, listing
-from deltarank.system import Default
+from deltarank.system import Default, current_command, recorded_command
 
 if TYPE_CHECKING:
-    from deltarank.demo import Reading
+    from deltarank.demo import Lab, Reading
 
 FINETUNES = ("lora", "full", "merge")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -61,7 +63,7 @@ def demo(output: Path, seed: int, force: bool, quiet: bool) -> None:
     """Train a tiny base and three finetunes, and show what a LoRA keeps of each.
 
     A merged LoRA, a full finetune and a merge are trained on the text of Python's own library, and compared with their
-    base in weights and outputs. From the full finetune a calibrated LoRA is extracted as well. Takes about three
+    base in weights and outputs. From the full finetune a calibrated LoRA is extracted as well. Takes about two
     minutes on two cores and needs no network. Finished parts are reused.
     """
     from deltarank.demo import Recipe, build_lab, write_reading
@@ -75,17 +77,19 @@ def demo(output: Path, seed: int, force: bool, quiet: bool) -> None:
     for name in FINETUNES:
         tell(f"Comparing {name} with the base.")
         _compare(lab.base, lab.folder / name, output / "runs" / name, force=force, quiet=quiet)
-    tell(f"Extracting a LoRA of rank {CALIBRATION_RANK} from {CALIBRATED}, fitted to its predictions.")
-    adapter = output / "adapters" / f"calibrated-rank-{CALIBRATION_RANK}"
-    _calibrate(lab.base, lab.folder / CALIBRATED, reading.calibration, adapter, force=force, quiet=quiet)
-    runs = []
-    for name in FINETUNES:
-        ranks = listing([str(rank) for rank in OUTPUT_RANKS])
-        tell(f"Measuring the outputs of {name}, of its LoRAs of rank {ranks}, and of its quantised copies.")
-        run = output / "runs" / name
-        adapters = [adapter] if name == CALIBRATED else []
-        runs.append(_outputs(lab.base, lab.folder / name, reading, run, adapters=adapters, force=force, quiet=quiet))
-    _report(runs, Recipe.lora_rank, output, quiet=quiet)
+    from deltarank.runtime import work_beside
+
+    ranks = listing([str(rank) for rank in OUTPUT_RANKS])
+    others = [name for name in FINETUNES if name != CALIBRATED]
+    tell(f"In a second process: measuring the outputs of {listing(others)}.")
+    with work_beside(_outputs_of, others, lab, reading, output, force, current_command()):
+        tell(f"Extracting a LoRA of rank {CALIBRATION_RANK} from {CALIBRATED}, fitted to its predictions.")
+        adapter = output / "adapters" / f"calibrated-rank-{CALIBRATION_RANK}"
+        _calibrate(lab.base, lab.folder / CALIBRATED, reading.calibration, adapter, force=force, quiet=quiet)
+        tell(f"Measuring the outputs of {CALIBRATED}, of its LoRAs of rank {ranks}, and of its quantised copies.")
+        run = output / "runs" / CALIBRATED
+        _outputs(lab.base, lab.folder / CALIBRATED, reading, run, adapters=[adapter], force=force, quiet=quiet)
+    _report([Results.load(output / "runs" / name) for name in FINETUNES], Recipe.lora_rank, output, quiet=quiet)
 
 
 def _refuse_other_folders(output: Path) -> None:
@@ -124,6 +128,15 @@ def _calibrate(base: Path, finetune: Path, text: Path, adapter: Path, *, force: 
             force=force,
             progress=progress,
         )
+
+
+def _outputs_of(
+    names: Sequence[str], lab: Lab, reading: Reading, output: Path, force: bool, command: str | None
+) -> None:
+    """In a process that does not know the command that it is a part of."""
+    with recorded_command(command) if command else nullcontext():
+        for name in names:
+            _outputs(lab.base, lab.folder / name, reading, output / "runs" / name, force=force, quiet=True)
 
 
 def _outputs(base: Path, finetune: Path, reading: Reading, run: Path, *, quiet: bool, **options: Any) -> Results:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from deltarank.demo import model as _model
+from deltarank.demo.at_once import run_at_once
 from deltarank.demo.recipe import Course, Recipe
-from deltarank.demo.steps import watched_steps
+from deltarank.demo.steps import OnStep, both, watched_steps
 from deltarank.demo.text import TrainingText, read_texts
 from deltarank.demo.train import loss_on, train
 from deltarank.demo.trained_lab import Lab, Training
@@ -31,9 +32,7 @@ def build(folder: Path, recipe: Recipe, *, seed: int, say: Callable[[str], None]
         builder = _LabBuilder(folder, recipe, seed, say, progress)
         builder.read_texts()
         builder.make_base()
-        builder.make_lora()
-        builder.make_full()
-        builder.make_other()
+        builder.make_finetunes()
         builder.make_merge()
     return Lab(
         folder=folder,
@@ -82,42 +81,40 @@ class _LabBuilder:
         model = _model.new_model(self.recipe)
         self.parameters = _model.parameters(model)
         self.say(f"1 of 4: training the base, a Llama of {self.parameters / 1e6:.1f} M parameters, on code.")
-        before = self._losses_of(model)
-        seconds = self._train(model, "base", "code", self.recipe.base)
+        before = self._loss_of(model, "code")
+        with watched_steps("base", self.recipe.base.steps, self.say, progress=self.progress) as on_step:
+            seconds = self._train(model, "code", self.recipe.base, on_step)
         self._keep(model, "base", "code", self.recipe.base, seconds, before)
 
-    def make_lora(self) -> None:
-        rank = self.recipe.lora_rank
-        self.say(f"2 of 4: training a LoRA of rank {rank} on help pages, and merging it into the base.")
-        torch.manual_seed(self._seed_for("adapter"))
-        model = _model.with_lora(_model.load(self.folder / "base"), self.recipe)
-        seconds = self._train(model, "lora", "manual", self.recipe.lora)
-        _model.save_adapter(model, self.folder / "adapter")
-        self._keep(_model.merged(model), "lora", "manual", self.recipe.lora, seconds)
-
-    def make_full(self) -> None:
+    def make_finetunes(self) -> None:
+        """All at the same time, in threads: a step of so small a model gains little from a second core."""
+        rank, recipe = self.recipe.lora_rank, self.recipe
+        self.say(f"2 of 4: training a LoRA of rank {rank} on help pages, to be merged into the base.")
         self.say("3 of 4: training a full finetune of the base on the same pages in the same order.")
-        self._finetune("full", "manual", self.recipe.full)
-
-    def make_other(self) -> None:
         self.say("4 of 4: training a second full finetune on docstrings, for the merge.")
-        self._finetune("other", "docstrings", self.recipe.other)
+        lora, full, other = (_model.load(self.folder / "base") for _ in range(3))
+        torch.manual_seed(self._seed_for("adapter"))
+        adapted = _model.with_lora(lora, recipe)
+        with watched_steps("full", recipe.full.steps, self.say, progress=self.progress) as on_step:
+            seconds = run_at_once(
+                lambda stop: self._train(adapted, "manual", recipe.lora, stop),
+                lambda stop: self._train(full, "manual", recipe.full, both(stop, on_step)),
+                lambda stop: self._train(other, "docstrings", recipe.other, stop),
+            )
+        _model.save_adapter(adapted, self.folder / "adapter")
+        self._keep(_model.merged(adapted), "lora", "manual", recipe.lora, seconds[0])
+        self._keep(full, "full", "manual", recipe.full, seconds[1])
+        self._keep(other, "other", "docstrings", recipe.other, seconds[2])
 
     def make_merge(self) -> None:
         self.say("Merging: averaging the weights of the two full finetunes.")
         model = _model.average(_model.load(self.folder / "full"), _model.load(self.folder / "other"))
         self._keep(model, "merge", "manual", Course(steps=0, peak_rate=0.0), 0.0)
 
-    def _finetune(self, name: str, text: str, course: Course) -> None:
-        model = _model.load(self.folder / "base")
-        seconds = self._train(model, name, text, course)
-        self._keep(model, name, text, course, seconds)
-
-    def _train(self, model: nn.Module, name: str, text: str, course: Course) -> float:
+    def _train(self, model: nn.Module, text: str, course: Course, on_step: OnStep) -> float:
         # The seed is the text's, not the finetune's: models trained on the same text see it in the same order.
         seed, tokens = self._seed_for(text), self.train_tokens[text]
-        with watched_steps(name, course.steps, self.say, progress=self.progress) as on_step:
-            return train(model, tokens, course, length=self.recipe.length, seed=seed, on_step=on_step)
+        return train(model, tokens, course, length=self.recipe.length, seed=seed, on_step=on_step)
 
     def _keep(
         self,
@@ -126,21 +123,22 @@ class _LabBuilder:
         text: str,
         course: Course,
         seconds: float,
-        before: dict[str, float] | None = None,
+        before: float | None = None,
     ) -> None:
         """Save a checkpoint, and compute the losses of what was stored, not of what was in memory."""
         _model.save(model, self.folder / name, self.recipe)
         self.losses[name] = self._losses_of(_model.load(self.folder / name))
-        was, now = (before or self.losses["base"])[text], self.losses[name][text]
+        was, now = self.losses["base"][text] if before is None else before, self.losses[name][text]
         tokens = course.steps * course.batch * self.recipe.length
         self.trainings.append(Training(name, text, course.steps, tokens, seconds, was, now))
         self.say(f"  {name}: loss on held-out {text} from {figure(was)} to {figure(now)} nats per byte{_in(seconds)}.")
 
     def _losses_of(self, model: nn.Module) -> dict[str, float]:
-        return {
-            name: loss_on(model, tokens, length=self.recipe.length, windows=self.recipe.loss_windows)
-            for name, tokens in self.unseen_tokens.items()
-        }
+        return {text: self._loss_of(model, text) for text in self.unseen_tokens}
+
+    def _loss_of(self, model: nn.Module, text: str) -> float:
+        tokens, recipe = self.unseen_tokens[text], self.recipe
+        return loss_on(model, tokens, length=recipe.length, windows=recipe.loss_windows)
 
     def _seed_for(self, purpose: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()[:6])
@@ -154,12 +152,16 @@ def _in(seconds: float) -> str:
 def _reproducible() -> Iterator[None]:
     """Deterministic kernels; the state of the caller's random generators is restored."""
     strict = torch.are_deterministic_algorithms_enabled()
+    deterministic: Any = torch.utils.deterministic  # untyped
+    filled = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False  # a twentieth of the time, against reads that torch does not make
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.use_deterministic_algorithms(strict)
+        deterministic.fill_uninitialized_memory = filled
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from deltarank.demo.trained_lab import Lab, Training
 from deltarank.errors import OutputError
 from deltarank.system import limit_openmp_spinning, replace_folder, silence_logging
 
-LAB_VERSION = 1
+LAB_VERSION = 2
 """Raise this when a change of the code changes the weights: a lab of another version is not reused."""
 
 RECORD = "lab.json"

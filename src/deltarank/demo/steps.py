@@ -34,6 +34,16 @@ def watched_steps(name: str, steps: int, say: Callable[[str], None], *, progress
             yield lambda loss: _advance(bar, loss)
 
 
+def both(one: OnStep, other: OnStep) -> OnStep:
+    """Calls one after the other."""
+
+    def call(loss: float) -> None:
+        one(loss)
+        other(loss)
+
+    return call
+
+
 def _advance(bar: tqdm, loss: float) -> None:
     bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
     bar.update()

@@ -33,6 +33,7 @@ from deltarank.runtime.run_folder import (
     differences,
     read_identity,
 )
+from deltarank.runtime.second_process import work_beside
 from deltarank.runtime.solver_options import SolverOptions, as_tuple, check_choice, is_number
 from deltarank.runtime.tasks import PoolMaker, ResultT, Task, TaskPool, TaskT, Worker
 from deltarank.runtime.thread_pool import ThreadPool
@@ -99,4 +100,5 @@ __all__ = [
     "use_pools",
     "utc_timestamp",
     "whole_percents",
+    "work_beside",
 ]

@@ -12,6 +12,7 @@ from deltarank.demo import Lab
 from deltarank.demo import build as _build
 from deltarank.demo.lab import build_by
 from deltarank.demo.recipe import Course, Recipe
+from deltarank.demo.steps import OnStep
 from deltarank.errors import OutputError
 from refusals import refused
 
@@ -172,8 +173,26 @@ def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def fail(self: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_build._LabBuilder, "make_full", fail)
+    monkeypatch.setattr(_build._LabBuilder, "make_finetunes", fail)
     with refused("output-unwritable", OutputError, match="No space left on device"):
         build(tmp_path / "lab")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_that_fails_ends_the_others(made: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though they train at the same time; the failure is passed on, and not what the others end with."""
+
+    def train(model: object, tokens: object, course: Course, *, on_step: OnStep, **_: object) -> float:
+        if course is TINY.full:
+            raise ZeroDivisionError
+        if course is TINY.base:
+            return 0.0
+        while True:
+            on_step(1.0)
+
+    monkeypatch.setattr(_build, "train", train)
+    with pytest.raises(ZeroDivisionError):
+        build(tmp_path / "lab", recipe=TINY)
 
     assert list(tmp_path.iterdir()) == []
