@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import deltarank
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
+from deltarank.results import run_name
 from doc_blocks import run_blocks
 from tiny_architectures import architecture
 
@@ -59,6 +60,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "deltarank-demo" / "lab").mkdir(parents=True)
     for name, model in {**lab, "merge": finetune, "lora": finetune}.items():
         (home / "deltarank-demo" / "lab" / name).symlink_to(model)
+    (home / "prompts.txt").write_text("".join(f"the rain, {count} days\n" for count in range(8)))
     (home / "finetunes.txt").write_text("org/finetune\norg/instruct\n")
     return home
 
@@ -77,10 +79,14 @@ def test_a_page_as_it_is_written(page: str, there: Path) -> None:
 
 @pytest.mark.parametrize("page", OUTPUTS)
 def test_a_page_that_runs_models(page: str, there: Path) -> None:
-    if page == "outputs.md":  # the page adds a candidate to a run that has outputs
-        prompts = there / "prompts.txt"
-        prompts.write_text("the rain\nthe old man\n")
-        deltarank.outputs("org/base", "org/finetune", output="runs/mine", ranks=[8], prompts=prompts, max_tokens=8)
+    """The pages add to runs that have few outputs, with the same settings: whole runs take minutes."""
+    few = {"ranks": [8], "prompts": there / "prompts.txt", "max_tokens": 8}
+    if page == "outputs.md":
+        deltarank.outputs("org/base", "org/finetune", output="runs/mine", **few)
+    if page == "extraction.md":
+        deltarank.outputs("org/base", "org/finetune", output=Path("runs", run_name("org/finetune")), **few)
+    if page == "how-to/blind-test.md":
+        deltarank.outputs("org/base", "org/finetune", output="runs/mine", **few | {"max_tokens": 200})
     assert run_blocks(f"docs/{page}") > 0
 
 
