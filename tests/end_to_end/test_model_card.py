@@ -179,3 +179,5 @@ def test_the_tied_embedding_is_named_if_it_is_the_limit(tmp_path: Path) -> None:
     ) in card_of(tmp_path / "adapter")
     assert adapter.budget.limit()
     assert replace(adapter.budget, truncated=left_out.share).limit() == ""
+    ninths = tuple(replace(left_out, share=left_out.share / 9) for _ in range(9))
+    assert replace(adapter.budget, tensors=ninths).limit() == ""  # no single tensor is the limit

@@ -159,10 +159,10 @@ class Budget:
         return "; ".join(parts)
 
     def limit(self) -> str:
-        """The tensor that costs more than the rank does, in a sentence; "" if there is none."""
+        """The tensor that costs more than the rank does, and holds most of what is left out; "" if there is none."""
         known = [tensor for tensor in self.tensors if tensor.share]
         largest = max(known, key=lambda tensor: tensor.share or 0.0, default=None)
-        if largest is None or (largest.share or 0.0) <= self.truncated + self.rounded:
+        if largest is None or (largest.share or 0.0) <= max(self.truncated + self.rounded, self.left_out / 2):
             return ""
         tied = f", {IS_HEAD_TOO}" if largest.reason.startswith(IS_HEAD_TOO) else ""
         name = largest.name.removesuffix(".weight")

@@ -19,7 +19,7 @@ from typing import Any, Self
 from deltarank.results.added_adapter import AddedAdapter
 from deltarank.results.blind import BlindScore
 from deltarank.results.codec import Count, Rank, StoredResult, decode, json_line, to_plain
-from deltarank.results.formatting import escape
+from deltarank.results.formatting import escape, percent_kept
 from deltarank.results.json_schema import schema_of
 from deltarank.results.matrix import MatrixResult, Skipped
 from deltarank.results.notebook import notebook_html
@@ -277,7 +277,7 @@ class Results(StoredResult):
         return target
 
     def __repr__(self) -> str:
-        losses = ", ".join(f"rank {x.rank}: {x.energy_kept:.1%} kept" for x in self.totals.losses[:4])
+        losses = ", ".join(f"rank {x.rank}: {percent_kept(x.energy_lost)} kept" for x in self.totals.losses[:4])
         return (
             f"<Results {escape(self.finetune.short_name)} - {escape(self.base.short_name)}: "
             f"{len(self.measured)} matrices, {self.verdict.kind.value}; {losses}>"

@@ -332,7 +332,7 @@ def test_rows_are_flat_and_one_a_matrix_and_rank() -> None:
 def test_a_repr_is_one_short_line() -> None:
     shown = repr(run_of(measured(4, 1)))
 
-    assert "tuned - base: 1 matrices, full; rank 1: 80.0% kept" in shown
+    assert "tuned - base: 1 matrices, full; rank 1: 80 % kept" in shown
     assert "\n" not in shown
 
 

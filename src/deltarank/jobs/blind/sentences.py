@@ -156,4 +156,4 @@ def _one_in(probability: float) -> str:
     if probability > 0.5:
         return f"{percent(probability)} of"
     times = 1 / probability if probability > 0 else float("inf")
-    return f"1 of {times:.0f}" if times < 1e6 else "fewer than 1 of 1,000,000"
+    return f"1 of {times:,.0f}" if times < 1e6 else "fewer than 1 of 1,000,000"

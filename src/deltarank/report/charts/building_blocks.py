@@ -19,6 +19,9 @@ ROW_TOOLTIP = {"content": "data"}
 _MAP_WIDTH = 900
 _SMALLEST_SQUARE = 7
 
+NUMBER_LABEL = "format(datum.value, datum.value < 0.001 ? '.0e' : datum.value < 1000 ? '~r' : ',')"
+"""As `results.figure`."""
+
 PERCENT_LABEL = "format(100 * datum.value, '~r') + '\\u00a0%'"
 
 

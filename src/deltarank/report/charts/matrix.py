@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from deltarank.report.charts.building_blocks import ROW_TOOLTIP, chart_at_rank, rank_axis, selected_rank_line
+from deltarank.report.charts.building_blocks import (
+    NUMBER_LABEL,
+    ROW_TOOLTIP,
+    chart_at_rank,
+    rank_axis,
+    selected_rank_line,
+)
 from deltarank.report.charts.vega import Spec, either, field, rows_of, value
 from deltarank.report.charts.weights import lost_axis
 from deltarank.report.view.page import PageData
@@ -24,8 +30,14 @@ def loss_chart(page: PageData) -> Spec:
 
 def spectrum_chart(page: PageData) -> Spec:
     """The singular values of the delta, log-log, with the ranks, the noise edge and the rounding floor as lines."""
-    y_axis = {"title": "singular value", "format": ".0e", "tickCount": 4, "grid": False}
-    x_axis = {"title": "singular value number", "format": "~s", "tickCount": 5, "grid": False, "labelOverlap": "greedy"}
+    y_axis = {"title": "singular value", "labelExpr": NUMBER_LABEL, "tickCount": 4, "grid": False}
+    x_axis = {
+        "title": "singular value number",
+        "labelExpr": NUMBER_LABEL,
+        "tickCount": 5,
+        "grid": False,
+        "labelOverlap": "greedy",
+    }
     x = field("index:Q", scale={"type": "log", "nice": False}, axis=x_axis)
     y = field("value:Q", scale={"type": "log"}, axis=y_axis)
     values, ranks, references = rows_of("spectrum"), rows_of("rank_marks"), rows_of("references")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deltarank.report.charts.building_blocks import (
+    NUMBER_LABEL,
     PERCENT_LABEL,
     ROW_TOOLTIP,
     cell_style,
@@ -23,7 +24,6 @@ from deltarank.report.view.divergence_rows import Span, round_ticks
 from deltarank.report.view.modules import Module
 from deltarank.report.view.page import PageData
 
-_NUMBER_LABEL = "format(datum.value, datum.value < 0.001 ? '.0e' : '~r')"
 _SPAN = ({"expr": "low"}, {"expr": "high"})
 
 
@@ -59,7 +59,7 @@ def _kld_axis(ends: Sequence[Any], ticks: Any) -> Spec:
     axis = {
         "title": "nats per token",
         "values": ticks,
-        "labelExpr": _NUMBER_LABEL,
+        "labelExpr": NUMBER_LABEL,
         "grid": True,
         "labelOverlap": "greedy",
     }
@@ -71,7 +71,7 @@ def token_histogram(page: PageData) -> Spec:
     scale = {"type": "log", "domain": [{"expr": "first"}, {"expr": "last"}], "nice": False}
     x_axis = {
         "title": "nats at a token",
-        "labelExpr": _NUMBER_LABEL,
+        "labelExpr": NUMBER_LABEL,
         "grid": False,
         "tickCount": 5,
         "labelOverlap": "greedy",

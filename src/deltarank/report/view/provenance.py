@@ -152,7 +152,7 @@ def _audit_table(run: Results) -> Table:
                 str(row.rank),
                 f"{row.cosine_distance:.6f}",
                 f"{row.cosine_distance_float64:.6f}",
-                f"{row.deviation:.1e}",
+                figure(row.deviation),
             ),
         )
         for row in run.audit
