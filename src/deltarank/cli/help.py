@@ -140,8 +140,9 @@ def _suggestions(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     except click.NoSuchOption as error:
-        known = [name for each in ctx.command.params for name in (*each.opts, *each.secondary_opts)]
-        near = near_names(error.option_name, [name for name in known if name.startswith("-")])
+        spelled = (name for each in ctx.command.params for name in (*each.opts, *each.secondary_opts))
+        known = {name.lstrip("-"): name for name in spelled if name.startswith("-")}
+        near = [known[name] for name in near_names(error.option_name.lstrip("-"), known)]
         raise click.UsageError(f"There is no option {error.option_name!r}.{did_you_mean(near)}", ctx) from None
 
 
