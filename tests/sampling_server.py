@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ from fake_endpoint import Handler
 
 @dataclass
 class SamplingServer:
-    """A fault for `FakeEndpoint`: it answers every request of /completions.
+    """A fault for `FakeEndpoint`: it answers every request of /completions, equal ones with equal samples.
 
     top_logprobs   the most that it lists
     temperature    applied to what is asked for; `top_k` cuts off, whatever is asked for
@@ -34,7 +36,6 @@ class SamplingServer:
     empty: bool = False
     counts: bool = True
     count_more: float = 0.0
-    seeds: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -49,7 +50,7 @@ class SamplingServer:
             handler.send(400, {"error": {"message": f"not supported: {refused}"}})
             return True
         ids = self.tokenizer(self.before + body["prompt"], verbose=False)["input_ids"]
-        choices = [self._choice(ids, body) for _ in range(int(body.get("n", 1)))]
+        choices = [self._choice(ids, body, number) for number in range(int(body.get("n", 1)))]
         payload: dict[str, Any] = {"model": "tiny", "choices": [each for each, _ in choices]}
         if self.counts:
             counted = len(ids) + int(self.count_more * len(body["prompt"]))
@@ -58,9 +59,9 @@ class SamplingServer:
         return True
 
     @torch.inference_mode()
-    def _choice(self, ids: list[int], body: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        self.seeds += 1
-        generator = torch.Generator().manual_seed(int(body.get("seed", self.seeds)))
+    def _choice(self, ids: list[int], body: dict[str, Any], number: int) -> tuple[dict[str, Any], int]:
+        named = json.dumps([number, body], sort_keys=True).encode()
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(named).digest()[:6], "big"))
         temperature = float(body.get("temperature", 1.0)) * self.temperature
         found: list[int] = []
         content: list[dict[str, Any]] = []

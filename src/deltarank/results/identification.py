@@ -64,7 +64,7 @@ class Identification:
     """What one endpoint serves.
 
     best             the candidate that is left, or else the likeliest of those that are; None if none is left
-    decided          whether exactly one is left, or none
+    decided          whether exactly one is left, after enough text, or none
     none_of_these    whether all candidates are excluded
     nearest          the likeliest candidate, excluded or not; by the listed log-probabilities where there are any
     answers, tokens  of the endpoint that were scored; `listed`, tokens of which log-probabilities are listed

@@ -21,6 +21,9 @@ from deltarank.results import Identification, IdentificationPoint, ServedCandida
 
 FloatArray = NDArray[np.float64]
 
+FEWEST_TOKENS = 768
+"""Of sampled text without lists, before an endpoint is said to serve the only candidate that is left."""
+
 _CEILING = 1.0
 """Nats per token at which a distance is cut off: bets need a bound."""
 
@@ -121,7 +124,9 @@ class Weighed:
 
     @property
     def is_decided(self) -> bool:
-        return len(self.left) <= 1
+        """One candidate may be left before the text of a model that is no candidate had time to show."""
+        is_enough = self.klds is not None or self.found.tokens >= FEWEST_TOKENS
+        return not self.left or (len(self.left) == 1 and is_enough)
 
     def likeliest(self, among: Sequence[int]) -> int:
         """By the lists where there are any, else by the text."""
@@ -139,7 +144,8 @@ class Weighed:
     def tokens_to_tell(self) -> float:
         """From the best candidate the one of those left that is easiest to tell: ln(1 / alpha) / KLD."""
         others = [i for i in self.left if i != self.best]
-        return min(tokens_needed(float(self.found.apart[self.best, i]), self.found.alpha) for i in others)
+        needed = [tokens_needed(float(self.found.apart[self.best, i]), self.found.alpha) for i in others]
+        return min(needed, default=0.0)
 
     def to_results(self, stopped: str | None, sentences: Sequence[str] = ()) -> Identification:
         names = [each.name for each in self.found.candidates]

@@ -40,6 +40,9 @@ def _headline(found: Identification, letter: str) -> str:
     left = [in_words(each) for each in sorted(found.left, key=lambda each: -each.posterior)]
     if found.decided:
         return f"{letter} serves {left[0]}: the other {len(found.candidates) - 1} candidates are excluded."
+    if len(left) == 1:
+        few = f"{count(found.tokens, 'token')} of text are too few to exclude models that are no candidates"
+        return f"{letter} may serve {left[0]}, the only candidate that is left, but {few} ({found.stopped})."
     if len(left) == len(found.candidates):
         return f"Not decided what {letter} serves: no candidate is excluded ({found.stopped})."
     excluded = count(len(found.candidates) - len(left), "other candidate is", "other candidates are")

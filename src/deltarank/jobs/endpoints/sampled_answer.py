@@ -10,7 +10,8 @@ from deltarank.divergence import encode_messages, encode_text
 from deltarank.models import ServedTokens
 from deltarank.openai_api import Distribution, EndpointAnswer, Exchange, read_answers, read_usage
 
-_PART_OF_A_CHARACTER = "\ufffd"
+_PART = "\ufffd"
+"""Of a character, at the end of a text that was cut off."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class AnswerReader:
             ids = self._ids_of_text(exchange, answer, prompt)
         if ids is None or not ids:
             return None
-        has_ended = bool(answer.has_ended and self.ends)
+        has_ended = bool(answer.has_ended and self.ends) and not (lists == () and answer.text.endswith(_PART))
         if ids[-1] in self.ends:
             ids, has_ended = ids[:-1], True
         return SampledAnswer(tuple(prompt), tuple(ids), has_ended, lists[: len(ids)]) if ids else None
@@ -82,7 +83,7 @@ class AnswerReader:
 
     def _ids_of_text(self, exchange: Exchange, answer: EndpointAnswer, prompt: list[int]) -> list[int] | None:
         """Those that the tokenizer makes of the text; None if the endpoint counted another number of tokens."""
-        text = answer.text.rstrip(_PART_OF_A_CHARACTER)
+        text = answer.text.rstrip(_PART)
         is_whole = text == answer.text
         ids = self._after_prompt(str(exchange.request.get("prompt", "")), text, prompt)
         counted = read_usage(exchange.payload or {}).completion_tokens
