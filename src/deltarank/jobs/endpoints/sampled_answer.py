@@ -53,7 +53,7 @@ class AnswerReader:
         """
         messages = request.get("messages")
         if isinstance(messages, list):
-            pairs = [(str(each["role"]), str(each["content"])) for each in messages]
+            pairs = [(str(each.get("role")), str(each.get("content"))) for each in messages if isinstance(each, dict)]
             return encode_messages(self.tokens.tokenizer, pairs, add_generation_prompt=True)
         return self.tokens.prompt_ids(str(request.get("prompt", "")), self.shift)
 
@@ -67,7 +67,7 @@ class AnswerReader:
         lists = answer.positions if ids is not None else ()
         if ids is None:
             ids = self._ids_of_text(exchange, answer, prompt)
-        if ids is None or not ids:
+        if not ids or not prompt:
             return None
         has_ended = bool(answer.has_ended and self.ends) and not (lists == () and answer.text.endswith(_PART))
         if ids[-1] in self.ends:
