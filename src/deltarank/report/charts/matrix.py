@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from deltarank.report.charts.building_blocks import (
-    NUMBER_LABEL,
     ROW_TOOLTIP,
     chart_at_rank,
     rank_axis,
@@ -30,14 +29,9 @@ def loss_chart(page: PageData) -> Spec:
 
 def spectrum_chart(page: PageData) -> Spec:
     """The singular values of the delta, log-log, with the ranks, the noise edge and the rounding floor as lines."""
-    y_axis = {"title": "singular value", "labelExpr": NUMBER_LABEL, "tickCount": 4, "grid": False}
-    x_axis = {
-        "title": "singular value number",
-        "labelExpr": NUMBER_LABEL,
-        "tickCount": 5,
-        "grid": False,
-        "labelOverlap": "greedy",
-    }
+    # A format, not an expression: so Vega labels only the powers of ten where there is little room.
+    y_axis = {"title": "singular value", "format": "~g", "tickCount": 4, "grid": False}
+    x_axis = {"title": "singular value number", "format": ",", "tickCount": 5, "grid": False, "labelOverlap": "greedy"}
     x = field("index:Q", scale={"type": "log", "nice": False}, axis=x_axis)
     y = field("value:Q", scale={"type": "log"}, axis=y_axis)
     values, ranks, references = rows_of("spectrum"), rows_of("rank_marks"), rows_of("references")
