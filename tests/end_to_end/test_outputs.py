@@ -454,7 +454,10 @@ def test_a_quick_dry_run_has_other_defaults_but_takes_what_is_given(models: Path
 
 
 def test_a_dry_run_checks_the_folder_of_the_run(models: Path, tmp_path: Path, command: RunCommand) -> None:
-    """One with something else; one with the weights, or the outputs, of a run with other inputs or options."""
+    """One with something else; one with the weights, or the outputs, of a run with other inputs or options.
+
+    Beside such a run, the plan is that of a new one.
+    """
     pair = models / "base", models / "finetune"
     words = ["outputs", *pair, "--samples", 0, "--text", models / "text.txt", "--dry-run", "-o"]
     (tmp_path / "used").mkdir()
@@ -465,8 +468,9 @@ def test_a_dry_run_checks_the_folder_of_the_run(models: Path, tmp_path: Path, co
 
     for folder, slug in (("used", "output-exists"), ("run", "run-differs"), ("exchanged", "run-differs")):
         done = command(*words, tmp_path / folder, "--ranks", 3, "--seed", 1)
-        assert (done.code, done.out) == (1, ""), folder
-        assert f"explain {slug}" in done.err
+        assert (done.code, done.out == "") == ((1, True) if folder == "used" else (0, False)), folder
+        assert (f"explain {slug}" in done.err) == (folder == "used")
+        assert ("would stop" in done.err) == (folder != "used")
         assert command(*words, tmp_path / folder, "--ranks", 3, "--seed", 1, "--force").code == 0
     for folder in ("run", "new"):
         assert command(*words, tmp_path / folder, "--ranks", 2).code == 0
