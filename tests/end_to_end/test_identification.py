@@ -126,7 +126,7 @@ def test_text_alone_tells_what_is_served(models: Path, ask: Ask, tmp_path: Path)
     assert (identification.best, identification.decided) == ("rank 8", True)
     assert identification.listed == 0
     assert {each.kld for each in identification.candidates} == {None}
-    assert "serves base + rank-8 delta: the other 4 candidates are excluded" in " ".join(done.out.split())
+    assert "answers as base + rank-8 delta: the other 4 candidates are excluded" in " ".join(done.out.split())
     exact = {name: log_likelihood(models / folder, tmp_path / "run") for name, folder in FOLDERS.items()}
     by_name = {each.name: each for each in identification.candidates}
     assert {name: by_name[name].log_likelihood for name in exact} == pytest.approx(exact, abs=0.01)
@@ -165,7 +165,7 @@ def test_another_finetune_is_none_of_these(models: Path, ask: Ask, tmp_path: Pat
 
     identification = found(tmp_path)
     assert (identification.best, identification.decided, identification.none_of_these) == (None, True, True)
-    assert "serves none of these 5 models. The nearest is" in " ".join(done.out.split())
+    assert "answers as none of these 5 models. The nearest is" in " ".join(done.out.split())
     assert done.code == 3
 
 

@@ -36,10 +36,10 @@ def identification_sentences(found: Identification, letter: str, notes: Sequence
 def _headline(found: Identification, letter: str) -> str:
     nearest = in_words(found.named(found.nearest))
     if found.none_of_these:
-        return f"{letter} serves none of these {len(found.candidates)} models. The nearest is {nearest}."
+        return f"{letter} answers as none of these {len(found.candidates)} models. The nearest is {nearest}."
     left = [in_words(each) for each in sorted(found.left, key=lambda each: -each.posterior)]
     if found.decided:
-        return f"{letter} serves {left[0]}: the other {len(found.candidates) - 1} candidates are excluded."
+        return f"{letter} answers as {left[0]}: the other {len(found.candidates) - 1} candidates are excluded."
     if len(left) == 1:
         few = f"{count(found.tokens, 'token')} of text are too few to exclude models that are no candidates"
         return f"{letter} may serve {left[0]}, the only candidate that is left, but {few} ({found.stopped})."
