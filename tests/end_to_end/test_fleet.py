@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from fleet_models import lines_in, numbers, threads, write_adapter, write_larger, write_models
+from tiny_checkpoints import HIDDEN, LAYERS, base_weights, full_finetune, write
 
 import deltarank
 from commands import LineProcess, RunCommand, StopAfter
@@ -278,6 +280,31 @@ def test_what_fails_is_a_row_and_stops_nothing(models: Path, tmp_path: Path) -> 
     assert "1 matrix could not be measured" in reasons["nan"]
     assert [each.name for each in fleet.finetunes if not each.is_of_base] == ["missing", "other", "base", "unrelated"]
     assert fleet.notes == (f"{models / 'ft' / 'full'} is listed more than once: it is measured once",)
+
+
+def test_layers_and_tokens_of_one_side_are_told(models: Path, tmp_path: Path) -> None:
+    base = base_weights()
+    layer = {
+        name.replace(".0.", f".{LAYERS}."): weight
+        for name, weight in base.items()
+        if name.startswith("model.layers.0.")
+    }
+    more = {"model.embed_tokens.weight": torch.cat([base["model.embed_tokens.weight"], torch.ones(2, HIDDEN)])}
+    write(tmp_path / "deeper", full_finetune(base) | layer)
+    write(tmp_path / "tokens", full_finetune(base) | more)
+    fleet = deltarank.fleet(
+        models / "base",
+        [tmp_path / "deeper", tmp_path / "tokens"],
+        output=tmp_path / "fleet",
+        ranks=RANKS,
+        plan=deltarank.PlanOptions(max_error=0.99),
+    )
+    deeper, tokens = (str(each.reason) for each in fleet.finetunes)
+
+    assert "of its parameters could not be paired with the base" in deeper
+    assert "are only in the finetune, whose vocabulary is larger" in tokens
+    assert fleet.plan is not None
+    assert "Planned by a part of their weights, as their notes say: deeper and tokens." in fleet.plan.sentences
 
 
 def test_no_finetune(models: Path, tmp_path: Path) -> None:

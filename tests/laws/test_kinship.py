@@ -1,7 +1,7 @@
 """Kinship from sketches: cosines within the stated error, planted merges, duplicates, and other bases."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytest
 import torch
@@ -42,7 +42,8 @@ def combined(**weights: float) -> Model:
     return {key: sum(weight * DELTAS[name][key] for name, weight in weights.items()) for key in SHAPES}  # type: ignore[misc]
 
 
-def kinship(deltas: Mapping[str, Model], **verdicts: VerdictKind) -> Kinship:
+def kinship(deltas: Mapping[str, Model], *, exact: Collection[str] = (), **verdicts: VerdictKind) -> Kinship:
+    """The kinship of finetunes in bfloat16, except for those that are `exact`."""
     rows, sketches = [], {}
     for name, model in deltas.items():
         energy = math.fsum(float(each.double().square().sum()) for each in model.values())
@@ -54,7 +55,8 @@ def kinship(deltas: Mapping[str, Model], **verdicts: VerdictKind) -> Kinship:
                 FleetOutcome.MEASURED,
                 verdict=verdicts.get(name, VerdictKind.FULL),
                 energy=energy,
-                rounding_floor=rounding / energy,
+                matrices=len(model),
+                rounding_floor=0.0 if name in exact else rounding / energy,
             )
         )
         numbers = {key: encoded_sketch(key, change, LENGTH) for key, change in model.items()}
@@ -186,6 +188,26 @@ def test_duplicates_are_equal_or_equal_to_rounding() -> None:
     assert [(group.names, group.equal) for group in found.duplicates] == [(("A", "A2"), True), (("B", "B2"), False)]
     assert found.cosine("A", "A2") == 1.0
     assert found.merges == ()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rounded_copy_of_unrounded_weights_is_found_whatever_the_numbers(seed: int) -> None:
+    """Such as an adapter and its merge: the difference is just what rounding to the one dtype makes of it."""
+    exact = random_model(100 + seed, 0.05)
+    found = kinship(
+        {"adapter": exact, "merged": stored({"merged": exact})["merged"], "A": DELTAS["A"]}, exact={"adapter"}
+    )
+    assert [group.names for group in found.duplicates] == [("adapter", "merged")]
+
+
+def test_a_finetune_without_one_matrix_is_no_merge() -> None:
+    """Its cosines are those of a finetune that did not change this matrix."""
+    first, *rest = SHAPES
+    sum_without_one = {key: combined(A=1, B=1)[key] for key in rest}
+    found = kinship({**DELTAS, "M": sum_without_one})
+    assert (found.merges, found.near_merges) == ((), ())
+    zeros = sum_without_one | {first: torch.zeros(SHAPES[first])}
+    assert found.cosine("M", "A") == kinship({**DELTAS, "M": zeros}).cosine("M", "A")
 
 
 def test_what_rounding_cannot_explain_is_no_duplicate() -> None:

@@ -127,6 +127,21 @@ def test_an_adapter_with_weights_of_its_own_is_as_large_as_the_base() -> None:
     assert plan(fleet(adapter), max_error=0.1).finetunes[0].weight_bytes == BASE
 
 
+def test_a_finetune_of_another_base_is_served_with_its_own_weights() -> None:
+    foreign = finetune("foreign", (0, 0, 0), verdict=VerdictKind.UNRELATED, reason="another base")
+    found = plan(fleet(*(finetune(n, (0, 0, 0)) for n in "ab"), foreign), max_error=0.5)
+
+    assert [need.served_as for need in found.finetunes] == [8, 8, None]
+    assert "Not finetunes of this base, so that no LoRA on it serves them: foreign." in found.sentences
+    assert "No rank" not in " ".join(found.sentences)
+
+
+def test_a_plan_names_those_with_parts_that_were_not_measured() -> None:
+    partial = finetune("nan", (0, 0, 0), reason="1 matrix could not be measured")
+    found = plan(fleet(finetune("a", (0, 0, 0)), partial), max_error=0.5)
+    assert "Planned by a part of their weights, as their notes say: nan." in found.sentences
+
+
 def test_one_that_failed_is_not_planned() -> None:
     found = plan(fleet(*(finetune(n, (0, 0, 0)) for n in "ab"), FleetFinetune.failed("c", "c", "NaN")), max_error=0.1)
     assert found.unplanned == ("c",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -13,7 +13,7 @@ from deltarank.results.codec import Count, Rank, StoredResult, decode
 from deltarank.results.formatting import count, escape, percent
 from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Kinship
-from deltarank.results.matrix import Loss
+from deltarank.results.matrix import Loss, Outcome
 from deltarank.results.notebook_parts import sentences_html, table_html
 from deltarank.results.outputs import CandidateKind, Outputs
 from deltarank.results.rank_plan import RankPlan
@@ -145,11 +145,25 @@ def _reason(results: Results) -> str | None:
     verdict = results.verdict
     if verdict.kind in (VerdictKind.UNRELATED, VerdictKind.UNKNOWN):
         return " ".join(verdict.sentences)
+    return "; ".join([*_not_measured(results), *_not_in_both(results)]) or None
+
+
+def _not_measured(results: Results) -> Iterator[str]:
     failed = [matrix for matrix in results.matrices if not matrix.has_losses]
-    if not failed:
-        return None
-    why = failed[0].reason or failed[0].outcome.sentence
-    return f"{count(len(failed), 'matrix', 'matrices')} could not be measured ({failed[0].name}: {why})"
+    if failed:
+        why = failed[0].reason or failed[0].outcome.sentence
+        yield f"{count(len(failed), 'matrix', 'matrices')} could not be measured ({failed[0].name}: {why})"
+
+
+def _not_in_both(results: Results) -> Iterator[str]:
+    """Layers and rows of tokens that only one of both has. No LoRA adds or removes any."""
+    unpaired = results.unpaired
+    if unpaired.matrices and unpaired.share:
+        owner, other = ("the base's", "finetune") if unpaired.of_base else ("its", "base")
+        yield f"{percent(unpaired.share)} of {owner} parameters could not be paired with the {other}"
+    rows = next((each for each in results.skipped if each.outcome is Outcome.EXTRA_ROWS), None)
+    if rows is not None:
+        yield f"{rows.name}: {rows.reason or rows.outcome.sentence}"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ from deltarank.results import DeltaFit, DeltaSketch, Duplicates, FleetFinetune, 
 MERGE, NEAR = 0.1, 0.7
 """The largest residuals of a merge, and of a near merge: there the sum explains half of the energy."""
 
+SLACK = 1.25
+"""How much more than rounding is expected to change two finetunes may differ: what is expected is a mean, and the
+difference an estimate. An adapter and its merge differ by just what is expected of the merge."""
+
 ROUNDED = 0.25
 """The largest share of the energy that rounding may explain. Where most of a delta is rounding, all are alike."""
 
@@ -124,7 +128,7 @@ class _Family:
         """Whether rounding to the dtypes of both explains the difference."""
         difference = self.gram[i, i] + self.gram[j, j] - 2 * self.gram[i, j]
         floors = [(self.rows[self.names[k]].rounding_floor or 0.0) * self.gram[k, k] for k in (i, j)]
-        return self._are_equal(i, j) or bool(0 <= difference <= min(sum(floors), ROUNDED * self.gram[i, i]))
+        return self._are_equal(i, j) or bool(0 <= difference <= min(SLACK * sum(floors), ROUNDED * self.gram[i, i]))
 
     def _are_equal(self, i: int, j: int) -> bool:
         one, other = (self.rows[self.names[k]] for k in (i, j))
@@ -137,9 +141,13 @@ class _Family:
             yield tuple(self.names[i] for i in group)
 
     def fits(self) -> tuple[tuple[DeltaFit, ...], tuple[DeltaFit, ...]]:
-        """The merges, and the near merges. Of each group of duplicates only the first takes part."""
+        """The merges, and the near merges. Of each group of duplicates only the first takes part.
+
+        Nor does one that lacks a matrix, whose part of a sum would be read as a change by the others.
+        """
         repeated = {name for group in self.duplicates for name in group.names[1:]}
-        indices = [i for i, name in enumerate(self.names) if name not in repeated]
+        most = max(row.matrices for row in self.rows.values())
+        indices = [i for i, n in enumerate(self.names) if n not in repeated and self.rows[n].matrices == most]
         found = {i: self._fit(i, [j for j in indices if j != i]) for i in indices}
         merges = {i: fit for i, fit in found.items() if fit.residual <= MERGE and self._is_said_once(i, fit)}
         others = [i for i in indices if i not in merges]

@@ -23,7 +23,8 @@ def _found(kinship: Kinship) -> Iterator[str]:
     for fit in kinship.near_merges:
         yield (
             f"{_name(fit.name)} is nearest to {in_words(fit)}, but {_residual(fit)}: a merge that changes or drops "
-            "entries looks like this, and so does a checkpoint between the others."
+            "entries, subtracts a part, or has one that is not in the list looks like this, and so does a checkpoint "
+            "between the others."
         )
     for names in kinship.other_bases:
         yield f"{_names(names)} are no finetunes of this base by their size, but have another base in common."

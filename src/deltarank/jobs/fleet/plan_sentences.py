@@ -14,13 +14,24 @@ NOT_COUNTED = (
 )
 
 
-def plan_sentences(plan: RankPlan, *, fits: bool) -> tuple[str, ...]:
+def plan_sentences(
+    plan: RankPlan, *, fits: bool, foreign: Sequence[str] = (), partial: Sequence[str] = ()
+) -> tuple[str, ...]:
     """The answer first; then the limit, what is counted, and who is left out.
 
     Args:
         fits: whether any plan fits the memory.
+        foreign: the finetunes of another base.
+        partial: those with parts that were not measured, of which their notes tell.
     """
-    return (_answer(plan, fits) + _without(plan), *_details(plan), NOT_COUNTED.format(gpus=plan.tensor_parallel))
+    planned = {need.name for need in plan.finetunes}
+    left_out = _not_counted([n for n in foreign if n in planned], [n for n in partial if n in planned])
+    return (
+        _answer(plan, fits) + _without(plan),
+        *_details(plan, foreign),
+        *left_out,
+        NOT_COUNTED.format(gpus=plan.tensor_parallel),
+    )
 
 
 def _without(plan: RankPlan) -> str:
@@ -61,7 +72,14 @@ def _nothing_fits(plan: RankPlan) -> str:
     )
 
 
-def _details(plan: RankPlan) -> Iterator[str]:
+def _not_counted(foreign: Sequence[str], partial: Sequence[str]) -> Iterator[str]:
+    if foreign:
+        yield f"Not finetunes of this base, so that no LoRA on it serves them: {_listed(foreign)}."
+    if partial:
+        yield f"Planned by a part of their weights, as their notes say: {_listed(partial)}."
+
+
+def _details(plan: RankPlan, foreign: Sequence[str]) -> Iterator[str]:
     if plan.tensor_parallel > 1:
         yield (
             f"Each model is divided over {plan.tensor_parallel:,} GPUs; all sizes are those of one of them. The "
@@ -81,7 +99,7 @@ def _details(plan: RankPlan) -> Iterator[str]:
             f"The base and its slots take {size(cost.server_bytes)} of {size(plan.gpu_memory)}; {left} are left for "
             "the KV cache and activations."
         )
-    if over := [need.name for need in plan.finetunes if need.rank is None]:
+    if over := [need.name for need in plan.finetunes if need.rank is None and need.name not in foreign]:
         yield f"No rank that was measured keeps {_listed(over)} within the limit."
     if cost and (dear := [n.name for n in plan.finetunes if n.rank is not None and n.served_as is None]):
         yield (

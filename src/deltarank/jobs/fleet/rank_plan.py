@@ -120,18 +120,24 @@ def plan_ranks(fleet: Fleet, options: PlanOptions, *, base_bytes: int, slot_numb
         sentences=(),
         tensor_parallel=gpus,
     )
-    return replace(plan, sentences=plan_sentences(plan, fits=best is not None))
+    foreign = tuple(f.name for f in fleet.measured if not f.is_of_base)
+    partial = tuple(f.name for f in fleet.measured if f.is_of_base and f.reason)
+    return replace(plan, sentences=plan_sentences(plan, fits=best is not None, foreign=foreign, partial=partial))
 
 
 def _needs(fleet: Fleet, options: PlanOptions, base_bytes: int) -> tuple[list[FinetuneNeed], tuple[str, ...]]:
-    """What each finetune needs; and the names of those of which that is not known. `base_bytes` of one GPU."""
+    """What each finetune needs; and the names of those of which that is not known. `base_bytes` of one GPU.
+
+    A LoRA of full rank on the matrices makes no finetune of another base, whose other tensors differ, too.
+    """
     needs, unplanned = [], []
     for finetune in fleet.finetunes:
         losses = dict(_losses(finetune, options.measure))
         if not losses:
             unplanned.append(finetune.name)
             continue
-        rank = next((rank for rank in SERVABLE_RANKS if losses.get(rank, float("inf")) <= options.limit), None)
+        ranks = SERVABLE_RANKS if finetune.is_of_base else ()
+        rank = next((rank for rank in ranks if losses.get(rank, float("inf")) <= options.limit), None)
         is_whole = finetune.weight_bytes and finetune.verdict is not VerdictKind.ADAPTER
         needs.append(
             FinetuneNeed(
