@@ -1,5 +1,6 @@
 """`deltarank fleet`: its rank plan, the kinship of its finetunes, and its pages, from real files."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,7 +117,7 @@ def test_pages_with_links(models: Path, tmp_path: Path, command: RunCommand) -> 
         (["--max-error", "1.5"], "is not a relative error"),
         (["--max-error", "0.5", "--gpu-memory", "much"], "is not a size of memory"),
         (["--max-error", "0.5", "--slots", "0"], "--slots 0"),
-        (["--max-kld", "0.1"], "no finetune has outputs"),
+        (["--max-error", "0.5", "--server", "vllm"], "--server is only used with --extract"),
     ],
 )
 def test_a_plan_that_cannot_be_made(
@@ -126,6 +127,35 @@ def test_a_plan_that_cannot_be_made(
 
     assert done.code == 2
     assert says in done.err
+
+
+def test_what_cannot_be_planned_is_said_before_anything_is_measured(
+    models: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(models / "base", copy)
+    config = json.loads((copy / "config.json").read_text()) if (copy / "config.json").exists() else {}
+    (copy / "config.json").write_text(json.dumps({**config, "num_attention_heads": 4}))
+    words = ("fleet", copy, models / "ft" / "one", "--max-error", "0.5", "-q", "-o", tmp_path / "f")
+    heads = command(*words, "--ranks", "8", "--tensor-parallel", "3")
+    ranks = command(*words, "--ranks", "3")
+
+    assert (heads.code, ranks.code) == (2, 2)
+    assert "cannot divide 4 attention heads over 3 GPUs" in heads.err
+    assert "No rank of vLLM's slots is measured" in ranks.err
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_fleet_without_outputs_is_kept_though_no_limit_on_them_can_be_planned(
+    models: Path, tmp_path: Path, command: RunCommand
+) -> None:
+    words = ("fleet", models / "base", models / "ft" / "one", "--ranks", "8", "-q", "-o", tmp_path / "f")
+    done = command(*words, "--max-kld", "0.1")
+
+    assert done.code == 2
+    assert "no finetune has outputs" in done.err
+    assert "deltarank outputs" in done.err
+    assert [each.name for each in Fleet.load(tmp_path / "f").measured] == ["one"]
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24e9), ("80GiB", 80 * 2**30), ("1.5 TB", 1.5e12), ("512", 512)])

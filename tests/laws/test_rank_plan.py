@@ -162,7 +162,7 @@ def test_a_plan_needs_one_limit_that_can_be_kept(options: dict[str, Any]) -> Non
 
 def test_the_ranks_must_be_those_of_slots() -> None:
     other = FleetFinetune("a", "a", FleetOutcome.MEASURED, losses=(Loss(5, 0, 0, 0, 1),))
-    with pytest.raises(UsageError, match="No rank of vLLM's slots was measured"):
+    with pytest.raises(UsageError, match="No rank of vLLM's slots is measured"):
         plan(fleet(other, ranks=[5]), max_error=0.1)
 
 

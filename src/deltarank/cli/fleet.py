@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from deltarank.cli.help import A_MODEL, Command
 from deltarank.cli.loading import loading
@@ -190,6 +191,9 @@ def _adapter_rank(rank: int | None, *, extracts: bool) -> int | None:
     """None if no adapters are asked for."""
     if rank is not None and not extracts:
         raise click.UsageError("--rank is only used with --extract; --ranks are those to measure.")
+    given = click.get_current_context().get_parameter_source("server")
+    if given is not None and given is not ParameterSource.DEFAULT and not extracts:
+        raise click.UsageError("--server is only used with --extract.")
     return (rank or Default.ADAPTER_RANK) if extracts else None
 
 

@@ -20,7 +20,7 @@ from deltarank.jobs.fleet.plan import FleetPlan, PlannedFinetune
 from deltarank.jobs.fleet.rank_plan import PlanOptions, plan_ranks
 from deltarank.jobs.fleet.run import FleetRun
 from deltarank.jobs.fleet.sketches import load_sketches
-from deltarank.results import Fleet
+from deltarank.results import Fleet, RankPlan
 from deltarank.runtime import (
     ModelRef,
     ProgressListener,
@@ -59,6 +59,7 @@ class FleetJob:
 
     def plan(self, output: Path, *, force: bool = False) -> FleetPlan:
         """Opens one finetune after another. Nothing is written; raises OutputError if `run` could not write."""
+        self._check_plan()
         folder = self.folder(output, force=force)
         listed, notes = list_finetunes(self.references, folder.names)
         folder.check(listed)
@@ -67,26 +68,33 @@ class FleetJob:
 
     def run(self, output: Path, *, force: bool = False, progress: ProgressListener) -> Fleet:
         """Measures all finetunes, or resumes; see `deltarank.fleet`."""
+        self._check_plan()
         with self.folder(output, force=force) as folder:
             listed, notes = list_finetunes(self.references, folder.names)
             folder.check(listed)
             folder.open(listed)
             progress.writing(output)
-            fleet = self._with_relations(FleetRun(self, folder, progress, notes).fleet(listed), output)
-            folder.finish(fleet)
+            fleet = self._with_kinship(FleetRun(self, folder, progress, notes).fleet(listed), output)
+            folder.finish(fleet)  # what was measured is kept if no plan can be made
+            if self.plan_options is not None and fleet.measured:
+                fleet = replace(fleet, plan=self._ranks_planned(fleet, self.plan_options))
+                folder.finish(fleet)
         if not fleet.measured:
             raise _nothing_measured(fleet)
         return fleet
 
-    def _with_relations(self, fleet: Fleet, output: Path) -> Fleet:
-        """With the kinship of the finetunes, and the rank plan if one is asked for."""
-        kinship = find_kinship(fleet.finetunes, load_sketches(fleet.finetunes, output))
-        if self.plan_options is None or not fleet.measured:
-            return replace(fleet, kinship=kinship)
+    def _with_kinship(self, fleet: Fleet, output: Path) -> Fleet:
+        return replace(fleet, kinship=find_kinship(fleet.finetunes, load_sketches(fleet.finetunes, output)))
+
+    def _check_plan(self) -> None:
+        """Before anything is measured; see `PlanOptions.check`."""
+        if self.plan_options is not None:
+            self.plan_options.check(self.options.ranks, self.base.config)
+
+    def _ranks_planned(self, fleet: Fleet, options: PlanOptions) -> RankPlan:
         shapes = {name: info.shape for name, info in self.base.tensors.items()}
-        numbers = slot_numbers(shapes, self.base.config, gpus=self.plan_options.tensor_parallel)
-        plan = plan_ranks(fleet, self.plan_options, base_bytes=self.base_bytes, slot_numbers=numbers)
-        return replace(fleet, kinship=kinship, plan=plan)
+        numbers = slot_numbers(shapes, self.base.config, gpus=options.tensor_parallel)
+        return plan_ranks(fleet, options, base_bytes=self.base_bytes, slot_numbers=numbers)
 
     def open(self, listed: Listed, progress: ProgressListener) -> CompareJob:
         """Opens a finetune and pairs it with the base.

@@ -48,15 +48,15 @@ def _answer(plan: RankPlan, fits: bool) -> str:
     if cost is None:
         total = size(sum(need.weight_bytes for need in plan.finetunes))
         return f"The cheapest plan has no LoRAs: {_all(number)} with {_its(number)} own weights, {total} in all."
-    served = "all" if cost.as_loras == number else f"{cost.as_loras:,} of"
+    served = f"{cost.as_loras:,} of {count(number, 'finetune')}" if cost.as_loras < number else _all(number)
     slots = f"{count(cost.slots, 'slot')} of rank {cost.rank}"
     own = number - cost.as_loras
     rest = f" and {'the other' if own == 1 else f'{own:,}'} with {_its(own)} own weights" if own else ""
-    return f"Serve {served} {count(number, 'finetune')} as LoRAs in {slots}{rest}: {size(cost.total_bytes)} in all."
+    return f"Serve {served} as LoRAs in {slots}{rest}: {size(cost.total_bytes)} in all."
 
 
 def _all(number: int) -> str:
-    return f"all {number:,} finetunes" if number > 1 else "the only finetune"
+    return {1: "the only finetune", 2: "both finetunes"}.get(number, f"all {number:,} finetunes")
 
 
 def _its(number: int) -> str:

@@ -12,9 +12,10 @@ over all sets is found by trying each number of slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 from deltarank.errors import UsageError
 from deltarank.jobs.fleet.plan_sentences import plan_sentences
@@ -65,6 +66,24 @@ class PlanOptions:
         if self.tensor_parallel < 1:
             raise _bad(f"--tensor-parallel {self.tensor_parallel} is not a number of at least 1.")
 
+    def check(self, ranks: Sequence[int], config: Mapping[str, Any]) -> None:
+        """Whether vLLM can serve what is planned.
+
+        Args:
+            ranks: those that are measured.
+            config: of the base.
+
+        Raises:
+            UsageError: (slug "bad-plan") vLLM has slots of none of these ranks, or cannot divide the heads.
+        """
+        _servable(ranks)
+        heads = config.get("num_attention_heads")
+        if isinstance(heads, int) and heads % self.tensor_parallel:
+            raise _bad(
+                f"vLLM cannot divide {heads} attention heads over {self.tensor_parallel} GPUs: --tensor-parallel must "
+                "be a divisor."
+            )
+
     @property
     def measure(self) -> PlanMeasure:
         return PlanMeasure.RELATIVE_ERROR if self.max_kld is None else PlanMeasure.KLD
@@ -74,6 +93,14 @@ class PlanOptions:
         found = self.max_error if self.max_kld is None else self.max_kld
         assert found is not None
         return found
+
+
+def _servable(ranks: Sequence[int]) -> list[int]:
+    """Those that vLLM has slots for."""
+    found = [rank for rank in ranks if rank in SERVABLE_RANKS]
+    if not found:
+        raise _bad(f"No rank of vLLM's slots is measured; these are {', '.join(map(str, SERVABLE_RANKS))}.")
+    return found
 
 
 def _bad(message: str) -> UsageError:
@@ -90,15 +117,12 @@ def plan_ranks(fleet: Fleet, options: PlanOptions, *, base_bytes: int, slot_numb
     Raises:
         UsageError: (slug "bad-plan") no rank that vLLM has slots for was measured, or no finetune has the measure.
     """
-    ranks = [rank for rank in fleet.ranks if rank in SERVABLE_RANKS]
-    if not ranks:
-        raise _bad(f"No rank of vLLM's slots was measured; these are {', '.join(map(str, SERVABLE_RANKS))}.")
+    ranks = _servable(fleet.ranks)
     gpus = options.tensor_parallel
     base_bytes = -(-base_bytes // gpus)
     needs, unplanned = _needs(fleet, options, base_bytes)
     if not needs:
-        lacking = "has outputs on its run" if options.measure is PlanMeasure.KLD else "was measured"
-        raise _bad(f"There is nothing to plan: no finetune {lacking}.")
+        raise _nothing_to_plan(options.measure)
     slots = options.slots or len(needs)
     server = _Server(base_bytes, slot_numbers, slots, options.gpu_memory)
     ways = {rank: server.cheapest(rank, needs) for rank in ranks}
@@ -123,6 +147,16 @@ def plan_ranks(fleet: Fleet, options: PlanOptions, *, base_bytes: int, slot_numb
     foreign = tuple(f.name for f in fleet.measured if not f.is_of_base)
     partial = tuple(f.name for f in fleet.measured if f.is_of_base and f.reason)
     return replace(plan, sentences=plan_sentences(plan, fits=best is not None, foreign=foreign, partial=partial))
+
+
+def _nothing_to_plan(measure: PlanMeasure) -> UsageError:
+    if measure is PlanMeasure.RELATIVE_ERROR:
+        return _bad("There is nothing to plan: no finetune was measured.")
+    return UsageError(
+        "There is nothing to plan: no finetune has outputs on its run.",
+        cure="Run `deltarank outputs BASE FINETUNE -o FLEET/NAME` on the runs of the fleet, or plan with --max-error.",
+        slug="bad-plan",
+    )
 
 
 def _needs(fleet: Fleet, options: PlanOptions, base_bytes: int) -> tuple[list[FinetuneNeed], tuple[str, ...]]:

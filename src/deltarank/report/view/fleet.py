@@ -146,10 +146,14 @@ def kept_sentence(fleet: Fleet, rank: int) -> str:
     kept = sorted(losses, key=lambda loss: loss.energy_kept)
     if len(losses) == 1:
         return f"A LoRA of rank {rank} keeps {kept_percent(kept[0])} of the change of the only finetune of {base}."
+    least, most = kept_percent(kept[0]), kept_percent(kept[-1])
+    if least == most:
+        each = f"each of {len(losses):,} finetunes of {base}"
+        return f"A LoRA of rank {rank} keeps {least} of the energy of the change of {each}."
     middle = percent(median(loss.energy_kept for loss in losses))
     return (
-        f"A LoRA of rank {rank} keeps from {kept_percent(kept[0])} to {kept_percent(kept[-1])} of the energy of the "
-        f"change, in the median {middle}, of {count(len(losses), 'finetune')} of {base}."
+        f"A LoRA of rank {rank} keeps from {least} to {most} of the energy of the change, "
+        f"in the median {middle}, of {count(len(losses), 'finetune')} of {base}."
     )
 
 
