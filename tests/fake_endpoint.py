@@ -68,11 +68,15 @@ class FakeEndpoint:
     top_logprobs     the most that it lists
     system_prompt    words before each prompt that nobody sees
     opening          words that begin every answer, with certainty
+    written_by       the model whose tokens it returns beside the lists of `model`
     secret_top_p     cuts the distribution whatever is asked for
+    secret_temperature   multiplies the one that was asked for
     fault            a failure
     """
 
     model: TinyModel = field(default_factory=TinyModel)
+    written_by: TinyModel | None = None
+    secret_temperature: float = 1.0
     name: str = "tiny"
     key: str | None = None
     apis: tuple[str, ...] = ("completions", "chat")
@@ -211,7 +215,8 @@ def _choice(
         if temperature == 0:
             chosen = int(np.argmax(found))
         else:
-            chosen = rng.choices(range(WORDS), weights=list(np.exp(found)))[0]
+            said = endpoint.written_by.log_probabilities(generated) if endpoint.written_by else found
+            chosen = rng.choices(range(WORDS), weights=list(np.exp(said / endpoint.secret_temperature)))[0]
         shown = _noise("always") if endpoint.same_logprobs else found
         shown = shown - np.log(np.exp(shown).sum())
         positions.append((word(chosen), shown[chosen], _top(shown, listed)))

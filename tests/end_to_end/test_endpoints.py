@@ -50,7 +50,7 @@ def test_equal_weights_on_other_kernels_are_the_same(compare: Compare, tmp_path:
     (test,) = found(tmp_path).endpoints.tests
     assert done.code == 0
     assert kind(tmp_path) == "same"
-    assert "answer alike: less than 0.002 nats per token apart" in " ".join(done.out.split())
+    assert "predict alike: less than 0.002 nats per token apart" in " ".join(done.out.split())
     assert test.name.value == "first_token_logprobs"
     assert 0 < test.statistic < 5e-4
     assert max(test.control_aa, test.control_bb) < 1e-15  # 0 but for the rounding of a logarithm
@@ -159,6 +159,28 @@ def test_log_probabilities_that_are_made_up_are_not_used(compare: Compare, tmp_p
     assert "B: its log-probabilities are the same after different prompts, and are not used" in text
     assert found(tmp_path).endpoints.tests[0].name.value == "greedy_first_token"
     assert kind(tmp_path) == "different"
+
+
+def test_lists_of_another_model_than_the_text_do_not_show_that_endpoints_are_the_same(
+    compare: Compare, tmp_path: Path
+) -> None:
+    with serving(FakeEndpoint(), FakeEndpoint(written_by=TinyModel(change=2.0))) as (a, b):
+        done = compare(a, b, "--check")
+
+    assert done.code == 3
+    assert kind(tmp_path) == "undecided"
+    assert "This does not show that they are the same" in headline(tmp_path)
+    assert "The tokens of B are not drawn from the probabilities that it lists" in " ".join(
+        found(tmp_path).verdict.sentences
+    )
+
+
+def test_a_secret_temperature_behind_equal_lists_is_told(compare: Compare, tmp_path: Path) -> None:
+    with serving(FakeEndpoint(), FakeEndpoint(secret_temperature=0.2)) as (a, b):
+        compare(a, b)
+
+    assert "predict alike" in headline(tmp_path)
+    assert "B does not sample from the probabilities that it lists" in " ".join(found(tmp_path).verdict.sentences)
 
 
 def test_a_secret_top_p_is_a_difference(compare: Compare, tmp_path: Path) -> None:

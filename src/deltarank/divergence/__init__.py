@@ -24,6 +24,7 @@ from deltarank.divergence.exchangeability import (
     permutation_p,
     rank_score,
 )
+from deltarank.divergence.listed_text import log_bets, log_e_of_bets
 from deltarank.divergence.prompts import Prompt, built_in_passages, encode_prompts, prompts_that_fit, read_prompts
 from deltarank.divergence.sampler_settings import PLAIN, SETTINGS, SamplerSetting, log_probabilities_by_setting
 from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logits
@@ -63,6 +64,8 @@ __all__ = [
     "hash_texts",
     "kld_lower_bound",
     "labellings",
+    "log_bets",
+    "log_e_of_bets",
     "log_e_values",
     "log_e_values_two_sided",
     "log_probabilities_by_setting",

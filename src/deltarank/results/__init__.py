@@ -61,6 +61,7 @@ from deltarank.results.endpoints import (
     EndpointVerdict,
     EndpointVerdictKind,
     EvidencePoint,
+    ListedText,
     PromptLogprobs,
     capability_rows,
 )
@@ -222,6 +223,7 @@ __all__ = [
     "Interval",
     "KeyPair",
     "Kinship",
+    "ListedText",
     "LiveCheck",
     "LiveVerdict",
     "Logits",

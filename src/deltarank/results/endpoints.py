@@ -124,6 +124,18 @@ class EvidencePoint:
 
 
 @dataclass(frozen=True)
+class ListedText:
+    """Whether an endpoint draws its tokens from the probabilities that it lists: e-values that it does not.
+
+    e_value_sharper      the tokens are more probable than draws would be, as with a lower temperature or top-p
+    e_value_surprising   they are less probable, as if the lists were those of another model
+    """
+
+    e_value_sharper: float
+    e_value_surprising: float
+
+
+@dataclass(frozen=True)
 class EndpointTest:
     """One test between A and B, with A against itself and B against itself in the same minutes.
 
@@ -135,6 +147,7 @@ class EndpointTest:
     control_aa       the mean distance between two answers of A; `control_bb` of B
     certainty        the mean probability of the most probable token, where lists were compared
     unseen           the mean share of probability on tokens that the two lists do not share
+    text_a           whether the tokens of A fit its lists; `text_b` of B; None if the test does not see it
     decided          which e-value was reached: "different", "same" (less than `tolerance` apart), None: neither
     """
 
@@ -152,6 +165,8 @@ class EndpointTest:
     control_bb: Finite
     unseen: Share | None = None
     certainty: Share | None = None
+    text_a: ListedText | None = None
+    text_b: ListedText | None = None
     decided: EndpointVerdictKind | None = None
     evidence: tuple[EvidencePoint, ...] = ()
 

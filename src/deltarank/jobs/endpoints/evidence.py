@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltarank.divergence import log_e_values, resample
+from deltarank.divergence import log_e_of_bets, log_e_values, resample
 from deltarank.results import (
     EndpointTest,
     EndpointTestName,
     EndpointVerdictKind,
     EvidencePoint,
     Interval,
+    ListedText,
 )
 
 FloatArray = NDArray[np.float64]
@@ -42,6 +43,7 @@ class PromptScore:
     tokens       of prompts and answers
     unseen       probability on tokens that the lists do not share
     certainty    the probability of the most probable token
+    bets_a       on the tokens of A at the odds of its lists (`divergence.log_bets`); `bets_b` of B
     """
 
     distance: float
@@ -51,6 +53,8 @@ class PromptScore:
     tokens: int
     unseen: float | None = None
     certainty: float | None = None
+    bets_a: FloatArray | None = None
+    bets_b: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ def summarise_test(
         control_bb=float(np.mean([each.noise_b for each in scores])),
         unseen=_mean_of_known([each.unseen for each in scores]),
         certainty=_mean_of_known([each.certainty for each in scores]),
+        text_a=_listed_text([each.bets_a for each in scores]),
+        text_b=_listed_text([each.bets_b for each in scores]),
         decided=design.decide(scores, alpha),
         evidence=tuple(_points(scores, different, same)),
     )
@@ -130,6 +136,14 @@ def summarise_test(
 def _mean_of_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
+
+
+def _listed_text(bets: Sequence[FloatArray | None]) -> ListedText | None:
+    known = [each for each in bets if each is not None]
+    if not known:
+        return None
+    more, less = (float(np.exp(min(each, _LARGEST_LOG))) for each in log_e_of_bets(known))
+    return ListedText(e_value_sharper=more, e_value_surprising=less)
 
 
 def _interval(distances: Sequence[float]) -> Interval:

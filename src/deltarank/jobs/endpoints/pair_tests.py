@@ -15,6 +15,7 @@ from deltarank.divergence import (
     hamming_kernel,
     kld_lower_bound,
     labellings,
+    log_bets,
     mmd_squared,
     pairing_score,
     permutation_p,
@@ -113,7 +114,13 @@ class _LogprobTest(PairTest):
             tokens=tokens,
             unseen=float(np.mean([unseen_mass(p, q) for p, q in zip(a1, b1, strict=True)])),
             certainty=float(np.mean([largest_probability(each) for each in (*a1, *b1)])),
+            bets_a=self.bets(a),
+            bets_b=self.bets(b),
         )
+
+    def bets(self, answers: Answers) -> Any:
+        """On the tokens of these answers, at the odds of their lists; None: the test does not see them."""
+        return None
 
     def effect(self, scores: Sequence[PromptScore]) -> float | None:
         return float(np.mean([each.distance for each in scores]))
@@ -143,6 +150,11 @@ class FirstTokenLogprobs(_LogprobTest):
     def comparable(self, answers: Answers) -> list[Sequence[Distribution]]:
         shared = _shared_start([each.tokens for each in answers])
         return [each.positions[: shared + 1] for each in answers]
+
+    def bets(self, answers: Answers) -> Any:
+        drawn = [pair for each in answers for pair in zip(each.positions, each.tokens, strict=True) if pair[0]]
+        cells = self.listed - 1
+        return sum(log_bets(listed, token, cells) for listed, token in drawn) if drawn and cells > 0 else None
 
 
 class PromptTokenLogprobs(_LogprobTest):

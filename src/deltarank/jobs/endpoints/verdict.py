@@ -57,7 +57,7 @@ def judge_endpoints(found: Findings) -> EndpointVerdict:
 
 
 def _kind(found: Findings) -> EndpointVerdictKind:
-    if found.test and _shows_same(found.test):
+    if found.test and _shows_same(found.test, found.options.alpha):
         return EndpointVerdictKind.SAME
     decided = found.test.decided if found.test else None
     if decided is EndpointVerdictKind.SAME:
@@ -69,11 +69,23 @@ def _kind(found: Findings) -> EndpointVerdictKind:
     return decided or EndpointVerdictKind.UNDECIDED
 
 
-def _shows_same(test: EndpointTest) -> bool:
-    """Greedy tokens, samples, short lists and tokens that are certain anyway bound too little of a difference."""
+def _shows_same(test: EndpointTest, alpha: float) -> bool:
+    """Greedy tokens, samples, short lists and tokens that are certain anyway bound too little of a difference.
+
+    Lists from which the tokens of the answers are not drawn may be those of another model.
+    """
     is_seen = test.unseen is not None and test.unseen <= MOST_UNSEEN
     is_open = test.certainty is not None and test.certainty <= NEARLY_CERTAIN
-    return test.decided is EndpointVerdictKind.SAME and test.name in _LOGPROB_TESTS and is_seen and is_open
+    is_listed = test.decided is EndpointVerdictKind.SAME and test.name in _LOGPROB_TESTS
+    return is_listed and is_seen and is_open and not any(_is_reached(each, alpha) for each in _surprises(test))
+
+
+def _surprises(test: EndpointTest) -> list[float]:
+    return [each.e_value_surprising for each in (test.text_a, test.text_b) if each]
+
+
+def _is_reached(e_value: float, alpha: float) -> bool:
+    return e_value >= 1 / alpha
 
 
 def _headline(kind: EndpointVerdictKind, found: Findings) -> str:
@@ -85,7 +97,7 @@ def _headline(kind: EndpointVerdictKind, found: Findings) -> str:
         return f"{a} and {b} cannot be compared: no test is possible with both."
     if test is not None and test.decided is EndpointVerdictKind.SAME:
         if kind is EndpointVerdictKind.SAME:
-            return f"{a} and {b} answer alike: {_same(test)}."
+            return f"{a} and {b} predict alike: {_same(test)}."
         return f"No difference found between {a} and {b}: {_same(test)}. This does not show that they are the same."
     if kind is EndpointVerdictKind.UNDECIDED or test is None:
         return f"Not decided whether {a} and {b} serve the same model: {found.stopped or 'there was no test'}."
@@ -132,6 +144,7 @@ def _details(kind: EndpointVerdictKind, found: Findings) -> Iterator[str]:
         yield _evidence(test, found.options.alpha)
         yield _controls(test)
         yield from _limits(kind, test)
+        yield from _texts_and_lists(kind, test, found.options.alpha)
     yield from found.reasons
     if kind is EndpointVerdictKind.UNUSABLE and found.stopped:
         yield f"The test ended: {found.stopped}."
@@ -176,6 +189,24 @@ def _limits(kind: EndpointVerdictKind, test: EndpointTest) -> Iterator[str]:
         )
     if test.name is EndpointTestName.SAMPLES and kind is EndpointVerdictKind.DIFFERENT:
         yield "Sampled texts also differ where a host changes top-p, temperature or another setting in secret."
+
+
+def _texts_and_lists(kind: EndpointVerdictKind, test: EndpointTest, alpha: float) -> Iterator[str]:
+    for label, text in (("A", test.text_a), ("B", test.text_b)):
+        if text and _is_reached(text.e_value_surprising, alpha):
+            yield (
+                f"The tokens of {label} are not drawn from the probabilities that it lists (e-value "
+                f"{figure(text.e_value_surprising)}): they are too improbable. The lists may be those of another "
+                "model, or the temperature is higher than the one asked for."
+            )
+        elif text and _is_reached(text.e_value_sharper, alpha):
+            yield (
+                f"{label} does not sample from the probabilities that it lists (e-value "
+                f"{figure(text.e_value_sharper)}): its tokens are too probable, as with a lower temperature, top-p or "
+                "min-p than were asked for."
+            )
+    if kind is EndpointVerdictKind.SAME:
+        yield "Only listed probabilities are compared: a sampler that is changed in secret makes other texts of them."
 
 
 def _warnings(label: str, endpoint: Endpoint) -> Iterator[str]:
