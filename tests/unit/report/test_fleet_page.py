@@ -44,6 +44,13 @@ def test_without_plan_and_kinship_the_page_says_what_is_kept() -> None:
     assert not any(tag == "canvas" for tag, _ in page.elements)
 
 
+def test_equal_shares_are_said_once() -> None:
+    fleet = made_up_fleet(3, with_plan=False, with_kinship=False)
+    one = fleet.measured[0]
+    page = PageReader(fleet_html(replace(fleet, finetunes=(one, replace(one, name="again", run="again")))))
+    assert "in the measured matrices of each of 2 finetunes of" in page.words
+
+
 def test_hostile_names_are_text() -> None:
     fleet = made_up_fleet(3, hostile=HOSTILE)
     failed = replace(fleet.finetunes[1], reason=HOSTILE)

@@ -144,15 +144,15 @@ def kept_sentence(fleet: Fleet, rank: int) -> str:
     if not losses:
         return f"No finetune of {base} was measured."
     kept = sorted(losses, key=lambda loss: loss.energy_kept)
-    if len(losses) == 1:
-        return f"A LoRA of rank {rank} keeps {kept_percent(kept[0])} of the change of the only finetune of {base}."
     least, most = kept_percent(kept[0]), kept_percent(kept[-1])
+    change = "of the energy of the change in the measured matrices"
+    if len(losses) == 1:
+        return f"A LoRA of rank {rank} keeps {least} {change} of the only finetune of {base}."
     if least == most:
-        each = f"each of {len(losses):,} finetunes of {base}"
-        return f"A LoRA of rank {rank} keeps {least} of the energy of the change of {each}."
+        return f"A LoRA of rank {rank} keeps {least} {change} of each of {len(losses):,} finetunes of {base}."
     middle = percent(median(loss.energy_kept for loss in losses))
     return (
-        f"A LoRA of rank {rank} keeps from {least} to {most} of the energy of the change, "
+        f"A LoRA of rank {rank} keeps from {least} to {most} {change}, "
         f"in the median {middle}, of {count(len(losses), 'finetune')} of {base}."
     )
 
