@@ -280,6 +280,20 @@ def test_a_run_with_other_options_is_not_resumed(compare: Compare) -> None:
     assert "tolerance" in done.err
 
 
+def test_repeated_requests_count_against_the_cap(compare: Compare, tmp_path: Path) -> None:
+    def every_third_fails(handler: Any, body: dict[str, Any]) -> bool:
+        if len(handler.server.endpoint.requests) % 3:
+            return False
+        handler.send(500, {"error": {"message": "failed"}}, headers={"Retry-After": "0"})
+        return True
+
+    with serving(FakeEndpoint(fault=every_third_fails), FakeEndpoint()) as (a, b):
+        compare(a, b, "--max-requests", 45)
+
+    assert len(a.requests) + len(b.requests) == 45
+    assert "the cap of 45 requests is reached" in headline(tmp_path)
+
+
 def everything_in(folder: Path) -> str:
     return "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file())
 

@@ -11,7 +11,7 @@ import math
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +69,18 @@ class EndpointClient:
         self._stopped.set()
         self._client.close()
 
-    def post(self, path: str, body: Mapping[str, Any], *, tries: int = TRIES) -> Reply:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        tries: int = TRIES,
+        on_retry: Callable[[bool], None] = lambda may_be_billed: None,
+    ) -> Reply:
         """The answer to a request.
+
+        Args:
+            on_retry: called before another attempt, with whether the host may have made an answer in the failed one.
 
         Raises:
             RequestRefusedError: the endpoint does not do what was asked.
@@ -83,6 +93,7 @@ class EndpointClient:
             except _PassingError as failure:
                 if attempt + 1 >= min(tries, failure.tries) or failure.wait > LONGEST_WAIT or self._stopped.is_set():
                     raise failure.error from None
+                on_retry(failure.may_be_billed)
                 self._stopped.wait(failure.wait if failure.wait >= 0 else _FIRST_WAIT * 2**attempt)
         raise AssertionError("the last attempt raises")
 
@@ -96,7 +107,7 @@ class EndpointClient:
         except openai.APIStatusError as error:
             raise self._of_status(error) from None
         except openai.APITimeoutError:
-            raise _PassingError(self._too_slow(), tries=2) from None
+            raise _PassingError(self._too_slow(), tries=2, may_be_billed=True) from None
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             raise self._of_connection(error) from None
 
@@ -173,7 +184,7 @@ class EndpointClient:
             cure="Check the address, and whether the server runs. To continue, repeat the same command.",
             slug="endpoint-unreachable",
         )
-        return _PassingError(unreachable, tries=_CONNECTION_TRIES)
+        return _PassingError(unreachable, tries=_CONNECTION_TRIES, may_be_billed=True)
 
     def _error(self, *, what: str, cure: str, slug: str) -> JobError:
         return JobError(f"Endpoint {self._label} ({escape(self._ref.host)}) {what}", cure=cure, slug=slug)
@@ -193,12 +204,16 @@ class EndpointClient:
 
 
 class _PassingError(Exception):
-    """May succeed next time. `wait`: seconds that the host asks for; negative: it does not say."""
+    """May succeed next time. `wait`: seconds that the host asks for; negative: it does not say.
 
-    def __init__(self, error: JobError, *, wait: float = -1.0, tries: int = TRIES) -> None:
+    may_be_billed  the host may have made an answer, of which not all came
+    """
+
+    def __init__(self, error: JobError, *, wait: float = -1.0, tries: int = TRIES, may_be_billed: bool = False) -> None:
         super().__init__()
         self.error = error
         self.wait = wait
+        self.may_be_billed = may_be_billed
         self.tries = tries
 
 

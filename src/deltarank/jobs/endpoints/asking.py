@@ -97,9 +97,14 @@ class Asker:
         return [future.result() for future in futures]
 
     def _send(self, request: Request) -> Exchange:
+        spending = self._spending[request.side]
         try:
-            client = self._clients[request.side]
-            reply = client.post(request.path, request.body, tries=OPTIONAL_TRIES if request.is_optional else TRIES)
+            reply = self._clients[request.side].post(
+                request.path,
+                request.body,
+                tries=OPTIONAL_TRIES if request.is_optional else TRIES,
+                on_retry=lambda may_be_billed: spending.retry(*(request.tokens if may_be_billed else (0, 0))),
+            )
         except RequestRefusedError as refusal:
             return Exchange(request.body, None, (refusal.status, refusal.message))
         except JobError as error:
