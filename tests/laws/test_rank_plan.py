@@ -136,6 +136,12 @@ def test_a_finetune_of_another_base_is_served_with_its_own_weights() -> None:
     assert "No rank" not in " ".join(found.sentences)
 
 
+def test_one_slot_and_two_finetunes_are_said_as_such() -> None:
+    words = " ".join(plan(fleet(*(finetune(n, (0, 0, 0)) for n in "ab")), max_error=0.5, slots=1).sentences)
+    assert words.startswith("Serve both finetunes as LoRAs in 1 slot of rank 8: ")
+    assert "The base takes 1 kB, the slot 16 B." in words
+
+
 def test_a_plan_names_those_with_parts_that_were_not_measured() -> None:
     partial = finetune("nan", (0, 0, 0), reason="1 matrix could not be measured")
     found = plan(fleet(finetune("a", (0, 0, 0)), partial), max_error=0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deltarank.results import PlanMeasure, RankPlan, count, escape, figure, listing, shorten, size
+from deltarank.results import PlanMeasure, RankCost, RankPlan, count, escape, figure, listing, shorten, size
 
 MOST_NAMED = 5
 
@@ -89,10 +89,7 @@ def _details(plan: RankPlan, foreign: Sequence[str]) -> Iterator[str]:
     cost = plan.cheapest
     if cost:
         own = f", own weights {size(cost.own_bytes)}" if cost.own_bytes else ""
-        yield (
-            f"The base takes {size(plan.base_bytes)}, {count(cost.slots, 'slot')} of {size(cost.slot_bytes)} each take "
-            f"{size(cost.slots * cost.slot_bytes)}{own}."
-        )
+        yield f"The base takes {size(plan.base_bytes)}, {_slots_take(cost)}{own}."
     if cost and plan.gpu_memory is not None:
         left = size(plan.gpu_memory - cost.server_bytes)
         yield (
@@ -109,6 +106,12 @@ def _details(plan: RankPlan, foreign: Sequence[str]) -> Iterator[str]:
     if plan.unplanned:
         lacking = "no outputs were measured" if plan.measure is PlanMeasure.KLD else "no weights were measured"
         yield f"Not in the plan, because {lacking}: {_listed(plan.unplanned)}."
+
+
+def _slots_take(cost: RankCost) -> str:
+    if cost.slots == 1:
+        return f"the slot {size(cost.slot_bytes)}"
+    return f"{cost.slots:,} slots of {size(cost.slot_bytes)} each take {size(cost.slots * cost.slot_bytes)}"
 
 
 def _of_what(measure: PlanMeasure) -> str:
