@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from deltarank.errors import OutputError
 from deltarank.results import Results, listing, parse_record, size
-from deltarank.system import write_text_atomically
+from deltarank.system import unfinished_copies, write_text_atomically
 
 IDENTITY, RECORDS, RESULTS = "run.json", "matrices.jsonl", "results.json"
 
@@ -67,6 +67,8 @@ class RunFolder:
             self.check_disk_space(needed_bytes)
             write_text_atomically(self.folder / IDENTITY, json.dumps(self._identity, indent=1) + "\n")
             self._lock_records()
+            for path in unfinished_copies(self.folder / IDENTITY):
+                path.unlink(missing_ok=True)
             return self._read_records()
 
     def check(self, *, force: bool, needed_bytes: float = 0.0) -> None:
@@ -151,9 +153,13 @@ class RunFolder:
     def _check_identity(self) -> None:
         found = read_identity(self.folder)
         if found is None:
-            if self.folder.is_dir() and (names := sorted(path.name for path in self.folder.iterdir())):
+            unfinished = unfinished_copies(self.folder / IDENTITY)
+            names = (
+                [path.name for path in self.folder.iterdir() if path not in unfinished] if self.folder.is_dir() else []
+            )
+            if names:
                 raise OutputError(
-                    f"{self.folder} is not empty ({listing(names, most=3)}) and contains no run to resume.",
+                    f"{self.folder} is not empty ({listing(sorted(names), most=3)}) and contains no run to resume.",
                     cure="Choose another folder with -o, or use --force to write into this one.",
                     slug="output-exists",
                 )

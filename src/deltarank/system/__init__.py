@@ -5,7 +5,13 @@ Standard library only.
 
 from __future__ import annotations
 
-from deltarank.system.atomic import replace_folder, write_atomically, write_bytes_atomically, write_text_atomically
+from deltarank.system.atomic import (
+    replace_folder,
+    unfinished_copies,
+    write_atomically,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 from deltarank.system.command import current_command, recorded_command
 from deltarank.system.defaults import Default
 from deltarank.system.globs import compile_globs
@@ -34,6 +40,7 @@ __all__ = [
     "replace_folder",
     "silence_logging",
     "tool_version",
+    "unfinished_copies",
     "user_path",
     "write_atomically",
     "write_bytes_atomically",

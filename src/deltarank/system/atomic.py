@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import shutil
@@ -31,6 +32,11 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def unfinished_copies(path: Path) -> list[Path]:
+    """What processes that were killed while they wrote `path` left beside it."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.*-*.partial"))
 
 
 def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:

@@ -1,6 +1,8 @@
 """The folder of a run: complete records survive, and two runs are not mixed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,17 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         opened(tmp_path, {})
 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_was_killed_in_its_first_write_can_be_begun_again(tmp_path: Path) -> None:
+    code = "import os, sys; from deltarank.system import write_atomically\n"
+    code += "with write_atomically(sys.argv[1]) as partial: partial.write_text('{'); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "run.json"]).returncode == -9
+    assert len([*tmp_path.iterdir()]) == 1
+
+    begun(tmp_path, {"ranks": [8]})
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["matrices.jsonl", "run.json"]
 
 
 @pytest.mark.parametrize("force", [False, True])
