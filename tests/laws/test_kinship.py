@@ -210,6 +210,18 @@ def test_a_finetune_without_one_matrix_is_no_merge() -> None:
     assert found.cosine("M", "A") == kinship({**DELTAS, "M": zeros}).cosine("M", "A")
 
 
+def test_a_finetune_without_change_has_no_cosines() -> None:
+    rows = [FleetFinetune(name, name, FleetOutcome.MEASURED, energy=1.0) for name in ("A", "B", "copy")]
+    sketch = {
+        name: DeltaSketch(LENGTH, {key: encoded_sketch(key, change, LENGTH) for key, change in DELTAS[name].items()})
+        for name in "AB"
+    }
+    found = find_kinship(rows, {**sketch, "copy": DeltaSketch(LENGTH, {})})
+    assert found is not None
+    assert found.unsketched == ("copy",)
+    assert "No cosines of copy: the matrices have no change, or are not those of the others." in found.sentences
+
+
 def test_what_rounding_cannot_explain_is_no_duplicate() -> None:
     near = {key: change + 0.02 * DELTAS["C"][key] for key, change in DELTAS["A"].items()}
     assert kinship({**DELTAS, "A2": near}).duplicates  # rounding to bfloat16 is as large
@@ -264,7 +276,7 @@ def test_sketches_of_other_matrices_are_not_compared() -> None:
     assert found is not None
     assert set(found.names) == {"A", "B", "part"}  # "same" did not change
     assert found.unsketched == ("other", "same")
-    assert "2 finetunes without cosines" in found.sentences[0]
+    assert "No cosines of other and same" in found.sentences[0]
 
 
 @pytest.mark.parametrize("numbers", ["AAAA", "*", "AACAfwAAgH8=", "AADAfwAAwH8="])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deltarank.results import DeltaFit, Kinship, count, escape, figure, listing, percent, shorten
+from deltarank.results import DeltaFit, Kinship, escape, figure, listing, percent, shorten
 
 MOST_NAMED = 5
 
@@ -30,8 +30,7 @@ def _found(kinship: Kinship) -> Iterator[str]:
         yield f"{_names(names)} are no finetunes of this base by their size, but have another base in common."
     if kinship.unsketched:
         yield (
-            f"{count(len(kinship.unsketched), 'finetune')} without cosines, for want of sketches of the same matrices: "
-            f"{_names(kinship.unsketched)}."
+            f"No cosines of {_names(kinship.unsketched)}: the matrices have no change, or are not those of the others."
         )
 
 
