@@ -15,6 +15,19 @@ PROMPTS_SHOWN = 4
 ANSWERS_SHOWN = ("finetune", "rank 8", "rank 64", "base")
 LONGEST_SHOWN = 360
 
+HOW_TO_READ = """\
+The two tables measure different things. At low ranks, `full` and `merge` lose much of the change in the weights and
+little of the behaviour. That is not so for every finetune: the demo's full finetune loses 38 % of the change at
+rank 8, and 42 % of the behaviour ([tutorial](tutorial.md)).
+
+For the merged LoRA, a sentence below states the storage rounding as a share of the whole change, estimated by a
+[formula](how-it-works.md#the-rounding-floor). What the table says is lost at the LoRA's own rank can be less: the
+low-rank part also holds some of the rounding, and the formula is too large where a change is smaller than the
+rounding.
+
+q8_0 and q4_0 are the finetune itself, quantised to about 8 and 4 bits for each weight. Below 0 %, a candidate is
+farther from the finetune than the base is."""
+
 
 def write(docs: Path, runs: Sequence[Results], descriptions: dict[str, str], notes: Iterable[str]) -> Path:
     """Writes DOCS/smollm2.md and copies the pictures of the runs' common report beside those of the docs."""
@@ -27,6 +40,8 @@ def write(docs: Path, runs: Sequence[Results], descriptions: dict[str, str], not
         "## How much of the change in the weights",
         weights_table(runs),
         "![Energy lost by rank](images/smollm2-loss-by-rank.png)",
+        "## How to read the tables",
+        HOW_TO_READ,
         "## What they write",
         *(answers(run) for run in runs),
         "## How this was made",
