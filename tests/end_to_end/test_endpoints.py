@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +250,48 @@ def test_an_interrupted_run_resumes_and_a_finished_one_asks_nothing(compare: Com
         assert kind(tmp_path) == "same"
         assert asked == whole.a.requests + whole.b.requests
         assert len(a.requests) + len(b.requests) == asked
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_a_request_keeps_what_was_answered(compare: Compare, tmp_path: Path) -> None:
+    stalled, released = threading.Event(), threading.Event()
+
+    def stall(handler: Handler, body: dict[str, Any]) -> bool:
+        if len(b.requests) > 24:
+            stalled.set()
+            released.wait(300)
+        return False
+
+    with serving(FakeEndpoint(), FakeEndpoint(fault=stall)) as (a, b):
+        said = _interrupted([a.reference, b.reference, "-o", str(tmp_path / "run")], stalled)
+        released.set()
+        answered = len((tmp_path / "run" / "exchanges.jsonl").read_text().splitlines())
+        compare(a, b)
+        whole, asked = found(tmp_path).endpoints, len(a.requests) + len(b.requests)
+
+    assert "repeat the same command to resume" in said
+    assert answered > 20
+    assert kind(tmp_path) == "same"
+    assert asked <= whole.a.requests + whole.b.requests + 4  # those in flight
+
+
+def _interrupted(words: list[str], when: threading.Event) -> str:
+    """What the command says that gets Ctrl-C at this moment."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "deltarank", "endpoints", *words, "--seed", "5", "--alpha", "0.05", "--no-report"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:
+        try:
+            assert when.wait(300)
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=100)  # a request may take 120 seconds
+        finally:
+            child.kill()
+    assert child.returncode == 130, said
+    return said
 
 
 def test_a_run_is_analysed_again_offline(compare: Compare, command: RunCommand, tmp_path: Path) -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import PeftModel
 from safetensors.torch import save_file
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import peft_adapters as made
+import transformers_endpoint
 from commands import Finished, RunCommand
 from deltarank.jobs.verify import live_models
 from fake_endpoint import FakeEndpoint, Fault, Handler, serving
@@ -54,47 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def serves(models: Path, adapter: str | None, *, lists: bool = True) -> Fault:
-    """Answers /completions as transformers and PEFT predict."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(models / "base")
-    model: Any = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32).eval()
-    if adapter is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's, about names of transformers
-            model = PeftModel.from_pretrained(model, models / adapter).eval()
-
-    def answer(handler: Handler, body: dict[str, Any]) -> bool:
-        ids = tokenizer(body["prompt"])["input_ids"]
-        with torch.inference_mode():
-            found = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)
-        best = [int(each) for each in found.argsort(descending=True)[: int(body.get("logprobs") or 1)]]
-        content = [_entry(tokenizer, each, float(found[each])) for each in best]
-        choice: dict[str, Any] = {"index": 0, "text": tokenizer.decode([best[0]]), "finish_reason": "length"}
-        if lists and body.get("logprobs"):
-            choice["logprobs"] = {"content": [{**content[0], "top_logprobs": content}]}
-        handler.send(200, {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}})
-        return True
-
-    return answer
-
-
-def _entry(tokenizer: Any, number: int, value: float) -> dict[str, Any]:
-    piece = tokenizer.convert_ids_to_tokens(number)
-    data = [_LETTERS[each] for each in piece] if all(each in _LETTERS for each in piece) else list(piece.encode())
-    return {"token": tokenizer.decode([number]), "logprob": value, "bytes": data}
-
-
-def _bytes_of_letters() -> dict[str, int]:
-    """The byte for each letter of a byte-level tokenizer, as the library `tokenizers` writes it."""
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    texts = map(chr, [*range(0xD800), *range(0x10000, 0x110000, 0x10000)])
-    return {
-        letter: byte
-        for text in texts
-        for letter, byte in zip(level.pre_tokenize_str(text)[0][0], text.encode(), strict=True)
-    }
-
-
-_LETTERS = _bytes_of_letters()
+    return transformers_endpoint.serves(models / "base", None if adapter is None else models / adapter, lists=lists)
 
 
 @pytest.fixture

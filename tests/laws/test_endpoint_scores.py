@@ -6,28 +6,25 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltarank.divergence import (
     PAIRING_CHANCE,
-    RANK_CHANCE,
-    hamming_kernel,
+    TextBets,
     kld_lower_bound,
     labellings,
+    log_wealth,
     mmd_squared,
     pairing_score,
     permutation_p,
-    rank_score,
     unseen_mass,
 )
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.results import EndpointTestName, EndpointVerdictKind
 
 ALPHA = 0.05
-LOGPROBS = Design(
-    EndpointTestName.FIRST_TOKEN_LOGPROBS, "nats per token", PAIRING_CHANCE, 0.002, (0.0, 0.01), tolerance=0.002
-)
+LOGPROBS = Design(EndpointTestName.FIRST_TOKEN_LOGPROBS, "nats per token", 0.002, (0.0, 0.01), tolerance=0.002)
 
 
 def distributions(seed: int, tokens: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
@@ -81,22 +78,49 @@ def test_the_labels_of_four_answers_have_an_exact_expectation(distances: list[in
     assert np.mean(scores) == pytest.approx(PAIRING_CHANCE)
 
 
-@given(st.lists(st.text("abc", max_size=4), min_size=6, max_size=6))
-def test_the_rank_of_sampled_texts_has_an_exact_expectation(texts: list[str]) -> None:
-    """Over all ways to give three of six texts to A."""
+@settings(max_examples=8)
+@given(st.lists(st.text("ab ", max_size=6), min_size=12, max_size=12))
+def test_bets_on_sampled_texts_are_exactly_fair(texts: list[str]) -> None:
+    """Over all ways to give three of six texts to A, after a prompt that taught something, the mean gain is nothing."""
     labels = labellings(3, 3, np.random.default_rng(0))
-    statistics = mmd_squared(hamming_kernel(texts, 4), labels)
-    scores = [rank_score(np.r_[statistics[i], np.delete(statistics, i)]) for i in range(len(labels))]
+    gains = []
+    for i in range(len(labels)):
+        bets = TextBets()
+        bets.score(texts[6:], labels)
+        gains.append(np.exp(bets.score(texts[:6], np.r_[labels[i : i + 1], np.delete(labels, i, axis=0)]).bets))
 
     assert len(labels) == 20
-    assert np.mean(scores) == pytest.approx(RANK_CHANCE)
+    assert np.mean(gains, axis=0) == pytest.approx(np.ones(len(gains[0])))
+
+
+def sampled(rng: np.random.Generator, prompts: int, style: float) -> float:
+    """The log of the e-value when B says "thou" with a probability that is `style` higher, whatever the subject is."""
+    bets, found = TextBets(), []
+    for prompt in range(prompts):
+        texts = [
+            " ".join(
+                "thou" if rng.random() < 0.2 + style * (i >= 4) else f"word{prompt}{rng.integers(9)}" for _ in range(8)
+            )
+            for i in range(8)
+        ]
+        found.append(bets.score(texts, labellings(4, 4, rng)).bets)
+    return float(log_wealth(np.array(found)).max())
+
+
+def test_a_style_is_found_across_prompts_and_equal_texts_seldom_differ() -> None:
+    """Of 30 runs with 5 % allowed, 6 or more would happen by chance in 0.4 of 100 such tests."""
+    limit = -np.log(ALPHA)
+    equal = [sampled(np.random.default_rng(seed), 12, 0.0) >= limit for seed in range(30)]
+    styled = [sampled(np.random.default_rng(seed), 12, 0.4) >= limit for seed in range(5)]
+
+    assert sum(equal) < 6
+    assert sum(styled) == 5
 
 
 def test_the_discrepancy_is_that_of_its_definition() -> None:
-    kernel = hamming_kernel(["ab", "ab", "cd", "cb"], 2)
+    kernel = np.array([[1, 1, 0, 0.5], [1, 1, 0, 0.5], [0, 0, 1, 0.5], [0.5, 0.5, 0.5, 1]])
     is_a = np.array([[1.0, 1.0, 0.0, 0.0]])
 
-    assert kernel[0].tolist() == [1, 1, 0, 0.5]
     assert mmd_squared(kernel, is_a)[0] == pytest.approx(1 + 0.5 - 2 * (0 + 0.5 + 0 + 0.5) / 4)
 
 
@@ -114,7 +138,7 @@ def simulated(rng: np.random.Generator, prompts: int, apart: float, noise: float
         within, first, second = ((a1 - a2) ** 2 + (b1 - b2) ** 2, (a1 - b1) ** 2 + (a2 - b2) ** 2, 0.0)
         second = (a1 - b2) ** 2 + (a2 - b1) ** 2
         order = pairing_score(within, first, second)
-        scores.append(PromptScore(first / 2, (a1 - a2) ** 2, (b1 - b2) ** 2, order, 1))
+        scores.append(PromptScore(first / 2, (a1 - a2) ** 2, (b1 - b2) ** 2, 1, order))
     return scores
 
 

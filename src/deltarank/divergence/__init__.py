@@ -16,16 +16,14 @@ from deltarank.divergence.e_values import (
 )
 from deltarank.divergence.exchangeability import (
     PAIRING_CHANCE,
-    RANK_CHANCE,
-    hamming_kernel,
     labellings,
     mmd_squared,
     pairing_score,
     permutation_p,
-    rank_score,
 )
 from deltarank.divergence.listed_text import log_bets, log_e_of_bets
 from deltarank.divergence.prompts import Prompt, built_in_passages, encode_prompts, prompts_that_fit, read_prompts
+from deltarank.divergence.sampled_texts import TextBets, TextScore, log_wealth
 from deltarank.divergence.sampler_settings import PLAIN, SETTINGS, SamplerSetting, log_probabilities_by_setting
 from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logits
 from deltarank.divergence.text_files import hash_texts, messages_of, read_json_lines, read_text_file
@@ -39,7 +37,6 @@ __all__ = [
     "LONGEST_DOCUMENT",
     "PAIRING_CHANCE",
     "PLAIN",
-    "RANK_CHANCE",
     "SETTINGS",
     "Answer",
     "CandidateEvidence",
@@ -47,6 +44,8 @@ __all__ = [
     "PartMeasurement",
     "Prompt",
     "SamplerSetting",
+    "TextBets",
+    "TextScore",
     "TokenStats",
     "Tokenizer",
     "abx_bound",
@@ -60,7 +59,6 @@ __all__ = [
     "encode_record",
     "encode_text",
     "find_text_files",
-    "hamming_kernel",
     "hash_texts",
     "kld_lower_bound",
     "labellings",
@@ -69,12 +67,12 @@ __all__ = [
     "log_e_values",
     "log_e_values_two_sided",
     "log_probabilities_by_setting",
+    "log_wealth",
     "messages_of",
     "mmd_squared",
     "pairing_score",
     "permutation_p",
     "prompts_that_fit",
-    "rank_score",
     "read_json_lines",
     "read_prompts",
     "read_text_file",

@@ -17,8 +17,6 @@ from deltarank.divergence.arrays import FloatArray
 PAIRING_CHANCE = 1 / 3
 """Four answers are paired in three ways."""
 
-RANK_CHANCE = 1 / 2
-
 MOST_LABELLINGS = 500
 
 
@@ -30,12 +28,6 @@ def pairing_score(within: float, first_cross: float, second_cross: float) -> flo
     """
     smallest = min(within, first_cross, second_cross)
     return (within == smallest) / sum(each == smallest for each in (within, first_cross, second_cross))
-
-
-def hamming_kernel(texts: Sequence[str], length: int) -> FloatArray:
-    """k(x, y): the share of the first `length` characters that are equal, (texts, texts); ends of text are padded."""
-    codes = np.array([[*map(ord, text[:length].ljust(length, "\0"))] for text in texts], dtype=np.int64)
-    return np.asarray((codes[:, None] == codes[None]).mean(axis=2), np.float64)
 
 
 def mmd_squared(kernel: FloatArray, is_a: FloatArray) -> FloatArray:
@@ -73,12 +65,6 @@ def _labelled(total: int, chosen: Sequence[int]) -> FloatArray:
     labels = np.zeros(total)
     labels[list(chosen)] = 1
     return labels
-
-
-def rank_score(statistics: FloatArray) -> float:
-    """The share of all labellings whose statistic is below that of the first, ties counted half: 1/2 by chance."""
-    close = np.isclose(statistics, statistics[0], rtol=0, atol=1e-12)
-    return float(((statistics < statistics[0]) & ~close).mean() + close.mean() / 2)
 
 
 def permutation_p(observed: float, permuted: FloatArray) -> float:

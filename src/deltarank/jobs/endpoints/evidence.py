@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deltarank.divergence import log_e_of_bets, log_e_values, resample
+from deltarank.divergence import PAIRING_CHANCE, log_e_of_bets, log_e_values, log_wealth, resample
 from deltarank.results import (
     EndpointTest,
     EndpointTestName,
@@ -39,8 +39,9 @@ class PromptScore:
     """What the answers to one prompt say.
 
     distance     between A and B; `noise_a` between two answers of A, `noise_b` of B
-    order        the score of the labels, whose expectation is known if they mean nothing
     tokens       of prompts and answers
+    order        the score of the labels, with expectation `PAIRING_CHANCE` if they mean nothing
+    bets         in its place: the logarithms of what fair bets on the labels multiply their stakes by
     unseen       probability on tokens that the lists do not share
     certainty    the probability of the most probable token
     bets_a       on the tokens of A at the odds of its lists (`divergence.log_bets`); `bets_b` of B
@@ -49,8 +50,9 @@ class PromptScore:
     distance: float
     noise_a: float
     noise_b: float
-    order: float
     tokens: int
+    order: float = PAIRING_CHANCE
+    bets: tuple[float, ...] = ()
     unseen: float | None = None
     certainty: float | None = None
     bets_a: FloatArray | None = None
@@ -59,11 +61,10 @@ class PromptScore:
 
 @dataclass(frozen=True)
 class Design:
-    """What is tested: see the module. `order_chance` is the expectation of the score of the labels."""
+    """What is tested: see the module."""
 
     name: EndpointTestName
     unit: str
-    order_chance: float
     same_below: float
     same_range: tuple[float, float]
     tolerance: float | None = None
@@ -71,7 +72,10 @@ class Design:
 
     def log_e_different(self, scores: Sequence[PromptScore]) -> FloatArray:
         """After each prompt, (prompts,)."""
-        order = log_e_values([each.order for each in scores], self.order_chance)
+        if scores and scores[0].bets:
+            order = log_wealth(np.array([each.bets for each in scores]))
+        else:
+            order = log_e_values([each.order for each in scores], PAIRING_CHANCE)
         if self.tolerance is None:
             return order
         distances = np.clip([each.distance for each in scores], 0, self.ceiling) / self.ceiling

@@ -3,84 +3,24 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from deltarank.divergence import (
-    PAIRING_CHANCE,
-    RANK_CHANCE,
-    hamming_kernel,
-    kld_lower_bound,
-    labellings,
-    log_bets,
-    mmd_squared,
-    pairing_score,
-    permutation_p,
-    rank_score,
-    unseen_mass,
-)
+from deltarank.divergence import kld_lower_bound, log_bets, pairing_score, unseen_mass
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import EndpointsOptions
-from deltarank.openai_api import Distribution, EndpointAnswer, largest_probability, listing_logprobs
+from deltarank.jobs.endpoints.pair_test import Answers, PairTest
+from deltarank.jobs.endpoints.sampled_texts import SampledTexts
+from deltarank.openai_api import Distribution, largest_probability, listing_logprobs
 from deltarank.results import Capabilities, EndpointApi, EndpointTestName, PromptLogprobs
 
 NATS = "nats per token"
 NEARLY_CERTAIN = 0.95
 _MORE_TOKENS = 8
 _FEWEST_POSITIONS = 4
-_SAMPLED_CHARACTERS = 8
-_PERMUTATIONS = 999
-
-Answers = Sequence[EndpointAnswer]
-
-
-class PairTest(ABC):
-    """One test. Each endpoint answers each prompt `draws` times."""
-
-    name: EndpointTestName
-    draws = 2
-    max_tokens = 1
-
-    def __init__(self, options: EndpointsOptions, capabilities: Mapping[str, Capabilities]) -> None:
-        self.options = options
-        self.capabilities = capabilities
-        self.design = self._design()
-
-    @staticmethod
-    @abstractmethod
-    def missing(each: Capabilities) -> str | None:
-        """Why an endpoint does not allow the test, as a clause; None if it does."""
-
-    @abstractmethod
-    def parameters(self) -> dict[str, Any]:
-        """Of the requests, beside the prompt and max_tokens."""
-
-    @abstractmethod
-    def score(self, a: Answers, b: Answers, tokens: int) -> PromptScore | None:
-        """None: the answers cannot be scored, whoever gave them."""
-
-    @abstractmethod
-    def _design(self) -> Design: ...
-
-    def effect(self, scores: Sequence[PromptScore]) -> float | None:
-        """Nats per token that A and B are apart at least."""
-        return None
-
-    def fixed_p(self, scores: Sequence[PromptScore]) -> float | None:
-        """The p-value of a test whose number of prompts was fixed; None: it has none of its own."""
-        return None
-
-    @property
-    def listed(self) -> int:
-        """How many tokens both list."""
-        return min(each.top_logprobs for each in self.capabilities.values())
-
-    @property
-    def api(self) -> EndpointApi:
-        return next(iter(self.capabilities.values())).api
 
 
 class _LogprobTest(PairTest):
@@ -88,7 +28,7 @@ class _LogprobTest(PairTest):
 
     def _design(self) -> Design:
         tolerance = self.options.tolerance
-        return Design(self.name, NATS, PAIRING_CHANCE, tolerance, (0.0, 5 * tolerance), tolerance)
+        return Design(self.name, NATS, tolerance, (0.0, 5 * tolerance), tolerance)
 
     @abstractmethod
     def comparable(self, answers: Answers) -> list[Sequence[Distribution]]:
@@ -193,7 +133,7 @@ class GreedyFirstToken(PairTest):
         return None if each.greedy_repeats else "does not repeat itself at temperature 0"
 
     def _design(self) -> Design:
-        return Design(self.name, "of first tokens", PAIRING_CHANCE, 0.1, (0.0, 1.0), tolerance=0.03)
+        return Design(self.name, "of first tokens", 0.1, (0.0, 1.0), tolerance=0.03)
 
     def parameters(self) -> dict[str, Any]:
         return {"temperature": 0.0}
@@ -202,62 +142,7 @@ class GreedyFirstToken(PairTest):
         (a1, a2), (b1, b2) = ([each.whole_text for each in answers] for answers in (a, b))
         within, first, second = (a1 != a2) + (b1 != b2), (a1 != b1) + (a2 != b2), (a1 != b2) + (a2 != b1)
         order = pairing_score(within, first, second)
-        return PromptScore(first / 2, float(a1 != a2), float(b1 != b2), order, tokens)
-
-
-class SampledTexts(PairTest):
-    """Short answers sampled at temperature 1: maximum mean discrepancy with a Hamming kernel on characters.
-
-    For a number of requests, the signal grows with the answers to a prompt, and not with the prompts alone; after the
-    first token or two, characters of two answers no longer belong together.
-    """
-
-    name = EndpointTestName.SAMPLES
-    draws = 16
-    max_tokens = 4
-
-    @staticmethod
-    def missing(each: Capabilities) -> str | None:
-        return "gives empty answers" if each.greedy_repeats is None else None
-
-    def __init__(self, options: EndpointsOptions, capabilities: Mapping[str, Capabilities]) -> None:
-        super().__init__(options, capabilities)
-        self._rng = np.random.default_rng(options.seed)
-        self._labels = labellings(self.draws, self.draws, self._rng)
-        self._statistics: list[Any] = []
-
-    def _design(self) -> Design:
-        return Design(self.name, "squared MMD", RANK_CHANCE, 0.05, (-0.25, 0.25))
-
-    def parameters(self) -> dict[str, Any]:
-        return {}
-
-    def score(self, a: Answers, b: Answers, tokens: int) -> PromptScore | None:
-        texts = [each.whole_text for each in (*a, *b)]
-        if not any(texts):
-            return None
-        kernel = hamming_kernel(texts, _SAMPLED_CHARACTERS)
-        statistics = mmd_squared(kernel, self._labels)
-        self._statistics.append(statistics)
-        half = self.draws // 2
-        halves = labellings(half, half, self._rng)[:1]
-        noise = [float(mmd_squared(part, halves)[0]) for part in _diagonal_blocks(kernel, self.draws)]
-        return PromptScore(float(statistics[0]), noise[0], noise[1], rank_score(statistics), tokens)
-
-    def effect(self, scores: Sequence[PromptScore]) -> float | None:
-        """KL >= (L1 distance)^2 / 2 >= (L2 distance)^2 / 2 at each character (Pinsker), divided by the tokens."""
-        return max(0.0, float(np.mean([each.distance for each in scores]))) / 2 / self.max_tokens
-
-    def fixed_p(self, scores: Sequence[PromptScore]) -> float | None:
-        """Of the mean, with the labels permuted within each prompt."""
-        chosen = self._rng.integers(len(self._labels), size=(_PERMUTATIONS, len(scores)))
-        statistics = np.array(self._statistics[: len(scores)])
-        permuted = statistics[np.arange(len(scores)), chosen].mean(axis=1)
-        return permutation_p(float(statistics[:, 0].mean()), permuted)
-
-
-def _diagonal_blocks(kernel: Any, size: int) -> list[Any]:
-    return [kernel[:size, :size], kernel[size:, size:]]
+        return PromptScore(first / 2, float(a1 != a2), float(b1 != b2), tokens, order)
 
 
 def _shared_start(answers: Sequence[Sequence[str]]) -> int:

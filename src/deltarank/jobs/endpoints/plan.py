@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deltarank.divergence import PAIRING_CHANCE
 from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
@@ -122,8 +123,8 @@ def prompts_needed(design: Design, distance: float, alpha: float) -> int:
             distance * period if i % period == 0 else 0.0,
             0,
             0,
-            1.0 if distance and i % period == 0 else design.order_chance,
             0,
+            1.0 if distance and i % period == 0 else PAIRING_CHANCE,
         )
         for i in range(_MOST)
     ]
