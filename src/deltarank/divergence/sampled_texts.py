@@ -9,6 +9,8 @@ prompt, under every way to give out the labels:
   trained on them would see it (a sequential classifier two-sample test: Podkopaev and Ramdas 2023). It gathers what is
   alike at all prompts: a change of style.
 
+A third is the squared MMD of their first characters, with a Hamming kernel: what the answers begin with.
+
 If A and B answer alike, all labellings are equally probable, whatever the texts and the earlier prompts are. So a bet
 that multiplies its stake by exp(t z) / mean over labellings of exp(t z), z the statistic in standard deviations of its
 labellings, is fair.
@@ -33,6 +35,9 @@ TILTS = np.array([0.1, 0.25, 0.5, 1.0, 2.0])
 """Stakes: small ones gain from small differences over many prompts, large ones from large differences over few."""
 
 MOST_CHARACTERS = 1000
+_OPENING = 8
+"""Characters at the beginning; further on, those of two answers no longer belong together."""
+
 _BUCKETS = 2**16
 _END = "\0"
 """After each text, so that an empty one has a feature, too."""
@@ -89,7 +94,9 @@ class TextBets:
         both = (learned + _standardised(discrepancies)) / np.sqrt(2)
         auc = _auc(along, is_a[0] == 1) if self._direction.any() else None
         self._direction += features.T @ (is_a[0] / is_a[0].sum() - (1 - is_a[0]) / (1 - is_a[0]).sum())
-        return TextScore(discrepancies, np.concatenate([fair_bets(learned), fair_bets(both)]), kernel, auc)
+        opening = _standardised(mmd_squared(_hamming_kernel(texts), is_a))
+        bets = np.concatenate([fair_bets(each) for each in (learned, both, opening)])
+        return TextScore(discrepancies, bets, kernel, auc)
 
 
 def fair_bets(statistics: FloatArray) -> FloatArray:
@@ -110,6 +117,12 @@ def _features(texts: Sequence[str]) -> Any:
     for block in blocks:
         block.data = np.log1p(block.data)
     return sparse.hstack([normalize(block) for block in blocks]).tocsr()
+
+
+def _hamming_kernel(texts: Sequence[str]) -> FloatArray:
+    """The share of the first characters that are equal, (texts, texts); ends of text are padded."""
+    codes = np.array([[*map(ord, text[:_OPENING].ljust(_OPENING, _END))] for text in texts])
+    return np.asarray((codes[:, None] == codes[None]).mean(axis=2), np.float64)
 
 
 def _standardised(statistics: FloatArray) -> FloatArray:

@@ -37,7 +37,7 @@ class SampledTexts(PairTest):
         self._scores: list[TextScore] = []
 
     def _design(self) -> Design:
-        return Design(self.name, "squared MMD", 0.05, (-0.25, 0.25))
+        return Design(self.name, "squared MMD", 0.01, (-0.25, 0.25))
 
     def parameters(self) -> dict[str, Any]:
         return {}
