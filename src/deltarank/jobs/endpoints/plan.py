@@ -11,7 +11,8 @@ from deltarank.divergence import PAIRING_CHANCE
 from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
-from deltarank.jobs.endpoints.pair_tests import LADDER, NAMES, PairTest
+from deltarank.jobs.endpoints.pair_test import PairTest
+from deltarank.jobs.endpoints.pair_tests import LADDER, NAMES
 from deltarank.openai_api import EndpointRef
 from deltarank.results import (
     Capabilities,

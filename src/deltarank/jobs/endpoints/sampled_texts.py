@@ -50,8 +50,9 @@ class SampledTexts(PairTest):
         self._scores.append(found)
         half = self.draws // 2
         halves = labellings(half, self.draws - half, self._rng)[:1]
-        noise = [float(mmd_squared(part, halves)[0]) for part in _diagonal_blocks(found.kernel, self.draws)]
-        return PromptScore(float(found.discrepancies[0]), *noise, tokens=tokens, bets=tuple(found.bets))
+        noise_a, noise_b = (float(mmd_squared(part, halves)[0]) for part in _diagonal_blocks(found.kernel, self.draws))
+        distance = float(found.discrepancies[0])
+        return PromptScore(distance, noise_a, noise_b, tokens, bets=tuple(found.bets))
 
     def effect(self, scores: Sequence[PromptScore]) -> float | None:
         """From how well earlier prompts tell the texts apart.

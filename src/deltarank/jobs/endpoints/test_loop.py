@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deltarank.jobs.endpoints.asking import Asker
 from deltarank.jobs.endpoints.evidence import PromptScore, summarise_test
 from deltarank.jobs.endpoints.options import EndpointsOptions
-from deltarank.jobs.endpoints.pair_tests import PairTest
+from deltarank.jobs.endpoints.pair_test import PairTest
 from deltarank.jobs.endpoints.probe import SIDES
 from deltarank.jobs.endpoints.spending import BudgetSpentError
 from deltarank.openai_api import (
