@@ -288,7 +288,7 @@ def _interrupted(words: list[str], when: threading.Event) -> str:
         try:
             assert when.wait(300)
             child.send_signal(signal.SIGINT)
-            _, said = child.communicate(timeout=100)  # a request may take 120 seconds
+            _, said = child.communicate(timeout=60)  # a request may take 120 seconds
         finally:
             child.kill()
     assert child.returncode == 130, said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any
 
 from deltarank.errors import JobError
@@ -50,14 +50,15 @@ class Asker:
         self._keep = keep
         self._lock = threading.Lock()
         self._turns = {side: threading.Semaphore(concurrency) for side in clients}
-        self._pool = ThreadPoolExecutor(max(1, concurrency * len(clients)), "deltarank-ask")
+        # Its threads do not keep the process alive: after Ctrl-C, nobody waits for the answers to requests in flight.
+        self._pool = ThreadPool(max(1, concurrency * len(clients)))
         for (side, _), exchange in self._known.items():
             self._count(side, exchange, (0, 0))
 
     def close(self) -> None:
         for client in self._clients.values():
             client.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.terminate()
 
     @property
     def asked(self) -> Mapping[tuple[str, str], Exchange]:
@@ -90,11 +91,11 @@ class Asker:
 
     def ask_all(self, requests: Sequence[Request]) -> list[Exchange]:
         """Several at a time, started in this order. If one fails, the answers to the others are kept."""
-        futures = [self._pool.submit(self.ask, request) for request in requests]
-        errors = [error for future in futures if (error := future.exception()) is not None]
+        asked = [self._pool.apply_async(self.ask, (request,)) for request in requests]
+        errors = [error for each in asked if (error := _error_of(each)) is not None]
         if errors:
             raise next((each for each in errors if not isinstance(each, BudgetSpentError)), errors[0])
-        return [future.result() for future in futures]
+        return [each.get() for each in asked]
 
     def _send(self, request: Request) -> Exchange:
         spending = self._spending[request.side]
@@ -119,3 +120,13 @@ class Asker:
             at_most[0] if usage.prompt_tokens is None else usage.prompt_tokens,
             at_most[1] if usage.completion_tokens is None else usage.completion_tokens,
         )
+
+
+def _error_of(asked: AsyncResult[Exchange]) -> Exception | None:
+    """Waits for the end."""
+    asked.wait()
+    try:
+        asked.get()
+    except Exception as error:
+        return error
+    return None
