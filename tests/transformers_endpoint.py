@@ -76,11 +76,13 @@ def _bytes_of_letters() -> dict[str, int]:
     """The byte for each letter of a byte-level tokenizer, as the library `tokenizers` writes it."""
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     texts = map(chr, [*range(0xD800), *range(0x10000, 0x110000, 0x10000)])
-    return {
+    found = {
         letter: byte
         for text in texts
         for letter, byte in zip(level.pre_tokenize_str(text)[0][0], text.encode(), strict=True)
     }
+    # Bytes that are in no UTF-8 stand for themselves.
+    return found | {chr(byte): byte for byte in range(256) if byte not in found.values()}
 
 
 _LETTERS = _bytes_of_letters()

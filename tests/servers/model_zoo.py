@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Generator, Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -108,6 +109,14 @@ def write_family(name: str, folder: Path) -> Family:
         model.float()
         tokens.save_pretrained(folder / part)
     return Family(folder / "base", folder / "finetune", folder / "merged", model.config.vocab_size)
+
+
+def sharpen(checkpoint: Path, factor: float = 4.0) -> None:
+    """Multiplies the output head: a random model predicts all tokens alike, and lists of 20 would hold little."""
+    file = checkpoint / "model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.weight"] *= factor
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def _load(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:

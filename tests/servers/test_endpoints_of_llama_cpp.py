@@ -8,17 +8,13 @@ from pathlib import Path
 
 import pytest
 from llama_cpp import LlamaCpp
-from model_zoo import write_family
+from model_zoo import sharpen, write_family
 from openai_server import MODEL, serve_gguf
-from safetensors.torch import load_file, save_file
 
 from commands import RunCommand
 from deltarank.results import EndpointResults
 
 pytestmark = pytest.mark.servers
-
-SHARPER = 4.0
-"""A random model predicts all tokens alike. Its head times this has most of the probability in a list of 20."""
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +24,13 @@ def addresses(llama_cpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> 
     family = write_family("llama", folder)
     models = {}
     for name, checkpoint in (("base", family.base), ("finetune", family.finetune)):
-        _sharpen(checkpoint / "model.safetensors")
+        sharpen(checkpoint)
         converted = llama_cpp.convert_model(checkpoint, folder / f"{name}.gguf")
         assert not converted.failed, converted.log
         models[name] = folder / f"{name}.gguf"
     with ExitStack() as servers:
         served = {"base": models["base"], "again": models["base"], "finetune": models["finetune"]}
         yield {name: servers.enter_context(serve_gguf(model, folder / f"{name}.log")) for name, model in served.items()}
-
-
-def _sharpen(file: Path) -> None:
-    weights = load_file(file)
-    weights["lm_head.weight"] *= SHARPER
-    save_file(weights, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("api", ["--completions", "--chat"])

@@ -10,17 +10,13 @@ from pathlib import Path
 
 import pytest
 from llama_cpp import LlamaCpp
-from model_zoo import Family, write_family
+from model_zoo import Family, sharpen, write_family
 from openai_server import MODEL, serve_gguf
-from safetensors.torch import load_file, save_file
 
 import deltarank
 from commands import RunCommand
 
 pytestmark = pytest.mark.servers
-
-SHARPER = 4.0
-"""A random model predicts all tokens alike. Its head times this has most of the probability in a list of 20."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ def running(llama_cpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("live")
     family = write_family("llama", folder)
     for checkpoint in (family.base, family.finetune, family.merged):
-        _sharpen(checkpoint / "model.safetensors")
+        sharpen(checkpoint)
     base = folder / "base.gguf"
     assert not llama_cpp.convert_model(family.base, base).failed
     adapters = {"adapter": family.merged, "neither": family.finetune}
@@ -54,12 +50,6 @@ def running(llama_cpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> It
 
 def _extract(base: Path, finetune: Path, adapter: Path) -> None:
     deltarank.extract(base, finetune, output=adapter, rank=8, server="llama.cpp")
-
-
-def _sharpen(file: Path) -> None:
-    weights = load_file(file)
-    weights["lm_head.weight"] *= SHARPER
-    save_file(weights, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("verdict", ["adapter", "base", "neither"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from llama_cpp import LlamaCpp
+from model_zoo import sharpen, write_family
 from openai_server import MODEL, serve_gguf
 
 import deltarank
@@ -16,10 +16,6 @@ from commands import RunCommand
 from deltarank.results import EndpointResults
 from fake_endpoint import FakeEndpoint, serving
 from transformers_endpoint import serves
-
-sys.path.append(str(Path(__file__).parents[1] / "end_to_end"))
-
-from trained_pair import write_models
 
 pytestmark = pytest.mark.servers
 
@@ -29,8 +25,11 @@ RANK = 2
 @pytest.fixture(scope="module")
 def addresses(llama_cpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The finetune and its LoRA on the base, both in llama.cpp; and the finetune in transformers."""
-    folder = write_models(tmp_path_factory.mktemp("trained"))
-    base, finetune = folder / "base", folder / "finetune"
+    folder = tmp_path_factory.mktemp("lora")
+    family = write_family("llama", folder)
+    base, finetune = family.base, family.finetune
+    for checkpoint in (base, finetune):
+        sharpen(checkpoint)
     deltarank.extract(base, finetune, output=folder / "lora", rank=RANK, server="llama.cpp")
     for done in (
         llama_cpp.convert_model(base, folder / "base.gguf"),
