@@ -41,7 +41,7 @@ class PromptScore:
     distance     between A and B; `noise_a` between two answers of A, `noise_b` of B
     tokens       of prompts and answers
     order        the score of the labels, with expectation `PAIRING_CHANCE` if they mean nothing
-    bets         in its place: the logarithms of what fair bets on the labels multiply their stakes by
+    label_bets   in its place: the logarithms of what fair bets on the labels multiply their stakes by
     unseen       probability on tokens that the lists do not share
     certainty    the probability of the most probable token
     bets_a       on the tokens of A at the odds of its lists (`divergence.log_bets`); `bets_b` of B
@@ -52,7 +52,7 @@ class PromptScore:
     noise_b: float
     tokens: int
     order: float = PAIRING_CHANCE
-    bets: tuple[float, ...] = ()
+    label_bets: tuple[float, ...] = ()
     unseen: float | None = None
     certainty: float | None = None
     bets_a: FloatArray | None = None
@@ -72,8 +72,8 @@ class Design:
 
     def log_e_different(self, scores: Sequence[PromptScore]) -> FloatArray:
         """After each prompt, (prompts,)."""
-        if scores and scores[0].bets:
-            order = log_wealth(np.array([each.bets for each in scores]))
+        if scores and scores[0].label_bets:
+            order = log_wealth(np.array([each.label_bets for each in scores]))
         else:
             order = log_e_values([each.order for each in scores], PAIRING_CHANCE)
         if self.tolerance is None:

@@ -52,7 +52,7 @@ class SampledTexts(PairTest):
         halves = labellings(half, self.draws - half, self._rng)[:1]
         noise_a, noise_b = (float(mmd_squared(part, halves)[0]) for part in _diagonal_blocks(found.kernel, self.draws))
         distance = float(found.discrepancies[0])
-        return PromptScore(distance, noise_a, noise_b, tokens, bets=tuple(found.bets))
+        return PromptScore(distance, noise_a, noise_b, tokens, label_bets=tuple(found.bets))
 
     def effect(self, scores: Sequence[PromptScore]) -> float | None:
         """From how well earlier prompts tell the texts apart.
