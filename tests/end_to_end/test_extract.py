@@ -646,7 +646,12 @@ def test_the_command_prints_json(extract: RunCommand, tmp_path: Path) -> None:
         (["-r", "33", "--server", "peft"], 2, "no matrix here has a rank above 32"),
         (["-r", "8,16"], 2, "'8,16' is not a rank"),
         (["-r", "auto"], 2, "--max-error"),
-        (["-r", "8", "--include", "*norm*"], 1, "There is nothing to extract: a portable adapter leaves out norms."),
+        (
+            ["-r", "8", "--include", "*lm_head*"],
+            1,
+            "There is nothing to extract: a portable adapter leaves out lm_head.",
+        ),
+        (["-r", "8", "--include", "*norm*"], 1, "tensors outside linear layers, which a LoRA cannot represent"),
         (["-r", "8", "--exclude", "*"], 1, "No matrix is left to measure"),
     ],
 )

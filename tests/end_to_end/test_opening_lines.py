@@ -109,6 +109,24 @@ def test_the_embedding_is_named_if_it_is_the_limit(tmp_path: Path, tied: bool) -
     assert line in " ".join(terminal_summary(results).split())
 
 
+def test_what_is_included_is_not_called_part_of_a_lora(tmp_path: Path) -> None:
+    """Norms are never measured as matrices; of a head, the first sentence says that portable adapters lack it."""
+    base = base_weights()
+    tuned = {name: w + 0.01 * torch.randn(w.shape, generator=torch.manual_seed(1)) for name, w in base.items()}
+    paths = [write(tmp_path / name, each, dtype=torch.float32) for name, each in (("base", base), ("tuned", tuned))]
+    results = deltarank.compare(*paths, ranks=RANKS, include=["*"])
+    text = " ".join(results.verdict.sentences)
+    energy = {name: float((tuned[name] - base[name]).double().square().sum()) for name in base}
+    included = [name for name in energy if "embed" in name or "lm_head" in name]
+    share = sum(energy[name] for name in included) / sum(energy.values())
+
+    assert all(min(matrix.shape) > 1 for matrix in results.matrices)
+    assert "A LoRA can carry" not in text
+    assert "which a portable adapter leaves out." in results.verdict.sentences[0]
+    assert "which a portable adapter leaves out." in " ".join(terminal_summary(results).split())
+    assert f"included by name here ({100 * share:.0f} % of the change that was read); " in results.verdict.opening[2]
+
+
 def test_where_outputs_were_measured_the_lines_are_about_behaviour(tmp_path: Path) -> None:
     results, _ = trained_embedding(tmp_path, tied=True)
     measured = with_outputs(results, behaviour({2: 0.8, 8: 0.925, 16: 0.93, None: 0.93}))

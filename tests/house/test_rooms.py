@@ -35,7 +35,7 @@ RULES = {
     "errors": rule(""),
     "system": rule("errors"),
     "tensor_names": rule(""),
-    "results": rule("errors system", "msgspec"),
+    "results": rule("errors system tensor_names", "msgspec"),
     "spectra": rule("errors results system", "torch numpy scipy"),
     # gguf: its table of names and its decoding of ggml's types, once a GGUF file is opened
     "checkpoints": rule("errors results system tensor_names", "torch numpy huggingface_hub hf_xet safetensors gguf"),

@@ -35,7 +35,7 @@ from deltarank.results.calibration import (
     WeightPlacement,
     frozen_sentence,
 )
-from deltarank.results.change_share import NEARLY_WHOLE, change_in_words, measured_share
+from deltarank.results.change_share import NEARLY_WHOLE, IncludedByName, change_in_words, measured_share
 from deltarank.results.codec import (
     Count,
     Energy,
@@ -220,6 +220,7 @@ __all__ = [
     "Identification",
     "IdentificationPoint",
     "IgnoredTensor",
+    "IncludedByName",
     "Interval",
     "KeyPair",
     "Kinship",

@@ -17,7 +17,7 @@ _MAX_NAME_LENGTH = 200
 
 
 class Choice(Enum):
-    """A requested tensor is measured even if it is a vector or an embedding."""
+    """A requested matrix is measured even if it is an embedding or an output head."""
 
     EXCLUDED = "excluded"
     DEFAULT = "default"

@@ -46,7 +46,7 @@ def pair_checkpoints(
 
     Measured by default: every matrix of two dimensions, and every slice of a stack of matrices (fused experts), that
     is plain or decoded on both sides in one shape. Embeddings, the output head, vectors and convolutions are only
-    summed. With `include`, tensors that match a glob are measured, including embeddings, heads and vectors (as 1 x n),
+    summed. With `include`, tensors that match a glob are measured, including embeddings and heads (vectors are summed),
     and the rest is not read. `exclude` wins.
 
     Every tensor of either side is in `pairs` (a stack as its slices), in `summed` or in `skipped`; a vocabulary of
@@ -82,7 +82,7 @@ def pair_checkpoints(
             builder.add_unmatched(*each)
     selection.refuse_unmatched([*base.tensors, *finetune.tensors], matcher.modules)
     if not builder.pairs:
-        refuse_empty(builder.skipped, selected=bool(include or exclude))
+        refuse_empty([*builder.summed, *builder.skipped], selected=bool(include or exclude))
     locations = matcher.base_locations, matcher.finetune_locations
     notes = [
         *matches.notes,
@@ -248,7 +248,7 @@ class _PairingBuilder:
             self._skip_extra_rows(match)
         if match.is_stack:
             self._add_slices(match)
-        elif (reason := _why_only_summed(match)) is None or (requested and len(shape) <= 2):
+        elif (reason := _why_only_summed(match)) is None or (requested and len(shape) == 2):
             self._add_pair(match, match.name, shape)
         else:
             self.summed.append(SummedTensor(match.name, *reason, shape, *self._pieces(match, shape)))
@@ -303,7 +303,7 @@ def _obstacle(match: _Match) -> tuple[Outcome, str] | None:
 
 
 def _why_only_summed(match: _Match) -> tuple[Outcome, str] | None:
-    """Why a tensor is only summed unless it was requested; None if it is measured."""
+    """Why a tensor is only summed, unless it is a matrix and was requested; None if it is measured."""
     dimension_count = len(match.finetune.shape)
     if match.tie:
         return Outcome.TIED, match.tie

@@ -10,6 +10,7 @@ from deltarank.checkpoints.escape import dimensions, quoted
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.pairing.name_matches import NameMatches, several_copies
 from deltarank.checkpoints.pairing.notes import quantised_sides
+from deltarank.checkpoints.pieces import SummedTensor
 from deltarank.errors import PairingError
 from deltarank.results import Outcome, Skipped, count
 
@@ -138,7 +139,7 @@ def _wrong_base(shapes: Shapes, differing: Sequence[str]) -> PairingError:
     )
 
 
-def refuse_empty(skipped: Iterable[Skipped], *, selected: bool) -> None:
+def refuse_empty(skipped: Iterable[Skipped | SummedTensor], *, selected: bool) -> None:
     """To be called if no matrix is left to measure.
 
     Raises:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deltarank.jobs.compare.rank_needed import kept_by_rank
-from deltarank.results import TIED_EMBEDDING, Loss, Outcome, Outputs, Skipped, listing, percent
+from deltarank.results import TIED_EMBEDDING, IncludedByName, Loss, Outcome, Outputs, Skipped, listing, percent
 
 SMALL = 0.005
 """A smaller share of the change is stated without names."""
@@ -29,15 +29,18 @@ class LeftOutOfLora:
 
     changed     those that differ
     unread      those whose change is not known
+    included    matrices that were measured because they were named, and that a portable adapter leaves out
     """
 
     changed: tuple[Skipped, ...]
     unread: tuple[Skipped, ...]
+    included: IncludedByName = field(default_factory=IncludedByName)
 
     @classmethod
-    def of(cls, skipped: Sequence[Skipped]) -> LeftOutOfLora:
+    def of(cls, skipped: Sequence[Skipped], included: IncludedByName) -> LeftOutOfLora:
         changed = tuple(sorted((s for s in skipped if s.energy), key=lambda s: -(s.share or 0.0)))
-        return cls(changed, tuple(s for s in skipped if s.energy is None and s.outcome is not Outcome.DUPLICATE))
+        unread = tuple(s for s in skipped if s.energy is None and s.outcome is not Outcome.DUPLICATE)
+        return cls(changed, unread, included)
 
     @property
     def share(self) -> float:
@@ -46,6 +49,8 @@ class LeftOutOfLora:
 
     def sentence(self, loss: Loss, outputs: Outputs | None) -> str:
         """At the rank of the headline, whose loss in the weights this is."""
+        if self.included.names:
+            return self._with_included()
         if not self.changed and self.unread:
             return "A LoRA can carry all of the change that was found: no other tensor that was read changed."
         if not self.changed:
@@ -56,6 +61,15 @@ class LeftOutOfLora:
             return self._limit(outputs)
         at_most = f"; {words}" if (words := self._at_most(outputs)) else ""
         return f"A LoRA on the measured matrices leaves out the rest: {self.elsewhere}{self._most_of_it()}{at_most}."
+
+    def _with_included(self) -> str:
+        share = percent((1 - self.share) * self.included.share)
+        rest = f"; {self.elsewhere}" if self.changed else ""
+        are = "was" if len(self.included.names) == 1 else "were"
+        return (
+            f"A portable adapter leaves out {self.included.listed}, which {are} included by name here "
+            f"({share} of the change that was read){rest}."
+        )
 
     @property
     def elsewhere(self) -> str:

@@ -13,6 +13,7 @@ from deltarank.results import (
     ALL_ELSEWHERE,
     OPENED_KINDS,
     AddedAdapter,
+    IncludedByName,
     Loss,
     MatrixResult,
     Outcome,
@@ -69,8 +70,10 @@ def judge(
         headline = f"{name} can be compared with this base only in part{unpaired.remark()}: {unlike.sentence}"
         return Verdict(VerdictKind.UNRELATED, (headline, *_unmeasured(matrices)))
     loss = whole.loss(_headline_rank(matrices, whole, outputs))
-    left_out = LeftOutOfLora.of(skipped)
-    sentences = [*_headline(kind, loss, whole, unpaired, name, share=measured_share(skipped))]
+    included = IncludedByName.of(matrices)
+    left_out = LeftOutOfLora.of(skipped, included)
+    share = measured_share(skipped)
+    sentences = [*_headline(kind, loss, whole, unpaired, name, share=share, change=change_in_words(share, included))]
     if kind in OPENED_KINDS:
         needed = RankNeeded.of(matrices, whole)
         by_outputs = [*by_behaviour(outputs)] if outputs else []
@@ -111,9 +114,9 @@ def _kind(
 
 
 def _headline(
-    kind: VerdictKind, loss: Loss, whole: Total, unpaired: Unpaired, name: str, *, share: float
+    kind: VerdictKind, loss: Loss, whole: Total, unpaired: Unpaired, name: str, *, share: float, change: str
 ) -> Iterator[str]:
-    """`share` is that of the whole change in the measured matrices."""
+    """`share` is that of the whole change in the measured matrices; `change`, what is kept of it, in words."""
     if kind is VerdictKind.UNKNOWN:
         yield f"{name} has {unpaired.no_change_in(whole.matrices)}."
         return
@@ -132,7 +135,7 @@ def _headline(
         )
         return
     kept, remark = unpaired.kept(loss.energy_lost), unpaired.remark(loss.energy_lost)
-    yield f"As a rank-{loss.rank} LoRA, {name} keeps {kept} of {change_in_words(share)}{remark}."
+    yield f"As a rank-{loss.rank} LoRA, {name} keeps {kept} of {change}{remark}."
 
 
 def _adapter(ranks: Sequence[int]) -> str:

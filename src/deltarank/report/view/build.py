@@ -15,6 +15,7 @@ from deltarank.report.view.provenance import left_out_groups, provenance_of
 from deltarank.report.view.tables import energy_table, outputs_of_runs_table, weights_of_runs_table
 from deltarank.results import (
     SERVABLE_RANKS,
+    IncludedByName,
     Loss,
     Results,
     VerdictKind,
@@ -110,6 +111,7 @@ def _run_view(run: Results, label: str, axes: PageAxes) -> RunView:
         sentences=tuple(escape(sentence) for sentence in run.verdict.sentences),
         losses=losses,
         measured_share=measured_share(run.skipped),
+        included=escape(IncludedByName.of(run.matrices).remark),
         noise=tuple(noise_shares(run.matrices, rank) if rank in by_rank else None for rank in axes.ranks),
         matrices_measured=whole.matrices,
         energy=whole.energy,

@@ -78,7 +78,8 @@ def _weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) ->
         return (_range_of(rank, len(losses), ends, f"{_change_of(runs)}{rest}"),)
     if len(runs) == 1:
         kept, rest = runs[0].unpaired.kept(losses[0].energy_lost), runs[0].unpaired.remark(losses[0].energy_lost)
-        return _each_keeps(rank, [(runs[0], kept)], unbroken(f"{change_in_words(runs[0].measured_share)}{rest}"))
+        change = unbroken(f"{change_in_words(runs[0].measured_share)}{runs[0].included}{rest}")
+        return _each_keeps(rank, [(runs[0], kept)], change)
     shares = ((run, _kept(run, loss)) for run in runs if (loss := run.losses[rank_index]) is not None)
     unknown = [run for run in runs if run.losses[rank_index] is None]
     tail = (Phrase(" "), *_names(unknown), Phrase(": not measured at this rank.")) if unknown else ()
@@ -87,6 +88,8 @@ def _weights_headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) ->
 
 def _change_of(runs: Sequence[RunView]) -> str:
     is_whole = all(run.measured_share >= NEARLY_WHOLE for run in runs)
+    if any(run.included for run in runs):
+        return "the change in the matrices that were measured, counting some that a portable adapter leaves out"
     return "the change in the weights" if is_whole else "the change in the matrices that were measured"
 
 

@@ -96,8 +96,9 @@ class MatrixRow:
 class RunView:
     """One run. `label` is unique on the page; `losses` and `noise` have an item for each rank of the page.
 
-    `measured_share` is the share of the whole change that the measured matrices hold. `opening` are the lines under the
-    headline; `sentences` the whole verdict.
+    `measured_share` is the share of the whole change that the measured matrices hold, and `included` those of them that
+    belong to no linear layer, as the end of a sentence. `opening` are the lines under the headline; `sentences` the
+    whole verdict.
     """
 
     label: str
@@ -108,6 +109,7 @@ class RunView:
     sentences: tuple[str, ...]
     losses: tuple[Loss | None, ...]
     measured_share: float
+    included: str
     noise: tuple[NoiseShares | None, ...]
     matrices_measured: int
     energy: float
