@@ -125,7 +125,11 @@ def test_a_message_is_explained_by_the_name_at_its_end(run: RunCommand, base: Pa
     assert "**Cure.** " in done.out
     page = (Path(__file__).parents[2] / "docs" / "messages.md").read_text()
     assert done.out.strip() in page.split(f"## {name}\n")[1]
-    assert "There is no message 'wrong-bse'. Did you mean 'wrong-base'" in run("explain", "wrong-bse").err
+    assert "There is no message or term 'wrong-bse'. Did you mean 'wrong-base'" in run("explain", "wrong-bse").err
+    for term in ("energy", "LoRA", "finetune"):
+        entry = run("explain", term)
+        assert entry.code == 0
+        assert term.casefold() in entry.out.splitlines()[0].casefold()
     assert run("explain").out.split() == re.findall(r"^## (\S+)$", page, re.MULTILINE)
 
 

@@ -155,6 +155,7 @@ def test_a_fleet_without_outputs_is_kept_though_no_limit_on_them_can_be_planned(
     assert done.code == 2
     assert "no finetune has outputs" in done.err
     assert "deltarank outputs" in done.err
+    assert "repeat this command" in done.err
     assert [each.name for each in Fleet.load(tmp_path / "f").measured] == ["one"]
 
 
@@ -175,3 +176,15 @@ def test_sizes_of_memory(models: Path, tmp_path: Path, command: RunCommand, text
     plan = Fleet.load(tmp_path / "fleet").plan
     assert plan is not None
     assert plan.gpu_memory == size
+
+
+def test_what_slots_cost_more_than_the_models_is_said(models: Path, tmp_path: Path, command: RunCommand) -> None:
+    words = ("fleet", models / "base", models / "ft" / "lora", "--ranks", "8,512", "-q", "--no-report")
+    command(*words, "--max-error", "0.5", "--gpu-memory", "1GB", "-o", tmp_path / "fleet")
+    plan = Fleet.load(tmp_path / "fleet").plan
+    assert plan is not None
+    text = " ".join(plan.sentences)
+    dear = [each.rank for each in plan.costs if not each.as_loras]
+
+    assert dear
+    assert f" {dear[-1]}, no finetune is served as a LoRA: the base and its slots take more memory" in text

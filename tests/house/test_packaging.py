@@ -66,7 +66,12 @@ def test_the_wheel_has_what_is_read_at_run_time_and_no_tests(wheel: Path) -> Non
         names = set(archive.namelist())
     data = {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src").rglob("*") if _is_data(p)}
 
-    assert {"deltarank/messages.md", "deltarank/py.typed", "deltarank/servers/servers.json"} <= names
+    assert {
+        "deltarank/messages.md",
+        "deltarank/glossary.md",
+        "deltarank/py.typed",
+        "deltarank/servers/servers.json",
+    } <= names
     assert data <= names
     assert {name.split("/")[0] for name in names} == {"deltarank", f"deltarank-{PROJECT['version']}.dist-info"}
 

@@ -1,7 +1,8 @@
-"""`deltarank explain`: what a message means and what to do about it."""
+"""`deltarank explain`: what a message means and what to do about it, or what a term of the glossary means."""
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,35 +15,42 @@ from deltarank.system import did_you_mean, near_names
 
 MESSAGES_PAGE = f"{DOCUMENTATION}/messages.md"
 
+_ENTRY = re.compile(r"\*\*([^*]+)\.\*\*\s")
+
 
 def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in _pages() if name.startswith(incomplete)]
+    return [name for name in (*_pages(), *_terms()) if name.startswith(incomplete)]
 
 
 @click.command(
     cls=Command,
-    short_help="Explain a message by its name.",
-    arguments={"slug": "The name at the end of a message, such as `no-servable-rank`.  [default: list all names]"},
+    short_help="Explain a message or a term by its name.",
+    arguments={"slug": "The name at the end of a message, such as `no-servable-rank`, or a term.  [default: list all]"},
     examples=[
         ("What does this message mean?", "deltarank explain no-servable-rank"),
+        ("What does this term mean?", "deltarank explain energy"),
     ],
 )
 @click.argument("slug", required=False, metavar="[NAME]", shell_complete=_complete)
 def explain(slug: str | None) -> None:
     """Explain the message with this NAME, which is at its end: what it means, why, and what to do.
 
+    NAME may also be a term of the glossary.
+
     Without NAME, print the names of all messages.
     """
-    pages = _pages()
+    pages, terms = _pages(), _terms()
     if slug is None:
         out("\n".join(pages))
     elif slug in pages:
         out(pages[slug])
+    elif slug.casefold() in terms:
+        out(terms[slug.casefold()])
     else:
-        near = near_names(slug, pages, cutoff=0.5)
+        near = near_names(slug, [*pages, *terms], cutoff=0.5)
         raise UsageError(
-            f"There is no message {slug!r}.{did_you_mean(near)}",
-            cure="`deltarank explain` prints all names.",
+            f"There is no message or term {slug!r}.{did_you_mean(near)}",
+            cure=f"`deltarank explain` prints the names of messages; the terms are in {DOCUMENTATION}/glossary.md.",
             slug="no-such-message",
         )
 
@@ -54,13 +62,20 @@ def further_help(slug: str) -> str:
 
 def _pages() -> dict[str, str]:
     """The sections of docs/messages.md by name, in their order."""
-    _, *sections = _text().split("\n## ")
+    _, *sections = _text("messages.md").split("\n## ")
     return {title: body.strip() for title, _, body in (each.partition("\n") for each in sections)}
 
 
-def _text() -> str:
+def _terms() -> dict[str, str]:
+    """The entries of docs/glossary.md by term, in lower case. An entry "**base, finetune.** ..." has two."""
+    entries = _text("glossary.md").split("\n\n")
+    found = [(match[1], each.strip()) for each in entries if (match := _ENTRY.match(each))]
+    return {name.strip().casefold(): entry for names, entry in found for name in names.split(",")}
+
+
+def _text(page: str) -> str:
     """The page is packaged with the library; an editable install reads it where it is written."""
-    packaged = files("deltarank") / "messages.md"
+    packaged = files("deltarank") / page
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).parents[3] / "docs" / "messages.md").read_text(encoding="utf-8")
+    return (Path(__file__).parents[3] / "docs" / page).read_text(encoding="utf-8")

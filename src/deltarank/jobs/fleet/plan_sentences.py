@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deltarank.results import PlanMeasure, RankCost, RankPlan, count, escape, figure, listing, shorten, size
+from deltarank.results import PlanMeasure, RankCost, RankPlan, count, escape, figure, listing, percent, shorten, size
 
 MOST_NAMED = 5
+
+VLLM_UTILISATION = 0.92
+"""The share of the memory of a GPU that vLLM uses by default."""
 
 NOT_COUNTED = (
     "Counted are the weights as they are stored and vLLM's LoRA slots (tensor parallel size {gpus}, 2 bytes a "
@@ -91,11 +94,8 @@ def _details(plan: RankPlan, foreign: Sequence[str]) -> Iterator[str]:
         own = f", own weights {size(cost.own_bytes)}" if cost.own_bytes else ""
         yield f"The base takes {size(plan.base_bytes)}, {_slots_take(cost)}{own}."
     if cost and plan.gpu_memory is not None:
-        left = size(plan.gpu_memory - cost.server_bytes)
-        yield (
-            f"The base and its slots take {size(cost.server_bytes)} of {size(plan.gpu_memory)}; {left} are left for "
-            "the KV cache and activations."
-        )
+        yield _what_is_left(plan.gpu_memory, cost.server_bytes)
+    yield from _dear_ranks(plan)
     if over := [need.name for need in plan.finetunes if need.rank is None and need.name not in foreign]:
         yield f"No rank that was measured keeps {_listed(over)} within the limit."
     if cost and (dear := [n.name for n in plan.finetunes if n.rank is not None and n.served_as is None]):
@@ -112,6 +112,25 @@ def _slots_take(cost: RankCost) -> str:
     if cost.slots == 1:
         return f"the slot {size(cost.slot_bytes)}"
     return f"{cost.slots:,} slots of {size(cost.slot_bytes)} each take {size(cost.slots * cost.slot_bytes)}"
+
+
+def _dear_ranks(plan: RankPlan) -> Iterator[str]:
+    """The ranks within the limit at which own weights cost less."""
+    if ranks := [str(each.rank) for each in plan.costs if each.within and not each.as_loras]:
+        memory = " or do not fit" if plan.gpu_memory is not None else ""
+        yield (
+            f"At {'rank' if len(ranks) == 1 else 'ranks'} {listing(ranks, most=MOST_NAMED)}, no finetune is served as "
+            f"a LoRA: the base and its slots take more memory than own weights{memory}."
+        )
+
+
+def _what_is_left(memory: int, taken: int) -> str:
+    left = int(VLLM_UTILISATION * memory) - taken
+    return (
+        f"The base and its slots take {size(taken)} of {size(memory)}. Of these, vLLM uses {percent(VLLM_UTILISATION)} "
+        f"by default (--gpu-memory-utilization), which leaves {size(left) if left > 0 else 'nothing'} for the KV cache "
+        "and activations."
+    )
 
 
 def _of_what(measure: PlanMeasure) -> str:

@@ -154,7 +154,8 @@ def _nothing_to_plan(measure: PlanMeasure) -> UsageError:
         return _bad("There is nothing to plan: no finetune was measured.")
     return UsageError(
         "There is nothing to plan: no finetune has outputs on its run.",
-        cure="Run `deltarank outputs BASE FINETUNE -o FLEET/NAME` on the runs of the fleet, or plan with --max-error.",
+        cure="Run `deltarank outputs BASE FINETUNE -o FLEET/NAME` for each finetune, and repeat this command; or plan "
+        "with --max-error.",
         slug="bad-plan",
     )
 
