@@ -247,8 +247,15 @@ def test_another_tokenizer_is_an_error(models: Path, ask: Ask) -> None:
 
 def test_the_tokens_that_it_takes_are_said_before_anything_is_sent(models: Path, ask: Ask, tmp_path: Path) -> None:
     done = ask("tiny@http://127.0.0.1:9/v1", "--dry-run", "--ranks", "8", "--yardstick", "q8_0")
+    prices = ("--price-in", 1, "--price-out", 2)
+    near = ask("tiny@http://127.0.0.1:9/v1", "--dry-run", "--yardstick", "q8_0", "--tolerance", 0.1, *prices)
 
     assert done.code == 0
+    assert "with the probe, 1,040 requests, about 111," in done.out
+    assert "cost unknown without --price-in" in done.out
+    assert "a cost of " in near.out
+    assert "in the unit of your prices" in " ".join(near.out.split())
+    assert "will probably not be told apart" in near.out
     assert "rank 8: about" in done.out
     assert "q8_0: about" in done.out
     assert "Nothing was sent" in done.out

@@ -5,3 +5,6 @@ ANSWER_TOKENS = 48
 
 ROUNDS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Answers after which the models are run again, and the evidence is looked at."""
+
+MOST_TOKENS = ANSWER_TOKENS * ROUNDS[-1]
+"""Of all answers of an endpoint together."""

@@ -122,7 +122,7 @@ def plan_endpoints(
         tempfile.TemporaryDirectory() as folder,
         open_weights(known, Path(folder), progress or ProgressListener()) as models,
     ):
-        candidates = () if models is None else tuple(models.plan_lines(options.alpha))
+        candidates = () if models is None else tuple(models.plan_lines(options.alpha, options.tolerance))
     return EndpointsPlan(refs["a"], refs.get("b"), options, Caps(**caps), candidates)
 
 

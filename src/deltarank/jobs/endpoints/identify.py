@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
+from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, MOST_TOKENS, ROUNDS
 from deltarank.jobs.endpoints.asking import Asker
 from deltarank.jobs.endpoints.identification_evidence import CandidateName, EndpointEvidence
 from deltarank.jobs.endpoints.identification_verdict import identification_sentences
@@ -165,7 +165,7 @@ class Identifier:
 
     def _hopeless(self, needed: float) -> str | None:
         """Why to ask no more where what is left is too alike."""
-        if needed <= ROUNDS[-1] * ANSWER_TOKENS:
+        if needed <= MOST_TOKENS:
             return None
         amount = (
             f"that takes about {figure(math.ceil(needed))} tokens"

@@ -23,6 +23,7 @@ from deltarank.divergence import (
     tokens_needed,
 )
 from deltarank.errors import JobError
+from deltarank.jobs.endpoints.answer_rounds import MOST_TOKENS
 from deltarank.jobs.endpoints.sampled_answer import SampledAnswer
 from deltarank.jobs.outputs import LoadedModel, ServedModels
 from deltarank.models import Head, ServedTokens, Window, batch_windows, end_ids
@@ -137,22 +138,27 @@ class KnownModels:
         answers = [SampledAnswer(tuple(ids[:8]), tuple(ids[8:]), False) for ids in encoded if len(ids) > 8]
         return self.score([each for each in answers if self.can_score(each)], keep=True).klds()
 
-    def plan_lines(self, alpha: float) -> list[str]:
-        """How many tokens tell each candidate from the one that is hardest to tell from it, on built-in texts."""
+    def plan_lines(self, alpha: float, tolerance: float) -> list[str]:
+        """How many tokens tell each candidate from the one that is hardest to tell from it, on built-in texts.
+
+        Args:
+            tolerance: nats per token up to which listed log-probabilities tell nothing.
+        """
         memory = self._served.memory
         how = "streamed from its files" if memory.must_stream else f"about {size(memory.whole_model)} of memory"
         return [
             f"{len(self.names)} candidates, one in memory at a time ({how}).",
             "Tokens of sampled text that tell each from its nearest, ln(1/alpha) / KLD on built-in texts:",
-            *(f"  {name}: {self._to_tell(i, alpha)}" for i, name in enumerate(self.names)),
+            *(f"  {name}: {self._to_tell(i, alpha, tolerance)}" for i, name in enumerate(self.names)),
         ]
 
-    def _to_tell(self, i: int, alpha: float) -> str:
+    def _to_tell(self, i: int, alpha: float, tolerance: float) -> str:
         nearest, kld, needed = neighbour(self.klds_on_passages, i, alpha)
         if nearest is None or needed is None:
             return "-"
         amount = f"about {figure(math.ceil(needed))} tokens" if math.isfinite(needed) else "no number of tokens"
-        return f"{amount} from {self.names[nearest]} ({figure(kld)} nats per token apart)"
+        apart = f"{figure(kld)} nats per token apart{_untold(kld, needed, tolerance)}"
+        return f"{amount} from {self.names[nearest]} ({apart})"
 
     def score(self, answers: Sequence[SampledAnswer], *, keep: bool = False) -> Passing:
         """One pass over the models.
@@ -215,6 +221,16 @@ class KnownModels:
             raise tokenizer_differs(
                 f"{percent(min(unknown, 1.0))} of the probability that it lists is on texts that are no token of it"
             )
+
+
+def _untold(kld: float | None, needed: float, tolerance: float) -> str:
+    """What this run will not tell apart, as the end of a sentence."""
+    by_text, by_lists = needed > MOST_TOKENS, kld is not None and kld <= tolerance
+    if by_text and by_lists:
+        return ": will probably not be told apart"
+    if by_text:
+        return ": will probably not be told apart by text alone"
+    return ": will probably not be told apart by lists" if by_lists else ""
 
 
 def tokenizer_differs(reason: str) -> JobError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deltarank.divergence import PAIRING_CHANCE
-from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
+from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, MOST_TOKENS, ROUNDS
 from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
 from deltarank.jobs.endpoints.pair_test import PairTest
@@ -33,6 +33,9 @@ _PROBE_ANSWER_TOKENS = 7 * 16 + 9
 _PROBE_TOKENS = PROBE_REQUESTS * _PROMPT_TOKENS + _PROBE_ANSWER_TOKENS
 _SHOWN_DISTANCES = (0.01, 0.03)
 _MOST = 400
+
+_UNKNOWN_COST = "cost unknown without --price-in and --price-out"
+_UNIT = ", in the unit of your prices"
 
 _ALL = Capabilities(EndpointApi.COMPLETIONS, top_logprobs=20, prompt_logprobs=PromptLogprobs.ECHO, greedy_repeats=True)
 
@@ -61,16 +64,36 @@ class EndpointsPlan(ShownAsLines):
             yield from (f"B: {self.b.name}", self._probe_line(), "")
             yield from format_table([("test", "requests", "tokens", "cost", "decides"), *rows], align="<>>><")
             yield ""
-            yield "Numbers of requests are for prompts that all show the same difference, and include the probe."
+            yield (
+                "Numbers of requests are for prompts that all show the same difference, and include the probe. However "
+                "large the difference is, a test takes a least number of prompts."
+            )
+            if self.caps.cost(0, 0) is not None:
+                yield "Costs are in the unit of your prices."
 
     def _identification(self) -> Iterator[str]:
         if self.candidates:
             yield from ("", *self.candidates)
             yield (
-                "Listed log-probabilities tell them apart in far fewer tokens. Until it is decided, each endpoint is "
-                f"asked for answers of up to {ANSWER_TOKENS} tokens, at most {ROUNDS[-1]:,}, beside a probe of "
-                f"{PROBE_REQUESTS} requests."
+                "Listed log-probabilities tell candidates apart in far fewer tokens, unless they are nearer than the "
+                f"tolerance, {figure(self.options.tolerance)} nats per token. Text tells none apart that need more "
+                f"than {MOST_TOKENS:,} tokens."
             )
+            yield (
+                f"Until it is decided, each endpoint is asked for answers of up to {ANSWER_TOKENS} tokens, at most "
+                f"{ROUNDS[-1]:,}{self._most_used()}."
+            )
+
+    def _most_used(self) -> str:
+        """With the probe, the requests, tokens and cost of an endpoint that is never decided."""
+        requests, answers = PROBE_REQUESTS + ROUNDS[-1], _PROBE_ANSWER_TOKENS + MOST_TOKENS
+        prompts = requests * _PROMPT_TOKENS
+        cost = self.caps.cost(prompts, answers)
+        capped = ". The caps end a run before" if requests > self.caps.max_requests else ""
+        return (
+            f": with the probe, {requests:,} requests, about {prompts + answers:,} tokens, "
+            f"{_UNKNOWN_COST if cost is None else f'a cost of {figure(cost)}{_UNIT}'}{capped}"
+        )
 
     def _caps_line(self) -> str:
         cost = f", a cost of {figure(self.caps.max_cost)}" if self.caps.max_cost is not None else ""
