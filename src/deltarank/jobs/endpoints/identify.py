@@ -54,7 +54,7 @@ class Identifier:
 
     def run(self) -> Identified:
         """Raises JobError (slug "endpoint-tokenizer-differs"): other tokens than those of the weights."""
-        self.on_plan(self.known.plan_lines(self.options.alpha))
+        self.on_plan(self.known.plan_lines(self.options.alpha, self.options.tolerance))
         sides = {side: each for side in self.refs if (each := self._open(side)) is not None}
         for until in ROUNDS:
             opened = {side: each for side, each in sides.items() if not each.is_closed}
