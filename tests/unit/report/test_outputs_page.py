@@ -348,8 +348,8 @@ class TestPage:
             for rank, headline in zip(page.ranks, page.headlines, strict=True)
         }
         assert at[64] == (
-            "As a rank-64 LoRA, Bigger-Body-12b keeps 89 % of its behaviour: 0.071 nats per token from the finetune, "
-            "base 0.62, q4_0 0.052, nf4 0.048."
+            "As a rank-64 LoRA, Bigger-Body-12b keeps 89 % of its behaviour: 0.071 nats per token from the finetune; "
+            "the base is 0.62 away, q4_0 0.052, nf4 0.048."
         )
         unmeasured = next(rank for rank in page.ranks if f"rank {rank}" not in KLD)
         assert at[unmeasured].endswith("of the whole change.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.page import Phrase, RunView
 from deltarank.report.view.text import behaviour_percent, unbroken, with_whole_exponents
@@ -20,7 +18,7 @@ def behaviour_kept(run: RunView, rank_index: int) -> Interval | None:
 
 
 def behaviour_at(run: RunView, rank_index: int) -> tuple[Phrase, ...]:
-    """ "A keeps 95 % of its behaviour: 0.03 nats per token from the finetune, base 0.86, q4_0 0.29." """
+    """ "A keeps 95 % of its behaviour: 0.03 nats per token from the finetune; the base is 0.86 away, q4_0 0.29." """
     logits = _logits_at(run, rank_index)
     assert run.outputs is not None
     assert logits is not None
@@ -28,12 +26,12 @@ def behaviour_at(run: RunView, rank_index: int) -> tuple[Phrase, ...]:
     kept = logits.kept.value
     keeps = f" keeps {behaviour_percent(kept)} of its behaviour"
     words = keeps if kept >= 0 else " is farther from the finetune than the base"
-    references = ", ".join(f"{name} {figure(kld)}" for name, kld in _references(run.outputs))
+    references = ", ".join(_references(run.outputs))
     distance = f"{figure(logits.kld.mean)} nats per token from the finetune"
     on_text = run.outputs.texts[run.outputs.default_text]
     where = "" if on_text.own else f" on {on_text.name}"
     return Phrase(run.label, is_name=True), Phrase(
-        with_whole_exponents(unbroken(f"{words}{where}: {distance}, {references}."))
+        with_whole_exponents(unbroken(f"{words}{where}: {distance}; {references}."))
     )
 
 
@@ -46,11 +44,12 @@ def _logits_at(run: RunView, rank_index: int) -> Logits | None:
     return run.outputs.candidates[shown.index].logits[run.outputs.default_text]
 
 
-def _references(outputs: OutputsView) -> Sequence[tuple[str, float]]:
+def _references(outputs: OutputsView) -> list[str]:
     """The base, then yardsticks with the largest divergence first."""
     scored = [
         (candidate, on.kld.mean) for candidate in outputs.candidates if (on := candidate.logits[outputs.default_text])
     ]
-    base = [(candidate.name, kld) for candidate, kld in scored if candidate.kind is CandidateKind.BASE]
+    base = [f"the base is {figure(kld)} away" for candidate, kld in scored if candidate.kind is CandidateKind.BASE]
     yardsticks = [(candidate.name, kld) for candidate, kld in scored if candidate.kind is CandidateKind.YARDSTICK]
-    return [*base, *sorted(yardsticks, key=lambda each: -each[1])][:MOST_REFERENCES]
+    farthest = sorted(yardsticks, key=lambda each: -each[1])
+    return [*base, *(f"{name} {figure(kld)}" for name, kld in farthest)][:MOST_REFERENCES]

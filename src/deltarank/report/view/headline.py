@@ -19,7 +19,7 @@ MOST_NAMED = 3
 def headline_at(rank_index: int, rank: int, runs: Sequence[RunView]) -> tuple[Phrase, ...]:
     """About the behaviour where it was measured at this rank for all runs, else about the weights.
 
-    "As a rank-64 LoRA, A keeps 95 % of its behaviour: 0.03 nats per token from the finetune, base 0.86."
+    "As a rank-64 LoRA, A keeps 95 % of its behaviour: 0.03 nats per token from the finetune; the base is 0.86 away."
     "As a rank-64 LoRA, A keeps 48 % and B over 99.9 % of the change in the weights."
     """
     return _of_related(runs, lambda related: _headline_at(rank_index, rank, related))
