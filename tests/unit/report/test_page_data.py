@@ -199,7 +199,7 @@ class TestProvenance:
         assert facts["tolerance"] == "0.0002"
         assert "at revision a1b2c3d" in facts["finetune"]
         assert facts["time"] == "5 min 12 s"
-        assert provenance.audit.rows[0].cells == ("64", "0.412000", "0.412000", "3.0e-08")
+        assert provenance.audit.rows[0].cells == ("64", "0.412000", "0.412000", "3.0e-8")
 
 
 class TestRuns:
