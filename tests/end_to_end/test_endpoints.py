@@ -169,7 +169,7 @@ def test_log_probabilities_that_are_made_up_are_not_used(compare: Compare, tmp_p
 def test_lists_of_another_model_than_the_text_do_not_show_that_endpoints_are_the_same(
     compare: Compare, tmp_path: Path
 ) -> None:
-    with serving(FakeEndpoint(), FakeEndpoint(written_by=TinyModel(change=2.0))) as (a, b):
+    with serving(FakeEndpoint(), FakeEndpoint(written_by=TinyModel(change=6.0))) as (a, b):
         done = compare(a, b, "--check")
 
     assert done.code == 3
