@@ -126,10 +126,14 @@ class TestSame:
             assert (tmp_path / "adapter" / tensors).read_bytes() == (calibrated / tensors).read_bytes()
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
-    def test_a_finished_one_is_not_made_again_and_another_is_not_overwritten(self, models, calibrated, tmp_path):
+    def test_a_finished_one_is_not_made_again_and_another_is_not_overwritten(
+        self, models, calibrated, tmp_path, monkeypatch
+    ):
         shutil.copytree(calibrated, tmp_path / "adapter")
         before = (tmp_path / "adapter" / "deltarank.json").stat().st_mtime_ns
         calibrate(models, tmp_path / "adapter")
+        monkeypatch.chdir(models)
+        calibrate(models, tmp_path / "adapter", calibrate=["text.jsonl"])  # the same text by another path
         assert (tmp_path / "adapter" / "deltarank.json").stat().st_mtime_ns == before
         with refused("output-exists"):
             calibrate(models, tmp_path / "adapter", seed=1)

@@ -78,7 +78,9 @@ class CalibrateJob:
             UsageError: (slug "text-not-found") there is no such text.
         """
         given = {"texts": fingerprint(self._paths)}
-        return {**self.extraction.identity, "given": given, "settings": self.options.to_plain()}
+        own = [OWN] if OWN in self.options.calibrate else []  # of files, the contents count and not the names
+        settings = {**self.options.to_plain(), "calibrate": own}
+        return {**self.extraction.identity, "given": given, "settings": settings}
 
     @property
     def _paths(self) -> list[Path]:
