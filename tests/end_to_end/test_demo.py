@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from deltarank.cli import main
-from deltarank.results import CandidateKind, Outputs, Results, Total
+from deltarank.results import CandidateKind, EndpointResults, Outputs, Results, Total
 from doc_blocks import ROOT, run_blocks
+from fake_endpoint import FakeEndpoint, serving
+from transformers_endpoint import serves
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +159,24 @@ def test_the_notebook_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyP
 
     assert sum("text/html" in output.get("data", {}) for output in shown) >= 10
     assert not [output for output in shown if output.output_type == "error"]
+
+
+@pytest.mark.parametrize(("adapter", "verdict"), [(None, "same"), ("calibrated-rank-8", "different")])
+def test_a_host_with_the_finetune_beside_one_with_its_lora(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str | None, verdict: str
+) -> None:
+    """From two addresses to a page."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    full = folder / "lab" / "full"
+    served = serves(folder / "lab" / "base", folder / "adapters" / adapter) if adapter else serves(full)
+    with serving(FakeEndpoint(fault=serves(full)), FakeEndpoint(fault=served)) as (a, b):
+        words = ["endpoints", a.reference, b.reference, "--completions", "-o", str(tmp_path / "run"), "--seed", "1"]
+        code = main([*words, "--check"])
+    found = EndpointResults.load(tmp_path / "run")
+
+    assert (found.verdict.kind.value, code) == (verdict, 0 if verdict == "same" else 3), found.verdict.sentences
+    assert "nats per token" in found.verdict.sentences[0]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 def test_another_seed_is_not_mixed_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
