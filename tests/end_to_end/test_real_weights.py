@@ -106,6 +106,7 @@ def test_the_first_screen_of_the_readme(
     folder, line = block.commands
     assert folder == f"cd rxnfp/{INSIDE}"
     monkeypatch.chdir(shutil.copytree(models, tmp_path / "models"))
+    monkeypatch.setenv("COLUMNS", "100")
     done = command(*shlex.split(line)[1:])
     shown = next(each.text for each in blocks_of("README.md") if each.text.startswith("As a rank-"))
 
