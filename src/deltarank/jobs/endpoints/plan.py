@@ -68,6 +68,8 @@ class EndpointsPlan(ShownAsLines):
                 "Numbers of requests are for prompts that all show the same difference, and include the probe. However "
                 "large the difference is, a test takes a least number of prompts."
             )
+            yield "A row with more requests than the cap of --max-requests ends undecided there."
+            yield "Greedy tokens or sampled texts without a difference do not show that the endpoints are the same."
             if self.caps.cost(0, 0) is not None:
                 yield "Costs are in the unit of your prices."
 
