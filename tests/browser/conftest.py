@@ -25,6 +25,26 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
+def open_file(browser) -> Iterator[Callable[..., Opened]]:
+    """Opens a file, and keeps what its page asks for and complains about."""
+    contexts = []
+
+    def opened(file: Path, *, width: int = 1280, scheme: str = "light", **settings) -> Opened:
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **settings)
+        contexts.append(context)
+        made = Opened(context.new_page())
+        made.page.on("request", lambda request: made.requests.append(request.url))
+        made.page.on("console", lambda message: made.complaints.append(message.text))
+        made.page.on("pageerror", lambda error: made.complaints.append(str(error)))
+        made.page.goto(file.as_uri())
+        return made
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
 def show(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
     contexts = []
 

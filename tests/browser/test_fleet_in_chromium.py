@@ -1,6 +1,7 @@
 """The page of a fleet in a real Chromium: sorted, filtered, at every width, by keyboard, and printed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,22 +21,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def open_page(browser, file) -> Iterator[Callable[..., Opened]]:
-    contexts = []
-
-    def opened(*, width: int = 1280, **settings) -> Opened:
-        context = browser.new_context(viewport={"width": width, "height": 800}, **settings)
-        contexts.append(context)
-        made = Opened(context.new_page())
-        made.page.on("request", lambda request: made.requests.append(request.url))
-        made.page.on("console", lambda message: made.complaints.append(message.text))
-        made.page.on("pageerror", lambda error: made.complaints.append(str(error)))
-        made.page.goto(file.as_uri())
-        return made
-
-    yield opened
-    for context in contexts:
-        context.close()
+def open_page(open_file, file) -> Callable[..., Opened]:
+    return partial(open_file, file)
 
 
 def column(opened: Opened, name: str) -> list[str]:

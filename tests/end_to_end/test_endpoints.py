@@ -126,7 +126,6 @@ def test_samples_are_compared_where_greedy_answers_do_not_repeat(compare: Compar
     assert test.name.value == "samples"
     assert kind(tmp_path) == "different"
     assert test.e_value >= 20
-    assert 0.001 <= test.p <= 1  # of the squared MMD alone
 
 
 @pytest.mark.parametrize(

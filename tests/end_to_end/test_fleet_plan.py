@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
+from fleet_models import threads
 from tiny_checkpoints import base_weights, full_finetune, merged_lora, write
 
 import deltarank
@@ -28,16 +26,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(home / "ft" / name, weights)
     shutil.copytree(home / "ft" / "one", home / "ft" / "again")
     return home
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_merge_and_a_copy_are_found(models: Path, tmp_path: Path) -> None:
