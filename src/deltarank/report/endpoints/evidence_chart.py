@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deltarank.results import EndpointTest, EvidencePoint, Identification, escape, shorten
+from deltarank.results import EndpointTest, EvidencePoint, Identification, escape, figure, shorten
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 150, 12, 34
@@ -117,4 +117,4 @@ def _line(places: Sequence[tuple[float, float]], name: str, style: str) -> Line:
 
 
 def _power(exponent: int) -> str:
-    return f"{10**exponent:,}" if 0 <= exponent <= 4 else f"1e{exponent}"
+    return figure(10.0**exponent) if -3 <= exponent <= 4 else f"1e{exponent}"
