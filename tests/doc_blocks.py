@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^>]+) -->\n)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```", re.M | re.S
 )
-_NO_LANGUAGES = ("json", "yaml", "text", "mermaid")
+_NO_LANGUAGES = ("json", "yaml", "text")
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ def test_a_message_is_explained_by_the_name_at_its_end(run: RunCommand, base: Pa
     page = (Path(__file__).parents[2] / "docs" / "messages.md").read_text()
     assert done.out.strip() in page.split(f"## {name}\n")[1]
     assert "There is no message or term 'wrong-bse'. Did you mean 'wrong-base'" in run("explain", "wrong-bse").err
-    for term in ("energy", "LoRA", "finetune"):
-        entry = run("explain", term)
+    for term in ("energy", "LoRA", "finetune", "noise edge"):
+        entry = run("explain", *term.split())
         assert entry.code == 0
         assert term.casefold() in entry.out.splitlines()[0].casefold()
     assert run("explain").out.split() == re.findall(r"^## (\S+)$", page, re.MULTILINE)

@@ -75,7 +75,7 @@ def test_the_card_states_the_rounding_that_compare_reports(tmp_path: Path) -> No
     assert shares.rounding_lost > 0.5
     assert shares.is_below_edge
     assert adapter.noise_sentence == (
-        "All that is truncated is below the noise edge, an upper bound on the singular values of storage rounding."
+        "All of what is truncated is small enough to be storage rounding (below the noise edge)."
     )
     assert adapter.noise_sentence in card_of(tmp_path / "adapter")
     for mine, theirs in zip(adapter.matrices, compared.matrices, strict=True):
@@ -173,11 +173,15 @@ def test_the_tied_embedding_is_named_if_it_is_the_limit(tmp_path: Path) -> None:
 
     assert left_out.share is not None
     assert left_out.share > adapter.budget.truncated
-    assert (
-        "What limits every rank is model.embed_tokens, tied with the output head: "
-        f"{percent(left_out.share)} of the change, which is left out."
-    ) in card_of(tmp_path / "adapter")
-    assert adapter.budget.limit()
+    limit = adapter.budget.limit()
+    assert limit == (
+        "What limits every rank is model.embed_tokens (which is also the output head). "
+        f"It holds {percent(left_out.share)} of the whole change, and this adapter leaves it out. "
+        "Freezing it in training avoids that."
+    )
+    assert limit in card_of(tmp_path / "adapter")
     assert replace(adapter.budget, truncated=left_out.share).limit() == ""
     ninths = tuple(replace(left_out, share=left_out.share / 9) for _ in range(9))
-    assert replace(adapter.budget, tensors=ninths).limit() == ""  # no single tensor is the limit
+    assert replace(adapter.budget, tensors=ninths).limit() == ""  # no few tensors are the limit
+    compared = deltarank.compare(tmp_path / "base", tmp_path / "finetune", ranks=16)
+    assert limit.replace("this adapter", "a LoRA on the measured matrices") == compared.verdict.opening[2]

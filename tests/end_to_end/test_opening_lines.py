@@ -15,7 +15,7 @@ import deltarank
 from deltarank.divergence import TokenStats, summarise_logits
 from deltarank.jobs.compare import judge
 from deltarank.report import page_html, terminal_summary
-from deltarank.results import CandidateKind, CandidateResult, Outputs, Results, Text, VerdictKind
+from deltarank.results import ABOVE_EDGE, CandidateKind, CandidateResult, Outputs, Results, Text, VerdictKind
 
 RANKS = (2, 4, 8, 16)
 EMBEDDING = "model.embed_tokens.weight"
@@ -68,7 +68,7 @@ def test_a_merged_lora_needs_its_rank_and_no_other_is_mentioned(tmp_path: Path, 
     assert left_out == "A LoRA can carry all of the change: no other tensor changed."
     assert not any("relative error" in sentence or "16" in sentence for sentence in results.verdict.sentences)
     if dtype == torch.bfloat16:
-        assert needed.endswith("of the energy above the noise edge, and the rest is storage rounding.")
+        assert needed.endswith(f" of {ABOVE_EDGE}.")
         assert results.totals.whole.loss(4).energy_kept < 0.99
 
 
@@ -101,9 +101,8 @@ def test_the_embedding_is_named_if_it_is_the_limit(tmp_path: Path, tied: bool) -
     results, share = trained_embedding(tmp_path, tied=tied)
     line = results.verdict.opening[2]
 
-    assert line.startswith(
-        "What limits every rank is model.embed_tokens" + (", tied with the output head." if tied else ".")
-    )
+    is_head_too = " (which is also the output head)" if tied else ""
+    assert line.startswith(f"What limits every rank is model.embed_tokens{is_head_too}. ")
     assert f"It holds {100 * share:.0f} % of the whole change" in line
     assert "Freezing it in training avoids that." in line
     assert line in " ".join(terminal_summary(results).split())

@@ -1,6 +1,6 @@
-"""The drawing of the rooms in docs/architecture.md, made from the imports.
+"""The table of the rooms in docs/architecture.md, made from the imports.
 
-`python tests/house/rooms_page.py` draws it again.
+`python tests/house/rooms_page.py` makes it again.
 """
 
 import re
@@ -11,7 +11,7 @@ from test_rooms import MODULES, RULES, imports, module_of, room_of
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 _BLOCK = re.compile(r"(?<=<!-- rooms -->\n).*?(?=<!-- /rooms -->)", re.DOTALL)
 _EVERYWHERE = ("errors", "results", "system")
-"""Nearly every room imports these: their arrows would hide the others."""
+"""Nearly every room imports these."""
 
 
 def used_rooms() -> dict[str, set[str]]:
@@ -42,25 +42,19 @@ def render() -> str:
     used = used_rooms()
     heights = layers(used)
     rooms = sorted((room for room in used if room != "jobs"), key=lambda room: (-heights[room], room))
-    lines = ["```mermaid", "flowchart TD"]
+    lines = ["| layer | room | imports |", "| ---: | --- | --- |"]
     for room in rooms:
-        if room not in _EVERYWHERE:
-            lines += [
-                f"    {_node(room)} --> {_node(other)}" for other in sorted(used[room]) if other not in _EVERYWHERE
-            ]
-    lines += ["```", "", "| layer | rooms |", "| ---: | --- |"]
-    for height in sorted(set(heights.values()), reverse=True):
-        names = ", ".join(f"`{room.replace('.', '/')}`" for room in rooms if heights[room] == height)
-        lines += [f"| {height} | {names} |"] if names else []
+        others = sorted(used[room] - set(_EVERYWHERE), key=lambda other: (-heights[other], other))
+        lines.append(f"| {heights[room]} | {_code(room)} | {', '.join(map(_code, others))} |")
     return "\n".join(lines) + "\n"
 
 
-def _node(room: str) -> str:
-    return f'{room.replace(".", "_")}["{room.replace(".", "/")}"]'
+def _code(room: str) -> str:
+    return f"`{room.replace('.', '/')}`"
 
 
-def page_with(drawing: str) -> str:
-    return _BLOCK.sub(lambda _: drawing, PAGE.read_text(encoding="utf-8"))
+def page_with(table: str) -> str:
+    return _BLOCK.sub(lambda _: table, PAGE.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -90,12 +90,18 @@ def test_the_table_of_servers_is_up_to_date() -> None:
     assert page == servers_page.page_with(servers_page.render())
 
 
-def test_the_drawing_of_the_rooms_is_up_to_date() -> None:
+def test_the_table_of_the_rooms_is_up_to_date() -> None:
     """If this fails: python tests/house/rooms_page.py."""
     page = rooms_page.PAGE.read_text(encoding="utf-8")
 
     assert page == rooms_page.page_with(rooms_page.render())
-    assert "flowchart" in page
+    assert "| `jobs/compare` | " in page
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_no_page_has_a_diagram_that_the_site_loads_a_script_for(page: Path) -> None:
+    """Material for MkDocs shows a page with a block of Mermaid by a script from unpkg.com."""
+    assert "```mermaid" not in page.read_text(encoding="utf-8")
 
 
 def test_every_file_that_the_architecture_names_exists() -> None:

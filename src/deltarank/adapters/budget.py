@@ -11,6 +11,8 @@ from deltarank.results import (
     NONE_UNPAIRED,
     Count,
     Energy,
+    LeftOutShare,
+    RankLimit,
     Share,
     SignedShare,
     Unpaired,
@@ -159,14 +161,13 @@ class Budget:
         return "; ".join(parts)
 
     def limit(self) -> str:
-        """The tensor that costs more than the rank does, and holds most of what is left out; "" if there is none."""
+        """The tensors that cost more than the rank does, and hold most of what is left out; "" if there are none."""
         known = [tensor for tensor in self.tensors if tensor.share]
-        largest = max(known, key=lambda tensor: tensor.share or 0.0, default=None)
-        if largest is None or (largest.share or 0.0) <= max(self.truncated + self.rounded, self.left_out / 2):
-            return ""
-        tied = f", {IS_HEAD_TOO}" if largest.reason.startswith(IS_HEAD_TOO) else ""
-        name = largest.name.removesuffix(".weight")
-        return f"What limits every rank is {name}{tied}: {percent(largest.share)} of the change, which is left out."
+        limit = RankLimit.of(
+            [LeftOutShare(each.name, each.share or 0.0, each.reason.startswith(IS_HEAD_TOO)) for each in known]
+        )
+        is_more = limit is not None and limit.exceeds(self.truncated + self.rounded)
+        return limit.sentence("this adapter") if limit and is_more else ""
 
     def _omission(self, server: Server) -> str:
         """Why the tensors are left out, with the names of their kinds."""

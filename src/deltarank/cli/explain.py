@@ -25,31 +25,31 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
 @click.command(
     cls=Command,
     short_help="Explain a message or a term by its name.",
-    arguments={"slug": "The name at the end of a message, such as `no-servable-rank`, or a term.  [default: list all]"},
+    arguments={"words": "The name at the end of a message, such as `no-servable-rank`, or a term.  [default: list all]"},
     examples=[
         ("What does this message mean?", "deltarank explain no-servable-rank"),
-        ("What does this term mean?", "deltarank explain energy"),
+        ("What does this term mean?", "deltarank explain noise edge"),
     ],
 )
-@click.argument("slug", required=False, metavar="[NAME]", shell_complete=_complete)
-def explain(slug: str | None) -> None:
+@click.argument("words", nargs=-1, metavar="[NAME]", shell_complete=_complete)
+def explain(words: tuple[str, ...]) -> None:
     """Explain the message with this NAME, which is at its end: what it means, why, and what to do.
 
     NAME may also be a term of the glossary.
 
     Without NAME, print the names of all messages.
     """
-    pages, terms = _pages(), _terms()
-    if slug is None:
+    pages, terms, name = _pages(), _terms(), " ".join(words)
+    if not name:
         out("\n".join(pages))
-    elif slug in pages:
-        out(pages[slug])
-    elif slug.casefold() in terms:
-        out(terms[slug.casefold()])
+    elif name in pages:
+        out(pages[name])
+    elif name.casefold() in terms:
+        out(terms[name.casefold()])
     else:
-        near = near_names(slug, [*pages, *terms], cutoff=0.5)
+        near = near_names(name, [*pages, *terms], cutoff=0.5)
         raise UsageError(
-            f"There is no message or term {slug!r}.{did_you_mean(near)}",
+            f"There is no message or term {name!r}.{did_you_mean(near)}",
             cure=f"`deltarank explain` prints the names of messages; the terms are in {DOCUMENTATION}/glossary.md.",
             slug="no-such-message",
         )

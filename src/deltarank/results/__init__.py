@@ -87,6 +87,7 @@ from deltarank.results.identification import (
 )
 from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Cosine, DeltaFit, DeltaSketch, Duplicates, Kinship, WeightedPart
+from deltarank.results.limit import MOST_OF_IT, LeftOutShare, RankLimit
 from deltarank.results.live_check import LiveCheck, LiveVerdict
 from deltarank.results.logits import (
     BlindBound,
@@ -99,7 +100,7 @@ from deltarank.results.logits import (
 )
 from deltarank.results.matrix import TIED_EMBEDDING, ActivationLoss, Loss, MatrixResult, Outcome, Skipped
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
-from deltarank.results.noise import BELOW_EDGE, NoiseShares, noise_shares
+from deltarank.results.noise import ABOVE_EDGE, NoiseShares, noise_shares
 from deltarank.results.notebook_parts import ShownAsLines, sentences_html, table_html
 from deltarank.results.outputs import (
     FINETUNE,
@@ -154,7 +155,7 @@ from deltarank.results.verification import (
 
 __all__ = [
     "ALL_ELSEWHERE",
-    "BELOW_EDGE",
+    "ABOVE_EDGE",
     "DEFAULT_OUTPUTS_RANKS",
     "DEFAULT_RANKS",
     "FINETUNE",

@@ -16,7 +16,8 @@ SMALLEST_ROUNDING = 0.05
 SMALLEST_LOSS = 0.005
 """Of a loss of a smaller share of the change, nothing is said."""
 
-BELOW_EDGE = "is below the noise edge, an upper bound on the singular values of storage rounding"
+ABOVE_EDGE = "what storage rounding cannot explain in the matrices (the energy above the noise edge)"
+"""The energy of singular values that are larger than those of rounding errors can be."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,18 @@ class NoiseShares:
     @property
     def sentences(self) -> tuple[str, ...]:
         """Empty where rounding is a small part of the loss as far as is known, or little is lost."""
+        return self.sentences_on("what is lost")
+
+    def sentences_on(self, what: str) -> tuple[str, ...]:
+        """As `sentences`, which call the loss `what`: "what is truncated"."""
         if self.is_below_edge:
-            return (f"All that is lost {BELOW_EDGE}.",)
+            return (f"All of {what} is small enough to be storage rounding (below the noise edge).",)
         if self.rounding_lost < SMALLEST_ROUNDING or self.lost < SMALLEST_LOSS:
             return ()
-        rounding = f"At least about {percent(self.rounding_lost)} of what is lost is storage rounding."
+        rounding = f"At least about {percent(self.rounding_lost)} of {what} is storage rounding."
         if self.signal_kept is None:
             return (rounding,)
-        return rounding, f"Of the energy above the noise edge, {percent(self.signal_kept)} is kept."
+        return rounding, f"Of {ABOVE_EDGE}, {percent(self.signal_kept)} is kept."
 
 
 class Measured(Protocol):

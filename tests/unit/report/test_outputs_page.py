@@ -20,9 +20,9 @@ from deltarank.report.view.divergence_rows import (
     confidence_rows,
     document_rows,
     kld_span,
+    name_rows,
     part_rows,
     point_rows,
-    reference_rows,
     round_span,
     round_ticks,
     token_rows,
@@ -164,14 +164,19 @@ class TestRows:
             "someone's adapter",
             "truncation alone at rank 64",
         ]
-        references = reference_rows(self.VIEW, 0, kld_span(self.PAGE.outputs))
+        names = name_rows(self.VIEW, 0, kld_span(self.PAGE.outputs))
+        assert [(row["name"], row["short_name"]) for row in names if row["rank"] is not None] == [
+            ("someone's adapter", "someone's adapter"),
+            ("truncation alone at rank 64", "truncation at rank 64"),
+        ]
+        references = [row for row in names if row["rank"] is None]
         assert [row["name"] for row in references] == ["base", "q4_0", "nf4", "any rank", "q8_0"]
         assert [row["kld"] for row in references] == pytest.approx([0.62, 0.052, 0.048, 0.004, 0.0014])
 
     def test_names_of_lines_that_lie_close_stand_apart_in_their_order(self):
         low, high = kld_span(self.PAGE.outputs)
         heights = [
-            math.log(row["label_y"] / low) / math.log(high / low) for row in reference_rows(self.VIEW, 0, (low, high))
+            math.log(row["label_y"] / low) / math.log(high / low) for row in name_rows(self.VIEW, 0, (low, high))
         ]
         assert all(a - b >= 0.0549 for a, b in pairwise(heights))
         assert all(0 <= height <= 1 for height in heights)
@@ -182,7 +187,7 @@ class TestRows:
         page = page_data([results(model(layers=1), outputs=replace(made, candidates=(*made.candidates[:3], near)))])
         span = kld_span(page.outputs)
         assert span[0] >= 0.01
-        row = reference_rows(page.runs[0].outputs, 0, span)[-1]
+        row = name_rows(page.runs[0].outputs, 0, span)[-1]
         assert (row["name"], row["kld"]) == ("q8_0 \u2193", span[0])
         assert "1.0e-7 nats per token" in row["tooltip"]
 
@@ -192,7 +197,7 @@ class TestRows:
         candidates = tuple(replace(c, logits=(replace(c.logits[0], kld=none),)) for c in made.candidates)
         page = page_data([results(model(layers=1), outputs=replace(made, candidates=candidates))])
         assert point_rows(page.runs[0].outputs, 0) == []
-        assert reference_rows(page.runs[0].outputs, 0, (0.01, 1.0)) == []
+        assert name_rows(page.runs[0].outputs, 0, (0.01, 1.0)) == []
         assert page_html([results(model(layers=1), outputs=replace(made, candidates=candidates))])
 
     @pytest.mark.parametrize(

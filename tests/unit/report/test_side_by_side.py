@@ -8,7 +8,7 @@ from builders import hostile, results
 from outputs_builders import hostile_outputs, outputs
 
 from deltarank.report import runs_side_by_side
-from deltarank.results import CandidateKind, figure, percent
+from deltarank.results import CandidateKind, Results, figure, percent
 
 
 def line_of(text: str, label: str) -> str:
@@ -59,6 +59,56 @@ def test_the_verdicts_follow_within_the_width(width: int) -> None:
 
     assert " ".join(last.split()) == f"one: {sentences[1]}"
     assert all(len(line) <= width for line in last.splitlines())
+
+
+def many(count: int) -> list[Results]:
+    return [replace(results(name=f"lab/body-{i:02}"), outputs=outputs()) for i in range(count)]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("count", [2, 5, 30])
+def test_any_number_of_runs_fits_into_the_width_and_has_its_figures_in_rows_or_columns(count: int, width: int) -> None:
+    runs = many(count)
+    text = runs_side_by_side(runs, rank=64, width=width)
+
+    assert max(map(len, text.splitlines())) <= width
+    loss, own = runs[0].totals.whole.loss(64), next(text.name for text in runs[0].outputs.texts if text.own)
+    (kept,) = (
+        logits.kept.value
+        for candidate in runs[0].outputs.candidates
+        if candidate.kind is CandidateKind.RANK and candidate.rank == 64
+        for logits in candidate.logits
+        if logits.text == own and logits.kept
+    )
+    if "Loss at rank 64" in text:
+        assert line_of(text, "all matrices").count(percent(loss.energy_lost)) == count
+        assert line_of(text, "rank 64").count(percent(kept)) == count
+        return
+    by_behaviour, by_energy = ([line for line in block.splitlines() if "body-" in line] for block in blocks_of(text))
+    assert len(by_behaviour) == len(by_energy) == count
+    assert all(percent(kept).removesuffix(" %") in cells(line) for line in by_behaviour)
+    assert all(percent(loss.energy_kept).removesuffix(" %") in cells(line) for line in by_energy)
+
+
+def blocks_of(text: str) -> tuple[str, str]:
+    """The two tables with a row for each run."""
+    behaviour, energy = text.split("Energy of the change")
+    return behaviour, energy.split("body-00: ")[0]
+
+
+def test_what_does_not_fit_is_named() -> None:
+    text = runs_side_by_side(many(30), rank=64, width=60)
+    heading, ranks = line_of(text, "kind"), [str(rank) for rank in page_ranks()]
+    missing = [rank for rank in ranks if rank not in heading.split()]
+
+    assert "64" in heading.split()
+    assert missing
+    assert all(rank in " ".join(text.split()).split("Rank")[-1] for rank in missing)
+    assert "the report has" in " ".join(text.split())
+
+
+def page_ranks() -> list[int]:
+    return [loss.rank for loss in results().totals.whole.losses]
 
 
 def test_hostile_names_add_no_line_and_no_direction_mark() -> None:

@@ -7,20 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deltarank.jobs.compare.rank_needed import kept_by_rank
-from deltarank.results import TIED_EMBEDDING, IncludedByName, Loss, Outcome, Outputs, Skipped, listing, percent
+from deltarank.results import (
+    MOST_OF_IT,
+    TIED_EMBEDDING,
+    IncludedByName,
+    LeftOutShare,
+    Loss,
+    Outcome,
+    Outputs,
+    RankLimit,
+    Skipped,
+    percent,
+)
 
 SMALL = 0.005
 """A smaller share of the change is stated without names."""
-
-MOST_OF_IT = 0.5
-NEARLY_ALL_OF_IT = 0.9
 
 _WORDS = {
     Outcome.NOT_A_MATRIX: "norms, biases and other tensors outside linear layers",
     Outcome.EMBEDDING: "embeddings and output head",
     Outcome.TIED: "a tied output head",
 }
-MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,9 @@ class LeftOutOfLora:
             return "A LoRA can carry all of the change: no other tensor changed."
         if self.share < SMALL:
             return f"A LoRA can carry nearly all of the change: {self.elsewhere}."
-        if self._limits(loss, outputs):
-            return self._limit(outputs)
+        limit = self._limit()
+        if limit and self._is_more_than_the_rank(limit, loss, outputs):
+            return limit.sentence("a LoRA on the measured matrices", self._at_most(outputs))
         at_most = f"; {words}" if (words := self._at_most(outputs)) else ""
         return f"A LoRA on the measured matrices leaves out the rest: {self.elsewhere}{self._most_of_it()}{at_most}."
 
@@ -80,40 +88,22 @@ class LeftOutOfLora:
             f"({', '.join(_kinds_in_words(self.changed))})"
         )
 
-    def _limits(self, loss: Loss, outputs: Outputs | None) -> bool:
-        """Whether more is lost in few tensors than to the rank: of the behaviour if it is known, else of the change."""
-        if self._largest()[1] < MOST_OF_IT * self.share:
-            return False
+    def _limit(self) -> RankLimit | None:
+        tensors = (LeftOutShare(s.name, s.share or 0.0, s.reason == TIED_EMBEDDING) for s in self.changed)
+        return RankLimit.of(list(tensors))
+
+    def _is_more_than_the_rank(self, limit: RankLimit, loss: Loss, outputs: Outputs | None) -> bool:
+        """Whether more is lost with these tensors than to the rank: of the behaviour if known, else of the change."""
         kept = kept_by_rank(outputs) if outputs else {}
         if (unlimited := kept.get(None)) and (at_rank := kept.get(loss.rank)):
             return 1 - unlimited.value > max(SMALL, (1 - at_rank.value) / 2)
-        return self.share > (1 - self.share) * loss.energy_lost
-
-    def _limit(self, outputs: Outputs | None) -> str:
-        names, held = self._largest()
-        are, they_hold, them = ("is", "It holds", "it") if len(names) == 1 else ("are", "They hold", "them")
-        tied = ", tied with the output head" if self.changed[0].reason == TIED_EMBEDDING else ""
-        at_most = f", so that {words}" if (words := self._at_most(outputs)) else ""
-        return (
-            f"What limits every rank {are} {listing(names)}{tied}. {they_hold} {percent(held)} of the whole change, "
-            f"and a LoRA on the measured matrices leaves {them} out{at_most}. Freezing {them} in training avoids that."
-        )
+        return limit.exceeds((1 - self.share) * loss.energy_lost)
 
     def _at_most(self, outputs: Outputs | None) -> str:
         kept = kept_by_rank(outputs).get(None) if outputs else None
         if kept is None or 1 - kept.value < SMALL:
             return ""
         return f"no rank keeps more than {percent(kept.value)} of the behaviour"
-
-    def _largest(self) -> tuple[list[str], float]:
-        """The few tensors that hold nearly all of what is left out, and their share of the whole change."""
-        names, held = [], 0.0
-        for each in self.changed[:MOST_NAMED]:
-            names.append(each.name.removesuffix(".weight"))
-            held += each.share or 0.0
-            if held >= NEARLY_ALL_OF_IT * self.share:
-                break
-        return names, held
 
     def _most_of_it(self) -> str:
         largest = self.changed[0]

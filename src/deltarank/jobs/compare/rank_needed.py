@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from deltarank.results import (
+    ABOVE_EDGE,
     SERVABLE_RANKS,
     CandidateKind,
     Interval,
@@ -31,8 +32,6 @@ NEARLY_ALL_KEPT = 0.95
 
 MOSTLY_SIGNAL = 0.99
 """If more of the change is above the noise edge, what is below is not mentioned."""
-
-ABOVE_EDGE = "the energy above the noise edge"
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,8 @@ class RankNeeded:
                 f"{percent_kept(self.lost(highest))} of {of_what}."
             )
         kept = "all" if self.lost(enough) == 0 else percent_kept(self.lost(enough))
-        rest = ", and the rest is storage rounding" if self.is_noisy else ""
         is_enough = "is enough: it keeps" if is_only else "keeps"
-        return f"Rank {enough}{slot_words(enough)} {is_enough} {kept} of {of_what}{rest}."
+        return f"Rank {enough}{slot_words(enough)} {is_enough} {kept} of {of_what}."
 
     def of_full_finetune(self) -> str:
         low, high = (self._in_words(level) for level in LEVELS)

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 from deltarank.adapters import METADATA_FILE, Budget
 from deltarank.results import (
-    BELOW_EDGE,
     AdapterBehaviour,
     Calibration,
     Count,
@@ -166,15 +165,7 @@ class ExtractedAdapter(StoredResult):
     def noise_sentence(self) -> str:
         """How much of what is truncated is storage rounding; "" where that is little, or little is truncated."""
         shares = noise_shares([m for m in self.matrices if m.losses], self.rank)
-        if not shares.sentences:
-            return ""
-        if shares.is_below_edge:
-            return f"All that is truncated {BELOW_EDGE}."
-        rounding = f"About {percent(shares.rounding_lost)} of what is truncated is storage rounding"
-        if shares.signal_kept is None:
-            return f"{rounding}."
-        kept = percent(shares.signal_kept)
-        return f"{rounding}: of the energy above the noise edge in the extracted matrices, {kept} is kept."
+        return " ".join(shares.sentences_on("what is truncated"))
 
     @property
     def modules(self) -> list[tuple[str, int, float]]:

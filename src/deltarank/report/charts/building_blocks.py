@@ -60,12 +60,19 @@ def label_leaders(rows: Rows, y: Spec) -> Spec:
     return leader.encode(x=value("width"), x2=value("width"), y=y, y2="label_y:Q")
 
 
-def right_labels(rows: Rows, y: Spec, *, style: str | None = None, **channels: Spec) -> Spec:
-    """The names of the rows at the right end, at the heights of their labels."""
+def right_labels(
+    rows: Rows, y: Spec, *, style: str | None = None, name: str = "name", limit: int = 130, **channels: Spec
+) -> Spec:
+    """The names of the rows at the right end, at the heights of their labels.
+
+    Args:
+        name: the column with the names.
+        limit: the most room for a name, in pixels.
+    """
     look = {"style": style} if style else {}
-    labels: Mark = rows.mark("text", align="left", dx=22, limit=130, tooltip=None, **look)
+    labels: Mark = rows.mark("text", align="left", dx=22, limit=limit, tooltip=None, **look)
     label_y = field("label_y:Q", scale=y["scale"], axis=y["axis"])
-    return labels.encode(x=value("width"), y=label_y, text="name:N", **channels)
+    return labels.encode(x=value("width"), y=label_y, text=f"{name}:N", **channels)
 
 
 def map_axes(layers: Sequence[str], modules: Sequence[Module], *, height: int, tall: bool) -> tuple[Spec, Spec]:

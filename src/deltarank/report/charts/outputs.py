@@ -24,33 +24,40 @@ from deltarank.report.view.divergence_rows import Span, round_ticks
 from deltarank.report.view.modules import Module
 from deltarank.report.view.page import PageData
 
+_NAME_WIDTHS = {"name": 190, "short_name": 130}
+"""The most room for the name of a candidate, in pixels, by its column."""
+
 _SPAN = ({"expr": "low"}, {"expr": "high"})
 
 
-def kld_by_rank(page: PageData, span: Span, *, with_names: bool = True) -> Spec:
+def kld_by_rank(page: PageData, span: Span, *, names: str = "name", names_diamonds: bool = True) -> Spec:
     """Mean KLD against rank with its interval; the base and the quantised finetunes as reference lines.
 
-    Diamonds are adapters, and truncation alone, with their names unless there is no room for them.
+    Diamonds are adapters, and truncation alone. A thin line leads from each to its name, beside those of the lines.
+
+    Args:
+        names: the column with the names, "name" or "short_name".
+        names_diamonds: whether there is room for the names of the diamonds.
     """
     x, y = rank_axis(page), _kld_axis(span, round_ticks(span))
-    points, references = rows_of("points"), rows_of("references")
+    points, named = rows_of("points"), rows_of("names")
     ranks, others = points.where("datum.kind === 'rank'"), points.where("datum.kind !== 'rank'")
+    references, diamonds = named.where("datum.rank === null"), named.where("datum.rank !== null")
+    labelled = named if names_diamonds else references
     diamond = {"shape": "diamond", "filled": True, "size": 90}
     layers = [
         selected_rank_line(x),
+        *(
+            diamonds.mark("rule", style="leader", tooltip=None).encode(x=x, x2=value("width"), y=y)
+            for _ in range(names_diamonds)
+        ),
         references.mark("rule", style="reference", tooltip=ROW_TOOLTIP).encode(y=y),
-        label_leaders(references, y),
-        right_labels(references, y, style="note"),
+        label_leaders(labelled, y),
+        right_labels(labelled, y, style="note", name=names, limit=_NAME_WIDTHS[names]),
         ranks.mark("area", style="spread", tooltip=None).encode(x=x, y=field("low:Q", scale=y["scale"]), y2="high:Q"),
         ranks.mark("line", style="primary-line", tooltip=None).encode(x=x, y=y),
         ranks.mark("circle", style="primary-dot", size=60, opacity=1, tooltip=ROW_TOOLTIP).encode(x=x, y=y),
         others.mark("point", style="primary-dot", opacity=1, tooltip=ROW_TOOLTIP, **diamond).encode(x=x, y=y),
-        *(
-            others.mark("text", style=style, baseline="top", dy=8, limit=180, tooltip=None).encode(
-                x=x, y=y, text="name:N"
-            )
-            for style in (("halo", "note") if with_names else ())
-        ),
     ]
     return chart_at_rank(page, layers, height=320)
 

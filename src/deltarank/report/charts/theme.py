@@ -109,7 +109,6 @@ def _styles(inks: dict[str, str], size: int) -> dict[str, Any]:
         "primary-name": {"color": inks["ink"], "fontSize": size, "fontWeight": 600},
         "rest": {"color": inks["ghost"], "strokeWidth": 1},
         "leader": {"color": inks["line"], "strokeWidth": 1},
-        "halo": {"stroke": inks["paper"], "strokeWidth": 4, "fontSize": size},
         "spread": {"color": inks["ink"], "opacity": 0.12},
         "bar": {"color": inks["muted"]},
         "ghost-line": {"color": inks["ink"], "strokeWidth": 1, "strokeDash": [2, 2]},

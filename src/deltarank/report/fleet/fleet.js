@@ -61,31 +61,41 @@
   if (!map) return;
   const size = data.names.length;
   const cosine = (i, j) => (i === j ? 100 : i > j ? data.cosines[i][j] : data.cosines[j][i]);
-  const COLOURS = [[247, 239, 224], [244, 212, 172], [245, 181, 124], [239, 141, 93], [228, 98, 80], [186, 66, 92], [141, 40, 94], [92, 29, 83], [48, 17, 61]];
-  const BELOW = [16, 68, 166]; // at -1; towards the first colour at 0
+  const STEPS = 9; // colours from 0 to 1; below 0 another one, mixed with the first
+  const dark = matchMedia("screen and (prefers-color-scheme: dark)"); // paper is always light
+
+  // The stylesheet has the colours of either mode, as #rrggbb.
+  function colours() {
+    const style = getComputedStyle(document.documentElement);
+    const named = (name) => style.getPropertyValue(name).trim();
+    const parts = (text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16));
+    const ramp = Array.from({ length: STEPS }, (_, i) => parts(named(`--cosine-${i}`)));
+    return { ramp, below: parts(named("--series-0")), mark: named("--series-0") };
+  }
 
   const mixed = (from, to, share) => from.map((part, k) => Math.round(part + (to[k] - part) * share));
 
-  function colour(percent) {
-    if (percent < 0) return mixed(COLOURS[0], BELOW, Math.min(-percent / 100, 1));
-    const place = (percent / 100) * (COLOURS.length - 1);
-    const step = Math.min(Math.floor(place), COLOURS.length - 2);
-    return mixed(COLOURS[step], COLOURS[step + 1], place - step);
+  function colour(percent, { ramp, below }) {
+    if (percent < 0) return mixed(ramp[0], below, Math.min(-percent / 100, 1));
+    const place = (percent / 100) * (STEPS - 1);
+    const step = Math.min(Math.floor(place), STEPS - 2);
+    return mixed(ramp[step], ramp[step + 1], place - step);
   }
 
   function draw() {
+    const now = colours();
     const scale = Math.max(1, Math.floor((2 * 640) / size)); // two pixels of the canvas for each of the page
     map.width = map.height = size * scale;
     const context = map.getContext("2d");
     for (let i = 0; i < size; i++) {
       for (let j = 0; j < size; j++) {
-        context.fillStyle = `rgb(${colour(cosine(i, j)).join()})`;
+        context.fillStyle = `rgb(${colour(cosine(i, j), now).join()})`;
         context.fillRect(j * scale, i * scale, scale, scale);
       }
     }
     if (state.chosen) {
       const width = Math.max(2, Math.round(size * scale / 320));
-      context.strokeStyle = "#1044a6";
+      context.strokeStyle = now.mark;
       context.lineWidth = width;
       const edge = Math.max(scale, 3 * width);
       const from = (place) => Math.min(Math.max((place + 0.5) * scale - edge / 2, width / 2), size * scale - edge - width / 2);
@@ -116,5 +126,6 @@
     event.preventDefault();
     choose(state.row + step[0], state.column + step[1]);
   });
+  dark.addEventListener("change", draw);
   draw();
 })();

@@ -2,7 +2,7 @@
 const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, draw, showFacts, figure, percent }) => {
   const runs = data.runs.map((run) => run.outputs);
   const STEPS = data.token_steps;
-  const CHARTS = { kld: ["points", "references"], tokens: ["tokens", "tokens_base", "statistics"], position: ["position", "position_base"],
+  const CHARTS = { kld: ["points", "names"], tokens: ["tokens", "tokens_base", "statistics"], position: ["position", "position_base"],
     confidence: ["confidence", "confidence_base"], documents: ["documents", "documents_base"], parts: ["parts"], bars: ["parts"], scatter: ["parts"] };
   const FINETUNE_AGAIN = -1;
   const chosen = { candidate: "", again: false, text: null };
@@ -32,7 +32,7 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
 
   function tables(name, run) {
     const table = (columns) => rows(columns ?? {});
-    if (name === "kld") return [table(runs[run].by_text[textOf(run)]?.points), table(runs[run].by_text[textOf(run)]?.references)];
+    if (name === "kld") return [table(runs[run].by_text[textOf(run)]?.points), table(runs[run].by_text[textOf(run)]?.names)];
     if (CHARTS[name][0] === "parts") return [table(attribution(run)?.parts)];
     const both = [scored(run, shown(run)), scored(run, runs[run].base)];
     return name === "tokens" ? [table(both[0]?.tokens), table(both[1]?.tokens), table(both[0]?.statistics)] : both.map((each) => table(each?.[name]));
@@ -181,7 +181,8 @@ const outputsOf = ({ data, state, rank, rows, element, narrow, several, drawn, d
     show();
   }
 
-  const chartName = (name) => (name === "parts" && (several || narrow.matches) ? "parts_tall" : name);
+  const NARROW = { kld: "kld_narrow", parts: "parts_tall" };
+  const chartName = (name) => (several || narrow.matches ? NARROW[name] ?? name : name);
   const has = (name) => name in CHARTS;
   return { begin, chartName, datasets, has, partText, show, signals };
 };

@@ -27,11 +27,11 @@ from deltarank.report.view.divergence_rows import (
     document_rows,
     kld_span,
     largest_part,
+    name_rows,
     part_axes,
     part_rows,
     point_rows,
     position_rows,
-    reference_rows,
     slice_labels,
     statistic_rows,
     token_axes,
@@ -117,6 +117,7 @@ def _outputs_charts(page: PageData) -> dict[str, Spec]:
     positions, confidences = (slice_labels(page.outputs, position=position) for position in (True, False))
     made = {
         "kld": kld_by_rank(page, kld_span(page.outputs)),
+        "kld_narrow": kld_by_rank(page, kld_span(page.outputs), names="short_name"),
         "tokens": token_histogram(page),
         "position": kld_by_slice(page, "position", positions, title="position in the document, in tokens"),
         "confidence": kld_by_slice(
@@ -229,7 +230,7 @@ def _on_text(page: PageData, outputs: OutputsView, text: int) -> dict[str, Any]:
     base = None if outputs.base is None else outputs.candidates[outputs.base].logits[text]
     return {
         "points": as_columns(point_rows(outputs, text)),
-        "references": as_columns(reference_rows(outputs, text, kld_span(page.outputs))),
+        "names": as_columns(name_rows(outputs, text, kld_span(page.outputs))),
         "candidates": [
             _candidate(logits, base) if (logits := candidate.logits[text]) else None for candidate in outputs.candidates
         ],

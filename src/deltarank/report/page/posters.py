@@ -13,7 +13,7 @@ from deltarank.report.charts.vega import Spec
 from deltarank.report.charts.weights import cosine_by_layer, heat_map, loss_by_rank, runs_by_rank
 from deltarank.report.page.payload import LABEL_GAP, layer_groups
 from deltarank.report.view.chart_rows import Row, cell_rows, cosine_axis_end, line_end_rows, rank_rows, run_rows
-from deltarank.report.view.divergence_rows import kld_span, point_rows, reference_rows
+from deltarank.report.view.divergence_rows import kld_span, name_rows, point_rows
 from deltarank.report.view.headline import plain_text
 from deltarank.report.view.modules import ModuleGroup
 from deltarank.report.view.page import PageData, RunView
@@ -127,11 +127,11 @@ def _kld_by_rank(page: PageData) -> Spec:
         subtitle += "; diamonds: adapters, and truncation alone"
     panels = [
         _panel(
-            kld_by_rank(page, span, with_names=len(shown) == columns),
+            kld_by_rank(page, span, names="name" if columns == 1 else "short_name", names_diamonds=len(shown) == columns),
             size,
             {
                 "points": point_rows(outputs, outputs.default_text),
-                "references": reference_rows(outputs, outputs.default_text, span),
+                "names": name_rows(outputs, outputs.default_text, span),
             },
             title=_panel_title(page, run, size),
         )

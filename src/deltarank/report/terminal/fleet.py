@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltarank.report.terminal.summary import wrapped
+from deltarank.report.terminal.fitting import wrapped
 from deltarank.report.view.fleet import FleetPage, FleetRow, fleet_page
 from deltarank.report.view.text import NO_BREAK
 from deltarank.results import Fleet, format_table

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 
+from deltarank.report.terminal.fitting import columns_that_fit, in_ascii, sentence_on_the_rest, wrapped
 from deltarank.report.view.activations import ActivationsView
 from deltarank.report.view.build import page_data
 from deltarank.report.view.headline import plain_text
 from deltarank.report.view.outputs import OutputsView
 from deltarank.report.view.page import PageData, RunView
 from deltarank.report.view.provenance import LeftOutGroup
-from deltarank.report.view.table import TableCell, TableRow
-from deltarank.report.view.text import NO_BREAK, unbroken
-from deltarank.results import Results, count, format_table, listing, percent, shorten
+from deltarank.report.view.table import TableRow
+from deltarank.report.view.text import NO_BREAK
+from deltarank.results import Results, count, format_table, percent
 
 _BOLD, _DIM, _RED, _YELLOW, _GREEN = "1", "2", "31", "33", "32"
 MOST_MODULES = 24
@@ -43,7 +43,7 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
         return f"\x1b[{code}m{text}\x1b[0m" if colour else text
 
     blocks = [
-        [paint(line, _BOLD) for line in wrapped(_headline(page), width)],
+        _bold(_headline(page), paint, width),
         [line for sentence in run.opening for line in wrapped(sentence, width)],
         *(_outputs(run.outputs, paint, width) if run.outputs else []),
         _sentences(page, run, width),
@@ -56,10 +56,8 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
     return "\n\n".join("\n".join(lines) for lines in blocks if lines) + "\n"
 
 
-def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
-    """Lines of at most `width` columns, all but the first after `indent`. A percent sign stays with its number."""
-    lines = textwrap.wrap(unbroken(text), width, subsequent_indent=indent, break_on_hyphens=False)
-    return [line.replace(NO_BREAK, " ") for line in lines]
+def _bold(text: str, paint: Paint, width: int) -> list[str]:
+    return [paint(line, _BOLD) for line in wrapped(text, width)]
 
 
 def _headline(page: PageData) -> str:
@@ -85,21 +83,16 @@ def _weights(page: PageData, run: RunView, paint: Paint, width: int) -> list[str
     rows[-1][2:] = [_at_most_six_letters(cell) for cell in rows[-1][2:]]
     header, *lines = _lines_by_rank([*_painted(rows[:-1], paint), rows[-1]])
     hidden = len(modules) - len(largest)
+    missing = [str(rank) for rank in page.ranks if str(rank) not in rows[0]]
     return [
         paint("Energy kept, in %, by LoRA rank (share: of their change)", _BOLD),
         paint(header, _DIM),
         *lines[:-2],
         *([f"({count(hidden, 'module')} with smaller changes not shown)"] if hidden else []),
         *lines[-2:],
-        *wrapped(_ranks_that_do_not_fit(page, rows[0]), width),
+        *wrapped(sentence_on_the_rest("rank", missing, "results.json has"), width),
         paint("Cosine distance 0.3 means that half of the energy is lost.", _DIM),
     ]
-
-
-def _ranks_that_do_not_fit(page: PageData, header: Sequence[str]) -> str:
-    missing = [str(rank) for rank in page.ranks if str(rank) not in header]
-    ranks, fit = ("Rank", "does") if len(missing) == 1 else ("Ranks", "do")
-    return f"{ranks} {listing(missing)} {fit} not fit into this width; results.json has them." if missing else ""
 
 
 def _activations(page: PageData, activations: ActivationsView, paint: Paint, width: int) -> list[str]:
@@ -108,7 +101,7 @@ def _activations(page: PageData, activations: ActivationsView, paint: Paint, wid
     header, *lines = _lines_by_rank(_painted(_rows_by_rank(page, [*modules[:MOST_MODULES], whole], width), paint))
     title = "Energy of the layers' outputs kept, in %, by LoRA rank (share: of their change)"
     sentence = activations.sentences[page.default_index]
-    return [paint(shorten(title, most=width), _BOLD), paint(header, _DIM), *lines, *wrapped(sentence, width)]
+    return [*_bold(title, paint, width), paint(header, _DIM), *lines, *wrapped(sentence, width)]
 
 
 def _rows_by_rank(page: PageData, rows: Sequence[TableRow], width: int) -> list[list[str]]:
@@ -116,10 +109,10 @@ def _rows_by_rank(page: PageData, rows: Sequence[TableRow], width: int) -> list[
 
     If space is short, the rank of the headline comes first, then servable ranks.
     """
-    cells = [["module", "share", *map(str, page.ranks)], *([row.name, *map(_ascii, row.cells)] for row in rows)]
+    cells = [["module", "share", *map(str, page.ranks)], *([row.name, *map(in_ascii, row.cells)] for row in rows)]
     ranks = sorted(range(len(page.ranks)), key=lambda i: (i != page.default_index, not page.servable[i], i))
     columns = [1, *(i + 2 for i in ranks)]
-    return _fit(cells, columns, width, name=len("cosine distance"), gap=1, minimum=_RANK_WIDTH)
+    return columns_that_fit(cells, columns, width, name=len("cosine distance"), gap=1, minimum=_RANK_WIDTH)
 
 
 def _painted(rows: Sequence[list[str]], paint: Paint) -> list[list[str]]:
@@ -138,46 +131,20 @@ def _outputs(outputs: OutputsView, paint: Paint, width: int) -> list[list[str]]:
     table = outputs.logits_tables[outputs.default_text] if outputs.texts else None
     if table is None:
         return blocks
-    headings = [_ascii(heading) for heading in table.headings]
+    headings = [in_ascii(heading) for heading in table.headings]
     columns = [0, *(headings.index(heading) for heading in _OUTPUTS_COLUMNS)]
-    rows = [headings, *([row.name, *map(_ascii, row.cells)] for row in table.rows)]
+    rows = [headings, *([row.name, *map(in_ascii, row.cells)] for row in table.rows)]
     rows = [[row[i] for i in columns] for row in rows]
     needed = [1 + _OUTPUTS_COLUMNS.index(heading) for heading in _OUTPUTS_NEEDED]
     title = f"KLD from the finetune in nats per token, on {outputs.texts[outputs.default_text].name}"
-    lines = format_table(_fit(rows, needed, width, name=_CANDIDATE_WIDTH, gap=2), align="<>")
+    lines = format_table(columns_that_fit(rows, needed, width, name=_CANDIDATE_WIDTH, gap=2), align="<>")
     rows_of_writing = outputs.writing_table.rows if outputs.writing_table and outputs.has_similarity else ()
     writing = [f"{row.name}: {row.cells[0]}" for row in rows_of_writing]
     similarity = f"Similarity to the finetune's answers (TF-IDF cosine): {'; '.join(writing)}."
     return [
         *blocks,
-        [paint(shorten(title, most=width), _BOLD), *lines, *(wrapped(similarity, width) if writing else [])],
+        [*_bold(title, paint, width), *lines, *(wrapped(similarity, width) if writing else [])],
     ]
-
-
-def _fit(
-    rows: Sequence[list[str]], needed: Sequence[int], width: int, *, name: int, gap: int, minimum: int = 0
-) -> list[list[str]]:
-    """The rows with the columns that fit into `width`: first the names, then `needed` up to one that does not fit.
-
-    Names have `name` letters at least, and are cut where they need more than what is left.
-    """
-    widths = [max(minimum, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    free_columns = width - min(widths[0], name)
-    chosen = []
-    for column in needed:
-        if widths[column] + gap > free_columns:
-            break
-        free_columns -= widths[column] + gap
-        chosen.append(column)
-    name_width = free_columns + min(widths[0], name)
-    return [[shorten(row[0], most=name_width), *(row[i] for i in sorted(chosen))] for row in rows]
-
-
-def _ascii(cell: TableCell) -> str:
-    text = cell if isinstance(cell, str) else cell[0]
-    for sign, plain in ((NO_BREAK, " "), (" – ", " to "), ("–", "-"), ("\u2212", "-")):
-        text = text.replace(sign, plain)
-    return text
 
 
 def _at_most_six_letters(number: str) -> str:

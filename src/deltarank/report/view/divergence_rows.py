@@ -36,6 +36,9 @@ MOST_BELOW_RANKS = 30
 _LABEL_GAP = 0.055
 """The least distance of labels, as a share of the axis."""
 
+_SHORT_NAME = 21
+"""The most letters of a name on a narrow chart."""
+
 
 # ---- KLD against rank -------------------------------------------------------------------------------------------
 
@@ -58,30 +61,33 @@ def point_rows(outputs: OutputsView, text: int) -> list[Row]:
     return sorted(rows, key=lambda row: (row["kind"], row["rank"]))
 
 
-def reference_rows(outputs: OutputsView, text: int, span: Span) -> list[Row]:
-    """Candidates without a rank, as reference lines whose labels do not overlap: the base, quantised finetunes, others.
+def name_rows(outputs: OutputsView, text: int, span: Span) -> list[Row]:
+    """All candidates but rank-r deltas, whose names stand at the right end without overlapping each other.
 
-    A line below the axis is drawn at its end, and its label has an arrow.
+    Those without a rank are reference lines: the base, quantised finetunes, others. One below the axis is drawn at its
+    end, and its name has an arrow.
     """
-    references = sorted(
+    named = sorted(
         (
             (candidate, logits)
             for candidate, logits in _scored(outputs, text)
-            if candidate.rank is None and logits.kld.mean > 0
+            if (candidate.rank is None or candidate.kind is not CandidateKind.RANK) and logits.kld.mean > 0
         ),
         key=lambda pair: -pair[1].kld.mean,
     )
     low, high = (math.log(end) for end in span)
-    shown = [max(logits.kld.mean, span[0]) for _, logits in references]
+    shown = [max(logits.kld.mean, span[0]) for _, logits in named]
     heights = spread_out([(math.log(kld) - low) / (high - low) for kld in shown], _LABEL_GAP)
     return [
         {
-            "name": candidate.name if logits.kld.mean >= span[0] else f"{candidate.name} \u2193",
+            "rank": candidate.rank,
+            "name": candidate.name + (arrow := "" if logits.kld.mean >= span[0] else " \u2193"),
+            "short_name": shorten(candidate.name.replace(" alone at ", " at "), most=_SHORT_NAME) + arrow,
             "kld": significant(kld),
             "label_y": significant(math.exp(low + height * (high - low)), 6),
             "tooltip": _kld_tooltip(candidate.name, logits),
         }
-        for (candidate, logits), kld, height in zip(references, shown, heights, strict=True)
+        for (candidate, logits), kld, height in zip(named, shown, heights, strict=True)
     ]
 
 

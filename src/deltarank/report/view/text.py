@@ -75,6 +75,11 @@ def behaviour_percent(share: float | None) -> str:
     return percent(share, unknown="–")
 
 
+def terse_behaviour(share: float | None) -> str:
+    """For columns headed "%"."""
+    return _terse(behaviour_percent(share))
+
+
 def unbroken(text: str) -> str:
     """Keeps a number and its percent sign on one line."""
     return text.replace(" %", f"{NO_BREAK}%")
