@@ -171,6 +171,9 @@ def test_the_lowest_rank_at_least_as_near_as_a_yardstick_is_named_with_how_much_
     assert f"{lead} q4_0 is rank 64 (about as close).\nNo measured rank is as close to the finetune as q8_0." in said(
         {**klds, "rank 64": 0.09, "rank 128": 0.05}
     )
+    assert "No measured rank is as close to the finetune as q4_0 or q8_0." in said(
+        {**klds, "rank 64": 0.9, "rank 128": 0.5}
+    )
 
 
 def test_the_headline_is_about_the_run_s_rank_or_the_one_nearest_64_or_what_there_is() -> None:

@@ -198,8 +198,8 @@ class _TextVerdict:
             (first, rank), *others = closest
             rest = "".join(f"; as {name}, {rank}" for name, rank in others)
             yield f"The lowest measured rank that is at least as close to the finetune as {first} is {rank}{rest}."
-        for name in (name for name, rank in found.items() if not rank):
-            yield f"No measured rank is as close to the finetune as {name}."
+        if farther := [name for name, rank in found.items() if not rank]:
+            yield f"No measured rank is as close to the finetune as {' or '.join(farther)}."
 
     def _lowest_rank(self, yardstick: CandidateResult, ranks: Sequence[tuple[int, float]]) -> str:
         """ "rank 8 (1,600 times closer)"; "" if there is none."""

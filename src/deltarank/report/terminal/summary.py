@@ -44,7 +44,7 @@ def terminal_summary(results: Results, *, colour: bool = False, width: int = 100
 
     blocks = [
         _bold(_headline(page), paint, width),
-        [line for sentence in run.opening for line in wrapped(sentence, width)],
+        _opening(run, paint, width),
         *(_outputs(run.outputs, paint, width) if run.outputs else []),
         _sentences(page, run, width),
         _weights(page, run, paint, width) if run.matrices_measured and run.energy and not run.is_unrelated else [],
@@ -62,6 +62,16 @@ def _bold(text: str, paint: Paint, width: int) -> list[str]:
 
 def _headline(page: PageData) -> str:
     return plain_text(page.headlines[page.default_index]).replace(NO_BREAK, " ")
+
+
+def _opening(run: RunView, paint: Paint, width: int) -> list[str]:
+    """The lines under the headline, beside their titles."""
+    column = 2 + max((len(title) for title, _ in run.opening_lines), default=0)
+    lines = []
+    for title, sentence in run.opening_lines:
+        first, *rest = wrapped(sentence, width - column)
+        lines += [paint(title, _DIM) + " " * (column - len(title)) + first, *(" " * column + line for line in rest)]
+    return lines
 
 
 def _sentences(page: PageData, run: RunView, width: int) -> list[str]:
