@@ -18,7 +18,6 @@ from deltarank.results import (
     Unpaired,
     count,
     listing,
-    percent,
     percents,
     to_plain,
 )

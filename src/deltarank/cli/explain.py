@@ -25,7 +25,9 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
 @click.command(
     cls=Command,
     short_help="Explain a message or a term by its name.",
-    arguments={"words": "The name at the end of a message, such as `no-servable-rank`, or a term.  [default: list all]"},
+    arguments={
+        "words": "The name at the end of a message, such as `no-servable-rank`, or a term.  [default: list all]"
+    },
     examples=[
         ("What does this message mean?", "deltarank explain no-servable-rank"),
         ("What does this term mean?", "deltarank explain noise edge"),

@@ -154,13 +154,14 @@ from deltarank.results.verification import (
 )
 
 __all__ = [
-    "ALL_ELSEWHERE",
     "ABOVE_EDGE",
+    "ALL_ELSEWHERE",
     "DEFAULT_OUTPUTS_RANKS",
     "DEFAULT_RANKS",
     "FINETUNE",
     "FINETUNE_AGAIN",
     "HELD",
+    "MOST_OF_IT",
     "NEARLY_WHOLE",
     "NONE_UNPAIRED",
     "OPENED_KINDS",
@@ -225,6 +226,7 @@ __all__ = [
     "Interval",
     "KeyPair",
     "Kinship",
+    "LeftOutShare",
     "ListedText",
     "LiveCheck",
     "LiveVerdict",
@@ -249,6 +251,7 @@ __all__ = [
     "Rank",
     "RankCost",
     "RankDivergence",
+    "RankLimit",
     "RankPlan",
     "Ranks",
     "Reference",

@@ -455,7 +455,7 @@ class TestPage:
         of_tokens = {"tokens", "position", "confidence", "documents"}
         of_parts = {"bars", "scatter", "parts", "parts_tall"}
         with_outputs, without = (charts(page_data([replace(ONE, outputs=found)])) for found in (ONE.outputs, None))
-        assert {"kld", *of_tokens, *of_parts} == {*with_outputs} - {*without}
+        assert {"kld", "kld_narrow", *of_tokens, *of_parts} == {*with_outputs} - {*without}
 
     def test_the_legend_of_the_tokens_has_a_colour_a_step(self):
         style = (Path(__file__).parents[3] / "src/deltarank/report/page/outputs.css").read_text()

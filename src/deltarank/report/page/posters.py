@@ -127,7 +127,9 @@ def _kld_by_rank(page: PageData) -> Spec:
         subtitle += "; diamonds: adapters, and truncation alone"
     panels = [
         _panel(
-            kld_by_rank(page, span, names="name" if columns == 1 else "short_name", names_diamonds=len(shown) == columns),
+            kld_by_rank(
+                page, span, names="name" if columns == 1 else "short_name", names_diamonds=len(shown) == columns
+            ),
             size,
             {
                 "points": point_rows(outputs, outputs.default_text),

@@ -20,9 +20,7 @@ _Columns = Mapping[str, Sequence[str]]
 """The cells of each column by its heading, one for each run."""
 
 
-def behaviour_of_runs(
-    page: PageData, candidates: Sequence[Mapping[str, Logits]], rank: int, width: int
-) -> list[str]:
+def behaviour_of_runs(page: PageData, candidates: Sequence[Mapping[str, Logits]], rank: int, width: int) -> list[str]:
     """The behaviour kept of each run by candidate; the base's column has its KLD, which is where 0 % is.
 
     Args:
@@ -57,7 +55,9 @@ def _kept(logits: Logits | None) -> str:
 
 def energy_of_runs(page: PageData, rank: int, width: int) -> list[str]:
     """The kind of each run, and the energy that it keeps at each rank."""
-    by_rank = {str(each): [in_ascii(terse_kept(run.whole.lost[i])) for run in page.runs] for i, each in enumerate(page.ranks)}
+    by_rank = {
+        str(each): [in_ascii(terse_kept(run.whole.lost[i])) for run in page.runs] for i, each in enumerate(page.ranks)
+    }
     columns = {_KIND: [run.kind for run in page.runs], **by_rank}
     needed = sorted(columns, key=lambda name: (name != str(rank), name != _KIND))
     heading = "Energy of the change in the matrices that a LoRA of each rank keeps, in %."
