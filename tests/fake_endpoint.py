@@ -71,6 +71,8 @@ class FakeEndpoint:
     written_by       the model whose tokens it returns beside the lists of `model`
     secret_top_p     cuts the distribution whatever is asked for
     secret_temperature   multiplies the one that was asked for
+    counts_bytes     it counts a token for each byte of a prompt
+    counts_at_least  tokens that it counts for each answer, however few were asked for
     fault            a failure
     """
 
@@ -84,6 +86,8 @@ class FakeEndpoint:
     echoes: bool = False
     prompt_logprobs: bool = False
     counts_tokens: bool = True
+    counts_bytes: bool = False
+    counts_at_least: int = 0
     jitter: float = 0.0
     rounding: float = 0.0
     system_prompt: tuple[str, ...] = ()
@@ -197,7 +201,9 @@ def answer(endpoint: FakeEndpoint, body: dict[str, Any], api: str) -> dict[str, 
     payload: dict[str, Any] = {"id": "x", "object": "completion", "model": endpoint.name, "choices": choices}
     if endpoint.counts_tokens:
         pieces = len(words) + len(prompt) // endpoint.tokenizer_step
-        payload["usage"] = {"prompt_tokens": pieces, "completion_tokens": len(choices) * int(body["max_tokens"])}
+        counted = len(prompt.encode()) if endpoint.counts_bytes else pieces
+        answers = len(choices) * max(int(body["max_tokens"]), endpoint.counts_at_least)
+        payload["usage"] = {"prompt_tokens": counted, "completion_tokens": answers}
     return payload
 
 

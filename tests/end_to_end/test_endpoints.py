@@ -126,6 +126,9 @@ def test_samples_are_compared_where_greedy_answers_do_not_repeat(compare: Compar
     assert test.name.value == "samples"
     assert kind(tmp_path) == "different"
     assert test.e_value >= 20
+    assert test.p == pytest.approx(1 / test.e_value)
+    assert test.permutation_p is not None
+    assert 0 < test.permutation_p <= 1
 
 
 @pytest.mark.parametrize(
@@ -368,6 +371,18 @@ def test_a_wrong_key_is_not_repeated(compare: Compare, tmp_path: Path, monkeypat
     assert KEY not in done.out + done.err + everything_in(tmp_path)
 
 
+def test_parts_of_a_wrong_key_are_not_repeated(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As hosts mask it: the first letters, asterisks, the last letters."""
+    monkeypatch.setenv("MY_KEY", KEY)
+    refusal = {"error": {"message": f"Incorrect API key provided: {KEY[:7]}****{KEY[-4:]}. Find yours on our page."}}
+    with serving(FakeEndpoint(fault=status(401, refusal)), FakeEndpoint()) as (a, b):
+        done = compare(a, b, "--key-a", "MY_KEY")
+
+    assert "Incorrect API key provided: [key] Find yours" in " ".join(done.err.split())
+    assert KEY[:7] not in done.err
+    assert KEY[-4:] not in done.err
+
+
 def test_a_key_on_the_command_line_is_refused_and_not_repeated(compare: Compare, tmp_path: Path) -> None:
     done = compare("tiny@http://127.0.0.1:9/v1", "tiny@http://127.0.0.1:9/v1", "--key-a", KEY)
 
@@ -403,6 +418,7 @@ def slow(handler: Handler, body: dict[str, Any]) -> bool:
 
 
 RATE_LIMIT = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
+LATER = "Fri, 01 Jan 2100 00:00:00 GMT"
 
 
 @pytest.mark.parametrize(
@@ -412,7 +428,8 @@ RATE_LIMIT = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
         (status(200, b"[1, 2]"), "not a JSON object", "endpoint-not-json"),
         (status(200, b"[" * 100_000), "not a JSON object", "endpoint-not-json"),
         (status(429, RATE_LIMIT, Retry_After="0"), "limits the rate", "endpoint-busy"),
-        (status(429, RATE_LIMIT, Retry_After="86400"), "limits the rate", "endpoint-busy"),
+        (status(429, RATE_LIMIT, Retry_After="86400"), "to wait 24 h (deltarank waits 1 min at most)", "endpoint-busy"),
+        (status(503, b"", Retry_After=LATER), "at most): no reason given", "endpoint-busy"),
         (status(429, {"error": {"message": "no", "code": "insufficient_quota"}}), "no quota left", "endpoint-quota"),
         (status(503, b"overloaded", Retry_After="0"), "keeps failing (HTTP 503)", "endpoint-busy"),
         (status(404, {"error": {"message": "no such model"}}), "no such model", "endpoint-not-found"),
@@ -428,7 +445,7 @@ def test_a_failing_endpoint_gives_one_clear_error(compare: Compare, fault: Fault
 
     assert done.code == 1
     assert "Endpoint B (127.0.0.1" in done.err
-    assert said in done.err
+    assert said in " ".join(done.err.split())
     assert f"explain {slug}" in done.err
     assert "Traceback" not in done.err
 
@@ -447,6 +464,19 @@ def test_a_cut_answer_is_asked_for_again(compare: Compare, tmp_path: Path) -> No
 
 def test_passing_failures_are_waited_out(compare: Compare, tmp_path: Path) -> None:
     with serving(FakeEndpoint(), FakeEndpoint(fault=status(429, RATE_LIMIT, times=3, Retry_After="0"))) as (a, b):
+        compare(a, b)
+
+    assert kind(tmp_path) == "same"
+
+
+def test_until_when_to_wait_is_read_by_the_clock_of_the_host(compare: Compare, tmp_path: Path) -> None:
+    busy = status(429, RATE_LIMIT, times=3, Retry_After=LATER)
+
+    def in_another_century(handler: Handler, body: dict[str, Any]) -> bool:
+        handler.date_time_string = lambda timestamp=None: LATER  # type: ignore[method-assign]
+        return busy(handler, body)
+
+    with serving(FakeEndpoint(), FakeEndpoint(fault=in_another_century)) as (a, b):
         compare(a, b)
 
     assert kind(tmp_path) == "same"
@@ -521,6 +551,7 @@ def test_a_dry_run_sends_nothing(command: RunCommand, tmp_path: Path) -> None:
     assert done.code == 0
     assert "log-probabilities of the first token" in done.out
     assert "Nothing was sent." in done.out
+    assert "A tokenizer of bytes makes 4 times as many tokens of prompts" in " ".join(done.out.split())
     assert not a.requests + b.requests
     assert not (tmp_path / "run").exists()
 
@@ -533,6 +564,40 @@ def test_caps_hold(compare: Compare, tmp_path: Path) -> None:
         assert sum(each.prompt_tokens + each.completion_tokens for each in (tokens.a, tokens.b)) <= 1500
         compare(a, b, "--max-cost", 0.001, "--price-in", 1, "--price-out", 1, "--force")
         assert "for the cost is reached" in headline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"counts_bytes": True},
+        {"system_prompt": ("hidden",) * 300},
+        {"counts_at_least": 200},
+    ],
+    ids=["a byte is a token", "hidden prompt", "long answers"],
+)
+@pytest.mark.parametrize("cap", [("--max-tokens", 6000), ("--max-cost", 0.006, "--price-in", 1, "--price-out", 1)])
+def test_caps_hold_whatever_an_endpoint_counts(
+    compare: Compare, tmp_path: Path, settings: dict[str, Any], cap: tuple[object, ...]
+) -> None:
+    with serving(FakeEndpoint(**settings), FakeEndpoint(**settings)) as (a, b):
+        compare(a, b, *cap, "--concurrency", 8)
+
+    used = found(tmp_path).endpoints
+    assert "is reached" in headline(tmp_path)
+    assert 2000 < sum(each.prompt_tokens + each.completion_tokens for each in (used.a, used.b)) <= 6000
+
+
+def test_caps_hold_where_nothing_is_counted_and_after_a_resumed_run(compare: Compare, tmp_path: Path) -> None:
+    """Each byte is taken for a token."""
+    with serving(FakeEndpoint(counts_tokens=False), FakeEndpoint(counts_tokens=False)) as (a, b):
+        compare(a, b, "--max-tokens", 6000, "--concurrency", 8)
+        sent = len(a.requests) + len(b.requests)
+        compare(a, b, "--max-tokens", 6000, "--concurrency", 8)
+
+    bodies = [*a.requests, *b.requests]
+    assert "the cap of 6,000 tokens is reached" in headline(tmp_path)
+    assert len(bodies) == sent
+    assert 2000 < sum(len(each["prompt"].encode()) + each["max_tokens"] * each.get("n", 1) for each in bodies) <= 6000
 
 
 def test_a_cap_on_the_cost_needs_prices(compare: Compare) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -17,7 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import peft_adapters as made
 from commands import Finished, RunCommand
 from deltarank.divergence import PLAIN, SETTINGS, log_probabilities_by_setting
-from deltarank.results import EndpointResults, Identification
+from deltarank.openai_api import fresh_prompt
+from deltarank.results import EndpointApi, EndpointResults, Identification
 from fake_endpoint import FakeEndpoint, serving
 from sampling_server import SamplingServer
 from some_tokenizers import byte_level
@@ -132,6 +136,11 @@ def test_text_alone_tells_what_is_served(models: Path, ask: Ask, tmp_path: Path)
     assert {name: by_name[name].log_likelihood for name in exact} == pytest.approx(exact, abs=0.01)
     ratio = math.log(by_name["rank 8"].posterior / max(by_name["base"].posterior, 1e-300))
     assert ratio == pytest.approx(min(exact["rank 8"] - exact["base"], 690), abs=2)
+    best = by_name["rank 8"]
+    rival = by_name[str(best.nearest)]
+    assert best.nearest_log_e_value is not None
+    # The mean of the rival's settings is its best one at most, and that one has a weight of 1/46 at least.
+    assert 0 <= best.log_likelihood - rival.log_likelihood - best.nearest_log_e_value <= math.log(46)
 
 
 FOLDERS = {"base": "base", "rank 8": "rank-8", "finetune": "finetune"}
@@ -218,6 +227,71 @@ def test_a_capped_run_resumes_and_is_analysed_again_offline(
     assert "What it serves" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_weights_are_added_to_a_run_without_them(models: Path, ask: Ask, command: RunCommand, tmp_path: Path) -> None:
+    with serving(serves(models, "base"), serves(models, "finetune")) as (a, b):
+        refs, plain = (a.reference, b.reference), ("-o", tmp_path / "run", "--seed", 5, "--completions", "--no-report")
+        command("endpoints", *refs, *plain, "--max-requests", 32)
+        before = (tmp_path / "run" / "exchanges.jsonl").read_text()
+        done = ask(*refs, "--ranks", 8, "--no-report", "--max-requests", 50)
+        without = command("endpoints", *refs, *plain)
+        asked = [len(each.fault.bodies) for each in (a, b)]  # type: ignore[union-attr]
+
+    found = EndpointResults.load(tmp_path / "run").endpoints
+    assert done.code == 0, done.err
+    assert {letter: each.best for letter, each in found.identifications.items()} == {"A": "base", "B": "finetune"}
+    assert (tmp_path / "run" / "exchanges.jsonl").read_text().startswith(before)
+    assert [found.a.requests, found.b.requests] == asked
+    assert without.code == 1
+    assert "weights: some in that run, none now" in " ".join(without.err.split())
+
+
+def _in_the_cache(models: Path, cache: Path, *names: str) -> None:
+    """The models as the Hub's client keeps them, as org/NAME."""
+    for number, name in enumerate(names):
+        home, commit = cache / f"models--org--{name}", f"{number:x}" * 40
+        shutil.copytree(models / name, home / "snapshots" / commit)
+        (home / "blobs").mkdir()
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text(commit)
+
+
+@pytest.mark.slow
+def test_models_of_the_hub_are_analysed_again_as_long_as_its_cache_has_them(
+    models: Path, command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    _in_the_cache(models, tmp_path / "cache", "base", "finetune")
+    run = tmp_path / "run"
+    words = ("--weights", "org/base", "org/finetune", "--ranks", 8, "-o", run, "--completions", "--no-report")
+    with serving(serves(models, "finetune")) as (server,), monkeypatch.context() as offline:
+        offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        done = command("endpoints", server.reference, *words)
+    assert done.code == 0, done.err
+    first = EndpointResults.load(run)
+
+    (run / "results.json").write_text(json.dumps({**first.to_plain(), "endpoints": _without_identification(first)}))
+    again = command("report", run)
+    second = EndpointResults.load(run)
+    shutil.rmtree(tmp_path / "cache" / "models--org--finetune")
+    without = command("report", run)
+
+    assert first.settings["weights"]["commits"] == {"base": "0" * 40, "finetune": "1" * 40}
+    assert again.code == 0, again.err
+    assert (second.endpoints, second.settings, second.notes) == (first.endpoints, first.settings, ())
+    assert without.code == 0, without.err
+    assert EndpointResults.load(run).endpoints == first.endpoints
+    assert EndpointResults.load(run).settings == first.settings
+    note = "Which model is served was not analysed again, and is as the run found it"
+    assert note in " ".join(without.out.split())
+    assert note in " ".join((run / "report.html").read_text(encoding="utf-8").split())
+
+
+def _without_identification(results: EndpointResults) -> dict[str, Any]:
+    return {**results.to_plain()["endpoints"], "identification": None}
+
+
 @pytest.mark.parametrize(
     ("fault", "kind", "said"),
     [
@@ -251,7 +325,9 @@ def test_the_tokens_that_it_takes_are_said_before_anything_is_sent(models: Path,
     near = ask("tiny@http://127.0.0.1:9/v1", "--dry-run", "--yardstick", "q8_0", "--tolerance", 0.1, *prices)
 
     assert done.code == 0
-    assert "with the probe, 1,040 requests, about 111," in done.out
+    letters = mean(len(fresh_prompt(0, "plan", i, EndpointApi.COMPLETIONS).encode()) for i in range(64))
+    assert f"A fresh prompt has about {round(letters) + 1} tokens by the finetune's tokenizer" in done.out
+    assert f"with the probe, 1,040 requests, about {1040 * (round(letters) + 1) + 121 + 1024 * 48:,} tokens" in done.out
     assert "cost unknown without --price-in" in done.out
     assert "a cost of " in near.out
     assert "in the unit of your prices" in " ".join(near.out.split())

@@ -14,6 +14,7 @@ from deltarank.checkpoints.file_contents import refuse_pointer
 from deltarank.checkpoints.formats.safetensors_header import TensorInfo
 from deltarank.checkpoints.hub.fetch import check_fetch_mode, fetch_files, find_adapter_folder, is_adapter_file
 from deltarank.checkpoints.hub.http_ranges import Traffic
+from deltarank.checkpoints.hub.offline import hub_cache_only
 from deltarank.checkpoints.named_bases import hub_id_of, hub_ids, may_be_one_model, other_base_note
 from deltarank.checkpoints.pairing.fused_experts import parse_expert_name
 from deltarank.checkpoints.pairing.one_vocabulary import with_one_vocabulary
@@ -43,6 +44,7 @@ __all__ = [
     "fetch_files",
     "find_adapter_folder",
     "finetunes_in",
+    "hub_cache_only",
     "hub_id_of",
     "hub_ids",
     "interrupt_reads",

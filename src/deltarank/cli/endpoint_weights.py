@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +18,7 @@ from deltarank.results import (
     format_table,
     parse_ranks,
     percent,
+    power_of_ten,
 )
 
 if TYPE_CHECKING:
@@ -102,15 +102,10 @@ def identification_table(found: Identification, letter: str) -> Iterator[str]:
             escape(each.name),
             f"{each.log_likelihood:,.1f}",
             percent(each.posterior),
-            power(each.log_e_value),
+            power_of_ten(each.log_e_value),
             *([figure(each.kld, unknown="-")] if has_lists else []),
             "excluded" if each.excluded else "left",
         )
         for each in found.candidates
     ]
     yield from format_table([tuple(heads), *rows], align="<>>>" + (">" if has_lists else "") + "<")
-
-
-def power(log: float) -> str:
-    """exp(log) in three digits, or as a power of ten: 1e43."""
-    return f"1e{math.floor(log / math.log(10))}" if log > math.log(1e4) else figure(math.exp(log))

@@ -168,7 +168,7 @@ def endpoints(
 
 def endpoint_lines(found: EndpointResults, columns: int) -> Iterator[str]:
     """The verdict, what the endpoints can do, and what was used."""
-    for sentence in found.verdict.sentences:
+    for sentence in (*found.verdict.sentences, *map(escape, found.notes)):
         yield from wrapped(sentence, columns)
     for letter, identification in found.endpoints.identifications.items():
         yield ""

@@ -82,6 +82,13 @@ class CandidateEvidence:
         )
         return np.asarray(by_setting.min(axis=-1))
 
+    def log_e_of_pair(self, candidate: int, rival: int) -> float:
+        """The log of the likelihood ratio of a candidate to a rival with whichever setting makes the text likeliest.
+
+        For two candidates that were chosen beforehand, an e-value that the rival is not served.
+        """
+        return float(self.log_marginals[candidate, -1] - self.log_likelihoods[rival, -1].max())
+
     def setting_posterior(self, candidate: int) -> FloatArray:
         """Of each setting, if this candidate wrote the whole text: (settings,)."""
         joint = self.log_likelihoods[candidate, -1] + LOG_PRIOR

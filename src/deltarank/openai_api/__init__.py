@@ -13,7 +13,7 @@ from deltarank.openai_api.exchanges import EXCHANGES, Exchange, Request, read_ex
 from deltarank.openai_api.http_client import OPTIONAL_TRIES, TRIES, EndpointClient, Reply, RequestRefusedError
 from deltarank.openai_api.prompts import fresh_prompt
 from deltarank.openai_api.reference import EndpointRef, parse_endpoint
-from deltarank.openai_api.requests import listing_logprobs, make_request
+from deltarank.openai_api.requests import listing_logprobs, make_request, most_tokens
 
 __all__ = [
     "EXCHANGES",
@@ -33,6 +33,7 @@ __all__ = [
     "listing_logprobs",
     "lists_repeat",
     "make_request",
+    "most_tokens",
     "parse_endpoint",
     "read_answers",
     "read_exchanges",

@@ -15,14 +15,12 @@ class Request:
 
     key          names the request within the run: the endpoint, the purpose, the prompt, the draw
     is_optional  whether a failure only means that the endpoint cannot do this
-    tokens       at most, of the prompt and of the answer; for the caps, before the endpoint has counted them
     """
 
     side: str
     key: str
     path: str
     body: Mapping[str, Any]
-    tokens: tuple[int, int]
     is_optional: bool = False
 
 

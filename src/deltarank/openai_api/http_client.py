@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltarank.errors import JobError, UsageError
 from deltarank.openai_api.reference import EndpointRef
-from deltarank.results import escape, shorten
+from deltarank.openai_api.retry_after import retry_after
+from deltarank.results import duration, escape, shorten
 
 if TYPE_CHECKING:
     import httpx2
@@ -33,6 +34,8 @@ _MOST_BYTES = 32_000_000
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 _QUOTA_WORDS = ("insufficient_quota", "insufficient credits", "insufficient balance", "billing")
 _REDACTED = "[key]"
+_LEAST_KEY = 12
+"""Characters of a key of which parts are looked for in messages."""
 
 Payload = dict[str, Any]
 
@@ -91,10 +94,11 @@ class EndpointClient:
             try:
                 return Reply(self._once(path, body), time.monotonic() - started)
             except _PassingError as failure:
-                if attempt + 1 >= min(tries, failure.tries) or failure.wait > LONGEST_WAIT or self._stopped.is_set():
+                wait = _FIRST_WAIT * 2**attempt if failure.wait is None else failure.wait
+                if attempt + 1 >= min(tries, failure.tries) or wait > LONGEST_WAIT or self._stopped.is_set():
                     raise failure.error from None
                 on_retry(failure.may_be_billed)
-                self._stopped.wait(failure.wait if failure.wait >= 0 else _FIRST_WAIT * 2**attempt)
+                self._stopped.wait(wait)
         raise AssertionError("the last attempt raises")
 
     def _once(self, path: str, body: Mapping[str, Any]) -> Payload:
@@ -147,7 +151,8 @@ class EndpointClient:
                 slug="endpoint-quota",
             )
         if status in _PASSING:
-            return _PassingError(self._keeps_failing(status, message), wait=_retry_after(error.response))
+            wait = retry_after(error.response.headers)
+            return _PassingError(self._keeps_failing(status, message, wait), wait=wait)
         if 300 <= status < 400:
             return self._error(
                 what=f"redirects to another address (HTTP {status}).",
@@ -156,8 +161,10 @@ class EndpointClient:
             )
         return RequestRefusedError(status, message)
 
-    def _keeps_failing(self, status: int, message: str) -> JobError:
+    def _keeps_failing(self, status: int, message: str, wait: float | None) -> JobError:
         what = "limits the rate of requests" if status == 429 else f"keeps failing (HTTP {status})"
+        if wait is not None and wait > LONGEST_WAIT:
+            what += f", and asks to wait {duration(wait)} (deltarank waits {duration(LONGEST_WAIT)} at most)"
         return self._error(
             what=f"{what}: {message}",
             cure="Wait, and repeat the same command: answers so far are kept. --concurrency 1 sends fewer at a time.",
@@ -193,7 +200,15 @@ class EndpointClient:
         body = error.body
         inner = body.get("error", body) if isinstance(body, dict) else body
         text = _error_message(inner) if inner is not None else ""
-        return shorten(escape(self._redact(" ".join(text.split()))), most=240) or "no reason given"
+        hidden = self._without_parts_of_key(self._redact(" ".join(text.split())))
+        return shorten(escape(hidden), most=240) or "no reason given"
+
+    def _without_parts_of_key(self, text: str) -> str:
+        """Hosts show the first and the last letters of a key that they refuse, and asterisks between them."""
+        key = self._ref.key
+        if not self._ref.has_key or len(key) < _LEAST_KEY:
+            return text
+        return " ".join(_REDACTED if key[:4] in each or key[-4:] in each else each for each in text.split(" "))
 
     def _shown(self, error: BaseException) -> str:
         return shorten(escape(self._redact(str(error) or type(error).__name__)), most=160).rstrip(".")
@@ -204,12 +219,14 @@ class EndpointClient:
 
 
 class _PassingError(Exception):
-    """May succeed next time. `wait`: seconds that the host asks for; negative: it does not say.
+    """May succeed next time. `wait`: seconds that the host asks for; None: it does not say.
 
     may_be_billed  the host may have made an answer, of which not all came
     """
 
-    def __init__(self, error: JobError, *, wait: float = -1.0, tries: int = TRIES, may_be_billed: bool = False) -> None:
+    def __init__(
+        self, error: JobError, *, wait: float | None = None, tries: int = TRIES, may_be_billed: bool = False
+    ) -> None:
         super().__init__()
         self.error = error
         self.wait = wait
@@ -258,13 +275,6 @@ def _bounded(stream: Any, deadline: float) -> Any:
             stream.close()
 
     return Bounded()
-
-
-def _retry_after(response: httpx2.Response) -> float:
-    try:
-        return max(0.0, float(response.headers.get("retry-after", "")))
-    except ValueError:
-        return -1.0
 
 
 def _deepest(error: BaseException) -> BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,8 @@ from deltarank.results import EndpointApi
 
 PATHS = {EndpointApi.COMPLETIONS: "/completions", EndpointApi.CHAT: "/chat/completions"}
 
-_CHARACTERS_OF_A_TOKEN = 2
-"""Few, so that the caps hold also where a tokenizer splits finely; and room for a template."""
-
 _TEMPLATE_TOKENS = 32
+"""Room for a chat template and a BOS token."""
 
 
 def make_request(
@@ -35,9 +34,21 @@ def make_request(
         {"messages": [{"role": "user", "content": prompt}]} if api is EndpointApi.CHAT else {"prompt": prompt}
     )
     body = {"model": model, **shown, "max_tokens": max_tokens, "temperature": 1.0, "top_p": 1.0, **parameters}
-    answers = int(parameters.get("n", 1))
-    at_most = len(prompt) // _CHARACTERS_OF_A_TOKEN + _TEMPLATE_TOKENS, max_tokens * answers
-    return Request(side, key, PATHS[api], body, at_most, is_optional)
+    return Request(side, key, PATHS[api], body, is_optional)
+
+
+def most_tokens(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Of the prompt and of the answers of a request, at most: a text has no more tokens than bytes.
+
+    A hidden prompt, and answers longer than was asked for, are not known here.
+    """
+    shown = body.get("messages", body.get("prompt", ""))
+    texts = (
+        [str(each.get("content")) for each in shown if isinstance(each, dict)] if isinstance(shown, list) else [shown]
+    )
+    size = sum(len(str(text).encode("utf-8", "replace")) for text in texts)
+    answers = [value for name in ("max_tokens", "n") if isinstance(value := body.get(name, 1), int)]
+    return size + _TEMPLATE_TOKENS, math.prod(answers)
 
 
 def listing_logprobs(api: EndpointApi, count: int) -> dict[str, Any]:

@@ -75,6 +75,7 @@ from deltarank.results.formatting import (
     percent,
     percent_kept,
     percents,
+    power_of_ten,
     shorten,
     size,
 )
@@ -88,7 +89,7 @@ from deltarank.results.identification import (
 from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Cosine, DeltaFit, DeltaSketch, Duplicates, Kinship, WeightedPart
 from deltarank.results.limit import MOST_OF_IT, LeftOutShare, RankLimit
-from deltarank.results.live_check import LiveCheck, LiveVerdict
+from deltarank.results.live_check import LiveCheck, LiveText, LiveVerdict
 from deltarank.results.logits import (
     BlindBound,
     Divergence,
@@ -229,6 +230,7 @@ __all__ = [
     "LeftOutShare",
     "ListedText",
     "LiveCheck",
+    "LiveText",
     "LiveVerdict",
     "Logits",
     "Loss",
@@ -307,6 +309,7 @@ __all__ = [
     "percent",
     "percent_kept",
     "percents",
+    "power_of_ten",
     "read_records",
     "run_name",
     "schema_of",

@@ -141,7 +141,9 @@ class EndpointTest:
 
     n                prompts
     statistic        the mean distance between A and B, in `unit`; `interval` at 95 %, bootstrapped over prompts
-    p                min(1, 1 / the largest e-value so far); for samples, of a permutation test: (1 + b) / (1 + B)
+    p                min(1, 1 / the largest e-value so far that they differ): a p-value whenever one stops
+    permutation_p    of the mean distance of sampled texts, with labels permuted within each prompt: (1 + b) / (1 + B).
+                     A p-value only for a number of prompts that was fixed beforehand; a run stops when it is decided
     e_value          the evidence that A and B differ; `e_value_same` that the mean distance is less than `tolerance`
     effect           nats per token that A and B are apart at least; None if the test does not bound them
     control_aa       the mean distance between two answers of A; `control_bb` of B
@@ -165,6 +167,7 @@ class EndpointTest:
     control_bb: Finite
     unseen: Share | None = None
     certainty: Share | None = None
+    permutation_p: Share | None = None
     text_a: ListedText | None = None
     text_b: ListedText | None = None
     decided: EndpointVerdictKind | None = None

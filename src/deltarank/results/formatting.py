@@ -64,6 +64,11 @@ def figure(value: float | None, *, unknown: str = "") -> str:
     return f"{value:.3g}"
 
 
+def power_of_ten(log: float) -> str:
+    """exp(log) in three digits, or as a power of ten where it is large: 1e43."""
+    return f"1e{math.floor(log / math.log(10))}" if log > math.log(1e4) else figure(math.exp(log))
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """1 -> "1 matrix", 2 -> "2 matrices"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -35,6 +35,8 @@ class ServedCandidate:
                      token; None: none are listed
     nearest          the candidate that it is hardest to tell from; `nearest_kld`, the KL divergence to it in nats per
                      token, and `tokens_needed`, ln(1 / alpha) / KLD; None: infinite
+    nearest_log_e_value  the log of the likelihood ratio, by the text, of this model to `nearest` with the setting of
+                     the sampler that suits it best: an e-value against `nearest`, had these two been chosen beforehand
     """
 
     name: str
@@ -48,6 +50,7 @@ class ServedCandidate:
     nearest: str | None = None
     nearest_kld: float | None = None
     tokens_needed: float | None = None
+    nearest_log_e_value: Nats | None = None
 
 
 @dataclass(frozen=True)

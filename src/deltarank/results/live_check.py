@@ -23,6 +23,15 @@ class LiveVerdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class LiveText:
+    """Prompts on which the greedy tokens of base and base + adapter differ, by whose token the server gave."""
+
+    adapter: Count
+    base: Count
+    neither: Count
+
+
+@dataclass(frozen=True)
 class LiveCheck:
     """A server's first tokens beside those of the base and of base + adapter. `sentences[0]` is the headline.
 
@@ -33,6 +42,7 @@ class LiveCheck:
                              base, 1 for base + adapter; None where it lists none
     tolerance                nats per token within which the server counts as near
     prompts                  how many were compared
+    text                     what its greedy tokens say, beside its lists or without them; None: nothing was asked
     """
 
     model: str
@@ -45,3 +55,4 @@ class LiveCheck:
     tolerance: Nats
     prompts: Count
     sentences: tuple[str, ...]
+    text: LiveText | None = None

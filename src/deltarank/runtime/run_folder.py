@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -28,14 +28,18 @@ Record = Mapping[str, Any]
 class RunFolder:
     """The folder of one run. One process at a time may open it. Use it in a `with`."""
 
-    def __init__(self, folder: Path, identity: Record, *, records: str = RECORDS) -> None:
+    def __init__(
+        self, folder: Path, identity: Record, *, records: str = RECORDS, continues: Sequence[Record] = ()
+    ) -> None:
         """
         Args:
             records: the name of the file of records.
+            continues: identities of other runs that this one takes up, with their records.
         """
         self.folder = folder
         self._records = folder / records
         self._identity = identity
+        self._continues = continues
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> RunFolder:
@@ -163,7 +167,7 @@ class RunFolder:
                     cure="Choose another folder with -o, or use --force to write into this one.",
                     slug="output-exists",
                 )
-        elif found != self._identity:
+        elif found not in (self._identity, *self._continues):
             changed = differences(found, self._identity)
             raise OutputError(
                 f"{self.folder} already contains a run with other inputs or options: {listing(changed)}.",
@@ -246,8 +250,9 @@ def differences(found: Any, wanted: Record) -> list[str]:
                 for name in sorted({*before, *after})
                 if before.get(name) != after.get(name)
             ]
-        elif key == "given":
-            changed.append(f"calibration texts: {_some(before)} in that run, {_some(after)} now")
+        elif key in ("given", "weights"):
+            what = "calibration texts" if key == "given" else key
+            changed.append(f"{what}: {_some(before)} in that run, {_some(after)} now")
         elif key != "calibration" or "given" not in {*found, *wanted}:
             changed.append(f"the {key} changed" if key in ("base", "finetune") else f"{key}: {before!r} in that run")
     return [each if len(each) < 200 else each[:200] + "..." for each in changed] or ["its run.json cannot be read"]

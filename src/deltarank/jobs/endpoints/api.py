@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deltarank.errors import ResultsError, UsageError
+from deltarank.errors import UsageError
 from deltarank.jobs.endpoints.asking import Asker
-from deltarank.jobs.endpoints.identified import Identified
 from deltarank.jobs.endpoints.job import EndpointsJob, Watchers
 from deltarank.jobs.endpoints.known_weights import WEIGHTS_KEYWORDS, KnownWeights, open_weights
-from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
-from deltarank.jobs.endpoints.plan import EndpointsPlan
+from deltarank.jobs.endpoints.options import Caps, EndpointsOptions, make_options
+from deltarank.jobs.endpoints.plan import EndpointsPlan, plan_prompts
 from deltarank.jobs.endpoints.spending import Spending
+from deltarank.jobs.endpoints.stored_results import with_weights, write_results
 from deltarank.openai_api import EXCHANGES, EndpointClient, EndpointRef, parse_endpoint
-from deltarank.results import (
-    EndpointApi,
-    EndpointResults,
-    EndpointTestName,
-    parse_record,
-)
-from deltarank.runtime import RESULTS, ProgressListener, Ref, RunFolder, as_output_error, read_identity, utc_timestamp
-from deltarank.system import Default, user_path, write_text_atomically
+from deltarank.results import EndpointResults
+from deltarank.runtime import ProgressListener, Ref, RunFolder, read_identity, utc_timestamp
+from deltarank.system import Default, user_path
 
 _NEEDED_BYTES = 20e6
 
@@ -79,19 +72,19 @@ def compare_endpoints(
     known, caps = _split(weights, rest)
     refs = _refs(a, b, key_a, key_b, known)
     folder = user_path(output)
-    options = _options(_known_seed(folder, force) if seed is None else seed, api, test, tolerance, alpha)
+    options = make_options(_known_seed(folder, force) if seed is None else seed, api, test, tolerance, alpha)
     spending = Spending(Caps(**caps))
     with (
         open_weights(known, folder, progress or ProgressListener()) as models,
-        RunFolder(folder, _identity(refs, options, known), records=EXCHANGES) as kept,
+        _run_folder(folder, refs, options, known) as kept,
     ):
         records = kept.open(force=force, needed_bytes=_NEEDED_BYTES)
         clients = {side: EndpointClient(side.upper(), ref, timeout=timeout) for side, ref in refs.items()}
         both = dict.fromkeys(refs, spending)
         with closing(Asker(clients, both, records, kept.append, concurrency=concurrency)) as asker:
             job = EndpointsJob(refs, options, asker, utc_timestamp(), watchers or Watchers(), models)
-            results = _with_settings(job.run(), known)
-        _write(folder, results)
+            results = with_weights(job.run(), known, models)
+        write_results(folder, results)
     return results
 
 
@@ -117,58 +110,14 @@ def plan_endpoints(
     """
     known, caps = _split(weights, rest)
     refs = _refs(a, b, key_a, key_b, known)
-    options = _options(0, None, test, tolerance, alpha)
+    options = make_options(0, None, test, tolerance, alpha)
     with (
         tempfile.TemporaryDirectory() as folder,
         open_weights(known, Path(folder), progress or ProgressListener()) as models,
     ):
         candidates = () if models is None else tuple(models.plan_lines(options.alpha, options.tolerance))
-    return EndpointsPlan(refs["a"], refs.get("b"), options, Caps(**caps), candidates)
-
-
-def analyse_exchanges(run: str | os.PathLike[str]) -> EndpointResults:
-    """The results of the exchanges in the folder of a run, computed again and written to its results.json. Offline.
-
-    Raises:
-        ResultsError: (slug "results-unreadable") the folder has no run of `endpoints`.
-    """
-    folder = user_path(run)
-    identity = read_identity(folder)
-    try:
-        refs = {side: EndpointRef(identity[side]["model"], identity[side]["url"]) for side in "ab" if side in identity}
-        given = identity["options"]
-        options = _options(given["seed"], given["api"], given["test"], given["tolerance"], given["alpha"])
-        known = KnownWeights.of_plain(identity["weights"]) if "weights" in identity else None
-        lines = (folder / EXCHANGES).read_bytes().splitlines()
-    except (OSError, KeyError, TypeError, ValueError):
-        raise ResultsError(
-            f"Cannot read the exchanges in {folder}.",
-            cure="Give the folder that `deltarank endpoints -o` wrote, with run.json and exchanges.jsonl.",
-            slug="results-unreadable",
-        ) from None
-    records = [record for line in lines if (record := parse_record(line)) is not None]
-    nothing = Spending(Caps(max_requests=1, max_tokens=1))
-    at_hand = known if known is not None and known.are_local else None
-    with (
-        open_weights(at_hand, folder, ProgressListener()) as models,
-        closing(Asker({}, dict.fromkeys(refs, nothing), records, lambda record: None, concurrency=1)) as asker,
-    ):
-        job = EndpointsJob(refs, options, asker, utc_timestamp(), known=models)
-        if known is not None and at_hand is None:
-            job.identified = _identified_before(folder)
-        results = _with_settings(job.run(), known)
-    _write(folder, results)
-    return results
-
-
-def _identified_before(folder: Path) -> Identified:
-    """Of the results in the folder: the weights are not on this machine any more."""
-    try:
-        found = EndpointResults.load(folder).endpoints
-    except ResultsError:
-        return Identified(problems={"a": "the weights are not on this machine"})
-    both = {"a": found.identification, "b": found.identification_b}
-    return Identified({side: each for side, each in both.items() if each is not None})
+        known_tokens = None if models is None else models.mean_tokens(plan_prompts())
+    return EndpointsPlan(refs["a"], refs.get("b"), options, Caps(**caps), candidates, known_tokens)
 
 
 def _split(weights: tuple[Ref, Ref] | None, rest: Mapping[str, Any]) -> tuple[KnownWeights | None, dict[str, Any]]:
@@ -190,20 +139,17 @@ def _refs(
     return {"a": first} if b is None else {"a": first, "b": parse_endpoint(b, key_b)}
 
 
-def _options(seed: int, api: str | None, test: str | None, tolerance: float, alpha: float) -> EndpointsOptions:
-    return EndpointsOptions(
-        seed, EndpointApi(api) if api else None, EndpointTestName(test) if test else None, tolerance, alpha
-    )
-
-
 def _identity(refs: Mapping[str, EndpointRef], options: EndpointsOptions, known: KnownWeights | None) -> dict[str, Any]:
     named = {side: {"model": ref.model, "url": ref.url} for side, ref in refs.items()}
     return {**named, "options": options.to_plain(), **({} if known is None else {"weights": known.to_plain()})}
 
 
-def _with_settings(results: EndpointResults, known: KnownWeights | None) -> EndpointResults:
-    weights = {} if known is None else {"weights": known.to_plain()}
-    return replace(results, settings={**results.settings, **weights})
+def _run_folder(
+    folder: Path, refs: Mapping[str, EndpointRef], options: EndpointsOptions, known: KnownWeights | None
+) -> RunFolder:
+    """With weights, it continues a run without them: nothing that was asked then was about what is served."""
+    without = [] if known is None else [_identity(refs, options, None)]
+    return RunFolder(folder, _identity(refs, options, known), records=EXCHANGES, continues=without)
 
 
 def _known_seed(folder: Path, force: bool) -> int:
@@ -211,8 +157,3 @@ def _known_seed(folder: Path, force: bool) -> int:
     found = None if force else read_identity(folder)
     known = found.get("options", {}).get("seed") if isinstance(found, dict) else None
     return known if type(known) is int else secrets.randbits(48)
-
-
-def _write(folder: Path, results: EndpointResults) -> None:
-    with as_output_error(folder):
-        write_text_atomically(folder / RESULTS, json.dumps(results.to_plain(), indent=1, allow_nan=False) + "\n")

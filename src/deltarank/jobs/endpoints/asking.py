@@ -16,6 +16,7 @@ from deltarank.openai_api import (
     Exchange,
     Request,
     RequestRefusedError,
+    most_tokens,
     read_exchanges,
     read_usage,
     to_record,
@@ -52,8 +53,9 @@ class Asker:
         self._turns = {side: threading.Semaphore(concurrency) for side in clients}
         # Its threads do not keep the process alive: after Ctrl-C, nobody waits for the answers to requests in flight.
         self._pool = ThreadPool(max(1, concurrency * len(clients)))
+        self._excess = dict.fromkeys(spending, (0, 0))
         for (side, _), exchange in self._known.items():
-            self._count(side, exchange, (0, 0))
+            spending[side].add(*self._used(side, exchange))
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -77,15 +79,9 @@ class Asker:
             return known
         if request.side not in self._clients:
             raise BudgetSpentError("the exchanges end there")
-        self._spending[request.side].reserve(*request.tokens)
-        try:
-            with self._turns[request.side]:
-                exchange = self._send(request)
-        finally:
-            self._spending[request.side].release(request.tokens)
+        exchange = self._send(request)
         with self._lock:
             self._known[request.side, request.key] = exchange
-            self._count(request.side, exchange, request.tokens)
             self._keep(to_record(request, exchange, utc_timestamp()))
         return exchange
 
@@ -98,13 +94,29 @@ class Asker:
         return [each.get() for each in asked]
 
     def _send(self, request: Request) -> Exchange:
+        """Counts against the caps with the most tokens that it may take, and then with those that it took."""
+        spending, reserved = self._spending[request.side], self._most_tokens(request.side, request.body)
+        spending.reserve(*reserved)
+        used: tuple[int, int] | None = reserved
+        try:
+            with self._turns[request.side]:
+                exchange = self._post(request, reserved)
+            used = self._used(request.side, exchange)
+        except BudgetSpentError:
+            used = None
+            raise
+        finally:
+            spending.settle(reserved, used)
+        return exchange
+
+    def _post(self, request: Request, reserved: tuple[int, int]) -> Exchange:
         spending = self._spending[request.side]
         try:
             reply = self._clients[request.side].post(
                 request.path,
                 request.body,
                 tries=OPTIONAL_TRIES if request.is_optional else TRIES,
-                on_retry=lambda may_be_billed: spending.retry(*(request.tokens if may_be_billed else (0, 0))),
+                on_retry=lambda may_be_billed: spending.retry(*(reserved if may_be_billed else (0, 0))),
             )
         except RequestRefusedError as refusal:
             return Exchange(request.body, None, (refusal.status, refusal.message))
@@ -114,12 +126,23 @@ class Asker:
             return Exchange(request.body, None, (0, error.message))
         return Exchange(request.body, reply.payload, None, reply.seconds)
 
-    def _count(self, side: str, exchange: Exchange, at_most: tuple[int, int]) -> None:
-        usage = read_usage(exchange.payload or {})
-        self._spending[side].add(
+    def _most_tokens(self, side: str, body: Mapping[str, Any]) -> tuple[int, int]:
+        """Of a request to this endpoint, at most, as far as its answers have shown what it adds."""
+        prompt, answer = most_tokens(body)
+        return prompt + self._excess[side][0], answer + self._excess[side][1]
+
+    def _used(self, side: str, exchange: Exchange) -> tuple[int, int]:
+        """The tokens of an exchange: what the endpoint counted, or else the most that it may have been."""
+        usage, (prompt, answer) = read_usage(exchange.payload or {}), most_tokens(exchange.request)
+        at_most = self._most_tokens(side, exchange.request)
+        used = (
             at_most[0] if usage.prompt_tokens is None else usage.prompt_tokens,
             at_most[1] if usage.completion_tokens is None else usage.completion_tokens,
         )
+        with self._lock:
+            known = self._excess[side]
+            self._excess[side] = max(known[0], used[0] - prompt), max(known[1], used[1] - answer)
+        return used
 
 
 def _error_of(asked: AsyncResult[Exchange]) -> Exception | None:

@@ -105,13 +105,13 @@ def summarise_test(
     scores: Sequence[PromptScore],
     alpha: float,
     *,
-    p: float | None = None,
+    permutation_p: float | None = None,
     effect: float | None = None,
 ) -> EndpointTest:
     """The test after these prompts, at least one.
 
     Args:
-        p: of a test with a fixed number of prompts; None: 1 / the largest e-value.
+        permutation_p: see `EndpointTest`.
         effect: nats per token that A and B are apart at least.
     """
     different, same = design.log_e_different(scores), design.log_e_same(scores)
@@ -122,7 +122,8 @@ def summarise_test(
         statistic=float(np.mean([each.distance for each in scores])),
         interval=_interval([each.distance for each in scores]),
         tolerance=design.same_below,
-        p=min(1.0, float(np.exp(-different.max()))) if p is None else p,
+        p=min(1.0, float(np.exp(-different.max()))),
+        permutation_p=permutation_p,
         e_value=float(np.exp(min(different.max(), _LARGEST_LOG))),
         e_value_same=float(np.exp(min(same.max(), _LARGEST_LOG))),
         effect=effect,

@@ -185,6 +185,7 @@ class Weighed:
             nearest=None if nearest is None else self.found.candidates[nearest].name,
             nearest_kld=kld,
             tokens_needed=needed if needed is not None and math.isfinite(needed) else None,
+            nearest_log_e_value=None if nearest is None else _bounded(self._text.log_e_of_pair(i, nearest)),
         )
 
     def _points(self) -> list[IdentificationPoint]:

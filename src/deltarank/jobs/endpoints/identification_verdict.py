@@ -6,7 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 
 from deltarank.divergence import PLAIN, SETTINGS
-from deltarank.results import Identification, ServedCandidate, ServedKind, count, escape, figure, listing, percent
+from deltarank.results import (
+    Identification,
+    ServedCandidate,
+    ServedKind,
+    count,
+    escape,
+    figure,
+    listing,
+    percent,
+    power_of_ten,
+)
 
 _WORDS = {
     ServedKind.BASE: "the base",
@@ -87,7 +97,8 @@ def _rest(found: Identification) -> Iterator[str]:
         )
         yield (
             f"Hardest to tell from {in_words(best)} is {in_words(found.named(best.nearest))}: on this text they are "
-            f"{figure(best.nearest_kld)} nats per token apart, so {needed} (ln(1/alpha) / KLD)."
+            f"{figure(best.nearest_kld)} nats per token apart, so {needed} (ln(1/alpha) / KLD). The likelihood ratio "
+            f"of the two is {power_of_ten(best.nearest_log_e_value or 0.0)} so far."
         )
 
 

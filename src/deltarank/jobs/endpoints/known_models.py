@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import mean
 
 import numpy as np
 import torch
@@ -105,6 +106,12 @@ class KnownModels:
         """The longest text that all take, in tokens."""
         return self._served.models.context
 
+    @property
+    def commits(self) -> dict[str, str]:
+        """Of the base and of the finetune, if they are models of the Hub."""
+        both = {"base": self._served.models.base, "finetune": self._served.models.finetune}
+        return {name: commit for name, each in both.items() if (commit := each.reference.revision) is not None}
+
     @cached_property
     def vocabulary(self) -> int:
         """Token ids below this are known to all."""
@@ -137,6 +144,10 @@ class KnownModels:
         encoded = [encode_text(self.tokens.tokenizer, text)[:length] for text in texts]
         answers = [SampledAnswer(tuple(ids[:8]), tuple(ids[8:]), False) for ids in encoded if len(ids) > 8]
         return self.score([each for each in answers if self.can_score(each)], keep=True).klds()
+
+    def mean_tokens(self, prompts: Sequence[str]) -> float:
+        """Of these prompts, on average."""
+        return mean(len(self.tokens.prompt_ids(each)) for each in prompts)
 
     def plan_lines(self, alpha: float, tolerance: float) -> list[str]:
         """How many tokens tell each candidate from the one that is hardest to tell from it, on built-in texts.

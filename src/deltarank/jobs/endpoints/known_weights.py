@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltarank.errors import UsageError
-from deltarank.results import SERVABLE_RANKS
+from deltarank.results import SERVABLE_RANKS, parse_hub_address
 from deltarank.system import Default, expand_home
 
 if TYPE_CHECKING:
@@ -56,10 +56,14 @@ class KnownWeights:
         base, finetune = (expand_home(str(each)) for each in weights)
         return cls.of_plain({"base": base, "finetune": finetune, **known})
 
-    @property
-    def are_local(self) -> bool:
-        """Whether all are files on this machine."""
-        return all(Path(each).exists() for each in (self.base, self.finetune, *self.adapters))
+    def at_commits(self, commits: Mapping[str, Any]) -> KnownWeights:
+        """With the models of the Hub as they were at these commits, by "base" and "finetune"."""
+        found = self.to_plain()
+        for name, revision in (("base", "base_revision"), ("finetune", "revision")):
+            address, commit = parse_hub_address(getattr(self, name)), commits.get(name)
+            if address is not None and isinstance(commit, str):
+                found |= {name: address.repo_id, revision: commit}
+        return self.of_plain(found)
 
     @contextmanager
     def open(self, folder: Path, progress: ProgressListener) -> Iterator[KnownModels]:

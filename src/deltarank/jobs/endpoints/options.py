@@ -78,3 +78,10 @@ class EndpointsOptions:
             "tolerance": self.tolerance,
             "alpha": self.alpha,
         }
+
+
+def make_options(seed: int, api: str | None, test: str | None, tolerance: float, alpha: float) -> EndpointsOptions:
+    """Of plain values. Raises UsageError, and ValueError if there is no such API or test."""
+    return EndpointsOptions(
+        seed, EndpointApi(api) if api else None, EndpointTestName(test) if test else None, tolerance, alpha
+    )

@@ -46,8 +46,8 @@ class PairTest(ABC):
         """Nats per token that A and B are apart at least."""
         return None
 
-    def fixed_p(self, scores: Sequence[PromptScore]) -> float | None:
-        """The p-value of a test whose number of prompts was fixed; None: it has none of its own."""
+    def permutation_p(self, scores: Sequence[PromptScore]) -> float | None:
+        """Of the mean distance, with the labels permuted within each prompt; None: labels are not permuted."""
         return None
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import Caps, EndpointsOptions
 from deltarank.jobs.endpoints.pair_test import PairTest
 from deltarank.jobs.endpoints.pair_tests import LADDER, NAMES
-from deltarank.openai_api import EndpointRef
+from deltarank.openai_api import EndpointRef, fresh_prompt
 from deltarank.results import (
     Capabilities,
     EndpointApi,
@@ -26,11 +28,11 @@ from deltarank.results import (
 )
 
 PROBE_REQUESTS = 16
-_PROMPT_TOKENS = 60
-"""Of a fresh prompt, about."""
-
 _PROBE_ANSWER_TOKENS = 7 * 16 + 9
-_PROBE_TOKENS = PROBE_REQUESTS * _PROMPT_TOKENS + _PROBE_ANSWER_TOKENS
+_PROMPTS = 64
+_BYTES_OF_A_TOKEN = 4
+"""Of English text, about, where the tokenizer is not known."""
+
 _SHOWN_DISTANCES = (0.01, 0.03)
 _MOST = 400
 
@@ -44,7 +46,8 @@ _ALL = Capabilities(EndpointApi.COMPLETIONS, top_logprobs=20, prompt_logprobs=Pr
 class EndpointsPlan(ShownAsLines):
     """The requests of each test: what a difference and what equality take, where every prompt says the same.
 
-    candidates   lines about the models that may be served: how many tokens tell them apart
+    candidates      lines about the models that may be served: how many tokens tell them apart
+    known_tokens    of a fresh prompt by the weights' tokenizer, on average; None: there are no weights
     """
 
     a: EndpointRef
@@ -52,9 +55,10 @@ class EndpointsPlan(ShownAsLines):
     options: EndpointsOptions
     caps: Caps
     candidates: tuple[str, ...] = ()
+    known_tokens: float | None = None
 
     def lines(self) -> list[str]:
-        return [f"A: {self.a.name}", *self._tests(), *self._identification(), "", self._caps_line()]
+        return [f"A: {self.a.name}", *self._tests(), *self._identification(), "", self._size_line(), self._caps_line()]
 
     def _tests(self) -> Iterator[str]:
         """Between two endpoints."""
@@ -68,7 +72,7 @@ class EndpointsPlan(ShownAsLines):
                 "Numbers of requests are for prompts that all show the same difference, and include the probe. However "
                 "large the difference is, a test takes a least number of prompts."
             )
-            yield "A row with more requests than the cap of --max-requests ends undecided there."
+            yield "A row with more requests, tokens or cost than the caps allow ends undecided there."
             yield "Greedy tokens or sampled texts without a difference do not show that the endpoints are the same."
             if self.caps.cost(0, 0) is not None:
                 yield "Costs are in the unit of your prices."
@@ -89,12 +93,38 @@ class EndpointsPlan(ShownAsLines):
     def _most_used(self) -> str:
         """With the probe, the requests, tokens and cost of an endpoint that is never decided."""
         requests, answers = PROBE_REQUESTS + ROUNDS[-1], _PROBE_ANSWER_TOKENS + MOST_TOKENS
-        prompts = requests * _PROMPT_TOKENS
+        prompts = requests * self.prompt_tokens
         cost = self.caps.cost(prompts, answers)
-        capped = ". The caps end a run before" if requests > self.caps.max_requests else ""
+        capped = ". The caps end a run before" if self._exceeds(requests, prompts + answers, cost) else ""
         return (
             f": with the probe, {requests:,} requests, about {prompts + answers:,} tokens, "
             f"{_UNKNOWN_COST if cost is None else f'a cost of {figure(cost)}{_UNIT}'}{capped}"
+        )
+
+    def _exceeds(self, requests: int, tokens: int, cost: float | None) -> bool:
+        caps = self.caps
+        is_costly = cost is not None and caps.max_cost is not None and cost > caps.max_cost
+        return requests > caps.max_requests or tokens > caps.max_tokens or is_costly
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """Of a fresh prompt, about."""
+        return round(self._prompt_bytes / _BYTES_OF_A_TOKEN if self.known_tokens is None else self.known_tokens)
+
+    @cached_property
+    def _prompt_bytes(self) -> float:
+        return mean(len(each.encode()) for each in plan_prompts())
+
+    def _size_line(self) -> str:
+        if self.known_tokens is not None:
+            return (
+                f"A fresh prompt has about {self.prompt_tokens:,} tokens by the finetune's tokenizer, without a chat "
+                "template."
+            )
+        return (
+            f"Tokens are estimates: a fresh prompt has about {self._prompt_bytes:,.0f} bytes, taken as "
+            f"{self.prompt_tokens:,} tokens. A tokenizer of bytes makes {_BYTES_OF_A_TOKEN} times as many tokens of "
+            "prompts, and chat templates add some."
         )
 
     def _caps_line(self) -> str:
@@ -109,7 +139,7 @@ class EndpointsPlan(ShownAsLines):
         for words, distance in _differences(test.design):
             prompts = prompts_needed(test.design, distance, self.options.alpha)
             requests = 2 * PROBE_REQUESTS + 2 * test.draws * prompts
-            tokens = 2 * _PROBE_TOKENS + 2 * test.draws * prompts * (_PROMPT_TOKENS + test.max_tokens)
+            tokens = self._probe_tokens + 2 * test.draws * prompts * (self.prompt_tokens + test.max_tokens)
             answers = 2 * (_PROBE_ANSWER_TOKENS + test.draws * prompts * test.max_tokens)
             cost = self.caps.cost(tokens - answers, answers)
             yield (
@@ -120,8 +150,12 @@ class EndpointsPlan(ShownAsLines):
                 words,
             )
 
+    @property
+    def _probe_tokens(self) -> int:
+        return 2 * (PROBE_REQUESTS * self.prompt_tokens + _PROBE_ANSWER_TOKENS)
+
     def _probe_line(self) -> str:
-        tokens = 2 * _PROBE_TOKENS
+        tokens = self._probe_tokens
         return (
             f"The probe: {2 * PROBE_REQUESTS} requests, about {tokens:,} tokens{self._cost(tokens)}. It finds which "
             "test the endpoints allow; the first possible one is run:"
@@ -130,6 +164,11 @@ class EndpointsPlan(ShownAsLines):
     def _cost(self, tokens: int) -> str:
         cost = self.caps.cost(tokens - 2 * _PROBE_ANSWER_TOKENS, 2 * _PROBE_ANSWER_TOKENS)
         return "" if cost is None else f", {figure(cost)}"
+
+
+def plan_prompts() -> list[str]:
+    """Such as a run would send."""
+    return [fresh_prompt(0, "plan", number, EndpointApi.COMPLETIONS) for number in range(_PROMPTS)]
 
 
 def _differences(design: Design) -> Iterator[tuple[str, float]]:

@@ -64,8 +64,7 @@ class SampledTexts(PairTest):
         variation = 1 - np.sqrt(2 * (1 - max(0.5, float(np.mean(areas))))) if areas else 0.0
         return float(2 * variation**2 / self.max_tokens)
 
-    def fixed_p(self, scores: Sequence[PromptScore]) -> float | None:
-        """Of the mean squared MMD, with the labels permuted within each prompt."""
+    def permutation_p(self, scores: Sequence[PromptScore]) -> float | None:
         statistics = [each.discrepancies for each in self._scores[: len(scores)]]
         chosen = [each[self._rng.integers(len(each), size=_PERMUTATIONS)] for each in statistics]
         return permutation_p(float(np.mean([each[0] for each in statistics])), np.mean(chosen, axis=0))

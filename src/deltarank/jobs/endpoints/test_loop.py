@@ -95,7 +95,11 @@ class TestLoop:
             return None
         test = self.test
         return summarise_test(
-            test.design, scores, self.options.alpha, p=test.fixed_p(scores), effect=test.effect(scores)
+            test.design,
+            scores,
+            self.options.alpha,
+            permutation_p=test.permutation_p(scores),
+            effect=test.effect(scores),
         )
 
 

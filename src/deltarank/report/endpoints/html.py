@@ -9,7 +9,7 @@ from deltarank.report.document.render import COLOURS, PAGE_STYLE, render_documen
 from deltarank.report.document.write import write_files
 from deltarank.report.endpoints.evidence_chart import evidence_chart, identification_chart
 from deltarank.report.view.text import unbroken
-from deltarank.results import EndpointResults, ServedCandidate, capability_rows, escape, figure, percent
+from deltarank.results import EndpointResults, ServedCandidate, capability_rows, escape, figure, percent, power_of_ten
 
 
 def endpoints_page(results: EndpointResults) -> str:
@@ -23,7 +23,7 @@ def endpoints_page(results: EndpointResults) -> str:
         found=found,
         title=" and ".join(escape(each.model) for each in found.endpoints),
         letters="AB"[: len(found.endpoints)],
-        sentences=[unbroken(escape(each)) for each in found.verdict.sentences],
+        sentences=[unbroken(escape(each)) for each in (*found.verdict.sentences, *results.notes)],
         rows=capability_rows(*found.endpoints)[1:],
         identifications=[
             (letter, each, identification_chart(each), [_row(candidate) for candidate in each.candidates])
@@ -42,6 +42,7 @@ def _row(candidate: ServedCandidate) -> dict[str, str]:
         "kld": figure(candidate.kld, unknown="-"),
         "nearest": unbroken(escape(candidate.nearest or "-")),
         "tokens": "no number" if candidate.tokens_needed is None else figure(math.ceil(candidate.tokens_needed)),
+        "ratio": "-" if candidate.nearest_log_e_value is None else power_of_ten(candidate.nearest_log_e_value),
         "state": "excluded" if candidate.excluded else "left",
     }
 
