@@ -58,8 +58,9 @@ def serves(models: Path, adapter: str | None, *, lists: bool = True) -> Fault:
 def verify(models: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> Verify:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
-    def run(reference: str, *words: object, adapter: str = "mine") -> Finished:
-        return command("verify", models / "base", models / "tuned", models / adapter, "--live", reference, *words)
+    def run(reference: str, *words: object, adapter: str = "mine", base: Path | None = None) -> Finished:
+        checkpoints = (base or models / "base", models / "tuned", models / adapter)
+        return command("verify", *checkpoints, "--live", reference, *words)
 
     return run
 
@@ -85,6 +86,9 @@ def test_what_the_server_applies(models: Path, verify: Verify, served: str | Non
         distances = {"base": found["kld_base"], "adapter": found["kld_adapter"]}
         assert {name for name, value in distances.items() if value < 1e-6} == {verdict} - {"neither"}
         assert found["kld_apart"] > 0.002
+        if verdict != "neither":
+            assert set(found["text"].values()) == {0, found["text"][verdict]}
+            assert "Its text agrees." in found["sentences"][-1]
     else:
         assert found["kld_base"] is None
         assert "lists no log-probabilities" in " ".join(found["sentences"])
@@ -107,6 +111,62 @@ def test_prompts_that_the_server_refuses_are_left_out(models: Path, verify: Veri
 
     assert found["verdict"] == "adapter", found
     assert len(refused) == 2
+
+
+@pytest.mark.parametrize("lists", [True, False])
+@pytest.mark.parametrize("context", [60, 150])
+def test_prompts_fit_into_the_context_of_the_server(models: Path, verify: Verify, lists: bool, context: int) -> None:
+    """A token is a byte: the prompts have 100 to 400."""
+    answer = serves(models, "mine", lists=lists)
+    tokenizer = byte_level()
+
+    def with_a_small_context(handler: Handler, body: dict[str, Any]) -> bool:
+        if len(tokenizer(body["prompt"])["input_ids"]) + body["max_tokens"] > context:
+            handler.send(400, {"error": {"message": "the request exceeds the available context size"}})
+            return True
+        return answer(handler, body)
+
+    with serving(FakeEndpoint(fault=with_a_small_context)) as (server,):
+        found = live(verify(server.reference, "--json"))
+
+    assert found["verdict"] == "adapter", found
+    assert found["prompts"] == (5 if lists else found["text"]["adapter"])
+    assert "The server refused longer prompts" in " ".join(found["sentences"])
+    assert len(server.requests) <= 20
+
+
+def test_prompts_fit_into_the_context_of_the_base(models: Path, verify: Verify) -> None:
+    home = models.parent / "small-context"
+    shutil.copytree(models, home)
+    config = home / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 80}))
+    with serving(FakeEndpoint(fault=serves(models, "mine"))) as (server,):
+        found = live(verify(server.reference, "--json", base=home / "base"))
+
+    tokenizer = byte_level()
+    longest = [len(tokenizer(body["prompt"])["input_ids"]) for body in server.requests]
+    assert found["verdict"] == "adapter", found
+    assert max(longest[1:]) < 80 < longest[0]
+
+
+@pytest.mark.parametrize(("listed", "written"), [("mine", None), (None, "mine"), ("mine", "other")])
+def test_lists_of_another_model_than_the_text_decide_nothing(
+    models: Path, verify: Verify, listed: str | None, written: str | None
+) -> None:
+    lists, text = serves(models, listed), serves(models, written)
+
+    def fault(handler: Handler, body: dict[str, Any]) -> bool:
+        return (lists if body.get("logprobs") else text)(handler, body)
+
+    with serving(FakeEndpoint(fault=fault)) as (server,):
+        done = verify(server.reference, "--json", "--check")
+
+    found = live(done)
+    expected = "adapter" if listed else "base"
+    assert (found["verdict"], done.code) == ("undecided", 3), found
+    assert found[f"kld_{expected}"] < 1e-6
+    assert 2 * found["text"][expected] <= sum(found["text"].values())
+    assert "its text does not agree with them" in found["sentences"][0]
 
 
 def test_the_verdict_comes_first_in_the_output(models: Path, verify: Verify) -> None:

@@ -25,14 +25,12 @@ from deltarank.jobs.verify.live_verdict import (
     GreedyTokens,
     ListedTokens,
     PromptCounts,
+    check_text,
     judge_greedy,
     judge_lists,
 )
 from deltarank.openai_api import Distribution, lists_repeat
-from deltarank.results import LiveCheck, escape, percent
-
-CANDIDATES = 32
-"""Prompts that are predicted locally. The server gets those on which base and adapter differ most."""
+from deltarank.results import LiveCheck, LiveVerdict, escape, percent
 
 LISTED_PROMPTS, GREEDY_PROMPTS = 5, 8
 CLEAR_MARGIN = 0.2
@@ -61,7 +59,7 @@ def check_live(
     """
     models = LocalModels(base, adapter_edits(adapter, applied, device), device)
     counts = _prompt_counts(server, models)
-    prompts = [server.prompt(1 + number) for number in range(CANDIDATES)]
+    prompts = _fitting(server, models, counts)
     predictions = models.predict([models.tokens.prompt_ids(prompt, counts.shift) for prompt in prompts])
     candidates = [_Candidate(prompt, *rows) for prompt, *rows in zip(prompts, *predictions, strict=True)]
     lists = _ask_for_lists(server, candidates) if server.lists else []
@@ -69,9 +67,24 @@ def check_live(
     why = _unusable(server, [listed for _, listed in lists])
     if why is None:
         found = judge_lists(asked, _compare_lists(server, models, lists))
+        if found.verdict in (LiveVerdict.ADAPTER, LiveVerdict.BASE):
+            found = check_text(found, _compare_greedy(server, models, candidates))
     else:
         found = judge_greedy(asked, why, _compare_greedy(server, models, candidates))
     return replace(found, sentences=(*found.sentences, *_left_out(adapter, applied)))
+
+
+def _fitting(server: LiveServer, models: LocalModels, counts: PromptCounts) -> list[str]:
+    """The server's prompts, cut to as many tokens as it has accepted and as the base takes; equal ones once."""
+    most = min(counts.ours, models.context - 2)  # a BOS token, and the token of the answer
+    return list(dict.fromkeys(_cut(each, most, models) for each in server.prompts))
+
+
+def _cut(prompt: str, most: int, models: LocalModels) -> str:
+    """By words, to at most so many tokens."""
+    while len(models.tokens.prompt_ids(prompt)) > most and " " in prompt:
+        prompt = prompt.rsplit(" ", 1)[0]
+    return prompt
 
 
 def _left_out(adapter: LoraAdapter, applied: Applied) -> Iterator[str]:
@@ -112,7 +125,7 @@ def _prompt_counts(server: LiveServer, models: LocalModels) -> PromptCounts:
     """How the server's prompt differs from the tokenizer's in its number of tokens; a BOS token is reproduced."""
     ids, theirs = models.tokens.prompt_ids(server.first_prompt), server.first_prompt_tokens
     difference = 0 if theirs is None else theirs - len(ids)
-    return PromptCounts(len(ids), theirs, models.tokens.bos_shift(ids, difference))
+    return PromptCounts(len(ids), theirs, models.tokens.bos_shift(ids, difference), server.is_shortened)
 
 
 _Listed = Sequence[tuple[_Candidate, Distribution]]

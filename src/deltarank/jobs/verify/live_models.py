@@ -65,6 +65,11 @@ class LocalModels:
         self._skeleton = read_skeleton(base)
         self.tokens = ServedTokens(load_tokenizer_of(self._skeleton))
 
+    @property
+    def context(self) -> int:
+        """The longest text that the base takes, in tokens."""
+        return self._skeleton.context
+
     def predict(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the next token in float64, (texts, vocabulary): the base's, and base + adapter's."""
         return self._predict(texts, ()), self._predict(texts, self._edits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ from deltarank.openai_api import (
 from deltarank.results import EndpointApi, escape, shorten
 from deltarank.system import Default
 
-MOST_REQUESTS = 20
+MOST_REQUESTS, PROMPTS = 20, 32
 _LISTS = (20, 5, 0)
 """How many tokens are asked for: the first number that the server accepts."""
 
@@ -39,7 +40,9 @@ class LiveServer:
     Making one sends the first request, so that a server that cannot be used is found before anything is computed.
 
     Attributes:
+        prompts: fresh ones, none longer in bytes than the first prompt was before it was shortened.
         first_prompt, first_prompt_tokens: of that request, as the server counts them; None if it does not.
+        is_shortened: whether the server refused the first prompt until it was shortened.
         lists: whether it lists log-probabilities.
 
     Raises:
@@ -52,7 +55,11 @@ class LiveServer:
         self._seed = secrets.randbits(48)
         self._client = EndpointClient("of --live", self.ref, timeout=Default.ENDPOINT_TIMEOUT)
         self._listed, self._requests = 0, 0
-        self.first_prompt = self.prompt(0)
+        self.first_prompt, *prompts = sorted(
+            map(self._prompt, range(PROMPTS + 1)), key=lambda each: -len(each.encode())
+        )
+        self.prompts: tuple[str, ...] = tuple(prompts)
+        self.is_shortened = False
         try:
             self.lists, self.first_prompt_tokens = self._try_lists()
         except BaseException:
@@ -65,8 +72,12 @@ class LiveServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._client.close()
 
-    def prompt(self, number: int) -> str:
+    def _prompt(self, number: int) -> str:
         return fresh_prompt(self._seed, "live", number, EndpointApi.COMPLETIONS)
+
+    @property
+    def _words(self) -> int:
+        return len(self.first_prompt.split(" "))
 
     @property
     def has_requests_left(self) -> bool:
@@ -89,21 +100,42 @@ class LiveServer:
 
     def _try_lists(self) -> tuple[bool, int | None]:
         """Whether it lists anything, and how many tokens it counts in the first prompt."""
-        payload: dict[str, Any] = {}
-        for self._listed in _LISTS:
-            try:
-                payload = self._post(self.first_prompt, listing_logprobs(EndpointApi.COMPLETIONS, self._listed))
-                break
-            except RequestRefusedError as refusal:
-                if self._listed == 0 or refusal.status == 404:
-                    raise self._not_found(refusal) from None
+        payload = self._first_accepted(_LISTS)
+        while payload is None:
+            payload = self._shortened()
         return self._lists_again(payload), read_usage(payload).prompt_tokens
+
+    def _first_accepted(self, numbers: Sequence[int]) -> dict[str, Any] | None:
+        """The answer to the first prompt with the first of these numbers of listed tokens that is not refused.
+
+        Raises:
+            JobError: the prompt has one word, and is refused whatever is listed; or the model is not known.
+        """
+        for self._listed in numbers:
+            try:
+                return self._post(self.first_prompt, listing_logprobs(EndpointApi.COMPLETIONS, self._listed))
+            except RequestRefusedError as refusal:
+                is_last = self._listed == 0 and " " not in self.first_prompt
+                if refusal.status == 404 or is_last:
+                    raise self._not_found(refusal) from None
+        return None
+
+    def _shortened(self) -> dict[str, Any] | None:
+        """As `_first_accepted`, of half of the first prompt: it may be too long for the server's context."""
+        self.first_prompt, self.is_shortened = _first_words(self.first_prompt, self._words // 2), True
+        plain = self._first_accepted([0])
+        if plain is None:
+            return None
+        listed = self._first_accepted(_LISTS[:-1])
+        self._listed = self._listed if listed else 0
+        return listed or plain
 
     def _lists_again(self, payload: dict[str, Any]) -> bool:
         """llama.cpp lists nothing where the sampled token is a part of a character: six prompts are tried."""
         if self._listed == 0:
             return False
-        return bool(_first_list(payload)) or any(self.first_token_list(self.prompt(-number)) for number in range(1, 6))
+        more = (_first_words(self._prompt(-number), self._words) for number in range(1, 6))
+        return bool(_first_list(payload)) or any(map(self.first_token_list, more))
 
     def _post(self, prompt: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self._requests += 1
@@ -121,6 +153,10 @@ class LiveServer:
             cure="Check the name of the model, which GET /models lists, and the address, which usually ends in /v1.",
             slug="endpoint-not-found",
         )
+
+
+def _first_words(prompt: str, most: int) -> str:
+    return " ".join(prompt.split(" ")[:most])
 
 
 def _first_list(payload: dict[str, Any]) -> Distribution:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from deltarank.openai_api import EndpointRef
-from deltarank.results import LiveCheck, LiveVerdict, count, figure, percent
+from deltarank.results import LiveCheck, LiveText, LiveVerdict, count, figure, percent
 
 LEAST_SEEN = 0.5
 """Of the probability, the least that lists must show on average."""
@@ -26,6 +26,8 @@ _UNTOLD = (
     "Other weights, another adapter or another strength of it, quantisation, and text that the server puts before the "
     "prompt all look like this. Which of them it is cannot be told from here."
 )
+
+_OTHER_TEXT = "Another model may write the text, or the server changes its sampler in secret."
 
 
 @dataclass(frozen=True)
@@ -114,23 +116,31 @@ class GreedyTokens:
     def prompts(self) -> int:
         return self.base + self.adapter + self.neither
 
+    def to_results(self) -> LiveText:
+        return LiveText(self.adapter, self.base, self.neither)
+
 
 @dataclass(frozen=True)
 class PromptCounts:
     """Tokens of one prompt by the base's tokenizer and by the server (None: it does not count).
 
     shift            1 or -1 if a BOS token, which the server has more or less, explains the difference
+    is_shortened     whether the server refused the prompt until it was shortened
     """
 
     ours: int
     theirs: int | None
     shift: int = 0
+    is_shortened: bool = False
 
     def sentences(self) -> Iterator[str]:
+        if self.is_shortened:
+            yield f"The server refused longer prompts: those asked have {count(self.ours, 'token')} at most."
         if self.theirs is not None and self.theirs != self.ours + self.shift:
+            how = "adds text" if self.theirs > self.ours else "cuts text off"
             yield (
                 f"The server counts {count(self.theirs, 'token')} in a prompt that the base's tokenizer splits into "
-                f"{self.ours}: it adds text, or has another tokenizer."
+                f"{self.ours}: it {how}, or has another tokenizer."
             )
 
 
@@ -210,6 +220,47 @@ def _explain_nearly(found: Distances, tolerance: float) -> str:
     )
 
 
+def check_text(found: LiveCheck, given: GreedyTokens) -> LiveCheck:
+    """Whether the text is that of the model whose probabilities are listed.
+
+    Args:
+        found: by the lists: ADAPTER or BASE.
+    """
+    listed = _MODELS[found.verdict]
+    agreeing = given.adapter if found.verdict is LiveVerdict.ADAPTER else given.base
+    headline, *others = found.sentences
+    if not given.prompts:
+        unseen = (
+            f"Only its lists were compared. Whether the text is that of {listed}, too, was not seen: on none of "
+            f"{count(given.candidates, 'prompt')} do the greedy tokens of both differ clearly."
+        )
+        return replace(found, sentences=(headline, unseen, *others))
+    gave = _gave(given)
+    if agreeing == given.prompts:
+        return replace(found, text=given.to_results(), sentences=(headline, *others, f"Its text agrees. {gave}"))
+    if 2 * agreeing > given.prompts:
+        warning = f"Not all of its text agrees with its lists. {gave} {_OTHER_TEXT}"
+        return replace(found, text=given.to_results(), sentences=(headline, warning, *others))
+    undecided = (
+        f"It cannot be decided: the server lists the probabilities of {listed}, and its text does not agree with them."
+    )
+    kept = [each for each in others if each != _HOW_TO_APPLY]
+    return replace(
+        found,
+        verdict=LiveVerdict.UNDECIDED,
+        text=given.to_results(),
+        sentences=(undecided, f"{gave} {_OTHER_TEXT}", *kept),
+    )
+
+
+def _gave(given: GreedyTokens) -> str:
+    return (
+        f"On {count(given.prompts, 'prompt')} on which the greedy tokens of both differ, it gave that of base + "
+        f"adapter {count(given.adapter, 'time')}, that of the base {count(given.base, 'time')}, and another "
+        f"{count(given.neither, 'time')}."
+    )
+
+
 def judge_greedy(asked: Asked, why: str, found: GreedyTokens) -> LiveCheck:
     """By the greedy first tokens, where the server's log-probabilities cannot be used: `why`, in a sentence."""
     if found.prompts < FEWEST_GREEDY:
@@ -218,10 +269,7 @@ def judge_greedy(asked: Asked, why: str, found: GreedyTokens) -> LiveCheck:
             f"{found.prompts} of {count(found.candidates, 'prompt')}."
         )
         return asked.check(LiveVerdict.UNDECIDED, [reason, why], found.prompts)
-    measured = (
-        f"{why} On {count(found.prompts, 'prompt')} on which the greedy tokens of both differ, it gave that of base + "
-        f"adapter {found.adapter} times, that of the base {found.base} times, and another {found.neither} times."
-    )
+    measured = f"{why} {_gave(found)}"
     verdict = _by_greedy(found)
     headline = _HEADLINES.get(verdict, "It cannot be decided: the greedy tokens do not agree.")
     extra = {
@@ -229,7 +277,8 @@ def judge_greedy(asked: Asked, why: str, found: GreedyTokens) -> LiveCheck:
         LiveVerdict.BASE: ["Other weights with the same greedy tokens cannot be excluded.", _HOW_TO_APPLY],
         LiveVerdict.NEITHER: [_UNTOLD],
     }
-    return asked.check(verdict, [headline, measured, *extra.get(verdict, [])], found.prompts)
+    check = asked.check(verdict, [headline, measured, *extra.get(verdict, [])], found.prompts)
+    return replace(check, text=found.to_results())
 
 
 def _by_greedy(found: GreedyTokens) -> LiveVerdict:
