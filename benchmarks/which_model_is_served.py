@@ -1,11 +1,12 @@
 """How often sampled text alone tells which known model is served, and after how many tokens, beside ln(1/alpha) / KLD.
 
-    python benchmarks/which_model_is_served.py BASE FINETUNE [--runs 5] [--answers 128]
+    python benchmarks/which_model_is_served.py BASE FINETUNE [--runs 5] [--answers 32]
 
 Each candidate in turn is the one that is served: base, base + rank-2, -8, -32 delta, the finetune, and the finetune in
-q4_0. Runs have prompts and samples of their own; answers of 48 tokens at temperature 1. The models, the likelihoods and
-the rule of exclusion are those of `deltarank endpoints --weights`; the server is transformers, in this process. With
-`--third MODEL` another finetune is served, too, that is no candidate.
+q4_0. Runs have prompts and samples of their own; answers of up to 48 tokens at temperature 1. The models, the
+likelihoods, the rule of exclusion and the least number of tokens before a model is named are those of `deltarank
+endpoints --weights`; the server is transformers, in this process. With `--third MODEL` another finetune is served, too,
+that is no candidate. Tokens are counted until all other candidates are excluded, or all where it is none of them.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def weigh(run: Run, names: Sequence[str]) -> None:
     weighed = run.evidence.weigh()
     run.left = tuple(names[i] for i in weighed.left)
     if weighed.is_decided:
-        decided = weighed.log_e >= np.log(1 / ALPHA)
-        answers = int((decided.sum(axis=0) >= len(names) - 1).argmax())
+        excluded = (weighed.log_e >= np.log(1 / ALPHA)).sum(axis=0)
+        answers = int((excluded == excluded[-1]).argmax())
         run.tokens = sum(len(each.by_setting) for each in run.evidence.scores[0][: answers + 1])
         run.found = NONE if weighed.best is None else names[weighed.best]
 
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("finetune", type=Path)
     parser.add_argument("--third", type=Path)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--answers", type=int, default=128, help="of a run, at most")
+    parser.add_argument("--answers", type=int, default=32, help="of a run, at most")
     given = parser.parse_args()
     weights = KnownWeights(base=str(given.base), finetune=str(given.finetune), ranks=RANKS, yardsticks=YARDSTICKS)
     with (

@@ -68,6 +68,7 @@ class FakeEndpoint:
     top_logprobs     the most that it lists
     system_prompt    words before each prompt that nobody sees
     opening          words that begin every answer, with certainty
+    nameless         words that it lists with an empty text, as vLLM lists parts of a character
     written_by       the model whose tokens it returns beside the lists of `model`
     secret_top_p     cuts the distribution whatever is asked for
     secret_temperature   multiplies the one that was asked for
@@ -92,6 +93,7 @@ class FakeEndpoint:
     rounding: float = 0.0
     system_prompt: tuple[str, ...] = ()
     opening: tuple[int, ...] = ()
+    nameless: range = range(0)
     secret_top_p: float = 1.0
     temperature_ignored: bool = False
     same_logprobs: bool = False
@@ -225,7 +227,7 @@ def _choice(
             chosen = rng.choices(range(WORDS), weights=list(np.exp(said / endpoint.secret_temperature)))[0]
         shown = _noise("always") if endpoint.same_logprobs else found
         shown = shown - np.log(np.exp(shown).sum())
-        positions.append((word(chosen), shown[chosen], _top(shown, listed)))
+        positions.append((word(chosen), shown[chosen], _top(shown, listed, endpoint.nameless)))
         generated.append(word(chosen).strip())
     text = "".join(each[0] for each in positions)
     if endpoint.text is not None:
@@ -261,13 +263,14 @@ def _prompt_positions(endpoint: FakeEndpoint, words: list[str], listed: int) -> 
     """Real words have no probability here: each position lists what the model would have said instead."""
     found: list[Any] = [(words[0], None, None)]
     for i in range(1, len(words)):
-        found.append((words[i], -20.0, _top(endpoint.log_probabilities(words[:i], 1.0, 1.0), listed)))
+        row = endpoint.log_probabilities(words[:i], 1.0, 1.0)
+        found.append((words[i], -20.0, _top(row, listed, endpoint.nameless)))
     return found
 
 
-def _top(log_probabilities: Probabilities, listed: int) -> dict[str, float]:
-    order = np.argsort(-log_probabilities)[:listed]
-    return {word(int(i)): float(log_probabilities[i]) for i in order if math.isfinite(log_probabilities[i])}
+def _top(log_probabilities: Probabilities, listed: int, nameless: range) -> dict[str, float]:
+    order = [int(i) for i in np.argsort(-log_probabilities)[:listed] if math.isfinite(log_probabilities[i])]
+    return {"" if i in nameless else word(i): float(log_probabilities[i]) for i in order}
 
 
 def _chat_entry(token: str, value: float, top: dict[str, float]) -> dict[str, Any]:

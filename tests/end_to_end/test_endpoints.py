@@ -60,6 +60,14 @@ def test_equal_weights_on_other_kernels_are_the_same(compare: Compare, tmp_path:
     assert max(test.control_aa, test.control_bb) < 1e-15  # 0 but for the rounding of a logarithm
 
 
+def test_tokens_without_a_text_of_their_own_make_no_difference(compare: Compare, tmp_path: Path) -> None:
+    """vLLM lists parts of a character as empty texts, llama.cpp special tokens."""
+    with serving(FakeEndpoint(nameless=range(6)), FakeEndpoint(nameless=range(6, 12))) as (a, b):
+        compare(a, b)
+
+    assert kind(tmp_path) == "same", headline(tmp_path)
+
+
 def test_a_finetune_is_different_and_the_distance_is_a_lower_bound(compare: Compare, tmp_path: Path) -> None:
     with serving(FakeEndpoint(), FakeEndpoint(model=FINETUNE)) as (a, b):
         done = compare(a, b, "--check")

@@ -8,6 +8,7 @@ from deltarank.openai_api.answers import (
     lists_repeat,
     read_answers,
     read_usage,
+    with_text,
 )
 from deltarank.openai_api.exchanges import EXCHANGES, Exchange, Request, read_exchanges, to_record
 from deltarank.openai_api.http_client import OPTIONAL_TRIES, TRIES, EndpointClient, Reply, RequestRefusedError
@@ -39,4 +40,5 @@ __all__ = [
     "read_exchanges",
     "read_usage",
     "to_record",
+    "with_text",
 ]

@@ -10,6 +10,8 @@ from typing import Any
 Distribution = Mapping[str, float]
 """Token -> log-probability: the listed tokens of one position."""
 
+_PART = "\ufffd"
+
 _SUM_TOLERANCE = 0.01
 """By how much probabilities may exceed 1 in sum, for rounding."""
 
@@ -50,6 +52,15 @@ class Usage:
 def largest_probability(listed: Distribution) -> float:
     """Of the tokens of one position; at least one is listed."""
     return min(1.0, math.exp(max(listed.values())))
+
+
+def with_text(listed: Distribution) -> Distribution:
+    """The listed tokens that have a text of their own.
+
+    Servers write special tokens, or parts of a character, as empty texts or as U+FFFD, and each does so for others:
+    vLLM for parts of a character, llama.cpp for special tokens. What is left out counts as not listed.
+    """
+    return {token: value for token, value in listed.items() if token and _PART not in token}
 
 
 def lists_repeat(lists: Sequence[Distribution]) -> bool:

@@ -28,7 +28,7 @@ from deltarank.jobs.endpoints.answer_rounds import MOST_TOKENS
 from deltarank.jobs.endpoints.sampled_answer import SampledAnswer
 from deltarank.jobs.outputs import LoadedModel, ServedModels
 from deltarank.models import Head, ServedTokens, Window, batch_windows, end_ids
-from deltarank.openai_api import Distribution
+from deltarank.openai_api import Distribution, with_text
 from deltarank.results import FINETUNE, CandidateKind, ServedKind, figure, percent, size
 
 FloatArray = NDArray[np.float64]
@@ -222,6 +222,7 @@ class KnownModels:
         return np.logaddexp.reduce(found, axis=0, keepdims=True)
 
     def _kld(self, listed: Distribution, logits: Tensor) -> float:
+        listed = with_text(listed)
         self._check_known(listed)
         return kld_lower_bound(listed, dict(self.tokens.on_list(torch.log_softmax(logits.double(), -1), listed)))
 

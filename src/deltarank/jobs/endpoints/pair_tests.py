@@ -14,7 +14,7 @@ from deltarank.jobs.endpoints.evidence import Design, PromptScore
 from deltarank.jobs.endpoints.options import EndpointsOptions
 from deltarank.jobs.endpoints.pair_test import Answers, PairTest
 from deltarank.jobs.endpoints.sampled_texts import SampledTexts
-from deltarank.openai_api import Distribution, largest_probability, listing_logprobs
+from deltarank.openai_api import Distribution, largest_probability, listing_logprobs, with_text
 from deltarank.results import Capabilities, EndpointApi, EndpointTestName, PromptLogprobs
 
 NATS = "nats per token"
@@ -35,7 +35,7 @@ class _LogprobTest(PairTest):
         """Of each answer, the positions at which all of them follow the same tokens."""
 
     def score(self, a: Answers, b: Answers, tokens: int) -> PromptScore | None:
-        lists = self.comparable([*a, *b])
+        lists = [[with_text(each) for each in answer] for answer in self.comparable([*a, *b])]
         if len({len(each) for each in lists}) > 1 or not all(lists):
             return None
         usable = [i for i in range(len(lists[0])) if all(each[i] for each in lists)]
@@ -93,6 +93,7 @@ class FirstTokenLogprobs(_LogprobTest):
 
     def bets(self, answers: Answers) -> Any:
         drawn = [pair for each in answers for pair in zip(each.positions, each.tokens, strict=True) if pair[0]]
+        drawn = [pair for pair in drawn if len(with_text(pair[0])) == len(pair[0])]
         cells = self.listed - 1
         return sum(log_bets(listed, token, cells) for listed, token in drawn) if drawn and cells > 0 else None
 
@@ -146,8 +147,9 @@ class GreedyFirstToken(PairTest):
 
 
 def _shared_start(answers: Sequence[Sequence[str]]) -> int:
-    """How many tokens all answers begin with."""
-    differing = (i for i, tokens in enumerate(zip(*answers, strict=False)) if len({*tokens}) > 1)
+    """How many tokens all answers begin with. Tokens without a text of their own may be different ones."""
+    columns = enumerate(zip(*answers, strict=False))
+    differing = (i for i, tokens in columns if len({*tokens}) > 1 or not with_text(dict.fromkeys(tokens, 0.0)))
     return next(differing, min(map(len, answers)))
 
 

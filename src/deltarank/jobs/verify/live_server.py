@@ -19,6 +19,7 @@ from deltarank.openai_api import (
     parse_endpoint,
     read_answers,
     read_usage,
+    with_text,
 )
 from deltarank.results import EndpointApi, escape, shorten
 from deltarank.system import Default
@@ -160,4 +161,4 @@ def _first_words(prompt: str, most: int) -> str:
 
 
 def _first_list(payload: dict[str, Any]) -> Distribution:
-    return next((each.positions[0] for each in read_answers(payload) if each.positions), {})
+    return with_text(next((each.positions[0] for each in read_answers(payload) if each.positions), {}))
