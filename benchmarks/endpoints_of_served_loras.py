@@ -104,7 +104,7 @@ def main() -> None:
                 if number:
                     pair = Pair.of(other, addresses["finetune"], addresses[other], given.prompts)
                     runs += [pair.run(test, seed, kept.setdefault(seed, [])) for seed in range(number)]
-                _report.save(NAME, [asdict(each) for each in runs])
+                _report.save("-".join([NAME, *(given.test or ())]), [asdict(each) for each in runs])
             print(f"\n{test}\n\n{table([each for each in runs if each.test == test])}", flush=True)
 
 
