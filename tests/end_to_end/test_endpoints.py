@@ -245,6 +245,7 @@ def test_empty_answers_are_unusable(compare: Compare, tmp_path: Path) -> None:
 
     assert kind(tmp_path) == "unusable"
     assert "B gives empty answers" in " ".join(found(tmp_path).verdict.sentences)
+    assert "--chat asks both at the other API" in " ".join(found(tmp_path).verdict.sentences)
     assert done.code == 3
 
 
@@ -432,7 +433,15 @@ LATER = "Fri, 01 Jan 2100 00:00:00 GMT"
 @pytest.mark.parametrize(
     ("fault", "said", "slug"),
     [
-        (status(200, b"<html><body>Log in</body></html>"), "answered with HTML", "endpoint-not-json"),
+        (status(200, b"<html><body>Log in</body></html>"), "answered with an HTML page", "endpoint-not-json"),
+        (status(404, b"<html><body>Lost</body></html>"), "(HTTP 404): an HTML page", "endpoint-not-found"),
+        (
+            status(200, b"[\xff", Content_Type="application/json; charset=utf-16"),
+            "not a JSON object",
+            "endpoint-not-json",
+        ),
+        (status(200, {"error": {"code": 429}}, Retry_After="0"), "limits the rate", "endpoint-busy"),
+        (status(403, {"error": {"message": "not here"}}), "no key (HTTP 403): not here", "endpoint-key-refused"),
         (status(200, b"[1, 2]"), "not a JSON object", "endpoint-not-json"),
         (status(200, b"[" * 100_000), "not a JSON object", "endpoint-not-json"),
         (status(429, RATE_LIMIT, Retry_After="0"), "limits the rate", "endpoint-busy"),
@@ -456,6 +465,24 @@ def test_a_failing_endpoint_gives_one_clear_error(compare: Compare, fault: Fault
     assert said in " ".join(done.err.split())
     assert f"explain {slug}" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        (("completions",), ("chat",), "A only at /completions and B only at /chat/completions"),
+        (("completions",), (), "Endpoint B"),
+        ((), ("chat",), "Endpoint A"),
+    ],
+)
+def test_the_endpoint_that_lacks_the_api_is_named(
+    compare: Compare, a: tuple[str, ...], b: tuple[str, ...], said: str
+) -> None:
+    with serving(FakeEndpoint(apis=a), FakeEndpoint(apis=b)) as both:
+        done = compare(*both)
+
+    assert done.code == 1
+    assert said in " ".join(done.err.split())
 
 
 def test_a_cut_answer_is_asked_for_again(compare: Compare, tmp_path: Path) -> None:
@@ -508,12 +535,18 @@ def test_no_such_host_and_no_tls(compare: Compare) -> None:
         "tiny@ftp://host/v1",
         "tiny@http://user:hunter2@host/v1",
         "tiny@http://h/v1?key=hunter2",
+        "tiny@http://h:abc/v1",
+        "tiny@http://h:99999/v1",
+        "tiny@http://[::1/v1",
+        "tiny@http://ex ample/v1",
+        f"tiny@http://{'h' * 70}/v1",
     ],
 )
 def test_what_is_no_endpoint_is_refused_without_repeating_a_password(compare: Compare, given: str) -> None:
     done = compare("tiny@http://127.0.0.1:9/v1", given)
 
     assert done.code == 2
+    assert "endpoint-reference" in done.err
     assert "hunter2" not in done.err
 
 

@@ -11,14 +11,16 @@ from deltarank.openai_api.answers import (
     with_text,
 )
 from deltarank.openai_api.exchanges import EXCHANGES, Exchange, Request, read_exchanges, to_record
-from deltarank.openai_api.http_client import OPTIONAL_TRIES, TRIES, EndpointClient, Reply, RequestRefusedError
+from deltarank.openai_api.failures import OPTIONAL_TRIES, TRIES, RequestRefusedError
+from deltarank.openai_api.http_client import EndpointClient, Reply
 from deltarank.openai_api.prompts import fresh_prompt
 from deltarank.openai_api.reference import EndpointRef, parse_endpoint
-from deltarank.openai_api.requests import listing_logprobs, make_request, most_tokens
+from deltarank.openai_api.requests import PATHS, listing_logprobs, make_request, most_tokens
 
 __all__ = [
     "EXCHANGES",
     "OPTIONAL_TRIES",
+    "PATHS",
     "TRIES",
     "Distribution",
     "EndpointAnswer",

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from deltarank.errors import UsageError
 
@@ -60,9 +60,11 @@ def parse_endpoint(
         UsageError: (slug "endpoint-reference") it is something else; ("key-not-set") the variable is not set.
     """
     found = re.fullmatch(r"(?P<model>.+)@(?P<url>https?://.+)", given)
-    parts = urlsplit(found["url"]) if found else None
-    if not found or not parts or not parts.hostname:
+    if not found:
         raise _not_an_endpoint(f"{_without_password(given)!r} is not MODEL@URL.", key_option)
+    parts = _address(found["url"])
+    if parts is None:
+        raise _not_an_endpoint(f"The address of model {found['model']!r} has no valid host or port.", key_option)
     if parts.username is not None or parts.query or parts.fragment:
         message = f"The address of model {found['model']!r} has a user name, password, query or fragment."
         raise _not_an_endpoint(message, key_option)
@@ -70,6 +72,17 @@ def parse_endpoint(
     for ending in ("/chat/completions", "/completions"):
         url = url.removesuffix(ending)
     return EndpointRef(found["model"], url, _key(key_variable, environment, key_option), key_option)
+
+
+def _address(url: str) -> SplitResult | None:
+    """None: it has no host, or one that no client can ask."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        is_host = bool(host) and host is not None and not re.search(r"\s", host) and bool(host.encode("idna"))
+    except ValueError:
+        return None
+    return parts if is_host else None
 
 
 def _without_password(given: str) -> str:

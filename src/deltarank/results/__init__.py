@@ -80,12 +80,7 @@ from deltarank.results.formatting import (
     size,
 )
 from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_address
-from deltarank.results.identification import (
-    Identification,
-    IdentificationPoint,
-    ServedCandidate,
-    ServedKind,
-)
+from deltarank.results.identification import Identification, IdentificationPoint, ServedCandidate, ServedKind
 from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Cosine, DeltaFit, DeltaSketch, Duplicates, Kinship, WeightedPart
 from deltarank.results.limit import MOST_OF_IT, LeftOutShare, RankLimit

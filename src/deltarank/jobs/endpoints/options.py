@@ -30,9 +30,9 @@ class Caps:
         for name in ("max_requests", "max_tokens", "max_cost", "price_in", "price_out"):
             value, least = getattr(self, name), 0 if name.startswith("price") else 1e-9
             if value is not None and not least <= value < float("inf"):
-                option = "--" + name.replace("_", "-")
+                option, wanted = "--" + name.replace("_", "-"), "above 0" if least else "of 0 or more"
                 raise UsageError(
-                    f"{option} is {value}; a number above 0 was expected.",
+                    f"{option} is {value}; a number {wanted} was expected.",
                     cure=f"Give another number with {option}.",
                     slug="bad-number",
                 )

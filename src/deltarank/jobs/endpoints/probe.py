@@ -13,6 +13,7 @@ from typing import Any
 from deltarank.errors import JobError
 from deltarank.jobs.endpoints.asking import Asker
 from deltarank.openai_api import (
+    PATHS,
     Distribution,
     EndpointAnswer,
     EndpointRef,
@@ -59,18 +60,22 @@ class Probe:
         """The API that all endpoints have: completions if possible.
 
         Raises:
-            JobError: (slug "endpoint-not-found") there is none.
+            JobError: (slug "endpoint-not-found") one has none; (slug "no-common-api") each has another.
         """
         candidates = [wanted] if wanted else [EndpointApi.COMPLETIONS, EndpointApi.CHAT]
+        answered: dict[str, EndpointApi] = {}
         refusals: dict[str, Exchange] = {}
         for api in candidates:
             requests = [self._request(side, api, _Features("plain", 0, 1, {}), required=True) for side in self._refs]
             found = dict(zip(self._refs, self._asker.ask_all(requests), strict=True))
-            refusals = {side: exchange for side, exchange in found.items() if exchange.is_refused}
-            if not refusals:
+            refusals |= {side: exchange for side, exchange in found.items() if exchange.is_refused}
+            answered |= {side: api for side, exchange in found.items() if not exchange.is_refused}
+            if not any(exchange.is_refused for exchange in found.values()):
                 return api
-        side, exchange = next(iter(refusals.items()))
-        raise _not_found(side, self._refs[side], exchange, candidates)
+        for side, exchange in refusals.items():
+            if side not in answered:
+                raise _not_found(side, self._refs[side], exchange, candidates)
+        raise _no_common_api(answered)
 
     def ask(self, api: EndpointApi) -> dict[str, Capabilities]:
         """What each side can do."""
@@ -213,12 +218,21 @@ def probe_key(api: EndpointApi, key: str) -> str:
     return f"{PURPOSE}:{api.value}:{key}"
 
 
+def _no_common_api(answered: Mapping[str, EndpointApi]) -> JobError:
+    each = " and ".join(f"{side.upper()} only at {PATHS[answered[side]]}" for side in sorted(answered))
+    return JobError(
+        f"The endpoints have no API in common: {each}.",
+        cure="Compare endpoints that have the same API, or serve the weights yourself, with a server that has both.",
+        slug="no-common-api",
+    )
+
+
 def _not_found(side: str, ref: EndpointRef, exchange: Exchange, tried: Sequence[EndpointApi]) -> JobError:
     status, reason = exchange.refused or (0, "")
-    where = " or ".join("/completions" if api is EndpointApi.COMPLETIONS else "/chat/completions" for api in tried)
+    where = " or ".join(PATHS[api] for api in tried)
     said = f": {shorten(escape(reason), most=160)}" if reason else ""
     return JobError(
-        f"Endpoint {side.upper()} ({escape(ref.host)}) does not answer for model {escape(ref.model)!r} at "
+        f"Endpoint {side.upper()} ({escape(ref.host)}) does not answer for model '{escape(ref.model)}' at "
         f"{where} (HTTP {status}){said}",
         cure="Check the name of the model, which GET /models lists, and the address, which usually ends in /v1. "
         "--chat and --completions choose the API.",

@@ -10,6 +10,7 @@ from deltarank.jobs.endpoints.pair_tests import NEARLY_CERTAIN
 from deltarank.jobs.endpoints.token_counts import TokenCounts
 from deltarank.results import (
     Endpoint,
+    EndpointApi,
     EndpointTest,
     EndpointTestName,
     EndpointVerdict,
@@ -148,6 +149,9 @@ def _details(kind: EndpointVerdictKind, found: Findings) -> Iterator[str]:
     yield from found.reasons
     if kind is EndpointVerdictKind.UNUSABLE and found.stopped:
         yield f"The test ended: {found.stopped}."
+    if kind is EndpointVerdictKind.UNUSABLE and found.a.capabilities:
+        is_chat = found.a.capabilities.api is EndpointApi.CHAT
+        yield f"{'--completions' if is_chat else '--chat'} asks both at the other API, which may help."
     for label, endpoint in (("A", found.a), ("B", found.b)):
         yield from _warnings(label, endpoint)
 

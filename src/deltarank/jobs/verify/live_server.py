@@ -149,7 +149,7 @@ class LiveServer:
     def _not_found(self, refusal: RequestRefusedError) -> JobError:
         said = f": {shorten(escape(refusal.message), most=160)}" if refusal.message else ""
         return JobError(
-            f"Endpoint of --live ({escape(self.ref.host)}) does not answer for model {escape(self.ref.model)!r} at "
+            f"Endpoint of --live ({escape(self.ref.host)}) does not answer for model '{escape(self.ref.model)}' at "
             f"/completions (HTTP {refusal.status}){said}",
             cure="Check the name of the model, which GET /models lists, and the address, which usually ends in /v1.",
             slug="endpoint-not-found",
