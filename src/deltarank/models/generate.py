@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from deltarank.divergence import Answer, Prompt, Tokenizer, encode_prompts
+from deltarank.models.predict import contiguous_head_inputs
 from deltarank.models.skeleton import AnyModel
 
 _GenerationConfig: Any = GenerationConfig  # untyped
@@ -101,14 +102,15 @@ def _continue(
     ids = torch.tensor([[0] * (longest - len(each)) + list(each) for each in prompts])
     mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
     device = _compute_device(model)
-    output = model.generate(
-        ids.to(device),
-        attention_mask=mask.to(device),
-        generation_config=_GenerationConfig(
-            do_sample=False, max_new_tokens=max_tokens, eos_token_id=list(eos_ids) or None, pad_token_id=0
-        ),
-        logits_processor=[sampler],
-    )
+    with contiguous_head_inputs(model.get_output_embeddings()):
+        output = model.generate(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=_GenerationConfig(
+                do_sample=False, max_new_tokens=max_tokens, eos_token_id=list(eos_ids) or None, pad_token_id=0
+            ),
+            logits_processor=[sampler],
+        )
     return [_cut_at_end(row, eos_ids) for row in output[:, longest:].tolist()]
 
 

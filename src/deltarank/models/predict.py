@@ -227,7 +227,21 @@ def last_position_only(head: Any) -> Iterator[None]:
     if head is None:
         yield
         return
-    with _pre_forward_hook(head, lambda _, args: (args[0][:, -1:], *args[1:])):
+    with _pre_forward_hook(head, lambda _, args: (args[0][:, -1:].contiguous(), *args[1:])):
+        yield
+
+
+@contextmanager
+def contiguous_head_inputs(head: Any) -> Iterator[None]:
+    """The output head gets contiguous inputs; `None` changes nothing.
+
+    Of a slice such as `hidden[:, -1:]`, torch makes a batched product, for which it copies the weight once for each
+    row: 28 rows of 49,152 x 576 in bfloat16 take 2.5 s instead of 0.014 s.
+    """
+    if head is None:
+        yield
+        return
+    with _pre_forward_hook(head, lambda _, args: (args[0].contiguous(), *args[1:])):
         yield
 
 

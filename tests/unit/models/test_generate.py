@@ -43,6 +43,16 @@ def test_neither_the_batch_nor_the_order_of_prompts_changes_an_answer(name: str)
     assert [each for at in range(4) for each in answers(of, PROMPTS[at : at + 1], first=at)] == whole
 
 
+def test_the_head_gets_contiguous_inputs() -> None:
+    """Of a slice, torch would copy the weight of the head once for each answer of the batch."""
+    of, contiguous = model(), []
+    of.get_output_embeddings().register_forward_hook(lambda _, args, __: contiguous.append(args[0].is_contiguous()))
+    answers(of)
+
+    assert contiguous
+    assert all(contiguous)
+
+
 def test_every_answer_has_random_numbers_of_its_own() -> None:
     of = model()
     same = [Prompt("the cat")] * 3

@@ -26,7 +26,7 @@ from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.placement import has_fast_bfloat16, load_placed
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
-from deltarank.jobs.calibrate.teacher import OwnAnswers, check_causal, store_predictions
+from deltarank.jobs.calibrate.teacher import OwnAnswers, answers_at_once, check_causal, store_predictions
 from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
 from deltarank.jobs.verify import VerifyJob
@@ -161,7 +161,12 @@ class CalibrateJob:
 
     def _own_answers(self, folder: CalibrationFolder, tokenizer: Tokenizer, progress: ProgressListener) -> list[Record]:
         answers = OwnAnswers(
-            folder.own_answers, tokenizer, self.options.calibration_tokens, self._context, self.options.seed
+            folder.own_answers,
+            tokenizer,
+            self.options.calibration_tokens,
+            self._context,
+            self.options.seed,
+            answers_at_once(self.finetune_skeleton),
         )
         progress.noted("The finetune answers the built-in prompts.")
         with folder.writing():

@@ -15,7 +15,7 @@ from deltarank.jobs.calibrate.documents import CHOOSING_SHARE, SCORING_SHARE
 from deltarank.jobs.calibrate.evaluate import MODELS
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, can_stream
-from deltarank.jobs.calibrate.teacher import ANSWERS_AT_ONCE
+from deltarank.jobs.calibrate.teacher import answers_at_once
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
 from deltarank.results import ShownAsLines, WeightPlacement, duration, listing, percent, size
@@ -135,7 +135,7 @@ class CalibrationPlan(ShownAsLines):
         if OWN not in self.options.calibrate:
             return 0.0
         answers = math.ceil(self.options.calibration_tokens / Default.MAX_TOKENS)
-        passes = Default.MAX_TOKENS * math.ceil(answers / ANSWERS_AT_ONCE)
+        passes = Default.MAX_TOKENS * math.ceil(answers / answers_at_once(self.skeleton))
         computing = self.options.calibration_tokens * _FORWARD * self._seconds_per_operation
         return computing + passes * self._pass_seconds
 

@@ -14,16 +14,33 @@ from deltarank.divergence import Document, Prompt, Tokenizer, prompts_that_fit, 
 from deltarank.errors import CheckpointError, JobError, UsageError
 from deltarank.jobs.calibrate.documents import write_records
 from deltarank.jobs.calibrate.texts import Record
-from deltarank.models import AnyModel, PredictionStore, Predictor, Window, batch_windows, generate_answers
+from deltarank.models import (
+    AnyModel,
+    ModelSkeleton,
+    PredictionStore,
+    Predictor,
+    Window,
+    batch_windows,
+    generate_answers,
+)
 from deltarank.system import Default
 
-ANSWERS_AT_ONCE = 32
-"""Each token reads all weights once, for all answers that are written together."""
+FEWEST_ANSWERS, MOST_ANSWERS = 32, 64
+"""Written together: each token reads all weights once for all of them."""
+
+_CACHE_BYTES = 1 << 30
+"""Of keys and values. Beyond it, no more than FEWEST_ANSWERS are written together."""
 
 _TOKENS_AT_ONCE = 2048
 
 _SAME = 0.01
 """Of the norm of an output: what rounding changes is far less, what an encoder changes far more."""
+
+
+def answers_at_once(skeleton: ModelSkeleton) -> int:
+    """How many answers, with prompts of their length, are written together."""
+    of_an_answer = 4 * skeleton.cache_entries * 2 * Default.MAX_TOKENS
+    return min(max(_CACHE_BYTES // max(of_an_answer, 1), FEWEST_ANSWERS), MOST_ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,7 @@ class OwnAnswers:
     prompt have one "group": the split keeps them together.
 
     folder      for the files
+    at_once     answers that are written together
     """
 
     folder: Path
@@ -41,6 +59,7 @@ class OwnAnswers:
     tokens: int
     context: int
     seed: int
+    at_once: int
 
     def write(self, load: Callable[[], AnyModel], on_answered: Callable[[int], None]) -> None:
         """Answers those prompts that are not answered yet. Equal options give equal files, also after interruptions.
@@ -71,7 +90,7 @@ class OwnAnswers:
             samples=self._samples,
             seed=self.seed,
             max_tokens=Default.MAX_TOKENS,
-            batch=ANSWERS_AT_ONCE,
+            batch=self.at_once,
             context=self.context,
             first=start,
         )
@@ -104,7 +123,7 @@ class OwnAnswers:
 
     @property
     def _prompts_at_once(self) -> int:
-        return max(1, ANSWERS_AT_ONCE // self._samples)
+        return max(1, self.at_once // self._samples)
 
     @property
     def _starts(self) -> range:
