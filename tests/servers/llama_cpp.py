@@ -7,7 +7,6 @@ make llama.cpp abort.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import json
 import math
@@ -30,10 +29,11 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from commands import LineProcess
+from packages import CACHE, NotAvailableError, downloaded
 
-SOURCES = "llama_cpp_python-0.3.36"
+VERSION = "0.3.36"
+SOURCES = f"llama_cpp_python-{VERSION}"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-CACHE_VARIABLE = "DELTARANK_TEST_CACHE"
 _ENOUGH_FOR_ANY = 1000.0
 """A logit bias that decides which token is sampled; the reported probabilities are those without it."""
 
@@ -41,10 +41,6 @@ _ENOUGH_FOR_ANY = 1000.0
 _FAMILIES = ("llama", "qwen", "mistral", "gemma", "phi", "gpt2")
 _MODEL_TYPES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen3_moe", "gpt2")
 _SLOW_IMPORTS = ("gguf", "xllamacpp", *(f"conversion.{family}" for family in _FAMILIES))
-
-
-class NotAvailableError(Exception):
-    """llama.cpp cannot be had here, and why."""
 
 
 def converters() -> Path:
@@ -55,42 +51,23 @@ def converters() -> Path:
     """
     if find_spec("xllamacpp") is None:
         raise NotAvailableError("xllamacpp is not installed (the extra `servers`)")
-    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "deltarank-tests")
-    folder = cache / SOURCES / "vendor" / "llama.cpp"
+    folder = CACHE / SOURCES / "vendor" / "llama.cpp"
     if not folder.is_dir():
-        _unpack(_download(cache), cache)
+        package = "llama-cpp-python"
+        _unpack(downloaded(f"{package}=={VERSION}", f"{SOURCES}.tar.gz", SHA256, "--no-binary", package))
     return folder
 
 
-def _download(cache: Path) -> Path:
-    """The source package. Several processes may do this at a time."""
-    archive = cache / f"{SOURCES}.tar.gz"
-    if not archive.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        name, _, version = SOURCES.rpartition("-")
-        package = name.replace("_", "-")
-        words = ["pip", "download", "--quiet", "--no-deps", "--no-binary", package, f"{package}=={version}"]
-        with tempfile.TemporaryDirectory(dir=cache) as staging:
-            done = subprocess.run([sys.executable, "-m", *words, "-d", staging], capture_output=True, text=True)
-            if done.returncode:
-                raise NotAvailableError(f"{SOURCES} cannot be downloaded: {done.stderr.strip()[-300:]}")
-            (Path(staging) / archive.name).replace(archive)
-    return archive
-
-
-def _unpack(archive: Path, cache: Path) -> None:
+def _unpack(archive: Path) -> None:
     """Only what the converters need."""
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise NotAvailableError(f"{archive} has the SHA-256 {found}")
-    with tempfile.TemporaryDirectory(dir=cache) as staging, tarfile.open(archive) as file:
+    with tempfile.TemporaryDirectory(dir=CACHE) as staging, tarfile.open(archive) as file:
         wanted = ("/convert_", "/conversion/", "/gguf-py/")
         members = [each for each in file if any(f"/vendor/llama.cpp{part}" in each.name for part in wanted)]
         file.extractall(staging, members, filter="data")
         try:
-            (Path(staging) / SOURCES).rename(cache / SOURCES)
+            (Path(staging) / SOURCES).rename(CACHE / SOURCES)
         except OSError:
-            if not (cache / SOURCES).is_dir():
+            if not (CACHE / SOURCES).is_dir():
                 raise
 
 

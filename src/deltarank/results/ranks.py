@@ -42,14 +42,15 @@ def slot_sentence(rank: int) -> str:
 
 
 def headline_rank(ranks: Iterable[int], largest_side: int) -> int:
-    """The rank nearest to 64; where no matrix has a side of 512, nearest to a thirty-second of the largest side.
+    """The rank nearest to 64; where `largest_side` is below 512, nearest to a thirty-second of it.
 
-    Every command, page and card states this rank first. At rank 64 a toy with sides of 256 loses next to nothing, and
-    its headline would say so.
+    The verdicts of `compare` and `outputs` are about this rank. The page and the terminal open with it, for one run,
+    for several and for a fleet. At rank 64, a toy with sides of 256 loses next to nothing, and its headline would say
+    so.
 
     Args:
-        ranks: those that were measured.
-        largest_side: of the smaller sides of all matrices.
+        ranks: those to choose from: all that were measured, those of the outputs, or the one that a plan chose.
+        largest_side: the largest of the matrices' smaller sides.
     """
     preferred = PREFERRED_RANK if largest_side >= SMALL_SIDE else max(largest_side / 32, 1)
     return min(ranks, key=lambda rank: abs(math.log2(rank / preferred)))
