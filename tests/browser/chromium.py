@@ -15,6 +15,7 @@ QUIET = [
     "--no-first-run",
 ]
 NBSP = "\u00a0"
+TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 @dataclass
@@ -37,8 +38,10 @@ class Opened:
         )
 
     def settle(self) -> None:
+        """Waits until the page has answered what was done to it, and its charts are drawn."""
+        self.page.evaluate(TWO_FRAMES)  # what follows from a change, such as of the colour scheme, begins with a frame
         self.page.wait_for_selector("html[data-ready=yes]")
-        self.page.wait_for_timeout(150)
+        self.page.evaluate(TWO_FRAMES)
 
     def select_rank(self, rank: int) -> None:
         self.page.locator("#rank-selector label", has_text=str(rank)).first.click()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "report"))
 
 from chromium import CHROMIUM, QUIET, Opened
@@ -13,8 +14,10 @@ from chromium import CHROMIUM, QUIET, Opened
 from deltarank.report import page_html
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator:
+    """One for all tests of this folder, which is a package for that. Playwright's event loop runs until it is closed,
+    and nothing else could run one meanwhile."""
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here")

@@ -236,7 +236,6 @@ def test_a_changed_colour_scheme_is_followed(show):
     ink = "getComputedStyle(document.querySelector('#loss svg .mark-text text')).fill"
     light = opened.page.evaluate(ink)
     opened.page.emulate_media(color_scheme="dark")
-    opened.page.wait_for_timeout(100)
     opened.settle()
     assert light != opened.page.evaluate(ink)
     assert opened.complaints == []
@@ -252,7 +251,7 @@ def test_hostile_names_stay_inert(show, width):
     opened.page.locator("#matrices a").first.click()
     for cell in opened.page.locator(".heat path").all()[:5]:
         cell.hover(force=True)
-    opened.page.wait_for_timeout(200)
+    opened.settle()
     assert opened.page.evaluate("window.struck") is None
     assert opened.page.locator("img").count() == 0
     assert opened.page.locator("script").count() == 3
