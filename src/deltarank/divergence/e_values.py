@@ -13,12 +13,12 @@ processes of Waudby-Smith and Ramdas (2024).
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
-from scipy.special import logsumexp, roots_legendre
-from scipy.stats import binom
+from scipy.special import bdtr, betaln, logsumexp, roots_legendre
 
 from deltarank.divergence.arrays import FloatArray
 from deltarank.results import Interval
@@ -134,17 +134,16 @@ def votes_needed(
 @cache
 def _first_found(votes: int, two_sided: bool, alpha: float) -> int:
     """The least number of right votes with an e-value of 1 / alpha; votes + 1 if all of them are not enough."""
-    enough = _log_beta_binomial(votes, two_sided) >= -math.log(alpha) - 1e-12
-    enough[: votes // 2 + 1] = False
-    return int(enough.argmax()) if enough.any() else votes + 1
+    enough = -math.log(alpha) - 1e-12
+    majority = range(votes // 2 + 1, votes + 1)  # in which the e-value grows with each right vote
+    return majority.start + bisect_left(majority, enough, key=lambda right: _log_beta_binomial(right, votes, two_sided))
 
 
-def _log_beta_binomial(votes: int, two_sided: bool) -> FloatArray:
-    """The log of the e-value at chance 1/2 for 0 to `votes` right ones, in closed form."""
-    right = np.arange(votes + 1)
-    # B(1 + k, 1 + n - k) 2^n = 2^n / ((n + 1) C(n, k)), and C(n, k) 2^-n is the binomial probability.
-    both_sides = -math.log(votes + 1) - binom.logpmf(right, votes, 0.5)
+def _log_beta_binomial(right: int, votes: int, two_sided: bool) -> float:
+    """The log of the e-value at chance 1/2 for so many right ones, in closed form."""
+    # B(1 + k, 1 + n - k) 2^n, for k right ones among n.
+    both_sides = float(betaln(1 + right, 1 + votes - right)) + votes * math.log(2)
     if two_sided:
-        return np.asarray(both_sides)
+        return both_sides
     # The share of Beta(1 + k, 1 + n - k) above 1/2 is P(Binomial(n + 1, 1/2) <= k); the prior's share is 1/2.
-    return np.asarray(both_sides + binom.logcdf(right, votes + 1, 0.5) + math.log(2))
+    return both_sides + math.log(2 * bdtr(right, votes + 1, 0.5))
