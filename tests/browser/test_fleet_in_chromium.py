@@ -94,3 +94,17 @@ def test_it_prints_and_reads_without_scripts(open_page) -> None:
     opened = open_page(java_script_enabled=False)
     assert "org-3--Model-003-12b-v4" in opened.text("#rows")
     assert open_page().page.pdf()[:4] == b"%PDF"
+
+
+def test_the_map_follows_the_scheme_and_is_light_on_paper(open_page) -> None:
+    opened = open_page(scheme="dark")
+    corner = """() => {
+        const map = document.querySelector("#map");
+        return Math.max(...map.getContext("2d").getImageData(1, map.height - 2, 1, 1).data.slice(0, 3));
+    }"""
+
+    assert opened.page.evaluate(corner) < 100
+    opened.page.emulate_media(media="print", color_scheme="dark")
+    opened.page.wait_for_function(f"({corner})() > 200")
+    opened.page.emulate_media(media="screen", color_scheme="light")
+    assert opened.page.evaluate(corner) > 200

@@ -1,10 +1,13 @@
 """Outputs on the page in a real Chromium: the selected rank and one choice drive all of it."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import builders
 import pytest
-from outputs_builders import ANSWER, OTHER, hostile_outputs, outputs
+from outputs_builders import ANSWER, OTHER, candidate, hostile_outputs, outputs
+
+from deltarank.results import CandidateKind
 
 pytestmark = pytest.mark.browser
 
@@ -152,6 +155,27 @@ def test_on_a_phone_captions_are_whole_and_labels_of_an_axis_apart(show):
     for axis in along_x:
         for (_, end, _), (start, _, _) in zip(sorted(axis), sorted(axis)[1:], strict=False):
             assert start - end >= 4
+
+
+def test_on_a_phone_the_names_of_candidates_are_whole_and_apart(show):
+    """Two adapters of one rank, and truncation alone beside q4_0."""
+    made = outputs()
+    adapters = [
+        replace(candidate(f"adapter-{i}", kld), kind=CandidateKind.ADAPTER, rank=64)
+        for i, kld in enumerate((0.06, 0.064))
+    ]
+    opened = show([one(candidates=(*made.candidates, *adapters))], width=390)
+    texts = opened.page.evaluate(
+        """[...document.querySelectorAll("[data-chart=kld] .role-mark.mark-text text")].filter(e => e.textContent)
+            .map(e => [e.textContent, e.getBoundingClientRect()]).map(([text, box]) => [text, box.top, box.right])"""
+    )
+    names = {text for text, _, _ in texts}
+
+    assert {"base", "adapter-0", "adapter-1", "truncation at rank 64", "someone's adapter"} <= names
+    assert not any("\u2026" in name for name in names)
+    assert max(right for _, _, right in texts) <= 390
+    tops = sorted(top for _, top, _ in texts)
+    assert min(below - above for above, below in pairwise(tops)) >= 12
 
 
 def test_a_blind_bound_that_rules_nothing_out_is_not_shown(show):

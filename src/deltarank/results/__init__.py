@@ -83,7 +83,7 @@ from deltarank.results.hub_address import HubAddress, is_hub_url, parse_hub_addr
 from deltarank.results.identification import Identification, IdentificationPoint, ServedCandidate, ServedKind
 from deltarank.results.json_schema import schema_of
 from deltarank.results.kinship import Cosine, DeltaFit, DeltaSketch, Duplicates, Kinship, WeightedPart
-from deltarank.results.limit import MOST_OF_IT, LeftOutShare, RankLimit
+from deltarank.results.limit import LeftOutShare, RankLimit
 from deltarank.results.live_check import LiveCheck, LiveText, LiveVerdict
 from deltarank.results.logits import (
     BlindBound,
@@ -157,7 +157,6 @@ __all__ = [
     "FINETUNE",
     "FINETUNE_AGAIN",
     "HELD",
-    "MOST_OF_IT",
     "NEARLY_WHOLE",
     "NONE_UNPAIRED",
     "OPENED_KINDS",

@@ -9,7 +9,7 @@ from typing import Self
 
 from deltarank.results.formatting import listing, percent
 
-MOST_OF_IT = 0.5
+_MOST_OF_IT = 0.5
 _NEARLY_ALL_OF_IT = 0.9
 _MOST_NAMED = 3
 
@@ -52,7 +52,7 @@ class RankLimit:
             held += tensor.share
             if held >= _NEARLY_ALL_OF_IT * whole:
                 break
-        return cls(tuple(few), whole) if few and held >= MOST_OF_IT * whole else None
+        return cls(tuple(few), whole) if few and held >= _MOST_OF_IT * whole else None
 
     def exceeds(self, lost: float) -> bool:
         """

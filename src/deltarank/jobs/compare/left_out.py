@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from deltarank.jobs.compare.rank_needed import kept_by_rank
 from deltarank.results import (
-    MOST_OF_IT,
     TIED_EMBEDDING,
     IncludedByName,
     LeftOutShare,
@@ -19,6 +18,9 @@ from deltarank.results import (
     Skipped,
     percent,
 )
+
+MOST_OF_IT = 0.5
+"""A tensor with a larger share of what is left out is named."""
 
 SMALL = 0.005
 """A smaller share of the change is stated without names."""
