@@ -210,6 +210,23 @@ def _quantised(models: Path) -> Path:
     return home
 
 
+@pytest.mark.parametrize("lists", [True, False])
+def test_empty_answers_say_nothing(models: Path, verify: Verify, lists: bool) -> None:
+    answer = serves(models, "mine", lists=lists)
+
+    def empty(handler: Handler, body: dict[str, Any]) -> bool:
+        if body.get("logprobs"):
+            return answer(handler, body)
+        handler.send(200, {"choices": [{"text": "", "finish_reason": "stop"}]})
+        return True
+
+    with serving(FakeEndpoint(fault=empty)) as (server,):
+        found = live(verify(server.reference, "--json"))
+
+    assert found["verdict"] == ("adapter" if lists else "undecided"), found
+    assert "8 of 8 greedy answers of the server are empty" in " ".join(found["sentences"])
+
+
 def test_half_of_the_strength_is_told(models: Path, verify: Verify) -> None:
     home = models.parent / "half"
     shutil.copytree(models, home)

@@ -208,17 +208,16 @@ def _tokenizer_differs(server: LiveServer, share: float) -> JobError:
 def _compare_greedy(server: LiveServer, models: LocalModels, candidates: Sequence[_Candidate]) -> GreedyTokens:
     """On the prompts on which the greedy tokens differ by the largest margins."""
     texts = models.tokens.text_by_id
-    hits = {"base": 0, "adapter": 0, "neither": 0}
-    asked = 0
+    hits = {"base": 0, "adapter": 0, "neither": 0, "empty": 0}
     for each in sorted(candidates, key=lambda each: -each.margin):
         base, adapter = (texts.get(number, "").strip() for number in each.greedy)
         is_clear = each.margin >= CLEAR_MARGIN and base != adapter and _is_text(base) and _is_text(adapter)
-        if asked == GREEDY_PROMPTS or not server.has_requests_left:
+        if sum(hits.values()) == GREEDY_PROMPTS or not server.has_requests_left:
             break
         if is_clear and (answer := server.greedy_token(each.prompt)) is not None:
             given = answer.strip()
-            hits["base" if given == base else "adapter" if given == adapter else "neither"] += 1
-            asked += 1
+            whose = "base" if given == base else "adapter" if given == adapter else "neither"
+            hits[whose if answer else "empty"] += 1
     return GreedyTokens(**hits, candidates=len(candidates))
 
 

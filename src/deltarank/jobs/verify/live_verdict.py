@@ -105,16 +105,29 @@ class Distances:
 
 @dataclass(frozen=True)
 class GreedyTokens:
-    """Prompts by whose greedy token the server gave; and how many prompts these were chosen from."""
+    """Prompts by whose greedy token the server gave; and how many prompts these were chosen from.
+
+    empty    prompts with an empty answer, which says nothing
+    """
 
     base: int
     adapter: int
     neither: int
+    empty: int
     candidates: int
 
     @property
     def prompts(self) -> int:
         return self.base + self.adapter + self.neither
+
+    @property
+    def why_few(self) -> str:
+        if self.empty:
+            return f"{self.empty} of {count(self.prompts + self.empty, 'greedy answer')} of the server are empty"
+        return (
+            f"the greedy tokens of base and base + adapter differ clearly on only {self.prompts} of "
+            f"{count(self.candidates, 'prompt')}"
+        )
 
     def to_results(self) -> LiveText:
         return LiveText(self.adapter, self.base, self.neither)
@@ -231,8 +244,7 @@ def check_text(found: LiveCheck, given: GreedyTokens) -> LiveCheck:
     headline, *others = found.sentences
     if not given.prompts:
         unseen = (
-            f"Only its lists were compared. Whether the text is that of {listed}, too, was not seen: on none of "
-            f"{count(given.candidates, 'prompt')} do the greedy tokens of both differ clearly."
+            f"Only its lists were compared. Whether the text is that of {listed}, too, was not seen: {given.why_few}."
         )
         return replace(found, sentences=(headline, unseen, *others))
     gave = _gave(given)
@@ -264,10 +276,7 @@ def _gave(given: GreedyTokens) -> str:
 def judge_greedy(asked: Asked, why: str, found: GreedyTokens) -> LiveCheck:
     """By the greedy first tokens, where the server's log-probabilities cannot be used: `why`, in a sentence."""
     if found.prompts < FEWEST_GREEDY:
-        reason = (
-            "It cannot be decided: the greedy tokens of base and base + adapter differ clearly on only "
-            f"{found.prompts} of {count(found.candidates, 'prompt')}."
-        )
+        reason = f"It cannot be decided: {found.why_few}."
         return asked.check(LiveVerdict.UNDECIDED, [reason, why], found.prompts)
     measured = f"{why} {_gave(found)}"
     verdict = _by_greedy(found)
