@@ -311,6 +311,14 @@ def test_what_cannot_be_identified_is_said(
     assert said in " ".join(done.out.split())
 
 
+def test_listed_tokens_of_another_tokenizer_are_an_error(models: Path, ask: Ask) -> None:
+    with serving(FakeEndpoint(counts_tokens=False)) as (server,):
+        done = ask(server.reference, "--ranks", 8)
+
+    assert done.code == 1
+    assert "tokens that it lists for an answer are no tokens of it" in " ".join(done.err.split())
+
+
 def test_another_tokenizer_is_an_error(models: Path, ask: Ask) -> None:
     with serving(serves(models, "finetune", count_more=0.1)) as (server,):
         done = ask(server.reference, "--ranks", 8)

@@ -125,8 +125,23 @@ class Weighed:
     @property
     def is_decided(self) -> bool:
         """One candidate may be left before the text of a model that is no candidate had time to show."""
-        is_enough = self.klds is not None or self.found.tokens >= FEWEST_TOKENS
+        is_enough = self.klds is not None or (self.found.tokens >= FEWEST_TOKENS and not self.is_surprising)
         return not self.left or (len(self.left) == 1 and is_enough)
+
+    @property
+    def is_surprising(self) -> bool:
+        """Whether the text fits the best candidate at a temperature above 1 best, as text of another model does."""
+        if self.best is None:
+            return False
+        setting = self._text.setting_posterior(self.best)
+        return float(setting[[each.temperature > 1 for each in SETTINGS]].sum()) > 0.5
+
+    @property
+    def stays_open(self) -> str | None:
+        """Why more text will not decide, as a clause; None: it may."""
+        if len(self.left) == 1 and self.klds is None and self.found.tokens >= FEWEST_TOKENS and self.is_surprising:
+            return "the text is less probable than that model's own at temperature 1, as text of another model is"
+        return None
 
     def likeliest(self, among: Sequence[int]) -> int:
         """By the lists where there are any, else by the text."""

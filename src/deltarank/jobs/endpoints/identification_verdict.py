@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from deltarank.divergence import PLAIN, SETTINGS
+from deltarank.jobs.endpoints.identification_evidence import FEWEST_TOKENS
 from deltarank.results import (
     Identification,
     ServedCandidate,
@@ -51,8 +52,11 @@ def _headline(found: Identification, letter: str) -> str:
     if found.decided:
         return f"{letter} answers as {left[0]}: the other {len(found.candidates) - 1} candidates are excluded."
     if len(left) == 1:
+        may = f"{letter} may serve {left[0]}, the only candidate that is left, but"
+        if found.tokens >= FEWEST_TOKENS:
+            return f"{may} it is not decided: {found.stopped}."
         few = f"{count(found.tokens, 'token')} of text are too few to exclude models that are no candidates"
-        return f"{letter} may serve {left[0]}, the only candidate that is left, but {few} ({found.stopped})."
+        return f"{may} {few} ({found.stopped})."
     if len(left) == len(found.candidates):
         return f"Not decided what {letter} serves: no candidate is excluded ({found.stopped})."
     excluded = count(len(found.candidates) - len(left), "other candidate is", "other candidates are")
@@ -109,4 +113,6 @@ def _sampler(found: Identification) -> str:
         fits = f"The text fits what was asked for best: {found.sampler} (probability {share})."
     else:
         fits = f"Not {SETTINGS[PLAIN]}, as was asked for, but {found.sampler} fits the text best (probability {share})."
+        if found.sampler in {str(each) for each in SETTINGS if each.temperature > 1}:
+            fits += " Text of a model that is no candidate looks like that, too."
     return f"{fits} Assumed is one setting for the whole text, among those considered."

@@ -155,9 +155,8 @@ class Identifier:
             return
         weighed = each.evidence.weigh()
         if not weighed.is_decided and each.stopped is None:
-            each.stopped = self._hopeless(weighed.tokens_to_tell()) or (
-                f"{until:,} answers were asked for" if until == ROUNDS[-1] else None
-            )
+            at_end = f"{until:,} answers were asked for" if until == ROUNDS[-1] else None
+            each.stopped = self._hopeless(weighed.tokens_to_tell()) or weighed.stays_open or at_end
         each.is_closed = weighed.is_decided or each.stopped is not None
         found = weighed.to_results(None if weighed.is_decided else each.stopped)
         each.found = replace(found, sentences=tuple(identification_sentences(found, self._name(side), each.notes)))

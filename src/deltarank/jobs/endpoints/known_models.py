@@ -23,9 +23,8 @@ from deltarank.divergence import (
     log_probabilities_by_setting,
     tokens_needed,
 )
-from deltarank.errors import JobError
 from deltarank.jobs.endpoints.answer_rounds import MOST_TOKENS
-from deltarank.jobs.endpoints.sampled_answer import SampledAnswer
+from deltarank.jobs.endpoints.sampled_answer import SampledAnswer, tokenizer_differs
 from deltarank.jobs.outputs import LoadedModel, ServedModels
 from deltarank.models import Head, ServedTokens, Window, batch_windows, end_ids
 from deltarank.openai_api import Distribution, with_text
@@ -243,15 +242,6 @@ def _untold(kld: float | None, needed: float, tolerance: float) -> str:
     if by_text:
         return ": will probably not be told apart by text alone"
     return ": will probably not be told apart by lists" if by_lists else ""
-
-
-def tokenizer_differs(reason: str) -> JobError:
-    return JobError(
-        f"The endpoint's tokenizer is not that of the weights: {reason}.",
-        cure="Check that --weights names the base and the finetune that the endpoint may serve. Other weights than "
-        "these, served under another tokenizer, need their own --weights.",
-        slug="endpoint-tokenizer-differs",
-    )
 
 
 def _window(answer: SampledAnswer) -> Window:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltarank.jobs.endpoints.known_models import tokenizer_differs
-from deltarank.jobs.endpoints.sampled_answer import AnswerReader
+from deltarank.jobs.endpoints.sampled_answer import AnswerReader, tokenizer_differs
 from deltarank.openai_api import Exchange, read_usage
 from deltarank.results import EndpointApi, count
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltarank.divergence import encode_messages, encode_text
+from deltarank.errors import JobError
 from deltarank.models import ServedTokens
 from deltarank.openai_api import Distribution, EndpointAnswer, Exchange, read_answers, read_usage
+
+_FEWEST_PIECES = 4
+"""Listed tokens of an answer by which a tokenizer is told."""
 
 _PART = "\ufffd"
 """Of a character, at the end of a text that was cut off."""
@@ -75,10 +79,19 @@ class AnswerReader:
         return SampledAnswer(tuple(prompt), tuple(ids), has_ended, lists[: len(ids)]) if ids else None
 
     def _listed_ids(self, answer: EndpointAnswer) -> list[int] | None:
-        """By the ids that the endpoint gives, or the texts of the tokens; None where a text has no id, or several."""
+        """By the ids that the endpoint gives, or the texts of the tokens; None where a text has no id, or several.
+
+        Raises:
+            JobError: (slug "endpoint-tokenizer-differs") most of the texts that make up the answer have none.
+        """
         if answer.token_ids:
             return list(answer.token_ids)
         found = [self.tokens.ids_by_text.get(text, ()) for text in answer.tokens]
+        unknown = sum(not each for each in found)
+        if len(found) >= _FEWEST_PIECES and 2 * unknown > len(found) and "".join(answer.tokens) == answer.text:
+            raise tokenizer_differs(
+                f"{unknown} of the {len(found)} tokens that it lists for an answer are no tokens of it"
+            )
         return [each[0] for each in found] if found and all(len(each) == 1 for each in found) else None
 
     def _ids_of_text(self, exchange: Exchange, answer: EndpointAnswer, prompt: list[int]) -> list[int] | None:
@@ -97,3 +110,12 @@ class AnswerReader:
             return encode_text(self.tokens.tokenizer, text)
         both = self.tokens.prompt_ids(shown + text, self.shift)
         return both[len(prompt) :] if both[: len(prompt)] == prompt else None
+
+
+def tokenizer_differs(reason: str) -> JobError:
+    return JobError(
+        f"The endpoint's tokenizer is not that of the weights: {reason}.",
+        cure="Check that --weights names the base and the finetune that the endpoint may serve. Other weights than "
+        "these, served under another tokenizer, need their own --weights.",
+        slug="endpoint-tokenizer-differs",
+    )
