@@ -10,7 +10,15 @@ from deltarank.openai_api.answers import (
     read_usage,
     with_text,
 )
-from deltarank.openai_api.exchanges import EXCHANGES, Exchange, Request, read_exchanges, to_record
+from deltarank.openai_api.exchanges import (
+    EXCHANGES,
+    Exchange,
+    Request,
+    failure_record,
+    read_exchanges,
+    read_failures,
+    to_record,
+)
 from deltarank.openai_api.failures import OPTIONAL_TRIES, TRIES, RequestRefusedError
 from deltarank.openai_api.http_client import EndpointClient, Reply
 from deltarank.openai_api.prompts import fresh_prompt
@@ -31,6 +39,7 @@ __all__ = [
     "Request",
     "RequestRefusedError",
     "Usage",
+    "failure_record",
     "fresh_prompt",
     "largest_probability",
     "listing_logprobs",
@@ -40,6 +49,7 @@ __all__ = [
     "parse_endpoint",
     "read_answers",
     "read_exchanges",
+    "read_failures",
     "read_usage",
     "to_record",
     "with_text",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,19 @@ def to_record(request: Request, exchange: Exchange, at: str) -> dict[str, Any]:
         "refused": list(exchange.refused) if exchange.refused else None,
         "seconds": round(exchange.seconds, 4),
     }
+
+
+def failure_record(request: Request, tokens: tuple[int, int], at: str) -> dict[str, Any]:
+    """An attempt that failed, and the tokens of the prompt and of the answer that it may have used."""
+    return {"side": request.side, "key": request.key, "at": at, "failed": list(tokens)}
+
+
+def read_failures(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(side, tokens) of each attempt that failed."""
+    for record in records:
+        tokens = record.get("failed")
+        if isinstance(tokens, list) and len(tokens) == 2 and all(type(each) is int for each in tokens):
+            yield str(record.get("side")), (tokens[0], tokens[1])
 
 
 def read_exchanges(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Exchange]:

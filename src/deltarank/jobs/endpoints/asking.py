@@ -16,8 +16,10 @@ from deltarank.openai_api import (
     Exchange,
     Request,
     RequestRefusedError,
+    failure_record,
     most_tokens,
     read_exchanges,
+    read_failures,
     read_usage,
     to_record,
 )
@@ -56,6 +58,9 @@ class Asker:
         self._excess = dict.fromkeys(spending, (0, 0))
         for (side, _), exchange in self._known.items():
             spending[side].add(*self._used(side, exchange))
+        for side, tokens in read_failures(records):
+            if side in spending:
+                spending[side].add(*tokens)
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -111,20 +116,32 @@ class Asker:
 
     def _post(self, request: Request, reserved: tuple[int, int]) -> Exchange:
         spending = self._spending[request.side]
+
+        def retry(may_be_billed: bool) -> None:
+            tokens = reserved if may_be_billed else (0, 0)
+            self._keep_failure(request, tokens)
+            spending.retry(*tokens)
+
         try:
             reply = self._clients[request.side].post(
                 request.path,
                 request.body,
                 tries=OPTIONAL_TRIES if request.is_optional else TRIES,
-                on_retry=lambda may_be_billed: spending.retry(*(reserved if may_be_billed else (0, 0))),
+                on_retry=retry,
             )
         except RequestRefusedError as refusal:
             return Exchange(request.body, None, (refusal.status, refusal.message))
         except JobError as error:
             if not request.is_optional:
+                self._keep_failure(request, reserved)
                 raise
             return Exchange(request.body, None, (0, error.message))
         return Exchange(request.body, reply.payload, None, reply.seconds)
+
+    def _keep_failure(self, request: Request, tokens: tuple[int, int]) -> None:
+        """An attempt that failed counts after the run was resumed, too."""
+        with self._lock:
+            self._keep(failure_record(request, tokens, utc_timestamp()))
 
     def _most_tokens(self, side: str, body: Mapping[str, Any]) -> tuple[int, int]:
         """Of a request to this endpoint, at most, as far as its answers have shown what it adds."""
