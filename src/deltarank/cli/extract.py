@@ -24,7 +24,7 @@ from deltarank.cli.options import (
 )
 from deltarank.cli.ray import ray_option
 from deltarank.cli.run_command import default_output, print_plan, quieten_the_hub
-from deltarank.cli.streams import out, sayer
+from deltarank.cli.streams import out, sayer, width, wrapped
 from deltarank.errors import UsageError
 from deltarank.results import count, escape, format_table, listing, parse_ranks, percent
 from deltarank.servers import DEFAULT_SERVER
@@ -180,7 +180,7 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool, *, calibrates: boo
                 adapter = deltarank.extract_calibrated(**options, progress=progress)
             else:
                 adapter = extract_with_picture(**options, draw=adapter_picture, progress=progress)
-    out(adapter.to_json() if as_json else "\n".join(map(escape, _lines(adapter))))
+    out(adapter.to_json() if as_json else "\n".join(_lines(adapter, width())))
     tell(f"wrote {adapter.folder}")
     tell(f"Measure its behaviour: {_measure(options, adapter.folder)}")
     tell(f"Check it: {_check(options, adapter.folder)}")
@@ -203,23 +203,29 @@ def _command(name: str, options: dict[str, Any], *more: str) -> str:
     return shlex.join(words)
 
 
-def _lines(adapter: ExtractedAdapter) -> list[str]:
+def _lines(adapter: ExtractedAdapter, columns: int) -> list[str]:
     """What was reached by a calibration, the sentence, the budget, and the share kept of each module."""
     budget = adapter.budget
     kinds = [
         (percent(share), f"{kind_in_words(kind)}, {count(number, 'tensor')}")
         for kind, (number, share) in budget.by_kind().items()
     ]
-    return [
+    sentences = [
         *(adapter.calibration.sentences if adapter.calibration else ()),
         f"The adapter {adapter.sentence}.",
         *filter(None, [budget.limit(), adapter.noise_sentence]),
-        "",
+    ]
+    tables = [
         *format_table(_budget_rows(adapter), align="><", minimum=(12,)),
         *format_table(kinds, align="><", minimum=(16,)),
         "",
         *_module_lines(adapter),
-        f"{adapter.load_check.sentence}.",
+    ]
+    return [
+        *(line for sentence in sentences for line in wrapped(sentence, columns)),
+        "",
+        *map(escape, tables),
+        *wrapped(f"{adapter.load_check.sentence}.", columns),
     ]
 
 

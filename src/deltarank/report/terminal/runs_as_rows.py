@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from deltarank.report.terminal.fitting import columns_that_fit, in_ascii, sentence_on_the_rest, wrapped
+from deltarank.report.terminal.fitting import in_ascii, table_that_fits, wrapped
 from deltarank.report.view.page import PageData
 from deltarank.report.view.text import terse_behaviour, terse_kept
-from deltarank.results import Logits, figure, format_table
+from deltarank.results import Logits, figure
 
 _KIND = "kind"
-_NAME_WIDTH = 20
-"""The least width of the runs' names, so that a narrow terminal has room for figures."""
-
 _RANK = re.compile(r"^rank (?=\d+$)")
 
 _Columns = Mapping[str, Sequence[str]]
@@ -68,16 +65,7 @@ def _table(
     heading: str, page: PageData, columns: _Columns, needed: Sequence[str], width: int, *, noun: str
 ) -> list[str]:
     """A row for each run with the columns that fit; `needed` are all columns, the most important first."""
-    names = list(columns)
     cells = zip(*columns.values(), strict=True)
-    rows = [["", *names], *([run.label, *row] for run, row in zip(page.runs, cells, strict=True))]
-    order = [1 + names.index(name) for name in needed]
-    shown = columns_that_fit(rows, order, width - 2, name=_NAME_WIDTH, gap=2)
-    missing = [name for name in names if name not in shown[0]]
-    align = "<<>" if _KIND in shown[0] else "<>"
-    return [
-        *wrapped(heading, width),
-        "",
-        *format_table(shown, align=align, indent=2),
-        *wrapped(sentence_on_the_rest(noun, missing, "the report has"), width),
-    ]
+    rows = [["", *columns], *([run.label, *row] for run, row in zip(page.runs, cells, strict=True))]
+    table = table_that_fits(rows, needed, width, where="the report has", words=[_KIND], noun=noun, indent=2)
+    return [*wrapped(heading, width), "", *table]
