@@ -27,36 +27,88 @@ def browser() -> Iterator:
         running.close()
 
 
+@pytest.fixture(scope="package")
+def tab(browser) -> Iterator:
+    """A page into which one test after another loads its own: a new one each time takes three times as long."""
+    with browser.new_context() as context:
+        yield context.new_page()
+
+
 @pytest.fixture
-def open_file(browser) -> Iterator[Callable[..., Opened]]:
-    """Opens a file, and keeps what its page asks for and complains about."""
+def new_page(browser, tab) -> Iterator[Callable]:
+    """An empty page of this width and colour scheme: the tab, or one of its own if it has other settings."""
     contexts = []
 
-    def opened(file: Path, *, width: int = 1280, scheme: str = "light", **settings) -> Opened:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **settings)
-        contexts.append(context)
-        made = Opened(context.new_page())
-        made.page.on("request", lambda request: made.requests.append(request.url))
-        made.page.on("console", lambda message: made.complaints.append(message.text))
-        made.page.on("pageerror", lambda error: made.complaints.append(str(error)))
+    def page(*, width: int = 1280, scheme: str = "light", **settings):
+        if settings:
+            context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **settings)
+            contexts.append(context)
+            return context.new_page()
+        clear(tab)
+        tab.set_viewport_size({"width": width, "height": 800})
+        tab.emulate_media(color_scheme=scheme, media="screen")
+        return tab
+
+    yield page
+    for context in contexts:
+        context.close()
+    clear(tab)
+
+
+def clear(tab) -> None:
+    """Leaves nothing of what was loaded, and the pointer in the corner."""
+    tab.unroute_all()
+    tab.goto("about:blank")
+    tab.mouse.move(0, 0)
+
+
+@pytest.fixture
+def listen(tab) -> Iterator[Callable]:
+    """Calls a function at each event of a page, until the test ends."""
+    listened = []
+
+    def on(page, event: str, heard: Callable) -> None:
+        page.on(event, heard)
+        if page is tab:
+            listened.append((event, heard))
+
+    yield on
+    for event, heard in listened:
+        tab.remove_listener(event, heard)
+
+
+@pytest.fixture
+def empty_page(new_page, listen) -> Callable[..., Opened]:
+    """An empty page, with what it will complain about."""
+
+    def opened(**settings) -> Opened:
+        made = Opened(new_page(**settings))
+        listen(made.page, "console", lambda message: made.complaints.append(message.text))
+        listen(made.page, "pageerror", lambda error: made.complaints.append(str(error)))
+        return made
+
+    return opened
+
+
+@pytest.fixture
+def open_file(empty_page, listen) -> Callable[..., Opened]:
+    """Opens a file, and keeps what its page asks for and complains about."""
+
+    def opened(file: Path, **settings) -> Opened:
+        made = empty_page(**settings)
+        listen(made.page, "request", lambda request: made.requests.append(request.url))
         made.page.goto(file.as_uri())
         return made
 
-    yield opened
-    for context in contexts:
-        context.close()
+    return opened
 
 
 @pytest.fixture
-def show(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
-    contexts = []
-
-    def opened(runs, *, width: int = 1280, scheme: str = "light", **settings) -> Opened:
+def show(empty_page, tmp_path) -> Callable[..., Opened]:
+    def opened(runs, **settings) -> Opened:
         file = tmp_path / "report.html"
         file.write_text(page_html(runs), encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **settings)
-        contexts.append(context)
-        made = Opened(context.new_page())
+        made = empty_page(**settings)
         own = file.as_uri()
 
         def passed(route) -> None:
@@ -66,15 +118,11 @@ def show(browser, tmp_path) -> Iterator[Callable[..., Opened]]:
             else:
                 route.abort()
 
-        context.route("**/*", passed)
-        made.page.on("console", lambda message: made.complaints.append(message.text))
-        made.page.on("pageerror", lambda error: made.complaints.append(str(error)))
+        made.page.route("**/*", passed)
         made.page.goto(own)
         if settings.get("java_script_enabled", True):
             made.settle()
         made.own = own
         return made
 
-    yield opened
-    for context in contexts:
-        context.close()
+    return opened

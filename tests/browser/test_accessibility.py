@@ -41,21 +41,15 @@ def axe() -> str:
 
 
 @pytest.fixture
-def opened(browser, page_files):
-    contexts = []
-
+def opened(new_page, page_files):
     def open_page(kind: str, width: int, scheme: str):
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
+        page = new_page(width=width, scheme=scheme)
         page.goto(page_files(kind).as_uri())
         if page.locator("#rank-selector").count():
             page.wait_for_selector("html[data-ready=yes]")
         return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    return open_page
 
 
 def violations(page, axe: str) -> list[str]:
