@@ -608,16 +608,18 @@ def test_caps_hold(compare: Compare, tmp_path: Path) -> None:
         assert "for the cost is reached" in headline(tmp_path)
 
 
+MOST_TOKENS, MOST_COST = ("--max-tokens", 6000), ("--max-cost", 0.006, "--price-in", 1, "--price-out", 1)
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "cap"),
     [
-        {"counts_bytes": True},
-        {"system_prompt": ("hidden",) * 300},
-        {"counts_at_least": 200},
+        ({"counts_bytes": True}, MOST_TOKENS),
+        ({"counts_bytes": True}, MOST_COST),
+        ({"system_prompt": ("hidden",) * 300}, MOST_TOKENS),
+        ({"counts_at_least": 200}, MOST_COST),
     ],
-    ids=["a byte is a token", "hidden prompt", "long answers"],
 )
-@pytest.mark.parametrize("cap", [("--max-tokens", 6000), ("--max-cost", 0.006, "--price-in", 1, "--price-out", 1)])
 def test_caps_hold_whatever_an_endpoint_counts(
     compare: Compare, tmp_path: Path, settings: dict[str, Any], cap: tuple[object, ...]
 ) -> None:
