@@ -25,7 +25,7 @@ import numpy as np
 from deltarank.checkpoints import open_checkpoint
 from deltarank.divergence import PLAIN, Answer, Prompt, tokens_needed
 from deltarank.jobs.endpoints.answer_rounds import ANSWER_TOKENS, ROUNDS
-from deltarank.jobs.endpoints.identification_evidence import CandidateName, EndpointEvidence
+from deltarank.jobs.endpoints.identification_evidence import FEWEST_TOKENS, CandidateName, EndpointEvidence
 from deltarank.jobs.endpoints.known_models import KnownModels
 from deltarank.jobs.endpoints.known_weights import KnownWeights
 from deltarank.jobs.endpoints.sampled_answer import SampledAnswer
@@ -124,7 +124,8 @@ def measure(served: ServedModels, known: KnownModels, given: argparse.Namespace)
         for name in (*known.names, *third)
         for number in range(given.runs)
     ]
-    for until in [each for each in ROUNDS if each <= given.answers]:
+    enough = FEWEST_TOKENS / ANSWER_TOKENS  # fewer answers decide nothing
+    for until in [each for each in ROUNDS if enough <= each <= given.answers]:
         new: list[tuple[Run, Answers]] = []
         for seed, name in enumerate((*known.names, *third)):
             opened = [run for run in runs if run.served == name and not run.is_over]

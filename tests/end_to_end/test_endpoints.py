@@ -94,6 +94,28 @@ def test_log_probabilities_of_the_prompt_are_used_where_both_give_them(
     assert kind(tmp_path) == "different"
 
 
+@pytest.mark.parametrize("form", ["prompt_logprobs", "echoes"])
+def test_log_probabilities_of_the_prompt_are_asked_for_one_request_at_a_time(
+    compare: Compare, tmp_path: Path, form: str
+) -> None:
+    """vLLM on a processor, with LoRA enabled, ends when it runs such a request together with another."""
+    together = []
+
+    def slow(handler: Handler, body: dict[str, Any]) -> bool:
+        asks = bool(body.get("echo") or body.get("prompt_logprobs"))
+        if asks:
+            time.sleep(0.02)
+        together.append(asks and any(each.at_once > 1 for each in (a, b)))
+        return False
+
+    a, b = (FakeEndpoint(fault=slow, **{form: True}) for _ in range(2))
+    with serving(a, b):
+        compare(a, b)
+
+    assert found(tmp_path).endpoints.tests[0].name.value == "prompt_logprobs"
+    assert not any(together)
+
+
 def test_noise_that_comes_and_goes_with_the_answers_is_no_difference(compare: Compare, tmp_path: Path) -> None:
     """Jitter of 0.2 in the logits: farther apart than the tolerance, and each endpoint is as far from itself."""
     with serving(FakeEndpoint(jitter=0.2), FakeEndpoint(jitter=0.2)) as (a, b):

@@ -15,11 +15,12 @@ Answers = Sequence[EndpointAnswer]
 
 
 class PairTest(ABC):
-    """One test. Each endpoint answers each prompt `draws` times."""
+    """One test. Each endpoint answers each prompt `draws` times, several requests at a time unless `one_at_a_time`."""
 
     name: EndpointTestName
     draws = 2
     max_tokens = 1
+    one_at_a_time = False
 
     def __init__(self, options: EndpointsOptions, capabilities: Mapping[str, Capabilities]) -> None:
         self.options = options

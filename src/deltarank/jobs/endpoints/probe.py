@@ -79,8 +79,10 @@ class Probe:
 
     def ask(self, api: EndpointApi) -> dict[str, Capabilities]:
         """What each side can do."""
-        features = [*_features(api)]
-        self._asker.ask_all([self._request(side, api, each) for each in features for side in self._refs])
+        self._asker.ask_all([self._request(side, api, each) for each in _features(api) for side in self._refs])
+        for each in _prompt_features(api):  # one at a time: see PromptTokenLogprobs
+            for side in self._refs:
+                self._asker.ask(self._request(side, api, each))
         fewer = [side for side in self._refs if self._asker.asked[side, probe_key(api, "logprobs-1")].is_refused]
         self._asker.ask_all([self._request(side, api, each) for each in _fewer_logprobs(api) for side in fewer])
         return {side: self._read(side, api) for side in self._refs}
@@ -187,15 +189,19 @@ class _AnswersOf:
 def _features(api: EndpointApi) -> Iterable[_Features]:
     """The questions of the second round. Number 1 is the prompt that shows what sampling parameters do."""
     yield from (_Features(f"logprobs-{i}", 1 + i, 1, listing_logprobs(api, MOST_LISTED)) for i in (1, 2, 3))
-    if api is EndpointApi.COMPLETIONS:
-        yield _Features("echo", 8, 1, {"echo": True, **listing_logprobs(api, FEWER_LISTED)})
-    yield _Features("prompt-logprobs", 5, 1, {"prompt_logprobs": FEWER_LISTED})
     yield from (_Features(f"greedy-{i}", 1, LONG, {"temperature": 0.0}) for i in (1, 2))
     yield from (_Features(key, 1, LONG, {"seed": seed}) for key, seed in _SEEDS)
     yield _Features("sampled", 1, LONG, {})
     yield _Features("top-p", 1, LONG, {"top_p": 1e-4})
     yield _Features("n", 6, 1, {"n": 2})
     yield _Features("scripts", 7, 1, {})
+
+
+def _prompt_features(api: EndpointApi) -> Iterable[_Features]:
+    """Whether log-probabilities of the prompt are given, in either form."""
+    if api is EndpointApi.COMPLETIONS:
+        yield _Features("echo", 8, 1, {"echo": True, **listing_logprobs(api, FEWER_LISTED)})
+    yield _Features("prompt-logprobs", 5, 1, {"prompt_logprobs": FEWER_LISTED})
 
 
 _LISTS, _FEWER_LISTS = (tuple(f"{name}-{i}" for i in (1, 2, 3)) for name in ("logprobs", "fewer"))

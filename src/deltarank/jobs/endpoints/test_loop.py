@@ -71,7 +71,8 @@ class TestLoop:
         """What the answers to this prompt say; None if one of them cannot be compared, whichever it is."""
         requests = [self._request(side, number, draw) for draw in range(self.test.draws) for side in SIDES]
         random.Random(f"{self.options.seed}:order:{number}").shuffle(requests)
-        found = dict(zip(requests_by_key(requests), self.asker.ask_all(requests), strict=True))
+        exchanges = list(map(self.asker.ask, requests)) if self.test.one_at_a_time else self.asker.ask_all(requests)
+        found = dict(zip(requests_by_key(requests), exchanges, strict=True))
         answers = {side: [_only_answer(found[where]) for where in sorted(found) if where[0] == side] for side in SIDES}
         a, b = ([each for each in answers[side] if each is not None] for side in SIDES)
         if len(a) + len(b) < len(requests):
