@@ -36,13 +36,15 @@ def tab(browser) -> Iterator:
 
 @pytest.fixture
 def new_page(browser, tab) -> Iterator[Callable]:
-    """An empty page of this width and colour scheme: the tab, or one of its own if it has other settings."""
+    """An empty page of this width and colour scheme: the tab, or one of its own if it has other settings, or a script
+    that runs first."""
     contexts = []
 
-    def page(*, width: int = 1280, scheme: str = "light", **settings):
-        if settings:
+    def page(*, width: int = 1280, scheme: str = "light", first: str = "", **settings):
+        if first or settings:
             context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **settings)
             contexts.append(context)
+            context.add_init_script(first)
             return context.new_page()
         clear(tab)
         tab.set_viewport_size({"width": width, "height": 800})
@@ -56,9 +58,15 @@ def new_page(browser, tab) -> Iterator[Callable]:
 
 
 def clear(tab) -> None:
-    """Leaves nothing of what was loaded, and the pointer in the corner."""
+    """Leaves nothing of what was loaded or kept, and the pointer in the corner."""
+    for other in tab.context.pages:
+        if other is not tab:
+            other.close()
     tab.unroute_all()
     tab.goto("about:blank")
+    session = tab.context.new_cdp_session(tab)
+    session.send("Storage.clearDataForOrigin", {"origin": "file:///", "storageTypes": "all"})
+    session.detach()
     tab.mouse.move(0, 0)
 
 

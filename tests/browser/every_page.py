@@ -41,7 +41,7 @@ SENTENCES = (
 def compare() -> str:
     """The weights of one run."""
     odd = [builders.not_finite(matrix) for matrix in builders.model(layers=1)[:1]]
-    matrices = [*odd, *builders.model(layers=6)[1:]]
+    matrices = [*odd, *builders.model(layers=3)[1:]]
     return page_html([builders.results(matrices, sentences=SENTENCES)])
 
 
@@ -57,14 +57,16 @@ def outputs() -> str:
 def runs() -> str:
     """Three runs, two of them with outputs."""
     made = [
-        builders.results(builders.model(builders.low_rank), name="a/Lora", kind=VerdictKind.MERGED_LORA),
-        builders.results(builders.model(), name="a/Full", outputs=outputs_builders.outputs()),
-        builders.results(builders.model(builders.merge), name="a/Merged", outputs=outputs_builders.outputs(scale=2)),
+        builders.results(builders.model(builders.low_rank, layers=2), name="a/Lora", kind=VerdictKind.MERGED_LORA),
+        builders.results(builders.model(layers=2), name="a/Full", outputs=outputs_builders.outputs()),
+        builders.results(
+            builders.model(builders.merge, layers=2), name="a/Merged", outputs=outputs_builders.outputs(scale=2)
+        ),
     ]
     return page_html(made)
 
 
-def many_runs(runs: int = 30, layers: int = 6) -> str:
+def many_runs(runs: int = 30, layers: int = 2) -> str:
     """More runs than there are colours."""
     return page_html(some_runs(runs, layers))
 

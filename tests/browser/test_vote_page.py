@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,27 +25,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_page(browser, folder) -> Iterator[Callable[..., Opened]]:
-    contexts = []
-
-    def opened(*, width: int = 1280, page: Path | None = None, storage: bool = True, **settings) -> Opened:
-        context = browser.new_context(viewport={"width": width, "height": 800}, **settings)
-        contexts.append(context)
-        if not storage:
-            context.add_init_script(
-                "Object.defineProperty(window, 'localStorage', { get() { throw new Error('none'); } });"
-            )
-        made = Opened(context.new_page())
-        made.page.on("request", lambda request: made.requests.append(request.url))
-        made.page.on("console", lambda message: made.complaints.append(message.text))
-        made.page.on("pageerror", lambda error: made.complaints.append(str(error)))
+def open_page(open_file, folder) -> Callable[..., Opened]:
+    def opened(*, page: Path | None = None, **settings) -> Opened:
+        made = open_file(page or folder / "vote.html", **settings)
         made.own = (page or folder / "vote.html").as_uri()
-        made.page.goto(made.own)
         return made
 
-    yield opened
-    for context in contexts:
-        context.close()
+    return opened
 
 
 def question(opened: Opened) -> str:
@@ -188,7 +174,7 @@ def test_nothing_in_the_page_tells_catch_pairs_or_writers(open_page, folder):
 
 
 def test_without_storage_it_says_so_and_works(open_page, folder, tmp_path):
-    opened = open_page(storage=False)
+    opened = open_page(first="Object.defineProperty(window, 'localStorage', { get() { throw new Error('none'); } });")
     assert "This browser does not keep your answers" in opened.text("#keeps")
     opened.page.locator("#begin").press("Enter")
     assert opened.page.locator("#unsaved").is_visible()
@@ -299,7 +285,7 @@ def test_hostile_texts_stay_text(open_page, tmp_path):
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_every_control_has_a_name_and_can_be_reached(open_page, width, scheme):
-    opened = open_page(width=width, color_scheme=scheme, reduced_motion="reduce")
+    opened = open_page(width=width, scheme=scheme, reduced_motion="reduce")
     opened.page.locator("#begin").press("Enter")
     names = []
     for _ in range(9):
