@@ -16,7 +16,7 @@ from deltarank.results import Results
 REFERENCES = {"base", "finetune", "finetunes", "adapter", "adapters", "models", "candidates", "texts", "prompts"}
 """Parameters that go to a function of the library as they are; the tests below give them with a `~`."""
 
-NO_PATHS = {"slug", "a", "b"}
+NO_PATHS = {"words", "a", "b"}
 
 
 @pytest.fixture
