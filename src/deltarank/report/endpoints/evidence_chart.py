@@ -14,6 +14,8 @@ _LOG_10 = math.log(10)
 _MOST_POINTS = 400
 _HIGHEST = 12
 _LINE_HEIGHT = 14.0
+_NAME_LETTERS = 16
+"""As many letters of a name fit to the right of the chart on a phone, whose letters are larger."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,11 @@ def identification_chart(found: Identification) -> EvidenceChart:
             for each, value in zip(points, row, strict=True)
         ]
         lines.append(
-            _line(places, shorten(escape(candidate.name), most=20), "different" if candidate.excluded else "same")
+            _line(
+                places,
+                shorten(escape(candidate.name), most=_NAME_LETTERS),
+                "different" if candidate.excluded else "same",
+            )
         )
     step = max(1, (high - low) // 6)
     ticks = tuple(Tick(_height(x, low, high), _power(x)) for x in range(low, high + 1, step))
