@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from matrices import MAKERS, SIZES, case, pair, stored_delta
 
 from deltarank.spectra import Factors, Workspace, device_rates, factorisation_cost, factorise, residual_energy, subtract
+from laws.matrices import MAKERS, SIZES, case, pair, stored_delta
 
 RANKS = (1, 8, 64)
 DTYPES = (torch.float32, torch.bfloat16)
