@@ -25,6 +25,7 @@ def test_a_library_that_is_missing_raises_import_error() -> None:
         import_silently("no_such_library")
 
 
+@pytest.mark.slow
 def test_calibration_needs_no_bitsandbytes() -> None:
     """It is an extra, and PEFT's module for it cannot be imported without."""
     code = "import sys; sys.modules['bitsandbytes'] = None; import deltarank.jobs.calibrate"
