@@ -24,7 +24,7 @@ from deltarank.report.view.divergence_rows import Span, round_ticks
 from deltarank.report.view.modules import Module
 from deltarank.report.view.page import PageData
 
-_NAME_WIDTHS = {"name": 190, "short_name": 130}
+_NAME_WIDTHS = {"name": 190, "short_name": 150}
 """The most room for the name of a candidate, in pixels, by its column."""
 
 _SPAN = ({"expr": "low"}, {"expr": "high"})
