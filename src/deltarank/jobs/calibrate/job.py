@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 
-from deltarank.adapters import (
-    METADATA_FILE,
-    MODEL_CARD_FILE,
-    open_adapter,
-)
+from deltarank.adapters import METADATA_FILE, MODEL_CARD_FILE, open_adapter
 from deltarank.checkpoints import Checkpoint
 from deltarank.divergence import Document, Tokenizer
 from deltarank.errors import DeltarankError, JobError
