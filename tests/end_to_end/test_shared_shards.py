@@ -1,32 +1,19 @@
 """A file that both checkpoints hold is known to be identical: read once, with the numbers of reading both."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from test_stream_and_download import CommandProcess, numbers_in, weights, write
+from streamed_models import SHARED, weights, write, write_sharing_pair
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.results import Outcome, Results
-from hub import FakeHub
-
-SHARED, CHANGED = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two shards, of which finetuning left the first as it was."""
-    home = tmp_path_factory.mktemp("pair")
-    base = write(home / "base", weights(0), 2)
-    owners = json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
-    tuned = {
-        name: w if owners[name] == SHARED else (w + (0.02 * torch.ones_like(w))).to(w.dtype)
-        for name, w in weights(0).items()
-    }
-    return base, write(home / "tuned", tuned, 2)
+    return write_sharing_pair(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +65,3 @@ def test_a_shard_with_another_place_for_a_tensor_is_read(pair: tuple[Path, Path]
     results = deltarank.compare(pair[0], write(tuned, swapped, 2), ranks=[4])
 
     assert [m.name for m in results.matrices if m.outcome is Outcome.MEASURED] == [names[3]]
-
-
-def test_a_streamed_finetune_s_copy_is_not_asked_for(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """On the Hub equal hashes say it. Of the finetune's copy only the header goes over the line."""
-    local, streamed = tmp_path / "local", tmp_path / "streamed"
-    tuned, other = shutil.copytree(pair[1], tmp_path / "tuned"), "shared.safetensors"
-    index = tuned / "model.safetensors.index.json"
-    for shard, name in ((SHARED, other), (CHANGED, "changed.safetensors")):
-        (tuned / shard).rename(tuned / name)
-        index.write_text(index.read_text().replace(shard, name))
-    with FakeHub() as hub, CommandProcess(hub, tmp_path) as commands:
-        hub.add("org/base", pair[0])
-        hub.add("org/tuned", tuned)
-        more, ids = ("--ranks", "4,16", "-q"), ("org/base", "org/tuned")
-        commands.run("compare", pair[0], tuned, "-o", local, *more)
-        commands.run("compare", *ids, "--stream", "-o", streamed, *more)
-        asked = sum(part.nbytes for part in hub.sent if part.file in (SHARED, other))
-    size = (pair[0] / SHARED).stat().st_size
-
-    assert numbers_in(streamed) == numbers_in(local)
-    assert size <= asked < 1.5 * size  # one of the two whole, and what comes with the header of the other

@@ -7,14 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from streamed_models import CHANGED, SHARED, CommandProcess, numbers_in, weights, write, write_sharing_pair
 
 from commands import LineProcess
 from deltarank.checkpoints import open_checkpoint
@@ -22,61 +19,6 @@ from deltarank.results import Fleet
 from hub import FakeHub, Fault, client_environment
 
 MATRICES = 6
-
-_RUN = """
-import json, sys
-from deltarank.cli import main
-for line in sys.stdin:
-    print("\\n@" + json.dumps(main(json.loads(line))), flush=True)
-"""
-
-
-def weights(seed: int) -> dict[str, Tensor]:
-    """2.2 MB in bfloat16: files are larger than what comes with a header, matrices than what is measured in stacks."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"model.embed_tokens.weight": (300, 256), "lm_head.weight": (300, 256), "model.norm.weight": (256,)}
-    for layer in range(3):
-        at = f"model.layers.{layer}."
-        shapes |= {at + "self_attn.q_proj.weight": (512, 320), at + "mlp.down_proj.weight": (256, 576)}
-        shapes[at + "input_layernorm.weight"] = (256,)
-    return {name: torch.randn(shape, generator=generator).to(torch.bfloat16) for name, shape in shapes.items()}
-
-
-def write(folder: Path, tensors: Mapping[str, Tensor], shards: int) -> Path:
-    folder.mkdir()
-    owners = {n: f"model-{i % shards + 1:05d}-of-{shards:05d}.safetensors" for i, n in enumerate(sorted(tensors))}
-    for shard in set(owners.values()):
-        save_file({name: tensors[name] for name in tensors if owners[name] == shard}, folder / shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": owners}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": False}))
-    return folder
-
-
-class CommandProcess(LineProcess):
-    """A process with the real client, which takes one command line after another. `said` is its stderr."""
-
-    def __init__(self, hub: FakeHub, folder: Path) -> None:
-        self.home, self._log = folder / "home", folder / "stderr"
-        with self._log.open("wb") as log:
-            super().__init__(_RUN, client_environment(hub, self.home), stderr=log)
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text()
-
-    def weights_in_cache(self, user: str) -> list[Path]:
-        return list(self.home.glob(f"hub/models--{user}--*/snapshots/*/*.safetensors"))
-
-    def run(self, *words: object) -> None:
-        """Runs a command that succeeds."""
-        assert self.request([str(word) for word in words]) == 0, self.said
-
-
-def numbers_in(folder: Path) -> list[dict[str, Any]]:
-    """All that was measured, less the time that it took."""
-    found = json.loads((folder / "results.json").read_text())
-    matrices = [{key: value for key, value in matrix.items() if key != "seconds"} for matrix in found["matrices"]]
-    return [*matrices, *found["skipped"], {"totals": found["totals"], "verdict": found["verdict"]["kind"]}]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +90,26 @@ def test_extract_and_verify_stream_as_well(commands: CommandProcess, pair: tuple
     assert commands.weights_in_cache("other") == []
     weights = [folder / "adapter_model.safetensors" for folder in (local, streamed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_streamed_finetune_s_copy_is_not_asked_for(hub: FakeHub, commands: CommandProcess, tmp_path: Path) -> None:
+    """On the Hub equal hashes say it. Of the finetune's copy only the header goes over the line."""
+    local, streamed = tmp_path / "local", tmp_path / "streamed"
+    (base, tuned), other = write_sharing_pair(tmp_path), "shared.safetensors"
+    index = tuned / "model.safetensors.index.json"
+    for shard, name in ((SHARED, other), (CHANGED, "changed.safetensors")):
+        (tuned / shard).rename(tuned / name)
+        index.write_text(index.read_text().replace(shard, name))
+    more, ids = ("--ranks", "4,16", "-q"), ("sharing/base", "sharing/tuned")
+    for name, folder in zip(ids, (base, tuned), strict=True):
+        hub.add(name, folder)
+    commands.run("compare", base, tuned, "-o", local, *more)
+    commands.run("compare", *ids, "--stream", "-o", streamed, *more)
+    asked = sum(part.nbytes for part in hub.sent if part.file in (SHARED, other))
+    size = (base / SHARED).stat().st_size
+
+    assert numbers_in(streamed) == numbers_in(local)
+    assert size <= asked < 1.5 * size  # one of the two whole, and what comes with the header of the other
 
 
 @pytest.mark.parametrize("fetch", ["--stream", "--download"])
