@@ -94,6 +94,17 @@ def test_log_probabilities_of_the_prompt_are_used_where_both_give_them(
     assert kind(tmp_path) == "different"
 
 
+def test_lists_at_the_tokens_of_the_prompt_are_as_long_as_at_the_first_token(compare: Compare, tmp_path: Path) -> None:
+    """Five of these tokens have less than half of the probability, of which nothing could be said."""
+    flat = TinyModel(sharpness=1.5)
+    with serving(*(FakeEndpoint(model=flat, prompt_logprobs=True) for _ in range(2))) as (a, b):
+        compare(a, b)
+
+    (test,) = found(tmp_path).endpoints.tests
+    assert test.name.value == "prompt_logprobs"
+    assert kind(tmp_path) == "same", headline(tmp_path)
+
+
 @pytest.mark.parametrize("form", ["prompt_logprobs", "echoes"])
 def test_log_probabilities_of_the_prompt_are_asked_for_one_request_at_a_time(
     compare: Compare, tmp_path: Path, form: str

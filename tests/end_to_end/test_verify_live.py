@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import peft_adapters as made
@@ -27,8 +28,8 @@ SHARPER = 300.0
 Verify = Callable[..., Finished]
 
 
-def tiny_llama() -> LlamaForCausalLM:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+def tiny_llama(layers: int = 2) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=261, max_position_embeddings=1024, **sizes))
 
 
@@ -92,6 +93,62 @@ def test_what_the_server_applies(models: Path, verify: Verify, served: str | Non
     else:
         assert found["kld_base"] is None
         assert "lists no log-probabilities" in " ".join(found["sentences"])
+
+
+@pytest.mark.parametrize(("served", "verdict"), [("flat", "adapter"), (None, "base")])
+def test_prompts_are_chosen_after_which_lists_show_enough(
+    command: RunCommand, tmp_path: Path, served: str | None, verdict: str
+) -> None:
+    """The adapter changes most where the base's predictions are flat, and a list of 20 shows a third of them."""
+    models = flat_after_some_letters(tmp_path)
+    with serving(FakeEndpoint(fault=serves(models, served))) as (server,):
+        found = live(
+            command(
+                "verify", *(models / each for each in ("base", "tuned", "flat")), "--live", server.reference, "--json"
+            )
+        )
+
+    assert found["verdict"] == verdict, found
+
+
+def flat_after_some_letters(home: Path) -> Path:
+    """A base that predicts by the last token alone, and the adapter `flat`, which `tuned` holds.
+
+    After the letters a to m, all letters and digits are alike; after others, the base predicts a few of them. The first
+    two components of the embedding tell which, and the adapter of down_proj adds to the other ones: much after a to m.
+    """
+    base = made.write_base(lambda: tiny_llama(layers=1), home / "base")
+    tokenizer = byte_level()
+    pieces = tokenizer.get_vocab()
+    shown = [number for piece, number in pieces.items() if piece.isascii() and piece.isalnum()]
+    weights = {
+        name: torch.zeros_like(each) if each.dim() > 1 else torch.ones_like(each)
+        for name, each in made.tensors(base).items()
+    }
+    draws = torch.Generator().manual_seed(0)
+    kind = torch.tensor(
+        [0 if "a" <= piece <= "m" else 1 for piece, _ in sorted(pieces.items(), key=lambda each: each[1])]
+    )
+    weights["model.embed_tokens.weight"] += 0.008 * torch.randn(261, 32, generator=draws)  # no two lists are the same
+    weights["model.embed_tokens.weight"][torch.arange(len(kind)), kind] = 1.0
+    for name in ("gate_proj", "up_proj"):
+        weights[f"model.layers.0.mlp.{name}.weight"][:2, :2] = torch.eye(2)
+    weights["lm_head.weight"][:, :2] = -3.0
+    weights["lm_head.weight"][shown] = torch.randn(len(shown), 32, generator=draws)
+    weights["lm_head.weight"][shown, 0] = 0.0
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(base)
+    made.train(base, home / "flat", steps=1, r=2, lora_alpha=2, target_modules=["down_proj"])
+    factors = load_file(home / "flat" / "adapter_model.safetensors")
+    for name, factor in factors.items():
+        factor.zero_()
+        if "lora_A" in name:
+            factor[:, :2] = torch.eye(2)
+        else:
+            factor[2:] = torch.randn(30, 2, generator=draws) * torch.tensor([0.02, 0.002])
+    save_file(factors, home / "flat" / "adapter_model.safetensors", metadata={"format": "pt"})
+    made.merge(base, home / "flat", home / "tuned")
+    return home
 
 
 @pytest.mark.parametrize("lists", [True, False])

@@ -113,7 +113,7 @@ class PromptTokenLogprobs(_LogprobTest):
         return None if each.prompt_logprobs else "returns no log-probabilities of the prompt"
 
     def parameters(self) -> dict[str, Any]:
-        listed = max(1, min(self.listed, 5))
+        listed = max(1, self.listed)
         if self._is_echo:
             return {"echo": True, **listing_logprobs(EndpointApi.COMPLETIONS, listed)}
         return {"prompt_logprobs": listed}

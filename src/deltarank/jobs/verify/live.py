@@ -21,6 +21,7 @@ from deltarank.jobs.verify.live_models import LocalModels, adapter_edits
 from deltarank.jobs.verify.live_server import LiveServer
 from deltarank.jobs.verify.live_verdict import (
     FEWEST_PROMPTS,
+    LEAST_SEEN,
     Asked,
     GreedyTokens,
     ListedTokens,
@@ -106,6 +107,11 @@ class _Candidate:
         """The KL divergence in the direction in which it is smaller."""
         return min(_kld(self.base, self.adapter), _kld(self.adapter, self.base))
 
+    def seen(self, listed: int) -> float:
+        """The probability that a list of the most probable tokens shows: the smaller of both models'."""
+        tokens = min(listed, len(self.base))
+        return min(float(each.topk(tokens).values.exp().sum()) for each in (self.base, self.adapter))
+
     @property
     def greedy(self) -> tuple[int, int]:
         return int(self.base.argmax()), int(self.adapter.argmax())
@@ -132,9 +138,12 @@ _Listed = Sequence[tuple[_Candidate, Distribution]]
 
 
 def _ask_for_lists(server: LiveServer, candidates: Sequence[_Candidate]) -> _Listed:
-    """After the prompts that differ most. A prompt for which the server lists nothing is left out."""
+    """After the prompts that differ most, of those after which lists of both models show most of the probability.
+
+    A prompt for which the server lists nothing is left out.
+    """
     found: list[tuple[_Candidate, Distribution]] = []
-    for each in sorted(candidates, key=lambda each: -each.apart):
+    for each in sorted(candidates, key=lambda each: (each.seen(server.listed) < LEAST_SEEN, -each.apart)):
         if len(found) == LISTED_PROMPTS or not server.has_requests_left:
             break
         if listed := server.first_token_list(each.prompt):

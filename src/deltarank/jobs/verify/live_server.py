@@ -81,6 +81,11 @@ class LiveServer:
         return len(self.first_prompt.split(" "))
 
     @property
+    def listed(self) -> int:
+        """How many tokens are asked for at a position."""
+        return self._listed
+
+    @property
     def has_requests_left(self) -> bool:
         return self._requests < MOST_REQUESTS
 
