@@ -122,15 +122,30 @@ def test_a_message_is_explained_by_the_name_at_its_end(run: RunCommand, base: Pa
     done = run("explain", name)
 
     assert done.code == 0
-    assert "**Cure.** " in done.out
+    assert "\n\nCure: " in done.out
     page = (Path(__file__).parents[2] / "docs" / "messages.md").read_text()
-    assert done.out.strip() in page.split(f"## {name}\n")[1]
+    assert done.out.split("\n\n")[1].split() == page.split(f"## {name}\n\n")[1].split("\n\n")[1].split()
     assert "There is no message or term 'wrong-bse'. Did you mean 'wrong-base'" in run("explain", "wrong-bse").err
     for term in ("energy", "LoRA", "finetune", "noise edge"):
         entry = run("explain", *term.split())
         assert entry.code == 0
         assert term.casefold() in entry.out.splitlines()[0].casefold()
     assert run("explain").out.split() == re.findall(r"^## (\S+)$", page, re.MULTILINE)
+
+
+def test_explanations_are_plain_text_that_fits_the_terminal(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns in code keep their asterisks."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = [run("explain", *name.split()).out for name in ("glob-matches-nothing", "bad-solver", "LoRA")]
+
+    for text in shown:
+        *lines, more = text.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert "](" not in text
+        assert "**" not in text
+        assert more.startswith("More: https://")
+    assert "`*down_prj*`" in shown[0]
+    assert shown[2].startswith("LoRA. Low-rank")
 
 
 def test_json_is_alone_on_stdout(run: RunCommand, base: Path, full: Path) -> None:

@@ -576,6 +576,7 @@ def test_the_command_prints_the_budget(extract: RunCommand, tmp_path: Path) -> N
     for words in ("truncated at rank 8", "that vLLM cannot load (", "mlp.up_proj, 2 matrices"):
         assert words in done.out
     assert f"wrote {tmp_path / 'a'}" in done.err
+    assert done.err.splitlines()[-1].endswith(f" {tmp_path / 'a'} --server vllm")
     assert (tmp_path / "a" / "budget.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -185,3 +185,19 @@ def test_the_tied_embedding_is_named_if_it_is_the_limit(tmp_path: Path) -> None:
     assert replace(adapter.budget, tensors=ninths).limit() == ""  # no few tensors are the limit
     compared = deltarank.compare(tmp_path / "base", tmp_path / "finetune", ranks=16)
     assert limit.replace("this adapter", "a LoRA on the measured matrices") == compared.verdict.opening[2]
+
+
+def test_the_card_names_the_twelve_tensors_that_it_leaves_out_most_of(tmp_path: Path) -> None:
+    """And counts the others, so that a card is no list of norms."""
+    generator = torch.Generator().manual_seed(3)
+    base = {f"model.layers.{layer}.input_layernorm.weight": torch.ones(16) for layer in range(14)}
+    base["model.layers.0.mlp.up_proj.weight"] = torch.zeros(16, 16)
+    tuned = {name: w + 0.1 * torch.randn(w.shape, generator=generator) for name, w in base.items()}
+    for name, weights in (("base", base), ("finetune", tuned)):
+        write(tmp_path / name, weights)
+
+    deltarank.extract(tmp_path / "base", tmp_path / "finetune", rank=2, output=tmp_path / "adapter", server="llama.cpp")
+
+    card = card_of(tmp_path / "adapter")
+    assert card.count("| `model.layers.") == 12
+    assert "`deltarank.json` lists 2 more tensors." in card

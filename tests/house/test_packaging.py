@@ -108,7 +108,7 @@ def test_the_wheel_runs_without_the_repository(wheel: Path, tmp_path: Path) -> N
         (place / "others.pth").write_text(packages + "\n")
     for words, shown in (
         (["--version"], f"deltarank {PROJECT['version']}\n"),
-        (["explain", "wrong-base"], "**Cure.**"),
+        (["explain", "wrong-base"], "\nCure: "),
     ):
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         program = [

@@ -9,13 +9,16 @@ from pathlib import Path
 import click
 
 from deltarank.cli.help import DOCUMENTATION, Command
-from deltarank.cli.streams import out
+from deltarank.cli.streams import out, width, wrapped
 from deltarank.errors import UsageError
 from deltarank.system import did_you_mean, near_names
 
 MESSAGES_PAGE = f"{DOCUMENTATION}/messages.md"
+GLOSSARY_PAGE = f"{DOCUMENTATION}/glossary.md"
 
 _ENTRY = re.compile(r"\*\*([^*]+)\.\*\*\s")
+_MARK = re.compile(r"(`[^`]*`)|\*{1,2}([^*`\s][^*`]*)\*{1,2}|\[([^\]]+)\]\([^)]+\)")
+"""Code, which stays; bold or italics; a link."""
 
 
 def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -45,14 +48,14 @@ def explain(words: tuple[str, ...]) -> None:
     if not name:
         out("\n".join(pages))
     elif name in pages:
-        out(pages[name])
+        out(_plain(pages[name], f"{MESSAGES_PAGE}#{name}"))
     elif name.casefold() in terms:
-        out(terms[name.casefold()])
+        out(_plain(terms[name.casefold()], GLOSSARY_PAGE))
     else:
         near = near_names(name, [*pages, *terms], cutoff=0.5)
         raise UsageError(
             f"There is no message or term {name!r}.{did_you_mean(near)}",
-            cure=f"`deltarank explain` prints the names of messages; the terms are in {DOCUMENTATION}/glossary.md.",
+            cure=f"`deltarank explain` prints the names of messages; the terms are in {GLOSSARY_PAGE}.",
             slug="no-such-message",
         )
 
@@ -60,6 +63,13 @@ def explain(words: tuple[str, ...]) -> None:
 def further_help(slug: str) -> str:
     """The last line of a message."""
     return f"More: deltarank explain {slug}, or {MESSAGES_PAGE}#{slug}"
+
+
+def _plain(markdown: str, page: str) -> str:
+    """Paragraphs that fit into the terminal, without asterisks; `page` has the links."""
+    text = _MARK.sub(lambda mark: mark[1] or mark[2] or mark[3], markdown.replace("**Cure.**", "Cure:"))
+    paragraphs = ["\n".join(wrapped(" ".join(each.split()), width())) for each in text.split("\n\n")]
+    return "\n\n".join([*paragraphs, f"More: {page}"])
 
 
 def _pages() -> dict[str, str]:

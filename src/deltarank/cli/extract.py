@@ -187,8 +187,9 @@ def _run(options: dict[str, Any], as_json: bool, quiet: bool, *, calibrates: boo
 
 
 def _check(options: dict[str, Any], folder: Path) -> str:
-    """The command that verifies the adapter against the same revisions, for a shell."""
-    return _command("verify", options, str(folder))
+    """The command that verifies the adapter against the same revisions, as its server applies it, for a shell."""
+    server = options["server"]
+    return _command("verify", options, str(folder), *([] if server in ("portable", "peft") else ["--server", server]))
 
 
 def _measure(options: dict[str, Any], folder: Path) -> str:

@@ -14,7 +14,7 @@ FIRST_LINE, LAST_LINE = "<!-- deltarank: results -->", "<!-- deltarank: end of r
 """The marks around what `outputs` replaces."""
 
 _BAR = 40
-_MOST_NAMES = 60
+_MOST_NAMES = 12
 
 
 def render_model_card(adapter: ExtractedAdapter, *, picture: bool = False) -> str:
@@ -167,7 +167,7 @@ def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
         "",
     )
     yield f"base = {loader}.from_pretrained({_plain(adapter.base.ref)!r})"
-    yield 'model = PeftModel.from_pretrained(base, "this folder")'
+    yield 'model = PeftModel.from_pretrained(base, "this-folder")'
     yield "```"
     if rules.serve_command and rules.name != PEFT:
         yield ""
