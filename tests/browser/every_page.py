@@ -66,7 +66,7 @@ def runs() -> str:
     return page_html(made)
 
 
-def many_runs(runs: int = 30, layers: int = 2) -> str:
+def many_runs(runs: int = 12, layers: int = 2) -> str:
     """More runs than there are colours."""
     return page_html(some_runs(runs, layers))
 
@@ -96,8 +96,8 @@ def _shifted(matrix, by: float):
 
 
 def fleet() -> str:
-    """Sixty finetunes, with a plan and their relatives."""
-    return fleet_html(made_up_fleet(60))
+    """Two families of finetunes, with a plan and their relatives."""
+    return fleet_html(made_up_fleet(24))
 
 
 def endpoints() -> str:

@@ -360,6 +360,7 @@ def test_hostile_names_are_plain_names_in_the_plan(tmp_path: Path) -> None:
     assert [name] == [pair.name for pair in plan.pairs]
 
 
+@pytest.mark.slow
 def test_twenty_thousand_tensors_are_paired_in_seconds(tmp_path: Path) -> None:
     for side, prefix in (("x", "model."), ("y", "language_model.model.")):
         shapes = {f"{prefix}layers.{i // 800}.mlp.experts.{i}.up_proj.weight": ("BF16", (2, 3)) for i in range(20_000)}
@@ -372,6 +373,7 @@ def test_twenty_thousand_tensors_are_paired_in_seconds(tmp_path: Path) -> None:
     assert "(20,000 tensors)" in plan.notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
