@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 from llama_cpp import LlamaCpp
@@ -65,18 +64,3 @@ def test_what_llama_cpp_applies(running: Running, command: RunCommand, verdict: 
     assert found["kld_apart"] > 0.002
     assert (found["kld_adapter"] < 0.002) == (verdict == "adapter")
     assert (found["kld_base"] < 0.002) == (verdict == "base")
-
-
-def test_an_adapter_that_is_switched_off_and_on(running: Running, command: RunCommand) -> None:
-    """With the requests that the page "Extract, verify, serve" shows."""
-    family, address = running.family, running.addresses["adapter"]
-
-    def switch(scale: int) -> str:
-        request = Request(
-            f"{address.removesuffix('/v1')}/lora-adapters", json.dumps([{"id": 0, "scale": scale}]).encode()
-        )
-        with urlopen(request, timeout=60):
-            words = (family.base, family.merged, running.adapter, "--live", f"{MODEL}@{address}", "--json")
-            return json.loads(command("verify", *words).out)["live"]["verdict"]
-
-    assert [switch(0), switch(1)] == ["base", "adapter"]

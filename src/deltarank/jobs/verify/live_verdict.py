@@ -165,7 +165,8 @@ def judge_lists(asked: Asked, found: Sequence[ListedTokens]) -> LiveCheck:
     verdict = distances.nearest if distances.least <= asked.tolerance else LiveVerdict.NEITHER
     measured = (
         f"Its first tokens after {prompts} are {figure(distances.adapter)} nats per token from base + adapter and "
-        f"{figure(distances.base)} from the base. Base and base + adapter are {figure(distances.apart)} apart there."
+        f"{figure(distances.base)} from the base. Base and base + adapter are {figure(distances.apart)} apart there, "
+        "in the smaller direction."
     )
     sentences = [_headline(verdict, distances), measured, *_advice(verdict, distances, asked.tolerance)]
     return asked.check(verdict, sentences, len(found), distances)
