@@ -50,7 +50,7 @@ class NoiseShares:
             return (f"All of {what} is small enough to be storage rounding (below the noise edge).",)
         if self.rounding_lost < SMALLEST_ROUNDING or self.lost < SMALLEST_LOSS:
             return ()
-        rounding = f"At least about {percent(self.rounding_lost)} of {what} is storage rounding."
+        rounding = f"By estimate, at least {percent(self.rounding_lost)} of {what} is storage rounding."
         if self.signal_kept is None:
             return (rounding,)
         return rounding, f"Of {ABOVE_EDGE}, {percent(self.signal_kept)} is kept."
