@@ -53,6 +53,7 @@ def test_without_outputs_the_card_is_about_the_weights_and_says_how_to_measure_t
     assert f"It {adapter.sentence}." in card
     assert "of the change in the weights; " in adapter.sentence
     assert "behaviour" not in card
+    assert "docs/how-to/extract-verify-serve.md#serve-it)." in card
     command = f"`deltarank outputs {models / 'base'} {models / 'finetune'} --adapter this-folder --update-cards`"
     assert f"What they mean for the text was not measured: use {command}." in card
 

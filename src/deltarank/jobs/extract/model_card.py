@@ -13,6 +13,7 @@ from deltarank.tensor_names import kind_in_words
 FIRST_LINE, LAST_LINE = "<!-- deltarank: results -->", "<!-- deltarank: end of results -->"
 """The marks around what `outputs` replaces."""
 
+_GUIDE = "https://github.com/deltarank/deltarank/blob/main/docs/how-to/extract-verify-serve.md"
 _BAR = 40
 _MOST_NAMES = 12
 
@@ -178,6 +179,8 @@ def _loading(adapter: ExtractedAdapter) -> Iterator[str]:
             ),
             "```",
         )
+    yield ""
+    yield f"[How to serve it, and to check that a server applies it]({_GUIDE}#serve-it)."
     yield ""
     evidence = rules.evidence.sentence
     yield f"It is made for {rules.title}: {evidence}. lora_alpha is the rank: the scale is 1."
