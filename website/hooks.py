@@ -93,7 +93,7 @@ def gallery_pages() -> dict[str, str]:
 def _report(name: str, stored: list[str]) -> str:
     if name == "fleet":
         return fleet_html(Fleet.from_json(stored[0]))
-    if name == "endpoints":
+    if name in ("endpoints", "identification"):
         return endpoints_page(EndpointResults.from_json(stored[0]))
     return page_html([Results.from_json(each) for each in stored])
 

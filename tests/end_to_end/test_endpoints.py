@@ -96,7 +96,7 @@ def test_log_probabilities_of_the_prompt_are_used_where_both_give_them(
 
 def test_lists_at_the_tokens_of_the_prompt_are_as_long_as_at_the_first_token(compare: Compare, tmp_path: Path) -> None:
     """Five of these tokens have less than half of the probability, of which nothing could be said."""
-    flat = TinyModel(sharpness=1.5)
+    flat = TinyModel(sharpness=1.2)
     with serving(*(FakeEndpoint(model=flat, prompt_logprobs=True) for _ in range(2))) as (a, b):
         compare(a, b)
 
