@@ -21,6 +21,8 @@ class SamplingServer:
 
     top_logprobs   the most that it lists
     temperature    applied to what is asked for; `top_k` cuts off, whatever is asked for
+    listed_at      the temperature of what it lists
+    lists          the model whose probabilities it lists, if not its own
     refuses        parameters that it refuses
     before         text before each prompt that nobody sees
     counts         whether it counts tokens; `count_more`: by how much too many, for each character of a prompt
@@ -31,6 +33,8 @@ class SamplingServer:
     top_logprobs: int = 20
     temperature: float = 1.0
     top_k: int = 0
+    listed_at: float = 1.0
+    lists: PreTrainedModel | None = None
     refuses: tuple[str, ...] = ()
     before: str = ""
     empty: bool = False
@@ -72,13 +76,18 @@ class SamplingServer:
             if chosen == self.tokenizer.eos_token_id:
                 break
             found.append(chosen)
-            content.append(self._entry(chosen, row, int(body.get("logprobs") or 0)))
+            content.append(self._entry(chosen, self._listed(row, [*ids, *found[:-1]]), int(body.get("logprobs") or 0)))
         text = self.tokenizer.decode(found)
         finish = "length" if len(found) == int(body["max_tokens"]) else "stop"
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": finish}
         if body.get("logprobs"):
             choice["logprobs"] = {"content": content}
         return choice, len(found)
+
+    def _listed(self, row: torch.Tensor, before: list[int]) -> torch.Tensor:
+        if self.lists is not None:
+            row = self.lists(torch.tensor([before]), use_cache=False, logits_to_keep=1).logits[0, -1].double()
+        return torch.log_softmax(row / self.listed_at, -1)
 
     def _sample(self, row: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
         if temperature == 0 or top_p < 0.01:

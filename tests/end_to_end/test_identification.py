@@ -195,6 +195,27 @@ def test_a_secret_setting_of_the_sampler_is_found_and_the_model_all_the_same(
 
 
 @pytest.mark.slow
+def test_lists_as_they_are_sampled_at_a_secret_temperature(models: Path, ask: Ask, tmp_path: Path) -> None:
+    with serving(serves(models, "finetune", temperature=0.7, listed_at=0.7, refuses=("top_k",))) as (server,):
+        ask(server.reference, "--no-report")
+
+    by_name = {each.name: each for each in found(tmp_path).candidates}
+    assert not by_name["finetune"].excluded
+    assert by_name["finetune"].kld == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_text_of_a_model_that_is_not_listed_is_not_called_that_of_the_listed_one(
+    models: Path, ask: Ask, tmp_path: Path
+) -> None:
+    liar = serves(models, "third", lists=SamplingServer.of(models / "finetune", models / "base").model)
+    with serving(liar) as (server,):
+        ask(server.reference, "--no-report")
+
+    assert EndpointResults.load(tmp_path / "run").verdict.kind.value in ("different", "undecided")
+
+
+@pytest.mark.slow
 def test_two_endpoints_are_identified_and_compared(models: Path, ask: Ask, tmp_path: Path) -> None:
     with serving(serves(models, "base"), serves(models, "finetune")) as (a, b):
         ask(a.reference, b.reference, "--ranks", 8)

@@ -24,7 +24,13 @@ from deltarank.divergence.exchangeability import (
 from deltarank.divergence.listed_text import log_bets, log_e_of_bets
 from deltarank.divergence.prompts import Prompt, built_in_passages, encode_prompts, prompts_that_fit, read_prompts
 from deltarank.divergence.sampled_texts import TextBets, TextScore, log_wealth
-from deltarank.divergence.sampler_settings import PLAIN, SETTINGS, SamplerSetting, log_probabilities_by_setting
+from deltarank.divergence.sampler_settings import (
+    PLAIN,
+    SETTINGS,
+    TEMPERATURES,
+    SamplerSetting,
+    log_probabilities_by_setting,
+)
 from deltarank.divergence.summary import abx_bound, blind_bound, summarise_logits
 from deltarank.divergence.text_files import hash_texts, messages_of, read_json_lines, read_text_file
 from deltarank.divergence.texts import LONGEST_DOCUMENT, Document, encode_record, find_text_files, read_texts
@@ -38,6 +44,7 @@ __all__ = [
     "PAIRING_CHANCE",
     "PLAIN",
     "SETTINGS",
+    "TEMPERATURES",
     "Answer",
     "CandidateEvidence",
     "Document",

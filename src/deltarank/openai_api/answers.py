@@ -100,7 +100,8 @@ def _answer(choice: Mapping[str, Any], payload: Mapping[str, Any]) -> EndpointAn
     tokens, positions = _generated(listed if isinstance(listed, dict) else {})
     ids = _token_ids(choice, listed)
     has_ids = bool(ids)
-    if _lacks_tokens(choice, payload, len(tokens)):
+    whole = "".join(each for each in (text, reasoning) if isinstance(each, str))
+    if _lacks_tokens(choice, payload, tokens, whole):
         tokens, positions = (), ()
         ids = ids if choice.get("token_ids") else ()
     prompt = choice.get("prompt_logprobs") or payload.get("prompt_logprobs")
@@ -116,16 +117,17 @@ def _answer(choice: Mapping[str, Any], payload: Mapping[str, Any]) -> EndpointAn
     )
 
 
-def _lacks_tokens(choice: Mapping[str, Any], payload: Mapping[str, Any], listed: int) -> bool:
+def _lacks_tokens(choice: Mapping[str, Any], payload: Mapping[str, Any], listed: Sequence[str], text: str) -> bool:
     """Whether tokens were generated that are not listed, so that nobody knows which tokens the listed ones follow.
 
     llama.cpp lists no token that is a part of a character, and hosts none of the reasoning. At the end of a text, the
-    token that ends it may be missing.
+    token that ends it may be missing. Where the endpoint does not count the tokens, the text shows them: a token that
+    is listed has as many letters as it adds to the text at least.
     """
     used = read_usage(payload).completion_tokens
     if used is None or payload["choices"] != [choice]:
-        return False
-    return used - (choice.get("finish_reason") == "stop") > listed
+        return bool(listed) and sum(map(len, listed)) < len(text)
+    return used - (choice.get("finish_reason") == "stop") > len(listed)
 
 
 def _token_ids(choice: Mapping[str, Any], listed: Any) -> tuple[int, ...]:

@@ -24,6 +24,9 @@ FloatArray = NDArray[np.float64]
 FEWEST_TOKENS = 768
 """Of sampled text without lists, before an endpoint is said to serve the only candidate that is left."""
 
+FEWEST_LISTS = 32
+"""That do as well, if the text does not look like that of another model."""
+
 _CEILING = 1.0
 """Nats per token at which a distance is cut off: bets need a bound."""
 
@@ -94,9 +97,9 @@ class Weighed:
 
     @cached_property
     def klds(self) -> FloatArray | None:
-        """The mean distance from the lists to each candidate, (candidates,); None without lists."""
+        """The mean distance from the lists to each candidate at its best temperature: (candidates,)."""
         rows = [[kld for answer in answers for kld in answer.klds] for answers in self.found.scores]
-        return np.mean(rows, axis=1) if rows[0] else None
+        return np.asarray(np.mean(rows, axis=1).min(axis=-1)) if rows[0] else None
 
     @cached_property
     def log_e(self) -> FloatArray:
@@ -107,10 +110,12 @@ class Weighed:
         return np.maximum.accumulate(both, axis=1)
 
     def _log_e_of_lists(self, answers: Sequence[AnswerScore]) -> FloatArray:
-        distances = np.clip([kld for answer in answers for kld in answer.klds], 0, _CEILING)
+        """The smallest over the temperatures, as of the text: (answers,)."""
+        distances = np.array([kld for answer in answers for kld in answer.klds])
         if not len(distances):
             return np.zeros(len(answers))
-        wealth = log_e_values(distances / _CEILING, self.found.tolerance / _CEILING)
+        share, tolerance = np.clip(distances / _CEILING, 0, 1), self.found.tolerance / _CEILING
+        wealth = np.min([log_e_values(each, tolerance) for each in share.T], axis=0)
         ends = np.cumsum([len(each.klds) for each in answers])
         return np.where(ends > 0, wealth[np.maximum(ends, 1) - 1], 0.0)
 
@@ -124,9 +129,16 @@ class Weighed:
 
     @property
     def is_decided(self) -> bool:
-        """One candidate may be left before the text of a model that is no candidate had time to show."""
-        is_enough = self.klds is not None or (self.found.tokens >= FEWEST_TOKENS and not self.is_surprising)
-        return not self.left or (len(self.left) == 1 and is_enough)
+        """One candidate may be left before the text of a model that is no candidate had time to show.
+
+        Lists show it sooner, but a host may list one model and write with another.
+        """
+        is_enough = self._lists >= FEWEST_LISTS or self.found.tokens >= FEWEST_TOKENS
+        return not self.left or (len(self.left) == 1 and is_enough and not self.is_surprising)
+
+    @property
+    def _lists(self) -> int:
+        return sum(len(each.klds) for each in self.found.scores[0])
 
     @property
     def is_surprising(self) -> bool:
@@ -139,7 +151,7 @@ class Weighed:
     @property
     def stays_open(self) -> str | None:
         """Why more text will not decide, as a clause; None: it may."""
-        if len(self.left) == 1 and self.klds is None and self.found.tokens >= FEWEST_TOKENS and self.is_surprising:
+        if len(self.left) == 1 and self.found.tokens >= FEWEST_TOKENS and self.is_surprising:
             return "the text is less probable than that model's own at temperature 1, as text of another model is"
         return None
 
@@ -166,7 +178,6 @@ class Weighed:
         names = [each.name for each in self.found.candidates]
         setting = self._text.setting_posterior(self.nearest)
         likeliest = int(setting.argmax())
-        lists = sum(len(each.klds) for each in self.found.scores[0])
         return Identification(
             candidates=tuple(map(self._candidate, range(len(names)))),
             best=None if self.best is None else names[self.best],
@@ -175,7 +186,7 @@ class Weighed:
             nearest=names[self.nearest],
             answers=self.found.answers,
             tokens=self.found.tokens,
-            listed=lists,
+            listed=self._lists,
             unread=self.found.unread,
             sampler=str(SETTINGS[likeliest]),
             sampler_probability=float(setting[likeliest]),

@@ -81,15 +81,16 @@ def _lists(found: Identification) -> Iterator[str]:
     beside = f"; next is {in_words(second)} with {figure(second.kld)}" if second else ""
     yield (
         f"The listed log-probabilities of {count(found.listed, 'token')} are {figure(near.kld)} nats per token from "
-        f"{in_words(near)}{beside} (lower bounds of the KL divergence)."
+        f"{in_words(near)}{beside} (lower bounds of the KL divergence, at each model's best temperature)."
     )
 
 
 def _rest(found: Identification) -> Iterator[str]:
     if found.none_of_these or found.best is None:
         yield (
-            "None of these: another finetune, another strength of the adapter, another quantisation, or settings of "
-            "the sampler that are not among those considered."
+            "None of these: another finetune, another strength of the adapter, another quantisation, settings of "
+            "the sampler that are not among those considered, or lists that are not those of the model: cut off by "
+            "top-p or the like, or of another model than the text."
         )
         return
     best = found.named(found.best)

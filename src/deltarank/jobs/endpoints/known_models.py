@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltarank.divergence import (
+    TEMPERATURES,
     built_in_passages,
     encode_text,
     kld_lower_bound,
@@ -53,11 +54,12 @@ class AnswerScore:
     """What one model gives one answer.
 
     by_setting   the log-probability of each token under each setting of a sampler, (tokens, settings)
-    klds         the lower bound of the KL divergence from each list to the model
+    klds         for each list, the lower bound of the KL divergence from it to the model at each of `TEMPERATURES`:
+                 some servers list probabilities as they are sampled, others those of the model
     """
 
     by_setting: FloatArray
-    klds: tuple[float, ...]
+    klds: tuple[FloatArray, ...]
 
 
 @dataclass
@@ -209,7 +211,7 @@ class KnownModels:
             logits = head.logits(rows[first : first + len(targets)])
             parts.append(log_probabilities_by_setting(logits, targets))
             listed = answer.lists[first : min(first + len(targets), LISTED_PER_ANSWER)]
-            klds += [self._kld(each, row) for each, row in zip(listed, logits, strict=False) if each]
+            klds += [self._klds(each, row) for each, row in zip(listed, logits, strict=False) if each]
         if answer.has_ended:
             parts.append(self._end(head.logits(rows[-1:])))
         return AnswerScore(np.concatenate(parts), tuple(klds))
@@ -220,10 +222,12 @@ class KnownModels:
         found = log_probabilities_by_setting(logits.expand(len(ends), -1), ends)
         return np.logaddexp.reduce(found, axis=0, keepdims=True)
 
-    def _kld(self, listed: Distribution, logits: Tensor) -> float:
+    def _klds(self, listed: Distribution, logits: Tensor) -> FloatArray:
+        """At each of `TEMPERATURES`."""
         listed = with_text(listed)
         self._check_known(listed)
-        return kld_lower_bound(listed, dict(self.tokens.on_list(torch.log_softmax(logits.double(), -1), listed)))
+        rows = [torch.log_softmax(logits.double() / each, -1) for each in TEMPERATURES]
+        return np.array([kld_lower_bound(listed, dict(self.tokens.on_list(row, listed))) for row in rows])
 
     def _check_known(self, listed: Distribution) -> None:
         mass: Mapping[str, float] = {text: math.exp(value) for text, value in listed.items()}

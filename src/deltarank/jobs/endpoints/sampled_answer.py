@@ -15,7 +15,7 @@ _FEWEST_PIECES = 4
 """Listed tokens of an answer by which a tokenizer is told."""
 
 _PART = "\ufffd"
-"""Of a character, at the end of a text that was cut off."""
+"""Of a character. At the end of a text, the text was cut off; elsewhere, nobody knows which tokens it stands for."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ class AnswerReader:
         return [each[0] for each in found] if found and all(len(each) == 1 for each in found) else None
 
     def _ids_of_text(self, exchange: Exchange, answer: EndpointAnswer, prompt: list[int]) -> list[int] | None:
-        """Those that the tokenizer makes of the text; None if the endpoint counted another number of tokens."""
+        """Those that the tokenizer makes of the text; None if they are others for certain, or another number."""
         text = answer.text.rstrip(_PART)
+        if _PART in text:
+            return None
         is_whole = text == answer.text
         ids = self._after_prompt(str(exchange.request.get("prompt", "")), text, prompt)
         counted = read_usage(exchange.payload or {}).completion_tokens
