@@ -317,16 +317,18 @@ def test_a_tokenizer_that_differs_is_named_before_the_work_begins(models: Path, 
 
     with pytest.raises(StoppedError):
         calibrate(tmp_path / "pair", tmp_path / "adapter", progress=Listener())
-    assert not any((tmp_path / "adapter.calibrating" / "adapters").iterdir())
+    assert not (tmp_path / "adapter.calibrating").exists()
 
 
 @pytest.mark.slow
-def test_a_finetune_in_float16_gives_factors_in_float16(models: Path, tmp_path: Path):
+@pytest.mark.parametrize("server", ["portable", "peft"])
+def test_a_finetune_in_float16_gives_an_adapter_in_float16(models: Path, tmp_path: Path, server: str):
+    """And the tensors that PEFT's adapter has whole, in float16 too, run beside a base in float32."""
     shutil.copytree(models, tmp_path / "pair")
     weights = load_file(models / "finetune" / "model.safetensors")
     half = {name: each.half() for name, each in weights.items()}
     save_file(half, tmp_path / "pair" / "finetune" / "model.safetensors", {"format": "pt"})
-    adapter = calibrate(tmp_path / "pair", tmp_path / "adapter", dtype=None)
+    adapter = calibrate(tmp_path / "pair", tmp_path / "adapter", dtype=None, server=server)
     factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {each.dtype for each in factors.values()} == {torch.float16}
     assert adapter.calibration.held_out.kld_calibrated < 0.7 * adapter.calibration.held_out.kld_plain

@@ -17,6 +17,8 @@ import peft_adapters as made
 import transformers_endpoint
 from commands import Finished, RunCommand
 from deltarank.jobs.verify import live_models
+from deltarank.jobs.verify.live_verdict import Asked, ListedTokens, PromptCounts, judge_lists
+from deltarank.openai_api import EndpointRef
 from fake_endpoint import FakeEndpoint, Fault, Handler, serving
 from some_tokenizers import byte_level
 
@@ -251,6 +253,18 @@ def test_a_quantised_base_is_told_and_within_a_wider_tolerance_it_counts(
     )
     assert strict["strength"] == pytest.approx(1 if served else 0, abs=0.3)
     assert (wide["verdict"], wide["tolerance"]) == (verdict, 0.5)
+
+
+@pytest.mark.parametrize(("share", "model"), [(0.6, "base + adapter"), (0.4, "the base alone")])
+def test_within_a_wide_tolerance_a_part_of_the_adapter_is_told(share: float, model: str) -> None:
+    """The server is nearer to one of both than the tolerance, and shows a part of the change."""
+    listed = ListedTokens((share * 0.5) ** 2, ((1 - share) * 0.5) ** 2, 0.25, 0.9, along=share, length=1.0)
+    asked = Asked(EndpointRef("tiny", "http://127.0.0.1:9/v1"), PromptCounts(9, 9), 0.05)
+
+    headline = judge_lists(asked, [listed] * 5).sentences[0]
+
+    share_shown = f"{100 * share:.0f} %"
+    assert headline.startswith(f"The server answers as {model} within the tolerance, but shows {share_shown}")
 
 
 def _quantised(models: Path) -> Path:

@@ -33,7 +33,7 @@ class CalibrationFolder:
         self.output = output
         self.folder = folder_beside(output, ".calibrating")
         self.identity_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self._run_folder, self._identity = RunFolder(self.folder, identity), identity
+        self._run_folder, self._identity, self._is_open = RunFolder(self.folder, identity), identity, False
         self.adapters = self.folder / "adapters"
         self.plain, self.calibrated = self.adapters / "plain", self.adapters / "calibrated"
         self.own_answers = self.folder / "own-answers"
@@ -44,8 +44,16 @@ class CalibrationFolder:
     def __enter__(self) -> CalibrationFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        """After an error before anything was computed, such as a text that is too short, nothing stays."""
+        if kind is not None and self._is_open and not self._has_work:
+            with suppress(OSError):
+                self._clear()
         self._run_folder.__exit__()
+
+    @property
+    def _has_work(self) -> bool:
+        return self.own_answers.exists() or any(self.adapters.glob("*"))
 
     @property
     def is_finished(self) -> bool:
@@ -62,6 +70,7 @@ class CalibrationFolder:
         """Locks the folder. Raises OutputError as `check` does, and writes nothing then."""
         self.check(force=force, needed_bytes=needed_bytes)
         self._run_folder.open(force=force, needed_bytes=0.0)
+        self._is_open = True
         with self.writing():
             if force:
                 self._remove_files()

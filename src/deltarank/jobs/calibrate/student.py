@@ -62,12 +62,14 @@ class Student:
         return self._placement.tokens_at_once
 
     def _load_factors(self) -> None:
-        """In float32 on the device. PEFT puts them where the base's weights are, which may be on the meta device."""
+        """In float32 on the device, and whole tensors likewise: PEFT keeps the dtypes of the file, beside a base in
+        float32, and puts factors where the base's weights are, which may be on the meta device."""
         stored = load_file(self._adapter / WEIGHTS_FILE)
-        for name, module in self.model.named_modules():
-            factor = stored.get(f"{name.removesuffix('.default')}.weight")
-            if factor is not None and name.endswith(".default"):
-                module.weight = torch.nn.Parameter(factor.to(self._device, torch.float32))
+        for prefix, module in self.model.named_modules():
+            for name in dict(module.named_parameters(recurse=False)):
+                tensor = stored.get(_name_in_file(f"{prefix}.{name}"))
+                if tensor is not None:
+                    setattr(module, name, torch.nn.Parameter(tensor.to(self._device, torch.float32)))
 
     def _choose_parameters(self) -> None:
         """Trains the factors that PEFT holds as the file does; those of experts that it fuses stay as they are.
@@ -185,6 +187,13 @@ class _AttentionInFloat32(TorchFunctionMode):
 
 def _in_float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _name_in_file(name: str) -> str:
+    """The name in the adapter's file of a parameter of PEFT's model."""
+    for part in (".modules_to_save.default.", ".base_layer.", ".default."):
+        name = name.replace(part, ".")
+    return name
 
 
 def _is_factor(name: str) -> bool:

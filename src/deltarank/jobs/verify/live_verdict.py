@@ -27,6 +27,9 @@ _UNTOLD = (
     "prompt all look like this. Which of them it is cannot be told from here."
 )
 
+PARTIAL = (0.2, 0.8)
+"""Of the adapter's change, the most that a server shows as the base, and the least as base + adapter."""
+
 _OTHER_TEXT = "Another model may write the text, or the server changes its sampler in secret."
 
 
@@ -199,12 +202,28 @@ _MODELS = {LiveVerdict.ADAPTER: "base + adapter", LiveVerdict.BASE: "the base al
 def _headline(verdict: LiveVerdict, found: Distances) -> str:
     if verdict is LiveVerdict.NEITHER and found.is_nearly_one:
         return f"The server answers nearly as {_MODELS[found.nearest]}, but not within the tolerance."
+    if _is_partial(verdict, found):
+        return (
+            f"The server answers as {_MODELS[verdict]} within the tolerance, but shows {_share(found.strength or 0.0)} "
+            "of the change that the adapter makes."
+        )
     return _HEADLINES[verdict]
+
+
+def _is_partial(verdict: LiveVerdict, found: Distances) -> bool:
+    """Whether a wide tolerance takes a part of the adapter for all of it, or for nothing."""
+    if found.strength is None:
+        return False
+    most_of_base, least_of_adapter = PARTIAL
+    is_less, is_more = found.strength < least_of_adapter, found.strength > most_of_base
+    return is_less if verdict is LiveVerdict.ADAPTER else is_more and verdict is LiveVerdict.BASE
 
 
 def _advice(verdict: LiveVerdict, found: Distances, tolerance: float) -> Iterator[str]:
     if verdict is LiveVerdict.BASE:
         yield _HOW_TO_APPLY
+    if _is_partial(verdict, found):
+        yield "An adapter at another strength looks like this, and so does one of which the server leaves out a part."
     if verdict is not LiveVerdict.NEITHER:
         return
     if found.strength is not None:
