@@ -23,7 +23,7 @@ class Default:
     FETCH: Final = "auto"
     SAMPLE_FETCH: Final = "stream"
     CALIBRATION_TOKENS: Final = 20_000
-    CALIBRATION_STEPS: Final = 60
+    CALIBRATION_STEPS: Final = 45
     BLIND_PAIRS: Final = 24
     BLIND_PREFERENCES: Final = 12
     BLIND_CHARACTERS: Final = 400

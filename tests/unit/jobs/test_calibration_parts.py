@@ -10,7 +10,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
-from deltarank.jobs.calibrate.distill import step_size
+from deltarank.jobs.calibrate.distill import LARGEST_STEP, step_size
 from deltarank.jobs.calibrate.documents import encode, split_records
 from deltarank.jobs.calibrate.kl import common_tokens, expected_weights, kl_divergence, kl_gradient
 from deltarank.jobs.calibrate.texts import content_of, passages, read_records_of
@@ -210,5 +210,5 @@ class TestStepSize:
     def test_a_start_that_is_almost_exact_is_moved_little(self):
         assert step_size(1e-4, 1.0) == pytest.approx(step_size(1e-2, 1.0) / 10)
         assert step_size(0.0, 1.0) == 0
-        assert step_size(5.0, 1.0) == 0.05
+        assert step_size(5.0, 1.0) == LARGEST_STEP
         assert step_size(0.0, 0.0) == 0

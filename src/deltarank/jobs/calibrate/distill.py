@@ -27,10 +27,10 @@ from deltarank.models import Head, PredictionStore, Window, batch_windows
 from deltarank.system import write_atomically
 
 TOKENS_PER_STEP = 1024
-STEP_SIZE = 0.15
+STEP_SIZE = 0.4
 """Of a factor's root mean square, where plain extraction is as far from the finetune as the base."""
 
-LARGEST_STEP = 0.05
+LARGEST_STEP = 0.1
 FAR_ENOUGH = 0.005
 """Nats per token. From there on, gradients are computed in bfloat16: its rounding adds about 2e-4 nats."""
 
