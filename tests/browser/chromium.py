@@ -43,6 +43,14 @@ class Opened:
         self.page.wait_for_selector("html[data-ready=yes]")
         self.page.evaluate(TWO_FRAMES)
 
+    def wait_until(self, condition: str, argument: object = None) -> None:
+        """Playwright's own `wait_for_function` needs eval, which the pages' policy forbids."""
+        for _ in range(500):
+            if self.page.evaluate(condition, argument):
+                return
+            self.page.wait_for_timeout(20)
+        raise AssertionError(f"never true: {condition}")
+
     def select_rank(self, rank: int) -> None:
         self.page.locator("#rank-selector label", has_text=str(rank)).first.click()
         self.settle()

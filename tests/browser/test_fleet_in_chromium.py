@@ -105,6 +105,6 @@ def test_the_map_follows_the_scheme_and_is_light_on_paper(open_page) -> None:
 
     assert opened.page.evaluate(corner) < 100
     opened.page.emulate_media(media="print", color_scheme="dark")
-    opened.page.wait_for_function(f"({corner})() > 200")
+    opened.wait_until(f"({corner})() > 200")
     opened.page.emulate_media(media="screen", color_scheme="light")
     assert opened.page.evaluate(corner) > 200

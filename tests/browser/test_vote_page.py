@@ -42,7 +42,7 @@ def press(opened: Opened, key: str) -> None:
     """A vote, and the next screen."""
     before = opened.text("#count")
     opened.page.keyboard.press(key)
-    opened.page.wait_for_function("before => document.querySelector('#count').textContent !== before", arg=before)
+    opened.wait_until("before => document.querySelector('#count').textContent !== before", before)
 
 
 def saved(opened: Opened, target: Path) -> Path:
@@ -124,9 +124,7 @@ def test_by_touch_with_the_text_to_copy(open_page, folder, tmp_path):
         assert all(button.bounding_box()["height"] >= 44 for button in choices.all())
         page.locator("#question").tap()  # a second tap at the same place is a double tap's, and does not count
         choices.nth(number % choices.count()).tap()
-        page.wait_for_function(
-            "number => !document.querySelector('#count').textContent.startsWith(`${number} of`)", arg=number
-        )
+        opened.wait_until("number => !document.querySelector('#count').textContent.startsWith(`${number} of`)", number)
     page.locator("#copy").tap()
     text = page.locator("#text").input_value()
     (tmp_path / "pasted.json").write_text(text, encoding="utf-8")
@@ -233,10 +231,10 @@ def test_two_tabs_of_one_browser_go_on_together(open_page, folder, tmp_path):
     other.page.goto(opened.own)
     opened.page.locator("#begin").press("Enter")
     press(opened, "1")
-    other.page.wait_for_function("document.querySelector('#begin').textContent === 'Go on with pair 2'")
+    other.wait_until("document.querySelector('#begin').textContent === 'Go on with pair 2'")
     other.page.locator("#begin").press("Enter")
     press(other, "6")
-    opened.page.wait_for_function("document.querySelector('#question').textContent.startsWith('Pair 3 of')")
+    opened.wait_until("document.querySelector('#question').textContent.startsWith('Pair 3 of')")
     opened.page.locator("#pause").click()
     votes = json.loads(saved(opened, tmp_path / "votes.json").read_text(encoding="utf-8"))["votes"]
 

@@ -135,8 +135,8 @@ def test_again_it_trains_and_measures_nothing(folder: Path, capsys: pytest.Captu
 
     assert "trained earlier" in captured.err
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "Loss at rank 8" in captured.out
-    assert "Output divergence from the finetune" in captured.out
+    assert "Behaviour kept, in %, on the finetune's own answers" in captured.out
+    assert "Energy of the change in the matrices" in captured.out
     assert str(folder / "report.html") in captured.out
 
 
