@@ -135,7 +135,7 @@ def test_where_outputs_were_measured_the_lines_are_about_behaviour(tmp_path: Pat
         "Ranks above 8 gain little: rank 8 keeps 92 % of the behaviour, unlimited rank 93 %."
     )
     limited = with_outputs(results, behaviour({2: 0.92, None: 0.93})).verdict.opening
-    assert "leaves it out, so that no rank keeps more than 93 % of the behaviour." in limited[2]
+    assert "leaves it out, so that plain extraction of unlimited rank keeps 93 % of the behaviour." in limited[2]
     enough = with_outputs(results, behaviour({2: 0.5, 8: 0.999, None: 1.0})).verdict.opening
     assert enough[1] == "Rank 8 is enough: it keeps 99.9 % of the behaviour."
     too_low = with_outputs(results, behaviour({2: 0.4, 8: 0.5, None: 0.97})).verdict.opening

@@ -65,7 +65,7 @@ class RankLimit:
         """
         Args:
             who: what leaves the tensors out, as in "this adapter".
-            consequence: what follows from that, as in "no rank keeps more than 96 % of the behaviour".
+            consequence: what follows from that, as in "plain extraction of unlimited rank keeps 96 % of the behaviour".
         """
         are, they_hold, them = ("is", "It holds", "it") if len(self.tensors) == 1 else ("are", "They hold", "them")
         held = percent(math.fsum(tensor.share for tensor in self.tensors))

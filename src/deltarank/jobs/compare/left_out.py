@@ -105,7 +105,7 @@ class LeftOutOfLora:
         kept = kept_by_rank(outputs).get(None) if outputs else None
         if kept is None or 1 - kept.value < SMALL:
             return ""
-        return f"no rank keeps more than {percent(kept.value)} of the behaviour"
+        return f"plain extraction of unlimited rank keeps {percent(kept.value)} of the behaviour"
 
     def _most_of_it(self) -> str:
         largest = self.changed[0]

@@ -110,7 +110,7 @@ class CandidateSet:
     def _any_rank(self) -> Candidate:
         """The base plus all of D in the same matrices."""
         edits = [Edit(pair.base, _read_finetune(pair, self._models.device)) for pair in self._deltas.pairs.values()]
-        note = "all of the delta in the matrices, everything else the base's: no LoRA of any rank goes beyond it"
+        note = "all of the delta in the matrices, everything else the base's: plain extraction ends here"
         return self._edited_base(ANY_RANK, CandidateKind.RANK, edits, note=note)
 
     def _truncation(self, rank: int) -> Candidate:
