@@ -3,7 +3,6 @@
 import ast
 import functools
 import graphlib
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -252,14 +251,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
-@pytest.mark.skipif(not hasattr(os, "wait4"), reason="no account of a child's time here")
-def test_help_takes_under_300_ms_of_processor_time() -> None:
-    """In the fastest of at most ten tries: on a busy machine the same work counts as more time."""
+def test_help_imports_few_modules() -> None:
+    """256 of them take 0.2 s of processor time; torch alone would add hundreds."""
+    code = "import sys; from deltarank.cli import main; main(['--help']); print(len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
-    def seconds() -> float:
-        child = subprocess.Popen([sys.executable, "-m", "deltarank", "--help"], stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        return usage.ru_utime + usage.ru_stime
-
-    assert any(seconds() < 0.3 for _ in range(10))
+    assert int(done.stdout.splitlines()[-1]) < 350
