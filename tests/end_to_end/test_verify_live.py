@@ -57,6 +57,18 @@ def serves(models: Path, adapter: str | None, *, lists: bool = True) -> Fault:
     return transformers_endpoint.serves(models / "base", None if adapter is None else models / adapter, lists=lists)
 
 
+def refusing(is_too_long: Callable[[dict[str, Any]], bool], answer: Fault) -> Fault:
+    """A server that refuses some requests, as llama.cpp does where a prompt does not fit into its context."""
+
+    def fault(handler: Handler, body: dict[str, Any]) -> bool:
+        if not is_too_long(body):
+            return answer(handler, body)
+        handler.send(400, {"error": {"message": "the request exceeds the available context size"}})
+        return True
+
+    return fault
+
+
 @pytest.fixture
 def verify(models: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch) -> Verify:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -155,17 +167,15 @@ def flat_after_some_letters(home: Path) -> Path:
 
 @pytest.mark.parametrize("lists", [True, False])
 def test_prompts_that_the_server_refuses_are_left_out(models: Path, verify: Verify, lists: bool) -> None:
-    answer = serves(models, "mine", lists=lists)
     refused = []
 
-    def with_a_small_context(handler: Handler, body: dict[str, Any]) -> bool:
-        if len(server.requests) in (2, 4):
-            refused.append(body["prompt"])
-            handler.send(400, {"error": {"message": "the request exceeds the available context size"}})
-            return True
-        return answer(handler, body)
+    def is_too_long(body: dict[str, Any]) -> bool:
+        if len(server.requests) not in (2, 4):
+            return False
+        refused.append(body["prompt"])
+        return True
 
-    with serving(FakeEndpoint(fault=with_a_small_context)) as (server,):
+    with serving(FakeEndpoint(fault=refusing(is_too_long, serves(models, "mine", lists=lists)))) as (server,):
         found = live(verify(server.reference, "--json"))
 
     assert found["verdict"] == "adapter", found
@@ -175,16 +185,12 @@ def test_prompts_that_the_server_refuses_are_left_out(models: Path, verify: Veri
 @pytest.mark.parametrize(("lists", "context"), [(True, 60), (False, 150)])
 def test_prompts_fit_into_the_context_of_the_server(models: Path, verify: Verify, lists: bool, context: int) -> None:
     """A token is a byte: the prompts have 100 to 400."""
-    answer = serves(models, "mine", lists=lists)
     tokenizer = byte_level()
 
-    def with_a_small_context(handler: Handler, body: dict[str, Any]) -> bool:
-        if len(tokenizer(body["prompt"])["input_ids"]) + body["max_tokens"] > context:
-            handler.send(400, {"error": {"message": "the request exceeds the available context size"}})
-            return True
-        return answer(handler, body)
+    def is_too_long(body: dict[str, Any]) -> bool:
+        return len(tokenizer(body["prompt"])["input_ids"]) + body["max_tokens"] > context
 
-    with serving(FakeEndpoint(fault=with_a_small_context)) as (server,):
+    with serving(FakeEndpoint(fault=refusing(is_too_long, serves(models, "mine", lists=lists)))) as (server,):
         found = live(verify(server.reference, "--json"))
 
     assert found["verdict"] == "adapter", found

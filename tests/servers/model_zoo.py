@@ -8,7 +8,7 @@ any server's environment can run it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,12 @@ def write_family(name: str, folder: Path) -> Family:
     return Family(folder / "base", folder / "finetune", folder / "merged", model.config.vocab_size)
 
 
-def sharpen(checkpoint: Path, factor: float = 4.0) -> None:
-    """Multiplies the output head: a random model predicts all tokens alike, and lists of 20 would hold little."""
+def sharpen(checkpoint: Path, factor: float = 4.0, tokens: Sequence[int] | slice = slice(None)) -> None:
+    """Multiplies the output head, or its rows of some tokens: a random model predicts all tokens alike, and lists of
+    20 would hold little."""
     file = checkpoint / "model.safetensors"
     weights = load_file(file)
-    weights["lm_head.weight"] *= factor
+    weights["lm_head.weight"][tokens] *= factor
     save_file(weights, file, metadata={"format": "pt"})
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 from llama_cpp import LlamaCpp
-from model_zoo import Family, write_family
+from model_zoo import Family, sharpen, write_family
 from openai_server import MODEL, serve_gguf
-from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from vllm_server import PYTHON_VARIABLE, serve_vllm
 
@@ -51,9 +50,7 @@ def running(llama_cpp: LlamaCpp, tmp_path_factory: pytest.TempPathFactory) -> It
     pieces = AutoTokenizer.from_pretrained(family.base).get_vocab()
     letters = [number for piece, number in pieces.items() if piece.isascii() and piece.isalnum()]
     for checkpoint in (family.base, family.merged):
-        weights = load_file(checkpoint / "model.safetensors")
-        weights["lm_head.weight"][letters] *= SHARPER
-        save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+        sharpen(checkpoint, SHARPER, letters)
     deltarank.extract(family.base, family.merged, output=folder / "adapter", rank=8, server="vllm")
     converted = llama_cpp.convert_model(family.merged, folder / "merged.gguf")
     assert not converted.failed, converted.log
