@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,8 @@ def _open_client(ref: EndpointRef, timeout: float) -> OpenAI:
 
     def bound(response: httpx2.Response) -> None:
         response.encoding = "utf-8"  # that of JSON, whatever the header says
-        response.stream = _bounded(response.stream, time.monotonic() + timeout)
+        response.stream = _unpacked(response, time.monotonic() + timeout)
+        response.headers.pop("Content-Encoding", None)
 
     http = httpx2.Client(
         timeout=httpx2.Timeout(timeout, connect=min(timeout, 15.0)),
@@ -131,20 +132,30 @@ def _open_client(ref: EndpointRef, timeout: float) -> OpenAI:
     return client
 
 
-def _bounded(stream: Any, deadline: float) -> Any:
-    """The stream of a response, which ends with ReadTimeout at the deadline, or when it is too large."""
+def _unpacked(response: httpx2.Response, deadline: float) -> httpx2.SyncByteStream:
+    """The content of a response, bounded as it arrives and again as it is unpacked, piece by piece."""
+    import httpx2
+
+    stream: Any = response.stream
+    arriving = _bounded(stream, stream.close, deadline)
+    packed = httpx2.Response(response.status_code, headers=response.headers, stream=arriving)
+    return _bounded(packed.iter_bytes(), packed.close, deadline)
+
+
+def _bounded(chunks: Iterable[bytes], close: Callable[[], None], deadline: float) -> httpx2.SyncByteStream:
+    """A stream that ends with ReadTimeout at the deadline, or when it is too large."""
     import httpx2
 
     class Bounded(httpx2.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
             received = 0
-            for chunk in stream:
+            for chunk in chunks:
                 received += len(chunk)
                 if received > MOST_BYTES or time.monotonic() > deadline:
                     raise httpx2.ReadTimeout("the answer has no end")
                 yield chunk
 
         def close(self) -> None:
-            stream.close()
+            close()
 
     return Bounded()
