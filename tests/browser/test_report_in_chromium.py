@@ -291,7 +291,7 @@ def test_it_prints_light_on_paper(show):
 
 def test_the_page_rounds_as_python_does(show):
     opened = show([one(1)])
-    shares = [0, 1, 1e-9, 0.0004, 0.00125, 0.0625, 0.09949, 0.0995, 0.125, 0.375, 0.4831, 0.625, 0.985, 0.9949, 0.9991]
+    shares = [0, 1, 1e-9, 0.0004, 0.00125, 0.0625, 0.09949, 0.0995, 0.125, 0.375, 0.625, 0.9849, 0.985, 0.9949, 0.9991]
     ours = [share / 997 for share in range(998)] + shares
     theirs = opened.page.evaluate("shares => shares.map(window.deltarank.percent)", ours)
     assert [percent(share) for share in ours] == [text.replace(NBSP, " ") for text in theirs]

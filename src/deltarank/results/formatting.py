@@ -11,7 +11,10 @@ from collections.abc import Sequence
 
 
 def percent(share: float | None, *, unknown: str = "unknown") -> str:
-    """A share as a percentage of at most three digits: 0.4831 -> "48 %", 0.0312 -> "3.1 %", 1e-9 -> "under 0.1 %"."""
+    """A share as a percentage of at most three digits: 0.4831 -> "48 %", 0.0312 -> "3.1 %", 1e-9 -> "under 0.1 %".
+
+    One digit stands after the point under 10 % and from 98.5 % on, so that no column has "99 %" beside "99.0 %".
+    """
     if share is None or not math.isfinite(share):
         return unknown
     if share == 0:
@@ -23,7 +26,7 @@ def percent(share: float | None, *, unknown: str = "unknown") -> str:
     if 0.999 < share < 1:
         return "over 99.9 %"
     hundredths = 100 * share
-    digits = 1 if abs(hundredths) < 9.95 or 98.95 <= hundredths < 100 else 0
+    digits = 1 if abs(hundredths) < 9.95 or 98.5 <= hundredths < 100 else 0
     return f"{hundredths:.{digits}f} %"
 
 
@@ -38,7 +41,7 @@ def percents(shares: Sequence[float]) -> list[str]:
     The first is written as by `percent`. Others of 1 % or more are whole numbers, rounded by the largest remainder.
     """
     texts = [percent(share) for share in shares]
-    whole = [i for i, share in enumerate(shares) if i and 0.01 <= share < 0.9895]
+    whole = [i for i, share in enumerate(shares) if i and 0.01 <= share < 0.985]
     first = round(100 * shares[0], 1 if "." in texts[0] else 0)
     rest = math.fsum(share for i, share in enumerate(shares) if i and i not in whole)
     numbers = {i: math.floor(100 * shares[i] + 1e-9) for i in whole}

@@ -25,7 +25,10 @@ TEXTS: dict[Callable[[Any], object], list[tuple[Any, object]]] = {
         (0.0994, "9.9 %"),
         (0.0996, "10 %"),
         (0.4831, "48 %"),
-        (0.985, "98 %"),
+        (0.9849, "98 %"),
+        (0.985, "98.5 %"),
+        (0.9894, "98.9 %"),
+        (0.9896, "99.0 %"),
         (0.9951, "99.5 %"),
         (0.99949, "over 99.9 %"),
         (1 - 1e-15, "over 99.9 %"),
@@ -84,6 +87,11 @@ def test_0_and_100_percent_are_shown_only_when_exact(share: float) -> None:
     assert 0 < number < 100
 
 
+@given(st.floats(0.98, 1))
+def test_99_percent_always_has_a_decimal(share: float) -> None:
+    assert percent(share) != "99 %"
+
+
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_percent_keeps_the_order(one: float, two: float) -> None:
     def bounds(share: float) -> tuple[float, int]:
@@ -117,7 +125,7 @@ def test_shares_of_a_whole_add_up_as_far_as_their_digits_can(parts: list[float])
     numbers = [float(text.removesuffix(" %")) for text in texts if text.startswith(tuple("0123456789"))]
 
     assert texts[0] == percent(shares[0])
-    if min(shares) >= 0.01 and max(shares) < 0.9895:
+    if min(shares) >= 0.01 and max(shares) < 0.985:
         assert math.isclose(math.fsum(numbers), 100, abs_tol=0.5 if "." in texts[0] else 1e-9)
         assert all(abs(number - 100 * share) < 1 for number, share in zip(numbers, shares, strict=True))
 

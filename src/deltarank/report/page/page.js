@@ -31,7 +31,7 @@
     if (share < 0.001) return `under 0.1${NB}%`;
     if (share > 0.999) return `over 99.9${NB}%`;
     const hundredths = 100 * share;
-    return `${fixed(hundredths, hundredths < 9.95 || hundredths >= 98.95 ? 1 : 0)}${NB}%`;
+    return `${fixed(hundredths, hundredths < 9.95 || hundredths >= 98.5 ? 1 : 0)}${NB}%`;
   }
 
   const kept = (lost) => (lost === null ? "not measured" : percent(lost > 0 && 1 - lost === 1 ? 0.9999 : 1 - lost));
