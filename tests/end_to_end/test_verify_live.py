@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import deltarank
 import peft_adapters as made
 import transformers_endpoint
 from commands import Finished, RunCommand
 from deltarank.jobs.verify import live_models
 from deltarank.jobs.verify.live_verdict import Asked, ListedTokens, PromptCounts, judge_lists
 from deltarank.openai_api import EndpointRef
+from deltarank.runtime import ProgressListener
 from fake_endpoint import FakeEndpoint, Fault, Handler, serving
 from some_tokenizers import byte_level
 
@@ -240,6 +242,31 @@ def test_the_verdict_comes_first_in_the_output(models: Path, verify: Verify) -> 
     assert done.code == 0
     assert done.out.startswith("The server does not apply the adapter: it answers as the base alone.")
     assert "mine keeps" in " ".join(done.out.split())
+
+
+class Told(ProgressListener):
+    """The sentences of a job, and the tensors that it begins to measure."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def noted(self, sentence: str) -> None:
+        self.events.append(sentence)
+
+    def began(self, name: str) -> None:
+        self.events.append(name)
+
+
+def test_the_verdict_is_told_before_the_weights_are_measured(models: Path) -> None:
+    told = Told()
+    with serving(FakeEndpoint(fault=serves(models, "mine"))) as (server,):
+        paths = (models / name for name in ("base", "tuned", "mine"))
+        found = deltarank.verify(*paths, live=server.reference, progress=told)
+
+    first, *others = told.events
+    assert found.live is not None
+    assert first == f"{found.live.sentences[0]} The weights are measured next."
+    assert {tensor.name for tensor in found.tensors} <= set(others)
 
 
 @pytest.mark.parametrize(("served", "verdict"), [("mine", "adapter"), (None, "base")])

@@ -82,8 +82,8 @@ def verify(
         merged: repeats the usual ways to merge number by number, and returns a `MergeCheck`.
         server: applies the adapter as this server does: "vllm", "sglang", "lorax", "llama.cpp"; "portable": as none of
             them refuses it; "peft" or None: as PEFT does.
-        live: `MODEL@URL` of a running server with an OpenAI-compatible API. A few requests tell whether it applies
-            the adapter: `Verification.live`.
+        live: `MODEL@URL` of a running server with an OpenAI-compatible API. Before the weights are measured, a few
+            requests tell whether it applies the adapter: `Verification.live`.
         key: the environment variable with the key of that server; None: OPENAI_API_KEY, if it is set.
         tolerance: nats per token within which that server answers as a model; None: 0.002, which other kernels and
             rounding stay below.
@@ -110,10 +110,11 @@ def verify(
         job = VerifyJob(lora, before, after, server, options)
         if merged:
             return _checked_merge(job, lora, before, after, progress)
-        found = _verification(job, lora, before, after, server, progress)
-        if running is None:
-            return found
-        return replace(found, live=question.answer(running, before, lora, job.applied, options.torch_device))
+        check = None
+        if running is not None:
+            check = question.answer(running, before, lora, job.applied, options.torch_device)
+            progress.noted(f"{check.sentences[0]} The weights are measured next.")
+        return replace(_verification(job, lora, before, after, server, progress), live=check)
 
 
 def _refuse_with_merged(server: str | None, live: str | None) -> None:
