@@ -110,6 +110,7 @@ class TestSame:
         assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
         assert adapter.calibration.method is CalibrationMethod.PLAIN
         assert adapter.calibration.rank_equivalent == 2
+        assert "No step of gradient descent was made" in adapter.calibration.sentences[1]
 
     def test_the_same_options_give_the_same_bytes_also_after_an_interruption(self, models, calibrated, tmp_path):
         with pytest.raises(StoppedError):

@@ -47,6 +47,14 @@ class TestRefused:
         with refused("outputs-not-finite", match="nothing|no start"):
             calibrate(tmp_path / "pair", tmp_path / "adapter")
 
+    def test_an_output_head_of_the_finetune_with_nan(self, models: Path, tmp_path: Path):
+        shutil.copytree(models, tmp_path / "pair")
+        weights = load_file(tmp_path / "pair" / "finetune" / "model.safetensors")
+        weights["lm_head.weight"][7] = torch.nan
+        save_file(weights, tmp_path / "pair" / "finetune" / "model.safetensors", {"format": "pt"})
+        with refused("outputs-not-finite", match="The finetune's predictions"):
+            calibrate(tmp_path / "pair", tmp_path / "adapter")
+
     @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files here")
     @pytest.mark.parametrize("limit", [20_000, 40_000], ids=["at the predictions", "at the state of the training"])
     def test_a_full_disk(self, models: Path, tmp_path: Path, limit: int):
@@ -110,3 +118,15 @@ class TestRefused:
         assert "of memory" in run.out
         assert "the finetune's own answers" in run.out
         assert json.loads(command(*words, "--json").out)["trained"] > 0
+
+    def test_a_short_text_needs_no_space_for_all_the_tokens_that_it_may_have(self, models: Path):
+        text = models / "text.jsonl"
+        plans = [
+            deltarank.plan_calibration(
+                models / "base", models / "finetune", rank=2, calibrate=[text], calibration_tokens=tokens
+            )
+            for tokens in (10**12, text.stat().st_size)
+        ]
+        assert plans[0].disk_bytes == plans[1].disk_bytes
+        assert plans[0].seconds == plans[1].seconds
+        assert any("at most about" in line for line in plans[0].lines())

@@ -99,8 +99,9 @@ class Budget:
     unpaired: Unpaired = NONE_UNPAIRED
     fitted: SignedShare = 0.0
 
-    def calibrated_to(self, kept: float) -> Self:
-        """The budget of an adapter of the same form whose factors keep this share."""
+    def calibrated_to(self, energy_kept: float) -> Self:
+        """The budget of an adapter of the same form whose factors keep ||D||^2 - ||D - B A||^2 = `energy_kept`."""
+        kept = energy_kept / self.energy if self.energy > 0 else self.kept
         return replace(self, kept=kept, fitted=self.kept - kept)
 
     @classmethod

@@ -162,8 +162,7 @@ class Calibration:
     def sentences(self) -> tuple[str, ...]:
         """What a reader should know, the distances first."""
         if self.method is CalibrationMethod.PLAIN:
-            nothing = "Calibration found nothing better than plain extraction, which is what was written."
-            return (self.distances, nothing)
+            return (self.distances, _NOTHING_BETTER if self.steps_made else _NO_STEP)
         frozen = (frozen_sentence(self.frozen),) if self.frozen else ()
         return (self.distances, *self.warnings, *frozen, WHY_WEIGHTS_LOSE_MORE, self.placement.report)
 
@@ -186,7 +185,10 @@ def frozen_sentence(factors: int) -> str:
     )
 
 
+_NOTHING_BETTER = "Calibration found nothing better than plain extraction, which is what was written."
+_NO_STEP = "No step of gradient descent was made: plain extraction is what was written."
+
 WHY_WEIGHTS_LOSE_MORE = (
-    "Of the change in the weights it keeps less than plain extraction, which keeps the most that this rank can: its "
-    "factors also make up for what a LoRA does not carry, such as norms and embeddings."
+    "Of the change in the weights it keeps less than plain extraction, which keeps the most that this rank can. Its "
+    "factors fit the finetune's predictions instead, and so make up for what is truncated and left out, too."
 )

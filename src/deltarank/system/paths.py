@@ -48,7 +48,8 @@ def nearest_path_in_words(path: str | os.PathLike[str]) -> str:
 
 def _nearest_below(folder: Path, parts: tuple[str, ...]) -> Path | None:
     with os.scandir(folder) as entries:
-        near = near_names(parts[0], (entry.name for entry in islice(entries, _MOST_SIBLINGS)), most=1)
+        names = (entry.name for entry in islice(entries, _MOST_SIBLINGS) if Path(entry).exists())  # no broken link
+        near = near_names(parts[0], names, most=1)
     if not near:
         return None
     found = folder / near[0]

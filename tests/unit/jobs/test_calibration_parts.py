@@ -11,7 +11,7 @@ from torch.nn.functional import kl_div, log_softmax
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
 from deltarank.jobs.calibrate.distill import LARGEST_STEP, step_size
-from deltarank.jobs.calibrate.documents import encode, split_records
+from deltarank.jobs.calibrate.documents import encode, other_records, split_records
 from deltarank.jobs.calibrate.kl import common_tokens, expected_weights, kl_divergence, kl_gradient
 from deltarank.jobs.calibrate.texts import content_of, passages, read_records_of
 from deltarank.models import Head
@@ -110,6 +110,9 @@ class TestSplit:
             vocabulary=258,
         )
         assert sum(map(len, vars(parts).values())) == 30
+
+    def test_the_built_in_passages_which_are_only_scored_neither_fit_nor_choose(self):
+        assert split([*records(30), *other_records()]) == split(records(30))
 
     def test_documents_of_one_group_stay_together(self):
         grouped = [{**record, "group": str(i // 4)} for i, record in enumerate(records(48))]

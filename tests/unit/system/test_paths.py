@@ -1,5 +1,6 @@
 """`~` in paths, and the nearest name of a path that does not exist."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,10 @@ def test_the_nearest_name(wanted: str, near: str | None, tmp_path: Path, monkeyp
     assert nearest_path(wanted) == (near and Path(near))
     assert nearest_path(tmp_path / wanted) == (near and tmp_path / near)
     assert nearest_path_in_words(wanted) == (f" Did you mean '{near}'?" if near else "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_broken_link_is_not_offered_in_place_of_itself(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").symlink_to(tmp_path / "gone.txt")
+
+    assert nearest_path(tmp_path / "text.txt") is None

@@ -12,7 +12,7 @@ from pathlib import Path
 from deltarank.divergence import Document, Tokenizer, encode_record
 from deltarank.errors import UsageError
 from deltarank.jobs.calibrate.options import FEWEST_DOCUMENTS, FEWEST_TOKENS
-from deltarank.jobs.calibrate.texts import Record, content_of
+from deltarank.jobs.calibrate.texts import Record, content_of, passages
 from deltarank.results import count
 from deltarank.system import write_text_atomically
 
@@ -56,11 +56,14 @@ def split_records(
         tokens: documents are taken until they have this many tokens.
         vocabulary: documents with a token from this id on are left out, because the base cannot read them.
 
+    Built-in passages are left out: they are only scored, as the other text.
+
     Raises:
         UsageError: (slug "text-short") there are too few documents or tokens.
     """
-    taken = _Taken()
-    for group in _shuffled_groups(records, seed):
+    taken, built_in = _Taken(), _built_in_contents()
+    new = [record for record in records if content_of(record) not in built_in]
+    for group in _shuffled_groups(new, seed):
         if taken.tokens >= tokens:
             break
         taken.add(group, [list(encode(record, tokenizer, context=context)) for record in group], vocabulary)
@@ -131,6 +134,12 @@ def other_records() -> list[Record]:
     """The built-in passages: text of another kind."""
     text = resources.files("deltarank.divergence").joinpath("passages.jsonl").read_text(encoding="utf-8")
     return [{"text": json.loads(line)["text"]} for line in text.splitlines()]
+
+
+def _built_in_contents() -> set[str]:
+    """Of the other text: its documents, and the passages that they would be cut into."""
+    texts = [str(record["text"]) for record in other_records()]
+    return {content_of({"text": piece}) for text in texts for piece in (text, *passages(text))}
 
 
 def _shuffled_groups(records: Sequence[Record], seed: int) -> list[list[Record]]:

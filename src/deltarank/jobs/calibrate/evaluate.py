@@ -10,9 +10,9 @@ import numpy as np
 
 from deltarank.checkpoints import Checkpoint, Pairing
 from deltarank.divergence import resample
-from deltarank.jobs.extract import ExtractionPlan
+from deltarank.jobs.extract import ExtractedAdapter, ExtractionPlan
 from deltarank.jobs.outputs import OutputsJob, OutputsOptions, lora_matrices
-from deltarank.results import CalibrationScore, Interval, Logits, Outputs
+from deltarank.results import CalibrationScore, Interval, Logits, Outcome, Outputs
 from deltarank.runtime import PartOfJob, ProgressListener
 
 LARGER_RANKS = 3
@@ -176,11 +176,17 @@ def _gain(calibrated: Logits, plain: Logits, seed: int) -> Interval | None:
     return resample(np.array(nats), seed=seed).interval(lambda sums: 1 - sums[..., 0] / sums[..., 1])
 
 
-def carries_all_matrices(plan: ExtractionPlan, pairing: Pairing) -> bool:
-    """Whether an adapter has the matrices that every LoRA has factors for, and nothing else."""
+def carries_all_matrices(plan: ExtractionPlan, plain: ExtractedAdapter, pairing: Pairing) -> bool:
+    """Whether an adapter has the matrices that every LoRA has factors for, and nothing else.
+
+    Args:
+        plain: one of its matrices may have failed, as where the squares of its numbers overflow.
+        pairing: of the whole checkpoints, without --include and --exclude.
+    """
     whole = any(tensor.whole_module or tensor.bias_of for tensor in plan.layout.unfactored)
     targets = {target.pair.name for target in plan.layout.targets}
-    return not whole and targets == {pair.name for pair in lora_matrices(pairing.pairs)}
+    failed = any(each.outcome not in (Outcome.MEASURED, Outcome.IDENTICAL) for each in plain.matrices)
+    return not whole and not failed and targets == {pair.name for pair in lora_matrices(pairing.pairs)}
 
 
 def larger_ranks(rank: int, servable: Sequence[int], largest: int) -> tuple[int, ...]:

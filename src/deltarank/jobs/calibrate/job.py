@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,11 +11,11 @@ from typing import Any
 
 import torch
 
-from deltarank.adapters import METADATA_FILE, MODEL_CARD_FILE, open_adapter
-from deltarank.checkpoints import Checkpoint
+from deltarank.adapters import METADATA_FILE, MODEL_CARD_FILE
+from deltarank.checkpoints import Checkpoint, pair_checkpoints
 from deltarank.divergence import Document, Tokenizer
-from deltarank.errors import DeltarankError, JobError
 from deltarank.jobs.calibrate.calibration_folder import CalibrationFolder
+from deltarank.jobs.calibrate.checks import check_loads, read_runnable_skeleton
 from deltarank.jobs.calibrate.distill import Distillation, Fitted, Lesson
 from deltarank.jobs.calibrate.documents import Split, encode, other_records, split_records, write_records
 from deltarank.jobs.calibrate.evaluate import Candidates, Evaluation, carries_all_matrices, larger_ranks
@@ -24,8 +25,8 @@ from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student
 from deltarank.jobs.calibrate.teacher import OwnAnswers, answers_at_once, check_causal, store_predictions
 from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
+from deltarank.jobs.calibrate.weights_kept import energy_kept
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
-from deltarank.jobs.verify import VerifyJob
 from deltarank.models import (
     AnyModel,
     ModelSkeleton,
@@ -33,11 +34,10 @@ from deltarank.models import (
     Predictor,
     base_tokenizer_notes,
     load_tokenizer_of,
-    read_skeleton,
     translate_out_of_memory,
 )
-from deltarank.results import Calibration, CalibrationMethod, compared_energies, count, figure, frozen_sentence
-from deltarank.runtime import PartOfJob, ProgressListener, SolverOptions, TimeEstimate, available_memory
+from deltarank.results import Calibration, CalibrationMethod, count, figure, frozen_sentence
+from deltarank.runtime import PartOfJob, ProgressListener, TimeEstimate, available_memory
 from deltarank.system import user_path
 
 
@@ -55,11 +55,11 @@ class CalibrateJob:
 
     @cached_property
     def base_skeleton(self) -> ModelSkeleton:
-        return _read_skeleton(self.base)
+        return read_runnable_skeleton(self.base)
 
     @cached_property
     def finetune_skeleton(self) -> ModelSkeleton:
-        return _read_skeleton(self.finetune)
+        return read_runnable_skeleton(self.finetune)
 
     @cached_property
     def plan(self) -> CalibrationPlan:
@@ -103,6 +103,7 @@ class CalibrateJob:
 
     def run(self, output: Path, *, force: bool, progress: ProgressListener) -> ExtractedAdapter:
         """Writes the adapter, or resumes; see `deltarank.extract_calibrated`."""
+        started = time.perf_counter()
         self.plan.check_memory()
         with CalibrationFolder(output, self.identity) as folder:
             if folder.is_finished and not force:
@@ -116,8 +117,8 @@ class CalibrateJob:
             plain = self._extract(folder, progress)
             fitted = self._distil(folder, split, progress)
             folder.write_adapter(is_trained=fitted.steps > 0)
-            calibration = self._score(folder, split, fitted, progress)
-            adapter = self._describe(plain, calibration, folder, progress)
+            calibration = self._score(folder, split, plain, fitted, progress)
+            adapter = self._describe(plain, calibration, folder, progress, started)
             folder.publish()
         return adapter
 
@@ -129,7 +130,7 @@ class CalibrateJob:
             seconds = self.plan.extraction.seconds
             part = PartOfJob(progress, seconds=seconds, after=self.plan.seconds - seconds)
             plain = self.extraction.run(folder.plain, progress=part)
-        _check_loads(plain)
+        check_loads(plain)
         return plain
 
     def _split(self, folder: CalibrationFolder, progress: ProgressListener) -> Split:
@@ -228,7 +229,12 @@ class CalibrateJob:
         return model, predictor
 
     def _score(
-        self, folder: CalibrationFolder, split: Split, fitted: Fitted, progress: ProgressListener
+        self,
+        folder: CalibrationFolder,
+        split: Split,
+        plain: ExtractedAdapter,
+        fitted: Fitted,
+        progress: ProgressListener,
     ) -> Calibration:
         largest = max(min(target.pair.shape) for target in self.plan.extraction.layout.targets)
         candidates = Candidates(
@@ -237,7 +243,9 @@ class CalibrateJob:
             rank=self._rank,
             larger_ranks=larger_ranks(self._rank, self.options.rules.candidate_ranks, largest),
             texts=(folder.held_out, folder.other_text),
-            has_all_matrices=carries_all_matrices(self.plan.extraction, self.extraction.pairing),
+            has_all_matrices=carries_all_matrices(
+                self.plan.extraction, plain, pair_checkpoints(self.base, self.finetune)
+            ),
             device=self.options.device,
             seed=self.options.seed,
         )
@@ -261,18 +269,27 @@ class CalibrateJob:
         )
 
     def _describe(
-        self, plain: ExtractedAdapter, calibration: Calibration, folder: CalibrationFolder, progress: ProgressListener
+        self,
+        plain: ExtractedAdapter,
+        calibration: Calibration,
+        folder: CalibrationFolder,
+        progress: ProgressListener,
+        started: float,
     ) -> ExtractedAdapter:
         """The metadata and the model card of the adapter."""
         adapter = replace(
             plain,
             folder=folder.output,
             calibration=calibration,
-            settings={**plain.settings, **self.options.calibration},
+            settings={
+                **plain.settings,
+                **self.options.calibration,
+                "seconds": round(time.perf_counter() - started, 1),
+            },
             identity=folder.identity_hash,
         )
         if calibration.steps:
-            kept = self._kept(folder.calibrated, progress)
+            kept = energy_kept(folder.calibrated, (self.base, self.finetune), self.options.device, progress)
             adapter = replace(adapter, budget=plain.budget.calibrated_to(kept))
         for sentence in calibration.warnings:
             progress.warned(sentence)
@@ -281,37 +298,7 @@ class CalibrateJob:
             (folder.calibrated / MODEL_CARD_FILE).write_text(render_model_card(adapter), encoding="utf-8")
         return adapter
 
-    def _kept(self, folder: Path, progress: ProgressListener) -> float:
-        """The share of the whole change in the weights that the adapter keeps, by `verify`'s measurement."""
-        options = SolverOptions(device=self.options.device)
-        with open_adapter(folder) as lora:
-            whole = compared_energies(VerifyJob(lora, self.base, self.finetune, None, options).fits(progress))
-        return 1.0 - (whole.share_lost or 0.0)
-
-
-def _read_skeleton(checkpoint: Checkpoint) -> ModelSkeleton:
-    """Raises what `read_skeleton` raises, with what helps here: to go without a calibration."""
-    try:
-        return read_skeleton(checkpoint)
-    except DeltarankError as error:
-        raise type(error)(
-            error.message,
-            cure="--calibrate runs both models, as transformers builds them. Leave it out: plain extraction reads the "
-            "weights and runs no model.",
-            slug=error.slug,
-        ) from error
-
 
 def _look_line(step: int, kld: float) -> str:
     when = f"After step {step:,}" if step else "Plain extraction"
     return f"{when}: {figure(kld)} nats per token from the finetune, on the documents that choose."
-
-
-def _check_loads(adapter: ExtractedAdapter) -> None:
-    """Raises JobError (slug "calibration-needs-peft") if PEFT does not load the plain adapter."""
-    if adapter.load_check.checked and adapter.load_check.loads is False:
-        raise JobError(
-            f"PEFT has to apply the adapter while it is trained, but {adapter.load_check.sentence}.",
-            cure="Use --server peft, or leave out --calibrate.",
-            slug="calibration-needs-peft",
-        )

@@ -16,11 +16,12 @@ from deltarank.jobs.calibrate.evaluate import MODELS
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, can_stream
 from deltarank.jobs.calibrate.teacher import answers_at_once
+from deltarank.jobs.calibrate.texts import text_bytes
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
 from deltarank.results import ShownAsLines, WeightPlacement, duration, listing, percent, size
 from deltarank.runtime import READ_RATE, operations_per_second
-from deltarank.system import Default
+from deltarank.system import Default, user_path
 
 USABLE_SHARE = 0.85
 """Of the available memory."""
@@ -44,12 +45,14 @@ class CalibrationPlan(ShownAsLines):
     extraction        the plan of the plain adapter
     footprint         the memory of the base with an adapter that is trained
     available_memory  bytes on the device; None if unknown
+    tokens            of the texts, at most
     """
 
     options: CalibrateOptions
     extraction: ExtractionPlan
     footprint: Footprint
     available_memory: int | None
+    tokens: int
 
     @classmethod
     def of_models(
@@ -59,7 +62,11 @@ class CalibrationPlan(ShownAsLines):
         models: Sequence[tuple[ModelSkeleton, Checkpoint]],
         available_memory: int | None,
     ) -> CalibrationPlan:
-        """models: the base and the finetune."""
+        """models: the base and the finetune.
+
+        Raises:
+            UsageError: (slug "text-not-found") there is no such text.
+        """
         skeleton, checkpoint = models[0]
         footprint = Footprint(
             skeleton,
@@ -67,7 +74,7 @@ class CalibrationPlan(ShownAsLines):
             stored_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
             can_stream=not extraction.carried and can_stream(models),
         )
-        return cls(options, extraction, footprint, available_memory)
+        return cls(options, extraction, footprint, available_memory, _most_tokens(options))
 
     @property
     def trained(self) -> int:
@@ -100,21 +107,20 @@ class CalibrationPlan(ShownAsLines):
         Of a prediction the input of the output head is stored, or all logits where a softcap follows the head.
         """
         width = self.skeleton.vocabulary if self.skeleton.softcaps_logits else self.skeleton.hidden_size
-        predictions = 4 * (self.options.calibration_tokens * width + self.footprint.head_numbers)
+        predictions = 4 * (self.tokens * width + self.footprint.head_numbers)
         return 4 * self.extraction.adapter_bytes + 4 * STATES_OF_A_PARAMETER * self.trained + 2 * predictions
 
     @property
     def seconds(self) -> float:
-        options = self.options
-        steps = options.steps * self.step_seconds
-        looks = (LOOKS + 2) * self._reading_seconds(CHOOSING_SHARE * options.calibration_tokens)
-        teacher = self._reading_seconds((1 - SCORING_SHARE) * options.calibration_tokens)
+        steps = self.options.steps * self.step_seconds
+        looks = (LOOKS + 2) * self._reading_seconds(CHOOSING_SHARE * self.tokens)
+        teacher = self._reading_seconds((1 - SCORING_SHARE) * self.tokens)
         return self.extraction.seconds + self._answering_seconds + looks + teacher + steps + self.scoring_seconds
 
     @property
     def scoring_seconds(self) -> float:
         """Larger ranks of plain extraction, which are seldom scored, are not planned."""
-        tokens = SCORING_SHARE * self.options.calibration_tokens + _OTHER_TOKENS
+        tokens = SCORING_SHARE * self.tokens + _OTHER_TOKENS
         return MODELS * self._reading_seconds(tokens)
 
     @property
@@ -134,9 +140,9 @@ class CalibrationPlan(ShownAsLines):
         """The finetune writes its own answers, for each token of which the model is passed through once."""
         if OWN not in self.options.calibrate:
             return 0.0
-        answers = math.ceil(self.options.calibration_tokens / Default.MAX_TOKENS)
+        answers = math.ceil(self.tokens / Default.MAX_TOKENS)
         passes = Default.MAX_TOKENS * math.ceil(answers / answers_at_once(self.skeleton))
-        computing = self.options.calibration_tokens * _FORWARD * self._seconds_per_operation
+        computing = self.tokens * _FORWARD * self._seconds_per_operation
         return computing + passes * self._pass_seconds
 
     @property
@@ -172,13 +178,17 @@ class CalibrationPlan(ShownAsLines):
         available = "" if self.available_memory is None else f" ({size(self.available_memory)} is available)"
         return f"{size(self.memory)} of memory{available}"
 
+    @property
+    def _at_most(self) -> str:
+        return "" if self.tokens == self.options.calibration_tokens else "at most "
+
     def lines(self) -> list[str]:
         options = self.options
         texts = ["the finetune's own answers" if text == OWN else text for text in options.calibrate]
         return [
             *self.extraction.lines()[:-2],
             "",
-            f"calibration on {listing(texts)}: about {options.calibration_tokens:,} tokens",
+            f"calibration on {listing(texts)}: {self._at_most}about {self.tokens:,} tokens",
             _SHARES,
             f"at most {options.steps:,} steps of about {TOKENS_PER_STEP:,} tokens; {self.trained:,} numbers in A and B",
             self.placement.plan,
@@ -195,3 +205,14 @@ class CalibrationPlan(ShownAsLines):
             "disk_bytes": self.disk_bytes,
             "seconds": self.seconds,
         }
+
+
+def _most_tokens(options: CalibrateOptions) -> int:
+    """Those that are asked for; of files no more than they have bytes, since a token is at least one.
+
+    Raises:
+        UsageError: (slug "text-not-found") there is no such text.
+    """
+    paths = [user_path(text) for text in options.calibrate if text != OWN]
+    size = text_bytes(paths)
+    return options.calibration_tokens if OWN in options.calibrate else min(options.calibration_tokens, size)

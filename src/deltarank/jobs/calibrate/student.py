@@ -190,8 +190,13 @@ def _in_float32(value: Any) -> Any:
 
 
 def _name_in_file(name: str) -> str:
-    """The name in the adapter's file of a parameter of PEFT's model."""
-    for part in (".modules_to_save.default.", ".base_layer.", ".default."):
+    """The name in the adapter's file of a parameter of PEFT's model.
+
+    Of two fused experts, the factors of one are those of the other's base layer: "experts.base_layer.lora_A.weight".
+    """
+    if _is_factor(name):
+        return name.replace(".default.", ".")
+    for part in (".modules_to_save.default.", ".base_layer."):
         name = name.replace(part, ".")
     return name
 

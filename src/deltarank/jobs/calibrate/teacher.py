@@ -156,6 +156,7 @@ def store_predictions(predictor: Predictor, documents: Sequence[Document], store
             _check_finite(each)
             store.save(number, each)
         if not store.has_head:
+            _check_finite(predictor.head.logits(inputs[0][:1]))
             store.save_head(predictor.head)
     return windows
 

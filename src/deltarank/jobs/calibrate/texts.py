@@ -42,6 +42,11 @@ def fingerprint(paths: Sequence[Path]) -> str:
     return hash_texts([str(file) for file in _files(paths)])
 
 
+def text_bytes(paths: Sequence[Path]) -> int:
+    """Of all files that are read. Raises UsageError if there is none."""
+    return sum(file.stat().st_size for file in _files(paths) if file.is_file())
+
+
 def _files(paths: Sequence[Path]) -> list[Path]:
     return [file for path in paths for file in find_text_files(path)]
 
