@@ -12,6 +12,9 @@ NARROW, WIDE = 390, 1280
 PAPER = 703
 """A4 with margins of 12 mm, in pixels of CSS."""
 
+SMALLEST_TYPE = 8
+"""Of print, in pixels of CSS: 6 pt."""
+
 LOOKS = [
     (NARROW, "dark"),
     (WIDE, "light"),
@@ -89,9 +92,26 @@ def test_every_table_scrolls_in_a_box_that_the_keyboard_reaches_and_fits_on_pape
     page.set_viewport_size({"width": PAPER, "height": 1000})
     tables = "[...document.querySelectorAll('table')].filter(table => !table.closest('details'))"
     assert max(page.evaluate(f"{tables}.map(table => Math.round(table.getBoundingClientRect().right))")) <= PAPER
+    sizes = f"{tables}.flatMap(table => [...table.querySelectorAll('th, td')])"
+    sizes += ".map(cell => parseFloat(getComputedStyle(cell).fontSize))"
+    assert min(page.evaluate(sizes)) >= SMALLEST_TYPE
+    parts = "[...document.querySelectorAll('td .whole')].map(number => number.getClientRects().length)"
+    assert max(page.evaluate(parts), default=1) < 2  # no number is broken at its exponent
     lines = "cell => cell.getBoundingClientRect().height / parseFloat(getComputedStyle(cell).lineHeight)"
     heights = page.evaluate(f"[...document.querySelectorAll('tbody th, td.name')].map({lines})")
     assert max(heights) < 6
     # Chromium paints a button only on the first page of a table.
     displays = "[...document.querySelectorAll('th button')].map(button => getComputedStyle(button).display)"
     assert set(page.evaluate(displays)) <= {"contents"}
+
+
+@pytest.mark.parametrize("kind", ["outputs", "many-runs"])
+def test_the_labels_of_charts_can_be_read_on_paper(opened, kind):
+    """A chart that is wider than the paper is scaled down with its labels."""
+    page = opened(kind, WIDE, "light")
+
+    sizes = """paper => [...document.querySelectorAll('[data-chart] svg')].flatMap(chart => {
+        const scale = Math.min(1, paper / chart.getBoundingClientRect().width);
+        return [...chart.querySelectorAll('text')].map(label => scale * parseFloat(getComputedStyle(label).fontSize));
+    })"""
+    assert min(page.evaluate(sizes, PAPER)) >= SMALLEST_TYPE

@@ -6,6 +6,7 @@ A content security policy allows these scripts and styles by their hashes, and n
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -82,8 +83,16 @@ def _environment() -> Environment:
         "percent": lambda share: unbroken(percent(share)),
         "figure": figure,
         "unbroken": unbroken,
+        "cell": _cell,
         "escaped": escape,
         "lines": escape_lines,
     }
     environment.filters |= filters
     return environment
+
+
+def _cell(text: str) -> str:
+    """The text of a cell, in which browsers break no number after the hyphen of its exponent: 2.3e-6."""
+    from markupsafe import Markup
+
+    return Markup(re.sub(r"\S*\de-\d+", r'<span class="whole">\g<0></span>', str(Markup.escape(unbroken(text)))))
