@@ -1,7 +1,7 @@
 """KL distillation: A and B move down the gradient of the KL divergence from the finetune (Hinton et al. 2015).
 
 The loss of a token is KL(P || Q) between the finetune's prediction P and the student's Q, over the whole vocabulary,
-after the same tokens. The finetune's predictions are computed once. Adam (Kingma and Ba 2015) takes the steps. A step
+after the same tokens. The finetune's predictions are computed once. Muon (Jordan et al. 2024) takes the steps. A step
 is proportional to the root mean square of each factor, and to sqrt(KLD of plain / KLD of the base): a KL divergence is
 quadratic near its minimum, so that is the distance that is left. A start that is almost exact is moved little.
 """
@@ -22,19 +22,20 @@ from torch import Tensor
 from deltarank.architectures import first_line
 from deltarank.errors import JobError
 from deltarank.jobs.calibrate.kl import common_tokens, expected_weights, kl_divergence, kl_gradient
+from deltarank.jobs.calibrate.muon import Muon
 from deltarank.jobs.calibrate.student import Factors, Student
 from deltarank.models import Head, PredictionStore, Window, batch_windows
 from deltarank.system import write_atomically
 
 TOKENS_PER_STEP = 1024
-STEP_SIZE = 0.4
+STEP_SIZE = 0.16
 """Of a factor's root mean square, where plain extraction is as far from the finetune as the base."""
 
-LARGEST_STEP = 0.1
+LARGEST_STEP = 0.08
 FAR_ENOUGH = 0.005
 """Nats per token. From there on, gradients are computed in bfloat16: its rounding adds about 2e-4 nats."""
 
-WARM_UP = 10
+WARM_UP = 4
 LAST_RATE = 0.1
 """Of the first rate, at the end of the cosine schedule (Loshchilov and Hutter 2017)."""
 
@@ -138,7 +139,7 @@ class Distillation:
         on_look(0, plain)
         self._in_bfloat16 = plain >= FAR_ENOUGH and self._student.has_fast_bfloat16
         if groups:
-            self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-10)
+            self._optimizer = Muon(groups)
             self._resume(on_resume)
             self._make_steps(on_step, on_look)
         self._student.set_factors(self._best.factors)

@@ -26,8 +26,8 @@ from deltarank.models import (
 from deltarank.results import WeightPlacement
 from deltarank.system import free_large_blocks_at_once
 
-STATES_OF_A_PARAMETER = 7
-"""In float32: A or B, its gradient, two moments of Adam, the best step, and copies on the way to disk."""
+STATES_OF_A_PARAMETER = 6
+"""In float32: A or B, its gradient, its momentum, the best step, and copies on the way to disk."""
 
 _ACTIVATIONS_PER_LAYER = 40
 """Vectors of the hidden size for each token, kept for the gradient; a rough bound."""
@@ -69,7 +69,7 @@ class Footprint:
         return next(fitting, self.placements[-1])
 
     def memory(self, placement: WeightPlacement) -> int:
-        """Bytes: weights, the finetune's output head, what Adam holds, and the activations of a batch."""
+        """Bytes: weights, the finetune's output head, what the optimiser holds, and the activations of a batch."""
         trained = 4 * STATES_OF_A_PARAMETER * self.trained
         return round(self._weights(placement) + trained + self._activations(placement)) + _CHUNKS_OF_LOGITS
 

@@ -97,7 +97,7 @@ class CalibrationPlan(ShownAsLines):
 
     @cached_property
     def memory(self) -> int:
-        """Bytes: the base, the finetune's output head, what Adam holds, and the activations of a batch."""
+        """Bytes: the base, the finetune's output head, what the optimiser holds, and the activations of a batch."""
         return self.footprint.memory(self.placement)
 
     @property
