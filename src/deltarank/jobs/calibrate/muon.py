@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a loss is not computed here
         """Moves every factor that has a gradient."""
         for group in self.param_groups:
             for factor in group["params"]:
@@ -40,7 +40,8 @@ class Muon(torch.optim.Optimizer):
                     factor.sub_(movement, alpha=group["lr"] * max(matrix.shape) ** 0.5)
 
     def _with_momentum(self, factor: Tensor) -> Tensor:
-        momentum = self.state[factor].setdefault("momentum", torch.zeros_like(factor))
+        momentum: Tensor = self.state[factor].setdefault("momentum", torch.zeros_like(factor))
+        assert factor.grad is not None
         momentum.mul_(MOMENTUM).add_(factor.grad)
         return factor.grad + MOMENTUM * momentum
 
@@ -53,5 +54,5 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     lengths = squares.clamp_min(SMALLEST_SHARE * squares[-1]).sqrt()
     if not lengths[-1]:
         return torch.zeros_like(matrix)
-    result = (vectors / lengths @ vectors.T).to(wide) @ wide
+    result: Tensor = (vectors / lengths @ vectors.T).to(wide) @ wide
     return result if matrix.shape[0] <= matrix.shape[1] else result.T.contiguous()
