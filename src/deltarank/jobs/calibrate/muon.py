@@ -17,10 +17,10 @@ SMALLEST_SHARE = 1e-8
 class Muon(torch.optim.Optimizer):
     """Gradient descent with Nesterov's momentum, orthogonalised.
 
-    With the momentum m = MOMENTUM m + g and u = g + MOMENTUM m = U S Vᵀ, a factor moves by -rate * sqrt(n) * U Vᵀ, where
-    n is its longer side: the root mean square of the movement is the rate where u has full rank. U Vᵀ is
-    (u uᵀ)^(-1/2) u for the r rows of A, and u (uᵀ u)^(-1/2) for the r columns of B. So it follows from the eigenvectors
-    of an r x r matrix, instead of from an iteration that approximates it.
+    With the momentum m = MOMENTUM m + g and u = g + MOMENTUM m = U S V^T, a factor moves by -rate * sqrt(n) * U V^T,
+    where n is its longer side: the root mean square of the movement is the rate where u has full rank. U V^T is
+    (u u^T)^(-1/2) u for the r rows of A, and u (u^T u)^(-1/2) for the r columns of B. So it follows from the
+    eigenvectors of an r x r matrix, instead of from an iteration that approximates it.
 
     Args:
         groups: each with "params", and "lr", the rate. A bias counts as a matrix of one column.
@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """U Vᵀ for a matrix U S Vᵀ, to the rounding of its dtype. Directions of (almost) no length stay so."""
+    """U V^T for a matrix U S V^T, to the rounding of its dtype. Directions of (almost) no length stay so."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     exact = wide.cpu().double() if wide.device.type == "mps" else wide.double()  # which has no float64
     squares, vectors = torch.linalg.eigh(exact @ exact.T)
