@@ -77,6 +77,21 @@ class TestRefused:
         with refused("not-a-language-model", match="predicts no next token"):
             calibrate(tmp_path, tmp_path / "adapter", server="peft")
 
+    def test_a_name_that_is_too_long(self, models: Path, tmp_path: Path):
+        with refused("output-unwritable"):
+            calibrate(models, tmp_path / ("a" * 300))
+
+    def test_a_quantised_base_is_to_be_dequantised(self, models: Path, tmp_path: Path):
+        """Plain extraction cannot read it either."""
+        shutil.copytree(models, tmp_path / "pair")
+        weights = load_file(tmp_path / "pair" / "base" / "model.safetensors")
+        name = "model.layers.0.mlp.up_proj.weight"
+        packed = {name: torch.zeros(768, 1, dtype=torch.uint8), f"{name}.absmax": torch.ones(24)}
+        save_file(weights | packed, tmp_path / "pair" / "base" / "model.safetensors", {"format": "pt"})
+        with refused("quantised-model") as caught:
+            calibrate(tmp_path / "pair", tmp_path / "adapter")
+        assert "dequantise it" in caught.value.cure
+
     @pytest.mark.parametrize("place", [".", ".."])
     def test_a_place_without_a_name(self, models: Path, place: str):
         with refused("output-exists"):

@@ -102,6 +102,15 @@ class ModelSkeleton:
     def softcaps_logits(self) -> bool:
         return softcaps_logits(self.config)
 
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a softcap or a scale (Cohere, Granite, Falcon H1) follows the output head."""
+        config = self.config.get_text_config()
+        return self.softcaps_logits or any(getattr(config, name, None) not in (None, 1) for name in _LOGIT_SCALES)
+
+
+_LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+
 
 def softcaps_logits(config: Any) -> bool:
     """Whether the model passes its logits through a softcap (Gemma 2), so that the output head is not its last step."""

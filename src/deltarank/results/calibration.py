@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -111,6 +112,15 @@ class CalibrationScore:
         """Whether calibrated is worse than plain, beyond the interval."""
         return self.gain_high is not None and self.gain_high < 0
 
+    @property
+    def nearer(self) -> Iterator[tuple[str, float]]:
+        """What is nearer to the finetune than the adapter, and its divergence: plain extraction, beyond the interval;
+        the base."""
+        if self.is_worse:
+            yield "plain extraction", self.kld_plain
+        if self.kld_base < self.kld_calibrated:
+            yield "the base without an adapter", self.kld_base
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -162,19 +172,19 @@ class Calibration:
     def sentences(self) -> tuple[str, ...]:
         """What a reader should know, the distances first."""
         if self.method is CalibrationMethod.PLAIN:
-            return (self.distances, _NOTHING_BETTER if self.steps_made else _NO_STEP)
+            return (self.distances, *self.warnings, _NOTHING_BETTER if self.steps_made else _NO_STEP)
         frozen = (frozen_sentence(self.frozen),) if self.frozen else ()
         return (self.distances, *self.warnings, *frozen, WHY_WEIGHTS_LOSE_MORE, self.placement.report)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Where it is worse than plain extraction, beyond the interval."""
+        """Where it is worse than plain extraction, beyond the interval, or worse than the base without an adapter."""
         scores = (("the same kind", self.held_out), ("another kind", self.other_text))
         return tuple(
-            f"On text of {kind}, it is farther from the finetune than plain extraction: "
-            f"{figure(score.kld_calibrated)} against {figure(score.kld_plain)} nats per token."
+            f"On text of {kind}, it is farther from the finetune than {other}: "
+            f"{figure(score.kld_calibrated)} against {figure(kld)} nats per token."
             for kind, score in scores
-            if score.is_worse
+            for other, kld in score.nearer
         )
 
 

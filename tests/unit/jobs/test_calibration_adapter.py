@@ -5,17 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import deltarank
+from deltarank.architectures import silence_transformers
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.jobs.calibrate.evaluate import carries_all_matrices
-from deltarank.jobs.calibrate.student import Student
+from deltarank.jobs.calibrate.student import Student, add_tokens
 from deltarank.jobs.calibrate.weights_kept import energy_kept
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, ExtractOptions
 from deltarank.models import EditedWeights, Window, load_model, read_skeleton
 from deltarank.results import WeightPlacement
 from deltarank.runtime import ProgressListener
-from tiny_architectures import DENSE, EXPERTS, Make, served, write_pair
+from tiny_architectures import DENSE, EXPERTS, VOCABULARY, Make, served, write_pair
 
 CPU = torch.device("cpu")
 
@@ -81,3 +83,23 @@ def test_other_ranks_are_compared_where_they_have_the_same_matrices(
     with open_checkpoint(str(tmp_path / "base")) as base, open_checkpoint(str(tmp_path / "finetune")) as finetune:
         plan = ExtractJob(base, finetune, ExtractOptions(rank=2, **options)).plan  # type: ignore[arg-type]
         assert carries_all_matrices(plan, plain, pair_checkpoints(base, finetune)) is carries
+
+
+def test_added_tokens_that_the_adapter_carries_are_added_to_the_base(tmp_path: Path) -> None:
+    """PEFT loads embeddings and a head with more rows than the base's only then."""
+    write_pair(DENSE["llama"], tmp_path)
+    with silence_transformers():
+        finetune = AutoModelForCausalLM.from_pretrained(tmp_path / "finetune")
+        finetune.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
+        finetune.save_pretrained(tmp_path / "finetune")
+    extract(tmp_path, server="peft")
+    with open_checkpoint(str(tmp_path / "base")) as base, open_checkpoint(str(tmp_path / "finetune")) as after:
+        plan = ExtractJob(base, after, ExtractOptions(rank=2, server="peft")).plan
+        model = load_model(read_skeleton(base), EditedWeights(base, [], CPU), dtype=torch.float32, device=CPU)
+    add_tokens(model, plan, VOCABULARY + 5)
+    student = Student(model, tmp_path / "adapter", CPU, None, WeightPlacement.WHOLE)
+
+    [inputs], head = student.predict([Window((3, 4, VOCABULARY + 2, 6), (0, 1, 2))])
+    logits = head.logits(inputs)
+    assert logits.shape == (3, VOCABULARY + 5)
+    assert bool(logits.isfinite().all())

@@ -215,3 +215,7 @@ class TestStepSize:
         assert step_size(0.0, 1.0) == 0
         assert step_size(5.0, 1.0) == LARGEST_STEP
         assert step_size(0.0, 0.0) == 0
+
+    def test_what_rounding_makes_is_not_fitted(self):
+        assert step_size(1e-12, 1.0) == 0
+        assert step_size(1e-6, 1.0) > 0

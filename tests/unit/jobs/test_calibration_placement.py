@@ -16,10 +16,10 @@ import deltarank
 from deltarank.checkpoints import open_checkpoint
 from deltarank.jobs.calibrate.placement import load_placed
 from deltarank.jobs.calibrate.student import Student
-from deltarank.models import Window, read_skeleton
+from deltarank.models import EditedWeights, Predictor, Window, load_model, read_skeleton
 from deltarank.results import WeightPlacement, size
 from refusals import refused
-from tiny_architectures import DENSE, EXPERTS, HEADS, architecture, write_pair
+from tiny_architectures import DENSE, EXPERTS, HEADS, SIZES, architecture, write_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
 
@@ -157,3 +157,20 @@ class TestChoice:
         assert plan.placement is WeightPlacement.STREAMED
         assert plan.memory < 24e9
         assert plan.disk_bytes < 20e9
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "changes"),
+    [("llama", {}, False), ("granite", {"logits_scaling": 8.0}, True), ("cohere", {"logit_scale": 0.25}, True)],
+)
+def test_logits_are_planned_for_where_a_scale_follows_the_head(
+    kind: str, config: dict[str, float], changes: bool, tmp_path: Path
+) -> None:
+    """As predictions they are stored, in place of the inputs of the head."""
+    write_pair(architecture(kind, **SIZES, **config), tmp_path)
+    with open_checkpoint(tmp_path / "base") as checkpoint:
+        skeleton = read_skeleton(checkpoint)
+        model = load_model(skeleton, EditedWeights(checkpoint, [], CPU), dtype=torch.float32, device=CPU)
+    predictor = Predictor(model, CPU)
+    predictor.head_inputs(WINDOWS)
+    assert skeleton.changes_logits is changes is (predictor.head.weight is None)

@@ -13,6 +13,8 @@ def read_runnable_skeleton(checkpoint: Checkpoint) -> ModelSkeleton:
     try:
         return read_skeleton(checkpoint)
     except DeltarankError as error:
+        if error.slug == "quantised-model":
+            raise  # plain extraction cannot read it either
         raise type(error)(
             error.message,
             cure="--calibrate runs both models, as transformers builds them. Leave it out: plain extraction reads the "

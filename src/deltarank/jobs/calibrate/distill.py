@@ -32,6 +32,9 @@ STEP_SIZE = 0.16
 """Of a factor's root mean square, where plain extraction is as far from the finetune as the base."""
 
 LARGEST_STEP = 0.08
+EXACT = 1e-8
+"""Nats per token. Rounding to float32 alone makes about 1e-12, and more in a deep model; there is nothing to fit."""
+
 FAR_ENOUGH = 0.005
 """Nats per token. From there on, gradients are computed in bfloat16: its rounding adds about 2e-4 nats."""
 
@@ -289,8 +292,8 @@ def _not_finite() -> JobError:
 
 
 def step_size(plain: float, base: float) -> float:
-    """The first step, as a share of a factor's root mean square."""
-    share = math.sqrt(plain / base) if base > 0 else 0.0
+    """The first step, as a share of a factor's root mean square. 0 where plain extraction is exact, up to rounding."""
+    share = math.sqrt(plain / base) if plain > EXACT and base > 0 else 0.0
     return min(STEP_SIZE * share, LARGEST_STEP)
 
 

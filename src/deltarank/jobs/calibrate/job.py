@@ -22,7 +22,7 @@ from deltarank.jobs.calibrate.evaluate import Candidates, Evaluation, carries_al
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.placement import has_fast_bfloat16, load_placed
 from deltarank.jobs.calibrate.plan import CalibrationPlan
-from deltarank.jobs.calibrate.student import Student
+from deltarank.jobs.calibrate.student import Student, add_tokens
 from deltarank.jobs.calibrate.teacher import OwnAnswers, answers_at_once, check_causal, store_predictions
 from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
 from deltarank.jobs.calibrate.weights_kept import energy_kept
@@ -177,6 +177,7 @@ class CalibrateJob:
         lesson = self._lesson(folder, split, progress)
         with folder.writing(), translate_out_of_memory(self._device):
             model, head = load_placed(self.base_skeleton, self.base, self.plan.placement, self._device)
+            add_tokens(model, self.plan.extraction, self.finetune_skeleton.vocabulary)
             student = Student(model, folder.plain, self._device, head, self.plan.placement)
             if student.frozen:
                 progress.warned(frozen_sentence(len(student.frozen)))
@@ -199,7 +200,9 @@ class CalibrateJob:
                 "before it is kept."
             )
         elif made < self.options.steps:
-            progress.noted("There is nothing to fit: the plain adapter is exact here, or all of its factors are zero.")
+            progress.noted(
+                "There is nothing to fit: the plain adapter is exact, up to rounding, or all of its factors are zero."
+            )
         return Fitted(best.step, made, len(student.frozen))
 
     def _lesson(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> Lesson:

@@ -19,7 +19,7 @@ from deltarank.jobs.calibrate.teacher import answers_at_once
 from deltarank.jobs.calibrate.texts import text_bytes
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
-from deltarank.results import ShownAsLines, WeightPlacement, duration, listing, percent, size
+from deltarank.results import ShownAsLines, WeightPlacement, count, duration, listing, percent, size
 from deltarank.runtime import READ_RATE, operations_per_second
 from deltarank.system import Default, user_path
 
@@ -104,9 +104,9 @@ class CalibrationPlan(ShownAsLines):
     def disk_bytes(self) -> float:
         """While it runs: two adapters, the state of the training, and the finetune's predictions.
 
-        Of a prediction the input of the output head is stored, or all logits where a softcap follows the head.
+        Of a prediction the input of the output head is stored; all logits where a softcap or a scale follows the head.
         """
-        width = self.skeleton.vocabulary if self.skeleton.softcaps_logits else self.skeleton.hidden_size
+        width = self.skeleton.vocabulary if self.skeleton.changes_logits else self.skeleton.hidden_size
         predictions = 4 * (self.tokens * width + self.footprint.head_numbers)
         return 4 * self.extraction.adapter_bytes + 4 * STATES_OF_A_PARAMETER * self.trained + 2 * predictions
 
@@ -190,7 +190,8 @@ class CalibrationPlan(ShownAsLines):
             "",
             f"calibration on {listing(texts)}: {self._at_most}about {self.tokens:,} tokens",
             _SHARES,
-            f"at most {options.steps:,} steps of about {TOKENS_PER_STEP:,} tokens; {self.trained:,} numbers in A and B",
+            f"at most {count(options.steps, 'step')}, each of about {TOKENS_PER_STEP:,} tokens",
+            f"{self.trained:,} numbers in A and B",
             self.placement.plan,
             f"Needs about {self._needed_memory}, {size(self.disk_bytes)} of disk and {duration(self.seconds)}.",
         ]

@@ -21,6 +21,7 @@ from deltarank.adapters import WEIGHTS_FILE
 from deltarank.architectures import silence_transformers
 from deltarank.errors import JobError
 from deltarank.jobs.calibrate.placement import has_fast_bfloat16
+from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import AnyModel, Head, Predictor, Window
 from deltarank.results import WeightPlacement, count
 from deltarank.system import import_silently
@@ -172,6 +173,16 @@ class Student:
     def _attends_in_float32(self) -> bool:
         """A layer that runs twice would attend otherwise the second time, which is outside of the mode."""
         return self._device.type == "cpu" and self._placement is WeightPlacement.WHOLE
+
+
+def add_tokens(model: AnyModel, plan: ExtractionPlan, vocabulary: int) -> None:
+    """Adds the finetune's new tokens to the base where the adapter carries embeddings or a head with them, which PEFT
+    loads only then. Their rows in the base are random."""
+    carries = any(tensor.kind in ("embedding", "lm_head") and tensor.whole_module for tensor in plan.carried)
+    if carries and vocabulary > model.get_input_embeddings().num_embeddings:
+        with silence_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
 
 class _AttentionInFloat32(TorchFunctionMode):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deltarank.adapters import CONFIG_FILE, METADATA_FILE
 from deltarank.errors import OutputError
+from deltarank.runtime import as_output_error
 
 
 def is_made_from(output: Path, identity: str) -> bool:
@@ -30,10 +31,14 @@ def folder_beside(output: Path, suffix: str) -> Path:
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """Raises OutputError (slug "output-exists") if the output holds something that may not be replaced."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    is_adapter = output.is_dir() and (output / CONFIG_FILE).is_file()
+    """Raises OutputError (slug "output-exists") if the output holds something that may not be replaced.
+
+    Slug "output-unwritable": it cannot be looked into, or its name is too long.
+    """
+    with as_output_error(output):
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return
+        is_adapter = output.is_dir() and (output / CONFIG_FILE).is_file()
     if not (force and is_adapter):
         message = "already contains an adapter" if is_adapter else "already exists and is not an adapter"
         cure = (

@@ -83,7 +83,7 @@ class PlannedMemory:
         if self.must_stream:
             return STREAMED_TOKENS_AT_ONCE
         most = self._device_tokens_at_once
-        if not self.skeleton.softcaps_logits:
+        if not self.skeleton.changes_logits:
             return most
         return min(most, max(4 * LOGITS_PER_CHUNK // self.skeleton.vocabulary, 1))  # the model returns all its logits
 
