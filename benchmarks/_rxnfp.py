@@ -1,7 +1,7 @@
 """A BERT of chemical reactions with two full finetunes, and reactions from patents to read.
 
 The models are those of the PyPI package `rxnfp` (MIT; Schwaller et al. 2021): 12 layers, hidden size 256, pretrained on
-reactions as SMILES. The reactions are those of Schneider et al. (2016), 50 classes, as the source package of `drfp`
+reactions as SMILES. The reactions are those of Schneider et al. (2015), 50 classes, as the source package of `drfp`
 (MIT) has them, with the part that one of the finetunes was trained on marked.
 """
 
