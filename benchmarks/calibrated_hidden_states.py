@@ -5,8 +5,8 @@
 `extract --calibrate` fits next-token predictions, which an encoder does not have. Here the same optimiser, schedule and
 step rule move A and B of the plain adapter down the squared error of the last hidden states. Norms, biases and
 embeddings are the base's. About 20,000 tokens of reactions are split as in a calibration; of these some fit and some
-choose. 250 other reactions are scored, and no patent is in two parts. At ranks 8 and 32 also an anchored closed form; at
-rank 8 a descent from there, and one on the error of [CLS] alone. Other figures of earlier runs are kept.
+choose. 250 other reactions are scored, and no patent is in two parts. At ranks 8 and 32 also an anchored closed form,
+at rank 8 a descent from there, and one on the error of [CLS] alone. Other figures of earlier runs are kept.
 """
 
 from __future__ import annotations
