@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import BertModel
 
@@ -142,9 +143,10 @@ class Lesson:
         base.load_state_dict(self._whole_delta(base))
         yield self._score(base, "any rank", None)
         for rank in ranks:
-            model = load(self.models.encoder(BASE), self._adapter(rank))
+            yield self._score(self._plain(rank), "plain", rank)
+        for rank in ranks:
+            model = self._plain(rank)
             plain = copied(model)
-            yield self._score(model, "plain", rank)
             yield self._descended(model, "descended", rank)
             if rank in ANCHORED_RANKS:
                 set_factors(model, plain)
@@ -165,12 +167,13 @@ class Lesson:
         matrices = {f"{name}.weight" for name in self.wanted.outputs}
         return {name: after[name] if name in matrices else each for name, each in base.state_dict().items()}
 
-    def _adapter(self, rank: int) -> Path:
+    def _plain(self, rank: int) -> PeftModel:
+        """The base with the adapter of plain extraction."""
         written = self.models.folder / "adapters" / f"{self.name}-{rank}"
         if not written.exists():
             pair = self.models.encoder(BASE), self.models.encoder(self.name)
             deltarank.extract(*pair, output=written, rank=rank, server="peft", dtype="float32", **MATRICES)
-        return written
+        return load(self.models.encoder(BASE), written)
 
     def _descended(self, model: Any, name: str, rank: int, tokens: slice = ALL_TOKENS) -> Score:
         start = time.process_time()
