@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from deltarank.jobs.calibrate.distill import BASE_DOCUMENTS, LAST_RATE, LOOKS, TOKENS_PER_STEP, WARM_UP, step_size
+from deltarank.jobs.calibrate.muon import Muon
 
 TOGETHER, GRADIENTS_TOGETHER = 32, 4
 """Documents that are read at once, without and with an autograd graph."""
@@ -100,7 +101,7 @@ def descend(
     size = step_size(error(model, few, tokens), of_base)
     rates = {each: size * float(each.detach().square().mean().sqrt()) for each in factors(model).values()}
     groups = [{"params": [each], "lr": rate, "first": rate} for each, rate in rates.items()]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-10)
+    optimizer = Muon(groups)
     best, best_step, kept = error(model, choose, tokens), 0, copied(model)
     for step, batch in enumerate(_batches(fit, steps, seed), start=1):
         _accumulate(model, batch, tokens)
