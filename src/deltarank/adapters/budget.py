@@ -17,6 +17,7 @@ from deltarank.results import (
     SignedShare,
     Unpaired,
     count,
+    figure,
     listing,
     percents,
     to_plain,
@@ -143,7 +144,7 @@ class Budget:
             return f"changes nothing, since both checkpoints contain the same numbers{self.unpaired.remark()}"
         kept, truncated, rounded, left_out, fitted = self.percents
         kept = "all" if self.kept == 1 and not self.unpaired.is_complete else kept
-        parts = [f"keeps {kept} of the change in the weights{self.unpaired.remark(1 - self.kept)}"]
+        parts = [f"{self._keeps(kept)}{self.unpaired.remark(1 - self.kept)}"]
         if self.truncated > 0:
             parts.append(f"{truncated} is truncated at rank {rank}")
         if self.rounded >= 0.001:
@@ -159,6 +160,15 @@ class Budget:
             are = "is" if len(unknown) == 1 else "are"
             parts.append(f"{count(len(unknown), 'tensor')} {are} not counted ({names})")
         return "; ".join(parts)
+
+    def _keeps(self, kept: str) -> str:
+        """Factors that are fitted to predictions can be farther from the finetune's weights than the base is."""
+        if self.kept < 0:
+            left = figure(1 - self.kept)
+            return (
+                f"keeps nothing of the change in the weights: the difference that is left has {left} times its energy"
+            )
+        return f"keeps {kept} of the change in the weights"
 
     def limit(self) -> str:
         """The tensors that cost more than the rank does, and hold most of what is left out; "" if there are none."""

@@ -83,6 +83,17 @@ def test_tensors_are_sorted_by_share_and_unknown_ones_come_last() -> None:
     assert [(t.name, t.share) for t in budget.tensors] == [("b", 0.75), ("a", 0.25), ("u", None)]
 
 
+def test_factors_that_lead_away_from_the_weights_keep_nothing() -> None:
+    """A calibrated adapter may be nearer in its predictions, and farther in its weights than the base."""
+    plain = Budget.of([MatrixEnergies(total=10.0, truncated=2.0, lost=2.0)], [], [])
+    budget = plain.calibrated_to(-5.0)
+    assert (budget.kept, budget.fitted) == pytest.approx((-0.5, 1.3))
+    sentence = budget.sentence(get_server("vllm"), 2)
+    assert (
+        "keeps nothing of the change in the weights: the difference that is left has 1.5 times its energy" in sentence
+    )
+
+
 def test_without_a_change_everything_is_kept() -> None:
     budget = Budget.of([MatrixEnergies(0.0, 0.0, 0.0)], [], [left("u", None)])
 

@@ -1,5 +1,6 @@
 """A calibration loads the plain adapter as PEFT does, and states what of it is plain extraction's."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,17 @@ def test_added_tokens_that_the_adapter_carries_are_added_to_the_base(tmp_path: P
     logits = head.logits(inputs)
     assert logits.shape == (3, VOCABULARY + 5)
     assert bool(logits.isfinite().all())
+
+
+def test_verify_does_not_say_that_a_calibrated_adapter_keeps_less_than_nothing(tmp_path: Path) -> None:
+    write_pair(DENSE["llama"], tmp_path)
+    extract(tmp_path, dtype="float32")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: 2 * each for name, each in load_file(file).items()}, file, {"format": "pt"})
+    metadata = tmp_path / "adapter" / "deltarank.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "calibration": {"method": "kl_distillation"}}))
+
+    fit = deltarank.verify(tmp_path / "base", tmp_path / "finetune", tmp_path / "adapter")
+    assert fit.kind == "calibrated"
+    assert "Of the change in the weights it keeps nothing." in fit.sentences[0]
+    assert "In the matrices that it changes it keeps nothing of the change" in fit.sentences[1]

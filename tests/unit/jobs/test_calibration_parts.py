@@ -113,6 +113,8 @@ class TestSplit:
 
     def test_the_built_in_passages_which_are_only_scored_neither_fit_nor_choose(self):
         assert split([*records(30), *other_records()]) == split(records(30))
+        with refused("text-short", match="are left out, because they are built-in passages"):
+            split(other_records())
 
     def test_documents_of_one_group_stay_together(self):
         grouped = [{**record, "group": str(i // 4)} for i, record in enumerate(records(48))]

@@ -61,8 +61,9 @@ def split_records(
     Raises:
         UsageError: (slug "text-short") there are too few documents or tokens.
     """
-    taken, built_in = _Taken(), _built_in_contents()
+    built_in = _built_in_contents()
     new = [record for record in records if content_of(record) not in built_in]
+    taken = _Taken(built_in=len(records) - len(new))
     for group in _shuffled_groups(new, seed):
         if taken.tokens >= tokens:
             break
@@ -82,6 +83,7 @@ class _Taken:
     scored      tokens that are scored, of `tokens` in all
     unscored    records without a token that is scored
     unknown     records with a token that the base does not have
+    built_in    records that are built-in passages
     """
 
     groups: list[list[Record]] = field(default_factory=list)
@@ -89,6 +91,7 @@ class _Taken:
     scored: int = 0
     unscored: int = 0
     unknown: int = 0
+    built_in: int = 0
 
     def add(self, group: Sequence[Record], encoded: Sequence[Sequence[Document]], vocabulary: int | None) -> None:
         """Takes the records of a group that can be scored."""
@@ -110,6 +113,7 @@ class _Taken:
             f"{count(number, 'text is', 'texts are')} left out, because {reason}."
             for number, reason in (
                 (self.unscored, "nothing in them can be scored (of a conversation, the assistant's messages are)"),
+                (self.built_in, "they are built-in passages, which are only scored"),
                 (self.unknown, "they have tokens that the base does not have, such as those of a chat template"),
             )
             if number

@@ -176,7 +176,7 @@ def _say_fit(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touche
 def _keeps(share_lost: float) -> str:
     if share_lost > NOTHING_KEPT:
         return "moves the base away from the finetune"
-    return f"keeps {percent_kept(share_lost)}" if share_lost < 1 else "keeps nothing"
+    return _keeps_some(share_lost)
 
 
 def _say_broken(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
@@ -221,14 +221,18 @@ def _say_stranger(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, t
 def _say_calibrated(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
     yield (
         f"{subject} is calibrated: its factors fit the finetune's predictions and not its weights. Of the change in "
-        f"the weights it keeps {percent_kept(whole.share_lost or 0.0)}."
+        f"the weights it {_keeps_some(whole.share_lost or 0.0)}."
     )
     if touched.share_best is not None:
         yield (
-            f"In the matrices that it changes it keeps {percent_kept(touched.share_lost or 0.0)} of the change; the "
+            f"In the matrices that it changes it {_keeps_some(touched.share_lost or 0.0)} of the change; the "
             f"best LoRA of its ranks keeps {percent_kept(touched.share_best)}."
         )
     yield "`deltarank outputs --adapter` measures how near it is to the finetune. Its model card has the last figures."
+
+
+def _keeps_some(share_lost: float) -> str:
+    return f"keeps {percent_kept(share_lost)}" if share_lost < 1 else "keeps nothing"
 
 
 _HEADLINES = {
