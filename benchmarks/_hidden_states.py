@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import BertModel
 
-from deltarank.jobs.calibrate.distill import BASE_DOCUMENTS, LAST_RATE, LOOKS, TOKENS_PER_STEP, WARM_UP, step_size
+from deltarank.jobs.calibrate.distill import BASE_DOCUMENTS, LAST_RATE, LOOKS, SLOWER, TOKENS_PER_STEP, WARM_UP, step_size
 from deltarank.jobs.calibrate.muon import Muon
 
 TOGETHER, GRADIENTS_TOGETHER = 32, 4
@@ -109,10 +109,22 @@ def descend(
             group["lr"] = group["first"] * _schedule(step, steps)
         optimizer.step()
         optimizer.zero_grad()
-        if step * LOOKS // steps > (step - 1) * LOOKS // steps and (found := error(model, choose, tokens)) < best:
+        if step not in {math.ceil(share * steps) for share in LOOKS}:
+            continue
+        if (found := error(model, choose, tokens)) < best:
             best, best_step, kept = found, step, copied(model)
+        else:
+            go_back(model, kept, optimizer)
     set_factors(model, kept)
     return best_step
+
+
+def go_back(model: PeftModel, best: dict[str, Tensor], optimizer: Muon) -> None:
+    """To the best factors, for smaller steps from there."""
+    set_factors(model, best)
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group["first"] *= SLOWER
 
 
 def _accumulate(model: nn.Module, batch: Sequence[Text], tokens: slice) -> None:

@@ -1,6 +1,7 @@
 """`deltarank extract --calibrate`: laws on a pair that was really trained, with real PEFT as the judge."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -277,9 +278,26 @@ def test_where_activations_overflow_later_the_best_step_before_is_kept(models, t
     adapter = calibrate(models, tmp_path / "adapter", progress=Listener())
     assert "ended after step 13, because its loss or gradient was not finite" in warnings[0]
     assert adapter.calibration.placement is placement
-    assert adapter.calibration.steps == 7, "the first look: the second is after step 14"
+    assert adapter.calibration.steps == 10, "the second look: the third is after step 20"
     assert adapter.calibration.steps_made == 13
     assert adapter.calibration.held_out.kld_calibrated < adapter.calibration.held_out.kld_plain
+
+
+def test_steps_that_are_too_large_are_taken_back_and_smaller_ones_are_made(models: Path, tmp_path: Path, monkeypatch):
+    """So large that the first look finds the adapter farther away than plain extraction."""
+    monkeypatch.setattr("deltarank.jobs.calibrate.distill.LARGEST_STEP", 0.8)
+    monkeypatch.setattr("deltarank.jobs.calibrate.distill.STEP_SIZE", 100.0)
+    looks: list[float] = []
+
+    class Listener(deltarank.ProgressListener):
+        def noted(self, sentence: str) -> None:
+            if found := re.search(r"(?:step \d+|extraction): (\S+) nats", sentence):
+                looks.append(float(found[1]))
+
+    score = calibrate(models, tmp_path / "adapter", progress=Listener()).calibration.held_out
+    plain, first, *_ = looks
+    assert first > plain
+    assert score.kld_calibrated < score.kld_plain
 
 
 def test_at_full_rank_with_everything_carried_it_predicts_as_the_finetune(models: Path, tmp_path: Path):

@@ -32,6 +32,7 @@ STEP_SIZE = 0.16
 """Of a factor's root mean square, where plain extraction is as far from the finetune as the base."""
 
 LARGEST_STEP = 0.08
+
 EXACT = 1e-8
 """Nats per token. Rounding to float32 alone makes about 1e-12, and more in a deep model; there is nothing to fit."""
 
@@ -42,8 +43,11 @@ WARM_UP = 4
 LAST_RATE = 0.1
 """Of the first rate, at the end of the cosine schedule (Loshchilov and Hutter 2017)."""
 
-LOOKS = 3
-"""How often the documents that choose are scored. A look takes as long as several steps."""
+LOOKS = (1 / 6, 1 / 2, 1)
+"""After which shares of the steps the documents that choose are scored. A look takes as long as several steps."""
+
+SLOWER = 0.5
+"""Of the rate, after a look that found nothing nearer than before."""
 
 SAVE_SECONDS = 30.0
 """The state is stored after each look, and when this time has passed since."""
@@ -172,8 +176,7 @@ class Distillation:
 
     @property
     def _is_time_to_look(self) -> bool:
-        """Whether one of LOOKS looks, of which the last is at the end, comes after this step."""
-        return self._made * LOOKS // self._steps > (self._made - 1) * LOOKS // self._steps
+        return self._made in {math.ceil(share * self._steps) for share in LOOKS}
 
     def _parameter_groups(self, size: float) -> list[dict[str, Any]]:
         """Those that can be moved; none where every factor is zero, or where the start is exact."""
@@ -250,12 +253,23 @@ class Distillation:
         return total
 
     def _look(self) -> float:
-        """The KLD on the documents that choose, of the factors as they are written. Keeps them if they are the best."""
+        """The KLD on the documents that choose, of the factors as they are written.
+
+        The best are kept. From others the training goes back to the best, and takes smaller steps from there.
+        """
         with self._student.as_written():
             kld = self._divergence(self._lesson.choose).mean
         if kld < self._best.kld:
             self._best = Best(self._made, kld, self._student.factors())
+        else:
+            self._go_back()
         return kld
+
+    def _go_back(self) -> None:
+        self._student.set_factors(self._best.factors)
+        self._optimizer.state.clear()
+        for group in self._optimizer.param_groups:
+            group["first"] *= SLOWER
 
     def _save(self) -> None:
         state = {

@@ -113,7 +113,7 @@ class CalibrationPlan(ShownAsLines):
     @property
     def seconds(self) -> float:
         steps = self.options.steps * self.step_seconds
-        looks = (LOOKS + 2) * self._reading_seconds(CHOOSING_SHARE * self.tokens)
+        looks = (len(LOOKS) + 2) * self._reading_seconds(CHOOSING_SHARE * self.tokens)
         teacher = self._reading_seconds((1 - SCORING_SHARE) * self.tokens)
         return self.extraction.seconds + self._answering_seconds + looks + teacher + steps + self.scoring_seconds
 
