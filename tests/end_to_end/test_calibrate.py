@@ -120,6 +120,7 @@ class TestSame:
         killed_at_the_end = tmp_path / "killed"
         shutil.copytree(tmp_path / "adapter.calibrating", killed_at_the_end / "adapter.calibrating")
         shutil.copytree(calibrated, killed_at_the_end / "adapter")
+        (killed_at_the_end / "adapter.calibrating" / "training.pt.1-2.partial").touch()  # killed while it was written
         calibrate(models, killed_at_the_end / "adapter")
         assert [path.name for path in killed_at_the_end.iterdir()] == ["adapter"]
         shutil.rmtree(killed_at_the_end)

@@ -23,7 +23,7 @@ from typing import Any
 from deltarank.adapters import METADATA_FILE, WEIGHTS_FILE
 from deltarank.jobs.extract import check_output, folder_beside, is_made_from
 from deltarank.runtime import RunFolder, as_output_error, read_identity
-from deltarank.system import replace_folder
+from deltarank.system import replace_folder, unfinished_copies
 
 
 class CalibrationFolder:
@@ -131,4 +131,5 @@ class CalibrationFolder:
         for folder in (self.adapters, self.own_answers, self.teacher, self.scores):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.training, self.trained, self.held_out, self.other_text):
-            file.unlink(missing_ok=True)
+            for each in (file, *unfinished_copies(file)):
+                each.unlink(missing_ok=True)
