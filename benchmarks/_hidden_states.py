@@ -6,8 +6,6 @@ hidden state of the base with the adapter, h* the finetune's.
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +17,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import BertModel
 
-from deltarank.jobs.calibrate.distill import BASE_DOCUMENTS, LAST_RATE, LOOKS, SLOWER, TOKENS_PER_STEP, WARM_UP, step_size
+from deltarank.jobs.calibrate.distill import BASE_DOCUMENTS
 from deltarank.jobs.calibrate.muon import Muon
+from deltarank.jobs.calibrate.schedule import SLOWER, batches_of_steps, is_time_to_look, rate, step_size
 
 TOGETHER, GRADIENTS_TOGETHER = 32, 4
 """Documents that are read at once, without and with an autograd graph."""
@@ -103,13 +102,14 @@ def descend(
     groups = [{"params": [each], "lr": rate, "first": rate} for each, rate in rates.items()]
     optimizer = Muon(groups)
     best, best_step, kept = error(model, choose, tokens), 0, copied(model)
-    for step, batch in enumerate(_batches(fit, steps, seed), start=1):
-        _accumulate(model, batch, tokens)
+    lengths = {i: len(text.ids) for i, text in enumerate(fit)}
+    for step, batch in enumerate(batches_of_steps(lengths, steps, seed), start=1):
+        _accumulate(model, [fit[i] for i in batch], tokens)
         for group in optimizer.param_groups:
-            group["lr"] = group["first"] * _schedule(step, steps)
+            group["lr"] = group["first"] * rate(step, steps)
         optimizer.step()
         optimizer.zero_grad()
-        if step not in {math.ceil(share * steps) for share in LOOKS}:
+        if not is_time_to_look(step, steps):
             continue
         if (found := error(model, choose, tokens)) < best:
             best, best_step, kept = found, step, copied(model)
@@ -140,24 +140,6 @@ def _of_similar_length(texts: Sequence[Text], size: int) -> list[list[Text]]:
     """Parts of so many documents, with little padding."""
     in_order = sorted(texts, key=lambda text: len(text.ids))
     return [in_order[start : start + size] for start in range(0, len(in_order), size)]
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down to LAST_RATE, as in `deltarank.jobs.calibrate.distill`."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return min(1.0, step / WARM_UP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
-
-
-def _batches(fit: Sequence[Text], steps: int, seed: int) -> Iterator[list[Text]]:
-    """All documents in random order, then all again, TOKENS_PER_STEP at a time."""
-    order, waiting = random.Random(seed), list[Text]()
-    for _ in range(steps):
-        batch: list[Text] = []
-        while sum(len(each.ids) for each in batch) < TOKENS_PER_STEP:
-            if not waiting:
-                waiting = order.sample(list(fit), len(fit))
-            batch.append(waiting.pop())
-        yield batch
 
 
 @dataclass(frozen=True)

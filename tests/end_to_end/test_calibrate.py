@@ -246,8 +246,8 @@ class TestAdapterAsFinetune:
 
 def test_where_the_training_diverges_the_last_good_step_is_kept(models: Path, tmp_path: Path, monkeypatch):
     """A step so large that all activations overflow."""
-    monkeypatch.setattr("deltarank.jobs.calibrate.distill.LARGEST_STEP", 1e30)
-    monkeypatch.setattr("deltarank.jobs.calibrate.distill.STEP_SIZE", 1e30)
+    monkeypatch.setattr("deltarank.jobs.calibrate.schedule.LARGEST_STEP", 1e30)
+    monkeypatch.setattr("deltarank.jobs.calibrate.schedule.STEP_SIZE", 1e30)
     warnings: list[str] = []
 
     class Listener(deltarank.ProgressListener):
@@ -268,7 +268,7 @@ def test_where_activations_overflow_later_the_best_step_before_is_kept(models, t
     """With one layer in memory. The step after the twelfth is so large that the activations overflow."""
     monkeypatch.setattr(Footprint, "choose", lambda *_: placement)
     monkeypatch.setattr(
-        "deltarank.jobs.calibrate.distill._schedule", lambda step, _: min(1.0, step / 10) if step <= 12 else 1e30
+        "deltarank.jobs.calibrate.distill.rate", lambda step, _: min(1.0, step / 10) if step <= 12 else 1e30
     )
     warnings: list[str] = []
 
@@ -286,8 +286,8 @@ def test_where_activations_overflow_later_the_best_step_before_is_kept(models, t
 
 def test_steps_that_are_too_large_are_taken_back_and_smaller_ones_are_made(models: Path, tmp_path: Path, monkeypatch):
     """So large that the first look finds the adapter farther away than plain extraction."""
-    monkeypatch.setattr("deltarank.jobs.calibrate.distill.LARGEST_STEP", 0.8)
-    monkeypatch.setattr("deltarank.jobs.calibrate.distill.STEP_SIZE", 100.0)
+    monkeypatch.setattr("deltarank.jobs.calibrate.schedule.LARGEST_STEP", 0.8)
+    monkeypatch.setattr("deltarank.jobs.calibrate.schedule.STEP_SIZE", 100.0)
     looks: list[float] = []
 
     class Listener(deltarank.ProgressListener):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from trained_pair import calibrate, write_models
 
-from deltarank.jobs.calibrate import distill
+from deltarank.jobs.calibrate import distill, schedule
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,7 +62,7 @@ def test_it_goes_on_after_each_and_writes_the_same_bytes(tmp_path: Path, monkeyp
         assert not (tmp_path / "killed").exists(), stage
         if stage == "steps":
             made = torch.load(tmp_path / "killed.calibrating/training.pt", weights_only=True)["made"]
-            assert 1 <= made < OPTIONS["steps"] * distill.LOOKS[0], "it was killed before the first look"
+            assert 1 <= made < OPTIONS["steps"] * schedule.LOOKS[0], "it was killed before the first look"
     calibrate(models, tmp_path / "killed", **OPTIONS)
     monkeypatch.undo()
     calibrate(models, tmp_path / "whole", **OPTIONS)

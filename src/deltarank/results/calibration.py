@@ -81,12 +81,13 @@ class CalibrationScore:
     """Mean KL divergences from the finetune, in nats per token, on documents that neither fitted nor chose.
 
     documents       how many, and `tokens` how many of their tokens were scored
+    groups          of documents: answers to one prompt, and parts of one text, are one
     kld_base        of the base alone
     kld_plain       of plain extraction at the same rank, as written
     kld_any_rank    of the whole delta in the matrices that a LoRA has factors for: plain extraction at any rank; None
                     where the adapter has not those matrices alone, for which that was not measured
     kld_calibrated  of the adapter that was written
-    low, high       the 95 % interval of `kld_calibrated`, bootstrapped over documents; None for one document
+    low, high       the 95 % interval of `kld_calibrated`, bootstrapped over groups; None for one
     same_top_plain, same_top_calibrated  share of tokens at which the adapter and the finetune have the same most likely
                     token
     gain            1 - kld_calibrated / kld_plain; None if `kld_plain` is 0
@@ -94,6 +95,7 @@ class CalibrationScore:
     """
 
     documents: Count
+    groups: Count
     tokens: Count
     kld_base: float
     kld_plain: float

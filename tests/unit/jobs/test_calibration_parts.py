@@ -10,9 +10,9 @@ from torch.nn.functional import kl_div, log_softmax
 
 from deltarank.demo.model import tokenizer
 from deltarank.demo.recipe import Recipe
-from deltarank.jobs.calibrate.distill import LARGEST_STEP, step_size
 from deltarank.jobs.calibrate.documents import encode, other_records, split_records
 from deltarank.jobs.calibrate.kl import common_tokens, expected_weights, kl_divergence, kl_gradient
+from deltarank.jobs.calibrate.schedule import LARGEST_STEP, step_size
 from deltarank.jobs.calibrate.texts import content_of, passages, read_records_of
 from deltarank.models import Head
 from refusals import refused

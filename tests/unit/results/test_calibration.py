@@ -9,6 +9,7 @@ def score(*, base: float = 1.0, plain: float = 0.5, calibrated: float = 0.2) -> 
     gain = 1 - calibrated / plain
     return CalibrationScore(
         documents=10,
+        groups=10,
         tokens=1000,
         kld_base=base,
         kld_plain=plain,

@@ -1,15 +1,12 @@
 """KL distillation: A and B move down the gradient of the KL divergence from the finetune (Hinton et al. 2015).
 
 The loss of a token is KL(P || Q) between the finetune's prediction P and the student's Q, over the whole vocabulary,
-after the same tokens. The finetune's predictions are computed once. Muon (Jordan et al. 2024) takes the steps. A step
-is proportional to the root mean square of each factor, and to sqrt(KLD of plain / KLD of the base): a KL divergence is
-quadratic near its minimum, so that is the distance that is left. A start that is almost exact is moved little.
+after the same tokens. The finetune's predictions are computed once. Muon (Jordan et al. 2024) takes the steps.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,31 +20,13 @@ from deltarank.architectures import first_line
 from deltarank.errors import JobError
 from deltarank.jobs.calibrate.kl import common_tokens, expected_weights, kl_divergence, kl_gradient
 from deltarank.jobs.calibrate.muon import Muon
+from deltarank.jobs.calibrate.schedule import SLOWER, batches_of_steps, is_time_to_look, rate, step_size
 from deltarank.jobs.calibrate.student import Factors, Student
 from deltarank.models import Head, PredictionStore, Window, batch_windows
 from deltarank.system import write_atomically
 
-TOKENS_PER_STEP = 1024
-STEP_SIZE = 0.16
-"""Of a factor's root mean square, where plain extraction is as far from the finetune as the base."""
-
-LARGEST_STEP = 0.08
-
-EXACT = 1e-8
-"""Nats per token. Rounding to float32 alone makes about 1e-12, and more in a deep model; there is nothing to fit."""
-
 FAR_ENOUGH = 0.005
 """Nats per token. From there on, gradients are computed in bfloat16: its rounding adds about 2e-4 nats."""
-
-WARM_UP = 4
-LAST_RATE = 0.1
-"""Of the first rate, at the end of the cosine schedule (Loshchilov and Hutter 2017)."""
-
-LOOKS = (1 / 6, 1 / 2, 1)
-"""After which shares of the steps the documents that choose are scored. A look takes as long as several steps."""
-
-SLOWER = 0.5
-"""Of the rate, after a look that found nothing nearer than before."""
 
 SAVE_SECONDS = 30.0
 """The state is stored after each look, and when this time has passed since."""
@@ -126,7 +105,8 @@ class Distillation:
     def __init__(self, student: Student, lesson: Lesson, *, steps: int, seed: int, state_file: Path) -> None:
         self._student, self._lesson, self._steps, self._state_file = student, lesson, steps, state_file
         self._head = lesson.teacher.load_head()
-        self._batches = _batches_of_steps(lesson, steps, seed)
+        lengths = {i: len(lesson.windows[i].ids) for i in lesson.fit}
+        self._batches = batches_of_steps(lengths, steps, seed)
         self._expected: dict[int, Tensor] = {}
         self._common_tokens: int | None = None
         self._made = 0
@@ -168,15 +148,11 @@ class Distillation:
             if not self._step():
                 self.diverged = True
                 return
-            if is_look := self._is_time_to_look:
+            if is_look := is_time_to_look(self._made, self._steps):
                 on_look(self._made, self._look())
             if is_look or time.monotonic() - self._saved >= SAVE_SECONDS:
                 self._save()
             on_step(self._made)
-
-    @property
-    def _is_time_to_look(self) -> bool:
-        return self._made in {math.ceil(share * self._steps) for share in LOOKS}
 
     def _parameter_groups(self, size: float) -> list[dict[str, Any]]:
         """Those that can be moved; none where every factor is zero, or where the start is exact."""
@@ -198,7 +174,7 @@ class Distillation:
             return False
         self._made += 1
         for group in self._optimizer.param_groups:
-            group["lr"] = group["first"] * _schedule(self._made, self._steps)
+            group["lr"] = group["first"] * rate(self._made, self._steps)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return True
@@ -303,31 +279,3 @@ def _not_finite() -> JobError:
         cure="Run `deltarank compare` on the pair: it names tensors with such values.",
         slug="outputs-not-finite",
     )
-
-
-def step_size(plain: float, base: float) -> float:
-    """The first step, as a share of a factor's root mean square. 0 where plain extraction is exact, up to rounding."""
-    share = math.sqrt(plain / base) if plain > EXACT and base > 0 else 0.0
-    return min(STEP_SIZE * share, LARGEST_STEP)
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down to LAST_RATE."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return min(1.0, step / WARM_UP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
-
-
-def _batches_of_steps(lesson: Lesson, steps: int, seed: int) -> list[list[int]]:
-    """The documents of every step: all in random order, then all again, TOKENS_PER_STEP at a time."""
-    order = random.Random(seed)
-    batches: list[list[int]] = []
-    waiting: list[int] = []
-    while len(batches) < steps:
-        batch: list[int] = []
-        while sum(len(lesson.windows[i].ids) for i in batch) < TOKENS_PER_STEP and len(batch) < len(lesson.fit):
-            if not waiting:
-                waiting = list(lesson.fit)
-                order.shuffle(waiting)
-            batch.append(waiting.pop())
-        batches.append(batch)
-    return batches

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deltarank.checkpoints import Checkpoint, Pairing
-from deltarank.divergence import resample
+from deltarank.divergence import read_json_lines, resample
 from deltarank.jobs.extract import ExtractedAdapter, ExtractionPlan
 from deltarank.jobs.outputs import OutputsJob, OutputsOptions, lora_matrices
-from deltarank.results import CalibrationScore, Interval, Logits, Outcome, Outputs
+from deltarank.results import CalibrationScore, Logits, Outcome, Outputs
 from deltarank.runtime import PartOfJob, ProgressListener
 
 LARGER_RANKS = 3
@@ -123,11 +125,11 @@ class Evaluation:
 
     @property
     def held_out(self) -> CalibrationScore:
-        return self._score(self.outputs.texts[0].name)
+        return self._score(0)
 
     @property
     def other_text(self) -> CalibrationScore:
-        return self._score(self.outputs.texts[1].name)
+        return self._score(1)
 
     @property
     def rank_equivalent(self) -> int | None:
@@ -141,18 +143,24 @@ class Evaluation:
         klds = {each.rank: on.kld.mean for each in larger for on in each.logits if each.rank and on.text == text}
         return min((rank for rank, kld in klds.items() if kld <= score.kld_calibrated), default=None)
 
-    def _score(self, text: str) -> CalibrationScore:
+    def _score(self, number: int) -> CalibrationScore:
+        """On the text of this number."""
+        text = self.outputs.texts[number].name
         base, plain, calibrated = (self._logits(name, text) for name in (_BASE, _PLAIN, _CALIBRATED))
-        gain = _gain(calibrated, plain, self.candidates.seed)
+        sums = sums_by_group(calibrated, plain, self.candidates.texts[number])
+        totals = resample(sums, seed=self.candidates.seed)
+        kld = totals.interval(lambda sums: sums[..., 0] / sums[..., 2])
+        gain = totals.interval(lambda sums: 1 - sums[..., 0] / sums[..., 1]) if plain.kld.mean > 0 else None
         return CalibrationScore(
             documents=calibrated.documents,
+            groups=len(sums),
             tokens=calibrated.tokens,
             kld_base=base.kld.mean,
             kld_plain=plain.kld.mean,
             kld_any_rank=self._logits(_ANY_RANK, text).kld.mean if self.candidates.has_all_matrices else None,
             kld_calibrated=calibrated.kld.mean,
-            low=calibrated.kld.low,
-            high=calibrated.kld.high,
+            low=kld.low,
+            high=kld.high,
             same_top_plain=plain.same_top_p.value,
             same_top_calibrated=calibrated.same_top_p.value,
             gain=gain.value if gain else None,
@@ -165,15 +173,23 @@ class Evaluation:
         return next(each for each in candidate.logits if each.text == text)
 
 
-def _gain(calibrated: Logits, plain: Logits, seed: int) -> Interval | None:
-    """1 - KLD(calibrated) / KLD(plain), bootstrapped over documents, which both were scored on."""
-    if plain.kld.mean <= 0:
-        return None
-    nats = [
-        (ours.tokens * ours.kld, theirs.tokens * theirs.kld)
-        for ours, theirs in zip(calibrated.by_document, plain.by_document, strict=True)
-    ]
-    return resample(np.array(nats), seed=seed).interval(lambda sums: 1 - sums[..., 0] / sums[..., 1])
+def sums_by_group(calibrated: Logits, plain: Logits, text: Path) -> NDArray[np.float64]:
+    """(groups, 3): the nats of calibrated and of plain, and the tokens, of documents that belong together.
+
+    Those are answers to one prompt, and parts of one text. They are alike, so that an interval over documents would be
+    too narrow.
+
+    Args:
+        text: the .jsonl file that both were scored on. A record may have a "group".
+    """
+    group_of = {name: record.get("group", name) for name, record in read_json_lines(text)}
+    sums: dict[Any, list[float]] = {}
+    for ours, theirs in zip(calibrated.by_document, plain.by_document, strict=True):
+        name = ours.name if ours.name in group_of else ours.name.rpartition(" (")[0]  # a part of a line
+        nats = ours.tokens * ours.kld, theirs.tokens * theirs.kld, float(ours.tokens)
+        known = sums.setdefault(group_of[name], [0.0] * len(nats))
+        known[:] = (a + b for a, b in zip(known, nats, strict=True))
+    return np.array(list(sums.values()))
 
 
 def carries_all_matrices(plan: ExtractionPlan, plain: ExtractedAdapter, pairing: Pairing) -> bool:

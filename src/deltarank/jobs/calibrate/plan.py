@@ -10,11 +10,11 @@ from typing import Any
 
 from deltarank.checkpoints import Checkpoint
 from deltarank.errors import JobError
-from deltarank.jobs.calibrate.distill import LOOKS, TOKENS_PER_STEP
 from deltarank.jobs.calibrate.documents import CHOOSING_SHARE, SCORING_SHARE
 from deltarank.jobs.calibrate.evaluate import MODELS
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
 from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, can_stream
+from deltarank.jobs.calibrate.schedule import LOOKS, TOKENS_PER_STEP
 from deltarank.jobs.calibrate.teacher import answers_at_once
 from deltarank.jobs.calibrate.texts import text_bytes
 from deltarank.jobs.extract import ExtractionPlan

@@ -123,13 +123,20 @@ def _calibration(adapter: ExtractedAdapter) -> Iterator[str]:
         _score_row("the calibration's kind", calibration.held_out),
         _score_row("another kind (built-in passages)", calibration.other_text),
     )
+    if any(_has_groups(score) for score in (calibration.held_out, calibration.other_text)):
+        yield from ("", "Answers to one prompt, and parts of one text, are one group. The interval is over groups.")
 
 
 def _score_row(text: str, score: CalibrationScore) -> str:
     klds = (score.kld_base, score.kld_plain, score.kld_any_rank, score.kld_calibrated)
     interval = "" if score.low is None else f"{figure(score.low)} to {figure(score.high)}"
     cells = ("" if kld is None else figure(kld) for kld in klds)
-    return f"| {text} | {score.documents:,} | {' | '.join(cells)} | {interval} |"
+    groups = f" in {score.groups:,} groups" if _has_groups(score) else ""
+    return f"| {text} | {score.documents:,}{groups} | {' | '.join(cells)} | {interval} |"
+
+
+def _has_groups(score: CalibrationScore) -> bool:
+    return score.groups < score.documents
 
 
 def _modules(adapter: ExtractedAdapter) -> Iterator[str]:
