@@ -17,7 +17,7 @@ import deltarank
 from deltarank.demo.model import tokenizer
 from deltarank.jobs.calibrate.documents import encode, split_records
 from deltarank.jobs.calibrate.placement import Footprint
-from deltarank.results import CalibrationMethod, WeightPlacement
+from deltarank.results import CalibrationMethod, WeightPlacement, figure, percent
 from refusals import refused
 from tiny_architectures import architecture, write_pair
 
@@ -96,7 +96,23 @@ class TestReached:
         assert "is calibrated" in fit.sentences[0]
         assert 1 - (fit.whole.share_lost or 0) == pytest.approx(kept, abs=1e-6)
 
-    def test_the_model_card_and_the_terminal_say_what_was_reached(self, models: Path, calibrated: Path):
+    def test_the_terminal_says_what_was_reached_and_on_how_much(self, models, calibrated, tmp_path, command):
+        """Of an adapter that is there already, the same is printed again."""
+        shutil.copytree(calibrated, tmp_path / "adapter")
+        options = ("-r", 2, "--steps", 20, "--dtype", "float32", "--calibrate", models / "text.jsonl")
+        ran = command("extract", models / "base", models / "finetune", *options, "-o", tmp_path / "adapter")
+        assert "nothing to do" in ran.err
+        said, reached = " ".join(ran.out.split()), deltarank.ExtractedAdapter.load(calibrated).calibration
+        assert all(sentence in said for sentence in reached.sentences)
+        held = reached.held_out
+        assert (
+            f"That is on {held.documents} documents (95 % interval {figure(held.low)} to {figure(held.high)})" in said
+        )
+        assert f"{percent(held.gain)} below plain extraction at this rank (95 % interval" in said
+        assert f"On another kind of text ({reached.other_text.documents} documents in" in said
+        assert said.index("given up to fit the predictions ") < said.index("% left out")
+
+    def test_the_model_card_says_what_was_reached(self, models: Path, calibrated: Path):
         card = (calibrated / "README.md").read_text()
         assert "nats per token from the finetune, on text that it was not fitted to" in card
         assert "another kind (built-in passages)" in card
@@ -111,7 +127,7 @@ class TestSame:
         assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
         assert adapter.calibration.method is CalibrationMethod.PLAIN
         assert adapter.calibration.rank_equivalent == 2
-        assert "No step of gradient descent was made" in adapter.calibration.sentences[1]
+        assert "No step of gradient descent was made" in adapter.calibration.sentences[-1]
 
     def test_the_same_options_give_the_same_bytes_also_after_an_interruption(self, models, calibrated, tmp_path):
         with pytest.raises(StoppedError):

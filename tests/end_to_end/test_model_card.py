@@ -111,7 +111,7 @@ def test_outputs_put_behaviour_first_and_keep_what_was_written_by_hand(
     assert headline.startswith(f"**It keeps {percent(measured.kept.value)} of the finetune's behaviour")
     assert f" on text.txt: {figure(measured.kld.mean)} nats per token from the finetune, base " in headline
     assert ", q8_0 " in headline
-    assert card.index("behaviour") < card.index("In the weights: it keeps ")
+    assert card.index("behaviour") < card.index("It keeps ", card.index("Behaviour kept is"))
     assert card.endswith("Written by hand.\n")
     assert "What they mean for the text was not measured" not in card
     assert card == card_of(adapter) == before_printing

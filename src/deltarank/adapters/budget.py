@@ -142,7 +142,7 @@ class Budget:
             if not self.unpaired.is_complete:
                 return f"changes nothing: the checkpoints have {self.unpaired.no_change_in()}"
             return f"changes nothing, since both checkpoints contain the same numbers{self.unpaired.remark()}"
-        kept, truncated, rounded, left_out, fitted = self.percents
+        kept, truncated, rounded, fitted, left_out = self.percents
         kept = "all" if self.kept == 1 and not self.unpaired.is_complete else kept
         parts = [f"{self._keeps(kept)}{self.unpaired.remark(1 - self.kept)}"]
         if self.truncated > 0:
@@ -164,11 +164,16 @@ class Budget:
     def _keeps(self, kept: str) -> str:
         """Factors that are fitted to predictions can be farther from the finetune's weights than the base is."""
         if self.kept < 0:
-            left = figure(1 - self.kept)
-            return (
-                f"keeps nothing of the change in the weights: the difference that is left has {left} times its energy"
-            )
+            return f"keeps nothing of the change in the weights: {self._what_is_left('its energy')}"
         return f"keeps {kept} of the change in the weights"
+
+    def _what_is_left(self, energy: str) -> str:
+        return f"the difference that is left has {figure(1 - self.kept)} times {energy}"
+
+    @property
+    def why_negative(self) -> str:
+        """Why `kept` is negative, for a table; "" where it is not."""
+        return f"negative: {self._what_is_left('the energy of the change')}" if self.kept < 0 else ""
 
     def limit(self) -> str:
         """The tensors that cost more than the rank does, and hold most of what is left out; "" if there are none."""
@@ -192,8 +197,8 @@ class Budget:
 
     @property
     def percents(self) -> list[str]:
-        """Kept, truncated, rounded, left out and given up by fitting predictions, as text: "71 %"."""
-        return percents([self.kept, self.truncated, self.rounded, self.left_out, self.fitted])
+        """Kept, truncated, rounded, given up by fitting predictions, and left out, as text: "71 %"."""
+        return percents([self.kept, self.truncated, self.rounded, self.fitted, self.left_out])
 
     @classmethod
     def figures(cls) -> dict[str, Any]:

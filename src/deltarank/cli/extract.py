@@ -231,13 +231,15 @@ def _lines(adapter: ExtractedAdapter, columns: int) -> list[str]:
 
 
 def _budget_rows(adapter: ExtractedAdapter) -> list[tuple[str, str]]:
-    labels = ["kept", f"truncated at rank {adapter.rank}", "lost to rounding A and B", "left out"]
-    rows = list(zip(adapter.budget.percents, [*labels, "given up to fit the predictions"], strict=True))
-    return rows if adapter.calibration else rows[:-1]
+    """What is left out stands last: its kinds follow."""
+    kept = f"kept ({why})" if (why := adapter.budget.why_negative) else "kept"
+    labels = [kept, f"truncated at rank {adapter.rank}", "lost to rounding A and B"]
+    rows = list(zip(adapter.budget.percents, [*labels, "given up to fit the predictions", "left out"], strict=True))
+    return rows if adapter.calibration else [*rows[:3], *rows[4:]]
 
 
 def _module_lines(adapter: ExtractedAdapter) -> list[str]:
-    """The share kept of each module. Of a calibrated adapter that is not measured."""
+    """The share kept of each module. Of fitted factors, deltarank.json has it: they were not fitted to keep much."""
     if adapter.calibration and adapter.calibration.steps:
         return []
     modules = [

@@ -13,7 +13,7 @@ from deltarank.cli.loading import loading
 from deltarank.cli.options import device_option, input_options, json_option, quiet_option, server_option
 from deltarank.cli.run_command import quieten_the_hub
 from deltarank.cli.streams import out, sayer, width, wrapped
-from deltarank.results import MergeCheck, count, escape, figure, format_table, percent_kept
+from deltarank.results import FitKind, MergeCheck, count, escape, figure, format_table, percent_kept
 from deltarank.system import Default
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _lines(found: Verification, columns: int) -> Iterator[str]:
     modules = sorted(found.by_module.items(), key=lambda item: -item[1].energy)
     if modules:
         yield ""
-        yield from _table(modules, columns)
+        yield from _table(modules, columns, has_scales=found.kind is not FitKind.CALIBRATED)
     yield from _ignored(found, columns)
 
 
@@ -125,10 +125,10 @@ def _ignored(found: Verification | MergeCheck, columns: int) -> Iterator[str]:
         yield f"... and {count(len(found.unused) - MOST_UNUSED, 'tensor')} more."
 
 
-def _table(modules: list[tuple[str, FitEnergies]], columns: int) -> Iterator[str]:
-    """The energy kept, the best possible, and the scale, by module."""
+def _table(modules: list[tuple[str, FitEnergies]], columns: int, *, has_scales: bool) -> Iterator[str]:
+    """The energy kept, the best possible, and the scale, by module. Fitted to predictions, no scale is a wrong one."""
     name_width = columns - 3 * (_COLUMN + 1)
-    rows = [("module", "kept", "best LoRA", "scaled by")]
+    rows: list[tuple[str, ...]] = [("module", "kept", "best LoRA", "scaled by")]
     for name, energies in modules[:MOST_MODULES]:
         label = escape(name)
         rows.append(
@@ -139,6 +139,7 @@ def _table(modules: list[tuple[str, FitEnergies]], columns: int) -> Iterator[str
                 figure(energies.scaled_by, unknown="-"),
             )
         )
+    rows = rows if has_scales else [row[:-1] for row in rows]
     yield from format_table(rows, align="<>", minimum=(0, _COLUMN), gap=1)
     if len(modules) > MOST_MODULES:
         yield f"({count(len(modules) - MOST_MODULES, 'module')} with smaller changes not shown)"
@@ -148,5 +149,5 @@ def _kept(share_lost: float | None) -> str:
     if share_lost is None:
         return "-"
     if share_lost > 1:
-        return "under 0"
+        return "nothing"
     return percent_kept(share_lost)

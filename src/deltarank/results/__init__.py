@@ -94,7 +94,7 @@ from deltarank.results.logits import (
     Logits,
     SliceScore,
 )
-from deltarank.results.matrix import TIED_EMBEDDING, ActivationLoss, Loss, MatrixResult, Outcome, Skipped
+from deltarank.results.matrix import TIED_EMBEDDING, ActivationLoss, Loss, MatrixResult, Outcome, Skipped, WrittenLoss
 from deltarank.results.merge_check import HELD, MergeCheck, MergedTensor, MergeFit, MergeKind, other_share
 from deltarank.results.noise import ABOVE_EDGE, NoiseShares, noise_shares
 from deltarank.results.notebook_parts import ShownAsLines, sentences_html, table_html
@@ -279,6 +279,7 @@ __all__ = [
     "WeightPlacement",
     "WeightedPart",
     "Writing",
+    "WrittenLoss",
     "capability_rows",
     "change_in_words",
     "common_headline_rank",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from deltarank.results.codec import Count, Rank
-from deltarank.results.formatting import count, figure
+from deltarank.results.formatting import count, figure, percent
 
 
 class CalibrationMethod(StrEnum):
@@ -110,6 +110,43 @@ class CalibrationScore:
     gain_high: float | None
 
     @property
+    def distances(self) -> str:
+        """As in "plain extraction at this rank 0.059, plain extraction at any rank 0.034; base 0.83"."""
+        any_rank = "" if self.kld_any_rank is None else f", plain extraction at any rank {figure(self.kld_any_rank)}"
+        return f"plain extraction at this rank {figure(self.kld_plain)}{any_rank}; base {figure(self.kld_base)}"
+
+    @property
+    def documents_in_words(self) -> str:
+        """As in "48 documents in 16 groups"; groups are not mentioned where each document is one."""
+        groups = f" in {count(self.groups, 'group')}" if self.has_groups else ""
+        return f"{count(self.documents, 'document')}{groups}"
+
+    @property
+    def has_groups(self) -> bool:
+        return self.groups < self.documents
+
+    @property
+    def interval(self) -> str:
+        """That of `kld_calibrated`, as in "0.0624 to 0.113"; "" if it is not known."""
+        return "" if self.low is None else f"{figure(self.low)} to {figure(self.high)}"
+
+    @property
+    def gain_in_words(self) -> str:
+        """As in "66 % below plain extraction at this rank (95 % interval 56 to 74 %)"; "" without a difference."""
+        if not self.gain:
+            return ""
+        sign, word = (1, "below") if self.gain > 0 else (-1, "above")
+        interval = f" (95 % interval {ends})" if (ends := self.gain_interval(sign)) else ""
+        return f"{percent(sign * self.gain)} {word} plain extraction at this rank{interval}"
+
+    def gain_interval(self, sign: int = 1) -> str:
+        """That of `sign * gain`, as in "56 to 74 %"; "" if it is not known."""
+        if self.gain_low is None or self.gain_high is None:
+            return ""
+        low, high = sorted((sign * self.gain_low, sign * self.gain_high))
+        return f"{percent(low).removesuffix(' %')} to {percent(high)}"
+
+    @property
     def is_worse(self) -> bool:
         """Whether calibrated is worse than plain, beyond the interval."""
         return self.gain_high is not None and self.gain_high < 0
@@ -163,20 +200,36 @@ class Calibration:
     def distances(self) -> str:
         """As in "0.021 nats per token from the finetune, on ...; plain extraction at this rank 0.059, ..."."""
         held = self.held_out
-        any_rank = "" if held.kld_any_rank is None else f", at any rank {figure(held.kld_any_rank)}"
         return (
             f"{figure(held.kld_calibrated)} nats per token from the finetune, on text that it was not fitted to; "
-            f"plain extraction at this rank {figure(held.kld_plain)}{any_rank}; "
-            f"base {figure(held.kld_base)}."
+            f"{held.distances}."
         )
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The distances, how sure they are, and those on another kind of text."""
+        held, other = self.held_out, self.other_text
+        of_held = f"That is on {held.documents_in_words}{_interval_words(held)}"
+        on_other = f"On another kind of text ({other.documents_in_words}, built-in passages): "
+        of_other = f"{on_other}{figure(other.kld_calibrated)}{_interval_words(other)}; {other.distances}"
+        return (
+            self.distances,
+            f"{': '.join(filter(None, [of_held, held.gain_in_words]))}.",
+            f"{'. That is '.join(filter(None, [of_other, other.gain_in_words]))}.",
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the distances should know."""
+        if self.method is CalibrationMethod.PLAIN:
+            return (*self.warnings, _NOTHING_BETTER if self.steps_made else _NO_STEP)
+        frozen = (frozen_sentence(self.frozen),) if self.frozen else ()
+        return (*self.warnings, *frozen, _FITTED_TO_PREDICTIONS, self.placement.report)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What a reader should know, the distances first."""
-        if self.method is CalibrationMethod.PLAIN:
-            return (self.distances, *self.warnings, _NOTHING_BETTER if self.steps_made else _NO_STEP)
-        frozen = (frozen_sentence(self.frozen),) if self.frozen else ()
-        return (self.distances, *self.warnings, *frozen, WHY_WEIGHTS_LOSE_MORE, self.placement.report)
+        return (*self.scores, *self.remarks)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -190,6 +243,10 @@ class Calibration:
         )
 
 
+def _interval_words(score: CalibrationScore) -> str:
+    return f" (95 % interval {score.interval})" if score.interval else ""
+
+
 def frozen_sentence(factors: int) -> str:
     return (
         f"{count(factors, 'factor')} of experts stay as plain extraction made them, because PEFT holds them fused; all "
@@ -200,7 +257,7 @@ def frozen_sentence(factors: int) -> str:
 _NOTHING_BETTER = "Calibration found nothing better than plain extraction, which is what was written."
 _NO_STEP = "No step of gradient descent was made: plain extraction is what was written."
 
-WHY_WEIGHTS_LOSE_MORE = (
-    "Of the change in the weights it keeps less than plain extraction, which keeps the most that this rank can. Its "
-    "factors fit the finetune's predictions instead, and so make up for what is truncated and left out, too."
+_FITTED_TO_PREDICTIONS = (
+    "Its factors were fitted to the finetune's predictions, not to its weights. Of the change in the weights, plain "
+    "extraction keeps the most that this rank can."
 )

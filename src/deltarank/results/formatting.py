@@ -39,8 +39,11 @@ def percents(shares: Sequence[float]) -> list[str]:
     """Shares of one whole as percentages that add up to 100, as far as their digits allow.
 
     The first is written as by `percent`. Others of 1 % or more are whole numbers, rounded by the largest remainder.
+    Where a share is negative or exceeds the whole, no reader adds them up: all are written as by `percent`.
     """
     texts = [percent(share) for share in shares]
+    if min(shares) < 0 or max(shares) > 1:
+        return texts
     whole = [i for i, share in enumerate(shares) if i and 0.01 <= share < 0.985]
     first = round(100 * shares[0], 1 if "." in texts[0] else 0)
     rest = math.fsum(share for i, share in enumerate(shares) if i and i not in whole)

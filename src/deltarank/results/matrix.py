@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from msgspec import Meta
 
-from deltarank.results.codec import Count, Energy, Norm, Rank, Share, from_record, unreadable_record
+from deltarank.results.codec import Count, Energy, Norm, Rank, Share, SignedShare, from_record, unreadable_record
 from deltarank.results.formatting import figure, percent
 from deltarank.results.notebook_parts import sentences_html, table_html
 
@@ -104,6 +104,34 @@ class Loss:
 
     def _repr_html_(self) -> str:
         return losses_html([self])
+
+
+@dataclass(frozen=True)
+class WrittenLoss(Loss):
+    """What any L of rank r, such as the B A of an adapter, loses of the delta D.
+
+    rank             r
+    mse              ||D - L||^2 / (rows * columns)
+    cosine_distance  1 - cos(D, L): over 1 where L points away from D
+    relative_error   ||D - L|| / ||D||: over 1 where L leads away from W0 + D
+    energy_kept      1 - ||D - L||^2 / ||D||^2: negative there
+    """
+
+    cosine_distance: Annotated[float, Meta(ge=0, le=2)]
+    relative_error: Norm
+    energy_kept: SignedShare
+
+    @classmethod
+    def of_fit(cls, rank: int, *, lost: float, total: float, cosine: float, entries: int) -> Self:
+        """
+        Args:
+            lost: ||D - L||^2.
+            total: ||D||^2, which is not 0.
+            cosine: cos(D, L); 0 if L is.
+            entries: rows * columns.
+        """
+        distance = min(max(1.0 - cosine, 0.0), 2.0)
+        return cls(rank, lost / entries, distance, math.sqrt(lost / total), 1.0 - lost / total)
 
 
 @dataclass(frozen=True)

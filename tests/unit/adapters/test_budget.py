@@ -88,10 +88,19 @@ def test_factors_that_lead_away_from_the_weights_keep_nothing() -> None:
     plain = Budget.of([MatrixEnergies(total=10.0, truncated=2.0, lost=2.0)], [], [])
     budget = plain.calibrated_to(-5.0)
     assert (budget.kept, budget.fitted) == pytest.approx((-0.5, 1.3))
+    assert budget.why_negative == "negative: the difference that is left has 1.5 times the energy of the change"
+    assert plain.why_negative == ""
     sentence = budget.sentence(get_server("vllm"), 2)
     assert (
         "keeps nothing of the change in the weights: the difference that is left has 1.5 times its energy" in sentence
     )
+
+
+def test_the_same_share_is_rounded_alike_whatever_the_factors_keep() -> None:
+    """Beside what is given up of more than the whole, no parts are rounded to add up."""
+    plain = Budget.of([MatrixEnergies(71.668, 27.047, 27.047)], [], [left("h", 28.332, "lm_head")])
+    assert plain.percents == ["45 %", "27 %", "0 %", "0 %", "28 %"]
+    assert plain.calibrated_to(-59.86).percents == ["-60 %", "27 %", "0 %", "104 %", "28 %"]
 
 
 def test_without_a_change_everything_is_kept() -> None:

@@ -1,20 +1,24 @@
 """A calibration loads the plain adapter as PEFT does, and states what of it is plain extraction's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import deltarank
+from calibrations import calibration, score
+from commands import RunCommand
 from deltarank.architectures import silence_transformers
 from deltarank.checkpoints import open_checkpoint, pair_checkpoints
 from deltarank.jobs.calibrate.evaluate import carries_all_matrices
 from deltarank.jobs.calibrate.student import Student, add_tokens
-from deltarank.jobs.calibrate.weights_kept import energy_kept
-from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, ExtractOptions
+from deltarank.jobs.calibrate.weights_kept import with_weights_kept
+from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, ExtractOptions, render_model_card
 from deltarank.models import EditedWeights, Window, load_model, read_skeleton
 from deltarank.results import WeightPlacement
 from deltarank.runtime import ProgressListener
@@ -25,6 +29,18 @@ CPU = torch.device("cpu")
 
 def extract(pair: Path, **options: object) -> ExtractedAdapter:
     return deltarank.extract(pair / "base", pair / "finetune", output=pair / "adapter", rank=2, **options)  # type: ignore[arg-type]
+
+
+def multiply_factors(adapter: Path, factor: float) -> None:
+    """A and B, and nothing else of the file."""
+    file = adapter / "adapter_model.safetensors"
+    tensors = {name: each * (factor if "lora_" in name else 1) for name, each in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+def measured_again(plain: ExtractedAdapter, pair: Path) -> ExtractedAdapter:
+    with open_checkpoint(str(pair / "base")) as base, open_checkpoint(str(pair / "finetune")) as finetune:
+        return with_weights_kept(plain, pair / "adapter", (base, finetune), "cpu", ProgressListener())
 
 
 @pytest.mark.parametrize("make", [DENSE["llama"], EXPERTS["gpt-oss"]], ids=["llama", "gpt-oss"])
@@ -54,12 +70,55 @@ def test_the_plain_adapter_gives_up_nothing_of_the_weights(options: dict[str, ob
     """Of the tensors that the budget counts, whatever --include and --exclude left out."""
     write_pair(DENSE["llama"], tmp_path)
     plain = extract(tmp_path, dtype="float32", **options)
-    with open_checkpoint(str(tmp_path / "base")) as base, open_checkpoint(str(tmp_path / "finetune")) as finetune:
-        kept = energy_kept(tmp_path / "adapter", (base, finetune), "cpu", ProgressListener())
-
-    budget = plain.budget.calibrated_to(kept)
+    budget = measured_again(plain, tmp_path).budget
     assert 0 < budget.kept == pytest.approx(plain.budget.kept, abs=1e-6)
     assert budget.fitted == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "server"),
+    [(DENSE["llama"], "portable"), (EXPERTS["gpt-oss"], "peft"), (EXPERTS["mixtral"], "peft")],
+    ids=["llama", "gpt-oss", "mixtral"],
+)
+def test_the_losses_as_written_are_those_of_the_fitted_factors(make: Make, server: str, tmp_path: Path) -> None:
+    """Twice the factors of plain extraction, L: ||D - 4 L||^2 = (1 + 8 k) ||D||^2, where L keeps k of ||D||^2."""
+    write_pair(make, tmp_path)
+    plain = extract(tmp_path, dtype="float32", server=server)
+    multiply_factors(tmp_path / "adapter", 2)
+
+    fitted = measured_again(plain, tmp_path)
+    assert fitted.matrices
+    assert [each.losses for each in fitted.matrices] == [each.losses for each in plain.matrices]
+    for ours, theirs in zip(fitted.matrices, plain.matrices, strict=True):
+        assert ours.written
+        assert theirs.written
+        kept = theirs.written.energy_kept
+        assert ours.written.energy_kept == pytest.approx(-8 * kept, rel=1e-4)
+        assert ours.written.relative_error == pytest.approx((1 + 8 * kept) ** 0.5, rel=1e-4)
+        assert ours.written.cosine_distance == pytest.approx(theirs.written.cosine_distance, abs=1e-4)
+        assert ours.written.mse == pytest.approx((1 + 8 * kept) * ours.energy / np.prod(ours.shape), rel=1e-4)
+    (tmp_path / "deltarank.json").write_text(fitted.to_json())
+    assert ExtractedAdapter.load(tmp_path).matrices == fitted.matrices
+
+
+def test_the_losses_as_written_are_those_that_numpy_finds_in_float64(tmp_path: Path) -> None:
+    write_pair(DENSE["llama"], tmp_path)
+    plain = extract(tmp_path)
+    multiply_factors(tmp_path / "adapter", 1.5)
+    base, finetune, factors = (
+        {name: each.double().numpy() for name, each in load_file(tmp_path / file).items()}
+        for file in ("base/model.safetensors", "finetune/model.safetensors", "adapter/adapter_model.safetensors")
+    )
+    for matrix in measured_again(plain, tmp_path).matrices:
+        a, b = (factors[f"base_model.model.{matrix.path}.lora_{each}.weight"] for each in "AB")
+        delta, written = finetune[matrix.name] - base[matrix.name], matrix.written
+        assert written
+        error = delta - b @ a
+        assert written.relative_error == pytest.approx(np.linalg.norm(error) / np.linalg.norm(delta), rel=1e-5)
+        assert written.energy_kept == pytest.approx(1 - np.vdot(error, error) / np.vdot(delta, delta), rel=1e-5)
+        assert written.mse == pytest.approx((error**2).mean(), rel=1e-5)
+        cosine = np.vdot(delta, b @ a) / np.linalg.norm(delta) / np.linalg.norm(b @ a)
+        assert written.cosine_distance == pytest.approx(1 - cosine, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +165,39 @@ def test_added_tokens_that_the_adapter_carries_are_added_to_the_base(tmp_path: P
     assert bool(logits.isfinite().all())
 
 
-def test_verify_does_not_say_that_a_calibrated_adapter_keeps_less_than_nothing(tmp_path: Path) -> None:
+def test_verify_does_not_say_that_a_calibrated_adapter_keeps_less_than_nothing(
+    command: RunCommand, tmp_path: Path
+) -> None:
     write_pair(DENSE["llama"], tmp_path)
     extract(tmp_path, dtype="float32")
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
-    save_file({name: 2 * each for name, each in load_file(file).items()}, file, {"format": "pt"})
+    multiply_factors(tmp_path / "adapter", 2)
     metadata = tmp_path / "adapter" / "deltarank.json"
     metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "calibration": {"method": "kl_distillation"}}))
 
-    fit = deltarank.verify(tmp_path / "base", tmp_path / "finetune", tmp_path / "adapter")
-    assert fit.kind == "calibrated"
-    assert "Of the change in the weights it keeps nothing." in fit.sentences[0]
-    assert "In the matrices that it changes it keeps nothing of the change" in fit.sentences[1]
+    ran = command("verify", tmp_path / "base", tmp_path / "finetune", tmp_path / "adapter")
+    said = " ".join(ran.out.split())
+    assert "Of the change in the weights it keeps nothing. In the matrices that it changes, the best LoRA" in said
+    assert said.count("keeps nothing") == 1
+    assert "mlp.down_proj nothing" in said
+    assert "under 0" not in said
+    assert "scaled by" not in said, "a length that fits predictions is no wrong scale"
+
+
+def test_the_card_says_each_figure_once_and_draws_no_bar_over_the_edge(tmp_path: Path) -> None:
+    """Of factors that lead away from the weights, which give up more than the whole change."""
+    write_pair(DENSE["llama"], tmp_path)
+    plain = extract(tmp_path, dtype="float32")
+    multiply_factors(tmp_path / "adapter", 2)
+    reached = calibration(score(), replace(score(), documents=48, groups=16))
+    card = render_model_card(replace(measured_again(plain, tmp_path), calibration=reached))
+
+    assert card.count(reached.distances) == 1
+    assert card.count("0.2 | 0.18 to 0.22 | 60 % | 55 to 65 % |") == 2
+    assert "48 in 16 groups" in card
+    assert "In the weights: it keeps" not in card
+    bars = [line for line in card.splitlines() if line.endswith(" %") and "  " in line]
+    widest = next(line for line in bars if line.startswith("given up to fit the predictions"))
+    assert max(line.count("█") for line in bars) == widest.count("█") == 40
+    kept = next(line for line in bars if line.startswith("kept "))
+    assert kept.index("-") == widest.index("█") + 42
+    assert "What is kept is negative: the difference that is left has" in card

@@ -25,7 +25,7 @@ from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student, add_tokens
 from deltarank.jobs.calibrate.teacher import OwnAnswers, answers_at_once, check_causal, store_predictions
 from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
-from deltarank.jobs.calibrate.weights_kept import energy_kept
+from deltarank.jobs.calibrate.weights_kept import with_weights_kept
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
 from deltarank.models import (
     AnyModel,
@@ -292,8 +292,8 @@ class CalibrateJob:
             identity=folder.identity_hash,
         )
         if calibration.steps:
-            kept = energy_kept(folder.calibrated, (self.base, self.finetune), self.options.device, progress)
-            adapter = replace(adapter, budget=plain.budget.calibrated_to(kept))
+            pair = self.base, self.finetune
+            adapter = with_weights_kept(adapter, folder.calibrated, pair, self.options.device, progress)
         for sentence in calibration.warnings:
             progress.warned(sentence)
         with folder.writing():

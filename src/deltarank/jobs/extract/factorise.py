@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,11 @@ from torch import Tensor
 from deltarank.adapters import is_adapted, own_copy, write_factors
 from deltarank.jobs.extract.layout import Target
 from deltarank.jobs.extract.result import AdapterMatrix
-from deltarank.results import Loss, Outcome
+from deltarank.results import Loss, Outcome, WrittenLoss
 from deltarank.runtime import TENSOR_FAILURES, DeltaReader, SolverOptions, Step, as_output_error, failure_outcome
 from deltarank.spectra import Factors, RoundingNoise, Sums, Workspace, factorise, residual_energy
+
+AnyLoss = TypeVar("AnyLoss", bound=Loss)
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class MatrixFactoriser:
             return FactoredMatrix(_without_factors(target, Outcome.NOT_FINITE, Outcome.NOT_FINITE.sentence))
         result = replace(_without_factors(target, Outcome.IDENTICAL), energy=sums.energy, base_energy=sums.base_energy)
         if sums.is_zero:
-            nothing = _loss(target, 0.0, 0.0)
-            return FactoredMatrix(replace(result, losses=(nothing,), written=nothing))
+            losses, written = (_loss(Loss, target, 0.0, 0.0),), _loss(WrittenLoss, target, 0.0, 0.0)
+            return FactoredMatrix(replace(result, losses=losses, written=written))
         factors = factorise(delta, target.rank, energy=sums.energy, workspace=self._workspace)
         a, b = _rounded(factors, target, self._dtype)
         left, right = (a.T, b.T) if target.transposed else (b, a)
@@ -87,8 +89,8 @@ class MatrixFactoriser:
             result,
             **_noise_figures(target, factors, sums, noise),
             outcome=Outcome.MEASURED,
-            losses=(_loss(target, factors.lost, sums.energy),),
-            written=_loss(target, lost, sums.energy),
+            losses=(_loss(Loss, target, factors.lost, sums.energy),),
+            written=_loss(WrittenLoss, target, lost, sums.energy),
         )
         return FactoredMatrix(measured, (own_copy(a), own_copy(b)))
 
@@ -111,8 +113,8 @@ def _without_factors(target: Target, outcome: Outcome, reason: str | None = None
     )
 
 
-def _loss(target: Target, lost: float, energy: float) -> Loss:
-    return Loss.from_energy(target.rank, lost=lost, total=energy, entries=target.pair.entries)
+def _loss(kind: type[AnyLoss], target: Target, lost: float, energy: float) -> AnyLoss:
+    return kind.from_energy(target.rank, lost=lost, total=energy, entries=target.pair.entries)
 
 
 def _rounded(factors: Factors, target: Target, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

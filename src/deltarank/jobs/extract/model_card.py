@@ -17,6 +17,18 @@ _GUIDE = "https://github.com/deltarank/deltarank/blob/main/docs/how-to/extract-v
 _BAR = 40
 _MOST_NAMES = 12
 
+_SCORE_COLUMNS = (
+    "text",
+    "documents",
+    "base",
+    "plain extraction, this rank",
+    "plain extraction, any rank",
+    "this adapter",
+    "95 % interval",
+    "below plain extraction, this rank",
+    "95 % interval",
+)
+
 
 def render_model_card(adapter: ExtractedAdapter, *, picture: bool = False) -> str:
     """Markdown, with the front matter that the Hub reads.
@@ -63,7 +75,7 @@ def results_section(adapter: ExtractedAdapter) -> Iterator[str]:
     if adapter.behaviour is None and adapter.calibration is not None:
         yield f"**It is {_plain(adapter.calibration.distances)}**"
         yield ""
-        yield f"In the weights: {weights[0].lower()}{weights[1:]}"
+        yield weights
     elif adapter.behaviour is None:
         yield weights
         yield ""
@@ -80,8 +92,14 @@ def results_section(adapter: ExtractedAdapter) -> Iterator[str]:
             f"{count(measured.documents, 'document')}{applied}. Behaviour kept is 100 % for the finetune and 0 % for "
             "the base."
         )
+        if adapter.calibration is not None:
+            yield ""
+            yield (
+                f"In its calibration it was {figure(adapter.calibration.held_out.kld_calibrated)} nats per token from "
+                "the finetune, on documents that it was not fitted to (below): the distance depends on the text."
+            )
         yield ""
-        yield f"In the weights: {weights[0].lower()}{weights[1:]}"
+        yield weights
     yield LAST_LINE
 
 
@@ -94,7 +112,7 @@ def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:
     rows = [("kept", budget.kept), ("truncated", budget.truncated), ("rounded", budget.rounded)]
     rows += [("given up to fit the predictions", budget.fitted)] if budget.fitted else []
     rows += [(kind_in_words(kind), share) for kind, (_, share) in budget.by_kind().items()]
-    width = max(len(_plain(word)) for word, _ in rows)
+    width, longest = max(len(_plain(word)) for word, _ in rows), max(1.0, *(share for _, share in rows))
     yield from (
         "## Where the change went",
         "",
@@ -103,45 +121,44 @@ def _chart(adapter: ExtractedAdapter, picture: bool) -> Iterator[str]:
         "```",
     )
     for word, share in rows:
-        yield f"{_plain(word):<{width}}  {'█' * round(_BAR * share):<{_BAR}}  {percent(share)}"
+        yield f"{_plain(word):<{width}}  {'█' * round(_BAR * share / longest):<{_BAR}}  {percent(share)}"
     yield "```"
+    if budget.why_negative:
+        yield ""
+        yield f"What is kept is {budget.why_negative}."
 
 
 def _calibration(adapter: ExtractedAdapter) -> Iterator[str]:
-    """What the calibration reached, in words and as a table."""
+    """What the calibration reached, as a table; the first sentence of the card is about the same figures."""
     calibration = adapter.calibration
     if calibration is None:
         return
     yield from ("## How near it is to the finetune", "")
-    yield " ".join(_plain(sentence) for sentence in calibration.sentences)
+    yield " ".join(_plain(sentence) for sentence in calibration.remarks)
     yield from (
         "",
         "Mean KL divergence from the finetune in nats per token, on documents that neither fitted nor chose:",
         "",
-        "| text | documents | base | plain, this rank | plain, any rank | this adapter | 95 % interval |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {' | '.join(_SCORE_COLUMNS)} |",
+        f"| --- |{' ---: |' * (len(_SCORE_COLUMNS) - 1)}",
         _score_row("the calibration's kind", calibration.held_out),
         _score_row("another kind (built-in passages)", calibration.other_text),
     )
-    if any(_has_groups(score) for score in (calibration.held_out, calibration.other_text)):
-        yield from ("", "Answers to one prompt, and parts of one text, are one group. The interval is over groups.")
+    if any(score.has_groups for score in (calibration.held_out, calibration.other_text)):
+        yield from ("", "Answers to one prompt, and parts of one text, are one group. The intervals are over groups.")
 
 
 def _score_row(text: str, score: CalibrationScore) -> str:
     klds = (score.kld_base, score.kld_plain, score.kld_any_rank, score.kld_calibrated)
-    interval = "" if score.low is None else f"{figure(score.low)} to {figure(score.high)}"
     cells = ("" if kld is None else figure(kld) for kld in klds)
-    groups = f" in {score.groups:,} groups" if _has_groups(score) else ""
-    return f"| {text} | {score.documents:,}{groups} | {' | '.join(cells)} | {interval} |"
-
-
-def _has_groups(score: CalibrationScore) -> bool:
-    return score.groups < score.documents
+    groups = f" in {score.groups:,} groups" if score.has_groups else ""
+    gain = percent(score.gain, unknown=""), score.gain_interval()
+    return f"| {text} | {score.documents:,}{groups} | {' | '.join([*cells, score.interval, *gain])} |"
 
 
 def _modules(adapter: ExtractedAdapter) -> Iterator[str]:
     if adapter.calibration and adapter.calibration.steps:
-        return  # the losses of its matrices are those of the plain adapter
+        return  # deltarank.json has them: factors that were fitted to predictions were not fitted to keep much
     yield from (
         "## By module",
         "",

@@ -22,6 +22,7 @@ from deltarank.results import (
     Reference,
     Share,
     StoredResult,
+    WrittenLoss,
     noise_shares,
     percent,
     schema_of,
@@ -46,7 +47,7 @@ class AdapterMatrix:
     energy       ||D||^2
     base_energy  ||W0||^2
     losses       the loss of the best approximation of that rank, as `compare` reports it: one entry, or none
-    written      the loss of the factors as written, rounding included; None if there are none
+    written      the loss of the factors as written, rounding included, also of calibrated ones; None if there are none
     reason       why there are no factors
     rounding_floor, noise_edge, signal_share
                  as `compare` reports them; None if they are not known. The share is not known if all singular values
@@ -63,7 +64,7 @@ class AdapterMatrix:
     energy: Energy = 0.0
     base_energy: Energy = 0.0
     losses: tuple[Loss, ...] = ()
-    written: Loss | None = None
+    written: WrittenLoss | None = None
     reason: str | None = None
     rounding_floor: Norm | None = None
     noise_edge: float | None = None
@@ -130,8 +131,8 @@ class ExtractedAdapter(StoredResult):
     identity    equal for two extractions only if their inputs and options are equal
     load_check  whether PEFT loads it
     behaviour   what `outputs` measured of it; None before `update_card`
-    calibration how its factors were fitted to the finetune's predictions; None for a plain extraction. `matrices` have
-                the losses of the plain one
+    calibration how its factors were fitted to the finetune's predictions; None for a plain extraction. Of `matrices`,
+                `losses` are the best that the rank can, and `written` is what the fitted factors lose
     """
 
     description = "what `deltarank extract` writes about an adapter"

@@ -219,16 +219,19 @@ def _say_stranger(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, t
 
 
 def _say_calibrated(subject: str, rows: Sequence[TensorFit], whole: FitEnergies, touched: FitEnergies) -> Iterator[str]:
+    ours, theirs = _keeps_some(whole.share_lost or 0.0), _keeps_some(touched.share_lost or 0.0)
     yield (
-        f"{subject} is calibrated: its factors fit the finetune's predictions and not its weights. Of the change in "
-        f"the weights it {_keeps_some(whole.share_lost or 0.0)}."
+        f"{subject} is calibrated: its factors were fitted to the finetune's predictions, not to its weights. Of the "
+        f"change in the weights it {ours}."
     )
     if touched.share_best is not None:
-        yield (
-            f"In the matrices that it changes it {_keeps_some(touched.share_lost or 0.0)} of the change; the "
-            f"best LoRA of its ranks keeps {percent_kept(touched.share_best)}."
-        )
-    yield "`deltarank outputs --adapter` measures how near it is to the finetune. Its model card has the last figures."
+        best = f"the best LoRA of its ranks keeps {percent_kept(touched.share_best)}"
+        both = f"{best} of the change" if ours == theirs else f"it {theirs} of the change, and {best}"
+        yield f"In the matrices that it changes, {both}."
+    yield (
+        "`deltarank outputs --adapter` measures how near its predictions are to the finetune's; its model card has "
+        "the distances that the calibration measured."
+    )
 
 
 def _keeps_some(share_lost: float) -> str:
