@@ -28,8 +28,8 @@ def compared(
     return deltarank.compare(*paths, ranks=ranks)
 
 
-def behaviour(kept: Mapping[int | None, float]) -> Outputs:
-    """Outputs of which each rank keeps this share; None: unlimited rank."""
+def behaviour(kept: Mapping[int | None, float], adapters: Mapping[str, float] | None = None) -> Outputs:
+    """Outputs of which each rank keeps this share; None: unlimited rank. So do adapters of rank 8."""
 
     def candidate(name: str, kind: CandidateKind, rank: int | None, kld: float) -> CandidateResult:
         made = [{"document": _stats(each)} for each in (kld, 1.0)]
@@ -38,7 +38,8 @@ def behaviour(kept: Mapping[int | None, float]) -> Outputs:
 
     ranks = [candidate(f"rank {rank}", CandidateKind.RANK, rank, 1 - share) for rank, share in kept.items()]
     base = candidate("base", CandidateKind.BASE, None, 1.0)
-    return Outputs("tuned", (Text("own answers", 1, 40, own=True),), (base, *ranks))
+    others = [candidate(name, CandidateKind.ADAPTER, 8, 1 - share) for name, share in (adapters or {}).items()]
+    return Outputs("tuned", (Text("own answers", 1, 40, own=True),), (base, *ranks, *others))
 
 
 def _stats(kld: float) -> TokenStats:
@@ -132,7 +133,7 @@ def test_where_outputs_were_measured_the_lines_are_about_behaviour(tmp_path: Pat
 
     assert measured.headline_rank == 2
     assert measured.verdict.opening[1] == (
-        "Ranks above 8 gain little: rank 8 keeps 92 % of the behaviour, unlimited rank 93 %."
+        "Ranks above 8 gain little: plain extraction of rank 8 keeps 92 % of the behaviour, of unlimited rank 93 %."
     )
     limited = with_outputs(results, behaviour({2: 0.92, None: 0.93})).verdict.opening
     assert "leaves it out, so that plain extraction of unlimited rank keeps 93 % of the behaviour." in limited[2]
@@ -140,8 +141,19 @@ def test_where_outputs_were_measured_the_lines_are_about_behaviour(tmp_path: Pat
     assert enough[1] == "Rank 8 is enough: it keeps 99.9 % of the behaviour."
     too_low = with_outputs(results, behaviour({2: 0.4, 8: 0.5, None: 0.97})).verdict.opening
     assert too_low[1] == (
-        "No measured rank is enough: rank 8 keeps 50 % of the behaviour, and unlimited rank would keep 97 %."
+        "No measured rank is enough: plain extraction of rank 8 keeps 50 % of the behaviour, and of unlimited rank it "
+        "would keep 97 %."
     )
+
+
+def test_an_adapter_that_keeps_more_than_any_rank_is_named(tmp_path: Path) -> None:
+    results, _ = trained_embedding(tmp_path, tied=True)
+    better = behaviour({2: 0.5, 8: 0.6, None: 0.74}, adapters={"plain": 0.74, "calibrated": 0.86, "another": 0.8})
+    needed = with_outputs(results, better).verdict.opening[1]
+    assert needed.endswith(
+        "it would keep 74 %. The adapter calibrated, of rank 8, keeps 86 %: more than plain extraction at any rank."
+    )
+    assert "adapter" not in with_outputs(results, behaviour({2: 0.5, None: 0.7}, {"plain": 0.7})).verdict.opening[1]
 
 
 def test_a_lora_keeps_nothing_of_a_change_elsewhere(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deltarank.results import (
     ABOVE_EDGE,
     SERVABLE_RANKS,
     CandidateKind,
+    CandidateResult,
     Interval,
     MatrixResult,
     NoiseShares,
@@ -110,38 +111,65 @@ def slot_words(rank: int) -> str:
 
 
 def by_behaviour(outputs: Outputs) -> Iterator[str]:
-    """The lowest measured rank whose behaviour a higher one hardly improves; nothing if it is not known."""
+    """The lowest measured rank whose behaviour a higher one hardly improves; nothing if it is not known.
+
+    An adapter that was not extracted plainly may keep more than unlimited rank: then it is named.
+    """
     kept = kept_by_rank(outputs)
     unlimited = kept.pop(None, None)
     if unlimited is None or not kept:
         return
-    limit = unlimited.value
+    yield " ".join([_rank_in_words(kept, unlimited.value), *_better_adapter(outputs, unlimited.value)])
+
+
+def _rank_in_words(kept: Mapping[int | None, Interval], limit: float) -> str:
+    """
+    Args:
+        kept: by the measured ranks; `limit`: at unlimited rank.
+    """
     enough = next((rank for rank in sorted(kept, key=_as_number) if limit - kept[rank].value <= ENOUGH), None)
     if enough is None:
         highest = max(kept, key=_as_number)
-        yield (
-            f"No measured rank is enough: rank {highest} keeps {percent(kept[highest].value)} of the behaviour, and "
-            f"unlimited rank would keep {percent(limit)}."
+        return (
+            f"No measured rank is enough: plain extraction of rank {highest} keeps {percent(kept[highest].value)} of "
+            f"the behaviour, and of unlimited rank it would keep {percent(limit)}."
         )
-    elif limit >= NEARLY_ALL_KEPT:
-        yield f"Rank {enough} is enough: it keeps {percent(kept[enough].value)} of the behaviour."
-    else:
+    if limit >= NEARLY_ALL_KEPT:
+        return f"Rank {enough} is enough: it keeps {percent(kept[enough].value)} of the behaviour."
+    return (
+        f"Ranks above {enough} gain little: plain extraction of rank {enough} keeps {percent(kept[enough].value)} of "
+        f"the behaviour, of unlimited rank {percent(limit)}."
+    )
+
+
+def _better_adapter(outputs: Outputs, limit: float) -> Iterator[str]:
+    """The one that keeps most, if it keeps more than unlimited rank, `limit`, beyond its interval."""
+    better = [
+        (kept.value, adapter)
+        for adapter, kept in _kept(outputs, CandidateKind.ADAPTER)
+        if kept.value - limit > ENOUGH and (kept.low is None or kept.low > limit)
+    ]
+    if better:
+        share, adapter = max(better, key=lambda each: each[0])
+        rank = "" if adapter.rank is None else f", of rank {adapter.rank},"
         yield (
-            f"Ranks above {enough} gain little: rank {enough} keeps {percent(kept[enough].value)} of the behaviour, "
-            f"unlimited rank {percent(limit)}."
+            f"The adapter {adapter.name.removeprefix('adapter ')}{rank} keeps {percent(share)}: more than plain "
+            "extraction at any rank."
         )
 
 
 def kept_by_rank(outputs: Outputs) -> dict[int | None, Interval]:
     """The share of the behaviour kept on the main text, by rank; None: unlimited rank. Negative shares are left out."""
+    return {candidate.rank: kept for candidate, kept in _kept(outputs, CandidateKind.RANK) if kept.value >= 0}
+
+
+def _kept(outputs: Outputs, kind: CandidateKind) -> Iterator[tuple[CandidateResult, Interval]]:
+    """The candidates of a kind with the share of the behaviour that they keep on the main text."""
     text = outputs.main_text
-    return {
-        candidate.rank: on.kept
-        for candidate in outputs.candidates
-        if candidate.kind is CandidateKind.RANK
-        for on in candidate.logits
-        if text and on.text == text.name and on.kept and on.kept.value >= 0
-    }
+    for candidate in (each for each in outputs.candidates if each.kind is kind):
+        for on in candidate.logits:
+            if text and on.text == text.name and on.kept:
+                yield candidate, on.kept
 
 
 def _as_number(rank: int | None) -> float:

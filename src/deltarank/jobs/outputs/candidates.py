@@ -174,7 +174,8 @@ def _only_rank(applied: Applied) -> int | None:
 
 
 def _adapter_note(applied: Applied, lora: LoraAdapter) -> str | None:
-    notes = [*applied.notes, *applied.left_out_biases(lora)]
+    calibrated = ["calibrated: fitted to the finetune's predictions, not to its weights"] if lora.is_calibrated else []
+    notes = [*calibrated, *applied.notes, *applied.left_out_biases(lora)]
     if applied.unused:
         names = listing([quoted(tensor.name) for tensor in applied.unused], most=2)
         notes.append(f"not used: {names}: {applied.unused[0].reason}")
