@@ -19,6 +19,7 @@ from deltarank.results import (
     count,
     figure,
     listing,
+    percent,
     percents,
     to_plain,
 )
@@ -197,8 +198,14 @@ class Budget:
 
     @property
     def percents(self) -> list[str]:
-        """Kept, truncated, rounded, given up by fitting predictions, and left out, as text: "71 %"."""
-        return percents([self.kept, self.truncated, self.rounded, self.fitted, self.left_out])
+        """Kept, truncated, rounded, given up by fitting predictions, and left out, as text: "71 %".
+
+        Those that fitting does not change read as in the budget of plain extraction at this rank.
+        """
+        kept, truncated, rounded, left_out = percents(
+            [self.kept + self.fitted, self.truncated, self.rounded, self.left_out]
+        )
+        return [percent(self.kept) if self.fitted else kept, truncated, rounded, percent(self.fitted), left_out]
 
     @classmethod
     def figures(cls) -> dict[str, Any]:

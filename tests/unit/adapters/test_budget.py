@@ -96,11 +96,13 @@ def test_factors_that_lead_away_from_the_weights_keep_nothing() -> None:
     )
 
 
-def test_the_same_share_is_rounded_alike_whatever_the_factors_keep() -> None:
-    """Beside what is given up of more than the whole, no parts are rounded to add up."""
+@pytest.mark.parametrize(
+    ("energy_kept", "kept", "fitted"), [(-59.86, "-60 %", "104 %"), (44.31, "44 %", "0.3 %"), (38.0, "38 %", "6.6 %")]
+)
+def test_the_same_share_is_rounded_alike_whatever_the_factors_keep(energy_kept: float, kept: str, fitted: str) -> None:
     plain = Budget.of([MatrixEnergies(71.668, 27.047, 27.047)], [], [left("h", 28.332, "lm_head")])
     assert plain.percents == ["45 %", "27 %", "0 %", "0 %", "28 %"]
-    assert plain.calibrated_to(-59.86).percents == ["-60 %", "27 %", "0 %", "104 %", "28 %"]
+    assert plain.calibrated_to(energy_kept).percents == [kept, "27 %", "0 %", fitted, "28 %"]
 
 
 def test_without_a_change_everything_is_kept() -> None:
