@@ -126,11 +126,35 @@ class TestRefused:
         assert run.code == 2
         assert "--steps needs --calibrate" in run.err
 
+    def test_a_dry_run_refuses_what_would_be_refused(self, models: Path, tmp_path: Path, command: RunCommand):
+        (tmp_path / "short.txt").write_text("too short\n")
+        words = ["extract", models / "base", models / "finetune", "-r", 2, "--dry-run", "--calibrate"]
+        run = command(*words, tmp_path / "short.txt")
+        assert run.code == 2
+        assert "too short: 1 different document" in run.err
+        assert command(*words, models / "text.jsonl").code == 0
+
+    def test_own_answers_that_do_not_fit_leave_nothing_behind(self, models: Path, tmp_path: Path):
+        """And beside a file they are left out, with a note."""
+        shutil.copytree(models, tmp_path / "pair")
+        for each in ("base", "finetune"):
+            config = tmp_path / "pair" / each / "config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 100}))
+        with refused("prompt-length", match="built-in prompts fit"):
+            calibrate(tmp_path / "pair", tmp_path / "adapter", calibrate=["own"])
+        assert [each.name for each in tmp_path.iterdir()] == ["pair"]
+        text = str(tmp_path / "pair" / "text.jsonl")
+        models = tmp_path / "pair" / "base", tmp_path / "pair" / "finetune"
+        plan = deltarank.plan_calibration(*models, rank=2, calibrate=["own", text])
+        assert "Only the files are used, and no answers of the finetune." in plan.lines()
+        assert plan.options.calibrate == (text,)
+
     def test_a_dry_run_says_memory_disk_and_time(self, models: Path, command: RunCommand):
         words = ["extract", models / "base", models / "finetune", "-r", 2, "--calibrate", "own", "--dry-run"]
         run = command(*words)
         assert run.code == 0
         assert "of memory" in run.out
+        assert "of disk and about " in run.out
         assert "the finetune's own answers" in run.out
         assert json.loads(command(*words, "--json").out)["trained"] > 0
 

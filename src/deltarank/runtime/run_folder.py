@@ -246,7 +246,7 @@ def differences(found: Any, wanted: Record) -> list[str]:
             changed += [f"the {name} changed" if name in ("texts", "prompts") else f"{name} changed" for name in names]
         elif isinstance(before, dict) and isinstance(after, dict):
             changed += [
-                f"{name}: {before.get(name)!r} in that run, {after.get(name)!r} now"
+                f"{name}: {_in_words(before.get(name))} in that run, {_in_words(after.get(name))} now"
                 for name in sorted({*before, *after})
                 if before.get(name) != after.get(name)
             ]
@@ -254,8 +254,18 @@ def differences(found: Any, wanted: Record) -> list[str]:
             what = "calibration texts" if key == "given" else key
             changed.append(f"{what}: {_some(before)} in that run, {_some(after)} now")
         elif key != "calibration" or "given" not in {*found, *wanted}:
-            changed.append(f"the {key} changed" if key in ("base", "finetune") else f"{key}: {before!r} in that run")
+            is_model = key in ("base", "finetune")
+            changed.append(f"the {key} changed" if is_model else f"{key}: {_in_words(before)} in that run")
     return [each if len(each) < 200 else each[:200] + "..." for each in changed] or ["its run.json cannot be read"]
+
+
+def _in_words(value: object) -> str:
+    """A list as its items, a switch as yes or no."""
+    if isinstance(value, list | tuple):
+        return listing([_in_words(each) for each in value], most=20)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
 
 
 def _some(texts: object) -> str:

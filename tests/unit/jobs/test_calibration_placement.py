@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import deltarank
 from deltarank.checkpoints import open_checkpoint
+from deltarank.demo.model import tokenizer
+from deltarank.demo.recipe import Recipe
 from deltarank.jobs.calibrate.placement import load_placed
 from deltarank.jobs.calibrate.student import Student
 from deltarank.models import EditedWeights, Predictor, Window, load_model, read_skeleton
@@ -101,6 +103,7 @@ def write_without_weights(folder: Path, **config: int) -> None:
     """A checkpoint whose weights are a hole in a file: it has the size of real ones and takes no space."""
     settings = AutoConfig.for_model("llama", **config)
     settings.save_pretrained(folder)
+    tokenizer(Recipe()).save_pretrained(folder)
     with torch.device("meta"):
         shapes = {name: each.shape for name, each in AutoModelForCausalLM.from_config(settings).state_dict().items()}
     ends = list(itertools.accumulate(2 * math.prod(shape) for shape in shapes.values()))

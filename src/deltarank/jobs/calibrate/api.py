@@ -53,13 +53,15 @@ def extract_calibrated(
 def plan_calibration(
     base: Ref, finetune: Ref, *, output: Ref | None = None, force: bool = False, **keywords: Unpack[CalibrateKeywords]
 ) -> CalibrationPlan:
-    """What `extract_calibrated` would do, from the headers alone: no tensor is read, and no model is downloaded.
+    """What `extract_calibrated` would do, from headers, texts and the tokenizer: no tensor is read.
 
-    Arguments and errors as for `extract_calibrated`. Nothing is written: of `output` it is checked that it can be used.
+    No model is downloaded. Arguments and errors as for `extract_calibrated`. Nothing is written: of `output` it is
+    checked that it can be used.
     """
     refs, options = parse_keywords(base, finetune, keywords, CalibrateOptions)
     with refs.without_download().open(ProgressListener()) as checkpoints:
         job = CalibrateJob(*checkpoints, options)
         if output is not None:
             job.check_output(user_path(output), force=force)
+        job.texts.check()
         return job.plan

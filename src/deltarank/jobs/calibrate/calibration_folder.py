@@ -53,7 +53,16 @@ class CalibrationFolder:
 
     @property
     def _has_work(self) -> bool:
-        return self.own_answers.exists() or any(self.adapters.glob("*"))
+        """Whether anything is worth keeping: answers of the finetune, a part of the plain adapter, or what follows."""
+        return any(self.own_answers.glob("*.jsonl")) or any(self.adapters.glob("*"))
+
+    @property
+    def _is_of_another(self) -> bool:
+        """Whether another calibration was begun here that left nothing worth keeping."""
+        found = read_identity(self.folder)
+        settings = found.get("settings") if isinstance(found, dict) else None
+        is_calibration = isinstance(settings, dict) and "calibrate" in settings
+        return is_calibration and found != self._identity and not self._has_work
 
     @property
     def is_finished(self) -> bool:
@@ -64,11 +73,13 @@ class CalibrationFolder:
         """Raises OutputError if the output or the working folder cannot be written. Writes nothing."""
         check_output(self.output, force=force)
         with self.writing():
+            force = force or self._is_of_another
             self._run_folder.check(force=force, needed_bytes=needed_bytes - self._written_bytes)
 
     def open(self, *, force: bool, needed_bytes: float) -> None:
         """Locks the folder. Raises OutputError as `check` does, and writes nothing then."""
         self.check(force=force, needed_bytes=needed_bytes)
+        force = force or self._is_of_another
         self._run_folder.open(force=force, needed_bytes=0.0)
         self._is_open = True
         with self.writing():

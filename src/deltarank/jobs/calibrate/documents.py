@@ -53,7 +53,7 @@ def split_records(
     """Splits at random, by document, or by "group" where a record names one. Duplicates count once.
 
     Args:
-        tokens: documents are taken until they have this many tokens.
+        tokens: documents are taken until they have this many tokens, and are enough to be split.
         vocabulary: documents with a token from this id on are left out, because the base cannot read them.
 
     Built-in passages are left out: they are only scored, as the other text.
@@ -65,12 +65,12 @@ def split_records(
     new = [record for record in records if content_of(record) not in built_in]
     taken = _Taken(built_in=len(records) - len(new))
     for group in _shuffled_groups(new, seed):
-        if taken.tokens >= tokens:
+        if taken.tokens >= tokens and taken.are_enough:
             break
         taken.add(group, [list(encode(record, tokenizer, context=context)) for record in group], vocabulary)
-    groups = taken.groups
-    if len(groups) < FEWEST_DOCUMENTS or taken.scored < FEWEST_TOKENS:
+    if not taken.are_enough:
         raise taken.too_short()
+    groups = taken.groups
     choose, score = (max(2, round(share * len(groups))) for share in (CHOOSING_SHARE, SCORING_SHARE))
     parts = groups[choose + score :], groups[:choose], groups[choose : choose + score]
     return Split(*(tuple(record for group in part for record in group) for part in parts))
@@ -107,6 +107,10 @@ class _Taken:
                 self.scored += sum(each.scored_tokens for each in documents)
         if taken:
             self.groups.append(taken)
+
+    @property
+    def are_enough(self) -> bool:
+        return len(self.groups) >= FEWEST_DOCUMENTS and self.scored >= FEWEST_TOKENS
 
     def too_short(self) -> UsageError:
         left_out = [

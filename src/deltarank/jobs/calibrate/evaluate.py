@@ -25,6 +25,15 @@ MODELS = 5
 
 _BASE, _ANY_RANK, _PLAIN, _CALIBRATED = "base", "any rank", "plain", "calibrated"
 
+_WORDS = {
+    "finetune": "the finetune",
+    _BASE: "the base",
+    _ANY_RANK: "the difference at any rank",
+    _PLAIN: "plain extraction",
+    _CALIBRATED: "the calibrated adapter",
+}
+"""In the progress."""
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -67,14 +76,24 @@ class Candidates:
         return OutputsJob(*self.pair, options)
 
 
-class _Quiet(PartOfJob):
+class _Scoring(PartOfJob):
+    """With words for what is scored."""
+
+    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+        super().finished(_in_words(name), seconds_left, share_done)
+
+    def began(self, name: str) -> None:
+        super().began(_in_words(name))
+
+
+class _Quiet(_Scoring):
     """Without the warnings on the inputs, which were given when they were scored before."""
 
     def warned(self, sentence: str) -> None:
         pass
 
 
-class _WithoutKnown(PartOfJob):
+class _WithoutKnown(_Scoring):
     """Without the warnings on the tokenizers, which were given before the work began."""
 
     def __init__(self, job: OutputsJob, whole: ProgressListener, *, before: float) -> None:
@@ -203,6 +222,13 @@ def carries_all_matrices(plan: ExtractionPlan, plain: ExtractedAdapter, pairing:
     targets = {target.pair.name for target in plan.layout.targets}
     failed = any(each.outcome not in (Outcome.MEASURED, Outcome.IDENTICAL) for each in plain.matrices)
     return not whole and not failed and targets == {pair.name for pair in lora_matrices(pairing.pairs)}
+
+
+def _in_words(name: str) -> str:
+    """What of the scoring is under way: a model, or plain extraction at a rank."""
+    if name.startswith("rank "):
+        return f"scoring plain extraction at {name}"
+    return f"scoring {_WORDS[name]}" if name in _WORDS else name
 
 
 def larger_ranks(rank: int, servable: Sequence[int], largest: int) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +12,21 @@ import torch
 
 from deltarank.adapters import METADATA_FILE, MODEL_CARD_FILE
 from deltarank.checkpoints import Checkpoint, pair_checkpoints
-from deltarank.divergence import Document, Tokenizer
+from deltarank.divergence import Tokenizer
 from deltarank.jobs.calibrate.calibration_folder import CalibrationFolder
+from deltarank.jobs.calibrate.calibration_texts import CalibrationTexts, texts_identity
 from deltarank.jobs.calibrate.checks import check_loads, read_runnable_skeleton
 from deltarank.jobs.calibrate.distill import Distillation, Fitted, Lesson
-from deltarank.jobs.calibrate.documents import Split, encode, other_records, split_records, write_records
+from deltarank.jobs.calibrate.documents import Split, other_records, write_records
 from deltarank.jobs.calibrate.evaluate import Candidates, Evaluation, carries_all_matrices, larger_ranks
-from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
+from deltarank.jobs.calibrate.options import CalibrateOptions
+from deltarank.jobs.calibrate.own_answers import OwnAnswers
 from deltarank.jobs.calibrate.placement import has_fast_bfloat16, load_placed
 from deltarank.jobs.calibrate.plan import CalibrationPlan
 from deltarank.jobs.calibrate.student import Student, add_tokens
-from deltarank.jobs.calibrate.teacher import OwnAnswers, answers_at_once, check_causal, store_predictions
-from deltarank.jobs.calibrate.texts import Record, fingerprint, read_records_of
+from deltarank.jobs.calibrate.teacher import check_causal, store_predictions
+from deltarank.jobs.calibrate.texts import Record
+from deltarank.jobs.calibrate.training_notes import TrainingNotes
 from deltarank.jobs.calibrate.weights_kept import with_weights_kept
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, render_model_card
 from deltarank.models import (
@@ -36,9 +38,8 @@ from deltarank.models import (
     load_tokenizer_of,
     translate_out_of_memory,
 )
-from deltarank.results import Calibration, CalibrationMethod, count, figure, frozen_sentence
+from deltarank.results import Calibration, CalibrationMethod, count, frozen_sentence
 from deltarank.runtime import PartOfJob, ProgressListener, TimeEstimate, available_memory
-from deltarank.system import user_path
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class CalibrateJob:
     @cached_property
     def plan(self) -> CalibrationPlan:
         models = (self.base_skeleton, self.base), (self.finetune_skeleton, self.finetune)
-        return CalibrationPlan.of_models(self.options, self.extraction.plan, models, available_memory(self._device))
+        options = replace(self.options, calibrate=self.texts.names)
+        memory = available_memory(self._device)
+        return CalibrationPlan.of_models(options, self.extraction.plan, models, memory, self.texts.notes)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -73,14 +76,17 @@ class CalibrateJob:
         Raises:
             UsageError: (slug "text-not-found") there is no such text.
         """
-        given = {"texts": fingerprint(self._paths)}
-        own = [OWN] if OWN in self.options.calibrate else []  # of files, the contents count and not the names
-        settings = {**self.options.to_plain(), "calibrate": own}
-        return {**self.extraction.identity, "given": given, "settings": settings}
+        files, kinds = texts_identity(self.options)  # of files, the contents count and not the names
+        settings = {**self.options.to_plain(), "calibrate": kinds}
+        return {**self.extraction.identity, "given": {"texts": files}, "settings": settings}
 
-    @property
-    def _paths(self) -> list[Path]:
-        return [user_path(text) for text in self.options.calibrate if text != OWN]
+    @cached_property
+    def texts(self) -> CalibrationTexts:
+        return CalibrationTexts(self.options, self.base_skeleton, self.finetune_skeleton, self._tokenizer)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer_of(self.finetune_skeleton)
 
     @property
     def _device(self) -> torch.device:
@@ -90,10 +96,6 @@ class CalibrateJob:
     def _rank(self) -> int:
         assert self.options.fixed_rank is not None, "CalibrateOptions refuses others"
         return self.options.fixed_rank
-
-    @property
-    def _context(self) -> int:
-        return min(self.base_skeleton.context, self.finetune_skeleton.context)
 
     def check_output(self, output: Path, *, force: bool) -> None:
         """Raises OutputError if `run` could not write there. Writes nothing."""
@@ -110,7 +112,9 @@ class CalibrateJob:
                 folder.remove_leftovers()
                 progress.noted(f"{output} already contains this adapter: nothing to do. --force makes it again.")
                 return ExtractedAdapter.load(output)
+            self.texts.check()
             folder.open(force=force, needed_bytes=self.plan.disk_bytes)
+            progress.writing(output)
             for note in base_tokenizer_notes(self.base_skeleton, self.finetune_skeleton, self._tokenizer):
                 progress.warned(note)
             split = self._split(folder, progress)
@@ -128,6 +132,7 @@ class CalibrateJob:
             plain = ExtractedAdapter.load(folder.plain)
         else:
             seconds = self.plan.extraction.seconds
+            progress.noted("Extracting the plain adapter, which the fit starts from.")
             part = PartOfJob(progress, seconds=seconds, after=self.plan.seconds - seconds)
             plain = self.extraction.run(folder.plain, progress=part)
         check_loads(plain)
@@ -135,43 +140,24 @@ class CalibrateJob:
 
     def _split(self, folder: CalibrationFolder, progress: ProgressListener) -> Split:
         """The documents, of which those that are only scored and those of the other text are stored for `outputs`."""
-        tokenizer = self._tokenizer
-        records = read_records_of(self._paths)
-        if OWN in self.options.calibrate:
-            records += self._own_answers(folder, tokenizer, progress)
-        split = split_records(
-            records,
-            tokenizer,
-            tokens=self.options.calibration_tokens,
-            context=self._context,
-            seed=self.options.seed,
-            vocabulary=self.base_skeleton.vocabulary,
-        )
+        for note in self.texts.notes:
+            progress.noted(note)
+        answers = self.texts.answers
+        split = self.texts.split(self._answer(answers, folder, progress) if answers else [])
         with folder.writing():
             write_records(folder.held_out, split.score)
             write_records(folder.other_text, other_records())
         return split
 
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer_of(self.finetune_skeleton)
-
-    def _own_answers(self, folder: CalibrationFolder, tokenizer: Tokenizer, progress: ProgressListener) -> list[Record]:
-        answers = OwnAnswers(
-            folder.own_answers,
-            tokenizer,
-            self.options.calibration_tokens,
-            self._context,
-            self.options.seed,
-            answers_at_once(self.finetune_skeleton),
-        )
+    def _answer(self, answers: OwnAnswers, folder: CalibrationFolder, progress: ProgressListener) -> list[Record]:
         progress.noted("The finetune answers the built-in prompts.")
         with folder.writing():
             answers.write(
+                folder.own_answers,
                 lambda: self._load_finetune(self._answering_dtype)[0],
                 lambda number: progress.noted(f"{count(number, 'prompt is', 'prompts are')} answered."),
             )
-        return answers.read()
+        return answers.read(folder.own_answers)
 
     def _distil(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> Fitted:
         lesson = self._lesson(folder, split, progress)
@@ -188,10 +174,16 @@ class CalibrateJob:
             before, after = self.plan.extraction.seconds, self.plan.scoring_seconds
             part = PartOfJob(progress, before=before, seconds=training_seconds, after=after)
             estimate = TimeEstimate(part, training_seconds)
+            notes = TrainingNotes(self.options.steps, progress.noted)
+
+            def resume(made: int) -> None:
+                notes.resume(made)
+                estimate.add(f"step {made:,}", made * step, resumed=True)
+
             best, made = training.run(
                 lambda number: estimate.add(f"step {number:,} of {self.options.steps:,}", step),
-                lambda number, kld: progress.noted(_look_line(number, kld)),
-                lambda made: estimate.add(f"step {made:,}", made * step, resumed=True),
+                notes.look,
+                resume,
             )
             student.save(folder.trained)
         if training.diverged:
@@ -207,17 +199,14 @@ class CalibrateJob:
 
     def _lesson(self, folder: CalibrationFolder, split: Split, progress: ProgressListener) -> Lesson:
         """The documents that fit and choose, with the finetune's predictions on them."""
-        fit, choose = self._documents(split.fit), self._documents(split.choose)
+        fit, choose = self.texts.encode(split.fit), self.texts.encode(split.choose)
         documents = [*fit, *choose]
-        progress.noted(f"The finetune reads {len(documents):,} documents.")
+        progress.noted(self.texts.read_by_finetune(len(split.fit) + len(split.choose), len(documents)))
         store = PredictionStore(folder.teacher)
         _, predictor = self._load_finetune()
         with folder.writing():
             windows = store_predictions(predictor, documents, store)
         return Lesson(windows, store, range(len(fit)), range(len(fit), len(documents)))
-
-    def _documents(self, records: Sequence[Record]) -> list[Document]:
-        return [document for record in records for document in encode(record, self._tokenizer, context=self._context)]
 
     @property
     def _answering_dtype(self) -> torch.dtype:
@@ -255,8 +244,8 @@ class CalibrateJob:
         before = self.plan.seconds - self.plan.scoring_seconds
         evaluation = Evaluation.measure(candidates, folder.scores, progress, before=before)
         return Calibration(
-            texts=self.options.calibrate,
-            tokens=sum(len(document.ids) for document in self._documents(split.fit)),
+            texts=self.texts.names,
+            tokens=sum(len(document.ids) for document in self.texts.encode(split.fit)),
             method=CalibrationMethod.KL_DISTILLATION if fitted.steps else CalibrationMethod.PLAIN,
             steps=fitted.steps,
             steps_made=fitted.steps_made,
@@ -300,8 +289,3 @@ class CalibrateJob:
             (folder.calibrated / METADATA_FILE).write_text(adapter.to_json(), encoding="utf-8")
             (folder.calibrated / MODEL_CARD_FILE).write_text(render_model_card(adapter), encoding="utf-8")
         return adapter
-
-
-def _look_line(step: int, kld: float) -> str:
-    when = f"After step {step:,}" if step else "Plain extraction"
-    return f"{when}: {figure(kld)} nats per token from the finetune, on the documents that choose."

@@ -13,9 +13,9 @@ from deltarank.errors import JobError
 from deltarank.jobs.calibrate.documents import CHOOSING_SHARE, SCORING_SHARE
 from deltarank.jobs.calibrate.evaluate import MODELS
 from deltarank.jobs.calibrate.options import OWN, CalibrateOptions
+from deltarank.jobs.calibrate.own_answers import answers_at_once
 from deltarank.jobs.calibrate.placement import STATES_OF_A_PARAMETER, Footprint, can_stream
 from deltarank.jobs.calibrate.schedule import LOOKS, TOKENS_PER_STEP
-from deltarank.jobs.calibrate.teacher import answers_at_once
 from deltarank.jobs.calibrate.texts import text_bytes
 from deltarank.jobs.extract import ExtractionPlan
 from deltarank.models import ModelSkeleton
@@ -46,6 +46,7 @@ class CalibrationPlan(ShownAsLines):
     footprint         the memory of the base with an adapter that is trained
     available_memory  bytes on the device; None if unknown
     tokens            of the texts, at most
+    notes             on the finetune's own answers in a short context
     """
 
     options: CalibrateOptions
@@ -53,6 +54,7 @@ class CalibrationPlan(ShownAsLines):
     footprint: Footprint
     available_memory: int | None
     tokens: int
+    notes: Sequence[str]
 
     @classmethod
     def of_models(
@@ -61,6 +63,7 @@ class CalibrationPlan(ShownAsLines):
         extraction: ExtractionPlan,
         models: Sequence[tuple[ModelSkeleton, Checkpoint]],
         available_memory: int | None,
+        notes: Sequence[str] = (),
     ) -> CalibrationPlan:
         """models: the base and the finetune.
 
@@ -74,7 +77,7 @@ class CalibrationPlan(ShownAsLines):
             stored_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
             can_stream=not extraction.carried and can_stream(models),
         )
-        return cls(options, extraction, footprint, available_memory, _most_tokens(options))
+        return cls(options, extraction, footprint, available_memory, _most_tokens(options), notes)
 
     @property
     def trained(self) -> int:
@@ -189,11 +192,12 @@ class CalibrationPlan(ShownAsLines):
             *self.extraction.lines()[:-2],
             "",
             f"calibration on {listing(texts)}: {self._at_most}about {self.tokens:,} tokens",
+            *self.notes,
             _SHARES,
             f"at most {count(options.steps, 'step')}, each of about {TOKENS_PER_STEP:,} tokens",
             f"{self.trained:,} numbers in A and B",
             self.placement.plan,
-            f"Needs about {self._needed_memory}, {size(self.disk_bytes)} of disk and {duration(self.seconds)}.",
+            f"Needs about {self._needed_memory}, {size(self.disk_bytes)} of disk and about {duration(self.seconds)}.",
         ]
 
     def to_plain(self) -> dict[str, Any]:
