@@ -6,6 +6,7 @@ from .jobs.blind import make_blind_test as make_blind_test
 from .jobs.blind import score_blind_test as score_blind_test
 from .jobs.calibrate import CalibrationPlan as CalibrationPlan
 from .jobs.calibrate import extract_calibrated as extract_calibrated
+from .jobs.calibrate import held_out_documents as held_out_documents
 from .jobs.calibrate import plan_calibration as plan_calibration
 from .jobs.compare import Plan as Plan
 from .jobs.compare import compare as compare

@@ -14,6 +14,7 @@ from trained_pair import RECIPE, SIZES, TOKENS, calibrate, sentences, train, wri
 from transformers import AutoModelForCausalLM
 
 import deltarank
+from commands import RunCommand
 from deltarank.demo.model import tokenizer
 from deltarank.jobs.calibrate.documents import encode, split_records
 from deltarank.jobs.calibrate.placement import Footprint
@@ -38,6 +39,20 @@ def calibrated(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class StoppedError(Exception):
     pass
+
+
+class Heard(deltarank.ProgressListener):
+    """What a user is told."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self.names: set[str] = set()
+
+    def noted(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+    def finished(self, name: str, seconds_left: float, share_done: float) -> None:
+        self.names.add(name)
 
 
 class StopsInTheMiddle(deltarank.ProgressListener):
@@ -119,9 +134,26 @@ class TestReached:
         assert "While it was fitted, the weights were in memory in float32." in card
 
 
+class TestHeldOut:
+    def test_the_documents_that_are_only_scored_can_be_had_again(self, models: Path, calibrated: Path):
+        text = models / "text.jsonl"
+        records = [json.loads(line) for line in text.read_text().splitlines()]
+        found = deltarank.held_out_documents(models / "base", models / "finetune", rank=2, calibrate=[text])
+        assert found == list(split_records(records, tokenizer(RECIPE), tokens=20_000, context=512, seed=0).score)
+        assert len(found) == deltarank.ExtractedAdapter.load(calibrated).calibration.held_out.documents
+        with refused("text-not-found", match="not kept"):
+            deltarank.held_out_documents(models / "base", models / "finetune", rank=2, calibrate=["own"])
+
+
 class TestSame:
-    def test_no_step_gives_the_plain_adapter_to_the_bit(self, models: Path, tmp_path: Path):
-        adapter = calibrate(models, tmp_path / "adapter", steps=0)
+    def test_no_step_gives_the_plain_adapter_to_the_bit(self, models: Path, tmp_path: Path, command: RunCommand):
+        output, text = tmp_path / "adapter", models / "text.jsonl"
+        words = ["-r", 2, "--calibrate", text, "--steps", 0, "--dtype", "float32", "-o", output]
+        run = command("extract", models / "base", models / "finetune", *words)
+        assert f"Writing to {output}.\n" in run.err
+        assert "The finetune reads 38 documents." in run.err
+        assert "Measure its behaviour" not in run.err
+        adapter = deltarank.ExtractedAdapter.load(output)
         deltarank.extract(models / "base", models / "finetune", output=tmp_path / "plain", rank=2, dtype="float32")
         name = "adapter_model.safetensors"
         assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
@@ -140,7 +172,10 @@ class TestSame:
         calibrate(models, killed_at_the_end / "adapter")
         assert [path.name for path in killed_at_the_end.iterdir()] == ["adapter"]
         shutil.rmtree(killed_at_the_end)
-        calibrate(models, tmp_path / "adapter")
+        heard = Heard()
+        calibrate(models, tmp_path / "adapter", progress=heard)
+        assert "The training goes on after step 10 of 20." in heard.sentences
+        assert {"scoring the base", "scoring plain extraction", "scoring the calibrated adapter"} <= heard.names
         for tensors in ("adapter_model.safetensors", "adapter_config.json"):
             assert (tmp_path / "adapter" / tensors).read_bytes() == (calibrated / tensors).read_bytes()
         assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

@@ -132,6 +132,8 @@ class TestRefused:
         run = command(*words, tmp_path / "short.txt")
         assert run.code == 2
         assert "too short: 1 different document" in run.err
+        explained = " ".join(command("explain", "text-short").out.split())
+        assert all("at least 8 documents with 1,000 tokens" in each.lower() for each in (run.err, explained))
         assert command(*words, models / "text.jsonl").code == 0
 
     def test_own_answers_that_do_not_fit_leave_nothing_behind(self, models: Path, tmp_path: Path):

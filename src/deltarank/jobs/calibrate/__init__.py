@@ -9,6 +9,7 @@
 
 from deltarank.jobs.calibrate.api import (
     extract_calibrated,
+    held_out_documents,
     plan_calibration,
 )
 from deltarank.jobs.calibrate.options import CalibrateKeywords, CalibrateOptions
@@ -19,5 +20,6 @@ __all__ = [
     "CalibrateOptions",
     "CalibrationPlan",
     "extract_calibrated",
+    "held_out_documents",
     "plan_calibration",
 ]

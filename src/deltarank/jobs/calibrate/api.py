@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
+from deltarank.errors import UsageError
 from deltarank.jobs.calibrate.job import CalibrateJob
 from deltarank.jobs.calibrate.options import CalibrateKeywords, CalibrateOptions
 from deltarank.jobs.calibrate.plan import CalibrationPlan
@@ -47,6 +48,30 @@ def extract_calibrated(
     progress = progress or ProgressListener()
     with refs.open(progress) as checkpoints:
         return CalibrateJob(*checkpoints, options).run(user_path(output), force=force, progress=progress)
+
+
+@shows_keywords(CalibrateKeywords, CalibrateOptions)
+def held_out_documents(base: Ref, finetune: Ref, **keywords: Unpack[CalibrateKeywords]) -> list[dict[str, Any]]:
+    """The documents that `extract_calibrated` only scores, with the same texts and options, so that others can.
+
+    Each is {"text": ...} or {"messages": [...]}, as a line of a .jsonl file, some with a "group" of documents that
+    belong together. `deltarank outputs --adapter ADAPTER --text FILE` scores them.
+
+    Arguments as for `extract_calibrated`.
+
+    Raises:
+        UsageError: the texts contain "own": its answers are sampled during the calibration and not kept.
+    """
+    refs, options = parse_keywords(base, finetune, keywords, CalibrateOptions)
+    with refs.without_download().open(ProgressListener()) as checkpoints:
+        texts = CalibrateJob(*checkpoints, options).texts
+        if texts.answers:
+            raise UsageError(
+                "The finetune's own answers are not kept, so the documents that were held out cannot be found again.",
+                cure="Calibrate on files.",
+                slug="text-not-found",
+            )
+        return [dict(record) for record in texts.split([]).score]
 
 
 @shows_keywords(CalibrateKeywords, CalibrateOptions)
