@@ -49,6 +49,8 @@ def shares() -> Shares:
 
 @pytest.fixture(scope="module")
 def found(models: Path, shares: Shares, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    metadata = {"calibration": {"method": "kl_distillation"}}
+    (models / "adapter" / "deltarank.json").write_text(json.dumps(metadata))
     return measure(
         models,
         output=tmp_path_factory.mktemp("run") / "run",
@@ -69,6 +71,11 @@ def test_all_work_is_reported_and_no_more(shares: Shares) -> None:
     assert shares.shares == sorted(shares.shares)
     assert max(shares.shares[:-1]) < 1 - 1e-6
     assert shares.shares[-1] == pytest.approx(1.0)
+
+
+def test_a_calibrated_adapter_is_called_so(found: Results) -> None:
+    adapter = next(each for each in outputs_of(found).candidates if each.kind is CandidateKind.ADAPTER)
+    assert adapter.note == "calibrated: fitted to the finetune's predictions, not to its weights"
 
 
 def kld(candidate: CandidateResult, text: int = 0) -> float:

@@ -20,7 +20,7 @@ from deltarank.jobs.calibrate.student import Student, add_tokens
 from deltarank.jobs.calibrate.weights_kept import with_weights_kept
 from deltarank.jobs.extract import ExtractedAdapter, ExtractJob, ExtractOptions, render_model_card
 from deltarank.models import EditedWeights, Window, load_model, read_skeleton
-from deltarank.results import WeightPlacement
+from deltarank.results import AdapterBehaviour, WeightPlacement
 from deltarank.runtime import ProgressListener
 from tiny_architectures import DENSE, EXPERTS, VOCABULARY, Make, served, write_pair
 
@@ -201,3 +201,18 @@ def test_the_card_says_each_figure_once_and_draws_no_bar_over_the_edge(tmp_path:
     kept = next(line for line in bars if line.startswith("kept "))
     assert kept.index("-") == widest.index("█") + 42
     assert "What is kept is negative: the difference that is left has" in card
+
+
+def test_a_card_with_two_distances_says_why_they_differ(tmp_path: Path) -> None:
+    """That of the calibration, and that of `outputs` on another text."""
+    write_pair(DENSE["llama"], tmp_path)
+    measured = AdapterBehaviour("notes.txt", own=False, tokens=100, documents=2, kld=0.3)
+    reached = calibration(score(), score())
+    card = render_model_card(replace(extract(tmp_path), calibration=reached, behaviour=measured))
+
+    assert "on notes.txt: 0.3 nats per token from the finetune" in card
+    assert (
+        "In its calibration it was 0.2 nats per token from the finetune, on documents that it was not fitted to (below): "
+        "the distance depends on the text." in card
+    )
+    assert reached.distances not in card, "its figures are in the table"
