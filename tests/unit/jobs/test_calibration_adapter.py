@@ -212,7 +212,7 @@ def test_a_card_with_two_distances_says_why_they_differ(tmp_path: Path) -> None:
 
     assert "on notes.txt: 0.3 nats per token from the finetune" in card
     assert (
-        "In its calibration it was 0.2 nats per token from the finetune, on documents that it was not fitted to (below): "
-        "the distance depends on the text." in card
+        "In its calibration it was 0.2 nats per token from the finetune, on documents that it was not fitted to "
+        "(below): the distance depends on the text." in card
     )
     assert reached.distances not in card, "its figures are in the table"

@@ -9,10 +9,11 @@ import pytest
 from deltarank.adapters import METADATA_FILE, Budget, LeftOut
 from deltarank.errors import ResultsError
 from deltarank.jobs.extract import AdapterMatrix, ExtractedAdapter
-from deltarank.results import Loss, Outcome, Reference
+from deltarank.results import Loss, Outcome, Reference, WrittenLoss
 from refusals import refused
 
 LOSS = Loss(8, 0.1, 0.2, 0.5, 0.75)
+WRITTEN = WrittenLoss(8, 0.2, 1.2, 1.5, -1.25)
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def adapter(tmp_path: Path) -> ExtractedAdapter:
         rank=8,
         server="portable",
         dtype="bfloat16",
-        matrices=(AdapterMatrix("a.weight", "a", 0, "a", (9, 9), Outcome.MEASURED, 8, 4.0, 9.0, (LOSS,), LOSS),),
+        matrices=(AdapterMatrix("a.weight", "a", 0, "a", (9, 9), Outcome.MEASURED, 8, 4.0, 9.0, (LOSS,), WRITTEN),),
         budget=Budget(0.75, 0.125, 0.0, 0.125, (LeftOut("n", "norm", "vLLM cannot load norms", 0.125),), 8.0),
         settings={"command": None},
         notes=("a note",),
