@@ -121,7 +121,7 @@ def extract(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Extract a LoRA from FINETUNE minus BASE: of its rank, the best in the weights that the server loads.
+    """Extract a LoRA from FINETUNE minus BASE: of those of its rank that the server loads, the best in the weights.
 
     With --calibrate it is fitted to the finetune's predictions instead, and is farther in the weights.
 
