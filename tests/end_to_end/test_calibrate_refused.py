@@ -39,20 +39,20 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 class TestRefused:
-    def test_a_base_with_infinite_weights(self, models: Path, tmp_path: Path):
+    @pytest.mark.parametrize(
+        ("model", "tensor", "value", "message"),
+        [
+            pytest.param("base", "model.norm.weight", torch.inf, "nothing|no start", id="a base with infinity"),
+            pytest.param("finetune", "lm_head.weight", torch.nan, "The finetune's predictions", id="a head with NaN"),
+        ],
+    )
+    def test_weights_that_are_not_finite(self, models: Path, tmp_path: Path, model, tensor, value, message):
         shutil.copytree(models, tmp_path / "pair")
-        weights = load_file(tmp_path / "pair" / "base" / "model.safetensors")
-        weights["model.norm.weight"][3] = torch.inf
-        save_file(weights, tmp_path / "pair" / "base" / "model.safetensors", {"format": "pt"})
-        with refused("outputs-not-finite", match="nothing|no start"):
-            calibrate(tmp_path / "pair", tmp_path / "adapter")
-
-    def test_an_output_head_of_the_finetune_with_nan(self, models: Path, tmp_path: Path):
-        shutil.copytree(models, tmp_path / "pair")
-        weights = load_file(tmp_path / "pair" / "finetune" / "model.safetensors")
-        weights["lm_head.weight"][7] = torch.nan
-        save_file(weights, tmp_path / "pair" / "finetune" / "model.safetensors", {"format": "pt"})
-        with refused("outputs-not-finite", match="The finetune's predictions"):
+        file = tmp_path / "pair" / model / "model.safetensors"
+        weights = load_file(file)
+        weights[tensor][3] = value
+        save_file(weights, file, {"format": "pt"})
+        with refused("outputs-not-finite", match=message):
             calibrate(tmp_path / "pair", tmp_path / "adapter")
 
     @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files here")

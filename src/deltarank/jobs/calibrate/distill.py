@@ -40,8 +40,8 @@ OnStep = Callable[[int], None]
 OnResume = Callable[[int], None]
 """Called with the number of steps that an interrupted training had made, if there was one."""
 
-OnLook = Callable[[int, float], None]
-"""Called after each look with the number of the step and the KLD on the documents that choose."""
+OnLook = Callable[[int, float, int], None]
+"""Called after each look with the number of the step, the KLD on the documents that choose, and the best step so far."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Distillation:
         """
         plain, groups = self._start()
         self._best = Best(0, plain, self._student.factors())
-        on_look(0, plain)
+        on_look(0, plain, 0)
         self._in_bfloat16 = plain >= FAR_ENOUGH and self._student.has_fast_bfloat16
         if groups:
             self._optimizer = Muon(groups)
@@ -149,7 +149,8 @@ class Distillation:
                 self.diverged = True
                 return
             if is_look := is_time_to_look(self._made, self._steps):
-                on_look(self._made, self._look())
+                kld = self._look()
+                on_look(self._made, kld, self._best.step)
             if is_look or time.monotonic() - self._saved >= SAVE_SECONDS:
                 self._save()
             on_step(self._made)
