@@ -41,7 +41,7 @@ OnResume = Callable[[int], None]
 """Called with the number of steps that an interrupted training had made, if there was one."""
 
 OnLook = Callable[[int, float, int], None]
-"""Called after each look with the number of the step, the KLD on the documents that choose, and the best step so far."""
+"""Called after each look with the number of the step, the KLD on the documents that choose, and the best step."""
 
 
 @dataclass(frozen=True)
